@@ -1,0 +1,1 @@
+"""Rooms, one enforcement or observation mechanism each; they never import one another."""

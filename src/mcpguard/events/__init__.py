@@ -1,0 +1,1 @@
+"""From ring records to events, to the store, and back out."""

@@ -1,0 +1,1 @@
+"""Thin skins over system calls: no policy, no decisions."""

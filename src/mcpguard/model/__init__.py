@@ -1,0 +1,1 @@
+"""Nouns: standard library only, no I/O."""

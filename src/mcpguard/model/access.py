@@ -1,0 +1,35 @@
+"""Access, effect and verdict: the words every layer shares."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Access(enum.IntFlag):
+    """What a subject asks of a file. `WRITE` is every change: create, truncate, rename, link, chmod, xattr, utimes."""
+
+    NONE = 0
+    READ = 1
+    WRITE = 2
+    EXECUTE = 4
+
+    @property
+    def word(self) -> str:
+        """The access as a person reads it: `read`, `write`, `execute`, or a `+` joined list."""
+        return "+".join(a.name.lower() for a in (Access.READ, Access.WRITE, Access.EXECUTE) if a in self and a.name)
+
+
+class Effect(enum.StrEnum):
+    """What a rule does when it matches."""
+
+    ALLOW = "allow"
+    READONLY = "readonly"
+    DENY = "deny"
+
+
+class Verdict(enum.StrEnum):
+    """The answer to a request. `AUDIT`: it was let through and would have been denied."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+    AUDIT = "audit"

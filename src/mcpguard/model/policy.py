@@ -1,0 +1,112 @@
+"""Policy: a profile compiled for this host, user and workspace. Absolute, digested, ready for the kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mcpguard.model.access import Access, Effect
+from mcpguard.model.profile import SystemSwitches
+from mcpguard.model.rule import Origin
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who the agent runs as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    name: str
+    home: str
+
+
+@dataclass(frozen=True, slots=True)
+class PathRule:
+    """A file rule with absolute patterns; `rule` indexes `Policy.rules`.
+
+    `pattern` and `exceptions` are absolute, variables expanded, no trailing slash; `**/x` became `/**/x`.
+    """
+
+    effect: Effect
+    access: Access
+    pattern: str
+    exceptions: tuple[str, ...]
+    rule: int
+
+
+PROTO_TCP = 1
+PROTO_UDP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class NetEntry:
+    """One range of addresses and ports.
+
+    Attributes:
+        address: 16 bytes, network order; IPv4 is mapped (`::ffff:a.b.c.d`).
+        prefix: significant bits of `address`, 0 to 128 (IPv4: 96 to 128). A rule for every address becomes prefix 0.
+        port_low, port_high: inclusive; 0 and 65535 stand for every port.
+        protocols: PROTO_TCP | PROTO_UDP.
+        rule: index into `Policy.rules`.
+    """
+
+    address: bytes
+    prefix: int
+    port_low: int
+    port_high: int
+    protocols: int
+    effect: Effect
+    rule: int
+
+
+@dataclass(frozen=True, slots=True)
+class NameEntry:
+    """A destination by host name, not yet resolved. `pattern` is lower case without a trailing dot; `*.a.b` is a wildcard."""
+
+    pattern: str
+    port_low: int
+    port_high: int
+    protocols: int
+    effect: Effect
+    rule: int
+
+
+@dataclass(frozen=True, slots=True)
+class SocketEntry:
+    """A unix socket rule; `pattern` is absolute, or `@name` for an abstract socket."""
+
+    pattern: str
+    effect: Effect
+    rule: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Everything the backends need; rule 0 of `rules` is the default that denies.
+
+    Attributes:
+        digest: SHA-256 in hex over the canonical form; equal input gives an equal digest whatever the order of rules.
+        tables: the serialised path automaton (`policy.automaton.Automaton.from_bytes`).
+        paths: the file rules it was made from, for tools that must know patterns (mount plan, `why`).
+        connect, listen: address rules; names: destinations by name (connect only).
+        audit: let through and record everything but denies.
+    """
+
+    digest: str
+    profile: str
+    command: tuple[str, ...]
+    user: User
+    workspace: str
+    tmp: str
+    rules: tuple[Origin, ...]
+    reasons: tuple[str, ...]
+    tables: bytes
+    paths: tuple[PathRule, ...]
+    connect: tuple[NetEntry, ...]
+    listen: tuple[NetEntry, ...]
+    names: tuple[NameEntry, ...]
+    sockets: tuple[SocketEntry, ...]
+    environment_remove: tuple[str, ...]
+    environment_keep: tuple[str, ...]
+    system: SystemSwitches
+    audit: bool = False

@@ -1,0 +1,45 @@
+"""Profile: what a person wrote, joined with its parents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mcpguard.model.rule import FileRule, NetRule, Origin, SocketRule
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSwitches:
+    """Kernel features that no profile gets unless it asks. True means permitted."""
+
+    user_namespaces: bool = False
+    io_uring: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A profile with everything it inherits merged in; merging is a union, so order never matters.
+
+    Attributes:
+        name: its name.
+        source: the file it was read from (`builtin:NAME.yaml` for a shipped one).
+        description: one line for lists.
+        extends: names of direct parents, as written.
+        command: what `mcpguard run NAME` executes; empty when the profile is not an agent.
+        environment_remove: glob patterns of environment variables that the agent does not get.
+        environment_keep: exceptions to `environment_remove`.
+        ancestors: every profile merged in, sorted by name.
+    """
+
+    name: str
+    source: str
+    description: str = ""
+    extends: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    files: tuple[FileRule, ...] = ()
+    network: tuple[NetRule, ...] = ()
+    sockets: tuple[SocketRule, ...] = ()
+    environment_remove: tuple[str, ...] = ()
+    environment_keep: tuple[str, ...] = ()
+    system: SystemSwitches = field(default_factory=SystemSwitches)
+    ancestors: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()

@@ -1,0 +1,81 @@
+"""Rules as a person wrote them, each with its place."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from mcpguard.model.access import Access, Effect
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a rule stands.
+
+    Attributes:
+        profile: name of the profile that holds it.
+        file: path of the file, or `builtin:NAME.yaml`, or `command line`.
+        line: 1-based; 0 when there is no line.
+        text: the rule as it was written, one line.
+    """
+
+    profile: str
+    file: str
+    line: int
+    text: str
+
+    @property
+    def place(self) -> str:
+        """`file:line`, as editors understand it."""
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass(frozen=True, slots=True)
+class FileRule:
+    """A path pattern and what it does.
+
+    Attributes:
+        effect: ALLOW grants `access`; READONLY takes WRITE away; DENY takes all of `access` away.
+        access: for ALLOW what is granted (write implies read); for READONLY always WRITE; for DENY all three.
+        pattern: as written, variables not yet expanded.
+        exceptions: patterns under a DENY that the rule leaves alone.
+        because: the person's reason, shown with a denial; may be empty.
+    """
+
+    effect: Effect
+    access: Access
+    pattern: str
+    origin: Origin
+    exceptions: tuple[str, ...] = ()
+    because: str = ""
+
+
+class NetDirection(enum.StrEnum):
+    CONNECT = "connect"
+    LISTEN = "listen"
+
+
+@dataclass(frozen=True, slots=True)
+class NetRule:
+    """A destination (or a listening address) and what it does.
+
+    Attributes:
+        effect: ALLOW or DENY.
+        direction: CONNECT for destinations, LISTEN for own addresses.
+        target: as written: `host`, `*.host`, an address, a range in CIDR form, `localhost`, each with an optional
+            `:port` or `:low-high` and an optional `/tcp` or `/udp`.
+    """
+
+    effect: Effect
+    direction: NetDirection
+    target: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class SocketRule:
+    """A unix socket: a path pattern, or `@name` for an abstract one (`*` allowed at the end)."""
+
+    effect: Effect
+    pattern: str
+    origin: Origin

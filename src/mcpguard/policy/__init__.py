@@ -1,0 +1,1 @@
+"""Pure functions: profile to policy, path automaton, decisions."""

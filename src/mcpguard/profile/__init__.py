@@ -1,0 +1,1 @@
+"""YAML text to Profile: parse, find, merge, store."""

@@ -1,0 +1,1 @@
+"""Bytes and nothing but bytes: the contract with the BPF programs."""

@@ -1,0 +1,161 @@
+"""Ring-buffer records, decoded: what the BPF programs said, before anybody judged or named it.
+
+Plain values; `wire.decode` makes them, `events` turns them into `Event`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mcpguard.model.access import Access, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """First part of every record.
+
+    Attributes:
+        when_ns: CLOCK_MONOTONIC nanoseconds.
+        pid: what people call the PID (the kernel's tgid); tid is the thread.
+        ppid: tgid of the real parent at that moment.
+        comm: thread name, at most 15 characters.
+        lost_before: records of this ring dropped since the one before (all CPUs).
+    """
+
+    when_ns: int
+    pid: int
+    tid: int
+    ppid: int
+    comm: str
+    lost_before: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForkRecord:
+    """A new process (not a thread). `head.pid` is the parent."""
+
+    head: Head
+    child: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExecRecord:
+    """A program was started. `exe` is the kernel's path of the executed file; argv is cut at a stated bound."""
+
+    head: Head
+    exe: str
+    argv: tuple[str, ...]
+    argv_cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRecord:
+    """A process ended (its last thread). `code` is the wait status as the kernel keeps it (`status << 8 | signal`)."""
+
+    head: Head
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRecord:
+    """A file was opened. `path` was built by the kernel from the opened file itself.
+
+    `count` is how many such opens (process, file, access) this record stands for: the first is sent at once, later
+    ones as sums, so adding up `count` over records gives the number of opens seen.
+    `kind` is `file`, `directory`, `device`, `memfd`, or `other`.
+    """
+
+    head: Head
+    path: str
+    access: Access
+    kind: str
+    created: bool
+    count: int
+    cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PathCallRecord:
+    """A system call on paths ended: a change that succeeded, or any path call that was refused.
+
+    Attributes:
+        op: open, create, exec, truncate, unlink, rmdir, mkdir, mknod, symlink, link, rename, exchange, chmod, chown, xattr,
+            utimes, chdir, mount, other names of the event contract.
+        access: what the call needs on the object.
+        result: 0, or a positive errno.
+        base, path: directory that a relative `path` starts from (built by the kernel) and the string the program gave.
+        base2, path2: the same for the second path of rename and link; None otherwise.
+        follow: whether the call follows a symlink in the last component.
+    """
+
+    head: Head
+    op: str
+    access: Access
+    result: int
+    base: str
+    path: str
+    base2: str | None
+    path2: str | None
+    follow: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """A refused system call without a path: socket, ptrace, kill, bpf, unshare, keyctl, ioctl, ... `argument` is its
+    most telling argument (family for socket, target pid for kill and ptrace, flags for unshare)."""
+
+    head: Head
+    op: str
+    number: int
+    argument: int
+    argument2: int
+    result: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetRecord:
+    """A network request and its verdict.
+
+    Attributes:
+        op: connect, sendmsg, bind, socket, packet.
+        address: textual; IPv4-mapped addresses are shown as IPv4.
+        protocol: tcp, udp, icmp, raw, mptcp, sctp or a number as text.
+        rule: index into `Policy.rules`; 0: the default.
+        detail: `narrowed` when a wildcard bind was narrowed to loopback; `own` when the destination is a listener of the tree
+            itself; empty otherwise.
+        count: records for allowed traffic are aggregated per (process, destination).
+    """
+
+    head: Head
+    op: str
+    verdict: Verdict
+    address: str
+    port: int
+    protocol: str
+    rule: int
+    detail: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnixRecord:
+    """A connect or send to a unix socket. `path` is the string the program gave, `@name` for an abstract socket."""
+
+    head: Head
+    op: str
+    verdict: Verdict
+    path: str
+    rule: int
+    detail: str
+
+
+Record = (
+    ForkRecord
+    | ExecRecord
+    | ExitRecord
+    | OpenRecord
+    | PathCallRecord
+    | CallRecord
+    | NetRecord
+    | UnixRecord
+)
