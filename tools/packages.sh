@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Install the Debian or Ubuntu packages that are missing, and only those.
+#
+# usage: tools/packages.sh build|test
+#   build  what `make demo` needs: compiler for the BPF programs, loader libraries, Python's venv, git
+#   test   the same, and what the suites drive: gcc, make, node, npm, ip, script, useradd
+# Each line names the package and the thing that proves it is there: a command, or a file below a library folder.
+# Never uninstalls, never changes sources, never asks a question.
+set -euo pipefail
+
+have_command() { command -v "$1" >/dev/null 2>&1; }
+have_file() { compgen -G "$1" >/dev/null; }
+
+have_clang() {
+    local name
+    for name in clang clang-{30..14}; do have_command "$name" && return 0; done
+    return 1
+}
+
+missing=()
+need() { # need PACKAGE CHECK ARGUMENT...
+    local package=$1
+    shift
+    "$@" || missing+=("$package")
+}
+
+libraries="/usr/lib/$(uname -m)-linux-gnu"
+python=$(command -v /usr/bin/python3 || true)
+version_ok() { [[ -n $python ]] && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; }
+venv_ok() { [[ -n $python ]] && "$python" -c 'import ensurepip, venv' 2>/dev/null; }
+
+need clang have_clang
+need llvm have_file '/usr/bin/llvm-strip*'
+need libbpf-dev have_file /usr/include/bpf/bpf_helpers.h
+need linux-libc-dev have_file /usr/include/linux/bpf.h
+need libbpf1 have_file "$libraries/libbpf.so.1"
+need libelf1 have_file "$libraries/libelf.so.1"
+need libseccomp2 have_file "$libraries/libseccomp.so.2"
+need git have_command git
+need ca-certificates have_file /etc/ssl/certs/ca-certificates.crt
+if [[ -z $python ]]; then
+    missing+=(python3 python3-venv)
+elif version_ok; then
+    need python3-venv venv_ok
+elif ! have_command python3.13 && ! have_command python3.12 && ! have_command python3.11; then
+    # Ubuntu 22.04 ships 3.10 as python3; 3.11 is in its universe section.
+    missing+=(python3.11 python3.11-venv)
+fi
+if [[ ${1:-build} == test ]]; then
+    need gcc have_command gcc
+    need libc6-dev have_file /usr/include/stdio.h
+    need make have_command make
+    need nodejs have_command node
+    need npm have_command npm
+    need iproute2 have_command ip
+    need bsdutils have_command script
+    need sudo have_command sudo
+    need passwd have_command useradd
+fi
+
+if [[ ${#missing[@]} -eq 0 ]]; then
+    exit 0
+fi
+if ! have_command apt-get; then
+    echo "mcpguard: missing: ${missing[*]} (Debian names); this host has no apt-get, install them by its own means" >&2
+    exit 1
+fi
+as_root=()
+if [[ $(id -u) -ne 0 ]]; then
+    have_command sudo || { echo "mcpguard: missing: ${missing[*]}; run as root: apt-get install ${missing[*]}" >&2; exit 1; }
+    as_root=(sudo)
+fi
+echo "installing: ${missing[*]}"
+if ! have_file '/var/lib/apt/lists/*Packages*'; then
+    "${as_root[@]}" apt-get update -qq
+fi
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
