@@ -1,0 +1,82 @@
+"""Drives the pinned claude-code headless against the fake model server, in a scratch world."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness import REPOSITORY, Finished, Json, Sandbox
+from real_agent import AgentUnavailableError, claude_binary, put_in_home
+from world import World
+
+QUIET = {
+    "ANTHROPIC_API_KEY": "x",
+    "IS_SANDBOX": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DISABLE_ERROR_REPORTING": "1",
+    "DISABLE_AUTOUPDATER": "1",
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+}
+
+
+@dataclass
+class Agent:
+    """A world with claude-code in its home and a model server that does what the prompt says.
+
+    Attributes:
+        requests: file with one JSON line for each request that reached the model.
+    """
+
+    sandbox: Sandbox
+    model_port: int
+    requests: Path
+
+    @property
+    def world(self) -> World:
+        return self.sandbox.world
+
+    def ask(self, *calls: tuple[str, Json], guarded: bool) -> tuple[Finished, list[Json]]:
+        """Let the agent make tool calls, one a turn; returns its end and the result of each call."""
+        prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in calls)
+        words = ["-p", "--output-format", "json", "--allowedTools", "Bash,Read,Edit,Write", "--", prompt]
+        if guarded:
+            net = f"127.0.0.1:{self.model_port}"
+            project = str(self.world.project)
+            finished = self.sandbox.mcpguard("run", "-w", project, "--net", net, "claude-code", *words)
+        else:
+            finished = self.sandbox.control(["claude", *words])
+        return finished, results_of(finished)
+
+
+def results_of(finished: Finished) -> list[Json]:
+    """The tool results that the agent's answer reports, in the order of the calls."""
+    assert finished.code == 0, finished.err + finished.out
+    answer = json.loads(finished.out)
+    assert answer["terminal_reason"] == "completed", answer
+    results: list[Json] = json.loads(answer["result"].removeprefix("DONE "))
+    return results
+
+
+@contextlib.contextmanager
+def agent() -> Iterator[Agent]:
+    """An agent in a new world. Where the agent cannot be had, the test fails: it is what the product is for."""
+    try:
+        binary = claude_binary()
+    except AgentUnavailableError as missing:
+        pytest.fail(f"the real agent is needed for this test: {missing}")
+    with World.create() as world:
+        put_in_home(binary, world.home)
+        requests = world.root / "requests.jsonl"
+        command = [sys.executable, str(REPOSITORY / "demo" / "fake_model.py"), "--log", str(requests)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as model:
+            assert model.stdout is not None
+            port = int(model.stdout.readline())
+            variables = {**QUIET, "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{port}"}
+            yield Agent(Sandbox(world, "claude-code", variables), port, requests)
+            model.terminate()
