@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
 import build_objects
 
 
-class NativeParts(BuildHookInterface):  # type: ignore[misc]
+class NativeParts(BuildHookInterface[Any]):
     """Builds before every wheel, editable install and source distribution."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Build what the package needs besides Python: the BPF objects, and the two libraries that load them.
 
-Runs at build time only (the wheel hook and `make bpf`); standard library only, so that a build environment needs nothing more.
+Runs at build time only (the wheel hook, `make bpf`); standard library only, so that a build needs nothing more.
 It never downloads anything and never leaves a half-built object: each one is made beside its place and renamed.
 """
 
@@ -110,15 +110,20 @@ def _compile(stale: dict[Path, Path], clang: str) -> None:
     strip = find_strip(clang)
     for source, target in stale.items():
         fresh = target.with_suffix(".new")
-        _run(
-            [clang, "-O2", "-g", "-Wall", "-target", "bpf", "-mcpu=v3"]
-            + [f"-I{SOURCES / 'include'}", f"-I/usr/include/{machine()}-linux-gnu"]
-            + [f"-D__TARGET_ARCH_{TARGETS[machine()]}", f"-ffile-prefix-map={ROOT}=."]
-            + ["-c", str(source), "-o", str(fresh)],
-        )
+        _run([clang, *_flags(), "-c", str(source), "-o", str(fresh)])
         if strip:  # DWARF doubles the size and nothing reads it; BTF stays
             _run([strip, "-g", str(fresh)])
         fresh.replace(target)
+
+
+def _flags() -> list[str]:
+    return [
+        *("-O2", "-g", "-Wall", "-target", "bpf", "-mcpu=v3"),
+        f"-I{SOURCES / 'include'}",
+        f"-I/usr/include/{machine()}-linux-gnu",
+        f"-D__TARGET_ARCH_{TARGETS[machine()]}",
+        f"-ffile-prefix-map={ROOT}=.",
+    ]
 
 
 def _run(command: list[str]) -> None:

@@ -1,0 +1,38 @@
+"""For every suite: a kernel test that did not run is a failure where the caller says so.
+
+`MCPGUARD_KERNEL_TESTS=require` (CI) turns each skip of a test marked `kernel` or `agent` into a failure.
+`auto`, the default, lets a laptop skip what it cannot do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+REQUIRED = os.environ.get("MCPGUARD_KERNEL_TESTS", "auto") == "require"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    must_run = any(item.get_closest_marker(name) for name in ("kernel", "agent"))
+    if REQUIRED and must_run and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, and MCPGUARD_KERNEL_TESTS=require forbids it: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A module that skips itself as a whole (importorskip) would hide its kernel tests before they have a marker."""
+    report = yield
+    if REQUIRED and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} skipped itself, and MCPGUARD_KERNEL_TESTS=require forbids it"
+    return report
