@@ -1,0 +1,209 @@
+"""Files and programs, tier 3: a private mount namespace takes away, Landlock grants the rest.
+
+Runs in the child, between fork and exec. `arrange_mounts` needs root and follows no symlink: every place is opened as
+the user, exactly, and root acts on the descriptor. `restrict` needs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mcpguard.kernel import landlock, mounts
+from mcpguard.model.access import Access
+from mcpguard.model.plan import FilesPlan, MaskEntry, MountStep
+from mcpguard.model.policy import User
+
+# Root's own directory: the stand-ins for hidden files live in a tmpfs mounted over it, private to the session.
+STAGE = "/run/mcpguard"
+CANARY = f"{STAGE}/canary"
+_STAND_IN_FILE = f"{STAGE}/file"
+_STAND_IN_DIRECTORY = f"{STAGE}/directory"
+_TMPFS_OPTIONS = "mode=0755,size=1m,nr_inodes=16k"
+# nr_inodes bounds what one session's stand-ins can cost the kernel; a plan that needs more fails loudly.
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """A hidden place, for the canary."""
+
+    path: str
+    directory: bool
+
+
+def arrange_mounts(plan: FilesPlan, user: User) -> list[Masked]:
+    """Enter a private mount namespace, make everything read-only, then run the plan's steps in order.
+
+    A place that vanished since the plan was made is left out: nothing is there to be protected.
+
+    Returns:
+        what was hidden.
+
+    Raises:
+        OSError: a step failed; the caller must not go on.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    mounts.enter_private_namespace()
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    mounts.set_attributes(root, mounts.ATTR_RDONLY, 0)
+    os.close(root)
+    _make_stage()
+    hidden: list[Masked] = []
+    for number, step in enumerate(plan.steps):
+        try:
+            _run_step(step, number, user)
+        except FileNotFoundError:
+            continue
+        if step.op == "mask":
+            hidden.append(Masked(step.path, step.directory))
+    _seal_stage()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return hidden
+
+
+def _make_stage() -> None:
+    mounts.mount_tmpfs(STAGE, _TMPFS_OPTIONS)
+    os.close(os.open(_STAND_IN_FILE, os.O_CREAT | os.O_WRONLY, 0))
+    os.mkdir(_STAND_IN_DIRECTORY, 0)
+    os.chmod(_STAND_IN_FILE, 0)
+    os.chmod(_STAND_IN_DIRECTORY, 0)
+    with open(CANARY, "w", encoding="ascii") as canary:
+        canary.write("only Landlock stands between a guarded process and this line\n")
+    os.chmod(CANARY, 0o444)
+
+
+def _seal_stage() -> None:
+    fd = mounts.open_exact(STAGE)
+    mounts.set_attributes(fd, mounts.ATTR_RDONLY, 0)
+    os.close(fd)
+
+
+def _run_step(step: MountStep, number: int, user: User) -> None:
+    with _as_user(user):
+        place = mounts.open_exact(step.path)
+    try:
+        if step.op == "mask":
+            _mask(step, place, number, user)
+        elif step.op == "link":
+            _show_target(step, place, user)
+        else:
+            _remount(step.op, place)
+    finally:
+        os.close(place)
+
+
+def _remount(op: str, place: int) -> None:
+    tree = mounts.clone_tree(place)
+    if op == "rw":
+        mounts.set_attributes(tree, 0, mounts.ATTR_RDONLY)
+    elif op == "ro":
+        mounts.set_attributes(tree, mounts.ATTR_RDONLY, 0)
+    else:
+        mounts.set_attributes(tree, mounts.ATTR_NOEXEC, 0)
+    mounts.attach(tree, place)
+    os.close(tree)
+
+
+def _show_target(step: MountStep, place: int, user: User) -> None:
+    with _as_user(user):
+        target = mounts.open_exact(step.target)
+    tree = mounts.clone_tree(target)
+    mounts.set_attributes(tree, mounts.ATTR_RDONLY, 0)
+    mounts.attach(tree, place)
+    os.close(tree)
+    os.close(target)
+
+
+def _mask(step: MountStep, place: int, number: int, user: User) -> None:
+    directory = stat.S_ISDIR(os.fstat(place).st_mode)
+    if not directory or not step.entries:
+        _attach_copy(_STAND_IN_DIRECTORY if directory else _STAND_IN_FILE, place)
+        return
+    # Originals that show through are cloned before they are hidden.
+    kept: list[tuple[MaskEntry, int]] = []
+    for entry in step.entries:
+        if entry.kind.startswith("keep"):
+            with contextlib.suppress(FileNotFoundError), _as_user(user):
+                kept.append((entry, mounts.open_exact(f"{step.path}/{entry.path}")))
+    trees = [(entry, mounts.clone_tree(fd)) for entry, fd in kept]
+    stand_in = f"{STAGE}/{number}"
+    _build_stand_in(stand_in, step.entries)
+    _attach_copy(stand_in, place)
+    for entry, tree in trees:
+        mounts.set_attributes(tree, *((0, mounts.ATTR_RDONLY) if entry.kind == "keep-rw" else (mounts.ATTR_RDONLY, 0)))
+        inner = mounts.open_exact(f"{step.path}/{entry.path}")
+        mounts.attach(tree, inner)
+        os.close(inner)
+        os.close(tree)
+    for _entry, fd in kept:
+        os.close(fd)
+
+
+def _build_stand_in(root: str, entries: tuple[MaskEntry, ...]) -> None:
+    """A directory that may be passed through but not listed, with stand-ins in place of what it hides."""
+    os.mkdir(root, 0o711)
+    for entry in entries:
+        path = f"{root}/{entry.path}"
+        if entry.directory:
+            os.mkdir(path, 0o711)
+        else:
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0))
+    for entry in reversed(entries):
+        os.chmod(f"{root}/{entry.path}", 0o111 if entry.kind == "way" else 0)
+    os.chmod(root, 0o111)
+
+
+def _attach_copy(source: str, place: int) -> None:
+    fd = mounts.open_exact(source)
+    tree = mounts.clone_tree(fd)
+    mounts.set_attributes(tree, mounts.ATTR_RDONLY, 0)
+    mounts.attach(tree, place)
+    os.close(tree)
+    os.close(fd)
+
+
+@contextlib.contextmanager
+def _as_user(user: User) -> Iterator[None]:
+    """Look paths up with the user's rights, so that root's never reach where the user's do not."""
+    os.setegid(user.gid)
+    os.seteuid(user.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def restrict(plan: FilesPlan, version: int) -> None:
+    """Apply the plan's grants as a Landlock ruleset to the calling thread. Runs as the user; final.
+
+    A grant whose path vanished, or that the user cannot reach, is left out: less is allowed, never more.
+    """
+    ruleset = landlock.Ruleset(version)
+    for grant in plan.grants:
+        try:
+            fd = mounts.open_exact(grant.path)
+        except OSError:
+            continue
+        rights = _rights(grant.access)
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            rights &= landlock.FILE_RIGHTS
+        ruleset.allow(fd, rights)
+        os.close(fd)
+    ruleset.restrict_self()
+
+
+def _rights(access: Access) -> int:
+    rights = 0
+    if Access.READ in access:
+        rights |= landlock.READ
+    if Access.WRITE in access:
+        rights |= landlock.WRITE
+    if Access.EXECUTE in access:
+        rights |= landlock.EXECUTE
+    return rights

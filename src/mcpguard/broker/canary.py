@@ -1,0 +1,103 @@
+"""The canary: a child inside the finished sandbox that tries what must be refused.
+
+Attached does not mean enforced. Each act is one that plain Linux permits; the broker checks that before (`Target.open`),
+so a refusal can come from the sandbox only.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from mcpguard.backends.landlock import CANARY, Masked
+
+# In 127/8 every address is the host itself; no profile has a reason to name this one, and the broker denies it.
+ADDRESS = "127.86.71.1"
+_REFUSED = (errno.EACCES, errno.EPERM)
+_ENOUGH_MASKS = 8
+
+
+@dataclass(slots=True)
+class Target:
+    """What lies outside the sandbox and must not be reached from inside.
+
+    outside_pid: a process of the same user, so that only the sandbox can refuse a signal to it.
+    signals: whether this kernel confines signals (Landlock ABI 6).
+    """
+
+    listener: socket.socket
+    outside_pid: int
+    signals: bool
+    audit: bool = False
+
+    @staticmethod
+    def open(*, outside_pid: int, signals: bool, audit: bool) -> Target:
+        """Listen, and prove that the listener can be reached from outside the sandbox."""
+        listener = socket.create_server((ADDRESS, 0))
+        with socket.create_connection(listener.getsockname(), timeout=5):
+            pass
+        return Target(listener, outside_pid, signals, audit)
+
+    @property
+    def port(self) -> int:
+        return int(self.listener.getsockname()[1])
+
+    def close(self) -> None:
+        self.listener.close()
+
+
+def run_inside(target: Target, hidden: list[Masked]) -> tuple[list[str], int]:
+    """Try everything from a forked child of the caller, which is confined already.
+
+    Returns:
+        the acts that were not refused (empty: the sandbox holds), and the canary's pid.
+    """
+    read, write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(write, json.dumps(_not_refused(target, hidden)).encode())
+            os._exit(0)
+        except BaseException:
+            os.write(write, json.dumps([traceback.format_exc(limit=2)]).encode())
+            os._exit(1)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    failures = json.loads(answer) if answer else ["the canary died"]
+    return [str(failure) for failure in failures], pid
+
+
+def _not_refused(target: Target, hidden: list[Masked]) -> list[str]:
+    failures = []
+    if not target.audit and not _refused(partial(_open_and_close, CANARY)):
+        failures.append("reading a file that no rule allows")
+    if not _refused(lambda: socket.create_connection((ADDRESS, target.port), timeout=2).close()):
+        failures.append("connecting to an address that a rule denies")
+    if not _refused(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()):
+        failures.append("making a packet socket")
+    if target.signals and not _refused(lambda: os.kill(target.outside_pid, 0)):
+        failures.append("signalling a process outside")
+    for mask in hidden[:_ENOUGH_MASKS]:
+        if not _refused(partial(_open_and_close, mask.path)):
+            failures.append(f"opening the hidden {mask.path}")
+    return failures
+
+
+def _open_and_close(path: str) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+
+
+def _refused(act: Callable[[], None]) -> bool:
+    try:
+        act()
+    except OSError as error:
+        return error.errno in _REFUSED
+    return False

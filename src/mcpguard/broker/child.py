@@ -1,0 +1,102 @@
+"""The guarded child: everything between fork and exec, in the one order that works.
+
+    as root   cgroup -> private mounts -> groups, bounding set
+    as user   ids -> no_new_privs -> Landlock -> capabilities -> seccomp -> canary
+    then      wait for the word, exec
+
+Nothing of the agent runs before the broker has said go. Any failure is reported and ends the child.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import signal
+import socket
+from typing import Any, NoReturn
+
+from mcpguard.backends import landlock as files
+from mcpguard.broker import canary
+from mcpguard.broker.protocol import LaunchRequest
+from mcpguard.kernel import landlock, privileges
+from mcpguard.kernel.cgroup import Leaf
+
+NOT_FOUND, NOT_EXECUTABLE, FAILED = 127, 126, 125
+
+
+def become_agent(request: LaunchRequest, leaf: Leaf, line: socket.socket, target: canary.Target) -> NoReturn:
+    """Confine this process and turn it into the agent. `line` reports to the broker and is closed by exec."""
+    signal.set_wakeup_fd(-1)
+    step = "start"
+    try:
+        step = "enter the cgroup"
+        leaf.enter()
+        step = "take the user's groups"
+        os.setgroups(request.user.groups)
+        step = "arrange the private mounts"
+        hidden = files.arrange_mounts(request.files, request.user)
+        step = "close inherited descriptors"
+        privileges.close_from(3, {line.fileno()})
+        step = "give up privilege"
+        privileges.drop_bounding_set()
+        os.setresgid(request.user.gid, request.user.gid, request.user.gid)
+        os.setresuid(request.user.uid, request.user.uid, request.user.uid)
+        privileges.set_no_new_privs()
+        step = "enter the workspace"
+        os.chdir(request.cwd)
+        os.umask(request.umask)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        step = "apply Landlock"
+        files.restrict(request.files, landlock.abi())
+        step = "give up capabilities"
+        privileges.drop_capabilities()
+        step = "install the system-call filter"
+        privileges.install_seccomp(request.seccomp)
+        step = "try the canary"
+        failures, pid = canary.run_inside(target, hidden)
+        _report(line, {"ready": True, "canary": failures, "canary_pid": pid})
+    except BaseException as error:
+        number = error.errno if isinstance(error, OSError) else None
+        _report(line, {"failed": step, "errno": number, "words": f"{type(error).__name__}: {error}"})
+        os._exit(FAILED)
+    if line.recv(2) != b"go":
+        os._exit(FAILED)
+    _execute(request, line)
+
+
+def _execute(request: LaunchRequest, line: socket.socket) -> NoReturn:
+    _default_signals()
+    try:
+        os.execvpe(request.argv[0], request.argv, request.environment)
+    except OSError as error:
+        number = error.errno or errno.ENOEXEC
+        _report(line, {"exec": number})
+        os._exit(NOT_FOUND if number in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE)
+
+
+def _default_signals() -> None:
+    """Python ignores SIGPIPE and SIGXFSZ, the broker others; the agent starts as a shell would start it."""
+    for number in (
+        signal.SIGPIPE,
+        signal.SIGXFSZ,
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGCHLD,
+        signal.SIGTSTP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+        signal.SIGWINCH,
+    ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _report(line: socket.socket, message: dict[str, Any]) -> None:
+    line.send(json.dumps(message).encode())

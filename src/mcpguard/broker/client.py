@@ -1,0 +1,131 @@
+"""The user's side of the privilege line: start the broker, hand the request over, get descriptors and news back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import socket
+import subprocess
+from dataclasses import dataclass, field
+from typing import Any
+
+from mcpguard.broker.protocol import Channel, LaunchRequest, error_from_json, peer_uid
+from mcpguard.errors import HostError, PrivilegeError
+
+_PROMPT = "mcpguard loads its sandbox as root, then drops it. Password for %u: "
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerProgram:
+    """What to start: an interpreter and the directory that holds the package."""
+
+    python: str
+    package_root: str
+
+    @property
+    def command(self) -> list[str]:
+        return [self.python, "-I", "-S", "-B", f"{self.package_root}/mcpguard/broker/__main__.py"]
+
+
+@dataclass(slots=True)
+class Broker:
+    """A started broker.
+
+    Attributes:
+        process: the broker itself, or the sudo in front of it.
+        descriptors: what it handed over, by name; the receiver closes them.
+    """
+
+    process: subprocess.Popen[bytes]
+    channel: Channel
+    descriptors: dict[str, int] = field(default_factory=dict)
+
+    def request(self, launch: LaunchRequest) -> dict[str, Any]:
+        """Have the child made and confined; returns the broker's facts. The child waits for `go`.
+
+        Raises:
+            HostError: it could not be done; nothing was started.
+        """
+        self.channel.send(launch.to_json())
+        received = self.channel.receive()
+        if received is None:
+            raise HostError(
+                "the broker ended before the sandbox stood",
+                why=f"its exit code is {self.process.wait()}",
+                do="run `mcpguard doctor`",
+                code="broker.died",
+            )
+        message, descriptors = received
+        if "error" in message:
+            raise error_from_json(message)
+        self.descriptors = dict(zip(message["descriptors"], descriptors, strict=True))
+        return message
+
+    def go(self) -> None:
+        self.channel.send({"go": True})
+
+    def update_connect(self, rows: list[Any]) -> None:
+        """Replace the table of destinations while the session runs."""
+        self.channel.send({"connect": rows})
+
+    def close(self) -> None:
+        for fd in self.descriptors.values():
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self.descriptors = {}
+        self.channel.close()
+
+
+def start(program: BrokerProgram) -> Broker:
+    """Start the broker: directly as root, else through sudo, which asks for a password on the terminal if it must.
+
+    Raises:
+        PrivilegeError: sudo is missing or said no.
+    """
+    if os.geteuid() == 0:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen([*program.command, "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()])
+        return Broker(process, Channel(ours))
+    return _start_with_sudo(program)
+
+
+def _start_with_sudo(program: BrokerProgram) -> Broker:
+    name = f"mcpguard-{os.getpid()}-{secrets.token_hex(16)}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(b"\0" + name.encode())
+        listener.listen(4)
+        command = ["sudo", "-p", _PROMPT, "--", *program.command, "--socket", name]
+        try:
+            process = subprocess.Popen(command)
+        except OSError as error:
+            raise _no_privilege("sudo could not be started", str(error)) from error
+        return Broker(process, Channel(_accept_root(listener, process)))
+
+
+def _accept_root(listener: socket.socket, process: subprocess.Popen[bytes]) -> socket.socket:
+    """Wait for the broker; anybody else who connects to the name is turned away."""
+    ended = os.pidfd_open(process.pid)
+    try:
+        while True:
+            ready, _, _ = select.select([listener, ended], (), ())
+            if listener in ready:
+                connection, _address = listener.accept()
+                if peer_uid(connection) == 0:
+                    return connection
+                connection.close()
+            elif ended in ready:
+                raise _no_privilege("sudo did not start the broker", f"sudo ended with exit code {process.wait()}")
+    finally:
+        os.close(ended)
+
+
+def _no_privilege(what: str, why: str) -> PrivilegeError:
+    return PrivilegeError(
+        what,
+        why=why,
+        do="run as a user who may use sudo, or as root; `mcpguard doctor` says what is missing",
+        code="privilege.sudo",
+    )

@@ -1,0 +1,258 @@
+"""The few messages between the user's process and the broker, and nothing else that either may say.
+
+One stream socket; each message is a 4-byte little-endian length and a JSON object; descriptors ride on the first byte.
+The broker trusts nothing in a request that it can check: types, sizes, who the user is.
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import json
+import os
+import socket
+import struct
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mcpguard.errors import HostError, McpguardError
+from mcpguard.model.access import Access
+from mcpguard.model.plan import FilesPlan, Grant, MaskEntry, MountStep
+from mcpguard.model.policy import User
+
+VERSION = 1
+MAX_MESSAGE = 32 * 1024 * 1024
+MAX_DESCRIPTORS = 64
+_LENGTH = struct.Struct("<I")
+
+# Where a bounded request would overflow first, with room to spare.
+MAX_ARGUMENTS = 100_000
+MAX_ENVIRONMENT = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRequest:
+    """Everything the broker needs for one session; plain values, already compiled.
+
+    Attributes:
+        network: fields of the network backend's settings, JSON form.
+        seccomp: the filter as an array of `struct sock_filter`.
+        cwd: canonical; entered as the user after the mounts are in place.
+    """
+
+    session: str
+    user: User
+    argv: tuple[str, ...]
+    environment: dict[str, str]
+    cwd: str
+    umask: int
+    files: FilesPlan
+    network: dict[str, Any]
+    seccomp: bytes
+    audit: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "session": self.session,
+            "user": asdict(self.user),
+            "argv": list(self.argv),
+            "environment": self.environment,
+            "cwd": self.cwd,
+            "umask": self.umask,
+            "grants": [[grant.path, int(grant.access)] for grant in self.files.grants],
+            "steps": [_step_to_json(step) for step in self.files.steps],
+            "network": self.network,
+            "seccomp": base64.b64encode(self.seccomp).decode(),
+            "audit": self.audit,
+        }
+
+    @staticmethod
+    def from_json(message: dict[str, Any]) -> LaunchRequest:
+        """Check and convert.
+
+        Raises:
+            HostError: the two sides are of different versions, or a field is not what it must be.
+        """
+        if message.get("version") != VERSION:
+            raise HostError(
+                "the broker and the command are of different versions",
+                why=f"the broker speaks version {VERSION}, the command {message.get('version')}",
+                do="run `mcpguard setup` again",
+                code="broker.version",
+            )
+        try:
+            user = message["user"]
+            return LaunchRequest(
+                session=_text(message["session"], 64),
+                user=User(
+                    _number(user["uid"]),
+                    _number(user["gid"]),
+                    tuple(_number(group) for group in user["groups"]),
+                    _text(user["name"], 256),
+                    _text(user["home"], 4096),
+                ),
+                argv=tuple(_text(word, 1 << 20) for word in _list(message["argv"], MAX_ARGUMENTS)),
+                environment={
+                    _text(name, 1 << 16): _text(value, 1 << 20)
+                    for name, value in _mapping(message["environment"], MAX_ENVIRONMENT).items()
+                },
+                cwd=_path(message["cwd"]),
+                umask=_number(message["umask"]) & 0o777,
+                files=FilesPlan(
+                    tuple(Grant(_path(path), Access(_number(access))) for path, access in message["grants"]),
+                    tuple(_step_from_json(step) for step in message["steps"]),
+                ),
+                network=_mapping(message["network"], 1000),
+                seccomp=base64.b64decode(message["seccomp"], validate=True),
+                audit=message["audit"] is True,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise HostError(
+                "the broker refused a malformed request",
+                why=f"{type(error).__name__}: {error}",
+                do="reinstall mcpguard, then run `mcpguard setup`",
+                code="broker.malformed-request",
+            ) from error
+
+
+def _step_to_json(step: MountStep) -> list[Any]:
+    entries = [[entry.path, entry.kind, entry.directory] for entry in step.entries]
+    return [step.op, step.path, step.directory, step.target, entries]
+
+
+def _step_from_json(step: list[Any]) -> MountStep:
+    op, path, directory, target, entries = step
+    if op not in ("rw", "ro", "noexec", "mask", "link"):
+        raise ValueError(f"unknown step {op!r}")
+    return MountStep(
+        op,
+        _path(path),
+        directory is True,
+        _path(target) if target else "",
+        tuple(MaskEntry(_relative(inner), _kind(kind), is_dir is True) for inner, kind, is_dir in entries),
+    )
+
+
+def _kind(kind: str) -> str:
+    if kind not in ("file", "dir", "way", "keep", "keep-rw"):
+        raise ValueError(f"unknown kind {kind!r}")
+    return kind
+
+
+def _text(value: object, limit: int) -> str:
+    if not isinstance(value, str) or len(value) > limit or "\0" in value:
+        raise ValueError("not a text of sensible size")
+    return value
+
+
+def _path(value: object) -> str:
+    path = _text(value, 4096)
+    if not path.startswith("/") or any(part in (".", "..") for part in path.split("/")):
+        raise ValueError(f"not an absolute path: {path!r}")
+    return path
+
+
+def _relative(value: object) -> str:
+    path = _text(value, 4096)
+    if not path or any(part in ("", ".", "..") for part in path.split("/")):
+        raise ValueError(f"not a relative path: {path!r}")
+    return path
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 32:
+        raise ValueError("not a small number")
+    return value
+
+
+def _list(value: object, limit: int) -> list[Any]:
+    if not isinstance(value, list) or not value or len(value) > limit:
+        raise ValueError("not a list of sensible size")
+    return value
+
+
+def _mapping(value: object, limit: int) -> dict[str, Any]:
+    if not isinstance(value, dict) or len(value) > limit:
+        raise ValueError("not a mapping of sensible size")
+    return value
+
+
+def error_to_json(error: McpguardError) -> dict[str, Any]:
+    return {"error": [error.what, error.why, error.do, error.code]}
+
+
+def error_from_json(message: dict[str, Any]) -> HostError:
+    what, why, do, code = message["error"]
+    return HostError(str(what), why=str(why), do=str(do), code=str(code))
+
+
+class Channel:
+    """One end of the conversation."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+    def send(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+        # Names of files and arguments can hold bytes that are no UTF-8; they travel as lone surrogates.
+        body = json.dumps(message, separators=(",", ":")).encode()
+        data = _LENGTH.pack(len(body)) + body
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        sent = self.connection.sendmsg([data], ancillary)
+        self.connection.sendall(data[sent:])
+
+    def receive(self) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+        """The next message with its descriptors (close-on-exec); None when the other side is gone.
+
+        Raises:
+            ValueError: what came is not a message.
+        """
+        descriptors: list[int] = []
+        head = self._exactly(_LENGTH.size, descriptors)
+        if head is None:
+            return None
+        (length,) = _LENGTH.unpack(head)
+        if length > MAX_MESSAGE:
+            raise ValueError("message too large")
+        body = self._exactly(length, descriptors)
+        if body is None:
+            return None
+        message = json.loads(body)
+        if not isinstance(message, dict):
+            raise ValueError("not a message")
+        return message, tuple(descriptors)
+
+    def _exactly(self, length: int, descriptors: list[int]) -> bytes | None:
+        data = bytearray()
+        while len(data) < length:
+            size = array.array("i").itemsize * MAX_DESCRIPTORS
+            try:
+                part, ancillary, _flags, _address = self.connection.recvmsg(
+                    length - len(data), socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC
+                )
+            except ConnectionResetError:
+                return None
+            for level, kind, payload in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    found = array.array("i")
+                    found.frombytes(payload[: len(payload) - len(payload) % found.itemsize])
+                    descriptors.extend(found)
+            if not part:
+                for fd in descriptors:
+                    os.close(fd)
+                return None
+            data += part
+        return bytes(data)
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """Who is at the other end, by the kernel's word."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _pid, uid, _gid = struct.unpack("iII", credentials)
+    return int(uid)

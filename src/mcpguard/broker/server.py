@@ -1,0 +1,243 @@
+"""The privileged half of a session: makes the cgroup, loads and attaches, starts the child confined, then idles.
+
+It takes a compiled request from the user's process and nothing else: no YAML, no look-up in a directory of the user with
+root's rights, no code from one. While the agent runs it only waits, passes signals on, and takes new addresses for names.
+It cleans up when the agent has ended, also when the user's process was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pwd
+import select
+import signal
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from mcpguard.backends import landlock as files
+from mcpguard.broker import canary
+from mcpguard.broker.child import become_agent
+from mcpguard.broker.engine import Engine
+from mcpguard.broker.protocol import Channel, LaunchRequest, error_to_json
+from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
+from mcpguard.kernel import cgroup, landlock
+
+MINIMUM_LANDLOCK = 3
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+
+
+@dataclass(slots=True)
+class _Running:
+    pid: int
+    line: socket.socket
+    canary_pid: int
+
+
+def serve(channel: Channel, caller_uid: int, caller_pid: int) -> None:
+    """Serve one session on `channel` for the user `caller_uid`, then return."""
+    try:
+        received = channel.receive()
+        if received is None:
+            return
+        request = LaunchRequest.from_json(received[0])
+        _check_user(request, caller_uid)
+        _Session(channel, request, caller_pid).run()
+    except McpguardError as error:
+        with contextlib.suppress(OSError):
+            channel.send(error_to_json(error))
+    except OSError as error:
+        failed = KernelError(str(error.filename or "a system call"), error.errno or errno.EIO, do="run `mcpguard doctor`")
+        with contextlib.suppress(OSError):
+            channel.send(error_to_json(failed))
+
+
+def _check_user(request: LaunchRequest, caller_uid: int) -> None:
+    """The agent runs as who asked, with no group that who asked does not have."""
+    user = request.user
+    entry = pwd.getpwuid(caller_uid)
+    groups = set(os.getgrouplist(entry.pw_name, entry.pw_gid)) | {entry.pw_gid}
+    if user.uid != caller_uid or (caller_uid != 0 and not {user.gid, *user.groups} <= groups):
+        raise PrivilegeError(
+            "the broker refused to start the agent as somebody else",
+            why=f"user {caller_uid} asked for uid {user.uid}, gid {user.gid}, groups {list(user.groups)}",
+            do="log out and in again if your groups changed a moment ago",
+            code="broker.wrong-user",
+        )
+
+
+class _Session:
+    def __init__(self, channel: Channel, request: LaunchRequest, caller_pid: int) -> None:
+        self.channel = channel
+        self.request = request
+        self.caller_pid = caller_pid
+        self.client_gone = False
+
+    def run(self) -> None:
+        mount = cgroup.unified_mount()
+        if mount is None:
+            raise HostError(
+                "there is no cgroup v2 on this host",
+                why="the process tree of an agent is a cgroup v2 leaf, and no cgroup2 file system is mounted",
+                do="mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1",
+                code="host.no-cgroup2",
+            )
+        abi = landlock.abi()
+        if abi < MINIMUM_LANDLOCK:
+            raise HostError(
+                "files cannot be guarded on this host",
+                why=f"Landlock ABI {MINIMUM_LANDLOCK} is needed (Linux 6.2), this kernel has {abi or 'none'}",
+                do="boot a newer kernel, or add landlock to the lsm= boot parameter",
+                code="host.landlock-too-old",
+            )
+        os.makedirs(files.STAGE, mode=0o755, exist_ok=True)
+        cgroup.remove_stale(mount)
+        leaf = cgroup.make_leaf(mount, self.request.session)
+        try:
+            self._guard(leaf, abi)
+        finally:
+            with contextlib.suppress(OSError):
+                leaf.kill()
+            leaf.remove()
+
+    def _guard(self, leaf: cgroup.Leaf, abi: int) -> None:
+        target = canary.Target.open(
+            outside_pid=self.caller_pid, signals=abi >= 6 and not self.request.audit, audit=self.request.audit
+        )
+        wakeup = _watch_signals()
+        with Engine(self.request.network, leaf, self.request.audit) as engine:
+            running = self._start(leaf, target)
+            target.close()
+            _drop_to_idle()
+            facts = {"ready": True, "pid": running.pid, "canary_pid": running.canary_pid, "cgroup": leaf.path}
+            self.channel.send({**facts, **engine.facts()}, engine.descriptors())
+            received = self.channel.receive()
+            if received is None or received[0].get("go") is not True:
+                return
+            running.line.send(b"go")
+            answer = running.line.recv(4096)
+            if answer:
+                self._tell({"exec_failed": json.loads(answer)["exec"]})
+            status = self._wait(running, wakeup, engine)
+            leftover = max(0, len(leaf.pids()) if leaf.populated() else 0)
+            leaf.kill()
+            self._tell({"exited": status, "leftover": leftover, **engine.final()})
+            self._until_client_leaves()
+
+    def _start(self, leaf: cgroup.Leaf, target: canary.Target) -> _Running:
+        """Fork the child and wait until it has confined itself and its canary was refused."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            become_agent(self.request, leaf, theirs, target)
+        theirs.close()
+        answer = ours.recv(1 << 16)
+        report = json.loads(answer) if answer else {"failed": "start", "errno": None, "words": "the child died"}
+        if not report.get("ready"):
+            os.waitpid(pid, 0)
+            raise _child_error(report)
+        if report["canary"]:
+            raise HostError(
+                "the sandbox does not hold on this host, so nothing was started",
+                why="the canary was not refused: " + "; ".join(report["canary"]),
+                do="run `mcpguard doctor` and report its output",
+                code="run.canary",
+            )
+        return _Running(pid, ours, int(report["canary_pid"]))
+
+    def _wait(self, running: _Running, wakeup: socket.socket, engine: Engine) -> int:
+        """Wait for the agent to end; returns its wait status."""
+        while True:
+            sources = [wakeup] if self.client_gone else [wakeup, self.channel]
+            ready, _, _ = select.select(sources, (), ())
+            if wakeup in ready:
+                for number in wakeup.recv(4096):
+                    if number in _FORWARDED:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(running.pid, number)
+                status = _reap(running.pid)
+                if status is not None:
+                    return status
+            if self.channel in ready:
+                self._read_update(engine)
+
+    def _read_update(self, engine: Engine) -> None:
+        try:
+            received = self.channel.receive()
+        except (OSError, ValueError):
+            received = None
+        if received is None:
+            self.client_gone = True
+            return
+        message, descriptors = received
+        for fd in descriptors:
+            os.close(fd)
+        if "connect" in message:
+            engine.update_connect(message["connect"])
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        try:
+            self.channel.send(message)
+        except OSError:
+            self.client_gone = True
+
+    def _until_client_leaves(self) -> None:
+        """Maps and rings live as long as somebody holds them; the user's process reads the last records first."""
+        while not self.client_gone:
+            try:
+                if self.channel.receive() is None:
+                    return
+            except (OSError, ValueError):
+                return
+
+
+def _child_error(report: dict[str, Any]) -> McpguardError:
+    step = str(report["failed"])
+    if report.get("errno"):
+        return KernelError(
+            f"the child could not {step}",
+            int(report["errno"]),
+            do="run `mcpguard doctor`",
+            log=str(report["words"]),
+            code="run.child-failed",
+        )
+    return HostError(
+        f"the child could not {step}", why=str(report["words"]), do="run `mcpguard doctor`", code="run.child-failed"
+    )
+
+
+def _watch_signals() -> socket.socket:
+    """Turn signals into bytes to select on. What comes from the terminal reaches the agent by itself."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
+    for number in (*_FORWARDED, signal.SIGCHLD):
+        signal.signal(number, lambda _number, _frame: None)
+    for number in _FROM_THE_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
+    return ours
+
+
+def _reap(pid: int) -> int | None:
+    """The wait status if the agent ended. When it stopped itself, stop too, so that the shell takes the terminal back."""
+    found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+    if found == 0:
+        return None
+    if os.WIFSTOPPED(status):
+        os.kill(os.getpid(), signal.SIGSTOP)
+        # Continued: the shell woke the whole group, but an agent with a group of its own needs a word from us.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+        return None
+    return status
+
+
+def _drop_to_idle() -> None:
+    """What is left to do needs no home, no terminal and no working directory of the user's."""
+    os.chdir("/")

@@ -1,0 +1,101 @@
+"""The subject's cgroup v2 leaf: made, entered, emptied, removed. Root-owned, outside any delegated subtree."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import time
+from dataclasses import dataclass
+
+PARENT = "mcpguard"
+
+
+def unified_mount() -> str | None:
+    """Where the cgroup v2 tree is mounted (hybrid hosts have it beside v1); None when it is not."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            fields = line.split(" ")
+            if fields[2] == "cgroup2":
+                return fields[1].encode().decode("unicode_escape")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf of our own. `id` is what bpf_get_current_cgroup_id() returns inside it; `fd` is an open directory."""
+
+    path: str
+    fd: int
+    id: int
+
+    def enter(self) -> None:
+        """Move the calling process in; it and all it starts stay, by the kernel's own rule."""
+        with open(f"{self.path}/cgroup.procs", "wb", buffering=0) as procs:
+            procs.write(b"0")
+
+    def populated(self) -> bool:
+        with open(f"{self.path}/cgroup.events", encoding="ascii") as events:
+            return "populated 1" in events.read()
+
+    def pids(self) -> list[int]:
+        with open(f"{self.path}/cgroup.procs", encoding="ascii") as procs:
+            return [int(line) for line in procs]
+
+    def kill(self) -> None:
+        """End every process inside at once (cgroup.kill, Linux 5.14)."""
+        with open(f"{self.path}/cgroup.kill", "wb", buffering=0) as kill:
+            kill.write(b"1")
+
+    def remove(self, timeout_s: float = 2.0) -> bool:
+        """Remove the leaf, waiting for the kernel to let go of the last process. True when it is gone."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                os.rmdir(self.path)
+                return True
+            except FileNotFoundError:
+                return True
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    return False
+            time.sleep(0.005)
+
+
+def make_leaf(mount: str, name: str) -> Leaf:
+    """Make `<mount>/mcpguard/<name>`; fails when it exists."""
+    parent = f"{mount}/{PARENT}"
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(parent, 0o755)
+    path = f"{parent}/{name}"
+    os.mkdir(path, 0o755)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return Leaf(path, fd, cgroup_id(path))
+
+
+def cgroup_id(path: str) -> int:
+    """The 64-bit id the kernel knows the cgroup by: the payload of its file handle (name_to_handle_at(2))."""
+
+    class FileHandle(ctypes.Structure):
+        _fields_ = (("size", ctypes.c_uint), ("type", ctypes.c_int), ("id", ctypes.c_uint64))
+
+    handle = FileHandle(size=8)
+    mount_id = ctypes.c_int()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.name_to_handle_at(-100, os.fsencode(path), ctypes.byref(handle), ctypes.byref(mount_id), 0) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return int(handle.id)
+
+
+def remove_stale(mount: str) -> int:
+    """Remove leaves that no process lives in any more; returns how many."""
+    removed = 0
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(f"{mount}/{PARENT}"):
+            if entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(entry.path)
+                    removed += 1
+    return removed

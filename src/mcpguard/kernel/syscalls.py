@@ -1,0 +1,58 @@
+"""Raw system calls that Python's standard library does not wrap. Numbers, structures and errno; no policy.
+
+All numbers used here are above 424 or the same on x86-64 and arm64 (the common table), unless a table says otherwise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+
+OPEN_TREE = 428
+MOVE_MOUNT = 429
+OPENAT2 = 437
+MOUNT_SETATTR = 442
+LANDLOCK_CREATE_RULESET = 444
+LANDLOCK_ADD_RULE = 445
+LANDLOCK_RESTRICT_SELF = 446
+
+_SECCOMP = {"x86_64": 317, "aarch64": 277}
+SECCOMP = _SECCOMP.get(platform.machine(), -1)
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+AT_SYMLINK_NOFOLLOW = 0x100
+
+
+def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
+    """Call the kernel.
+
+    Integers are passed as 64 bit, bytes and buffers as pointers, None as a null pointer.
+
+    Raises:
+        OSError: the call failed; errno is set.
+    """
+    converted: list[object] = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+    result = int(libc.syscall(ctypes.c_long(number), *converted))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    """prctl(2); raises OSError."""
+    result = int(
+        libc.prctl(
+            ctypes.c_int(option), ctypes.c_ulong(arg2), ctypes.c_ulong(arg3), ctypes.c_ulong(arg4), ctypes.c_ulong(arg5)
+        )
+    )
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result

@@ -1,0 +1,62 @@
+"""Plan: what each backend is to do, in plain values that cross the privilege line as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mcpguard.model.access import Access
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A Landlock rule: `access` on `path` and all below. Paths are canonical."""
+
+    path: str
+    access: Access
+
+
+@dataclass(frozen=True, slots=True)
+class MaskEntry:
+    """One name inside a masked directory, relative to it.
+
+    kind: `file` or `dir`: a stand-in that nobody may open; `way`: a directory that may be passed through only;
+    `keep`: the original shows through, read-only; `keep-rw`: the original, writable.
+    """
+
+    path: str
+    kind: str
+    directory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MountStep:
+    """One change of the private mount namespace; steps run in order, parents before children.
+
+    op: `rw` or `ro` (the tree at `path`, writable or not), `noexec` (no program starts from it), `mask` (hide it), `link`
+    (pin the symlink at `path` by showing the read-only file `target` in its place).
+    """
+
+    op: str
+    path: str
+    directory: bool = False
+    target: str = ""
+    entries: tuple[MaskEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FilesPlan:
+    """How tier 3 carries the file rules.
+
+    Attributes:
+        open_directories: directories in which new names can be made because a write rule names something that does not
+            exist yet; a protected name made there is reported and not stopped.
+        gaps: sentences about rules that this tier carries only in part.
+        visited: directory entries looked at.
+    """
+
+    grants: tuple[Grant, ...]
+    steps: tuple[MountStep, ...]
+    open_directories: tuple[str, ...] = ()
+    gaps: tuple[str, ...] = ()
+    visited: int = 0
+

@@ -1,0 +1,103 @@
+"""The system-call filter that closes what no profile needs, made with libseccomp and handed over as bytes.
+
+It refuses with EPERM (ENOSYS where programs are known to fall back), so an honest program gets an error and not a kill.
+Verdicts on paths and destinations are never made here: a filter cannot see them without a race.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import tempfile
+from typing import IO, cast
+
+from mcpguard.errors import HostError
+from mcpguard.model.profile import SystemSwitches
+
+_NAMESPACE_FLAGS = {
+    "CLONE_NEWNS": 0x00020000,
+    "CLONE_NEWCGROUP": 0x02000000,
+    "CLONE_NEWUTS": 0x04000000,
+    "CLONE_NEWIPC": 0x08000000,
+    "CLONE_NEWUSER": 0x10000000,
+    "CLONE_NEWPID": 0x20000000,
+    "CLONE_NEWNET": 0x40000000,
+}
+# Only unshare takes this one; in clone the same bits carry the exit signal.
+_CLONE_NEWTIME = 0x80
+_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
+_HIGHEST_FAMILY = 64
+_TIOCSTI = 0x5412
+_TIOCLINUX = 0x541C
+_SOCK_TYPE_MASK = 0xF
+
+# Refused whatever the profile says. Names unknown to an architecture are left out by libseccomp itself.
+REFUSED = (
+    "acct add_key bpf chroot clock_adjtime clock_settime delete_module fanotify_init finit_module fsconfig fsmount fsopen "
+    "fspick get_kernel_syms init_module ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie mount mount_setattr "
+    "move_mount name_to_handle_at nfsservctl open_by_handle_at open_tree open_tree_attr perf_event_open pidfd_getfd pivot_root "
+    "process_madvise process_vm_readv process_vm_writev ptrace quotactl quotactl_fd reboot request_key setdomainname sethostname "
+    "setns settimeofday stime swapoff swapon sysfs syslog umount umount2 uselib userfaultfd ustat vhangup vm86 vm86old"
+).split()
+# Programs try these first and do without them.
+MISSING = ("io_uring_setup", "io_uring_enter", "io_uring_register")
+
+
+def build_filter(switches: SystemSwitches) -> bytes:
+    """The filter as an array of `struct sock_filter` for this machine's native architecture.
+
+    Calls of every other architecture (32-bit, x32) fail with ENOSYS: their numbers mean something else.
+
+    Raises:
+        HostError: libseccomp is missing or refuses.
+    """
+    try:
+        import pyseccomp
+    except (ImportError, RuntimeError, OSError) as error:
+        raise HostError(
+            "the system-call filter cannot be made",
+            why=f"libseccomp could not be loaded: {error}",
+            do="install the package libseccomp2 (Debian, Ubuntu) or libseccomp (others)",
+            code="host.libseccomp-missing",
+        ) from error
+    rules = pyseccomp.SyscallFilter(defaction=pyseccomp.ALLOW)
+    rules.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.ERRNO(errno.ENOSYS))
+    refuse, missing = pyseccomp.ERRNO(errno.EPERM), pyseccomp.ERRNO(errno.ENOSYS)
+    arg, masked, equal, greater = pyseccomp.Arg, pyseccomp.MASKED_EQ, pyseccomp.EQ, pyseccomp.GT
+
+    def add(action: object, name: str, *arguments: object) -> None:
+        try:
+            rules.add_rule(action, name, *arguments)
+        except (OSError, RuntimeError, ValueError):
+            if pyseccomp.resolve_syscall(pyseccomp.system_arch(), name) >= 0:
+                raise
+
+    for name in REFUSED:
+        add(refuse, name)
+    if not switches.io_uring:
+        for name in MISSING:
+            add(missing, name)
+    if not switches.user_namespaces:
+        # clone3 hides its flags in memory that a filter cannot read; C libraries fall back to clone.
+        add(missing, "clone3")
+        for flag in _NAMESPACE_FLAGS.values():
+            add(refuse, "clone", arg(0, masked, flag, flag))
+            add(refuse, "unshare", arg(0, masked, flag, flag))
+        add(refuse, "unshare", arg(0, masked, _CLONE_NEWTIME, _CLONE_NEWTIME))
+    for family in range(_HIGHEST_FAMILY):
+        if family not in _FAMILIES:
+            add(refuse, "socket", arg(0, equal, family))
+        if family != socket.AF_UNIX:
+            add(refuse, "socketpair", arg(0, equal, family))
+    add(refuse, "socket", arg(0, greater, _HIGHEST_FAMILY - 1))
+    # NETLINK_ROUTE is what name look-ups and `ip` need; every other netlink protocol configures or watches the host.
+    add(refuse, "socket", arg(0, equal, socket.AF_NETLINK), arg(2, greater, 0))
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for kind in (socket.SOCK_RAW, 10):
+            add(refuse, "socket", arg(0, equal, family), arg(1, masked, _SOCK_TYPE_MASK, kind))
+    for request in (_TIOCSTI, _TIOCLINUX):
+        add(refuse, "ioctl", arg(1, masked, 0xFFFFFFFF, request))
+    with tempfile.TemporaryFile() as output:
+        rules.export_bpf(cast("IO[bytes]", output))
+        output.seek(0)
+        return output.read()
