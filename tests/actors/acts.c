@@ -1,0 +1,183 @@
+/*
+ * Acts that a scripting language cannot do, in one static program: `acts NAME ARGUMENT...`.
+ *
+ * Exits 0 when the act succeeded, and with the errno of the call that failed otherwise. Needs no library at run time, so
+ * that nothing but the act itself opens a file. It decides nothing: the test knows what ought to have happened.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct clone_request {		/* struct clone_args, up to the field that names a cgroup */
+	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+};
+#define INTO_CGROUP 0x200000000ULL
+
+static int show(int fd)
+{
+	char buffer[4096];
+	ssize_t got;
+
+	if (fd < 0)
+		return errno;
+	while ((got = read(fd, buffer, sizeof(buffer))) > 0)
+		if (write(STDOUT_FILENO, buffer, got) != got)
+			return errno;
+	return got < 0 ? errno : 0;
+}
+
+static int cat(char **words)
+{
+	return show(open(words[0], O_RDONLY));
+}
+
+static char *late_path;
+
+static void *after_main(void *main_thread)
+{
+	pthread_join(*(pthread_t *)main_thread, NULL);
+	exit(show(open(late_path, O_RDONLY)));
+}
+
+/* The process goes on after its first thread has ended: whoever looks at that thread alone has lost it. */
+static int late(char **words)
+{
+	static pthread_t first;
+	pthread_t second;
+
+	late_path = words[0];
+	first = pthread_self();
+	if (pthread_create(&second, NULL, after_main, &first))
+		return EAGAIN;
+	pthread_exit(NULL);
+}
+
+static int child_cat(struct clone_request *request, char *path)
+{
+	int status;
+	pid_t child = syscall(SYS_clone3, request, sizeof(*request));
+
+	if (child < 0)
+		return errno;
+	if (child == 0)
+		_exit(show(open(path, O_RDONLY)));
+	if (waitpid(child, &status, __WALL) < 0)
+		return errno;
+	return WIFEXITED(status) ? WEXITSTATUS(status) : ECHILD;
+}
+
+/* words: a file to read, and the folder of the cgroup that the reading child is to be born in. */
+static int into_cgroup(char **words)
+{
+	struct clone_request request = { .flags = INTO_CGROUP, .exit_signal = SIGCHLD };
+	int folder = open(words[1], O_RDONLY | O_DIRECTORY);
+
+	if (folder < 0)
+		return errno;
+	request.cgroup = folder;
+	return child_cat(&request, words[0]);
+}
+
+static int vfork_cat(char **words)
+{
+	struct clone_request request = { .flags = CLONE_VFORK, .exit_signal = SIGCHLD };
+
+	return child_cat(&request, words[0]);
+}
+
+static void *entry_of(int ring, size_t size, off_t offset)
+{
+	return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring, offset);
+}
+
+/* Opens a file by a ring, where no open system call is made. */
+static int uring(char **words)
+{
+	struct io_uring_params setup = {};
+	int ring = syscall(SYS_io_uring_setup, 4, &setup);
+	struct io_uring_sqe *request;
+	struct io_uring_cqe *answer;
+	char *asked, *answered;
+	unsigned int tail;
+
+	if (ring < 0)
+		return errno;
+	asked = entry_of(ring, setup.sq_off.array + setup.sq_entries * sizeof(unsigned int), IORING_OFF_SQ_RING);
+	answered = entry_of(ring, setup.cq_off.cqes + setup.cq_entries * sizeof(*answer), IORING_OFF_CQ_RING);
+	request = entry_of(ring, setup.sq_entries * sizeof(*request), IORING_OFF_SQES);
+	if (asked == MAP_FAILED || answered == MAP_FAILED || (void *)request == MAP_FAILED)
+		return errno;
+	memset(request, 0, sizeof(*request));
+	request->opcode = IORING_OP_OPENAT;
+	request->fd = AT_FDCWD;
+	request->addr = (uintptr_t)words[0];
+	request->open_flags = O_RDONLY;
+	tail = *(unsigned int *)(asked + setup.sq_off.tail);
+	((unsigned int *)(asked + setup.sq_off.array))[tail & (setup.sq_entries - 1)] = 0;
+	__atomic_store_n((unsigned int *)(asked + setup.sq_off.tail), tail + 1, __ATOMIC_RELEASE);
+	if (syscall(SYS_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0)
+		return errno;
+	answer = (struct io_uring_cqe *)(answered + setup.cq_off.cqes);
+	if (answer->res < 0)
+		return -answer->res;
+	return show(answer->res);
+}
+
+/* Types a line into the controlling terminal, as if the person had. */
+static int type_ahead(char **words)
+{
+	for (char *letter = words[0]; *letter; letter++)
+		if (ioctl(STDIN_FILENO, TIOCSTI, letter) < 0)
+			return errno;
+	return 0;
+}
+
+#ifdef __x86_64__
+/* The same through the 32-bit entry of the kernel, where every call has another number. */
+static int cat_32bit(char **words)
+{
+	static char path[4096];		/* a static program's data lies below 4 GiB */
+	int fd;
+
+	strncpy(path, words[0], sizeof(path) - 1);
+	__asm__ volatile("int $0x80" : "=a"(fd) : "a"(5), "b"(path), "c"(O_RDONLY), "d"(0) : "memory");
+	return fd < 0 ? -fd : show(fd);
+}
+#endif
+
+static const struct {
+	const char *name;
+	int (*act)(char **words);
+	int words;
+} acts[] = {
+	{ "cat", cat, 1 },
+	{ "late", late, 1 },
+	{ "into-cgroup", into_cgroup, 2 },
+	{ "vfork", vfork_cat, 1 },
+	{ "uring", uring, 1 },
+	{ "type-ahead", type_ahead, 1 },
+#ifdef __x86_64__
+	{ "cat-32bit", cat_32bit, 1 },
+#endif
+};
+
+int main(int count, char **words)
+{
+	for (size_t i = 0; i < sizeof(acts) / sizeof(*acts); i++)
+		if (count == acts[i].words + 2 && !strcmp(words[1], acts[i].name))
+			return acts[i].act(words + 2);
+	fprintf(stderr, "usage: acts NAME ARGUMENT...\n");
+	return 255;
+}

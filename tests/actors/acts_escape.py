@@ -1,0 +1,211 @@
+"""Acts that try to leave the tree, to use a process outside it, or to loosen the guard."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import struct
+import time
+
+from acts import act
+from acts_file import by_python, checked, libc, output_of
+
+X86 = os.uname().machine == "x86_64"
+SYS_PTRACE, SYS_BPF, SYS_PERF = (101, 321, 298) if X86 else (117, 280, 241)
+SYS_ADD_KEY, SYS_KEYCTL, SYS_VM_READV = (248, 250, 310) if X86 else (217, 219, 270)
+SYS_VM_WRITEV, SYS_INIT_MODULE, SYS_HANDLE_AT = (311, 175, 304) if X86 else (271, 105, 265)
+SYS_PIDFD_OPEN, SYS_PIDFD_GETFD, SYS_PIDFD_SEND = 434, 438, 424
+PTRACE_ATTACH, PTRACE_DETACH = 16, 17
+
+
+def call(number: int, *words: object) -> int:
+    return checked(libc.syscall(number, *words), f"system call {number}")
+
+
+@act
+def signal_to(pid: int, number: int) -> None:
+    """Send a signal."""
+    os.kill(pid, number)
+
+
+@act
+def signal_by_pidfd(pid: int, number: int) -> None:
+    """The same by a handle."""
+    call(SYS_PIDFD_SEND, os.pidfd_open(pid), number, None, 0)
+
+
+@act
+def ptrace(pid: int) -> None:
+    """Take a process over."""
+    call(SYS_PTRACE, PTRACE_ATTACH, pid, None, None)
+    os.waitpid(pid, 0x40000000)
+    call(SYS_PTRACE, PTRACE_DETACH, pid, None, None)
+
+
+@act
+def read_memory(pid: int) -> str:
+    """Find a text in another process's stack through /proc/PID/mem."""
+    start, end = stack_of(pid)
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        memory.seek(start)
+        return memory.read(end - start).decode(errors="replace")[-4096:]
+
+
+def stack_of(pid: int) -> tuple[int, int]:
+    with open(f"/proc/{pid}/maps") as maps:
+        line = next(line for line in maps if "[stack]" in line)
+    start, end = line.split()[0].split("-")
+    return int(start, 16), int(end, 16)
+
+
+@act
+def copy_memory(pid: int, start: int, size: int) -> str:
+    """The same by process_vm_readv, at an address that was told."""
+    text = ctypes.create_string_buffer(size)
+    mine = (ctypes.c_uint64 * 2)(ctypes.addressof(text), size)
+    theirs = (ctypes.c_uint64 * 2)(start, size)
+    call(SYS_VM_READV, pid, ctypes.byref(mine), 1, ctypes.byref(theirs), 1, 0)
+    return text.raw.decode(errors="replace")[-4096:]
+
+
+@act
+def take_descriptor(pid: int, fd: int) -> str:
+    """Copy a file descriptor out of another process and read from it."""
+    taken = call(SYS_PIDFD_GETFD, os.pidfd_open(pid), fd, 0)
+    return os.pread(taken, 4096, 0).decode()
+
+
+@act
+def read_file(path: str) -> str:
+    """Read any file, as it is."""
+    with open(path, "rb") as file:
+        return file.read(65536).decode(errors="replace").replace("\0", "\n")
+
+
+@act
+def write_file(path: str, text: str) -> None:
+    """Append to any file, as it is."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+@act
+def remove(path: str) -> None:
+    """Remove a file or a whole tree."""
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+@act
+def move_to_cgroup(folder: str, path: str) -> str:
+    """Leave for another cgroup, then read."""
+    with open(f"{folder}/cgroup.procs", "w") as members:
+        members.write(str(os.getpid()))
+    return by_python(path)
+
+
+@act
+def make_cgroup(folder: str) -> None:
+    """Make a cgroup."""
+    os.mkdir(folder)
+    os.rmdir(folder)
+
+
+@act
+def run_program(command: list[str]) -> str:
+    """Run any program."""
+    return output_of(*command)
+
+
+@act
+def unshare(flags: int) -> None:
+    """Leave namespaces."""
+    checked(libc.unshare(flags), "unshare")
+
+
+@act
+def chroot(path: str) -> None:
+    """Change the root."""
+    os.chroot(path)
+
+
+@act
+def join_namespace(pid: int, kind: str) -> None:
+    """Enter a namespace of another process."""
+    with open(f"/proc/{pid}/ns/{kind}") as handle:
+        checked(libc.setns(handle.fileno(), 0), "setns")
+
+
+@act
+def load_bpf_map() -> None:
+    """Make a BPF map."""
+    wanted = ctypes.create_string_buffer(struct.pack("IIII", 2, 4, 4, 1), 128)
+    os.close(call(SYS_BPF, 0, ctypes.byref(wanted), 128))
+
+
+@act
+def open_perf() -> None:
+    """Count something of the kernel's."""
+    wanted = ctypes.create_string_buffer(struct.pack("IIQ", 1, 112, 0), 112)
+    os.close(call(SYS_PERF, ctypes.byref(wanted), 0, -1, -1, 0))
+
+
+@act
+def add_key() -> None:
+    """Put a key in the keyring of the session."""
+    call(SYS_ADD_KEY, b"user", b"mcpguard-test", b"x", 1, -2)
+
+
+@act
+def read_keyrings() -> None:
+    """Ask for the keyring of the session."""
+    call(SYS_KEYCTL, 0, -3, 0)
+
+
+@act
+def open_by_handle(path: str, folder: str) -> str:
+    """Open a file by its number in the file system, past every folder above it."""
+    handle = ctypes.create_string_buffer(struct.pack("Ii", 128, 0), 136)
+    mount = ctypes.c_int()
+    checked(libc.name_to_handle_at(-100, path.encode(), ctypes.byref(handle), ctypes.byref(mount), 0), path)
+    fd = os.open(folder, os.O_RDONLY)
+    opened = call(SYS_HANDLE_AT, fd, ctypes.byref(handle), os.O_RDONLY)
+    return os.read(opened, 4096).decode()
+
+
+@act
+def execute_memory(program: str) -> str:
+    """Run a program that lies in no file system."""
+    fd = os.memfd_create("nameless", 0)
+    with open(program, "rb") as source:
+        os.sendfile(fd, source.fileno(), 0, os.fstat(source.fileno()).st_size)
+    return output_of(f"/proc/{os.getpid()}/fd/{fd}")
+
+
+@act
+def rename_itself(name: str, path: str) -> str:
+    """Take another process's name, then read."""
+    checked(libc.prctl(15, name.encode(), 0, 0, 0), "prctl")
+    return by_python(path)
+
+
+@act
+def wait_and_read(ready: str, go: str, result: str, path: str) -> None:
+    """Say that it is there, wait for the word, then read the secret and leave what came of it in a file."""
+    with open(ready, "w") as file:
+        file.write(str(os.getpid()))
+    while not os.path.exists(go):
+        time.sleep(0.01)
+    try:
+        text = by_python(path)
+    except OSError as refused:
+        text = f"refused {refused.errno}"
+    with open(f"{result}.new", "w") as file:
+        file.write(text)
+    os.rename(f"{result}.new", result)

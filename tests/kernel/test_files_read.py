@@ -1,0 +1,105 @@
+"""No reader gets at a denied file, by whatever name it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+from harness import need_root
+from matrix import Duel, Task, duel
+from world import World
+
+pytestmark = pytest.mark.kernel
+
+PROFILE = """\
+name: matrix
+extends: [dev-tools]
+files:
+  write: ["{workspace}"]
+  execute: ["{workspace}"]
+  deny:
+    - path: "{workspace}/vault"
+      because: a secret inside the workspace
+"""
+PLACES = {"home": ".ssh", "vault": "vault"}
+READERS = (
+    *("python", "os_open", "mmap", "openat2", "copy_file_range", "cp", "cat", "head", "dd", "grep", "tar", "node"),
+    *("static", "late", "vfork", "cat-32bit"),
+)
+ALIASES = ("symlink", "symlinks", "hard-link", "dots", "proc-root", "proc-fd", "renamed-parent", "bind-mount")
+# One reader in the interpreter, one program, one without libraries: an alias is about the name, not about the reader.
+ALIAS_READERS = ("python", "cat", "static")
+WAYS = [(reader, "direct") for reader in READERS] + [(r, alias) for alias in ALIASES for r in ALIAS_READERS]
+ODD_WAYS = ("read_from_thread", "read_as_daemon", "read_swapped_symlink")
+
+
+def tasks(world: World) -> Sequence[Task]:
+    vault = world.project / "vault/deep/key"
+    world.plant(vault)
+    world.plant(world.project / "vault/tool", before="#!/bin/sh\necho ", mode=0o755)
+    world.plant(world.root / "elsewhere/notes")
+    harmless = world.project / "harmless"
+    harmless.write_text("nothing of interest\n")
+    places = {"home": str(world.home / ".ssh/id_ed25519"), "vault": str(vault)}
+    wanted = [Task("free", "read", {"reader": "cat", "alias": "direct", "path": str(harmless)})]
+    for place, path in places.items():
+        wanted += [
+            Task(f"{place} {reader} {alias}", "read", {"reader": reader, "alias": alias, "path": path})
+            for reader, alias in WAYS
+        ]
+        wanted += [Task(f"{place} {way}", way, {"path": path}) for way in ODD_WAYS[:2]]
+        wanted.append(Task(f"{place} {ODD_WAYS[2]}", ODD_WAYS[2], {"path": path, "harmless": str(harmless)}))
+    paths = {".env": world.project / ".env", "unnamed": world.root / "elsewhere/notes"}
+    wanted += [Task(id, "read", {"reader": "cat", "alias": "direct", "path": str(path)}) for id, path in paths.items()]
+    wanted.append(Task("execute", "execute", {"path": str(world.project / "vault/tool")}))
+    wanted.append(Task("ring", "read", {"reader": "uring", "alias": "direct", "path": str(harmless)}))
+    return wanted
+
+
+@pytest.fixture(scope="module")
+def readers() -> Iterator[Duel]:
+    need_root()
+    with duel(PROFILE, tasks) as fought:
+        yield fought
+
+
+def assert_secret_kept(readers: Duel, id: str) -> None:
+    readers.assert_refused(id)
+    assert any(canary in readers.control[id].out for canary in readers.free.canaries.values()), readers.control[id]
+    assert not any(canary in readers.guarded[id].out for canary in readers.caged.canaries.values())
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("reader", "alias"), WAYS)
+def test_a_denied_file_cannot_be_read(place: str, reader: str, alias: str, readers: Duel) -> None:
+    id = f"{place} {reader} {alias}"
+    assert_secret_kept(readers, id)
+    # Making the alias is refused before the file is asked for, so the denial is of the rename, the link or the mount.
+    readers.assert_recorded(id, "" if alias in ("hard-link", "renamed-parent", "bind-mount") else PLACES[place])
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("way", ODD_WAYS)
+def test_a_denied_file_cannot_be_read_from_a_thread_a_daemon_or_through_a_flipping_link(
+    place: str, way: str, readers: Duel
+) -> None:
+    assert_secret_kept(readers, f"{place} {way}")
+
+
+@pytest.mark.parametrize("id", [".env", "unnamed"])
+def test_a_glob_and_the_default_deny_as_well(id: str, readers: Duel) -> None:
+    assert_secret_kept(readers, id)
+    readers.assert_recorded(id)
+
+
+def test_a_denied_program_cannot_be_executed(readers: Duel) -> None:
+    assert_secret_kept(readers, "execute")
+    readers.assert_recorded("execute", "vault")
+
+
+def test_io_uring_is_refused_unless_the_profile_asks_for_it(readers: Duel) -> None:
+    readers.assert_refused("ring")
+
+
+def test_an_ordinary_file_is_read_as_ever(readers: Duel) -> None:
+    readers.assert_allowed("free")
