@@ -1,0 +1,186 @@
+"""A real guarded run of a small program that tries forbidden and honest acts of every kind, and reports each errno.
+
+This rehearses the tier that this version enforces with: it uses `mcpguard run` as a person would, with a profile, a
+workspace and a store of its own in a scratch folder, and leaves nothing behind. It draws no conclusions; `doctor` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_S = 60
+
+# Runs inside, isolated and without site-packages. Prints {act: "done" or the symbol of the errno}.
+PROGRAM = """
+import errno, json, os, socket, sys
+place = json.loads(sys.argv[1])
+seen = {}
+
+def act(name, do):
+    try:
+        do()
+        seen[name] = "done"
+    except OSError as error:
+        seen[name] = errno.errorcode.get(error.errno, str(error))
+
+def execute(path):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.execv(path, [path])
+        except OSError as error:
+            os._exit(error.errno)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        raise OSError(code, os.strerror(code))
+
+def connect(family, kind, address):
+    with socket.socket(family, kind) as link:
+        link.settimeout(5)
+        link.connect(address)
+        link.send(b"x")
+
+act("read.honest", lambda: open(place["honest"]).close())
+act("read.denied", lambda: open(place["denied"]).close())
+act("read.outside", lambda: open(place["outside"]).close())
+act("write.honest", lambda: open(place["workspace"] + "/made", "w").close())
+act("write.readonly", lambda: open(place["readonly"], "a").close())
+act("write.outside", lambda: open(place["outside"] + ".made", "w").close())
+act("execute.honest", lambda: execute(place["program"]))
+act("execute.outside", lambda: execute(place["tool"]))
+act("network.honest", lambda: connect(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", place["allowed"])))
+act("network.tcp4", lambda: connect(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", place["tcp4"])))
+act("network.udp4", lambda: connect(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", place["tcp4"])))
+if place["tcp6"]:
+    act("network.tcp6", lambda: connect(socket.AF_INET6, socket.SOCK_STREAM, ("::1", place["tcp6"])))
+act("unix.pathname", lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, place["socket"]))
+act("unix.abstract", lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, chr(0) + place["abstract"]))
+act("process.signal", lambda: os.kill(place["pid"], 0))
+act("process.memory", lambda: open("/proc/%d/mem" % place["pid"], "rb").close())
+print(json.dumps(seen))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryResult:
+    """What the canary met.
+
+    Attributes:
+        acts: for each act `done`, or the symbol of its errno; empty when the run did not start.
+        recorded: the denied read is in the event store, with its rule.
+        trouble: why the run did not start, in its own words; empty when it did.
+    """
+
+    acts: dict[str, str]
+    recorded: bool
+    trouble: str
+
+
+def run_canary() -> CanaryResult:
+    """Run it; takes about as long as two guarded launches. Never raises for a host that cannot: that is the result."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mcpguard-doctor-"))).resolve()
+        place = stack.enter_context(_scene(folder))
+        profile = _write_profile(folder, place["allowed"])
+        python = os.path.realpath(sys.executable)
+        command = ["run", "-p", str(profile), "--", python, "-I", "-S", "-c", PROGRAM, json.dumps(place)]
+        try:
+            done = _mcpguard(folder, command)
+        except subprocess.TimeoutExpired:
+            return CanaryResult({}, False, f"the guarded canary did not end within {TIMEOUT_S} seconds")
+        try:
+            acts = json.loads(done.stdout)
+        except ValueError:
+            return CanaryResult({}, False, done.stderr.strip() or f"the canary ended with status {done.returncode}")
+        return CanaryResult(acts, _is_recorded(folder, place["denied"]), "")
+
+
+def _mcpguard(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "mcpguard", *arguments],
+        cwd=folder / "workspace",
+        env={**os.environ, "MCPGUARD_HOME": str(folder / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
+    )
+
+
+def _is_recorded(folder: Path, path: str) -> bool:
+    done = _mcpguard(folder, ["log", "--verdict", "deny", "--format", "json"])
+    with contextlib.suppress(ValueError):
+        events = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
+        return any(event.get("path") == path and event.get("rule") for event in events)
+    return False
+
+
+def _write_profile(folder: Path, allowed_port: int) -> Path:
+    system = sorted({"/usr", "/bin", "/lib", "/lib64", "/etc", "/proc", sys.base_prefix})
+    profile = folder / "doctor.yaml"
+    profile.write_text(
+        "name: doctor\n"
+        "files:\n"
+        f"  read: {json.dumps(system)}\n"
+        f"  execute: {json.dumps([path for path in system if path not in ('/etc', '/proc')])}\n"
+        '  write: ["{workspace}", /dev/null]\n'
+        '  readonly: ["{workspace}/readonly"]\n'
+        '  deny: ["{workspace}/denied"]\n'
+        "network:\n"
+        f'  allow: ["127.0.0.1:{allowed_port}"]\n',
+        encoding="utf-8",
+    )
+    return profile
+
+
+@contextlib.contextmanager
+def _scene(folder: Path) -> Iterator[dict[str, Any]]:
+    """Files, listeners and sockets for the acts; each forbidden one would succeed without a guard."""
+    workspace = folder / "workspace"
+    workspace.mkdir()
+    (folder / "home").mkdir(mode=0o700)
+    for name in ("honest", "denied", "readonly"):
+        (workspace / name).write_text(name)
+    (folder / "outside").write_text("outside")
+    tool = workspace / "tool"
+    tool.write_text("#!/bin/sh\nexit 0\n")
+    tool.chmod(0o755)
+    abstract = f"mcpguard-doctor-{os.getpid()}"
+    with contextlib.ExitStack() as stack:
+
+        def listen(family: int, address: Any) -> int:
+            listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.bind(address)
+            listener.listen(8)
+            return int(listener.getsockname()[1]) if family != socket.AF_UNIX else 0
+
+        tcp6 = 0
+        with contextlib.suppress(OSError):
+            tcp6 = listen(socket.AF_INET6, ("::1", 0))
+        listen(socket.AF_UNIX, str(folder / "socket"))
+        listen(socket.AF_UNIX, f"\0{abstract}")
+        yield {
+            "workspace": str(workspace),
+            "honest": str(workspace / "honest"),
+            "denied": str(workspace / "denied"),
+            "readonly": str(workspace / "readonly"),
+            "outside": str(folder / "outside"),
+            "program": "/bin/true",
+            "tool": str(tool),
+            "allowed": listen(socket.AF_INET, ("127.0.0.1", 0)),
+            "tcp4": listen(socket.AF_INET, ("127.0.0.1", 0)),
+            "tcp6": tcp6,
+            "socket": str(folder / "socket"),
+            "abstract": abstract,
+            "pid": os.getpid(),
+        }
