@@ -97,7 +97,7 @@ def plan_files(
             _find_candidates(walk, pattern)
     for rule in policy.paths:
         _find_open_directory(walk, policy, rule)
-    return _finish(walk)
+    return _finish(walk, policy.paths)
 
 
 def _audit_plan(policy: Policy, automaton: Automaton, sockets: Sequence[str], progress: Progress) -> FilesPlan:
@@ -106,7 +106,7 @@ def _audit_plan(policy: Policy, automaton: Automaton, sockets: Sequence[str], pr
     rules.append(PathRule(Effect.ALLOW, ALL, "/", (), 0))
     walk = _new_walk(policy, Automaton.build(rules), sockets, progress)
     walk.grants["/"] = ALL
-    return _finish(walk)
+    return _finish(walk, rules)
 
 
 def _new_walk(policy: Policy, automaton: Automaton, sockets: Sequence[str], progress: Progress) -> _Walk:
@@ -114,9 +114,13 @@ def _new_walk(policy: Policy, automaton: Automaton, sockets: Sequence[str], prog
     return _Walk(automaton, scannable, {}, set(), {}, sockets, progress)
 
 
-def _finish(walk: _Walk) -> FilesPlan:
+def _finish(walk: _Walk, rules: Sequence[PathRule]) -> FilesPlan:
     for path in (*walk.grants, *walk.open_directories):
         _remember_way(walk, path)
+    for rule in rules:
+        if rule.effect is not Effect.ALLOW:
+            for pattern in (rule.pattern, *rule.exceptions):
+                _find_protected(walk, pattern)
     _visit(walk, "/", walk.automaton.start, Access.NONE, False, ())
     _mask_sockets(walk)
     for path in sorted(walk.unscanned):
@@ -176,6 +180,25 @@ def _find_candidates(walk: _Walk, pattern: str) -> None:
         _grant(walk, base)
     elif base != "/" and "**" not in rest and os.path.isdir(base) and not os.path.islink(base):
         _grant_below(walk, base, walk.automaton.walk(base), len(rest))
+
+
+def _find_protected(walk: _Walk, pattern: str) -> None:
+    """Remember the way to what a deny or readonly rule names, so that it is reached where directories are not listed."""
+    base, rest = _split_literal(pattern)
+    if not rest:
+        _remember_way(walk, base)
+    elif base != "/" and "**" not in rest and os.path.isdir(base) and not os.path.islink(base):
+        _remember_matches(walk, base, walk.automaton.walk(base), len(rest))
+
+
+def _remember_matches(walk: _Walk, directory: str, state: State, depth: int) -> None:
+    here = walk.automaton.decision(state).allowed
+    for entry in _entries(walk, directory):
+        below = walk.automaton.child(state, entry.name)
+        if walk.automaton.decision(below).allowed != here:
+            _remember_way(walk, entry.path)
+        if depth > 1 and entry.is_dir(follow_symlinks=False):
+            _remember_matches(walk, entry.path, below, depth - 1)
 
 
 def _split_literal(pattern: str) -> tuple[str, list[str]]:
@@ -254,13 +277,15 @@ def _visit(
     granted = above | walk.grants.get(path, Access.NONE) | opened
     allowed = walk.automaton.decision(state).allowed | opened
     lost = granted & ~allowed
-    is_directory = _is_directory(path)
-    if is_directory is None:
+    mode = _mode(path)
+    if mode is None:
         return
+    is_directory = stat.S_ISDIR(mode)
     if Access.READ in lost:
         _mask(walk, path, state, is_directory)
         return
-    if Access.WRITE in allowed and not writable:
+    # A device is written through a read-only mount as well; only its attributes are protected by it, and stay so.
+    if Access.WRITE in allowed and not writable and (is_directory or stat.S_ISREG(mode)):
         walk.add(MountStep("rw", path, is_directory))
         writable, chain = True, ()
     elif Access.WRITE in lost and writable:
@@ -275,13 +300,13 @@ def _visit(
         _visit_children(walk, path, state, granted, writable, (*chain, path) if writable else ())
 
 
-def _is_directory(path: str) -> bool | None:
+def _mode(path: str) -> int | None:
     """None when it vanished or is a symlink (an object is judged where it is, not where a link to it is)."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:
         return None
-    return None if stat.S_ISLNK(mode) else stat.S_ISDIR(mode)
+    return None if stat.S_ISLNK(mode) else mode
 
 
 def _pin(walk: _Walk, chain: tuple[str, ...]) -> None:
@@ -399,7 +424,7 @@ def _visit_kept(walk: _Walk, path: str, state: State, writable: bool) -> None:
     """What shows through a mask is an ordinary tree again."""
     allowed = walk.automaton.decision(state).allowed
     walk.grants[path] = walk.grants.get(path, Access.NONE) | allowed
-    if not walk.automaton.uniform(state) and _is_directory(path):
+    if not walk.automaton.uniform(state) and stat.S_ISDIR(_mode(path) or 0):
         _visit_children(walk, path, state, allowed, writable, (path,) if writable else ())
 
 

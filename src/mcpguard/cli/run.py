@@ -1,0 +1,107 @@
+"""`mcpguard run`: words in, a session out. Imports nothing heavy: this is the path that everybody waits on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from mcpguard.errors import McpguardError, UsageError
+from mcpguard.session.options import RunOptions
+
+FAILED = 125
+
+HELP = """Launch an agent or any command guarded by a profile.
+
+AGENT is a profile that has a command (claude-code, codex, ...); everything after it is passed to the agent.
+With `-- CMD...` any command runs under the profile given by -p (default: default).
+The workspace is the current directory, or -w DIR; the agent cannot choose it."""
+
+EPILOG = """examples:
+  mcpguard run claude-code                      the agent, with its own profile
+  mcpguard run claude-code -- -p "fix the test" arguments for the agent itself
+  mcpguard run -p dev-tools -- make test        any command
+  mcpguard run --audit -- ./build.sh            let through and record what would have been denied
+  mcpguard run --net db.example.org:5432 codex  one more destination, this time only
+
+exit code: the command's own; 125 mcpguard failed before it; 126 not executable; 127 not found; 128+n ended by signal n."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(
+            f"run: {message}",
+            why="the command line could not be understood",
+            do="see `mcpguard run --help`",
+            code="usage.run",
+        )
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options first, then AGENT or `--` and a command; nothing after that is ours."""
+    made = _Parser(
+        prog="mcpguard run",
+        description=HELP,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="mcpguard run [OPTIONS] AGENT [ARGS...] | mcpguard run [OPTIONS] -- CMD...",
+        allow_abbrev=False,
+    )
+    made.add_argument("-p", "--profile", metavar="PROFILE", help="profile name, or path of a profile outside the workspace")
+    made.add_argument("-w", "--workspace", metavar="DIR", help="the project; default: the current directory")
+    made.add_argument("--audit", action="store_true", help="let through and record everything but explicit denials")
+    made.add_argument("--best-effort", action="store_true", help="run although a rule cannot be enforced here; prints the gap")
+    made.add_argument("--tier", choices=("1", "2", "3"), help="insist on an enforcement tier (see `mcpguard doctor`)")
+    made.add_argument("--read", metavar="PATH", action="append", default=[], help="also allow reading PATH; repeatable")
+    made.add_argument("--write", metavar="PATH", action="append", default=[], help="also allow writing PATH; repeatable")
+    made.add_argument("--net", metavar="HOST:PORT", action="append", default=[], help="also allow a destination; repeatable")
+    made.add_argument("-q", "--quiet", action="store_true", help="no summary at the end")
+    made.add_argument("command", nargs=argparse.REMAINDER, metavar="AGENT [ARGS...] | -- CMD...")
+    return made
+
+
+def parse(arguments: list[str]) -> RunOptions:
+    """Raises UsageError."""
+    # argparse would swallow the first `--`; whether it stood there decides what the first word means.
+    head, separator, tail = _split(arguments)
+    found = parser().parse_args(head)
+    words = [*found.command, *tail]
+    if found.command and separator:
+        # `run claude-code -- -p hi`: the separator belongs to neither side.
+        separator = False
+    if not words:
+        parser().error("nothing to run: name an AGENT, or write -- and a command")
+    return RunOptions(
+        profile=found.profile,
+        workspace=found.workspace,
+        audit=found.audit,
+        best_effort=found.best_effort,
+        tier=found.tier,
+        read=tuple(found.read),
+        write=tuple(found.write),
+        net=tuple(found.net),
+        quiet=found.quiet,
+        command=tuple(words),
+        after_separator=separator,
+    )
+
+
+def _split(arguments: list[str]) -> tuple[list[str], bool, list[str]]:
+    if "--" not in arguments:
+        return arguments, False, []
+    place = arguments.index("--")
+    return arguments[:place], True, arguments[place + 1 :]
+
+
+def main(arguments: list[str]) -> int:
+    """Run and return the exit code of the contract."""
+    try:
+        options = parse(arguments)
+        from mcpguard.session.run import run
+
+        return run(options)
+    except McpguardError as error:
+        sys.stderr.write("\n".join(error.lines()) + "\n")
+        return FAILED
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,148 @@
+"""Destinations by name, until names are resolved inside the data path: looked up at launch and again every minute.
+
+Weakness, stated in the docs: an address that a name had stays reachable for the session, and whoever shares that address is
+reachable too. A wildcard cannot be looked up and therefore allows nothing here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from mcpguard.model.access import Effect
+from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Policy
+from mcpguard.policy.network import connect_table
+
+REFRESH_S = 60.0
+LAUNCH_WAIT_S = 0.4
+_WORKERS = 8
+_RESOLVER_PORT = 53
+
+
+def mapped(address: str) -> tuple[bytes, int]:
+    """16 bytes, IPv4 mapped into IPv6, and the number of significant bits of one such address."""
+    parsed = ipaddress.ip_address(address)
+    if parsed.version == 4:
+        return b"\0" * 10 + b"\xff\xff" + parsed.packed, 128
+    return parsed.packed, 128
+
+
+def resolvers(path: str = "/etc/resolv.conf") -> list[str]:
+    """The host's name servers, textual; empty when there are none."""
+    found = []
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                words = line.split()
+                if len(words) >= 2 and words[0] == "nameserver":
+                    try:
+                        found.append(str(ipaddress.ip_address(words[1].split("%")[0])))
+                    except ValueError:
+                        continue
+    except OSError:
+        return []
+    return found
+
+
+def resolver_entries(policy: Policy, rule: int) -> list[NetEntry]:
+    """Port 53 of the host's own resolvers, when a rule names a host that must be looked up."""
+    if not policy.names:
+        return []
+    return [
+        NetEntry(*mapped(address), _RESOLVER_PORT, _RESOLVER_PORT, PROTO_TCP | PROTO_UDP, Effect.ALLOW, rule)
+        for address in resolvers()
+    ]
+
+
+def wildcards(policy: Policy) -> list[NameEntry]:
+    """Names that this version cannot look up."""
+    return [entry for entry in policy.names if entry.pattern.startswith("*")]
+
+
+class Names:
+    """Looks the policy's names up and keeps every address that it ever saw in this session.
+
+    `host_of` maps a textual address to the name it was seen under, for events.
+    """
+
+    def __init__(self, policy: Policy, fixed: Sequence[NetEntry]) -> None:
+        self._entries = [entry for entry in policy.names if not entry.pattern.startswith("*")]
+        self._fixed = list(fixed)
+        self._found: dict[tuple[str, str], NetEntry] = {}
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="names") if self._entries else None
+        self._futures: list[Future[bool]] = []
+        self._stop = threading.Event()
+        self.host_of: dict[str, str] = {}
+
+    def begin(self) -> None:
+        """Start looking everything up, in the background."""
+        if self._pool is not None:
+            self._futures = [self._pool.submit(self._look_up, entry) for entry in self._entries]
+
+    def rows(self, wait_s: float = 0.0) -> list[Any]:
+        """The table of destinations as known after at most `wait_s` seconds, in the JSON form of the broker."""
+        wait(self._futures, timeout=wait_s)
+        return rows_to_json((*self._fixed, *self._found.values()))
+
+    def keep_fresh(self, publish: Callable[[list[Any]], None]) -> None:
+        """Publish late answers soon, then look up again every minute, on a thread that ends with `close`."""
+        if self._pool is not None:
+            threading.Thread(target=self._refresh, args=(publish,), name="names-refresh", daemon=True).start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _refresh(self, publish: Callable[[list[Any]], None]) -> None:
+        known = -1
+        next_round = time.monotonic() + REFRESH_S
+        while not self._stop.wait(1.0 if any(not future.done() for future in self._futures) else 5.0):
+            if len(self._found) != known:
+                known = len(self._found)
+                publish(self.rows())
+            if time.monotonic() > next_round and self._pool is not None:
+                next_round = time.monotonic() + REFRESH_S
+                self.begin()
+
+    def _look_up(self, entry: NameEntry) -> bool:
+        try:
+            answers = socket.getaddrinfo(entry.pattern, None, type=socket.SOCK_STREAM)
+        except OSError:
+            return False
+        for answer in answers:
+            address = str(answer[4][0]).split("%")[0]
+            if not _acceptable(address):
+                continue
+            self.host_of[address] = entry.pattern
+            self._found.setdefault(
+                (f"{entry.pattern}:{entry.port_low}", address),
+                NetEntry(*mapped(address), entry.port_low, entry.port_high, entry.protocols, entry.effect, entry.rule),
+            )
+        return True
+
+
+def _acceptable(address: str) -> bool:
+    """A public name must not lead to this host, its network, or a metadata service."""
+    parsed = ipaddress.ip_address(address)
+    return not (parsed.is_loopback or parsed.is_link_local or parsed.is_private or parsed.is_unspecified)
+
+
+def rows_to_json(entries: Iterable[NetEntry]) -> list[Any]:
+    """Entries as rows of a longest-prefix-match table: `[address hex, prefix, [[low, high, protocols, allow, rule], ...]]`."""
+    return [
+        [
+            row.address.hex(),
+            row.prefix,
+            [
+                [port.port_low, port.port_high, port.protocols, int(port.effect is Effect.ALLOW), port.rule]
+                for port in row.ports
+            ],
+        ]
+        for row in connect_table(list(entries))
+    ]

@@ -1,0 +1,74 @@
+"""Signals of the supervising process while the agent has the terminal.
+
+What the terminal sends (Ctrl-C, Ctrl-\\) reaches the agent by itself, as it stands in the same process group: the supervisor
+lets it pass. What somebody sends to the supervisor is passed on. When the agent stops, the supervisor stops, so that the
+shell gets its terminal back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+
+_PASSED_ON = (
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+_WATCHED = frozenset({*_PASSED_ON, signal.SIGCHLD})
+
+
+class SignalWatch:
+    """Blocks the watched signals and handles them on a thread of its own, which alone can see who sent each."""
+
+    def __init__(self) -> None:
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+        self._agent = 0
+        self._broker = 0
+        self._early: list[int] = []
+        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+
+    def start(self, broker_pid: int) -> None:
+        self._broker = broker_pid
+        self._thread.start()
+
+    def agent_started(self, pid: int) -> None:
+        """From now on there is somebody to pass signals on to; those that came before go first."""
+        self._agent = pid
+        for number in self._early:
+            self._pass_on(number)
+
+    def agent_ended(self) -> None:
+        self._agent = 0
+
+    def _watch(self) -> None:
+        while True:
+            info = signal.sigwaitinfo(_WATCHED)
+            if info.si_signo == signal.SIGCHLD:
+                self._stop_with_broker()
+            elif info.si_code <= 0:
+                # Sent by a process. Positive codes come from the kernel: the terminal told the whole group.
+                self._pass_on(info.si_signo)
+
+    def _pass_on(self, number: int) -> None:
+        if self._agent:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self._agent, number)
+        else:
+            self._early.append(number)
+
+    def _stop_with_broker(self) -> None:
+        try:
+            info = os.waitid(os.P_PID, self._broker, os.WSTOPPED | os.WNOHANG)
+        except ChildProcessError:
+            return
+        if info is not None and info.si_code == os.CLD_STOPPED:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            # Awake again. A shell wakes the whole group; whoever woke only us means the agent too.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self._broker, signal.SIGCONT)
