@@ -105,7 +105,7 @@ def test_without_sudo_on_path_a_run_is_refused(user: Account, place: Path) -> No
     tools.mkdir()
     (tools / "true").symlink_to("/usr/bin/true")
     done = user.guarded("true", cwd=place, env=user.env(PATH=str(tools)))
-    refused(done, "privilege.no-sudo")
+    refused(done, "privilege.sudo")
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def powerless(wheel: Path, user: Account) -> Iterator[Account]:
 
 
 def test_when_sudo_refuses_the_run_is_refused_and_nothing_hangs(powerless: Account) -> None:
-    refused(powerless.guarded("true", cwd=powerless.home), "privilege.sudo-refused")
+    refused(powerless.guarded("true", cwd=powerless.home), "privilege.sudo")
 
 
 def test_a_module_in_the_workspace_is_never_imported(user: Account, place: Path) -> None:

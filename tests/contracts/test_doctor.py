@@ -1,0 +1,129 @@
+"""What doctor concludes from what it saw; the rehearsals themselves run in the kernel suites."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mcpguard.kernel import probe
+from mcpguard.model.coverage import Strength
+from mcpguard.session import doctor, foreign
+from mcpguard.session.canary import CanaryResult
+
+ACTS = {
+    "read.honest": "done",
+    "read.denied": "EACCES",
+    "write.honest": "done",
+    "write.readonly": "EROFS",
+    "execute.honest": "done",
+    "execute.outside": "EACCES",
+    "network.honest": "done",
+    "network.tcp4": "EPERM",
+    "unix.pathname": "EACCES",
+    "process.signal": "EPERM",
+}
+
+
+def strengths(result: CanaryResult) -> dict[str, Strength]:
+    return {row.kind: row.strength for row in doctor.coverage_of(result, probe.facts())}
+
+
+def test_every_kind_of_rule_has_a_row() -> None:
+    kinds = {"files read", "files write", "execute", "network", "names", "unix sockets", "processes", "events"}
+    assert set(strengths(CanaryResult(ACTS, True, ""))) == kinds
+
+
+def test_a_forbidden_act_that_got_through_means_the_kind_does_not_hold() -> None:
+    for act, kind in (("read.denied", "files read"), ("network.tcp4", "network"), ("unix.pathname", "unix sockets")):
+        seen = strengths(CanaryResult({**ACTS, act: "done"}, True, ""))
+        assert seen[kind] is Strength.NONE, act
+        assert strengths(CanaryResult(ACTS, True, ""))[kind] is not Strength.NONE, act
+
+
+def test_an_honest_act_that_was_refused_means_the_kind_does_not_hold() -> None:
+    assert strengths(CanaryResult({**ACTS, "write.honest": "EACCES"}, True, ""))["files write"] is Strength.NONE
+
+
+def test_nothing_holds_when_no_guarded_run_was_possible() -> None:
+    assert set(strengths(CanaryResult({}, False, "no")).values()) == {Strength.NONE}
+
+
+def test_a_partial_row_names_its_gap() -> None:
+    for row in doctor.coverage_of(CanaryResult(ACTS, True, ""), probe.facts()):
+        assert bool(row.gaps) is (row.strength is not Strength.FULL), row
+
+
+def test_a_denial_that_is_not_on_record_is_no_full_coverage() -> None:
+    assert strengths(CanaryResult(ACTS, False, ""))["events"] is Strength.NONE
+
+
+def test_old_landlock_stops_a_run_and_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = dataclasses.replace(probe.facts(), landlock_abi=2, guarded=False)
+    monkeypatch.setattr(probe, "facts", lambda: old)
+    report = doctor.examine()
+    assert not report.enforced
+    assert any("ABI 2" in problem.what and problem.stops and problem.fix for problem in report.problems)
+
+
+@pytest.mark.parametrize(
+    ("debugfs", "version", "boot", "model"),
+    [
+        ("none (voluntary) full", "#1 SMP PREEMPT_DYNAMIC", "preempt=full", "voluntary"),
+        (None, "#1 SMP PREEMPT_DYNAMIC Debian", "quiet preempt=none", "none"),
+        (None, "#1 SMP PREEMPT_DYNAMIC Debian", "quiet", None),
+        (None, "#1 SMP PREEMPT_RT", "", "rt"),
+        (None, "#1 SMP PREEMPT", None, "full"),
+    ],
+)
+def test_the_running_preemption_model_is_read_or_unknown(
+    debugfs: str | None, version: str, boot: str | None, model: str | None
+) -> None:
+    assert probe.preemption(debugfs, version, boot) == model
+
+
+def test_a_foreign_command_of_our_name_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stranger, ours = tmp_path / "stranger", tmp_path / "ours"
+    for folder, text in ((stranger, "from mcp_guard import main"), (ours, "from mcpguard.cli.main import main")):
+        folder.mkdir()
+        (folder / "mcpguard").write_text(f"#!/usr/bin/python3\n{text}\n")
+        (folder / "mcpguard").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stranger}{os.pathsep}{ours}")
+    found = [what for what, _ in foreign.namesakes() if "another program" in what]
+    assert len(found) == 1
+    assert str(stranger) in found[0]
+
+
+@pytest.mark.kernel
+def test_doctor_finds_this_host_able_and_says_it_in_json() -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "mcpguard", "doctor", "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["enforced"]) == (0, True), report
+    assert {row["strength"] for row in report["coverage"]} <= {"full", "partial"}
+    assert [tier["used"] for tier in report["tiers"]] == [False, False, True]
+
+
+@pytest.mark.kernel
+def test_doctor_inside_a_guarded_session_says_so(tmp_path: Path) -> None:
+    run = [sys.executable, "-P", "-m", "mcpguard"]
+    reads = ["--read", sys.prefix, "--read", str(Path(doctor.__file__).parents[2])]
+    done = subprocess.run(
+        [*run, "run", *reads, "--", *run, "doctor", "--format", "json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert "inside a guarded session" in report["problems"][0]["what"]
