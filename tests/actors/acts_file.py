@@ -269,7 +269,8 @@ def read_swapped_symlink(path: str, harmless: str) -> str:
                 os.symlink(target, f"{name}.new")
                 os.rename(f"{name}.new", name)
     try:
-        seen, refusals = set(), 0
+        seen: set[str] = set()
+        refusals = 0
         deadline = time.monotonic() + LINK_SECONDS
         while len(seen) < 2 and refusals < FLIPS and time.monotonic() < deadline:
             try:

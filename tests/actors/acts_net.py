@@ -33,6 +33,7 @@ def tcp(host: str, port: int, token: bytes, family: int = socket.AF_INET, protoc
 def tcp_fast_open(host: str, port: int, token: bytes, family: int = socket.AF_INET) -> None:
     """Connects by sending: no connect call is made."""
     with open_socket(family, socket.SOCK_STREAM) as client:
+        client.settimeout(None)
         client.sendto(token, MSG_FASTOPEN, (host, port))
 
 
@@ -115,16 +116,17 @@ def raw(host: str, port: int, token: bytes) -> None:
         client.sendto(struct.pack("!HHHH", 40000, port, 8 + len(token), 0) + token, (host, 0))
 
 
-def packet(host: str, port: int, token: bytes) -> None:
-    """A frame put on the loopback device below everything that knows addresses."""
+def packet(host: str, port: int, token: bytes, source: str, device: str) -> None:
+    """A frame put on a network device, below everything that knows addresses."""
     udp_part = struct.pack("!HHHH", 40000, port, 8 + len(token), 0) + token
-    size = 20 + len(udp_part)
-    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, size, 1, 0, 64, 17, 0, socket.inet_aton(host), socket.inet_aton(host))
+    ends = socket.inet_aton(source) + socket.inet_aton(host)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp_part), 1, 0, 64, 17, 0) + ends
     total = sum(struct.unpack("!10H", head))
     total = (total & 0xFFFF) + (total >> 16)
     head = head[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[12:]
     with open_socket(socket.AF_PACKET, socket.SOCK_RAW) as client:
-        client.sendto(bytes(12) + b"\x08\x00" + head + udp_part, ("lo", 0x0800))
+        client.bind((device, 0x0800))
+        client.send(b"\xff" * 6 + bytes(6) + b"\x08\x00" + head + udp_part)
 
 
 SENDERS: dict[str, Callable[..., None]] = {
@@ -148,7 +150,7 @@ SENDERS: dict[str, Callable[..., None]] = {
 
 
 @act
-def send(how: str, host: str, port: int, token: str, **more: int) -> None:
+def send(how: str, host: str, port: int, token: str, **more: int | str) -> None:
     """Get a token to a listener."""
     SENDERS[how](host, port, token.encode(), **more)
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-for _folder in (REPOSITORY / "demo", Path(__file__).parent):
+for _folder in (REPOSITORY / "demo", REPOSITORY / "tests" / "actors"):
     if str(_folder) not in sys.path:
         sys.path.insert(0, str(_folder))
 
@@ -74,11 +74,13 @@ class Sandbox:
         world: the scratch folders and canaries.
         profile: name of a built-in profile, or of one given to `write_profile`.
         variables: set in the environment of every program, besides those of the world.
+        prefix: words put before every command, such as those that enter a network namespace.
     """
 
     world: World
     profile: str = "default"
     variables: dict[str, str] = field(default_factory=dict)
+    prefix: tuple[str, ...] = ()
 
     def write_profile(self, name: str, text: str) -> Path:
         """Install a profile of the user's under `name`, and use it from now on."""
@@ -91,7 +93,7 @@ class Sandbox:
 
     def control(self, command: Sequence[str | Path], **more: Any) -> Finished:
         """Run a program in the world without mcpguard."""
-        return execute([str(word) for word in command], self.world.project, self._environment(), **more)
+        return execute([*self.prefix, *map(str, command)], self.world.project, self._environment(), **more)
 
     def run(self, command: Sequence[str | Path], *, options: Sequence[str] = (), **more: Any) -> Finished:
         """Run a program in the world under `mcpguard run`, with the project as its workspace."""
@@ -100,7 +102,7 @@ class Sandbox:
 
     def mcpguard(self, *words: str, **more: Any) -> Finished:
         """Run the mcpguard command itself, in the project."""
-        return execute([*mcpguard_command(), *words], self.world.project, self._environment(), **more)
+        return execute([*self.prefix, *mcpguard_command(), *words], self.world.project, self._environment(), **more)
 
     def events(self, session: str | None = None, *filters: str) -> list[Json]:
         """What was recorded for a session, the latest when none is named, oldest first."""

@@ -120,13 +120,13 @@ def perform(
 
 
 @contextmanager
-def duel(profile: str, prepare: Callable[[World], Sequence[Task]], **more: Any) -> Iterator[Duel]:
+def duel(profile: str, prepare: Callable[[World], Sequence[Task]], prefix: tuple[str, ...] = ()) -> Iterator[Duel]:
     """Perform what `prepare` asks for in a free and in a guarded world; `profile` is the YAML of the guarded one."""
     with World.create() as free, World.create() as caged:
         outcomes = []
         for world, guarded in ((free, False), (caged, True)):
             equip(world)
-            sandbox = Sandbox(world)
+            sandbox = Sandbox(world, prefix=prefix)
             sandbox.write_profile("matrix", profile)
-            outcomes.append(perform(sandbox, prepare(world), guarded=guarded, **more)[1])
+            outcomes.append(perform(sandbox, prepare(world), guarded=guarded)[1])
         yield Duel(outcomes[0], outcomes[1], free, caged, Sandbox(caged).events())
