@@ -1,0 +1,214 @@
+"""Profile to policy: absolute, canonical, numbered, digested.
+
+Pure: the file system is only seen through `resolve`. Knows nothing of backends. A rule that cannot be compiled stops
+everything; there is no policy with a rule left out.
+
+Symlinks. The kernel judges an object by its real place, so every rule with a symlink on the way gets that place too. A
+symlink that lies where the agent may write is not followed for what opens (allow, exceptions): the agent could have
+planted it in an earlier session to widen this one. What closes (deny, readonly) always follows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from mcpguard.errors import PolicyError
+from mcpguard.model.access import Access, Effect
+from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
+from mcpguard.model.profile import Profile
+from mcpguard.model.rule import FileRule, NetDirection, NetRule, Origin, SocketRule
+from mcpguard.policy.automaton import Automaton
+from mcpguard.policy.links import Links, ReadLink, read_link
+from mcpguard.policy.network import connect_table, parse_rule
+from mcpguard.policy.patterns import quote
+from mcpguard.policy.places import Places
+
+DEFAULT = Origin("default", "default", 0, "no rule allows it")
+OWN_REASON = "mcpguard protects itself"
+_Key = tuple[Any, ...]
+Ids = Mapping[FileRule | NetRule | SocketRule, int]
+
+
+def compile_policy(
+    profile: Profile,
+    *,
+    user: User,
+    workspace: str,
+    tmp: str,
+    own_paths: Sequence[str] = (),
+    resolve: ReadLink = read_link,
+    audit: bool = False,
+    extra_files: Sequence[FileRule] = (),
+    extra_network: Sequence[NetRule] = (),
+    extra_sockets: Sequence[SocketRule] = (),
+) -> Policy:
+    """Compile a profile for one user and workspace.
+
+    Args:
+        profile: with its parents merged in.
+        workspace, tmp: absolute directories for `{workspace}` and `{tmp}`; their symlinked parents are followed.
+        own_paths: our code, profiles, logs and runtime files: never written by the agent, whatever the profile says.
+        resolve: where a symlink leads, see `links.Links`.
+        audit: let through and record what merely no rule allows.
+        extra_files, extra_network, extra_sockets: rules from the command line.
+
+    Returns:
+        The policy. Rule ids, tables and digest do not depend on the order of the rules.
+
+    Raises:
+        PolicyError: beginning with the place of the rule where one is at fault.
+    """
+    links = Links(resolve)
+    variables = {
+        "home": _directory("home", user.home, links),
+        "workspace": _workspace(workspace, links),
+        "tmp": _directory("tmp", tmp, links),
+    }
+    files = sorted({*profile.files, *extra_files}, key=_file_key)
+    network = sorted({*profile.network, *extra_network}, key=_net_key)
+    sockets = sorted({*profile.sockets, *extra_sockets}, key=_socket_key)
+    own = [_own_rule(path) for path in sorted(set(own_paths))]
+    written: list[FileRule | NetRule | SocketRule] = [*files, *network, *sockets, *own]
+    ids = {rule: number for number, rule in enumerate(written, 1)}
+
+    places = Places(links, variables, files)
+    paths = tuple(sorted({path for rule in (*files, *own) for path in places.paths(rule, ids[rule])}, key=_path_key))
+    policy = Policy(
+        digest="",
+        profile=profile.name,
+        command=profile.command,
+        user=user,
+        workspace=variables["workspace"],
+        tmp=variables["tmp"],
+        rules=(DEFAULT, *(rule.origin for rule in written)),
+        reasons=("", *(rule.because if isinstance(rule, FileRule) else "" for rule in written)),
+        tables=Automaton.build(paths).to_bytes(),
+        paths=paths,
+        connect=_addresses(network, ids, NetDirection.CONNECT),
+        listen=_addresses(network, ids, NetDirection.LISTEN),
+        names=_names(network, ids),
+        sockets=tuple(sorted({e for rule in sockets for e in places.sockets(rule, ids[rule])}, key=_socket_entry_key)),
+        environment_remove=tuple(sorted(set(profile.environment_remove))),
+        environment_keep=tuple(sorted(set(profile.environment_keep))),
+        system=profile.system,
+        audit=audit,
+    )
+    return replace(policy, digest=_digest(policy))
+
+
+def _directory(name: str, path: str, links: Links) -> str:
+    """The real place of a directory that the launcher names."""
+    real = links.follow(path, lambda _: True) if path.startswith("/") and ".." not in path.split("/") else None
+    if real is None:
+        raise PolicyError(
+            f'{{{name}}} is "{path}"',
+            why="it must be an absolute path without .. and without symlinks that go round in circles",
+            do="name a directory that exists",
+            code=f"policy.{name}",
+        )
+    return real
+
+
+def _workspace(path: str, links: Links) -> str:
+    real = _directory("workspace", path, links)
+    if real == "/":
+        raise PolicyError(
+            f"the workspace {path} is the whole file system",
+            why="the agent may write everywhere in its workspace",
+            do="start in a project directory, or name one with -w DIR",
+            code="policy.workspace-root",
+        )
+    link = path.rstrip("/")
+    if links.target(link) is not None:
+        raise PolicyError(
+            f"the workspace {path} is a symlink",
+            why=f"it leads to {real}, and an agent could have planted it in an earlier session",
+            do=f"name the place itself: -w {real}",
+            code="policy.workspace-link",
+        )
+    return real
+
+
+def _own_rule(path: str) -> FileRule:
+    origin = Origin("mcpguard", "mcpguard", 0, f"readonly {path}")
+    return FileRule(Effect.READONLY, Access.WRITE, quote(path), origin, because=OWN_REASON)
+
+
+def _addresses(rules: Sequence[NetRule], ids: Ids, direction: NetDirection) -> tuple[NetEntry, ...]:
+    """Address entries of one direction; checks that they fit the kernel's table."""
+    parsed = {e for rule in rules if rule.direction is direction for e in parse_rule(rule, ids[rule])}
+    entries = sorted((entry for entry in parsed if isinstance(entry, NetEntry)), key=_net_entry_key)
+    connect_table(entries)
+    return tuple(entries)
+
+
+def _names(rules: Sequence[NetRule], ids: Ids) -> tuple[NameEntry, ...]:
+    parsed = {e for rule in rules if rule.direction is NetDirection.CONNECT for e in parse_rule(rule, ids[rule])}
+    return tuple(sorted((entry for entry in parsed if isinstance(entry, NameEntry)), key=_name_entry_key))
+
+
+def _origin_key(origin: Origin) -> _Key:
+    return (origin.profile, origin.file, origin.line, origin.text)
+
+
+def _file_key(rule: FileRule) -> _Key:
+    exceptions = tuple(sorted(rule.exceptions))
+    return (rule.effect, int(rule.access), rule.pattern, exceptions, rule.because, _origin_key(rule.origin))
+
+
+def _net_key(rule: NetRule) -> _Key:
+    return (rule.direction, rule.effect, rule.target, _origin_key(rule.origin))
+
+
+def _socket_key(rule: SocketRule) -> _Key:
+    return (rule.effect, rule.pattern, _origin_key(rule.origin))
+
+
+def _path_key(path: PathRule) -> _Key:
+    return (path.pattern, path.effect, int(path.access), path.exceptions, path.rule)
+
+
+def _net_entry_key(entry: NetEntry) -> _Key:
+    ports = (entry.port_low, entry.port_high, entry.protocols)
+    return (entry.address, entry.prefix, ports, entry.effect, entry.rule)
+
+
+def _name_entry_key(entry: NameEntry) -> _Key:
+    return (entry.pattern, entry.port_low, entry.port_high, entry.protocols, entry.effect, entry.rule)
+
+
+def _socket_entry_key(entry: SocketEntry) -> _Key:
+    return (entry.pattern, entry.effect, entry.rule)
+
+
+def _digest(policy: Policy) -> str:
+    """SHA-256 over what the policy does. Where a rule was written (profile, file, line) and its number do not count."""
+    content = {
+        "profile": policy.profile,
+        "command": policy.command,
+        "user": [policy.user.uid, policy.user.gid, sorted(policy.user.groups), policy.user.name, policy.user.home],
+        "workspace": policy.workspace,
+        "tmp": policy.tmp,
+        "paths": _unique([p.effect, int(p.access), p.pattern, sorted(p.exceptions)] for p in policy.paths),
+        "connect": _unique(_net_content(entry) for entry in policy.connect),
+        "listen": _unique(_net_content(entry) for entry in policy.listen),
+        "names": _unique([e.pattern, e.port_low, e.port_high, e.protocols, e.effect] for e in policy.names),
+        "sockets": _unique([entry.pattern, entry.effect] for entry in policy.sockets),
+        "environment": [policy.environment_remove, policy.environment_keep],
+        "system": asdict(policy.system),
+        "audit": policy.audit,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def _net_content(entry: NetEntry) -> list[object]:
+    return [entry.address.hex(), entry.prefix, entry.port_low, entry.port_high, entry.protocols, entry.effect]
+
+
+def _unique(rows: Iterable[list[object]]) -> list[str]:
+    """Rows as text, sorted, each once."""
+    return sorted({json.dumps(row) for row in rows})

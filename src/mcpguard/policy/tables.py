@@ -1,0 +1,173 @@
+"""The tables of a path automaton: arrays of 32-bit integers, evaluated alike in Python and in the kernel.
+
+Pure: arrays in, bytes out and back. Reading refuses anything that could lead a walk outside the arrays.
+
+Serialised form, version 1: little-endian 32-bit words.
+
+    word 0     MAGIC              word 4    rank count R (rank 0 is the default)
+    word 1     VERSION            word 5    first rank that protects (readonly and deny; below it: allow)
+    word 2     words in total     word 6    factor count F, at most MAX_FACTORS
+    word 3     zero               word 7    zero
+    R words    rule id of each rank
+    F times:
+      5 words  states S, cells C, outputs O, start state, zero
+      S words  base      S words  other      S words  slash      S words  out
+      C words  owner     C words  next
+      O * 4 words        read rank, write rank, execute rank, flags
+
+A walk keeps one state per factor. A path is a sequence of names; before each name every factor takes `s = slash[s]`,
+then for each byte b of the name:
+
+    i = base[s] + b;  s = next[i] if owner[i] == s else other[s]
+
+At the end of a path, for each access the highest rank over the factors decides: rank 0, or a rank from the first
+protecting one upwards, denies; any other allows. `base[s] + 255` is always inside the cells.
+
+Flags: bits 0-2 read, 3-5 write, 6-8 execute: what the factor can answer at this path or below, as NOTHING, ALLOWS,
+PROTECTS bits; bit 9 PROTECTED_BELOW; bit 10 PINNED.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mcpguard.errors import PolicyError
+
+MAGIC = 0x4150474D
+VERSION = 1
+MAX_FACTORS = 16
+NOBODY = 0xFFFFFFFF
+NOTHING, ALLOWS, PROTECTS = 1, 2, 4
+PROTECTED_BELOW = 1 << 9
+PINNED = 1 << 10
+_HEAD = 8
+_FACTOR_HEAD = 5
+Words = Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """One automaton. All members are arrays of 32-bit integers, laid out as in the module's description."""
+
+    start: int
+    base: Words
+    other: Words
+    slash: Words
+    out: Words
+    owner: Words
+    next: Words
+    outputs: Words
+
+    def step(self, state: int, name: bytes) -> int:
+        """The state after `/` and a name."""
+        base, other, owner, following = self.base, self.other, self.owner, self.next
+        state = self.slash[state]
+        for byte in name:
+            cell = base[state] + byte
+            state = following[cell] if owner[cell] == state else other[state]
+        return state
+
+    def output(self, state: int) -> tuple[int, int, int, int]:
+        """(read rank, write rank, execute rank, flags) of a state."""
+        at = self.out[state] * 4
+        outputs = self.outputs
+        return outputs[at], outputs[at + 1], outputs[at + 2], outputs[at + 3]
+
+    def edges(self, state: int) -> Iterator[tuple[int, int]]:
+        """(byte, target) of every byte that does not lead to `other`."""
+        base = self.base[state]
+        for byte, owner in enumerate(self.owner[base : base + 256]):
+            if owner == state:
+                yield byte, self.next[base + byte]
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """All factors with the order of the rules.
+
+    Attributes:
+        rules: rule id of each rank; index 0 is the default's, 0.
+        protect_from: the first rank whose rule is readonly or deny.
+    """
+
+    rules: Words
+    protect_from: int
+    factors: tuple[Factor, ...]
+
+
+def pack(tables: Tables) -> bytes:
+    """Serialise."""
+    words = array("I", [MAGIC, VERSION, 0, 0, len(tables.rules), tables.protect_from, len(tables.factors), 0])
+    words.extend(tables.rules)
+    for factor in tables.factors:
+        words.extend((len(factor.base), len(factor.owner), len(factor.outputs) // 4, factor.start, 0))
+        for part in (factor.base, factor.other, factor.slash, factor.out, factor.owner, factor.next, factor.outputs):
+            words.extend(part)
+    words[2] = len(words)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words.tobytes()
+
+
+def unpack(data: bytes) -> Tables:
+    """Read and check every bound.
+
+    Raises:
+        PolicyError: `policy.tables`; another version, a wrong size, or an index outside its array.
+    """
+    words = _words(data)
+    _require(len(words) >= _HEAD and words[0] == MAGIC, "they do not begin as tables do")
+    _require(words[1] == VERSION, f"they have version {words[1]}, this program reads {VERSION}")
+    _require(words[2] == len(words), f"they promise {words[2]} words and have {len(words)}")
+    ranks, protect_from, count = words[4], words[5], words[6]
+    _require(1 <= protect_from <= ranks <= len(words), "the rule order has no valid bounds")
+    _require(1 <= count <= MAX_FACTORS, f"{count} factors")
+    rules = words[_HEAD : _HEAD + ranks]
+    _require(len(rules) == ranks and rules[0] == 0, "the rule order is cut")
+    at = _HEAD + ranks
+    factors: list[Factor] = []
+    for _ in range(count):
+        factor, at = _read_factor(words, at, ranks)
+        factors.append(factor)
+    _require(at == len(words), "something follows them")
+    return Tables(rules, protect_from, tuple(factors))
+
+
+def _words(data: bytes) -> array[int]:
+    _require(len(data) % 4 == 0, f"{len(data)} bytes are not whole words")
+    words = array("I")
+    words.frombytes(data)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words
+
+
+def _read_factor(words: array[int], at: int, ranks: int) -> tuple[Factor, int]:
+    _require(at + _FACTOR_HEAD <= len(words), "a factor is cut")
+    states, cells, outputs, start, _ = words[at : at + _FACTOR_HEAD]
+    at += _FACTOR_HEAD
+    parts: list[array[int]] = []
+    for size in (states, states, states, states, cells, cells, outputs * 4):
+        _require(0 < size <= len(words) - at, "a factor is cut")
+        parts.append(words[at : at + size])
+        at += size
+    base, other, slash, out, owner, following, values = parts
+    _require(start < states and max(other) < states and max(slash) < states, "a state is outside its factor")
+    _require(max(following) < states, "a transition leaves its factor")
+    _require(max(base) + 255 < cells, "a row leaves its factor")
+    _require(max(out) < outputs, "an output is outside its factor")
+    _require(all(max(values[column::4]) < ranks for column in range(3)), "a rank has no rule")
+    return Factor(start, base, other, slash, out, owner, following, values), at
+
+
+def _require(holds: bool, why: str) -> None:
+    if not holds:
+        raise PolicyError(
+            "the compiled path tables cannot be used",
+            why=why,
+            do="start the session again; if it stays, report a bug",
+            code="policy.tables",
+        )
