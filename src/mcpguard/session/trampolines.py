@@ -1,7 +1,7 @@
 """Rehearsal of the two tiers that hook the kernel itself: can a program of ours refuse an open there?
 
-Loading and attaching prove nothing: without `bpf` in the active LSM list an LSM program attaches and is never called. So
-a canary process must be refused. Needs root; detaches before it returns; touches no process but its own canary.
+Loading and attaching prove nothing: without `bpf` in the active LSM list an LSM program attaches and is never called.
+So a canary process must be refused. Needs root; detaches before it returns; touches no process but its own canary.
 """
 
 from __future__ import annotations
