@@ -1,0 +1,179 @@
+"""Is a refused path call our denial? And did a call succeed that the policy forbids?
+
+The kernel says only `EACCES`. This module finds the object in the host's view, asks the policy, and leaves out what
+plain file permissions refuse anyway. In doubt a refusal is reported: a denial is never lost (docs/events.md lists the
+cases).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from mcpguard.events import permissions
+from mcpguard.events.finding import NOT_STOPPED, QUIET, UNEXPLAINED, Finding, system_rule
+from mcpguard.events.hostpath import Caller, resolve
+from mcpguard.events.judge import Judge, Refusal
+from mcpguard.events.processes import ProcessTable
+from mcpguard.model.access import Access, Verdict
+from mcpguard.model.event import Kind
+from mcpguard.model.policy import Policy
+from mcpguard.model.rule import Origin
+from mcpguard.wire.records import OpenRecord, PathCallRecord
+
+# Errors that a sandbox makes; every other one is the file system's own answer.
+OUR_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV})
+# These have everyday causes (another file system, a busy mount): ours only when the policy says so.
+_EVERYDAY = frozenset({errno.EBUSY, errno.EXDEV})
+_SYSTEM_OPS = frozenset({"mount", "umount", "pivot_root", "chroot"})
+# Landlock has no right for these; outside a read-only mount they reach files that existed at launch too.
+_ATTRIBUTES = frozenset({"chmod", "chown", "utimes", "xattr"})
+_PRIVATE = re.compile(
+    r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<what>environ|auxv|mem|maps|smaps|smaps_rollup|numa_maps|map_files|pagemap|"
+    r"clear_refs|stack|syscall|personality|io|fd|fdinfo|ns|root|cwd|exe)(?:/.*)?"
+)
+
+
+class Attributor:
+    """Judges path calls and opens of one session."""
+
+    def __init__(self, policy: Policy, judge: Judge, processes: ProcessTable) -> None:
+        self._policy = policy
+        self._judge = judge
+        self._processes = processes
+
+    def path_call(self, record: PathCallRecord) -> Finding | None:
+        """The finding of a path call; None: it is not ours to report (plain permissions, a missing file, ...)."""
+        if record.result not in (0, *OUR_ERRORS):
+            return None
+        caller = Caller(record.head.pid, record.head.tid, record.base)
+        path = resolve(record.base, record.path, caller, follow=record.follow)
+        target = None
+        if record.path2 is not None:
+            target = resolve(record.base2 or record.base, record.path2, caller, follow=False)
+        if record.op in _SYSTEM_OPS:
+            return self._system(record, path, target)
+        # Looking at a name (chdir, stat) is judged as reading it.
+        access = record.access or Access.READ
+        refusal = self._judge.refusal(record.op, access, path, target)
+        if record.result == 0:
+            return self._success(record, path, target, refusal)
+        return self._refused(record, access, path, target, refusal)
+
+    def opened(self, record: OpenRecord) -> Finding:
+        """The finding of an open that succeeded."""
+        access = record.access
+        by_name = record.kind not in ("memfd", "other") and record.path.startswith("/")
+        refused = access & ~self._judge.decide(record.path).allowed if by_name else Access.NONE
+        rule = self._origin(self._judge.rule_for(record.path, access)) if by_name else None
+        op = "create" if record.created else "open"
+        detail = None
+        if refused and not self._policy.audit:
+            # A hidden folder shows a stand-in, and the kernel's path cannot tell it from the original.
+            listing = record.kind == "directory" and access == Access.READ
+            detail = "a folder was listed, or the stand-in for it" if listing else _not_stopped(op, record.created)
+        verdict = Verdict.AUDIT if refused else Verdict.ALLOW
+        return Finding(Kind.FILE, op, verdict, (refused or access).word or None, record.path, None, rule, detail)
+
+    def executed(self, path: str) -> Finding:
+        """The finding of a program that was started."""
+        refused = Access.EXECUTE & ~self._judge.decide(path).allowed if path.startswith("/") else Access.NONE
+        rule = self._origin(self._judge.rule_for(path, Access.EXECUTE)) if path.startswith("/") else None
+        detail = _not_stopped("exec", False) if refused and not self._policy.audit else None
+        verdict = Verdict.AUDIT if refused else Verdict.ALLOW
+        return Finding(Kind.EXEC, "exec", verdict, Access.EXECUTE.word, path, None, rule, detail)
+
+    def _system(self, record: PathCallRecord, path: str, target: str | None) -> Finding | None:
+        if record.result == 0:
+            return Finding(Kind.PROCESS, record.op, Verdict.ALLOW, None, path, target)
+        if record.result != errno.EPERM:
+            return None
+        return Finding(Kind.PROCESS, record.op, Verdict.DENY, None, path, target, system_rule(f"no {record.op}"))
+
+    def _success(
+        self, record: PathCallRecord, path: str, target: str | None, refusal: Refusal | None
+    ) -> Finding | None:
+        kind = Kind.EXEC if record.op == "exec" else Kind.FILE
+        if refusal is None:
+            rule = self._origin(self._judge.rule_for(target or path, record.access))
+            return Finding(kind, record.op, Verdict.ALLOW, record.access.word or None, path, target, rule)
+        detail = None if self._policy.audit else _not_stopped(record.op, True)
+        rule = self._origin(refusal.rule)
+        return Finding(kind, record.op, Verdict.AUDIT, refusal.access.word, path, target, rule, detail)
+
+    def _refused(
+        self, record: PathCallRecord, access: Access, path: str, target: str | None, refusal: Refusal | None
+    ) -> Finding | None:
+        private = _PRIVATE.fullmatch(path)
+        kind = Kind.EXEC if record.op == "exec" else Kind.FILE
+        quiet = QUIET if private and private["what"] == "environ" and access == Access.READ else None
+        if refusal is not None:
+            if private and self._is_own(int(private["pid"])):
+                quiet = None
+            detail = _join(quiet, _which_end(refusal, path, target))
+            rule = self._origin(refusal.rule)
+            return Finding(kind, record.op, Verdict.DENY, refusal.access.word, path, target, rule, detail)
+        if private:
+            return self._private(record, access, path, int(private["pid"]), quiet)
+        if record.result in _EVERYDAY or self._plain(record, access, path, target):
+            return None
+        return Finding(kind, record.op, Verdict.DENY, access.word, path, target, None, UNEXPLAINED)
+
+    def _private(
+        self, record: PathCallRecord, access: Access, path: str, pid: int, quiet: str | None
+    ) -> Finding | None:
+        """Memory, environment and descriptors of a process: the kernel refuses foreign ones to a Landlock domain."""
+        if self._is_own(pid) or self._is_other_user(pid):
+            return None
+        rule = system_rule("no look into processes outside")
+        detail = _join(quiet, "as ps does for every process" if quiet else None)
+        return Finding(Kind.FILE, record.op, Verdict.DENY, access.word, path, None, rule, detail)
+
+    def _plain(self, record: PathCallRecord, access: Access, path: str, target: str | None) -> bool:
+        user = self._policy.user
+        if record.op == "link" and target is not None:
+            explained = permissions.explain_link_source(path, user)
+            return explained or permissions.explain("link", Access.WRITE, target, record.result, user)
+        if permissions.explain(record.op, access, path, record.result, user):
+            return True
+        return target is not None and permissions.explain(
+            _second(record.op, target), access, target, record.result, user
+        )
+
+    def _is_own(self, pid: int) -> bool:
+        return pid in self._processes
+
+    def _is_other_user(self, pid: int) -> bool:
+        """False too when it has ended: then it cannot be told, and the refusal is reported."""
+        try:
+            return Path(f"/proc/{pid}").stat().st_uid != self._policy.user.uid
+        except OSError:
+            return False
+
+    def _origin(self, rule: int | None) -> Origin | None:
+        return None if rule is None else self._policy.rules[rule]
+
+
+def _second(op: str, target: str) -> str:
+    """The new name of a rename is made when it is free, and replaced when it is not."""
+    return op if os.path.lexists(target) else "create"
+
+
+def _which_end(refusal: Refusal, path: str, target: str | None) -> str | None:
+    if refusal.widens:
+        return "the new name would open the file wider"
+    if refusal.below:
+        return "a protected path lies below it"
+    return f"decided by {refusal.path}" if target is not None and refusal.path != path else None
+
+
+def _not_stopped(op: str, new: bool) -> str:
+    if op in _ATTRIBUTES:
+        return f"{NOT_STOPPED}: this tier does not control {op} everywhere"
+    return f"{NOT_STOPPED}: it did not exist at launch" if new else NOT_STOPPED
+
+
+def _join(*parts: str | None) -> str | None:
+    return ": ".join(part for part in parts if part) or None

@@ -1,0 +1,42 @@
+"""What a judged record amounts to, before it is put into an event with its process and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event, Kind
+from mcpguard.model.rule import Origin
+
+# Details that begin so are ordinary habits of honest programs: on record, left out of summaries.
+QUIET = "quiet"
+# Details that begin so name an act that this tier let through although the policy forbids it.
+NOT_STOPPED = "not stopped"
+UNEXPLAINED = "the sandbox refused it"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Verdict, object and deciding rule of one record; the fields mean what they mean in `Event`."""
+
+    kind: Kind
+    op: str
+    verdict: Verdict
+    access: str | None = None
+    path: str | None = None
+    target: str | None = None
+    rule: Origin | None = None
+    detail: str | None = None
+
+
+def system_rule(text: str) -> Origin:
+    """The rule shown for what mcpguard refuses in every profile."""
+    return Origin("mcpguard", "builtin", 0, f"system: {text}")
+
+
+def is_quiet(event: Event) -> bool:
+    return event.detail is not None and event.detail.startswith(QUIET)
+
+
+def is_not_stopped(event: Event) -> bool:
+    return event.detail is not None and event.detail.startswith(NOT_STOPPED)

@@ -1,0 +1,107 @@
+"""The loop between the kernel's rings and the recorder, in a thread of the `run` process.
+
+Drains until told to stop, then once more. Nothing here may end or hold up the guarded run: a failure is counted and
+told at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from mcpguard.events.recorder import Recorder
+from mcpguard.wire.records import Record
+
+WAKE_MS = 250
+# The last drain and its writes; the store itself waits a second at most for another writer.
+STOP_TIMEOUT_S = 10.0
+UNREADABLE = "records that could not be read"
+FAILED = "records that could not be judged"
+
+
+class Ring(Protocol):
+    """A ring buffer that can be waited for."""
+
+    def fileno(self) -> int: ...
+
+    def drain(self) -> list[bytes]:
+        """All records that are in it now, oldest first."""
+        ...
+
+
+class Pump:
+    """Moves records from rings to a recorder until `stop`.
+
+    Attributes:
+        failure: the first unexpected error; None when all went well.
+    """
+
+    def __init__(self, rings: Mapping[str, Ring], decode: Callable[[bytes], Record], recorder: Recorder) -> None:
+        """
+        Args:
+            rings: name -> ring. Name the ring of denials first: what is in it is drained before the activity that
+                explains it, so a process is known by the time its denial is judged.
+            decode: makes a record of the bytes of one; raises ValueError for bytes that are none.
+        """
+        self.failure: Exception | None = None
+        self._rings = dict(rings)
+        self._decode = decode
+        self._recorder = recorder
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="mcpguard-events", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> bool:
+        """Drain once more, write all, end the thread. False: it did not end in time and was left behind."""
+        os.eventfd_write(self._stop, 1)
+        self._thread.join(STOP_TIMEOUT_S)
+        if self._thread.is_alive():
+            return False
+        os.close(self._stop)
+        return True
+
+    def _run(self) -> None:
+        poll = select.poll()
+        for descriptor in (self._stop, *(ring.fileno() for ring in self._rings.values())):
+            poll.register(descriptor, select.POLLIN)
+        stopping = False
+        while not stopping:
+            ready = poll.poll(WAKE_MS)
+            stopping = any(descriptor == self._stop for descriptor, _ in ready)
+            self._guard(self._step)
+        self._guard(self._recorder.finish)
+
+    def _step(self) -> None:
+        records: list[Record] = []
+        lost: dict[str, int] = {}
+        for name, ring in self._rings.items():
+            for raw in ring.drain():
+                try:
+                    record = self._decode(raw)
+                except ValueError:
+                    lost[UNREADABLE] = lost.get(UNREADABLE, 0) + 1
+                    continue
+                if record.head.lost_before:
+                    lost[name] = lost.get(name, 0) + record.head.lost_before
+                records.append(record)
+        records.sort(key=lambda record: record.head.when_ns)
+        if not records and not lost:
+            self._recorder.tick()
+            return
+        try:
+            self._recorder.feed(records, lost)
+        except Exception:
+            self._recorder.lost(FAILED, len(records))
+            raise
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Run a step; an unexpected error is kept for the end, because a dead pump would lose everything after it."""
+        try:
+            step()
+        except Exception as error:
+            self.failure = self.failure or error

@@ -1,0 +1,197 @@
+"""Records of one session into the event store, in batches and within bounded memory.
+
+Denials are written at once per batch; opens and traffic are summed up per interval. What cannot be stored is counted,
+never waited for: a broken or full store neither stops nor slows the guarded run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mcpguard.errors import StoreError
+from mcpguard.events.clock import Clock
+from mcpguard.events.finding import is_not_stopped, is_quiet
+from mcpguard.events.processes import Process
+from mcpguard.events.store import Store
+from mcpguard.events.tally import Quiet, Repeats, Sums
+from mcpguard.events.translate import Translator
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event, Kind
+from mcpguard.model.policy import Policy
+from mcpguard.wire.records import ExitRecord, Record
+
+INTERVAL_NS = 1_000_000_000
+# A program that looks at every process once (`ps`) is done long before; one that goes on looking shows up meanwhile.
+QUIET_INTERVAL_NS = 5 * INTERVAL_NS
+# An event in memory is about 600 bytes: these bounds keep the recorder below some 30 MB.
+MAX_SUMS = 10_000
+MAX_WAITING = 10_000
+RING = "records that the kernel's ring had no room for"
+STORE = "events that the store did not take"
+
+
+@dataclass(slots=True)
+class Counters:
+    """What did not become an event of its own.
+
+    Attributes:
+        plain: refusals that ordinary permissions explain.
+        lost: records that never arrived (dropped by the kernel's rings, or unreadable).
+        unsaved: events that could not be stored.
+    """
+
+    plain: int = 0
+    lost: int = 0
+    unsaved: int = 0
+
+
+class Recorder:
+    """Takes records, keeps the store up to date. One thread at a time.
+
+    Attributes:
+        counters: what did not become an event of its own.
+        failure: the last StoreError; None when every write went well.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        session_id: str,
+        policy: Policy,
+        first_process: Process,
+        clock: Clock | None = None,
+        *,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            first_process: what the launcher started; the root of every chain of parents.
+            names: address -> host name; may change while the session runs.
+        """
+        self.counters = Counters()
+        self.failure: StoreError | None = None
+        self._store = store
+        self._session = session_id
+        self._clock = clock or Clock()
+        self._translator = Translator(
+            session_id, policy, first_process, {} if names is None else names, self._clock.epoch_of
+        )
+        self._urgent = Repeats(INTERVAL_NS)
+        self._quiet = Quiet(QUIET_INTERVAL_NS)
+        self._sums = Sums()
+        self._losses: dict[str, int] = {}
+        self._waiting_denials: list[Event] = []
+        self._waiting: list[Event] = []
+        self._due_ns = self._clock.monotonic_ns() + INTERVAL_NS
+        self._retry_ns = 0
+
+    def feed(self, records: Sequence[Record], lost: Mapping[str, int] | None = None) -> None:
+        """Take a batch, in the order of time.
+
+        Args:
+            lost: name of a ring -> records that it dropped meanwhile; None: they are summed up from the records.
+        """
+        now_ns = self._clock.monotonic_ns()
+        for record in records:
+            self._take(record, now_ns)
+        if lost is None:
+            lost = {RING: sum(record.head.lost_before for record in records)}
+        for source, count in lost.items():
+            self.lost(source, count)
+        self._waiting_denials += self._urgent.take_new()
+        if self._waiting_denials:
+            self._write(now_ns)
+        self.tick()
+
+    def tick(self) -> None:
+        """Write what is due; call it at least once a second while nothing comes."""
+        now_ns = self._clock.monotonic_ns()
+        if now_ns >= self._due_ns:
+            self._due_ns = now_ns + INTERVAL_NS
+            self._flush(now_ns, everything=False)
+
+    def lost(self, source: str, count: int) -> None:
+        """Note records that never arrived."""
+        if count > 0:
+            self.counters.lost += count
+            self._losses[source] = self._losses.get(source, 0) + count
+
+    def finish(self) -> None:
+        """Write all that is left; what cannot be written now is counted as unsaved."""
+        self._retry_ns = 0
+        self._flush(self._clock.monotonic_ns(), everything=True)
+        for waiting in (self._waiting_denials, self._waiting):
+            self._drop(waiting, len(waiting))
+
+    @property
+    def warning(self) -> str | None:
+        """One line for the end of the run when events were not stored; None: all of them were."""
+        if self.counters.unsaved == 0:
+            return None
+        why = self.failure.why if self.failure else "unknown"
+        return f"{self.counters.unsaved} events could not be stored: {why}"
+
+    def _take(self, record: Record, now_ns: int) -> None:
+        event = self._translator.event(record)
+        if event is None:
+            self.counters.plain += 1
+        elif is_quiet(event):
+            self._quiet.add(event, now_ns)
+        elif event.verdict is Verdict.DENY or is_not_stopped(event):
+            self._urgent.add(_same(event), event, now_ns)
+        elif event.kind in (Kind.FILE, Kind.NET, Kind.UNIX):
+            self._sums.add(_same(event), event)
+        else:
+            self._waiting.append(event)
+        if isinstance(record, ExitRecord):
+            self._waiting_denials += self._quiet.take_process(record.head.pid)
+        if max(len(self._quiet), len(self._urgent), len(self._sums), len(self._waiting)) >= MAX_SUMS:
+            self._flush(now_ns, everything=True)
+
+    def _flush(self, now_ns: int, *, everything: bool) -> None:
+        self._waiting_denials += self._urgent.take_new()
+        self._waiting_denials += self._urgent.take_due(now_ns, everything=everything)
+        self._waiting_denials += self._quiet.take_due(now_ns, everything=everything)
+        self._waiting += self._sums.take()
+        self._waiting += self._take_losses()
+        self._write(now_ns)
+
+    def _take_losses(self) -> list[Event]:
+        events = [
+            Event(
+                *(self._clock.epoch_ns(), self._session, Kind.LOSS, "lost", Verdict.ALLOW), count=count, detail=source
+            )
+            for source, count in self._losses.items()
+        ]
+        self._losses.clear()
+        return events
+
+    def _write(self, now_ns: int) -> None:
+        if now_ns >= self._retry_ns:
+            try:
+                # Denials first: when the disk fills between the two, they are in.
+                for waiting in (self._waiting_denials, self._waiting):
+                    self._store.add(self._session, waiting)
+                    waiting.clear()
+            except StoreError as error:
+                self.failure = error
+                self._retry_ns = now_ns + INTERVAL_NS
+        for waiting in (self._waiting_denials, self._waiting):
+            self._drop(waiting, len(waiting) - MAX_WAITING)
+
+    def _drop(self, waiting: list[Event], excess: int) -> None:
+        """Give up the newest: the oldest of a storm tell how it began."""
+        if excess > 0:
+            dropped = sum(event.count for event in waiting[-excess:])
+            del waiting[-excess:]
+            self.counters.unsaved += dropped
+            self._losses[STORE] = self._losses.get(STORE, 0) + dropped
+
+
+def _same(event: Event) -> tuple[Hashable, ...]:
+    """What makes two events one with a count."""
+    return (
+        *(event.pid, event.kind, event.op, event.verdict, event.access, event.path, event.target),
+        *(event.address, event.port, event.protocol, event.errno, event.exe),
+    )

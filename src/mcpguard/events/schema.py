@@ -1,0 +1,161 @@
+"""The event store's tables, and events as their rows.
+
+Pure: no connection is opened here. A change of TABLES needs a new VERSION and a step in MIGRATIONS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from mcpguard.model.access import Verdict
+from mcpguard.model.coverage import Coverage, Strength
+from mcpguard.model.event import Event, Kind
+from mcpguard.model.rule import Origin
+
+VERSION = 1
+# "mcpg": tells our file from any other SQLite database at that place.
+APPLICATION_ID = 0x6D637067
+
+TABLES = """
+CREATE TABLE sessions (
+  n INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,
+  profile TEXT NOT NULL,
+  digest TEXT NOT NULL,
+  workspace TEXT NOT NULL,
+  command TEXT NOT NULL,
+  tier TEXT NOT NULL,
+  coverage TEXT NOT NULL,
+  started_ns INTEGER NOT NULL,
+  ended_ns INTEGER,
+  exit_code INTEGER,
+  unsaved INTEGER NOT NULL DEFAULT 0,
+  supervisor_pid INTEGER NOT NULL,
+  supervisor_start INTEGER NOT NULL,
+  supervisor_boot TEXT NOT NULL
+);
+CREATE TABLE rules (
+  session INTEGER NOT NULL REFERENCES sessions(n),
+  n INTEGER NOT NULL,
+  profile TEXT NOT NULL,
+  file TEXT NOT NULL,
+  line INTEGER NOT NULL,
+  text TEXT NOT NULL,
+  because TEXT NOT NULL,
+  PRIMARY KEY (session, n)
+) WITHOUT ROWID;
+CREATE TABLE events (
+  session INTEGER NOT NULL REFERENCES sessions(n),
+  seq INTEGER NOT NULL,
+  time_ns INTEGER NOT NULL,
+  kind TEXT NOT NULL,
+  op TEXT NOT NULL,
+  verdict TEXT NOT NULL,
+  access TEXT,
+  path TEXT,
+  target TEXT,
+  host TEXT,
+  address TEXT,
+  port INTEGER,
+  protocol TEXT,
+  pid INTEGER,
+  ppid INTEGER,
+  exe TEXT,
+  comm TEXT,
+  argv TEXT,
+  rule INTEGER,
+  count INTEGER NOT NULL,
+  errno TEXT,
+  detail TEXT,
+  PRIMARY KEY (session, seq)
+) WITHOUT ROWID;
+CREATE INDEX events_by_verdict ON events (session, verdict, seq);
+CREATE INDEX events_by_kind ON events (session, kind, seq);
+"""
+
+EVENT_COLUMNS = [
+    "session",
+    "seq",
+    "time_ns",
+    "kind",
+    "op",
+    "verdict",
+    "access",
+    "path",
+    "target",
+    "host",
+    "address",
+    "port",
+    "protocol",
+    "pid",
+    "ppid",
+    "exe",
+    "comm",
+    "argv",
+    "rule",
+    "count",
+    "errno",
+    "detail",
+]
+INSERT_EVENT = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
+# Rules come with their event: a reader that follows a session needs no copy that could be stale.
+SELECT_EVENT = (
+    f"SELECT {', '.join('e.' + column for column in EVENT_COLUMNS)}, r.profile, r.file, r.line, r.text "
+    "FROM events e LEFT JOIN rules r ON r.session = e.session AND r.n = e.rule"
+)
+
+Row = Sequence[Any]
+
+
+def clean(text: str) -> str:
+    """Text that every database and JSON reader takes: bytes that were no UTF-8 become `\\xNN`."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _clean(text: str | None) -> str | None:
+    return None if text is None else clean(text)
+
+
+def event_row(event: Event, session: int, seq: int, rule: int | None) -> Row:
+    """The values of EVENT_COLUMNS for one event."""
+    argv = None if event.argv is None else json.dumps([clean(word) for word in event.argv], ensure_ascii=False)
+    return (
+        *(session, seq, event.time_ns, event.kind.value, event.op, event.verdict.value, event.access),
+        *(_clean(event.path), _clean(event.target), _clean(event.host), event.address, event.port, event.protocol),
+        *(event.pid, event.ppid, _clean(event.exe), _clean(event.comm), argv, rule, event.count),
+        *(event.errno, _clean(event.detail)),
+    )
+
+
+def event_of(row: Row, session: str) -> Event:
+    """The event of one row of SELECT_EVENT."""
+    fields = dict(zip(EVENT_COLUMNS, row, strict=False))
+    profile, file, line, text = row[len(EVENT_COLUMNS) :]
+    fields["session"] = session
+    fields["kind"] = Kind(fields["kind"])
+    fields["verdict"] = Verdict(fields["verdict"])
+    fields["argv"] = None if fields["argv"] is None else tuple(json.loads(fields["argv"]))
+    fields["rule"] = None if fields["rule"] is None else Origin(profile, file, line, text)
+    return Event(**fields)
+
+
+def coverage_text(coverage: Sequence[Coverage]) -> str:
+    """Coverage as the JSON that the sessions table keeps."""
+    return json.dumps(
+        [
+            {"kind": c.kind, "strength": c.strength.value, "by": c.by, "gaps": list(c.gaps), "fix": c.fix}
+            for c in coverage
+        ],
+        ensure_ascii=False,
+    )
+
+
+def coverage_of(text: str) -> tuple[Coverage, ...]:
+    """The reverse of `coverage_text`."""
+    return tuple(
+        Coverage(c["kind"], Strength(c["strength"]), c["by"], tuple(c["gaps"]), c["fix"]) for c in json.loads(text)
+    )

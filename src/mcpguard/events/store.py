@@ -1,0 +1,247 @@
+"""The event store: one SQLite file per user, written by `run`, read by `log`, `watch` and `sessions` at the same time.
+
+Holds sessions, their rules and their events. A broken file is moved aside and named in `Store.note`, never deleted; a
+file of a newer mcpguard is refused. Every failure is a StoreError; who writes decides what a lost event means.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mcpguard.errors import StoreError
+from mcpguard.events import schema
+from mcpguard.events.database import connect, default_path, store_error
+from mcpguard.events.sessions import Session, Supervisor, new_id
+from mcpguard.model.coverage import Coverage
+from mcpguard.model.event import Event
+from mcpguard.model.policy import Policy
+from mcpguard.model.rule import Origin
+
+_SESSION_COLUMNS = (
+    "id, profile, digest, workspace, command, tier, coverage, started_ns, supervisor_pid, supervisor_start, "
+    "supervisor_boot, ended_ns, exit_code, unsaved"
+)
+
+
+class Store:
+    """An open event store. May be used from several threads; one statement runs at a time.
+
+    Attributes:
+        path: the database file.
+        note: what a person must be told about the opening, such as a broken file that was moved aside; None: nothing.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, note: str | None) -> None:
+        self.path = path
+        self.note = note
+        self._connection = connection
+        self._lock = threading.RLock()
+        self._rules: dict[str, dict[Origin, int]] = {}
+
+    @classmethod
+    def open(cls, path: Path | None = None, *, create: bool = True) -> Store:
+        """Open the store for reading and writing.
+
+        Args:
+            path: the database file; None: `default_path()`.
+            create: make it when it is missing.
+
+        Raises:
+            StoreError: missing and `create` is False (`store.empty`), written by a newer mcpguard (`store.newer`),
+                somebody else's (`store.not-ours`), or it cannot be opened (`store.unusable`).
+        """
+        path = path or default_path()
+        if not create and not path.exists():
+            raise StoreError(
+                "nothing is on record yet",
+                why=f"there is no event store at {path}",
+                do="run an agent first: mcpguard run AGENT",
+                code="store.empty",
+            )
+        connection, note = connect(path)
+        return cls(path, connection, note)
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def start_session(
+        self,
+        policy: Policy,
+        *,
+        command: Sequence[str],
+        tier: str,
+        coverage: Sequence[Coverage],
+        now_ns: int,
+        supervisor: Supervisor | None = None,
+    ) -> str:
+        """Begin a session and store the policy's rules; returns its id.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        who = supervisor or Supervisor.current()
+        session = new_id(now_ns)
+        values = (
+            *(session, policy.profile, policy.digest, schema.clean(policy.workspace)),
+            *(json.dumps([schema.clean(word) for word in command]), tier, schema.coverage_text(coverage), now_ns),
+            *(who.pid, who.start, who.boot, None, None, 0),
+        )
+        with self._write() as connection:
+            marks = ", ".join("?" * len(values))
+            connection.execute(f"INSERT INTO sessions ({_SESSION_COLUMNS}) VALUES ({marks})", values)
+            self._rules[session] = {}
+            for origin, because in zip(policy.rules, policy.reasons, strict=True):
+                self._add_rule(session, origin, because)
+        return session
+
+    def add(self, session: str, events: Sequence[Event]) -> None:
+        """Store events in one transaction: all of them or none. Events with seq 0 are numbered in their order.
+
+        Raises:
+            StoreError: nothing of this batch was stored.
+        """
+        if not events:
+            return
+        known = dict(self._rules.get(session, {}))
+        try:
+            with self._write() as connection:
+                number = self.number(session)
+                seq = self.last_seq(number)
+                rows = []
+                for event in events:
+                    seq = event.seq or seq + 1
+                    rule = None if event.rule is None else self._rule_number(session, event.rule)
+                    rows.append(schema.event_row(event, number, seq, rule))
+                connection.executemany(schema.INSERT_EVENT, rows)
+        except StoreError:
+            self._rules[session] = known
+            raise
+
+    def end_session(self, session: str, *, exit_code: int, now_ns: int, unsaved: int = 0) -> None:
+        """Mark a session as ended in order.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with self._write() as connection:
+            connection.execute(
+                "UPDATE sessions SET ended_ns = ?, exit_code = ?, unsaved = ? WHERE id = ?",
+                (now_ns, exit_code, unsaved, session),
+            )
+
+    def sessions(self) -> list[Session]:
+        """All sessions, newest first."""
+        rows = self.read(f"SELECT {_SESSION_COLUMNS} FROM sessions ORDER BY started_ns DESC, n DESC")
+        return [_session_of(row) for row in rows]
+
+    def session(self, text: str | None = None) -> Session:
+        """The session with this id or unambiguous beginning of one; None: the latest.
+
+        Raises:
+            StoreError: there is none (`store.no-session`), or several begin so (`store.ambiguous-session`).
+        """
+        found = [s for s in self.sessions() if text is None or s.id.startswith(text)]
+        exact = [s for s in found if s.id == text]
+        if text is None or exact or len(found) == 1:
+            if found:
+                return (exact or found)[0]
+        elif found:
+            raise StoreError(
+                f"{len(found)} sessions begin with {text}",
+                why="the first two are " + " and ".join(s.id for s in found[:2]),
+                do="give more of the id",
+                code="store.ambiguous-session",
+            )
+        raise StoreError(
+            f"there is no session {text}" if text else "no session is on record yet",
+            why=f"{self.path} does not hold it",
+            do="list them: mcpguard sessions" if text else "run an agent first: mcpguard run AGENT",
+            code="store.no-session",
+        )
+
+    def number(self, session: str) -> int:
+        """The row number of a session, the key of its events."""
+        rows = self.read("SELECT n FROM sessions WHERE id = ?", (session,))
+        if not rows:
+            raise StoreError(
+                f"there is no session {session}",
+                why=f"{self.path} does not hold it",
+                do="list them: mcpguard sessions",
+                code="store.no-session",
+            )
+        return int(rows[0][0])
+
+    def last_seq(self, number: int) -> int:
+        """The highest event number of a session; 0 when it has none."""
+        return int(self.read("SELECT COALESCE(MAX(seq), 0) FROM events WHERE session = ?", (number,))[0][0])
+
+    def read(self, statement: str, values: Sequence[object] = ()) -> list[schema.Row]:
+        """Rows of a query, read at once so that no reader holds back the writer.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        try:
+            with self._lock:
+                return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise store_error(error, self.path) from error
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException as error:
+                with suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise store_error(error, self.path) from error
+                raise
+
+    def _rule_number(self, session: str, origin: Origin) -> int:
+        if session not in self._rules:
+            rows = self.read(
+                "SELECT n, profile, file, line, text FROM rules WHERE session = ?", (self.number(session),)
+            )
+            self._rules[session] = {Origin(*row[1:]): row[0] for row in rows}
+        known = self._rules[session].get(origin)
+        return self._add_rule(session, origin, "") if known is None else known
+
+    def _add_rule(self, session: str, origin: Origin, because: str) -> int:
+        known = self._rules[session]
+        if origin not in known:
+            known[origin] = len(known)
+            self._connection.execute(
+                "INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(self.number(session), known[origin], origin.profile, schema.clean(origin.file), origin.line),
+                    *(schema.clean(origin.text), schema.clean(because)),
+                ),
+            )
+        return known[origin]
+
+
+def _session_of(row: schema.Row) -> Session:
+    (id_, profile, digest, workspace, command, tier, coverage, started, pid, start, boot, ended, code, unsaved) = row
+    return Session(
+        *(id_, profile, digest, workspace, tuple(json.loads(command)), tier, schema.coverage_of(coverage), started),
+        supervisor=Supervisor(pid, start, boot),
+        ended_ns=ended,
+        exit_code=code,
+        unsaved=unsaved,
+    )

@@ -1,0 +1,102 @@
+"""Equal events summed up within bounds, so that a storm of them costs one row each interval and little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
+
+from mcpguard.model.event import Event
+
+
+class Sums:
+    """Events that are written once per interval, with their count."""
+
+    def __init__(self) -> None:
+        self._events: dict[Hashable, tuple[Event, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def add(self, key: Hashable, event: Event) -> None:
+        first, count = self._events.get(key, (event, 0))
+        self._events[key] = (first, count + event.count)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._events
+
+    def take(self, keys: Iterable[Hashable] | None = None) -> list[Event]:
+        """The sums of these keys (None: all, in the order of their first sight); they begin again."""
+        chosen = list(self._events) if keys is None else [key for key in keys if key in self._events]
+        return [replace(event, count=count) for event, count in map(self._events.pop, chosen)]
+
+
+class Repeats:
+    """Events whose first one is written at once, and equal ones within an interval as a sum at its end."""
+
+    def __init__(self, interval_ns: int) -> None:
+        self._interval_ns = interval_ns
+        self._since: dict[Hashable, int] = {}
+        self._new = Sums()
+        self._again = Sums()
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def add(self, key: Hashable, event: Event, now_ns: int) -> None:
+        fresh = key not in self._since
+        if fresh:
+            self._since[key] = now_ns
+        # The first of this interval has not been taken yet when its key is still among the new ones.
+        (self._new if fresh or key in self._new else self._again).add(key, event)
+
+    def take_new(self) -> list[Event]:
+        """First ones since the last call, with the equal ones that came along."""
+        return self._new.take()
+
+    def take_due(self, now_ns: int, *, everything: bool = False) -> list[Event]:
+        """Sums whose interval is over; their keys count as first ones again."""
+        due = [key for key, since in self._since.items() if everything or now_ns - since >= self._interval_ns]
+        for key in due:
+            del self._since[key]
+        return self._again.take(due)
+
+
+class Quiet:
+    """Ordinary habits, one event per process and kind of act: written when the process ends or the interval is over."""
+
+    def __init__(self, interval_ns: int) -> None:
+        self._interval_ns = interval_ns
+        self._held: dict[tuple[int | None, str, str], tuple[Event, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, event: Event, now_ns: int) -> None:
+        key = (event.pid, event.kind.value, event.op)
+        held, since = self._held.get(key, (None, now_ns))
+        if held is not None:
+            event = replace(held, count=held.count + event.count, path=_common(held.path, event.path))
+        self._held[key] = (event, since)
+
+    def take_process(self, pid: int) -> list[Event]:
+        """What one process did; it has ended."""
+        return self._take([key for key in self._held if key[0] == pid])
+
+    def take_due(self, now_ns: int, *, everything: bool = False) -> list[Event]:
+        """What has been held for the interval."""
+        return self._take(
+            [key for key, (_, since) in self._held.items() if everything or now_ns - since >= self._interval_ns]
+        )
+
+    def _take(self, keys: list[tuple[int | None, str, str]]) -> list[Event]:
+        return [event for event, _ in map(self._held.pop, keys)]
+
+
+def _common(first: str | None, second: str | None) -> str | None:
+    """`/proc/*/environ` for /proc/12/environ and /proc/13/environ."""
+    if first is None or second is None or first == second:
+        return first
+    left, right = first.split("/"), second.split("/")
+    if len(left) != len(right):
+        return first
+    return "/".join(a if a == b else "*" for a, b in zip(left, right, strict=True))

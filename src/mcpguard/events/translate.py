@@ -1,0 +1,153 @@
+"""Records to events, one by one: who, what, which verdict, which rule.
+
+Keeps the process table; stores, counts and sums up nothing (`recorder` does).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from mcpguard.events.attribute import Attributor
+from mcpguard.events.calls import judge_call
+from mcpguard.events.finding import Finding
+from mcpguard.events.judge import Judge
+from mcpguard.events.processes import Process, ProcessTable
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event, Kind
+from mcpguard.model.policy import Policy
+from mcpguard.model.rule import Origin
+from mcpguard.policy.automaton import Automaton
+from mcpguard.wire.records import (
+    CallRecord,
+    ExecRecord,
+    ExitRecord,
+    ForkRecord,
+    Head,
+    NetRecord,
+    OpenRecord,
+    PathCallRecord,
+    Record,
+    UnixRecord,
+)
+
+
+class Translator:
+    """Turns the records of one session into events.
+
+    Attributes:
+        processes: who was who.
+    """
+
+    def __init__(
+        self,
+        session: str,
+        policy: Policy,
+        first: Process,
+        names: Mapping[str, str],
+        epoch_ns: Callable[[int], int],
+    ) -> None:
+        """
+        Args:
+            names: address -> host name, kept up to date by whoever resolves names.
+            epoch_ns: CLOCK_MONOTONIC nanoseconds to nanoseconds since the Unix epoch.
+        """
+        self.processes = ProcessTable(first)
+        self._session = session
+        self._policy = policy
+        self._names = names
+        self._epoch_ns = epoch_ns
+        judge = Judge(Automaton.from_bytes(policy.tables), policy.paths)
+        self._attributor = Attributor(policy, judge, self.processes)
+
+    def event(self, record: Record) -> Event | None:
+        """The event of a record; None: the kernel refused by ordinary permissions or for an ordinary reason."""
+        match record:
+            case ForkRecord():
+                return self._fork(record)
+            case ExecRecord():
+                return self._exec(record)
+            case ExitRecord():
+                return self._exit(record)
+            case OpenRecord():
+                return replace(self._event(record.head, self._attributor.opened(record)), count=record.count)
+            case PathCallRecord():
+                finding = self._attributor.path_call(record)
+                return self._event(record.head, finding, record.result) if finding else None
+            case CallRecord():
+                finding = judge_call(record, self.processes, self._policy.user.uid)
+                return self._event(record.head, finding, record.result) if finding else None
+            case NetRecord():
+                return self._net(record)
+            case UnixRecord():
+                return self._unix(record)
+
+    def _fork(self, record: ForkRecord) -> Event:
+        return self._process(record.head, self.processes.forked(record), "fork")
+
+    def _exec(self, record: ExecRecord) -> Event:
+        self.processes.executed(record)
+        event = replace(self._event(record.head, self._attributor.executed(record.exe)), argv=record.argv)
+        return replace(event, detail=event.detail or "more arguments than are kept") if record.argv_cut else event
+
+    def _exit(self, record: ExitRecord) -> Event:
+        process = self.processes.exited(record)
+        number = record.code & 0x7F
+        return self._process(
+            record.head, process, "exit", f"signal {number}" if number else f"status {record.code >> 8 & 0xFF}"
+        )
+
+    def _process(self, head: Head, process: Process, op: str, detail: str | None = None) -> Event:
+        """An event about a process itself; after a fork that is the child, while `head` is the parent's."""
+        event = self._event(head, Finding(Kind.PROCESS, op, Verdict.ALLOW, detail=detail))
+        return replace(event, pid=process.pid, ppid=process.ppid, comm=process.comm or None, exe=process.exe or None)
+
+    def _net(self, record: NetRecord) -> Event:
+        rule = self._rule(record.rule, record.verdict)
+        finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=record.detail or None)
+        return replace(
+            self._event(record.head, finding),
+            host=self._names.get(record.address),
+            address=record.address or None,
+            port=record.port or None,
+            protocol=record.protocol or None,
+            count=record.count,
+        )
+
+    def _unix(self, record: UnixRecord) -> Event:
+        rule = self._rule(record.rule, record.verdict)
+        finding = Finding(
+            Kind.UNIX, record.op, record.verdict, path=record.path, rule=rule, detail=record.detail or None
+        )
+        return self._event(record.head, finding)
+
+    def _rule(self, number: int, verdict: Verdict) -> Origin | None:
+        """The kernel's rule; number 0 of something allowed (a listener of the tree itself) stands for no rule."""
+        return None if number == 0 and verdict is Verdict.ALLOW else self._policy.rules[number]
+
+    def _event(self, head: Head, finding: Finding, error: int = 0) -> Event:
+        process = self.processes.seen(head)
+        return Event(
+            time_ns=self._epoch_ns(head.when_ns),
+            session=self._session,
+            kind=finding.kind,
+            op=finding.op,
+            verdict=finding.verdict,
+            access=finding.access,
+            path=finding.path,
+            target=finding.target,
+            pid=head.pid,
+            ppid=process.ppid or head.ppid or None,
+            exe=process.exe or None,
+            comm=head.comm or process.comm or None,
+            rule=finding.rule,
+            errno=errno.errorcode.get(error, str(error)) if error else None,
+            detail=finding.detail if finding.verdict is Verdict.ALLOW else self._with_chain(finding.detail, head.pid),
+        )
+
+    def _with_chain(self, detail: str | None, pid: int) -> str | None:
+        """Who started it, nearest first: what a person asks about a refusal."""
+        chain = self.processes.chain(pid)[1:]
+        under = " < ".join(f"{process.comm or '?'}[{process.pid}]" for process in chain)
+        return "; ".join(part for part in (detail, under and f"under {under}") if part) or None
