@@ -133,8 +133,10 @@ def since(text: str, now_ns: int) -> int:
         when = datetime.fromisoformat(text).astimezone()
     except ValueError:
         raise UsageError(
-            f'"{text}" is no time', why="--since takes an age or a time", do="write 30m, 1h, 2d or
-            2026-11-23T05:45:01Z", code="log.since",
+            f'"{text}" is no time',
+            why="--since takes an age or a time",
+            do="write 30m, 1h, 2d or 2026-11-23T05:45:01Z",
+            code="log.since",
         ) from None
     return int(when.timestamp()) * 1_000_000_000 + when.microsecond * 1_000
 
