@@ -1,0 +1,139 @@
+"""What a guarded launch costs, beside the neighbours that do a similar job.
+
+Runs `true` bare, under `mcpguard run`, under bubblewrap and under the npm package @anthropic-ai/sandbox-runtime, one
+after the other in turns, so that a slow moment of the host hits all of them. Prints medians and ratios; judges nothing.
+
+usage: benchmarks/launch.py [--repetitions 20] [--json]
+Missing neighbours are named and left out; `apt-get install bubblewrap ripgrep socat npm` brings what they need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+OURS = "mcpguard run -- true"
+NPM_PACKAGE = "@anthropic-ai/sandbox-runtime"
+LEAST_REPETITIONS = 15
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    command: list[str]
+    environment: dict[str, str]
+
+
+def contenders(folder: Path) -> tuple[list[Contender], list[str]]:
+    """Those that run `true` here, and why the others do not."""
+    home = {"MCPGUARD_HOME": str(folder / "home")}
+    candidates = [
+        Contender("true", ["true"], {}),
+        Contender(OURS, [*mcpguard(), "run", "-q", "--", "true"], home),
+        Contender("python3 -c pass", ["/usr/bin/python3", "-c", "pass"], {}),
+    ]
+    missing = []
+    if shutil.which("bwrap"):
+        candidates.append(Contender("bwrap --ro-bind / / true", ["bwrap", "--ro-bind", "/", "/", "true"], {}))
+    else:
+        missing.append("bwrap: not installed (apt-get install bubblewrap)")
+    if shutil.which("npm"):
+        runtime = npm_runtime(folder)
+        if runtime:
+            candidates.append(Contender("sandbox-runtime (npm)", [str(runtime), "true"], {}))
+        else:
+            missing.append(f"{NPM_PACKAGE}: npm could not install it")
+    else:
+        missing.append(f"{NPM_PACKAGE}: no npm")
+    able = []
+    for contender in candidates:
+        done = start(contender, folder)
+        if done.returncode == 0:
+            able.append(contender)
+        else:
+            last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"status {done.returncode}"]
+            missing.append(f"{contender.name}: {last[0]}")
+    return able, missing
+
+
+def mcpguard() -> list[str]:
+    """The console script beside this interpreter: what a person starts."""
+    script = Path(sys.executable).with_name("mcpguard")
+    return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "mcpguard"]
+
+
+def npm_runtime(folder: Path) -> Path | None:
+    """Install the npm package below the scratch folder; None when that fails."""
+    command = ["npm", "install", "--silent", "--no-save", "--prefix", str(folder / "npm"), NPM_PACKAGE]
+    if subprocess.run(command, capture_output=True, check=False, timeout=300).returncode:
+        return None
+    script = folder / "npm/node_modules/.bin/srt"
+    return script if script.exists() else None
+
+
+def start(contender: Contender, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        contender.command,
+        cwd=folder / "workspace",
+        env={**os.environ, **contender.environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def measure(able: list[Contender], repetitions: int, folder: Path) -> dict[str, list[float]]:
+    """Milliseconds from start to end, one value a turn and contender."""
+    took: dict[str, list[float]] = {contender.name: [] for contender in able}
+    for _ in range(repetitions):
+        for contender in able:
+            began = time.perf_counter()
+            done = start(contender, folder)
+            took[contender.name].append((time.perf_counter() - began) * 1000)
+            if done.returncode:
+                raise SystemExit(f"{contender.name} failed in the middle: {done.stderr}")
+    return took
+
+
+def report(took: dict[str, list[float]], missing: list[str]) -> None:
+    ours = statistics.median(took[OURS]) if OURS in took else None
+    bare = statistics.median(took["true"])
+    print(f"{'command':28} {'median ms':>10} {'p90 ms':>8} {'added ms':>9} {'mcpguard is':>12}")
+    for name, values in took.items():
+        middle = statistics.median(values)
+        ninth = sorted(values)[int(len(values) * 0.9)]
+        ratio = f"{ours / middle:11.2f}x" if ours else ""
+        print(f"{name:28} {middle:10.1f} {ninth:8.1f} {middle - bare:9.1f} {ratio:>12}")
+    for line in missing:
+        print(f"left out  {line}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--json", action="store_true", help="print every value instead of the table")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="mcpguard-launch-") as name:
+        folder = Path(name)
+        (folder / "workspace").mkdir()
+        able, missing = contenders(folder)
+        took = measure(able, max(arguments.repetitions, LEAST_REPETITIONS), folder)
+    if arguments.json:
+        print(json.dumps({"milliseconds": took, "left_out": missing}))
+    else:
+        report(took, missing)
+    return 0 if OURS in took else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
