@@ -7,6 +7,7 @@
 # Each line names the package and the thing that proves it is there: a command, or a file below a library folder.
 # Never uninstalls, never changes sources, never asks a question.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin # an ordinary user's PATH lacks them; what lives there counts as present
 
 have_command() { command -v "$1" >/dev/null 2>&1; }
 have_file() { compgen -G "$1" >/dev/null; }
