@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import struct
+import threading
 import time
 
 from acts import act
@@ -20,7 +21,9 @@ PTRACE_ATTACH, PTRACE_DETACH = 16, 17
 
 
 def call(number: int, *words: object) -> int:
-    return checked(libc.syscall(number, *words), f"system call {number}")
+    # A bare int would fill half of an argument's register, and the kernel reads all of it.
+    whole = [ctypes.c_long(word) if isinstance(word, int) else word for word in words]
+    return checked(libc.syscall(ctypes.c_long(number), *whole), f"system call {number}")
 
 
 @act
@@ -209,3 +212,51 @@ def wait_and_read(ready: str, go: str, result: str, path: str) -> None:
     with open(f"{result}.new", "w") as file:
         file.write(text)
     os.rename(f"{result}.new", result)
+
+
+@act
+def tamper(folder: str) -> str:
+    """Open every file below a folder for writing, and make one more; says which calls the kernel let through."""
+    done: list[str] = []
+    last: OSError | None = None
+    paths = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
+    for path in [*paths, f"{folder}/planted"]:
+        try:
+            os.close(os.open(path, os.O_WRONLY | (os.O_CREAT if path.endswith("planted") else 0)))
+            done.append(path)
+        except OSError as refused:
+            last = refused
+    if last and not done:
+        raise last
+    return "\n".join(done)
+
+
+@act
+def flood_and_read(path: str, harmless: str, times: int) -> str:
+    """Bury one read under very many others."""
+    for _ in range(times):
+        os.close(os.open(harmless, os.O_RDONLY))
+    return by_python(path)
+
+
+@act
+def storm(path: str, threads: int, times: int) -> str:
+    """Ask for the file from many threads at once, again and again; succeeds when even one of them gets it."""
+    refusals = []
+    found = []
+
+    def ask() -> None:
+        for _ in range(times):
+            try:
+                found.append(by_python(path))
+            except OSError as refused:
+                refusals.append(refused)
+
+    asking = [threading.Thread(target=ask) for _ in range(threads)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    if not found:
+        raise refusals[0]
+    return found[0]

@@ -232,3 +232,19 @@ def unix_connect_from_its_folder(path: str, token: str = "hello") -> None:
     """The same by a name without a folder."""
     os.chdir(os.path.dirname(path))
     unix_connect(os.path.basename(path), token=token)
+
+
+@act
+def unix_serve_itself(path: str) -> str:
+    """Listen on a unix socket and reach it."""
+    with open_socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind("\0" + path[1:] if path.startswith("@") else path)
+        server.listen()
+        client = threading.Thread(target=unix_connect, args=(path,))
+        client.start()
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(SEND_SECONDS)
+            text = connection.recv(16).decode()
+        client.join()
+        return text

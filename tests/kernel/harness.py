@@ -121,7 +121,7 @@ class Sandbox:
 
 def mcpguard_command() -> list[str]:
     """How to start the mcpguard under test."""
-    return [sys.executable, "-m", "mcpguard"]
+    return [sys.executable, "-P", "-m", "mcpguard"]
 
 
 def execute(

@@ -1,0 +1,118 @@
+"""Unix sockets of services outside are closed to the tree, whatever the name they are reached by."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness import need_root
+from matrix import Duel, Task, duel
+from netlab import Listener
+from outside import SOCKETS, services, socket_paths
+from world import World
+
+pytestmark = pytest.mark.kernel
+
+PROFILE = """\
+name: matrix
+extends: [dev-tools]
+files:
+  write: ["{workspace}"]
+  execute: ["{workspace}"]
+sockets:
+  allow: ["{workspace}/**"]
+"""
+ROADS = {
+    "direct": "unix_connect",
+    "link": "unix_connect_by_symlink",
+    "held folder": "unix_connect_in_held_folder",
+    "own folder": "unix_connect_from_its_folder",
+}
+OUTSIDE = (*SOCKETS, "abstract", "abstract datagrams")
+tokens: dict[Path, dict[str, str]] = {}
+
+
+@dataclass
+class Sockets:
+    """The duel, and the listeners of its two worlds."""
+
+    duel: Duel
+    free: Listener
+    caged: Listener
+
+    def arrived(self, name: str, id: str, guarded: bool) -> bool:
+        world, listener = (self.duel.caged, self.caged) if guarded else (self.duel.free, self.free)
+        return listener.has(name, tokens[world.root][id])
+
+
+def tasks(world: World) -> Sequence[Task]:
+    tokens[world.root] = {}
+    wanted = []
+    for name, (path, kind) in socket_paths(world).items():
+        id = f"{name} direct"
+        tokens[world.root][id] = secrets.token_hex(8)
+        args = {"path": path, "kind": kind, "token": tokens[world.root][id]}
+        wanted.append(Task(id, "unix_connect", args))
+    for road in ("link", "held folder", "own folder"):
+        path, _ = socket_paths(world)["docker"]
+        tokens[world.root][f"docker {road}"] = secrets.token_hex(8)
+        args = {"path": path, "token": tokens[world.root][f"docker {road}"]}
+        wanted.append(Task(f"docker {road}", ROADS[road], args))
+    for name in ("datagrams", "abstract datagrams"):
+        tokens[world.root][f"{name} unconnected"] = secrets.token_hex(8)
+        args = {"path": socket_paths(world)[name][0], "token": tokens[world.root][f"{name} unconnected"]}
+        wanted.append(Task(f"{name} unconnected", "unix_send", args))
+    own = str(world.project / "own.sock")
+    wanted.append(Task("own", "unix_serve_itself", {"path": own}))
+    wanted.append(Task("own abstract", "unix_serve_itself", {"path": f"@{world.root.name}-own"}))
+    return wanted
+
+
+@pytest.fixture(scope="module")
+def sockets() -> Iterator[Sockets]:
+    need_root()
+    with contextlib.ExitStack() as stack:
+        listeners: list[Listener] = []
+
+        def prepare(world: World) -> Sequence[Task]:
+            listeners.append(stack.enter_context(services(world)))
+            return tasks(world)
+
+        fought = stack.enter_context(duel(PROFILE, prepare))
+        for listener in listeners:
+            listener.stop()
+        yield Sockets(fought, *listeners)
+
+
+CASES = (
+    [(name, f"{name} direct") for name in OUTSIDE]
+    + [("docker", f"docker {road}") for road in ROADS if road != "direct"]
+    + [(name, f"{name} unconnected") for name in ("datagrams", "abstract datagrams")]
+)
+
+
+@pytest.mark.parametrize(("name", "id"), CASES)
+def test_a_service_outside_is_out_of_reach(name: str, id: str, sockets: Sockets) -> None:
+    sockets.duel.assert_refused(id)
+    assert sockets.arrived(name, id, guarded=False)
+    assert not sockets.arrived(name, id, guarded=True)
+
+
+@pytest.mark.parametrize(("name", "id"), CASES)
+def test_the_refusal_is_recorded(name: str, id: str, sockets: Sockets) -> None:
+    sockets.duel.assert_recorded(id)
+
+
+@pytest.mark.parametrize("id", ["own", "own abstract"])
+def test_the_tree_talks_over_its_own_sockets(id: str, sockets: Sockets) -> None:
+    sockets.duel.assert_allowed(id)
+    assert sockets.duel.guarded[id].out == "hello"
+
+
+def test_the_kinds_of_socket_are_all_there() -> None:
+    assert {kind for _, kind in SOCKETS.values()} == {socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET}

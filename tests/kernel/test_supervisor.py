@@ -1,0 +1,180 @@
+"""What holds when the guard itself is killed, and what a program is born with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from harness import SYSTEM_PYTHON, Sandbox, mcpguard_command, need_root, sandbox
+from matrix import equip
+
+pytestmark = pytest.mark.kernel
+
+PROFILE = """\
+name: matrix
+extends: [dev-tools]
+files:
+  write: ["{workspace}"]
+  execute: ["{workspace}"]
+"""
+PATIENCE_SECONDS = 30
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    need_root()
+    with sandbox() as made:
+        equip(made.world)
+        made.write_profile("matrix", PROFILE)
+        yield made
+
+
+def wait_until(fact: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not fact():
+        assert time.monotonic() < deadline, f"{what} did not come about"
+        time.sleep(0.01)
+
+
+def waiting_reader(box: Sandbox) -> tuple[list[str], Path, Path, Path]:
+    """A command that waits for a word and then reads the planted key, and its three message files."""
+    project = box.world.project
+    ready, go, result = (project / name for name in ("ready", "go", "result"))
+    args = {"ready": str(ready), "go": str(go), "result": str(result), "path": str(box.world.home / ".ssh/id_ed25519")}
+    plan = project / "plan.json"
+    plan.write_text(json.dumps([{"id": "wait", "act": "wait_and_read", "args": args}]))
+    return [SYSTEM_PYTHON, "-B", "acts.py", "plan.json"], ready, go, result
+
+
+def start(box: Sandbox, command: list[str]) -> subprocess.Popen[bytes]:
+    words = [*mcpguard_command(), "run", "-p", "matrix", "-w", str(box.world.project), "--", *command]
+    return subprocess.Popen(
+        words,
+        cwd=box.world.project,
+        env=box.world.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def guards_of(process: subprocess.Popen[bytes], guarded_pid: int) -> list[psutil.Process]:
+    """Every process of mcpguard's own: the ones between the command and the guarded program, and their helpers."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    tree = {guarded_pid, *(child.pid for child in psutil.Process(guarded_pid).children(recursive=True))}
+    parent = psutil.Process(guarded_pid).parent()
+    programs = {parent.pid} if parent and "acts.py" in parent.cmdline() else set()
+    return [psutil.Process(process.pid), *(child for child in family if child.pid not in tree | programs)]
+
+
+def test_killing_every_process_of_the_guard_leaves_the_tree_confined_or_ended(box: Sandbox) -> None:
+    command, ready, go, result = waiting_reader(box)
+    with start(box, command) as process:
+        wait_until(ready.exists, "the guarded program")
+        wait_until(lambda: bool(ready.read_text()), "its pid")
+        pid = int(ready.read_text())
+        for guard in guards_of(process, pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                guard.kill()
+        process.wait()
+        go.touch()
+        wait_until(lambda: result.exists() or not psutil.pid_exists(pid), "the end of the read")
+        key = box.world.canaries[box.world.home / ".ssh/id_ed25519"]
+        assert not result.exists() or key not in result.read_text()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_the_reader_of_that_test_does_read_without_mcpguard(box: Sandbox) -> None:
+    command, _, go, result = waiting_reader(box)
+    go.touch()
+    box.control(command)
+    assert box.world.canaries[box.world.home / ".ssh/id_ed25519"] in result.read_text()
+
+
+def test_a_descriptor_that_was_open_before_is_closed(box: Sandbox) -> None:
+    key = box.world.home / ".ssh/id_ed25519"
+    descriptor = os.open(key, os.O_RDONLY)
+    try:
+        words = ["sh", "-c", f"cat <&{descriptor}"]
+        assert box.world.canaries[key] in box.control(words, pass_fds=[descriptor]).out
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        guarded = box.run(words, pass_fds=[descriptor])
+        assert guarded.code != 0
+        assert box.world.canaries[key] not in guarded.out
+    finally:
+        os.close(descriptor)
+
+
+def test_the_first_instruction_of_the_program_is_already_confined(box: Sandbox) -> None:
+    key = box.world.home / ".ssh/id_ed25519"
+    words = ["./acts", "cat", str(key)]
+    assert box.world.canaries[key] in box.control(words).out
+    guarded = box.run(words)
+    assert guarded.code == 13, guarded
+    assert guarded.out == ""
+
+
+LEADER = """
+import os, sys
+os.setsid()
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def on_a_terminal(box: Sandbox, words: list[str]) -> int:
+    """The exit code of a program that has a terminal of its own as its controlling one."""
+    master, slave = pty.openpty()
+    try:
+        return subprocess.run(
+            [SYSTEM_PYTHON, "-c", LEADER, *words],
+            cwd=box.world.project,
+            env=box.world.environment(),
+            stdin=slave,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        ).returncode
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def test_nothing_can_be_typed_into_the_persons_terminal(box: Sandbox) -> None:
+    typing = ["./acts", "type-ahead", "echo evil"]
+    switch = Path("/proc/sys/dev/tty/legacy_tiocsti")
+    if not switch.exists() or switch.read_text().strip() == "1":
+        assert on_a_terminal(box, typing) == 0
+    guarded = [*mcpguard_command(), "run", "-p", "matrix", "-w", str(box.world.project), "--", *typing]
+    assert on_a_terminal(box, guarded) in (1, 13)
+    assert [e for e in box.denials() if e["op"] == "ioctl"]
+
+
+def test_nothing_of_a_session_is_left_on_the_host(box: Sandbox) -> None:
+    before = host_traces()
+    assert box.run(["true"]).code == 0
+    assert host_traces() == before
+    killed = box.run(["sh", "-c", "kill -9 $$"])
+    assert killed.code == 137
+    assert host_traces() == before
+
+
+def host_traces() -> tuple[str, list[str], list[str]]:
+    """The mounts, the cgroups and the pinned BPF objects of the host, as far as they are mcpguard's."""
+    mounts = Path("/proc/self/mountinfo").read_text()
+    cgroup = next(line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line)
+    groups = sorted(str(path) for path in Path(cgroup).rglob("*") if path.is_dir() and "mcpguard" in path.name)
+    pins = sorted(str(path) for path in Path("/sys/fs/bpf").rglob("*"))
+    return mounts, groups, pins
