@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-ACT_SECONDS = 20
+ACT_SECONDS = 40
 OUT_LIMIT = 20_000
 ACTS: dict[str, Callable[..., object]] = {}
 
