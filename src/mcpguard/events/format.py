@@ -1,0 +1,137 @@
+"""Events as text: the JSON and CSV of the command contract, and the columns of a table for a person.
+
+Pure. Names of files and programs are chosen by whoever is guarded: nothing unprintable reaches a terminal unescaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from mcpguard.events.schema import clean
+from mcpguard.model.event import Event, Kind
+
+# The order of the contract; `rule` stands for its four parts in CSV.
+KEYS = (
+    *("time", "session", "seq", "kind", "op", "verdict", "access", "path", "target", "host", "address", "port"),
+    *("protocol", "pid", "ppid", "exe", "comm", "argv", "rule", "count", "errno", "detail"),
+)
+RULE_KEYS = ("profile", "file", "line", "text")
+CSV_HEADER = tuple(
+    column for key in KEYS for column in ([f"rule_{part}" for part in RULE_KEYS] if key == "rule" else [key])
+)
+
+
+class Cells(NamedTuple):
+    """An event in the columns of a table, printable, without colour."""
+
+    time: str
+    verdict: str
+    process: str
+    act: str
+    object: str
+    rule: str
+    note: str
+
+
+def as_json(event: Event) -> dict[str, object]:
+    """The event's JSON object; keys without a meaning are absent."""
+    values: dict[str, object] = {
+        "time": rfc3339(event.time_ns),
+        "kind": event.kind.value,
+        "verdict": event.verdict.value,
+        "argv": None if event.argv is None else [clean(word) for word in event.argv],
+        "rule": None,
+    }
+    if event.rule is not None:
+        values["rule"] = {
+            "profile": event.rule.profile,
+            "file": clean(event.rule.file),
+            "line": event.rule.line,
+            "text": clean(event.rule.text),
+        }
+    found = {key: values[key] if key in values else getattr(event, key) for key in KEYS}
+    return {key: clean(v) if isinstance(v, str) else v for key, v in found.items() if v is not None}
+
+
+def json_line(event: Event) -> str:
+    """The event as one line of JSON, without the line's end."""
+    return json.dumps(as_json(event), ensure_ascii=False, separators=(",", ":"))
+
+
+def csv_row(event: Event) -> list[str]:
+    """The event's values in the order of CSV_HEADER; argv as JSON, empty where a value has no meaning."""
+    values = as_json(event)
+    rule = values.get("rule")
+    parts: Mapping[str, object] = rule if isinstance(rule, dict) else {}
+    row: list[str] = []
+    for key in KEYS:
+        if key == "rule":
+            row += [str(parts.get(part, "")) for part in RULE_KEYS]
+        elif key == "argv":
+            row.append(json.dumps(values[key], ensure_ascii=False) if key in values else "")
+        else:
+            row.append(str(values.get(key, "")))
+    return row
+
+
+def cells(event: Event, home: str) -> Cells:
+    """The event for a person; `home` is shown as `~`, times are local."""
+    when = datetime.fromtimestamp(event.time_ns / 1e9).astimezone()
+    who = f"{event.comm or '?'}[{event.pid}]" if event.pid is not None else ""
+    act = event.op if event.access is None or event.access == event.op else f"{event.op} {event.access}"
+    notes = [f"x{event.count}" if event.count > 1 else "", event.errno or "", event.detail or ""]
+    return Cells(
+        time=when.strftime("%H:%M:%S"),
+        verdict="LOSS" if event.kind is Kind.LOSS else event.verdict.value.upper(),
+        process=printable(who),
+        act="" if event.kind is Kind.LOSS else act,
+        object=printable(object_of(event, home)),
+        rule=printable(place_of(event)),
+        note=printable("  ".join(note for note in notes if note)),
+    )
+
+
+def object_of(event: Event, home: str) -> str:
+    """What the act was about, in one word or two."""
+    if event.kind is Kind.NET and event.address:
+        address = f"[{event.address}]" if ":" in event.address else event.address
+        port = f":{event.port}" if event.port is not None else ""
+        name = f"{event.host}{port} ({address})" if event.host else f"{address}{port}"
+        return f"{name}/{event.protocol}" if event.protocol else name
+    if event.argv:
+        return " ".join([shorten(event.path or "?", home), *event.argv[1:]])
+    text = shorten(event.path or event.host or "", home)
+    return f"{text} -> {shorten(event.target, home)}" if event.target is not None else text
+
+
+def place_of(event: Event) -> str:
+    """The rule's `file:line`, the folder left out; its text where there is no line."""
+    if event.rule is None:
+        return ""
+    if not event.rule.line:
+        return event.rule.text
+    return event.rule.place.rsplit("/", 1)[-1]
+
+
+def shorten(path: str, home: str) -> str:
+    """`~` for the home directory."""
+    if home not in ("", "/") and (path == home or path.startswith(home + "/")):
+        return "~" + path[len(home) :]
+    return path
+
+
+def rfc3339(time_ns: int) -> str:
+    """RFC 3339 with microseconds, in UTC."""
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+
+
+def printable(text: str) -> str:
+    """Text that cannot move a cursor, change a colour or turn its direction."""
+    text = clean(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

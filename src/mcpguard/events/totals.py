@@ -1,0 +1,88 @@
+"""Sums over the events of a session, made by the database: a long session is never read into memory to be counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mcpguard.events.finding import NOT_STOPPED, QUIET
+from mcpguard.events.schema import SELECT_EVENT, event_of
+from mcpguard.events.store import Store
+from mcpguard.model.event import Event
+
+# Conditions on `events e`, for `total` and `groups`.
+LOUD = f"(e.detail IS NULL OR e.detail NOT LIKE '{QUIET}%')"
+DENIED = f"e.verdict = 'deny' AND {LOUD}"
+DENIED_QUIETLY = f"e.verdict = 'deny' AND NOT {LOUD}"
+OPENED = "e.kind = 'file' AND e.verdict = 'allow' AND e.op IN ('open', 'create')"
+STARTED = "e.kind = 'exec' AND e.verdict = 'allow'"
+CONNECTED = "e.kind IN ('net', 'unix') AND e.verdict = 'allow' AND e.op IN ('connect', 'sendmsg')"
+LET_THROUGH = "e.verdict = 'audit'"
+NOT_STOPPED_ACTS = f"e.verdict = 'audit' AND e.detail LIKE '{NOT_STOPPED}%'"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The same act on the same object by the same rule.
+
+    Attributes:
+        example: the first of them.
+        count: how often.
+        because: the profile's own reason for the rule; empty when it gives none.
+    """
+
+    example: Event
+    count: int
+    because: str
+
+
+def total(store: Store, session: str, condition: str) -> int:
+    """How many events meet one of the conditions above, counts added up.
+
+    Raises:
+        StoreError: it cannot be read, or there is no such session.
+    """
+    statement = f"SELECT COALESCE(SUM(e.count), 0) FROM events e WHERE e.session = ? AND {condition}"
+    return int(store.read(statement, (store.number(session),))[0][0])
+
+
+def groups(store: Store, session: str, condition: str, most: int) -> tuple[list[Group], int]:
+    """The most frequent groups of events that meet a condition, and how many groups there are.
+
+    Raises:
+        StoreError: it cannot be read, or there is no such session.
+    """
+    number = store.number(session)
+    found = store.read(
+        "SELECT MIN(e.seq), SUM(e.count) AS n FROM events e "
+        f"WHERE e.session = ? AND {condition} "
+        "GROUP BY e.kind, e.op, e.access, e.path, e.target, e.address, e.port, e.rule ORDER BY n DESC, MIN(e.seq)",
+        (number,),
+    )
+    return [_group(store, session, number, seq, count) for seq, count in found[:most]], len(found)
+
+
+def losses(store: Store, session: str) -> list[tuple[str, int]]:
+    """What is missing from the record -> how many, by name."""
+    rows = store.read(
+        "SELECT detail, SUM(count) FROM events WHERE session = ? AND kind = 'loss' GROUP BY detail ORDER BY detail",
+        (store.number(session),),
+    )
+    return [(row[0] or "", int(row[1])) for row in rows]
+
+
+def denied_by_session(store: Store) -> dict[str, int]:
+    """Session id -> denials that are worth a look; sessions without any are absent."""
+    rows = store.read(
+        f"SELECT s.id, SUM(e.count) FROM events e JOIN sessions s ON s.n = e.session WHERE {DENIED} GROUP BY s.id"
+    )
+    return {row[0]: int(row[1]) for row in rows}
+
+
+def _group(store: Store, session: str, number: int, seq: int, count: int) -> Group:
+    row = store.read(f"{SELECT_EVENT} WHERE e.session = ? AND e.seq = ?", (number, seq))[0]
+    because = store.read(
+        "SELECT r.because FROM rules r JOIN events e ON e.session = r.session AND e.rule = r.n "
+        "WHERE e.session = ? AND e.seq = ?",
+        (number, seq),
+    )
+    return Group(event_of(row, session), int(count), because[0][0] if because else "")

@@ -1,0 +1,148 @@
+"""The last words of a run: what was allowed, what was refused and by which rule, and how to look further.
+
+Data first (`summarise`), then plain lines (`render`); the caller writes them to stderr. Imports no screen library: it
+is on the path of `run`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from mcpguard.events import totals
+from mcpguard.events.format import object_of, printable, shorten
+from mcpguard.events.store import Store
+from mcpguard.events.totals import Group
+from mcpguard.model.event import Kind
+
+TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What one session did.
+
+    Attributes:
+        opens, starts, connections: how many opens, program starts and connections were allowed.
+        denied, routine: refusals worth a look, and refusals of ordinary habits.
+        denials, kinds: the most frequent refusals of the first sort, and how many different ones there are.
+        not_stopped, not_stopped_kinds: acts against the policy that this tier does not stop, likewise.
+        audited: what was let through and only recorded.
+        losses: what is missing from the record -> how many.
+    """
+
+    session: str
+    profile: str
+    opens: int
+    starts: int
+    connections: int
+    denied: int
+    routine: int
+    denials: tuple[Group, ...]
+    kinds: int
+    not_stopped: tuple[Group, ...]
+    not_stopped_kinds: int
+    audited: int
+    losses: tuple[tuple[str, int], ...]
+
+
+def summarise(store: Store, session: str) -> Summary:
+    """Sum up what is stored of a session.
+
+    Raises:
+        StoreError: it cannot be read, or there is no such session.
+    """
+    denials, kinds = totals.groups(store, session, totals.DENIED, TOP)
+    not_stopped, not_stopped_kinds = totals.groups(store, session, totals.NOT_STOPPED_ACTS, TOP)
+    let_through = totals.total(store, session, totals.LET_THROUGH)
+    return Summary(
+        session=session,
+        profile=store.session(session).profile,
+        opens=totals.total(store, session, totals.OPENED),
+        starts=totals.total(store, session, totals.STARTED),
+        connections=totals.total(store, session, totals.CONNECTED),
+        denied=totals.total(store, session, totals.DENIED),
+        routine=totals.total(store, session, totals.DENIED_QUIETLY),
+        denials=tuple(denials),
+        kinds=kinds,
+        not_stopped=tuple(not_stopped),
+        not_stopped_kinds=not_stopped_kinds,
+        audited=let_through - totals.total(store, session, totals.NOT_STOPPED_ACTS),
+        losses=tuple(totals.losses(store, session)),
+    )
+
+
+def render(summary: Summary, home: str, *, warning: str | None = None) -> list[str]:
+    """The lines of a summary, printable, without colour.
+
+    Args:
+        home: shown as `~`.
+        warning: one more line about the record, such as `Recorder.warning`.
+    """
+    lines = [
+        f"mcpguard: session {summary.session} (profile {printable(summary.profile)})",
+        f"  allowed  {_many(summary.opens, 'open')}, {_many(summary.starts, 'program start')}, "
+        f"{_many(summary.connections, 'connection')}",
+        f"  denied   {summary.denied}" + (f", and {summary.routine} routine" if summary.routine else ""),
+    ]
+    lines += [_line(group, home) for group in summary.denials]
+    lines += _more(summary.kinds - len(summary.denials))
+    lines += _warnings(summary, home)
+    if warning:
+        lines.append(f"  warning  {printable(warning)}")
+    return lines + _further(summary)
+
+
+def _warnings(summary: Summary, home: str) -> list[str]:
+    lines = []
+    if summary.not_stopped:
+        lines.append("  warning  against the policy and not stopped:")
+        lines += [_line(group, home) for group in summary.not_stopped]
+        lines += _more(summary.not_stopped_kinds - len(summary.not_stopped))
+    if summary.audited:
+        look = f"mcpguard log {summary.session} --verdict audit"
+        lines.append(f"  audited  {summary.audited} let through that the policy would deny: {look}")
+    return lines + [
+        f"  warning  the record is not complete: {count} {printable(what)}" for what, count in summary.losses
+    ]
+
+
+def _more(number: int) -> list[str]:
+    return [f"          and {_many(number, 'other')}"] if number > 0 else []
+
+
+def _further(summary: Summary) -> list[str]:
+    """The commands to look further; `why` for the most frequent denial that it can answer for."""
+    lines = [f"  look     mcpguard log {summary.session}" + (" --verdict deny" if summary.denied else "")]
+    question = next((found for group in summary.denials if (found := _question(group))), None)
+    if question:
+        lines.append(f"           mcpguard why -p {shlex.quote(printable(summary.profile))} {question}")
+    return lines
+
+
+def _question(group: Group) -> str | None:
+    event = group.example
+    if event.kind is Kind.NET and event.op == "connect" and event.address:
+        address = f"[{event.address}]" if ":" in event.address else event.address
+        return f"connect {shlex.quote(printable(f'{event.host or address}:{event.port}'))}"
+    if event.kind is Kind.UNIX and event.path:
+        return f"unix {shlex.quote(printable(event.path))}"
+    if event.kind in (Kind.FILE, Kind.EXEC) and event.access and event.path:
+        return f"{event.access.split('+')[0]} {shlex.quote(printable(event.path))}"
+    return None
+
+
+def _line(group: Group, home: str) -> str:
+    event = group.example
+    what = printable(object_of(event, home)) or printable(event.detail or "")
+    count = f"{group.count}x" if group.count > 1 else ""
+    line = f"  {count:>6}  {event.access or event.op:<10} {what}  by {printable(event.comm or '?')}"
+    if event.rule is None:
+        return f"{line}  (no rule of the profile)"
+    place = f"{printable(shorten(event.rule.place, home))} " if event.rule.line else ""
+    because = f" ({printable(group.because)})" if group.because else ""
+    return f"{line}  {place}{printable(event.rule.text)}{because}"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
