@@ -1,0 +1,217 @@
+"""YAML text to one profile, its parents not yet joined; every rule keeps its line and its text.
+
+A mistyped rule would be a hole, so nothing is skipped: `examine` finds every mistake, `parse` stops at the first. What
+a path or host pattern means is not judged here (the policy compiler does, with the same line numbers).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import yaml
+
+from mcpguard.errors import ProfileError
+from mcpguard.model.access import Access, Effect
+from mcpguard.model.rule import FileRule, NetDirection, NetRule, SocketRule
+from mcpguard.profile import nodes
+from mcpguard.profile.draft import Draft, Parent, Raw, Word, items, keys, text, unquoted, words, wrong_type
+from mcpguard.profile.schema import ENTRY_KEYS, Key, Type, keys_of
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VARIABLE = re.compile(r"[A-Za-z0-9_*?\[\]!-]+")
+_ALL = Access.READ | Access.WRITE | Access.EXECUTE
+_GRANTS = {"read": Access.READ, "write": Access.READ | Access.WRITE, "execute": Access.EXECUTE}
+
+
+def parse(document: str, source: str, *, name: str) -> Raw:
+    """Read one profile.
+
+    Args:
+        document: the file's content.
+        source: what errors and rules call the file: its path, or `builtin:NAME.yaml`.
+        name: the profile's name when the file does not say one.
+
+    Raises:
+        ProfileError: the first mistake, with `file:line`.
+    """
+    raw, errors = examine(document, source, name=name)
+    if errors:
+        raise errors[0]
+    return raw
+
+
+def examine(document: str, source: str, *, name: str) -> tuple[Raw, list[ProfileError]]:
+    """As `parse`, but go on after a mistake. With errors, the profile holds what could be understood."""
+    draft = Draft(source, name)
+    try:
+        root = nodes.compose(document, source)
+    except ProfileError as broken:
+        return draft.finish(), [broken]
+    _read_name(draft, root)
+    for key, value in keys(draft, root, keys_of(""), ""):
+        if key.type is Type.SECTION:
+            _read_section(draft, key, value)
+        else:
+            _READERS[key.type](draft, key, value)
+    return draft.finish(), draft.in_order()
+
+
+def valid_name(name: str) -> bool:
+    """A name that is also a file name on every system: letters, digits, `.`, `_` and `-`."""
+    return bool(_NAME.fullmatch(name))
+
+
+def _read_name(draft: Draft, root: yaml.MappingNode) -> None:
+    """The name comes first: the origin of every rule holds it."""
+    for key, value in root.value:
+        if isinstance(key, yaml.ScalarNode) and key.value == "name":
+            word = text(draft, value, "name")
+            if word and valid_name(word.text):
+                draft.name = word.text
+            elif word:
+                why = "a name is letters, digits, . _ and -, beginning with a letter or digit, 64 at most"
+                draft.refuse(word.line, "name", f'"{word.text}" is not a name', why, "choose a name such as my-agent")
+            return
+
+
+def _read_section(draft: Draft, key: Key, node: yaml.Node) -> None:
+    known = keys_of(key.name)
+    if isinstance(node, yaml.MappingNode):
+        for inner, value in keys(draft, node, known, key.name):
+            _READERS[inner.type](draft, inner, value)
+    else:
+        wrong_type(draft, node, key.path, "keys with values: " + ", ".join(known))
+
+
+def _read_text(draft: Draft, key: Key, node: yaml.Node) -> None:
+    """`description`; `name` was read before everything else."""
+    if key.path != "description":
+        return
+    if isinstance(node, yaml.ScalarNode) and nodes.plain_kind(node) == "str":
+        draft.description = " ".join(str(node.value).split())
+    else:
+        text(draft, node, key.path)
+
+
+def _read_command(draft: Draft, key: Key, node: yaml.Node) -> None:
+    draft.command = [word.text for word in words(draft, key, node)]
+
+
+def _read_names(draft: Draft, key: Key, node: yaml.Node) -> None:
+    for word in words(draft, key, node):
+        if not valid_name(word.text):
+            why = "`extends` takes the names of built-in or own profiles, not paths"
+            do = "copy the file into your profile folder and name it here"
+            draft.refuse(word.line, "name", f'"{word.text}" is not the name of a profile', why, do)
+        elif any(parent.name == word.text for parent in draft.parents):
+            what = f'"{word.text}" is named twice in extends'
+            draft.refuse(word.line, "duplicate-parent", what, "once is enough", "remove one")
+        else:
+            draft.parents.append(Parent(word.text, word.line))
+
+
+def _read_patterns(draft: Draft, key: Key, node: yaml.Node) -> None:
+    for word in words(draft, key, node):
+        origin = draft.origin(word.line, f"{key.name} {word.text}")
+        draft.files.append(FileRule(Effect.ALLOW, _GRANTS[key.name], word.text, origin))
+
+
+def _read_restrictions(draft: Draft, key: Key, node: yaml.Node) -> None:
+    """`readonly` and `deny`: a pattern, or a mapping that says more about it."""
+    for item in items(draft, key, node):
+        if isinstance(item, yaml.MappingNode):
+            _read_entry(draft, key, item)
+        elif word := text(draft, item, key.path):
+            _add_restriction(draft, key, word, (), "")
+
+
+def _read_entry(draft: Draft, key: Key, mapping: yaml.MappingNode) -> None:
+    """An entry with `path`. After a complaint the whole entry is dropped: half of a rule is another rule."""
+    if pattern := nodes.braces(mapping):
+        unquoted(draft, mapping, key.path, pattern)
+        return
+    before = len(draft.errors)
+    path: Word | None = None
+    exceptions: tuple[str, ...] = ()
+    because = ""
+    for inner, value in keys(draft, mapping, ENTRY_KEYS[key.type], key.path):
+        if inner.type is Type.PATTERNS:
+            exceptions = tuple(word.text for word in words(draft, inner, value))
+        elif inner.name == "path":
+            path = text(draft, value, f"{key.path} path")
+        elif word := text(draft, value, f"{key.path} because"):
+            because = " ".join(word.text.split())
+    if len(draft.errors) > before:
+        return
+    if path is None:
+        what, why = f"an entry of {key.path} has no path", "it would mean nothing"
+        do = 'write "- path: PATTERN"; a pattern that begins with { needs quotes'
+        draft.refuse(nodes.line_of(mapping), "no-path", what, why, do)
+    else:
+        _add_restriction(draft, key, path, exceptions, because)
+
+
+def _add_restriction(draft: Draft, key: Key, path: Word, exceptions: tuple[str, ...], because: str) -> None:
+    words_of_rule = [key.name, path.text, *(["except", *exceptions] if exceptions else [])]
+    origin = draft.origin(path.line, " ".join(words_of_rule))
+    if key.type is Type.DENIED:
+        draft.files.append(FileRule(Effect.DENY, _ALL, path.text, origin, exceptions, because))
+    else:
+        draft.files.append(FileRule(Effect.READONLY, Access.WRITE, path.text, origin, (), because))
+
+
+def _read_targets(draft: Draft, key: Key, node: yaml.Node) -> None:
+    effect = Effect.DENY if key.name == "deny" else Effect.ALLOW
+    direction = NetDirection.LISTEN if key.name == "listen" else NetDirection.CONNECT
+    for word in words(draft, key, node):
+        origin = draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}")
+        draft.network.append(NetRule(effect, direction, word.text, origin))
+
+
+def _read_sockets(draft: Draft, key: Key, node: yaml.Node) -> None:
+    for word in words(draft, key, node):
+        origin = draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}")
+        draft.sockets.append(SocketRule(Effect(key.name), word.text, origin))
+
+
+def _read_variables(draft: Draft, key: Key, node: yaml.Node) -> None:
+    for word in words(draft, key, node):
+        if _VARIABLE.fullmatch(word.text):
+            draft.variables[key.name].append(word.text)
+        else:
+            what = f'"{word.text}" in {key.path} is not the name of a variable'
+            why = "a name holds letters, digits and _, with * and ? as wildcards"
+            draft.refuse(word.line, "variable", what, why, "write only the name, without = and value")
+
+
+def _read_switch(draft: Draft, key: Key, node: yaml.Node) -> None:
+    if isinstance(node, yaml.ScalarNode) and nodes.plain_kind(node) == "bool" and node.value in ("true", "false"):
+        draft.switches[key.name] = node.value == "true"
+    else:
+        shown = f'"{node.value}"' if isinstance(node, yaml.ScalarNode) and node.value else nodes.shape(node)
+        draft.refuse(nodes.line_of(node), "type", f"{key.path} is {shown}", "it is a switch", "write true or false")
+
+
+def _read_reserved(draft: Draft, key: Key, node: yaml.Node) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        wrong_type(draft, node, key.path, "{} in this version")
+    elif node.value:
+        why = "this version does not support rules for MCP servers and tools, and it skips no rule"
+        line = nodes.line_of(node.value[0][0])
+        draft.refuse(line, "not-supported", f"{key.path} holds rules", why, f"remove them, or write {key.path}: {{}}")
+
+
+_READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
+    Type.TEXT: _read_text,
+    Type.WORDS: _read_command,
+    Type.NAMES: _read_names,
+    Type.PATTERNS: _read_patterns,
+    Type.PROTECTED: _read_restrictions,
+    Type.DENIED: _read_restrictions,
+    Type.TARGETS: _read_targets,
+    Type.SOCKETS: _read_sockets,
+    Type.VARIABLES: _read_variables,
+    Type.SWITCH: _read_switch,
+    Type.RESERVED: _read_reserved,
+}

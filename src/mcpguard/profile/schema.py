@@ -1,0 +1,84 @@
+"""The table of keys that a profile may hold. It drives the parser and the reference in `docs/profiles.md`."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Type(enum.StrEnum):
+    """What may stand after a key."""
+
+    TEXT = "text"
+    WORDS = "list of words"
+    SWITCH = "true or false"
+    SECTION = "keys"
+    PATTERNS = "list of path patterns"
+    PROTECTED = "list of path patterns, or of entries with path and because"
+    DENIED = "list of path patterns, or of entries with path, except and because"
+    NAMES = "list of profile names"
+    TARGETS = "list of network targets"
+    SOCKETS = "list of socket patterns"
+    VARIABLES = "list of environment variable patterns"
+    RESERVED = "nothing yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key; `path` is dotted, as in `files.read`."""
+
+    path: str
+    type: Type
+    help: str
+
+    @property
+    def section(self) -> str:
+        """The key it stands under; empty at the top."""
+        return self.path.rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition(".")[2]
+
+
+KEYS = (
+    Key("name", Type.TEXT, "the profile's name; the same as the file's"),
+    Key("description", Type.TEXT, "one line for lists"),
+    Key("extends", Type.NAMES, "profiles whose rules are added to these"),
+    Key("command", Type.WORDS, "what `mcpguard run NAME` executes; arguments are appended"),
+    Key("files", Type.SECTION, "files and directories, with everything below them"),
+    Key("files.read", Type.PATTERNS, "may be read and listed"),
+    Key("files.write", Type.PATTERNS, "may be read and changed: created, renamed, removed, given other rights"),
+    Key("files.execute", Type.PATTERNS, "programs from here may be started"),
+    Key("files.readonly", Type.PROTECTED, "may not be changed, whatever `write` says"),
+    Key("files.deny", Type.DENIED, "may not be touched, whatever any other rule says"),
+    Key("network", Type.SECTION, "destinations and own listening addresses"),
+    Key("network.allow", Type.TARGETS, "may be connected to"),
+    Key("network.deny", Type.TARGETS, "may not be connected to, whatever `allow` says"),
+    Key("network.listen", Type.TARGETS, "addresses that programs may listen on"),
+    Key("sockets", Type.SECTION, "unix sockets, by path or by @name"),
+    Key("sockets.allow", Type.SOCKETS, "may be connected to"),
+    Key("sockets.deny", Type.SOCKETS, "may not be connected to, whatever `allow` says"),
+    Key("environment", Type.SECTION, "variables that the agent inherits"),
+    Key("environment.remove", Type.VARIABLES, "not handed to the agent"),
+    Key("environment.keep", Type.VARIABLES, "handed over although `remove` matches"),
+    Key("system", Type.SECTION, "kernel features that are closed unless a profile asks"),
+    Key("system.user_namespaces", Type.SWITCH, "programs may make user namespaces"),
+    Key("system.io_uring", Type.SWITCH, "programs may use io_uring"),
+    Key("mcp", Type.RESERVED, "servers and tools; must be empty in this version"),
+)
+
+SECTIONS = ("", *(key.name for key in KEYS if key.type is Type.SECTION))
+_PATH = Key("path", Type.TEXT, "the pattern")
+_BECAUSE = Key("because", Type.TEXT, "the reason, shown with a denial")
+_EXCEPT = Key("except", Type.PATTERNS, "patterns that the rule leaves alone")
+# Keys of one entry in a list of file rules.
+ENTRY_KEYS = {
+    Type.PROTECTED: {key.name: key for key in (_PATH, _BECAUSE)},
+    Type.DENIED: {key.name: key for key in (_PATH, _EXCEPT, _BECAUSE)},
+}
+
+
+def keys_of(section: str) -> dict[str, Key]:
+    """The keys that may stand in a section; the empty section is the top."""
+    return {key.name: key for key in KEYS if key.section == section}

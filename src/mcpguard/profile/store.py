@@ -1,0 +1,118 @@
+"""Where profiles live: built-in ones inside the package, a person's own below the configuration directory.
+
+Knows names, paths and bytes; reads no YAML. Writes only into the user's own folders, and always by replacing a whole
+file.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mcpguard
+
+SUFFIX = ".yaml"
+
+
+def config_directory() -> Path:
+    """`$MCPGUARD_HOME/config`, else `$XDG_CONFIG_HOME/mcpguard` (`~/.config` by default)."""
+    if home := os.environ.get("MCPGUARD_HOME"):
+        return Path(home).absolute() / "config"
+    import platformdirs  # only this line needs it
+
+    return Path(platformdirs.user_config_dir("mcpguard"))
+
+
+def state_directory() -> Path:
+    """`$MCPGUARD_HOME/state`, else `$XDG_STATE_HOME/mcpguard` (`~/.local/state` by default)."""
+    if home := os.environ.get("MCPGUARD_HOME"):
+        return Path(home).absolute() / "state"
+    import platformdirs  # only this line needs it
+
+    return Path(platformdirs.user_state_dir("mcpguard"))
+
+
+def user_directory() -> Path:
+    """Where a person's own profiles are; it may not exist yet."""
+    return config_directory() / "profiles"
+
+
+def builtin_directory() -> Path:
+    """Where the shipped profiles are: in the package, or beside `src` in a checkout."""
+    package = Path(mcpguard.__file__).parent
+    installed = package / "data" / "profiles"
+    return installed if installed.is_dir() else package.parent.parent / "profiles"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A profile that can be loaded by name.
+
+    Attributes:
+        source: what errors and rules call it: its path, or `builtin:NAME.yaml`.
+    """
+
+    name: str
+    path: Path
+    builtin: bool
+
+    @property
+    def source(self) -> str:
+        return f"builtin:{self.path.name}" if self.builtin else str(self.path)
+
+
+def builtin(name: str) -> Entry | None:
+    """The shipped profile of this name."""
+    return _entry(builtin_directory(), name, shipped=True)
+
+
+def own(name: str) -> Entry | None:
+    """The user's profile of this name."""
+    return _entry(user_directory(), name, shipped=False)
+
+
+def _entry(directory: Path, name: str, *, shipped: bool) -> Entry | None:
+    path = directory / f"{name}{SUFFIX}"
+    return Entry(name, path, shipped) if path.is_file() else None
+
+
+def find(name: str) -> Entry | None:
+    """The profile that a name means: the user's own first."""
+    return own(name) or builtin(name)
+
+
+def entries() -> list[Entry]:
+    """Every profile, built-in ones first, each group by name. A name may be in both."""
+    return [*_listed(builtin_directory(), shipped=True), *_listed(user_directory(), shipped=False)]
+
+
+def names() -> list[str]:
+    """Every name that can be loaded."""
+    return sorted({entry.name for entry in entries()})
+
+
+def _listed(directory: Path, *, shipped: bool) -> Iterator[Entry]:
+    for path in sorted(directory.glob(f"*{SUFFIX}")):
+        yield Entry(path.stem, path, shipped)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file in one step: a reader sees the old content or the new one. Makes the directory, for its owner alone.
+
+    Raises:
+        OSError: it could not be written; nothing changed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,194 @@
+"""From words on a command line to the policy of this user, workspace and host; `run` and `why` both begin here.
+
+Reads profiles, the account and symlinks, as the user; needs no privilege and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import mcpguard
+from mcpguard.errors import McpguardError, PolicyError, UsageError
+from mcpguard.model.access import Access, Effect
+from mcpguard.model.policy import Policy, User
+from mcpguard.model.profile import Profile
+from mcpguard.model.rule import FileRule, NetDirection, NetRule, Origin
+from mcpguard.policy.compile import compile_policy
+from mcpguard.policy.network import parse_rule
+from mcpguard.policy.patterns import expand
+from mcpguard.profile import store
+from mcpguard.profile.load import load
+
+COMMAND_LINE = "command line"
+PRIVILEGED_COPY = "/usr/local/lib/mcpguard"
+_SHARED_TEMPORARY = ("/tmp", "/var/tmp")
+
+
+def load_policy(
+    profile: str,
+    workspace: str | None = None,
+    *,
+    audit: bool = False,
+    read: Sequence[str] = (),
+    write: Sequence[str] = (),
+    net: Sequence[str] = (),
+) -> Policy:
+    """Load and compile a profile for the user who runs this.
+
+    Args:
+        profile: name or path.
+        workspace: directory; the current one when None.
+        read, write, net: more rules for this time only, as written on the command line; relative paths are relative to
+            the current directory.
+
+    Raises:
+        UsageError: there is no such profile or directory.
+        ProfileError, PolicyError: it cannot be loaded or compiled, with `file:line`.
+    """
+    place = workspace_directory(workspace)
+    return compile_for(load(profile, workspace=place), place, audit=audit, read=read, write=write, net=net)
+
+
+def compile_for(
+    profile: Profile,
+    workspace: str,
+    *,
+    audit: bool = False,
+    read: Sequence[str] = (),
+    write: Sequence[str] = (),
+    net: Sequence[str] = (),
+) -> Policy:
+    """The same for a profile that is loaded already.
+
+    Raises:
+        PolicyError: beginning with the place of the rule where one is at fault.
+    """
+    user = current_user()
+    return compile_policy(
+        profile,
+        user=user,
+        workspace=workspace,
+        tmp=temporary_directory(user.home),
+        own_paths=own_paths(),
+        audit=audit,
+        extra_files=[*_file_rules("--read", Access.READ, read), *_file_rules("--write", Access.WRITE, write)],
+        extra_network=[_net_rule(target) for target in net],
+    )
+
+
+def rule_errors(profile: Profile) -> list[McpguardError]:
+    """Every rule whose pattern or target cannot be read, each with its place; the compiler would stop at the first."""
+    variables = {"home": "/home", "workspace": "/workspace", "tmp": "/tmp"}
+    found: list[McpguardError] = []
+    for pattern, origin in _patterns(profile):
+        try:
+            expand(pattern, origin.place, variables)
+        except PolicyError as bad:
+            found.append(bad)
+    for rule in profile.network:
+        try:
+            parse_rule(rule, 1)
+        except PolicyError as bad:
+            found.append(bad)
+    return found
+
+
+def _patterns(profile: Profile) -> Iterator[tuple[str, Origin]]:
+    for rule in profile.files:
+        for pattern in (rule.pattern, *rule.exceptions):
+            yield pattern, rule.origin
+    for socket in profile.sockets:
+        if not socket.pattern.startswith("@"):
+            yield socket.pattern, socket.origin
+
+
+def workspace_directory(path: str | None) -> str:
+    """An absolute path of an existing directory. A final symlink is left for the compiler to refuse.
+
+    Raises:
+        UsageError: it is missing or no directory.
+    """
+    try:
+        given = Path.cwd() / Path(path or ".").expanduser()
+    except FileNotFoundError:
+        raise _no_workspace("the current directory", "it was removed") from None
+    if not given.is_dir():
+        raise _no_workspace(str(given), "it is not a directory" if os.path.lexists(given) else "it does not exist")
+    return str(given.parent.resolve() / given.name if given.is_symlink() else given.resolve())
+
+
+def _no_workspace(path: str, why: str) -> UsageError:
+    return UsageError(
+        f"the workspace {path} cannot be used",
+        why=why,
+        do="change to your project, or name a directory with -w DIR",
+        code="usage.workspace",
+    )
+
+
+def current_user() -> User:
+    """The account of this process. `~` is $HOME where that names a directory, as for every program that is started."""
+    uid = os.getuid()
+    try:
+        account = pwd.getpwuid(uid)
+        name, home = account.pw_name, account.pw_dir
+    except KeyError:  # an account without an entry, as in containers
+        name, home = str(uid), "/"
+    wanted = os.environ.get("HOME", "")
+    if wanted.startswith("/") and Path(wanted).is_dir():
+        home = str(Path(wanted).resolve())
+    return User(uid, os.getgid(), tuple(sorted(os.getgroups())), name, home)
+
+
+def temporary_directory(home: str) -> str:
+    """`$TMPDIR` where it is a directory, else /tmp.
+
+    Raises:
+        PolicyError: `$TMPDIR` holds the home, so that `{tmp}` would open it.
+    """
+    wanted = os.environ.get("TMPDIR", "")
+    tmp = str(Path(wanted if wanted.startswith("/") and Path(wanted).is_dir() else "/tmp").resolve())
+    if _inside(home, tmp) and (tmp == home or not any(_inside(tmp, shared) for shared in _SHARED_TEMPORARY)):
+        raise PolicyError(
+            f"the temporary directory {tmp} holds the home directory {home}",
+            why="the agent may write everywhere below {tmp}",
+            do="unset TMPDIR, or set it to a directory of its own",
+            code="policy.tmp",
+        )
+    return tmp
+
+
+def _inside(path: str, directory: str) -> bool:
+    return path == directory or directory == "/" or path.startswith(directory + "/")
+
+
+def own_paths() -> tuple[str, ...]:
+    """What the agent may never write: this program with everything it imports, its profiles and its records."""
+    package = Path(mcpguard.__file__).resolve().parent
+    libraries = package.parent if package.parent.name in ("site-packages", "dist-packages") else package
+    environment = [Path(sys.prefix)] if sys.prefix != sys.base_prefix else []
+    ours = (libraries, *environment, store.config_directory(), store.state_directory(), Path(PRIVILEGED_COPY))
+    return tuple(sorted({str(path.resolve()) for path in ours}))
+
+
+def _file_rules(option: str, access: Access, paths: Sequence[str]) -> list[FileRule]:
+    granted = Access.READ | access
+    return [
+        FileRule(Effect.ALLOW, granted, _absolute(path), Origin(COMMAND_LINE, COMMAND_LINE, 0, f"{option} {path}"))
+        for path in paths
+    ]
+
+
+def _absolute(path: str) -> str:
+    """A path relative to the current directory, as in any command; patterns of profiles pass as they are."""
+    if path.startswith(("/", "~", "{", "**")):
+        return path
+    return os.path.normpath(Path.cwd() / path)
+
+
+def _net_rule(target: str) -> NetRule:
+    return NetRule(Effect.ALLOW, NetDirection.CONNECT, target, Origin(COMMAND_LINE, COMMAND_LINE, 0, f"--net {target}"))
