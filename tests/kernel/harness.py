@@ -29,6 +29,13 @@ Json = dict[str, Any]
 ACTORS = REPOSITORY / "tests" / "actors"
 SYSTEM_PYTHON = "/usr/bin/python3"
 RUN_SECONDS = 90
+# A Python program that makes the terminal on its standard input the controlling one, as a terminal emulator does.
+TERMINAL_LEADER = """
+import os, sys
+os.setsid()
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 def need_root() -> None:

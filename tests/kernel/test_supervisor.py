@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import SYSTEM_PYTHON, Sandbox, mcpguard_command, need_root, sandbox
+from harness import SYSTEM_PYTHON, TERMINAL_LEADER, Sandbox, mcpguard_command, need_root, sandbox
 from matrix import equip
 
 pytestmark = pytest.mark.kernel
@@ -125,20 +125,12 @@ def test_the_first_instruction_of_the_program_is_already_confined(box: Sandbox) 
     assert guarded.out == ""
 
 
-LEADER = """
-import os, sys
-os.setsid()
-os.close(os.open(os.ttyname(0), os.O_RDWR))
-os.execvp(sys.argv[1], sys.argv[1:])
-"""
-
-
 def on_a_terminal(box: Sandbox, words: list[str]) -> int:
     """The exit code of a program that has a terminal of its own as its controlling one."""
     master, slave = pty.openpty()
     try:
         return subprocess.run(
-            [SYSTEM_PYTHON, "-c", LEADER, *words],
+            [SYSTEM_PYTHON, "-c", TERMINAL_LEADER, *words],
             cwd=box.world.project,
             env=box.world.environment(),
             stdin=slave,
