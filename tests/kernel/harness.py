@@ -170,11 +170,6 @@ def sandbox(profile: str = "default") -> Iterator[Sandbox]:
         yield Sandbox(world, profile)
 
 
-def denials_of(events: Sequence[Json], pids: Sequence[int]) -> list[Json]:
-    """The denials among `events` of the given processes or of their children."""
-    return [e for e in events if e["verdict"] == "deny" and (e.get("pid") in pids or e.get("ppid") in pids)]
-
-
 def assert_names_rule(event: Json, place: str) -> None:
     """A denial is worth something only when it tells who, with what program, and by which rule."""
     assert event["pid"] > 0
