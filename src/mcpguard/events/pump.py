@@ -87,7 +87,8 @@ class Pump:
                     lost[UNREADABLE] = lost.get(UNREADABLE, 0) + 1
                     continue
                 if record.head.lost_before:
-                    lost[name] = lost.get(name, 0) + record.head.lost_before
+                    dropped = f"records that the kernel dropped: {name} was full"
+                    lost[dropped] = lost.get(dropped, 0) + record.head.lost_before
                 records.append(record)
         records.sort(key=lambda record: record.head.when_ns)
         if not records and not lost:

@@ -1,0 +1,102 @@
+"""Names resolved as the kernel does, in the host's view."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mcpguard.events.hostpath import Caller, resolve
+
+ME = Caller(os.getpid(), os.getpid())
+DEAD = Caller(4_194_304, 4_194_304, "/dead/cwd")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path.resolve()
+    (root / "real").mkdir()
+    (root / "real" / "file").write_text("x")
+    (root / "link").symlink_to("real/file")
+    (root / "absolute").symlink_to(root / "real")
+    (root / "loop").symlink_to("loop")
+    return root
+
+
+def test_a_relative_path_starts_from_its_base(tree: Path) -> None:
+    assert resolve(str(tree), "real/file", ME, follow=True) == f"{tree}/real/file"
+
+
+def test_an_empty_path_is_the_base_itself(tree: Path) -> None:
+    assert resolve(f"{tree}/real/file", "", ME, follow=True) == f"{tree}/real/file"
+
+
+def test_links_are_followed_and_the_last_one_only_when_the_call_does(tree: Path) -> None:
+    assert resolve(str(tree), "link", ME, follow=True) == f"{tree}/real/file"
+    assert resolve(str(tree), "link", ME, follow=False) == f"{tree}/link"
+    assert resolve("/", f"{tree}/absolute/file", ME, follow=False) == f"{tree}/real/file"
+
+
+def test_a_closing_slash_follows_the_last_link(tree: Path) -> None:
+    assert resolve(str(tree), "absolute/", ME, follow=False) == f"{tree}/real"
+
+
+def test_dots_are_taken_from_the_real_place_not_from_the_text(tree: Path) -> None:
+    (tree / "elsewhere").symlink_to("/usr/bin")
+    assert resolve(str(tree), "elsewhere/../lib/./x", ME, follow=True) == "/usr/lib/x"
+
+
+def test_dots_above_the_root_stay_at_the_root() -> None:
+    assert resolve("/", "../../nowhere-at-all", ME, follow=True) == "/nowhere-at-all"
+
+
+def test_a_name_that_does_not_exist_keeps_its_text(tree: Path) -> None:
+    assert resolve(str(tree), "absolute/new/file", ME, follow=True) == f"{tree}/real/new/file"
+
+
+def test_a_link_to_itself_ends(tree: Path) -> None:
+    assert resolve(str(tree), "loop", ME, follow=True) == f"{tree}/loop"
+
+
+def test_proc_self_is_the_caller_and_not_the_reader() -> None:
+    assert resolve("/", "/proc/self/environ", DEAD, follow=True) == f"/proc/{DEAD.pid}/environ"
+    assert resolve("/", "/proc/thread-self/stat", DEAD, follow=True) == f"/proc/{DEAD.pid}/task/{DEAD.tid}/stat"
+
+
+def test_proc_root_leads_to_the_host_even_of_a_dead_process() -> None:
+    assert resolve("/", "/proc/self/root/etc/shadow", DEAD, follow=True) == "/etc/shadow"
+
+
+def test_proc_cwd_of_a_dead_caller_is_where_its_call_started() -> None:
+    assert resolve("/", "/proc/self/cwd/key", DEAD, follow=True) == "/dead/cwd/key"
+
+
+def test_proc_fd_of_a_living_process_is_its_file(tree: Path) -> None:
+    descriptor = os.open(tree / "real", os.O_RDONLY)
+    try:
+        assert resolve("/", f"/proc/self/fd/{descriptor}/file", ME, follow=True) == f"{tree}/real/file"
+    finally:
+        os.close(descriptor)
+
+
+def test_proc_fd_of_a_deleted_file_loses_the_kernels_mark(tree: Path) -> None:
+    descriptor = os.open(tree / "real" / "file", os.O_RDONLY)
+    (tree / "real" / "file").unlink()
+    try:
+        assert resolve("/", f"/proc/self/fd/{descriptor}", ME, follow=True) == f"{tree}/real/file"
+    finally:
+        os.close(descriptor)
+
+
+def test_a_pipe_is_no_path() -> None:
+    reader, writer = os.pipe()
+    try:
+        assert resolve("/", f"/proc/self/fd/{reader}", ME, follow=True) == f"/proc/{ME.pid}/fd/{reader}"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_name_with_a_nul_does_no_harm() -> None:
+    assert resolve("/", "/usr/a\0b", ME, follow=True) == "/usr/a\0b"

@@ -1,0 +1,282 @@
+"""From records to stored events: sums, denials at once, losses, bounds, and a store that fails."""
+
+from __future__ import annotations
+
+import errno
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from events_help import (
+    OPEN_POLICY,
+    SECOND,
+    START_EPOCH_NS,
+    Bench,
+    call,
+    connection,
+    ended,
+    executed,
+    forked,
+    head,
+    make_policy,
+    opened,
+    refused,
+    unix,
+)
+
+from mcpguard.errors import StoreError
+from mcpguard.events import recorder as recorder_module
+from mcpguard.events.recorder import QUIET_INTERVAL_NS
+from mcpguard.model.access import Access, Verdict
+from mcpguard.model.event import Event, Kind
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def denials(events: Sequence[Event]) -> list[Event]:
+    return [event for event in events if event.verdict is Verdict.DENY]
+
+
+def environ(pid: int, reader: int) -> object:
+    return refused("open", f"/proc/{pid}/environ", errno.EACCES, who=head(reader, 1000, "ps"))
+
+
+def break_store(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(session: str, events: Sequence[Event]) -> None:
+        raise StoreError("no", why="database or disk is full", do="", code="store.full")
+
+    monkeypatch.setattr(bench.store, "add", refuse)
+
+
+def test_a_denial_is_stored_when_its_batch_is_taken(bench: Bench) -> None:
+    bench.feed(refused("open", "/ws/secret/key", errno.EACCES))
+    found = bench.events()
+    assert [(e.verdict, e.path, e.errno, e.count) for e in found] == [(Verdict.DENY, "/ws/secret/key", "EACCES", 1)]
+
+
+def test_a_denial_names_the_process_its_program_and_its_parents(bench: Bench) -> None:
+    bench.feed(
+        forked(1001),
+        executed(1001, "/bin/bash", "bash"),
+        forked(1002, parent=1001),
+        executed(1002, "/bin/cat", "cat", "key"),
+        refused("open", "/ws/secret/key", errno.EACCES, who=head(1002, 1001, "cat")),
+    )
+    (denial,) = denials(bench.events())
+    assert (denial.pid, denial.ppid, denial.exe, denial.comm) == (1002, 1001, "/bin/cat", "cat")
+    assert denial.detail == "under bash[1001] < claude[1000]"
+
+
+def test_equal_denials_of_one_batch_are_one_event_with_a_count(bench: Bench) -> None:
+    bench.feed(*[refused("open", "/ws/secret/key", errno.EACCES)] * 7)
+    assert [event.count for event in bench.events()] == [7]
+
+
+def test_equal_denials_of_an_interval_add_up_to_their_number(bench: Bench) -> None:
+    for _ in range(10):
+        bench.feed(refused("open", "/ws/secret/key", errno.EACCES))
+    assert [event.count for event in bench.events()] == [1]
+    bench.clock.forward(1.1)
+    bench.recorder.tick()
+    assert [event.count for event in bench.events()] == [1, 9]
+
+
+def test_after_the_interval_the_same_denial_is_stored_at_once_again(bench: Bench) -> None:
+    bench.feed(refused("open", "/ws/secret/key", errno.EACCES))
+    bench.clock.forward(1.1)
+    bench.recorder.tick()
+    bench.feed(refused("open", "/ws/secret/key", errno.EACCES))
+    assert [event.count for event in bench.events()] == [1, 1]
+
+
+def test_denials_of_different_errors_objects_or_processes_stay_apart(bench: Bench) -> None:
+    bench.feed(
+        refused("open", "/ws/secret/a", errno.EACCES),
+        refused("open", "/ws/secret/a", errno.EPERM),
+        refused("open", "/ws/secret/b", errno.EACCES),
+        refused("open", "/ws/secret/a", errno.EACCES, who=head(2000)),
+    )
+    assert len(bench.events()) == 4
+
+
+def test_opens_are_summed_by_process_object_and_access(bench: Bench) -> None:
+    bench.feed(
+        opened("/ws/a", count=3),
+        opened("/ws/a"),
+        opened("/ws/a", Access.WRITE),
+        opened("/ws/a", who=head(1001)),
+        opened("/ws/b"),
+    )
+    assert bench.events() == [], "sums are written once per interval"
+    bench.clock.forward(1.1)
+    bench.recorder.tick()
+    found = [(e.pid, e.path, e.access, e.count) for e in bench.events()]
+    assert found == [
+        (1000, "/ws/a", "read", 4),
+        (1000, "/ws/a", "write", 1),
+        (1001, "/ws/a", "read", 1),
+        (1000, "/ws/b", "read", 1),
+    ]
+
+
+def test_counts_over_all_intervals_add_up_to_the_number_of_opens(bench: Bench) -> None:
+    for _ in range(50):
+        bench.feed(opened("/ws/a", count=2), opened("/ws/b"))
+        bench.clock.forward(0.3)
+    total = sum(event.count for event in bench.all_events())
+    assert total == 150
+
+
+def test_an_event_has_the_time_of_its_record(bench: Bench) -> None:
+    bench.clock.forward(10)
+    bench.feed(refused("open", "/ws/secret/key", errno.EACCES, who=head(when_ns=103 * SECOND)))
+    assert bench.events()[0].time_ns == START_EPOCH_NS + 3 * SECOND
+
+
+def test_the_kernels_verdict_on_a_destination_is_kept_with_rule_and_host(bench: Bench) -> None:
+    bench.names["192.0.2.7"] = "evil.example"
+    bench.feed(connection("192.0.2.7", Verdict.DENY, rule=2))
+    (found,) = bench.events()
+    assert (found.kind, found.op, found.host, found.address, found.port) == (
+        *(Kind.NET, "connect", "evil.example", "192.0.2.7", 443),
+    )
+    assert found.rule == bench.policy.rules[2]
+
+
+def test_a_denied_destination_without_a_rule_is_denied_by_the_default(bench: Bench) -> None:
+    bench.feed(connection("192.0.2.7", Verdict.DENY))
+    assert bench.events()[0].rule == bench.policy.rules[0]
+
+
+def test_an_allowed_own_listener_has_no_rule(bench: Bench) -> None:
+    (found,) = bench.all_events(connection("127.0.0.1", Verdict.ALLOW))
+    assert found.rule is None
+
+
+def test_a_denied_unix_socket_is_stored_at_once(bench: Bench) -> None:
+    bench.feed(unix("@/tmp/.X11-unix/X0", Verdict.DENY))
+    assert [(e.kind, e.path) for e in bench.events()] == [(Kind.UNIX, "@/tmp/.X11-unix/X0")]
+
+
+def test_forks_starts_and_ends_are_on_record(bench: Bench) -> None:
+    found = bench.all_events(forked(1001), executed(1001, "/ws/tool", "tool", "-x"), ended(1001, 3 << 8))
+    assert [(e.kind, e.op, e.pid, e.ppid) for e in found] == [
+        (Kind.PROCESS, "fork", 1001, 1000),
+        (Kind.EXEC, "exec", 1001, 1000),
+        (Kind.PROCESS, "exit", 1001, 1000),
+    ]
+    assert found[1].argv == ("tool", "-x")
+    assert found[2].detail == "status 3"
+
+
+def test_looks_at_every_environment_are_one_quiet_event_per_process(bench: Bench) -> None:
+    bench.feed(*[environ(pid, 2001) for pid in range(4_194_400, 4_194_500)])
+    bench.feed(*[environ(pid, 2002) for pid in range(4_194_400, 4_194_403)])
+    assert bench.events() == []
+    bench.feed(ended(2001))
+    (quiet,) = denials(bench.events())
+    assert (quiet.pid, quiet.count, quiet.path) == (2001, 100, "/proc/*/environ")
+    assert (quiet.detail or "").startswith("quiet")
+    bench.clock.forward(QUIET_INTERVAL_NS / SECOND)
+    bench.recorder.tick()
+    assert [event.count for event in denials(bench.events())] == [100, 3], "a process that lives on shows up too"
+
+
+def test_refusals_of_plain_permissions_are_counted_and_not_stored(bench: Bench) -> None:
+    bench.feed(refused("open", "/ws/missing", errno.ENOENT), call("kill", errno.ESRCH, 1))
+    assert bench.all_events() == []
+    assert bench.recorder.counters.plain == 2
+
+
+def test_records_that_the_kernel_dropped_become_a_loss_event(bench: Bench) -> None:
+    bench.feed(opened("/ws/a", who=head(lost=40)), opened("/ws/a", who=head(lost=2)))
+    losses = [e for e in bench.all_events() if e.kind is Kind.LOSS]
+    assert [e.count for e in losses] == [42]
+    assert bench.recorder.counters.lost == 42
+
+
+def test_losses_that_the_caller_names_are_not_counted_twice(bench: Bench) -> None:
+    bench.recorder.feed([opened("/ws/a", who=head(lost=5))], {"denials": 5})
+    losses = [e for e in bench.all_events() if e.kind is Kind.LOSS]
+    assert [(e.count, e.detail) for e in losses] == [(5, "denials")]
+
+
+def test_an_act_that_was_not_stopped_is_stored_at_once(bench: Bench) -> None:
+    bench.feed(refused("create", "/ws/ro/new", 0, access=Access.WRITE))
+    (found,) = bench.events()
+    assert found.verdict is Verdict.AUDIT
+    assert found.detail == "not stopped: it did not exist at launch"
+
+
+def test_a_hundred_thousand_records_stay_within_memory_and_all_are_counted(bench: Bench) -> None:
+    tracemalloc.start()
+    try:
+        for batch in range(100):
+            bench.feed(*[opened(f"/ws/{batch}/{n}") for n in range(1000)])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    bench.recorder.finish()
+    rows = bench.store.read("SELECT COUNT(*), SUM(count) FROM events WHERE verdict = 'allow'")
+    assert rows[0] == (100_000, 100_000)
+    assert peak < 64 << 20, f"{peak >> 20} MiB"
+
+
+def test_a_storm_of_different_denials_stays_within_memory_and_loses_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_SUMS", 100)
+    for batch in range(20):
+        bench.feed(*[refused("open", f"/ws/secret/{batch}-{n}", errno.EACCES) for n in range(100)])
+    assert len(denials(bench.all_events())) == 2000
+
+
+def test_a_store_that_fails_neither_raises_nor_loses_what_fits_until_it_works_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        break_store(bench, broken)
+        bench.feed(refused("open", "/ws/secret/key", errno.EACCES))
+        bench.clock.forward(2)
+        bench.recorder.tick()
+    assert bench.recorder.failure is not None
+    bench.recorder.finish()
+    assert len(denials(bench.events())) == 1
+    assert bench.recorder.warning is None
+
+
+def test_what_a_failing_store_does_not_take_is_counted_and_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_WAITING", 10)
+    with monkeypatch.context() as broken:
+        break_store(bench, broken)
+        bench.feed(*[refused("open", f"/ws/secret/{n}", errno.EACCES) for n in range(25)])
+    assert bench.recorder.counters.unsaved == 15
+    bench.recorder.finish()
+    found = bench.events()
+    assert [e.path for e in denials(found)] == [f"/ws/secret/{n}" for n in range(10)]
+    assert [e.count for e in found if e.kind is Kind.LOSS] == [15]
+    assert bench.recorder.warning == "15 events could not be stored: database or disk is full"
+
+
+def test_a_store_that_never_works_ends_with_every_event_counted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_store(bench, monkeypatch)
+    bench.feed(refused("open", "/ws/secret/key", errno.EACCES), opened("/ws/a", count=4))
+    bench.recorder.finish()
+    assert bench.recorder.counters.unsaved == 5
+
+
+def test_a_failing_store_is_not_asked_again_for_every_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_store(bench, monkeypatch)
+    bench.feed(refused("open", "/ws/secret/0", errno.EACCES))
+    monkeypatch.setattr(bench.store, "add", lambda *_: pytest.fail("asked again within the interval"))
+    bench.feed(refused("open", "/ws/secret/1", errno.EACCES))
+
+
+def test_in_audit_mode_what_the_policy_would_deny_is_audited(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, make_policy(*OPEN_POLICY, audit=True))
+    found = bench.all_events(opened("/etc/hostname"))
+    assert [(e.verdict, e.rule, e.detail) for e in found] == [(Verdict.AUDIT, bench.policy.rules[0], None)]
