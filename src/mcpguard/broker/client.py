@@ -110,8 +110,8 @@ def _accept_root(listener: socket.socket, process: subprocess.Popen[bytes]) -> s
     ended = os.pidfd_open(process.pid)
     try:
         while True:
-            ready, _, _ = select.select([listener, ended], (), ())
-            if listener in ready:
+            ready, _, _ = select.select([listener.fileno(), ended], (), ())
+            if listener.fileno() in ready:
                 connection, _address = listener.accept()
                 if peer_uid(connection) == 0:
                     return connection

@@ -29,6 +29,7 @@ from mcpguard.kernel import cgroup, landlock
 MINIMUM_LANDLOCK = 3
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+_DIED: dict[str, Any] = {"failed": "start", "errno": None, "words": "the child died"}
 
 
 @dataclass(slots=True)
@@ -51,7 +52,9 @@ def serve(channel: Channel, caller_uid: int, caller_pid: int) -> None:
         with contextlib.suppress(OSError):
             channel.send(error_to_json(error))
     except OSError as error:
-        failed = KernelError(str(error.filename or "a system call"), error.errno or errno.EIO, do="run `mcpguard doctor`")
+        failed = KernelError(
+            str(error.filename or "a system call"), error.errno or errno.EIO, do="run `mcpguard doctor`"
+        )
         with contextlib.suppress(OSError):
             channel.send(error_to_json(failed))
 
@@ -137,7 +140,7 @@ class _Session:
             become_agent(self.request, leaf, theirs, target)
         theirs.close()
         answer = ours.recv(1 << 16)
-        report = json.loads(answer) if answer else {"failed": "start", "errno": None, "words": "the child died"}
+        report: dict[str, Any] = json.loads(answer) if answer else _DIED
         if not report.get("ready"):
             os.waitpid(pid, 0)
             raise _child_error(report)
@@ -153,9 +156,9 @@ class _Session:
     def _wait(self, running: _Running, wakeup: socket.socket, engine: Engine) -> int:
         """Wait for the agent to end; returns its wait status."""
         while True:
-            sources = [wakeup] if self.client_gone else [wakeup, self.channel]
+            sources = [wakeup.fileno()] if self.client_gone else [wakeup.fileno(), self.channel.fileno()]
             ready, _, _ = select.select(sources, (), ())
-            if wakeup in ready:
+            if wakeup.fileno() in ready:
                 for number in wakeup.recv(4096):
                     if number in _FORWARDED:
                         with contextlib.suppress(ProcessLookupError):
@@ -163,7 +166,7 @@ class _Session:
                 status = _reap(running.pid)
                 if status is not None:
                     return status
-            if self.channel in ready:
+            if self.channel.fileno() in ready:
                 self._read_update(engine)
 
     def _read_update(self, engine: Engine) -> None:

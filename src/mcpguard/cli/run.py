@@ -47,14 +47,22 @@ def parser() -> argparse.ArgumentParser:
         usage="mcpguard run [OPTIONS] AGENT [ARGS...] | mcpguard run [OPTIONS] -- CMD...",
         allow_abbrev=False,
     )
-    made.add_argument("-p", "--profile", metavar="PROFILE", help="profile name, or path of a profile outside the workspace")
+    made.add_argument(
+        "-p", "--profile", metavar="PROFILE", help="profile name, or path of a profile outside the workspace"
+    )
     made.add_argument("-w", "--workspace", metavar="DIR", help="the project; default: the current directory")
     made.add_argument("--audit", action="store_true", help="let through and record everything but explicit denials")
-    made.add_argument("--best-effort", action="store_true", help="run although a rule cannot be enforced here; prints the gap")
+    made.add_argument(
+        "--best-effort", action="store_true", help="run although a rule cannot be enforced here; prints the gap"
+    )
     made.add_argument("--tier", choices=("1", "2", "3"), help="insist on an enforcement tier (see `mcpguard doctor`)")
     made.add_argument("--read", metavar="PATH", action="append", default=[], help="also allow reading PATH; repeatable")
-    made.add_argument("--write", metavar="PATH", action="append", default=[], help="also allow writing PATH; repeatable")
-    made.add_argument("--net", metavar="HOST:PORT", action="append", default=[], help="also allow a destination; repeatable")
+    made.add_argument(
+        "--write", metavar="PATH", action="append", default=[], help="also allow writing PATH; repeatable"
+    )
+    made.add_argument(
+        "--net", metavar="HOST:PORT", action="append", default=[], help="also allow a destination; repeatable"
+    )
     made.add_argument("-q", "--quiet", action="store_true", help="no summary at the end")
     made.add_argument("command", nargs=argparse.REMAINDER, metavar="AGENT [ARGS...] | -- CMD...")
     return made

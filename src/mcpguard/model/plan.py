@@ -59,4 +59,3 @@ class FilesPlan:
     open_directories: tuple[str, ...] = ()
     gaps: tuple[str, ...] = ()
     visited: int = 0
-

@@ -11,11 +11,7 @@ SESSION_VARIABLE = "MCPGUARD_SESSION"
 
 def scrub(environment: Mapping[str, str], remove: Sequence[str], keep: Sequence[str]) -> dict[str, str]:
     """Everything whose name matches no pattern of `remove`, or matches one of `keep`."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if not _matches(name, remove) or _matches(name, keep)
-    }
+    return {name: value for name, value in environment.items() if not _matches(name, remove) or _matches(name, keep)}
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -124,9 +124,13 @@ def _finish(walk: _Walk, rules: Sequence[PathRule]) -> FilesPlan:
     _visit(walk, "/", walk.automaton.start, Access.NONE, False, ())
     _mask_sockets(walk)
     for path in sorted(walk.unscanned):
-        walk.gaps.append(f"patterns with * or ** are not looked for below {path}; names there are not hidden one by one")
+        walk.gaps.append(
+            f"patterns with * or ** are not looked for below {path}; names there are not hidden one by one"
+        )
     for path in sorted(walk.open_directories):
-        walk.gaps.append(f"a protected name that is created directly in {path} while the session runs is reported, not stopped")
+        walk.gaps.append(
+            f"a protected name that is created directly in {path} while the session runs is reported, not stopped"
+        )
     grants = [Grant(path, access) for path, access in _without_repeats(walk)]
     return FilesPlan(
         grants=tuple(grants),
@@ -262,9 +266,7 @@ def _entries(walk: _Walk, directory: str) -> list[os.DirEntry[str]]:
     return found
 
 
-def _visit(
-    walk: _Walk, path: str, state: State, above: Access, writable: bool, chain: tuple[str, ...]
-) -> None:
+def _visit(walk: _Walk, path: str, state: State, above: Access, writable: bool, chain: tuple[str, ...]) -> None:
     """Compare what is granted at `path` with what the automaton allows there, and go on where it can differ.
 
     Args:
@@ -368,7 +370,9 @@ def _protect_link(walk: _Walk, path: str, state: State, writable: bool) -> None:
         return
     target = os.path.realpath(path)
     if not os.path.isfile(target):
-        walk.gaps.append(f"{path} is a symlink to something that is not a file; replacing the link is reported, not stopped")
+        walk.gaps.append(
+            f"{path} is a symlink to something that is not a file; replacing the link is reported, not stopped"
+        )
         return
     readable = Access.READ in walk.automaton.decision(walk.automaton.walk(target)).allowed
     walk.add(MountStep("link", path, False, target) if readable else MountStep("mask", path, False))

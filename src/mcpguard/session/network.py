@@ -10,26 +10,23 @@ import ipaddress
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Any
 
 from mcpguard.model.access import Effect
-from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Policy
-from mcpguard.policy.network import connect_table
+from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Policy, SocketEntry
+from mcpguard.model.rule import Origin
+from mcpguard.policy.network import connect_table, mapped
 
 REFRESH_S = 60.0
 LAUNCH_WAIT_S = 0.4
 _WORKERS = 8
 _RESOLVER_PORT = 53
-
-
-def mapped(address: str) -> tuple[bytes, int]:
-    """16 bytes, IPv4 mapped into IPv6, and the number of significant bits of one such address."""
-    parsed = ipaddress.ip_address(address)
-    if parsed.version == 4:
-        return b"\0" * 10 + b"\xff\xff" + parsed.packed, 128
-    return parsed.packed, 128
+_HOST = 128
+_GLOB = frozenset("*?[")
+_RESOLVER_ORIGIN = Origin("mcpguard", "builtin", 0, "the host's own resolvers, port 53")
 
 
 def resolvers(path: str = "/etc/resolv.conf") -> list[str]:
@@ -49,14 +46,41 @@ def resolvers(path: str = "/etc/resolv.conf") -> list[str]:
     return found
 
 
-def resolver_entries(policy: Policy, rule: int) -> list[NetEntry]:
-    """Port 53 of the host's own resolvers, when a rule names a host that must be looked up."""
+def with_resolvers(policy: Policy) -> Policy:
+    """The policy plus port 53 of the host's own resolvers, when a rule names a host that must be looked up."""
     if not policy.names:
-        return []
-    return [
-        NetEntry(*mapped(address), _RESOLVER_PORT, _RESOLVER_PORT, PROTO_TCP | PROTO_UDP, Effect.ALLOW, rule)
+        return policy
+    rule = len(policy.rules)
+    entries = [
+        NetEntry(mapped(address), _HOST, _RESOLVER_PORT, _RESOLVER_PORT, PROTO_TCP | PROTO_UDP, Effect.ALLOW, rule)
         for address in resolvers()
     ]
+    return replace(
+        policy,
+        rules=(*policy.rules, _RESOLVER_ORIGIN),
+        reasons=(*policy.reasons, "names in the profile must be looked up"),
+        connect=(*policy.connect, *entries),
+    )
+
+
+def settings(policy: Policy, rows: list[Any]) -> dict[str, Any]:
+    """The network backend's settings in the JSON form of the broker. `rows`: destinations, from `Names.rows`."""
+    return {
+        "connect": rows,
+        "listen": rows_to_json(policy.listen),
+        "unix": [[entry.pattern, int(entry.effect is Effect.ALLOW), entry.rule] for entry in carried_sockets(policy)],
+        # A relative string could name anything below a directory that the tree changed to.
+        "allow_relative": False,
+    }
+
+
+def carried_sockets(policy: Policy) -> list[SocketEntry]:
+    """Socket rules that the kernel's table can hold: a subtree, a socket, or a beginning; no other glob."""
+    return [entry for entry in policy.sockets if not _GLOB & set(_body(entry.pattern))]
+
+
+def _body(pattern: str) -> str:
+    return pattern.removesuffix("*") if pattern.startswith("@") else pattern.removesuffix("/**")
 
 
 def wildcards(policy: Policy) -> list[NameEntry]:
@@ -70,9 +94,9 @@ class Names:
     `host_of` maps a textual address to the name it was seen under, for events.
     """
 
-    def __init__(self, policy: Policy, fixed: Sequence[NetEntry]) -> None:
+    def __init__(self, policy: Policy) -> None:
         self._entries = [entry for entry in policy.names if not entry.pattern.startswith("*")]
-        self._fixed = list(fixed)
+        self._fixed = policy.connect
         self._found: dict[tuple[str, str], NetEntry] = {}
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="names") if self._entries else None
         self._futures: list[Future[bool]] = []
@@ -122,7 +146,9 @@ class Names:
             self.host_of[address] = entry.pattern
             self._found.setdefault(
                 (f"{entry.pattern}:{entry.port_low}", address),
-                NetEntry(*mapped(address), entry.port_low, entry.port_high, entry.protocols, entry.effect, entry.rule),
+                NetEntry(
+                    mapped(address), _HOST, entry.port_low, entry.port_high, entry.protocols, entry.effect, entry.rule
+                ),
             )
         return True
 

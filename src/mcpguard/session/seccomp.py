@@ -6,11 +6,17 @@ Verdicts on paths and destinations are never made here: a filter cannot see them
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+import platform
 import socket
 import tempfile
+import zlib
+from pathlib import Path
 from typing import IO, cast
 
+from mcpguard import __version__
 from mcpguard.errors import HostError
 from mcpguard.model.profile import SystemSwitches
 
@@ -32,15 +38,36 @@ _TIOCLINUX = 0x541C
 _SOCK_TYPE_MASK = 0xF
 
 # Refused whatever the profile says. Names unknown to an architecture are left out by libseccomp itself.
-REFUSED = (
-    "acct add_key bpf chroot clock_adjtime clock_settime delete_module fanotify_init finit_module fsconfig fsmount fsopen "
-    "fspick get_kernel_syms init_module ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie mount mount_setattr "
-    "move_mount name_to_handle_at nfsservctl open_by_handle_at open_tree open_tree_attr perf_event_open pidfd_getfd pivot_root "
-    "process_madvise process_vm_readv process_vm_writev ptrace quotactl quotactl_fd reboot request_key setdomainname sethostname "
-    "setns settimeofday stime swapoff swapon sysfs syslog umount umount2 uselib userfaultfd ustat vhangup vm86 vm86old"
-).split()
+REFUSED = """
+acct add_key bpf chroot clock_adjtime clock_settime delete_module fanotify_init finit_module fsconfig fsmount
+fsopen fspick get_kernel_syms init_module ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie
+mount mount_setattr move_mount name_to_handle_at nfsservctl open_by_handle_at open_tree open_tree_attr
+perf_event_open pidfd_getfd pivot_root process_madvise process_vm_readv process_vm_writev ptrace quotactl
+quotactl_fd reboot request_key setdomainname sethostname setns settimeofday stime swapoff swapon sysfs syslog
+umount umount2 uselib userfaultfd ustat vhangup vm86 vm86old
+""".split()  # noqa: SIM905 - a list of seventy words is read better as text
 # Programs try these first and do without them.
 MISSING = ("io_uring_setup", "io_uring_enter", "io_uring_register")
+
+
+def cached_filter(switches: SystemSwitches, directory: Path) -> bytes:
+    """`build_filter`, kept in `directory` (the state directory, which no guarded process can write): loading libseccomp costs
+    more than all the rest of a launch's planning."""
+    key = repr((__version__, platform.machine(), switches, REFUSED, MISSING)).encode()
+    path = directory / f"seccomp-{zlib.crc32(key):08x}-{len(key)}.bpf"
+    try:
+        program = path.read_bytes()
+        if program and len(program) % 8 == 0 and path.stat().st_uid == os.getuid():
+            return program
+    except OSError:
+        pass
+    program = build_filter(switches)
+    with contextlib.suppress(OSError):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = path.with_suffix(f".{os.getpid()}")
+        made.write_bytes(program)
+        made.replace(path)
+    return program
 
 
 def build_filter(switches: SystemSwitches) -> bytes:

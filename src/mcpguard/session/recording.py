@@ -1,0 +1,139 @@
+"""The record of one run: a session in the store, a pump that keeps it up to date, a summary at the end.
+
+A store that cannot be had does not stop the run, for enforcement does not need it: it is said once, and counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mcpguard.errors import HostError, StoreError
+from mcpguard.events.processes import Process
+from mcpguard.events.pump import Pump
+from mcpguard.events.recorder import Recorder
+from mcpguard.events.sessions import new_id
+from mcpguard.events.store import Store
+from mcpguard.kernel.ring import Ring
+from mcpguard.model.coverage import Coverage
+from mcpguard.model.policy import Policy
+from mcpguard.session import summary
+from mcpguard.wire import decode
+from mcpguard.wire.records import Record
+
+_CANARY_WAIT_S = 5.0
+
+
+class Recording:
+    """One session's record, from before the agent starts until the summary is out."""
+
+    def __init__(self, policy: Policy, store: Store | None, session: str, command: Sequence[str]) -> None:
+        self.session = session
+        self._policy = policy
+        self._store = store
+        self._command = tuple(command)
+        self._rings: dict[str, Ring] = {}
+        self._recorder: Recorder | None = None
+        self._pump: Pump | None = None
+        self._pid_fd = -1
+        self._leftover = 0
+
+    @staticmethod
+    def begin(policy: Policy, command: Sequence[str], tier: str, holds: Sequence[Coverage]) -> Recording:
+        """Open the store and start a session in it."""
+        now_ns = time.time_ns()
+        try:
+            store = Store.open()
+            if store.note:
+                _warn(store.note)
+            session = store.start_session(policy, command=command, tier=tier, coverage=holds, now_ns=now_ns)
+            return Recording(policy, store, session, command)
+        except StoreError as error:
+            _warn(f"events are not stored: {error.what} ({error.why}); the sandbox is not affected")
+            return Recording(policy, None, new_id(now_ns), command)
+
+    def attach(self, descriptors: Mapping[str, int], facts: Mapping[str, Any], names: Mapping[str, str]) -> None:
+        """Read the rings from now on; the canary's refusal must already be in them.
+
+        Raises:
+            HostError: nothing came out of the ring of denials, so the run would not be on record.
+        """
+        sizes = facts["rings"]
+        self._rings = {name: Ring(descriptors[name], int(sizes[name])) for name in ("mg_denials", "mg_activity")}
+        self._pid_fd = os.pidfd_open(int(facts["pid"]))
+        self._expect_canary(int(facts["canary_pid"]))
+        if self._store is None:
+            return
+        first = Process(int(facts["pid"]), os.getpid(), exe="", argv=self._command, start_ns=time.monotonic_ns())
+        self._recorder = Recorder(self._store, self.session, self._policy, first, names=names)
+        self._pump = Pump(self._rings, decode.record, self._recorder)
+        self._pump.start()
+
+    def _expect_canary(self, pid: int) -> None:
+        """What the child and its canary did while being confined is no event of the agent: drained here, and checked."""
+        deadline = time.monotonic() + _CANARY_WAIT_S
+        seen = False
+        while not seen and time.monotonic() < deadline:
+            records = [decode.record(raw) for raw in self._rings["mg_denials"].drain()]
+            seen = any(record.head.pid == pid for record in records)
+        self._rings["mg_activity"].drain()
+        if not seen:
+            raise HostError(
+                "events do not arrive, so nothing was started",
+                why="the canary was refused, but its refusal was not in the ring of denials",
+                do="run `mcpguard doctor` and report its output",
+                code="run.no-events",
+            )
+
+    def take_final(self, message: Mapping[str, Any]) -> None:
+        """News that came with the agent's end: last counts, and how many processes it left behind."""
+        self._leftover = int(message.get("leftover", 0))
+        records: list[Record] = [decode.record(bytes.fromhex(raw)) for raw in message.get("records", ())]
+        if self._recorder is not None and self._pump is not None:
+            self._pump.stop()
+            self._pump = None
+            if records:
+                self._recorder.feed(records)
+                self._recorder.finish()
+
+    def wait_for_end(self) -> None:
+        """Wait until the agent's first process has ended, by its descriptor."""
+        select.select([self._pid_fd], (), ())
+
+    def end(self, code: int, *, quiet: bool) -> None:
+        """Store what is left, close the session, write the summary to stderr."""
+        if self._pump is not None:
+            self._pump.stop()
+            self._pump = None
+        if self._pid_fd >= 0:
+            os.close(self._pid_fd)
+        for ring in self._rings.values():
+            ring.close()
+        if self._store is None:
+            return
+        unsaved = self._recorder.counters.unsaved if self._recorder else 0
+        with contextlib.suppress(StoreError):
+            self._store.end_session(self.session, exit_code=code, now_ns=time.time_ns(), unsaved=unsaved)
+        warning = self._recorder.warning if self._recorder else None
+        if quiet and warning:
+            _warn(warning)
+        if not quiet:
+            self._summarise(self._store, warning)
+        self._store.close()
+
+    def _summarise(self, store: Store, warning: str | None) -> None:
+        lines = summary.render(summary.summarise(store, self.session), self._policy.user.home, warning=warning)
+        if self._leftover:
+            lines = [*lines, f"{self._leftover} background process(es) of the session were ended with it"]
+        with contextlib.suppress(OSError):
+            sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _warn(text: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"mcpguard: {text}\n")
