@@ -61,7 +61,8 @@ class OpenRecord:
     """A file was opened. `path` was built by the kernel from the opened file itself.
 
     `count` is how many such opens (process, file, access) this record stands for: the first is sent at once, later
-    ones as sums, so adding up `count` over records gives the number of opens seen.
+    ones as sums, so adding up `count` over records never gives more than the opens seen; with the `SumRecord`s of
+    the end it gives all of them. `series` is equal for all records of one aggregate; 0: not aggregated.
     `kind` is `file`, `directory`, `device`, `memfd`, or `other`.
     """
 
@@ -72,6 +73,7 @@ class OpenRecord:
     created: bool
     count: int
     cut: bool
+    series: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +81,16 @@ class PathCallRecord:
     """A system call on paths ended: a change that succeeded, or any path call that was refused.
 
     Attributes:
-        op: open, create, exec, truncate, unlink, rmdir, mkdir, mknod, symlink, link, rename, exchange, chmod, chown, xattr,
-            utimes, chdir, mount, other names of the event contract.
+        op: open, create, exec, truncate, unlink, rmdir, mkdir, mknod, symlink, link, rename, exchange, chmod, chown,
+            xattr, utimes.
         access: what the call needs on the object.
         result: 0, or a positive errno.
-        base, path: directory that a relative `path` starts from (built by the kernel) and the string the program gave.
+        base, path: directory that a relative `path` starts from (built by the kernel; empty for an absolute `path`) and the
+            string the program gave. An empty `path` means the object `base` itself: the file behind a descriptor.
         base2, path2: the same for the second path of rename and link; None otherwise.
         follow: whether the call follows a symlink in the last component.
+        count, series: refusals that agree in process, call, paths and errno are aggregated as in OpenRecord; changes that
+            succeeded are not.
     """
 
     head: Head
@@ -97,12 +102,21 @@ class PathCallRecord:
     base2: str | None
     path2: str | None
     follow: bool
+    count: int = 1
+    series: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """A refused system call without a path: socket, ptrace, kill, bpf, unshare, keyctl, ioctl, ... `argument` is its
-    most telling argument (family for socket, target pid for kill and ptrace, flags for unshare)."""
+    """A refused system call without a path.
+
+    Attributes:
+        op: socket, ptrace, signal, process-memory, pidfd-getfd, bpf, perf, unshare, clone, setns, mount, keyctl, module,
+            io-uring, ioctl, chroot.
+        argument: its most telling argument (family for socket, target pid for signal and ptrace, flags for unshare and
+            clone); argument2 is the argument after that one.
+        count, series: identical refusals are aggregated as in OpenRecord.
+    """
 
     head: Head
     op: str
@@ -110,6 +124,8 @@ class CallRecord:
     argument: int
     argument2: int
     result: int
+    count: int = 1
+    series: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +133,14 @@ class NetRecord:
     """A network request and its verdict.
 
     Attributes:
-        op: connect, sendmsg, bind, socket, packet.
+        op: connect, sendmsg, bind, socket, packet (refused on its way out), accept (somebody from outside asked to connect;
+            `address` and `port` are theirs).
         address: textual; IPv4-mapped addresses are shown as IPv4.
         protocol: tcp, udp, icmp, raw, mptcp, sctp or a number as text.
         rule: index into `Policy.rules`; 0: the default.
-        detail: `narrowed` when a wildcard bind was narrowed to loopback; `own` when the destination is a listener of the tree
-            itself; empty otherwise.
-        count: records for allowed traffic are aggregated per (process, destination).
+        detail: `narrowed` when a wildcard bind was narrowed to loopback; `own` when the destination is a listener of the
+            tree itself; empty otherwise.
+        count, series: aggregated per (process, op, destination, rule) as in OpenRecord.
     """
 
     head: Head
@@ -135,11 +152,16 @@ class NetRecord:
     rule: int
     detail: str
     count: int
+    series: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class UnixRecord:
-    """A connect or send to a unix socket. `path` is the string the program gave, `@name` for an abstract socket."""
+    """A connect or send to a unix socket. `path` is the string the program gave, `@name` for an abstract socket.
+
+    `detail`: `own` for an abstract socket of the tree itself; `not a plain path` for a refused relative path or one with
+    `.`, `..`, or empty components. `count` and `series` as in OpenRecord.
+    """
 
     head: Head
     op: str
@@ -147,15 +169,16 @@ class UnixRecord:
     path: str
     rule: int
     detail: str
+    count: int = 1
+    series: int = 0
 
 
-Record = (
-    ForkRecord
-    | ExecRecord
-    | ExitRecord
-    | OpenRecord
-    | PathCallRecord
-    | CallRecord
-    | NetRecord
-    | UnixRecord
-)
+@dataclass(frozen=True, slots=True)
+class SumRecord:
+    """What an aggregate had counted and not yet sent when it was read at the end: `count` more of `series`."""
+
+    series: int
+    count: int
+
+
+Record = ForkRecord | ExecRecord | ExitRecord | OpenRecord | PathCallRecord | CallRecord | NetRecord | UnixRecord

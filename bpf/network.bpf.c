@@ -1,0 +1,552 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* IPv4 and IPv6 verdicts for the processes of one cgroup; every program is attached to that leaf and to nothing else.
+ *
+ * Hooks see the kernel's copy of an address, so no thread can change it after the check. A socket carries its own
+ * facts in socket storage (who made it, which peer was approved, whether it serves), which accepted sockets inherit.
+ * Nothing here uses per-CPU scratch: all of it can be preempted.
+ */
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include "mg_net.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+enum { MG_BLOCK = 0, MG_PASS = 1 };
+enum { MG_SOCK_STREAM = 1, MG_SOCK_DGRAM = 2 };
+enum { MG_STATE_LISTEN = 10 };
+
+/* Facts about one socket of the tree; its presence is the mark that the tree made the socket. */
+struct mg_socket {
+	struct mg_target peer;	/* the destination that the connect hook let through */
+	__u8 approved;		/* `peer` is set */
+	__u8 serves;		/* bound or listening where a rule allows it */
+	struct mg_owner owner;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct mg_socket);
+} mg_sockets SEC(".maps");
+
+/* Peers that sent a datagram to a socket that serves: it may answer them. */
+struct mg_asker {
+	__u64 cookie;
+	struct mg_target peer;
+	__u32 reserved;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct mg_asker);
+	__type(value, __u64);
+} mg_askers SEC(".maps");
+
+/* A context field may only be read at a fixed offset; the compiler likes to join reads of two branches
+ * into one at a computed offset, which volatile reads in a straight line forbid.
+ */
+#define MG_LOAD(field) (*(const volatile __u32 *)&(field))
+
+static __always_inline struct mg_socket *mg_socket_of(struct bpf_sock_addr *ctx)
+{
+	return ctx->sk ? bpf_sk_storage_get(&mg_sockets, ctx->sk, 0, 0) : 0;
+}
+
+/* --- sockets of the tree itself ------------------------------------------------------------------------------- */
+
+/* The address a socket is bound to, as seen by IPv4 or IPv6. */
+static __always_inline void mg_bound(struct bpf_sock *sk, int v4, struct mg_target *bound)
+{
+	__u32 address4 = MG_LOAD(sk->src_ip4);
+
+	bound->words[0] = MG_LOAD(sk->src_ip6[0]);
+	bound->words[1] = MG_LOAD(sk->src_ip6[1]);
+	bound->words[2] = MG_LOAD(sk->src_ip6[2]);
+	bound->words[3] = MG_LOAD(sk->src_ip6[3]);
+	if (v4)
+		mg_target_v4(bound, address4);
+}
+
+/* Is the destination a socket that this tree made? Only for addresses of this host: a loopback address, or the very
+ * address that the found socket is bound to. A wildcard listener says nothing about a foreign host with the same port.
+ */
+static __always_inline int mg_found_own(struct bpf_sock *found, const struct mg_target *target)
+{
+	struct mg_target bound;
+	int here;
+
+	mg_bound(found, mg_is_v4(target), &bound);
+	here = mg_is_loopback(target) ||
+	       (bound.words[0] == target->words[0] && bound.words[1] == target->words[1] &&
+		bound.words[2] == target->words[2] && bound.words[3] == target->words[3]);
+	return here && bpf_sk_storage_get(&mg_sockets, found, 0, 0);
+}
+
+static __always_inline void mg_tuple(struct bpf_sock_tuple *tuple, __u32 *size, const struct mg_target *from,
+				     const struct mg_target *to)
+{
+	if (mg_is_v4(to)) {
+		tuple->ipv4.saddr = from->words[3];
+		tuple->ipv4.daddr = to->words[3];
+		tuple->ipv4.sport = bpf_htons(from->port);
+		tuple->ipv4.dport = bpf_htons(to->port);
+		*size = sizeof(tuple->ipv4);
+		return;
+	}
+	__builtin_memcpy(tuple->ipv6.saddr, from->words, sizeof(tuple->ipv6.saddr));
+	__builtin_memcpy(tuple->ipv6.daddr, to->words, sizeof(tuple->ipv6.daddr));
+	tuple->ipv6.sport = bpf_htons(from->port);
+	tuple->ipv6.dport = bpf_htons(to->port);
+	*size = sizeof(tuple->ipv6);
+}
+
+/* `ctx` is a socket address or a packet; a macro because the verifier wants the real context type. */
+#define MG_OWN(ctx, from, to)								\
+	({										\
+		struct bpf_sock_tuple _tuple = {};					\
+		struct bpf_sock *_found;						\
+		__u32 _size;								\
+		int _own = 0;								\
+		mg_tuple(&_tuple, &_size, from, to);					\
+		_found = mg_protocol_mask((to)->protocol) == MG_UDP ?			\
+			bpf_sk_lookup_udp(ctx, &_tuple, _size, BPF_F_CURRENT_NETNS, 0) :	\
+			bpf_sk_lookup_tcp(ctx, &_tuple, _size, BPF_F_CURRENT_NETNS, 0);	\
+		if (_found) {								\
+			_own = mg_found_own(_found, to);				\
+			bpf_sk_release(_found);						\
+		}									\
+		_own;									\
+	})
+
+/* Where a packet of this socket to a local destination will come from. */
+static __always_inline void mg_source(struct bpf_sock_addr *ctx, const struct mg_target *to, struct mg_target *from)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct mg_target own;
+
+	*from = *to; /* an unbound socket talks to an address of this host from the same address */
+	if (!sk)
+		return;
+	from->port = sk->src_port;
+	mg_bound(sk, mg_is_v4(to), &own);
+	if (!mg_is_any(&own))
+		__builtin_memcpy(from->words, own.words, sizeof(from->words));
+}
+
+/* --- destinations --------------------------------------------------------------------------------------------- */
+
+static __always_inline int mg_asked_before(struct bpf_sock_addr *ctx, const struct mg_target *target)
+{
+	struct mg_asker asker = {};
+
+	asker.cookie = bpf_get_socket_cookie(ctx);
+	asker.peer = *target;
+	return bpf_map_lookup_elem(&mg_askers, &asker) != 0;
+}
+
+/* What no rule allows and no rule denies: own listeners and answers pass, the rest is the default's. */
+static __always_inline void mg_default(struct mg_answer *answer)
+{
+	answer->rule = 0;
+	answer->verdict = mg_config.audit ? MG_AUDIT : MG_DENY;
+}
+
+static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_target *target, __u8 op)
+{
+	struct mg_answer answer;
+	struct mg_target from;
+	struct mg_socket *socket;
+
+	mg_match(MG_TABLE_CONNECT, target, &answer);
+	if (!answer.verdict) {
+		mg_source(ctx, target, &from);
+		if (MG_OWN(ctx, &from, target)) {
+			answer.verdict = MG_ALLOW;
+			answer.detail = MG_DETAIL_OWN;
+		} else if (op == MG_NET_SENDMSG && mg_asked_before(ctx, target)) {
+			return MG_PASS; /* traffic that others began is on record where they began it */
+		} else {
+			mg_default(&answer);
+		}
+	}
+	if (answer.verdict != MG_DENY && op == MG_NET_CONNECT) {
+		socket = mg_socket_of(ctx);
+		if (socket) {
+			socket->peer = *target;
+			socket->approved = 1;
+		}
+	}
+	mg_report(target, &answer, op, 0);
+	return answer.verdict == MG_DENY ? MG_BLOCK : MG_PASS;
+}
+
+static __always_inline void mg_ports(struct bpf_sock_addr *ctx, struct mg_target *target)
+{
+	target->port = bpf_ntohs(ctx->user_port);
+	target->protocol = ctx->protocol;
+}
+
+/* The kernel sends to a wildcard destination by way of loopback or the socket's own address; settle it on loopback. */
+static __always_inline int mg_to_v4(struct bpf_sock_addr *ctx, __u8 op)
+{
+	struct mg_target target;
+
+	if (!ctx->user_ip4 && ctx->user_port)
+		ctx->user_ip4 = bpf_htonl(INADDR_LOOPBACK);
+	mg_target_v4(&target, ctx->user_ip4);
+	mg_ports(ctx, &target);
+	return mg_decide(ctx, &target, op);
+}
+
+static __always_inline void mg_read_v6(struct bpf_sock_addr *ctx, struct mg_target *target)
+{
+	target->words[0] = MG_LOAD(ctx->user_ip6[0]);
+	target->words[1] = MG_LOAD(ctx->user_ip6[1]);
+	target->words[2] = MG_LOAD(ctx->user_ip6[2]);
+	target->words[3] = MG_LOAD(ctx->user_ip6[3]);
+	mg_ports(ctx, target);
+}
+
+static __always_inline int mg_to_v6(struct bpf_sock_addr *ctx, __u8 op)
+{
+	struct mg_target target;
+
+	mg_read_v6(ctx, &target);
+	if (mg_is_any(&target) && target.port) {
+		target.words[3] = target.words[2] ? bpf_htonl(INADDR_LOOPBACK) : bpf_htonl(1);
+		ctx->user_ip6[3] = target.words[3];
+	}
+	return mg_decide(ctx, &target, op);
+}
+
+SEC("cgroup/connect4")
+int mg_connect4(struct bpf_sock_addr *ctx)
+{
+	return mg_to_v4(ctx, MG_NET_CONNECT);
+}
+
+SEC("cgroup/connect6")
+int mg_connect6(struct bpf_sock_addr *ctx)
+{
+	return mg_to_v6(ctx, MG_NET_CONNECT);
+}
+
+/* A connected socket that sends with a control message comes here without an address: its peer was judged at connect.
+ * Nobody can ask for port 0: the kernel refuses that before.
+ */
+SEC("cgroup/sendmsg4")
+int mg_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	if (!ctx->user_ip4 && !ctx->user_port)
+		return MG_PASS;
+	return mg_to_v4(ctx, MG_NET_SENDMSG);
+}
+
+SEC("cgroup/sendmsg6")
+int mg_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	if (!ctx->user_port && !(ctx->user_ip6[0] | ctx->user_ip6[1] | ctx->user_ip6[2] | ctx->user_ip6[3]))
+		return MG_PASS;
+	return mg_to_v6(ctx, MG_NET_SENDMSG);
+}
+
+static __always_inline int mg_remember_asker(struct bpf_sock_addr *ctx, const struct mg_target *peer)
+{
+	struct mg_socket *socket = mg_socket_of(ctx);
+	struct mg_asker asker = {};
+	__u64 now;
+
+	if (!socket || !socket->serves)
+		return MG_PASS;
+	asker.cookie = bpf_get_socket_cookie(ctx);
+	asker.peer = *peer;
+	now = bpf_ktime_get_ns();
+	bpf_map_update_elem(&mg_askers, &asker, &now, BPF_ANY);
+	return MG_PASS;
+}
+
+SEC("cgroup/recvmsg4")
+int mg_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	struct mg_target peer;
+
+	mg_target_v4(&peer, ctx->user_ip4);
+	mg_ports(ctx, &peer);
+	return mg_remember_asker(ctx, &peer);
+}
+
+SEC("cgroup/recvmsg6")
+int mg_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	struct mg_target peer;
+
+	mg_read_v6(ctx, &peer);
+	return mg_remember_asker(ctx, &peer);
+}
+
+/* --- own addresses -------------------------------------------------------------------------------------------- */
+
+/* A wildcard bind without a port is what clients do before they connect: it opens nothing that an unbound socket would
+ * not. Whether somebody may come in on the port that the kernel picks is asked for each incoming connection, below.
+ */
+static __always_inline int mg_harmless_bind(const struct mg_target *target)
+{
+	return !target->port && mg_is_any(target);
+}
+
+static __always_inline int mg_finish_bind(struct bpf_sock_addr *ctx, const struct mg_target *target,
+					  struct mg_answer answer)
+{
+	struct mg_socket *socket;
+
+	if (!answer.verdict)
+		mg_default(&answer);
+	if (answer.verdict != MG_DENY) {
+		socket = mg_socket_of(ctx);
+		if (socket)
+			socket->serves = 1;
+	}
+	mg_report(target, &answer, MG_NET_BIND, 0);
+	return answer.verdict == MG_DENY ? MG_BLOCK : MG_PASS;
+}
+
+SEC("cgroup/bind4")
+int mg_bind4(struct bpf_sock_addr *ctx)
+{
+	struct mg_target target, loopback;
+	struct mg_answer answer, narrow;
+
+	mg_target_v4(&target, ctx->user_ip4);
+	mg_ports(ctx, &target);
+	if (mg_harmless_bind(&target))
+		return MG_PASS;
+	mg_match(MG_TABLE_LISTEN, &target, &answer);
+	if (!answer.verdict && !ctx->user_ip4) {
+		loopback = target;
+		loopback.words[3] = bpf_htonl(INADDR_LOOPBACK);
+		mg_match(MG_TABLE_LISTEN, &loopback, &narrow);
+		if (narrow.verdict == MG_ALLOW) {
+			ctx->user_ip4 = bpf_htonl(INADDR_LOOPBACK);
+			narrow.detail = MG_DETAIL_NARROWED;
+			return mg_finish_bind(ctx, &target, narrow);
+		}
+	}
+	return mg_finish_bind(ctx, &target, answer);
+}
+
+/* A dual-stack wildcard becomes the IPv4 loopback when a rule allows that, else the IPv6 one. */
+static __always_inline int mg_narrow_v6(struct bpf_sock_addr *ctx, const struct mg_target *target,
+					struct mg_answer *answer)
+{
+	struct mg_target loopback = *target;
+	int only = 0;
+
+	bpf_getsockopt(ctx, 41 /* SOL_IPV6 */, 26 /* IPV6_V6ONLY */, &only, sizeof(only));
+	if (!only) {
+		mg_target_v4(&loopback, bpf_htonl(INADDR_LOOPBACK));
+		mg_match(MG_TABLE_LISTEN, &loopback, answer);
+	}
+	if (answer->verdict != MG_ALLOW) {
+		loopback.words[2] = 0;
+		loopback.words[3] = bpf_htonl(1);
+		mg_match(MG_TABLE_LISTEN, &loopback, answer);
+	}
+	if (answer->verdict != MG_ALLOW)
+		return 0;
+	ctx->user_ip6[2] = loopback.words[2];
+	ctx->user_ip6[3] = loopback.words[3];
+	answer->detail = MG_DETAIL_NARROWED;
+	return 1;
+}
+
+SEC("cgroup/bind6")
+int mg_bind6(struct bpf_sock_addr *ctx)
+{
+	struct mg_target target;
+	struct mg_answer answer, narrow = {};
+
+	mg_read_v6(ctx, &target);
+	if (mg_harmless_bind(&target))
+		return MG_PASS;
+	mg_match(MG_TABLE_LISTEN, &target, &answer);
+	if (!answer.verdict && mg_is_any(&target) && mg_narrow_v6(ctx, &target, &narrow))
+		return mg_finish_bind(ctx, &target, narrow);
+	return mg_finish_bind(ctx, &target, answer);
+}
+
+/* --- sockets -------------------------------------------------------------------------------------------------- */
+
+static __always_inline int mg_plain_socket(struct bpf_sock *ctx)
+{
+	if (ctx->type == MG_SOCK_STREAM)
+		return !ctx->protocol || ctx->protocol == IPPROTO_TCP || ctx->protocol == MG_IPPROTO_MPTCP;
+	return ctx->type == MG_SOCK_DGRAM && (!ctx->protocol || ctx->protocol == IPPROTO_UDP);
+}
+
+/* Only TCP, MPTCP and UDP have hooks for their destinations, so no other kind of socket may exist. */
+SEC("cgroup/sock_create")
+int mg_sock_create(struct bpf_sock *ctx)
+{
+	struct mg_answer answer = { .verdict = MG_DENY };
+	struct mg_target none = {};
+	struct mg_head head;
+	struct mg_socket *socket;
+
+	if (!mg_plain_socket(ctx)) {
+		none.protocol = ctx->protocol;
+		mg_report(&none, &answer, MG_NET_SOCKET, 0);
+		return MG_BLOCK;
+	}
+	socket = bpf_sk_storage_get(&mg_sockets, ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!socket)
+		return MG_BLOCK;
+	mg_fill_head(&head, 0);
+	socket->owner.pid = head.pid;
+	socket->owner.tid = head.tid;
+	socket->owner.ppid = head.ppid;
+	__builtin_memcpy(socket->owner.comm, head.comm, sizeof(head.comm));
+	return MG_PASS;
+}
+
+/* --- packets -------------------------------------------------------------------------------------------------- */
+
+struct mg_packet {
+	struct mg_target from;
+	struct mg_target to;
+	__u8 opens;	/* TCP: asks for a new connection */
+};
+
+/* Fill `packet`; 0: not a plain TCP or UDP packet (options, extension headers, fragments, other protocols). */
+static __always_inline int mg_parse(struct __sk_buff *skb, struct mg_packet *packet)
+{
+	struct ipv6hdr ip6;
+	struct iphdr ip4;
+	__u16 ports[2];
+	__u32 offset;
+	__u8 flags;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, 0, &ip4, sizeof(ip4)) || ip4.ihl != 5 ||
+		    (ip4.frag_off & bpf_htons(0x1fff)))
+			return 0;
+		mg_target_v4(&packet->from, ip4.saddr);
+		mg_target_v4(&packet->to, ip4.daddr);
+		packet->to.protocol = ip4.protocol;
+		offset = sizeof(ip4);
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		if (bpf_skb_load_bytes(skb, 0, &ip6, sizeof(ip6)))
+			return 0;
+		__builtin_memcpy(packet->from.bytes, &ip6.saddr, sizeof(packet->from.bytes));
+		__builtin_memcpy(packet->to.bytes, &ip6.daddr, sizeof(packet->to.bytes));
+		packet->to.protocol = ip6.nexthdr;
+		offset = sizeof(ip6);
+	} else {
+		return 0;
+	}
+	packet->from.protocol = packet->to.protocol;
+	if (!mg_protocol_mask(packet->to.protocol) || bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
+		return 0;
+	packet->from.port = bpf_ntohs(ports[0]);
+	packet->to.port = bpf_ntohs(ports[1]);
+	if (packet->to.protocol != IPPROTO_TCP)
+		return 1;
+	if (bpf_skb_load_bytes(skb, offset + 13, &flags, sizeof(flags)))
+		return 0;
+	packet->opens = (flags & 0x12) == 0x02; /* SYN without ACK */
+	return 1;
+}
+
+static __always_inline int mg_same_peer(const struct mg_target *a, const struct mg_target *b)
+{
+	return a->words[0] == b->words[0] && a->words[1] == b->words[1] && a->words[2] == b->words[2] &&
+	       a->words[3] == b->words[3] && a->port == b->port;
+}
+
+/* May a packet that no rule names leave? The peer was approved at connect, or began the conversation itself. */
+static __always_inline int mg_expected(struct __sk_buff *skb, struct bpf_sock *sk, struct mg_socket *socket,
+				       const struct mg_packet *packet)
+{
+	struct mg_asker asker = {};
+
+	if (socket && socket->approved && mg_same_peer(&socket->peer, &packet->to))
+		return 1;
+	if (packet->to.protocol == IPPROTO_TCP) {
+		/* Without connect, which was judged, a TCP socket sends only to who connected to it. */
+		if (sk->state == MG_STATE_LISTEN || (socket && socket->serves))
+			return 1;
+	} else {
+		asker.cookie = bpf_get_socket_cookie(skb);
+		asker.peer = packet->to;
+		if (bpf_map_lookup_elem(&mg_askers, &asker))
+			return 1;
+	}
+	return MG_OWN(skb, &packet->from, &packet->to);
+}
+
+static __always_inline int mg_refuse_packet(const struct mg_target *target, struct mg_answer answer, __u8 op,
+					    struct mg_socket *socket)
+{
+	struct mg_owner unknown = {};
+
+	mg_report(target, &answer, op, socket ? &socket->owner : &unknown);
+	return answer.verdict == MG_DENY ? MG_BLOCK : MG_PASS;
+}
+
+/* Backstop behind the hooks above: whatever way a packet was made, it leaves only to where the tree may talk. */
+SEC("cgroup_skb/egress")
+int mg_egress(struct __sk_buff *skb)
+{
+	struct mg_packet packet = {};
+	struct mg_answer answer = {};
+	struct mg_socket *socket = 0;
+	struct bpf_sock *sk = skb->sk;
+
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (sk)
+		socket = bpf_sk_storage_get(&mg_sockets, sk, 0, 0);
+	if (!sk || !mg_parse(skb, &packet)) {
+		answer.verdict = MG_DENY;
+		return mg_refuse_packet(&packet.to, answer, MG_NET_PACKET, socket);
+	}
+	mg_match(MG_TABLE_CONNECT, &packet.to, &answer);
+	if (answer.verdict == MG_ALLOW)
+		return MG_PASS;
+	if (!answer.verdict) {
+		if (mg_expected(skb, sk, socket, &packet))
+			return MG_PASS;
+		mg_default(&answer);
+	}
+	return mg_refuse_packet(&packet.to, answer, MG_NET_PACKET, socket);
+}
+
+/* listen() binds an unbound socket without any hook, so who may connect is asked when somebody does. */
+SEC("cgroup_skb/ingress")
+int mg_ingress(struct __sk_buff *skb)
+{
+	struct mg_packet packet = {};
+	struct mg_socket *socket = 0;
+	struct bpf_sock *sk = skb->sk;
+	struct mg_answer answer;
+
+	if (!mg_parse(skb, &packet) || !packet.opens)
+		return MG_PASS;
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (sk)
+		socket = bpf_sk_storage_get(&mg_sockets, sk, 0, 0);
+	mg_match(MG_TABLE_LISTEN, &packet.to, &answer);
+	if (answer.verdict == MG_ALLOW || (!answer.verdict && MG_OWN(skb, &packet.to, &packet.from))) {
+		if (socket)
+			socket->serves = 1;
+		return MG_PASS;
+	}
+	if (!answer.verdict)
+		mg_default(&answer);
+	return mg_refuse_packet(&packet.from, answer, MG_NET_ACCEPT, socket);
+}

@@ -1,0 +1,560 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* What the guarded tree starts, opens, changes and is refused: a record of it, never a verdict.
+ *
+ * Raw tracepoints see every process of the host, so each program first asks for the cgroup and leaves. Paths of opened
+ * files come from the kernel's own objects. Strings of refused calls come from user memory and are only the program's word.
+ */
+#include <linux/fcntl.h>
+#include "mg_scratch.h"
+#include "mg_syscalls.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+enum {
+	MG_EPERM = 1,
+	MG_EACCES = 13,
+	MG_EBUSY = 16,
+	MG_EXDEV = 18,
+	MG_EROFS = 30,
+	MG_ENOSYS = 38,
+	MG_RENAME_EXCHANGE = 2,
+	MG_AT_REMOVEDIR = 0x200,
+	MG_AT_SYMLINK_NOFOLLOW = 0x100,
+	MG_AT_SYMLINK_FOLLOW = 0x400,
+	MG_TIOCSTI = 0x5412,
+	MG_TIOCLINUX = 0x541c,
+	MG_S_IFMT = 0xf000,
+	MG_S_IFREG = 0x8000,
+	MG_S_IFDIR = 0x4000,
+	MG_S_IFCHR = 0x2000,
+	MG_S_IFBLK = 0x6000,
+	MG_CLONE_NEW = 0x7e020080, /* every namespace flag */
+	MG_MAX_FD = 1 << 20,
+};
+
+struct mg_open_key {
+	__u64 inode;
+	__u32 generation;
+	__u32 device;
+	__u32 pid;
+	__u8 access;
+	__u8 created;
+	__u16 reserved;
+};
+
+/* Opens: the oldest make room, and what they had counted but not sent goes with them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct mg_open_key);
+	__type(value, struct mg_sum);
+} mg_open_sums SEC(".maps");
+
+struct mg_refused_key {
+	__u64 hash[2];
+	__u32 pid;
+	__u32 number;
+	__u32 result;
+	__u32 access;
+};
+
+/* Refusals: nothing makes room; a full map means that every further refusal is sent singly. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, struct mg_refused_key);
+	__type(value, struct mg_sum);
+} mg_refused_sums SEC(".maps");
+
+static __always_inline int mg_outside(void)
+{
+	return bpf_get_current_cgroup_id() != mg_config.cgroup_id;
+}
+
+/* --- processes ------------------------------------------------------------------------------------------------ */
+
+SEC("raw_tp/sched_process_fork")
+int mg_forked(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *child = (void *)ctx->args[1];
+	struct mg_fork record = {};
+
+	if (mg_outside())
+		return 0;
+	record.child = BPF_CORE_READ(child, tgid);
+	if (record.child != BPF_CORE_READ(child, pid))
+		return 0; /* a thread */
+	mg_fill_head(&record.head, MG_RECORD_FORK);
+	mg_send(&record, sizeof(record), 0);
+	return 0;
+}
+
+static __always_inline void mg_executed_record(struct mg_scratch *scratch, struct task_struct *task)
+{
+	struct mg_exec *record = (void *)scratch->record;
+	struct mm_struct *mm = BPF_CORE_READ(task, mm);
+	struct file *exe = BPF_CORE_READ(mm, exe_file);
+	unsigned long start = BPF_CORE_READ(mm, arg_start), end = BPF_CORE_READ(mm, arg_end);
+	__u64 length = end - start;
+	__u32 at = sizeof(*record);
+	__u8 cut = 0;
+
+	__builtin_memset(record, 0, sizeof(*record));
+	mg_fill_head(&record->head, MG_RECORD_EXEC);
+	record->exe_length = mg_put_path(scratch, (__u64)&exe->f_path, at, &cut);
+	record->exe_cut = cut;
+	at += record->exe_length;
+	if (length > MG_ARGV_BYTES) {
+		length = MG_ARGV_BYTES;
+		record->argv_cut = 1;
+	}
+	if (!bpf_probe_read_user(&scratch->record[at & MG_RECORD_MASK], length, (void *)start)) {
+		record->argv_length = length;
+		at += length;
+	}
+	if (at <= MG_RECORD_MASK)
+		mg_send(record, at, 0);
+}
+
+SEC("raw_tp/sched_process_exec")
+int mg_executed(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct mg_scratch *scratch;
+
+	if (mg_outside())
+		return 0;
+	scratch = mg_claim(0);
+	if (!scratch)
+		return 0;
+	mg_executed_record(scratch, (void *)ctx->args[0]);
+	mg_release(scratch);
+	return 0;
+}
+
+SEC("raw_tp/sched_process_exit")
+int mg_exited(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *task = (void *)ctx->args[0];
+	struct mg_exit record = {};
+
+	if (mg_outside() || BPF_CORE_READ(task, signal, live.counter) != 0)
+		return 0;
+	mg_fill_head(&record.head, MG_RECORD_EXIT);
+	record.code = BPF_CORE_READ(task, signal, flags) & MG_SIGNAL_GROUP_EXIT ?
+			      BPF_CORE_READ(task, signal, group_exit_code) :
+			      BPF_CORE_READ(task, exit_code);
+	mg_send(&record, sizeof(record), 0);
+	return 0;
+}
+
+/* --- system calls --------------------------------------------------------------------------------------------- */
+
+struct mg_syscall {
+	__u64 args[8];	/* six are used; a power of two, so that any index can be masked into bounds */
+	__u64 number;
+	long result;
+};
+
+#if defined(__TARGET_ARCH_arm64)
+struct pt_regs___arm64 {
+	__u64 regs[31];
+	__u64 orig_x0;
+	int syscallno;
+} __attribute__((preserve_access_index));
+
+static __always_inline __u64 mg_number(void *regs)
+{
+	return BPF_CORE_READ((struct pt_regs___arm64 *)regs, syscallno);
+}
+
+/* The result has taken the place of the first argument by now; the kernel keeps that one apart. */
+static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
+{
+	struct pt_regs___arm64 *real = regs;
+
+	bpf_probe_read_kernel(call->args, 6 * sizeof(__u64), &real->regs);
+	call->args[0] = BPF_CORE_READ(real, orig_x0);
+}
+#else
+static __always_inline __u64 mg_number(void *regs)
+{
+	__u64 number = 0;
+
+	bpf_probe_read_kernel(&number, sizeof(number), &((struct pt_regs *)regs)->orig_rax);
+	return number;
+}
+
+static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
+{
+	struct pt_regs user;
+
+	bpf_probe_read_kernel(&user, sizeof(user), regs);
+	call->args[0] = user.rdi;
+	call->args[1] = user.rsi;
+	call->args[2] = user.rdx;
+	call->args[3] = user.r10;
+	call->args[4] = user.r8;
+	call->args[5] = user.r9;
+}
+#endif
+
+static __always_inline struct file *mg_file(__u64 fd)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **files = BPF_CORE_READ(table, fd), *file = 0;
+
+	if (fd >= BPF_CORE_READ(table, max_fds))
+		return 0;
+	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
+	return file;
+}
+
+/* --- opens that succeeded --- */
+
+static __always_inline __u8 mg_file_kind(struct file *file, struct inode *inode)
+{
+	struct vfsmount *mnt = BPF_CORE_READ(file, f_path.mnt);
+
+	switch (BPF_CORE_READ(inode, i_mode) & MG_S_IFMT) {
+	case MG_S_IFREG:
+		return BPF_CORE_READ(mnt, mnt_flags) & MG_MNT_INTERNAL ? MG_MEMFD : MG_FILE;
+	case MG_S_IFDIR:
+		return MG_DIRECTORY;
+	case MG_S_IFCHR:
+	case MG_S_IFBLK:
+		return MG_DEVICE;
+	}
+	return MG_OTHER;
+}
+
+__noinline int mg_opened(__u64 fd)
+{
+	struct file *file = mg_file(fd);
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	unsigned int mode = BPF_CORE_READ(file, f_mode);
+	struct mg_open_key key = {};
+	struct mg_scratch *scratch;
+	struct mg_open *record;
+	__u64 count, series;
+	__u8 cut = 0;
+
+	if (!inode || mode & MG_FMODE_PATH)
+		return 0;
+	key.access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0) |
+		     (mode & MG_FMODE_EXEC ? MG_EXECUTE : 0);
+	key.created = !!(mode & MG_FMODE_CREATED);
+	key.inode = BPF_CORE_READ(inode, i_ino);
+	key.generation = BPF_CORE_READ(inode, i_generation);
+	key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	key.pid = bpf_get_current_pid_tgid() >> 32;
+	count = mg_tally(&mg_open_sums, &key, &series);
+	if (!count)
+		return 0;
+	scratch = mg_claim(0);
+	if (!scratch)
+		return 0;
+	record = (void *)scratch->record;
+	mg_fill_head(&record->head, MG_RECORD_OPEN);
+	record->series = series;
+	record->count = count;
+	record->access = key.access;
+	record->created = key.created;
+	record->file_kind = mg_file_kind(file, inode);
+	record->path_length = mg_put_path(scratch, (__u64)&file->f_path, sizeof(*record), &cut);
+	record->cut = cut;
+	if (record->path_length <= MG_PATH_BYTES)
+		mg_send(record, sizeof(*record) + record->path_length, 0);
+	mg_release(scratch);
+	return 0;
+}
+
+/* --- changes, and calls on paths that were refused --- */
+
+struct mg_hashing {
+	struct mg_scratch *scratch;
+	__u64 hash[2];
+};
+
+static long mg_hash_word(__u32 index, void *data)
+{
+	struct mg_hashing *hashing = data;
+	__u32 at = (sizeof(struct mg_path_call) + index * 8) & MG_RECORD_MASK;
+	__u64 word = *(__u64 *)&hashing->scratch->record[at];
+
+	hashing->hash[0] = (hashing->hash[0] ^ word) * 0x9e3779b97f4a7c15ull;
+	hashing->hash[0] ^= hashing->hash[0] >> 29;
+	hashing->hash[1] = (hashing->hash[1] + word) * 0xc2b2ae3d27d4eb4full;
+	hashing->hash[1] ^= hashing->hash[1] >> 31;
+	return 0;
+}
+
+/* Identical refusals of one process become one aggregate; the strings decide, all of them. */
+static __always_inline __u64 mg_tally_refused(struct mg_scratch *scratch, __u32 end, __u32 number)
+{
+	struct mg_path_call *record = (void *)scratch->record;
+	struct mg_hashing hashing = { .scratch = scratch };
+	struct mg_refused_key key = {};
+
+	__builtin_memset(&scratch->record[end & MG_RECORD_MASK], 0, 8);
+	bpf_loop((end - sizeof(*record) + 7) / 8, mg_hash_word, &hashing, 0);
+	key.hash[0] = hashing.hash[0];
+	key.hash[1] = hashing.hash[1];
+	key.pid = record->head.pid;
+	key.number = number;
+	key.result = record->result;
+	key.access = record->access;
+	return mg_tally(&mg_refused_sums, &key, &record->series);
+}
+
+/* The directory that a relative path starts from, or the file itself for an empty path. */
+static __always_inline __u32 mg_put_base(struct mg_scratch *scratch, int fd, __u32 at, __u8 *cut)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct file *file;
+
+	if (fd == AT_FDCWD)
+		return mg_put_path(scratch, (__u64)&BPF_CORE_READ(task, fs)->pwd, at, cut);
+	file = mg_file((__u32)fd);
+	return file ? mg_put_path(scratch, (__u64)&file->f_path, at, cut) : 0;
+}
+
+struct mg_named {
+	__u32 base_length;
+	__u32 path_length;
+};
+
+/* Append base and path in this order; an absolute path needs no base. */
+__noinline int mg_put_named(struct mg_scratch *scratch, int fd, __u64 string, __u32 at, struct mg_named *named)
+{
+	char first = 0;
+	__u8 cut = 0;
+
+	if (!scratch || !named)
+		return 0;
+	named->base_length = 0;
+	named->path_length = 0;
+	if (string)
+		bpf_probe_read_user(&first, 1, (void *)string);
+	if (first != '/')
+		named->base_length = mg_put_base(scratch, fd, at, &cut);
+	if (string)
+		named->path_length = mg_put_user_string(scratch, string, at + named->base_length, &cut);
+	return cut;
+}
+
+static __always_inline int mg_base_of(const struct mg_syscall *call, __u8 base)
+{
+	switch (base) {
+	case MG_FD0:
+		return call->args[0];
+	case MG_FD1:
+		return call->args[1];
+	case MG_FD2:
+		return call->args[2];
+	}
+	return AT_FDCWD;
+}
+
+static __always_inline __u64 mg_argument(const struct mg_syscall *call, __u8 index)
+{
+	return call->args[index & 7];
+}
+
+static __always_inline __u8 mg_follows(const struct mg_syscall *call, const struct mg_shape *shape)
+{
+	__u64 flags = mg_argument(call, shape->at_flags);
+
+	switch (shape->follow) {
+	case MG_UNLESS:
+		return !(flags & MG_AT_SYMLINK_NOFOLLOW);
+	case MG_IF:
+		return !!(flags & MG_AT_SYMLINK_FOLLOW);
+	}
+	return shape->follow;
+}
+
+/* What differs from the table: the calls whose flags change what they are. */
+static __always_inline void mg_settle(const struct mg_syscall *call, struct mg_path_call *record)
+{
+	if (call->number == __NR_unlinkat && call->args[2] & MG_AT_REMOVEDIR)
+		record->op = MG_OP_RMDIR;
+	if (call->number == __NR_renameat2 && call->args[4] & MG_RENAME_EXCHANGE)
+		record->op = MG_OP_EXCHANGE;
+}
+
+static __always_inline __u64 mg_open_flags(const struct mg_syscall *call)
+{
+	__u64 flags = 0;
+
+	switch (call->number) {
+	case __NR_openat:
+		return call->args[2];
+	case __NR_openat2:
+		bpf_probe_read_user(&flags, sizeof(flags), (void *)call->args[2]);
+		return flags;
+#ifdef __NR_open
+	case __NR_open:
+		return call->args[1];
+	case __NR_creat:
+		return O_CREAT | O_WRONLY | O_TRUNC;
+#endif
+	}
+	return 0;
+}
+
+static __always_inline void mg_settle_open(const struct mg_syscall *call, struct mg_path_call *record)
+{
+	__u64 flags = mg_open_flags(call);
+
+	record->op = (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL) ? MG_OP_CREATE : MG_OP_OPEN;
+	record->follow = !(flags & O_NOFOLLOW);
+	record->access = (flags & O_ACCMODE) == O_WRONLY ? 0 : MG_READ;
+	if (flags & O_ACCMODE || flags & (O_CREAT | O_TRUNC))
+		record->access |= MG_WRITE;
+}
+
+static __always_inline void mg_path_call_record(struct mg_scratch *scratch, const struct mg_syscall *call,
+						const struct mg_shape *shape)
+{
+	struct mg_path_call *record = (void *)scratch->record;
+	struct mg_named named = {};
+	__u32 at = sizeof(*record);
+	int refused = call->result < 0;
+
+	__builtin_memset(record, 0, sizeof(*record));
+	mg_fill_head(&record->head, MG_RECORD_PATH_CALL);
+	record->result = refused ? -call->result : 0;
+	record->op = shape->op;
+	record->access = shape->access;
+	record->follow = mg_follows(call, shape);
+	record->paths = 1 + shape->two;
+	record->cut = mg_put_named(scratch, mg_base_of(call, shape->base),
+				   shape->kind == MG_SHAPE_DESCRIPTOR ? 0 : mg_argument(call, shape->path), at, &named);
+	record->base_length = named.base_length;
+	record->path_length = named.path_length;
+	at += named.base_length + named.path_length;
+	if (shape->two) {
+		record->cut |= mg_put_named(scratch, mg_base_of(call, shape->base2), mg_argument(call, shape->path2),
+					    at, &named);
+		record->base2_length = named.base_length;
+		record->path2_length = named.path_length;
+		at += named.base_length + named.path_length;
+	}
+	if (shape->kind == MG_SHAPE_OPEN)
+		mg_settle_open(call, record);
+	mg_settle(call, record);
+	record->count = refused ? mg_tally_refused(scratch, at, call->number) : 1;
+	if (record->count && at <= MG_RECORD_MASK)
+		mg_send(record, at, refused);
+}
+
+__noinline int mg_path_call(const struct mg_syscall *call)
+{
+	struct mg_scratch *scratch;
+
+	if (!call)
+		return 0;
+	scratch = mg_claim(call->result < 0);
+	if (!scratch)
+		return 0;
+	mg_path_call_record(scratch, call, &mg_shapes[call->number & (MG_CALLS - 1)]);
+	mg_release(scratch);
+	return 0;
+}
+
+/* --- refused calls without a path --- */
+
+/* Sockets that the cgroup program judged are on record already; clone and ioctl matter only for some arguments. */
+static __always_inline int mg_uninteresting(const struct mg_syscall *call, const struct mg_shape *shape, __u64 argument)
+{
+	__u32 type = call->args[1] & 0xf;
+
+	switch (shape->op) {
+	case MG_CALL_SOCKET:
+		return (argument == 2 || argument == 10) && (type == 1 || type == 2);
+	case MG_CALL_CLONE:
+		return !(argument & MG_CLONE_NEW);
+	case MG_CALL_IOCTL:
+		return argument != MG_TIOCSTI && argument != MG_TIOCLINUX;
+	}
+	return 0;
+}
+
+__noinline int mg_refused_call(const struct mg_syscall *call)
+{
+	struct mg_refused_key key = {};
+	const struct mg_shape *shape;
+	struct mg_call record = {};
+	__u64 argument;
+
+	if (!call)
+		return 0;
+	shape = &mg_shapes[call->number & (MG_CALLS - 1)];
+	argument = mg_argument(call, shape->argument);
+	if (call->number == __NR_clone3)
+		bpf_probe_read_user(&argument, sizeof(argument), (void *)call->args[0]);
+	if (mg_uninteresting(call, shape, argument))
+		return 0;
+	mg_fill_head(&record.head, MG_RECORD_CALL);
+	record.argument = argument;
+	record.argument2 = mg_argument(call, shape->argument + 1);
+	record.number = call->number;
+	record.result = -call->result;
+	record.op = shape->op;
+	key.hash[0] = record.argument;
+	key.hash[1] = record.argument2;
+	key.pid = record.head.pid;
+	key.number = record.number;
+	key.result = record.result;
+	record.count = mg_tally(&mg_refused_sums, &key, &record.series);
+	if (record.count)
+		mg_send(&record, sizeof(record), 1);
+	return 0;
+}
+
+/* Which results are refusals of this call. */
+static __always_inline int mg_is_refusal(const struct mg_shape *shape, long result)
+{
+	switch (-result) {
+	case MG_EPERM:
+	case MG_EACCES:
+		return 1;
+	case MG_EROFS:
+		return shape->kind != MG_SHAPE_CALL;
+	case MG_EXDEV:
+	case MG_EBUSY:
+		return shape->moves;
+	case MG_ENOSYS:
+		return shape->op == MG_CALL_IO_URING && shape->kind == MG_SHAPE_CALL;
+	}
+	return 0;
+}
+
+SEC("raw_tp/sys_exit")
+int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct mg_syscall call = {};
+	const struct mg_shape *shape;
+
+	if (mg_outside())
+		return 0;
+	call.number = mg_number((void *)ctx->args[0]);
+	if (call.number >= MG_CALLS)
+		return 0;
+	shape = &mg_shapes[call.number];
+	if (shape->kind == MG_SHAPE_NONE)
+		return 0;
+	call.result = ctx->args[1];
+	if (call.result < 0) {
+		if (!mg_is_refusal(shape, call.result))
+			return 0;
+	} else if (shape->kind == MG_SHAPE_OPEN) {
+		return mg_opened(call.result);
+	} else if (shape->kind == MG_SHAPE_EXEC || shape->kind == MG_SHAPE_CALL) {
+		return 0;
+	}
+	mg_arguments((void *)ctx->args[0], &call);
+	return shape->kind == MG_SHAPE_CALL ? mg_refused_call(&call) : mg_path_call(&call);
+}

@@ -1,0 +1,272 @@
+"""BPF objects and maps: open, configure, load, attach. The rings that all objects of a session share are made here.
+
+It knows names and bytes, not their meaning; `wire` does. Nothing is pinned: what is attached to a cgroup stays as long as the
+cgroup, a tracepoint as long as its descriptor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcpguard.errors import HostError, KernelError
+from mcpguard.kernel import libbpf
+
+OBJECTS = Path(__file__).resolve().parent.parent / "_bpf"
+LOG_BYTES = 1 << 20
+CONFIG_SECTION = ".rodata.config"
+DENIALS_BYTES = 1 << 20
+ACTIVITY_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Maps that every object of a session writes to.
+
+    Attributes:
+        fds: `mg_denials` and `mg_activity` (ring buffers), `mg_counters` (one value, can be mapped for reading).
+        sizes: bytes of each ring's data area.
+    """
+
+    fds: dict[str, int]
+    sizes: dict[str, int]
+
+    def close(self) -> None:
+        """Close our descriptors; objects that borrowed the maps keep them."""
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds.clear()
+
+
+def create_shared(counters_bytes: int, denials: int = DENIALS_BYTES, activity: int = ACTIVITY_BYTES) -> Shared:
+    """Make the two rings (sizes in bytes, powers of two) and the counters.
+
+    Raises:
+        KernelError: the kernel refused one; nothing is left open.
+    """
+    shared = Shared({}, {"mg_denials": denials, "mg_activity": activity})
+    try:
+        for name, size in shared.sizes.items():
+            shared.fds[name] = create_map(libbpf.MAP_TYPE_RINGBUF, name, 0, 0, size)
+        shared.fds["mg_counters"] = create_map(
+            libbpf.MAP_TYPE_ARRAY, "mg_counters", 4, counters_bytes, 1, libbpf.F_MMAPABLE
+        )
+    except KernelError:
+        shared.close()
+        raise
+    return shared
+
+
+def create_map(kind: int, name: str, key_bytes: int, value_bytes: int, entries: int, flags: int = 0) -> int:
+    """Make a map; returns its descriptor. Raises KernelError."""
+    options = libbpf.MapCreateOptions(sz=ctypes.sizeof(libbpf.MapCreateOptions), map_flags=flags)
+    return int(
+        libbpf.call(
+            "bpf_map_create", kind, name.encode(), key_bytes, value_bytes, entries, ctypes.byref(options), about=name
+        )
+    )
+
+
+class Object:
+    """One compiled object: opened, given its configuration and borrowed maps, loaded. Close it when its programs run.
+
+    Programs stay in the kernel while they are attached or a descriptor of theirs is open; `close` ends only our hold.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Read and open `<name>.bpf.o` of the package; nothing is in the kernel yet.
+
+        Raises:
+            HostError: the object is not in the package.
+            KernelError: it is not a BPF object.
+        """
+        path = OBJECTS / f"{name}.bpf.o"
+        try:
+            self._bytes = path.read_bytes()
+        except OSError as error:
+            raise HostError(
+                f"the BPF object {name} is missing",
+                why=f"{path}: {error.strerror}",
+                do="reinstall mcpguard; in a source tree run `make bpf`",
+                code="host.no-object",
+            ) from None
+        self.name = name
+        self._log = ctypes.create_string_buffer(LOG_BYTES)
+        self._options = libbpf.OpenOptions(
+            sz=ctypes.sizeof(libbpf.OpenOptions),
+            object_name=name.encode(),
+            kernel_log_buf=ctypes.addressof(self._log),
+            kernel_log_size=LOG_BYTES,
+        )
+        self._handle: int | None = libbpf.call(
+            "bpf_object__open_mem", self._bytes, len(self._bytes), ctypes.byref(self._options), about=name
+        )
+        self._maps = dict(self._walk("bpf_object__next_map", "bpf_map__name"))
+        self._programs = dict(self._walk("bpf_object__next_program", "bpf_program__name"))
+
+    def _walk(self, step: str, name: str) -> Iterator[tuple[str, int]]:
+        library = libbpf.library()
+        found = getattr(library, step)(self._handle, None)
+        while found:
+            yield getattr(library, name)(found).decode(), found
+            found = getattr(library, step)(self._handle, found)
+
+    def configuration(self) -> bytes:
+        """The value of the object's configuration section, as compiled in or as set."""
+        return bytes(self._configuration())
+
+    def configure(self, value: bytes) -> None:
+        """Set the configuration; only before `load`.
+
+        Raises:
+            HostError: its size is not the object's.
+        """
+        area = self._configuration()
+        if len(area) != len(value):
+            raise HostError(
+                f"the BPF object {self.name} does not fit this mcpguard",
+                why=f"its configuration has {len(area)} bytes, expected {len(value)}",
+                do="reinstall mcpguard; in a source tree run `make bpf`",
+                code="host.object-version",
+            )
+        ctypes.memmove(area, value, len(value))
+
+    def _configuration(self) -> ctypes.Array[ctypes.c_ubyte]:
+        size = ctypes.c_size_t()
+        section = next(pointer for name, pointer in self._maps.items() if name.endswith(CONFIG_SECTION))
+        address = libbpf.call("bpf_map__initial_value", section, ctypes.byref(size), about=CONFIG_SECTION)
+        return (ctypes.c_ubyte * size.value).from_address(address)
+
+    def lend(self, fds: Mapping[str, int]) -> None:
+        """Use existing maps in place of the object's own of the same names; names it does not have are passed over."""
+        for name, fd in fds.items():
+            if name in self._maps:
+                libbpf.call("bpf_map__reuse_fd", self._maps[name], fd, about=name)
+
+    def set_kind(self, program: str, kind: int, attach: int) -> None:
+        """Give a program its type and expected attach type, for sections that libbpf does not know."""
+        pointer = self._programs[program]
+        libbpf.call("bpf_program__set_type", pointer, kind, about=program)
+        libbpf.call("bpf_program__set_expected_attach_type", pointer, attach, about=program)
+
+    def skip(self, programs: Iterable[str]) -> None:
+        """Leave these programs out of the kernel."""
+        for program in programs:
+            libbpf.call("bpf_program__set_autoload", self._programs[program], False, about=program)
+
+    def load(self) -> None:
+        """Verify and load. Raises KernelError with the verifier's last words."""
+        libbpf.call("bpf_object__load", self._handle, about=self.name, log=self._last_words)
+
+    def _last_words(self) -> str:
+        return self._log.value.decode(errors="replace")[-4000:]
+
+    def program(self, name: str) -> int:
+        """Descriptor of a loaded program; valid until `close`."""
+        return int(libbpf.call("bpf_program__fd", self._programs[name], about=name))
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """Names of all programs of the object."""
+        return tuple(self._programs)
+
+    def map(self, name: str) -> Map:
+        """A loaded map, on a descriptor of its own that outlives the object."""
+        pointer = self._maps[name]
+        library = libbpf.library()
+        return Map(
+            name,
+            os.dup(int(libbpf.call("bpf_map__fd", pointer, about=name))),
+            int(library.bpf_map__key_size(pointer)),
+            int(library.bpf_map__value_size(pointer)),
+        )
+
+    def close(self) -> None:
+        """Let go of the object; safe to call twice."""
+        if self._handle:
+            libbpf.library().bpf_object__close(self._handle)
+            self._handle = None
+            self._maps.clear()
+            self._programs.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A map by its descriptor; works in any process that was given one, as far as the kernel lets it."""
+
+    name: str
+    fd: int
+    key_bytes: int
+    value_bytes: int
+
+    def set(self, key: bytes, value: bytes) -> None:
+        """Write one entry, in one step for every reader. Raises KernelError."""
+        libbpf.call("bpf_map_update_elem", self.fd, key, value, libbpf.ANY, about=self.name)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Read one entry; None when there is none."""
+        value = ctypes.create_string_buffer(self.value_bytes)
+        try:
+            libbpf.call("bpf_map_lookup_elem", self.fd, key, value, about=self.name)
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        return value.raw
+
+    def delete(self, key: bytes) -> None:
+        """Remove one entry; one that is gone already is no error."""
+        try:
+            libbpf.call("bpf_map_delete_elem", self.fd, key, about=self.name)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+    def keys(self) -> list[bytes]:
+        """All keys. While others write, a key may be missed or seen twice."""
+        found: list[bytes] = []
+        key: bytes | None = None
+        following = ctypes.create_string_buffer(self.key_bytes)
+        while True:
+            try:
+                libbpf.call("bpf_map_get_next_key", self.fd, key, following, about=self.name)
+            except KernelError as error:
+                if error.errno == errno.ENOENT:
+                    return found
+                raise
+            key = following.raw
+            found.append(key)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self.fd)
+
+
+def attach_cgroup(program: int, cgroup: int, kind: int, about: str) -> None:
+    """Attach a program to a cgroup beside whatever is there. It stays until the cgroup goes, whoever of us dies."""
+    libbpf.call("bpf_prog_attach", program, cgroup, kind, libbpf.F_ALLOW_MULTI, about=about)
+
+
+def attached_programs(cgroup: int, kind: int) -> list[int]:
+    """Ids of the programs attached to this very cgroup for one attach type."""
+    ids = (ctypes.c_uint32 * 64)()
+    count = ctypes.c_uint32(len(ids))
+    libbpf.call("bpf_prog_query", cgroup, kind, 0, None, ids, ctypes.byref(count), about="cgroup")
+    return list(ids[: count.value])
+
+
+def program_id(program: int) -> int:
+    """The kernel's number for a loaded program."""
+    info = (ctypes.c_uint32 * 64)()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    libbpf.call("bpf_obj_get_info_by_fd", program, info, ctypes.byref(size), about="program")
+    return int(info[1])
+
+
+def attach_raw_tracepoint(name: str, program: int) -> int:
+    """Attach a program to a raw tracepoint; returns the link's descriptor, which holds the attachment."""
+    return int(libbpf.call("bpf_raw_tracepoint_open", name.encode(), program, about=name))

@@ -1,0 +1,118 @@
+"""Read a BPF ring buffer without libbpf and without privilege: three mappings of a descriptor that somebody handed over.
+
+The kernel writes records and a producer position, we write a consumer position. Records are taken in batches and copied
+out, and the consumer position moves once per batch, so no call into Python happens per record.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+import threading
+
+from mcpguard.errors import KernelError
+
+_HEADER = 8
+_BUSY = 1 << 31
+_DISCARDED = 1 << 30
+_LENGTH = struct.Struct("=I")
+
+
+class Ring:
+    """One reader of one ring; the only one, as the kernel keeps one consumer position."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        """Map the ring.
+
+        Args:
+            fd: the map's descriptor; it stays the caller's and can be polled: readable means records wait.
+            size: bytes of the data area, a power of two.
+
+        Raises:
+            KernelError: the descriptor is not a ring buffer of that size.
+        """
+        page = mmap.PAGESIZE
+        self.fd = fd
+        self._mask = size - 1
+        try:
+            self._consumer_page = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
+            # The data area is mapped twice in a row, so a record that wraps can be read in one piece.
+            self._pages = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        except (OSError, ValueError) as error:
+            number = getattr(error, "errno", None) or 22
+            raise KernelError("mmap(ring buffer)", number, do="run `mcpguard doctor`") from None
+        self._consumer = ctypes.c_uint64.from_buffer(self._consumer_page)
+        self._data = memoryview(self._pages)[page:]
+        self._fence = threading.Lock()
+
+    def fileno(self) -> int:
+        """The map's descriptor, to wait on."""
+        return self.fd
+
+    def drain(self, limit_bytes: int = 1 << 20) -> list[bytes]:
+        """Take the records that are complete, oldest first, until about `limit_bytes` were taken.
+
+        An empty list means that nothing is ready. A record that is being written ends the batch.
+        """
+        start = position = self._consumer.value
+        produced = self._produced()
+        # Whatever was written before the producer position moved must be visible below; taking a lock is the barrier.
+        with self._fence:
+            pass
+        records: list[bytes] = []
+        while position < produced and position - start < limit_bytes:
+            at = position & self._mask
+            (word,) = _LENGTH.unpack_from(self._data, at)
+            if word & _BUSY:
+                break
+            length = word & ~_DISCARDED
+            if not word & _DISCARDED:
+                records.append(bytes(self._data[at + _HEADER : at + _HEADER + length]))
+            position += (length + _HEADER + 7) & ~7
+        if position != start:
+            self._consumer.value = position
+        return records
+
+    def _produced(self) -> int:
+        return int(struct.unpack_from("=Q", self._pages, 0)[0])
+
+    def close(self) -> None:
+        """Unmap; the descriptor stays open."""
+        del self._consumer
+        self._data.release()
+        self._pages.close()
+        self._consumer_page.close()
+
+
+class Counters:
+    """The shared counters, mapped for reading; no system call per reading."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        """Map `size` bytes of an array map with one value. Raises KernelError."""
+        try:
+            self._page = mmap.mmap(fd, max(size, mmap.PAGESIZE), mmap.MAP_SHARED, mmap.PROT_READ)
+        except OSError as error:
+            raise KernelError("mmap(counters)", error.errno or 0, do="run `mcpguard doctor`") from None
+        self._size = size
+
+    def read(self) -> bytes:
+        """The value as it is now."""
+        return self._page[: self._size]
+
+    def close(self) -> None:
+        """Unmap."""
+        self._page.close()
+
+
+def wake_fd(rings: list[Ring]) -> int:
+    """An epoll descriptor that is readable while any of the rings has records; the caller closes it."""
+    import select
+
+    poller = select.epoll()
+    for ring in rings:
+        poller.register(ring.fd, select.EPOLLIN)
+    fd = os.dup(poller.fileno())
+    poller.close()
+    return fd

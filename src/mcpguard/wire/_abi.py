@@ -1,0 +1,142 @@
+"""Layout of the BPF records, keys and values. Written by tools/gen_abi.py from bpf/include/mg_abi.h; do not edit.
+
+For each struct: the names of its fields, and its struct.Struct with nested structs and byte arrays as bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+ABI_VERSION: Final = 1
+
+MG_COMM_BYTES: Final = 16
+MG_PATH_BYTES: Final = 4096
+MG_ARGV_BYTES: Final = 2048
+MG_PORT_RULES_LIMIT: Final = 32
+MG_SUN_BYTES: Final = 108
+MG_UNIX_RULES_LIMIT: Final = 64
+
+MG_RECORD_FORK: Final = 1
+MG_RECORD_EXEC: Final = 2
+MG_RECORD_EXIT: Final = 3
+MG_RECORD_OPEN: Final = 4
+MG_RECORD_PATH_CALL: Final = 5
+MG_RECORD_CALL: Final = 6
+MG_RECORD_NET: Final = 7
+MG_RECORD_UNIX: Final = 8
+
+MG_ALLOW: Final = 1
+MG_DENY: Final = 2
+MG_AUDIT: Final = 3
+
+MG_READ: Final = 1
+MG_WRITE: Final = 2
+MG_EXECUTE: Final = 4
+
+MG_FILE: Final = 1
+MG_DIRECTORY: Final = 2
+MG_DEVICE: Final = 3
+MG_MEMFD: Final = 4
+MG_OTHER: Final = 5
+
+MG_TCP: Final = 1
+MG_UDP: Final = 2
+
+MG_NET_CONNECT: Final = 1
+MG_NET_SENDMSG: Final = 2
+MG_NET_BIND: Final = 3
+MG_NET_SOCKET: Final = 4
+MG_NET_PACKET: Final = 5
+MG_NET_ACCEPT: Final = 6
+
+MG_DETAIL_NONE: Final = 0
+MG_DETAIL_NARROWED: Final = 1
+MG_DETAIL_OWN: Final = 2
+MG_DETAIL_NOT_PLAIN: Final = 3
+
+MG_OP_OPEN: Final = 1
+MG_OP_CREATE: Final = 2
+MG_OP_EXEC: Final = 3
+MG_OP_TRUNCATE: Final = 4
+MG_OP_UNLINK: Final = 5
+MG_OP_RMDIR: Final = 6
+MG_OP_MKDIR: Final = 7
+MG_OP_MKNOD: Final = 8
+MG_OP_SYMLINK: Final = 9
+MG_OP_LINK: Final = 10
+MG_OP_RENAME: Final = 11
+MG_OP_EXCHANGE: Final = 12
+MG_OP_CHMOD: Final = 13
+MG_OP_CHOWN: Final = 14
+MG_OP_XATTR: Final = 15
+MG_OP_UTIMES: Final = 16
+
+MG_CALL_SOCKET: Final = 1
+MG_CALL_PTRACE: Final = 2
+MG_CALL_SIGNAL: Final = 3
+MG_CALL_PROCESS_MEMORY: Final = 4
+MG_CALL_PIDFD_GETFD: Final = 5
+MG_CALL_BPF: Final = 6
+MG_CALL_PERF: Final = 7
+MG_CALL_UNSHARE: Final = 8
+MG_CALL_CLONE: Final = 9
+MG_CALL_SETNS: Final = 10
+MG_CALL_MOUNT: Final = 11
+MG_CALL_KEYCTL: Final = 12
+MG_CALL_MODULE: Final = 13
+MG_CALL_IO_URING: Final = 14
+MG_CALL_IOCTL: Final = 15
+MG_CALL_CHROOT: Final = 16
+
+# when_ns kind lost_before pid tid ppid reserved comm
+MG_HEAD: Final = struct.Struct("=QIIIIII16s")
+
+# head child reserved
+MG_FORK: Final = struct.Struct("=48sII")
+
+# head code reserved
+MG_EXIT: Final = struct.Struct("=48sII")
+
+# head exe_length argv_length argv_cut exe_cut
+MG_EXEC: Final = struct.Struct("=48sIIII")
+
+# head series count path_length access file_kind created cut
+MG_OPEN: Final = struct.Struct("=48sQQIBBBB")
+
+# head series count result base_length path_length base2_length path2_length op access follow paths cut
+# reserved
+MG_PATH_CALL: Final = struct.Struct("=48sQQIHHHHBBBBB7s")
+
+# head series count argument argument2 number result op reserved
+MG_CALL: Final = struct.Struct("=48sQQQQIIII")
+
+# head series count address rule port protocol op verdict detail reserved
+MG_NET: Final = struct.Struct("=48sQQ16sIHHBBB5s")
+
+# head series count rule op verdict detail path_length path reserved
+MG_UNIX: Final = struct.Struct("=48sQQIBBBB108sI")
+
+# cgroup_id abi_version audit allow_relative reserved
+MG_CONFIG: Final = struct.Struct("=QIIII")
+
+# series denials_lost denials_pending activity_lost activity_pending scratch_busy
+MG_COUNTERS: Final = struct.Struct("=QQQQQQ")
+
+# total reported series
+MG_SUM: Final = struct.Struct("=QQQ")
+
+# bits address
+MG_PREFIX: Final = struct.Struct("=I16s")
+
+# rule low high protocols verdict reserved
+MG_PORT_RULE: Final = struct.Struct("=IHHBB2s")
+
+# count rules
+MG_PORT_RULES: Final = struct.Struct("=I384s")
+
+# rule verdict prefix length reserved pattern
+MG_UNIX_RULE: Final = struct.Struct("=IBBBB108s")
+
+# count rules
+MG_UNIX_RULES: Final = struct.Struct("=I7424s")

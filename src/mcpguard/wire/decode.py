@@ -1,0 +1,234 @@
+"""Bytes of the rings as records. Pure: no clock, no file, no judgement.
+
+Strings of programs are bytes in any encoding; what is not UTF-8 is kept by surrogate escapes, as Python does for file names.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from mcpguard.errors import KernelError
+from mcpguard.model.access import Access, Verdict
+from mcpguard.wire import _abi
+from mcpguard.wire.records import (
+    CallRecord,
+    ExecRecord,
+    ExitRecord,
+    ForkRecord,
+    Head,
+    NetRecord,
+    OpenRecord,
+    PathCallRecord,
+    Record,
+    UnixRecord,
+)
+
+_VERDICTS: Final = {_abi.MG_ALLOW: Verdict.ALLOW, _abi.MG_DENY: Verdict.DENY, _abi.MG_AUDIT: Verdict.AUDIT}
+_FILE_KINDS: Final = {
+    _abi.MG_FILE: "file",
+    _abi.MG_DIRECTORY: "directory",
+    _abi.MG_DEVICE: "device",
+    _abi.MG_MEMFD: "memfd",
+    _abi.MG_OTHER: "other",
+}
+_NET_OPS: Final = {
+    _abi.MG_NET_CONNECT: "connect",
+    _abi.MG_NET_SENDMSG: "sendmsg",
+    _abi.MG_NET_BIND: "bind",
+    _abi.MG_NET_SOCKET: "socket",
+    _abi.MG_NET_PACKET: "packet",
+    _abi.MG_NET_ACCEPT: "accept",
+}
+_DETAILS: Final = {
+    _abi.MG_DETAIL_NONE: "",
+    _abi.MG_DETAIL_NARROWED: "narrowed",
+    _abi.MG_DETAIL_OWN: "own",
+    _abi.MG_DETAIL_NOT_PLAIN: "not a plain path",
+}
+_PATH_OPS: Final = {
+    _abi.MG_OP_OPEN: "open",
+    _abi.MG_OP_CREATE: "create",
+    _abi.MG_OP_EXEC: "exec",
+    _abi.MG_OP_TRUNCATE: "truncate",
+    _abi.MG_OP_UNLINK: "unlink",
+    _abi.MG_OP_RMDIR: "rmdir",
+    _abi.MG_OP_MKDIR: "mkdir",
+    _abi.MG_OP_MKNOD: "mknod",
+    _abi.MG_OP_SYMLINK: "symlink",
+    _abi.MG_OP_LINK: "link",
+    _abi.MG_OP_RENAME: "rename",
+    _abi.MG_OP_EXCHANGE: "exchange",
+    _abi.MG_OP_CHMOD: "chmod",
+    _abi.MG_OP_CHOWN: "chown",
+    _abi.MG_OP_XATTR: "xattr",
+    _abi.MG_OP_UTIMES: "utimes",
+}
+_CALL_OPS: Final = {
+    _abi.MG_CALL_SOCKET: "socket",
+    _abi.MG_CALL_PTRACE: "ptrace",
+    _abi.MG_CALL_SIGNAL: "signal",
+    _abi.MG_CALL_PROCESS_MEMORY: "process-memory",
+    _abi.MG_CALL_PIDFD_GETFD: "pidfd-getfd",
+    _abi.MG_CALL_BPF: "bpf",
+    _abi.MG_CALL_PERF: "perf",
+    _abi.MG_CALL_UNSHARE: "unshare",
+    _abi.MG_CALL_CLONE: "clone",
+    _abi.MG_CALL_SETNS: "setns",
+    _abi.MG_CALL_MOUNT: "mount",
+    _abi.MG_CALL_KEYCTL: "keyctl",
+    _abi.MG_CALL_MODULE: "module",
+    _abi.MG_CALL_IO_URING: "io-uring",
+    _abi.MG_CALL_IOCTL: "ioctl",
+    _abi.MG_CALL_CHROOT: "chroot",
+}
+_PROTOCOLS: Final = {
+    1: "icmp",
+    6: "tcp",
+    17: "udp",
+    58: "icmpv6",
+    132: "sctp",
+    136: "udplite",
+    255: "raw",
+    262: "mptcp",
+}
+
+
+def record(sample: bytes) -> Record:
+    """One sample of a ring as a record.
+
+    Raises:
+        KernelError: the sample does not follow the contract; the rings and this package do not belong together.
+    """
+    try:
+        head = _abi.MG_HEAD.unpack_from(sample)
+        return _DECODERS[head[1]](sample, _head(head))
+    except (KeyError, ValueError, struct.error) as error:
+        raise KernelError(
+            "decoding an event", errno.EPROTO, do="reinstall mcpguard", log=repr(error), code="kernel.bad-record"
+        ) from None
+
+
+def _head(fields: tuple[int, int, int, int, int, int, int, bytes]) -> Head:
+    when, _kind, lost, pid, tid, ppid, _reserved, comm = fields
+    return Head(when, pid, tid, ppid, _text(comm.partition(b"\0")[0]), lost)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+class _Tail:
+    """The strings behind the fixed part of a record, taken in order."""
+
+    def __init__(self, sample: bytes, start: int) -> None:
+        self._sample = sample
+        self._at = start
+
+    def take(self, length: int) -> bytes:
+        end = self._at + length
+        if end > len(self._sample):
+            raise ValueError(f"a string ends at {end} of {len(self._sample)} bytes")
+        taken = self._sample[self._at : end]
+        self._at = end
+        return taken
+
+    def text(self, length: int) -> str:
+        return _text(self.take(length))
+
+
+def _fork(sample: bytes, head: Head) -> ForkRecord:
+    _, child, _ = _abi.MG_FORK.unpack_from(sample)
+    return ForkRecord(head, child)
+
+
+def _exit(sample: bytes, head: Head) -> ExitRecord:
+    _, code, _ = _abi.MG_EXIT.unpack_from(sample)
+    return ExitRecord(head, code)
+
+
+def _exec(sample: bytes, head: Head) -> ExecRecord:
+    _, exe_length, argv_length, argv_cut, _exe_cut = _abi.MG_EXEC.unpack_from(sample)
+    tail = _Tail(sample, _abi.MG_EXEC.size)
+    exe = tail.text(exe_length)
+    words = tail.take(argv_length).split(b"\0")
+    if words[-1] == b"":
+        words.pop()
+    return ExecRecord(head, exe, tuple(map(_text, words)), bool(argv_cut))
+
+
+def _open(sample: bytes, head: Head) -> OpenRecord:
+    _, series, count, length, access, kind, created, cut = _abi.MG_OPEN.unpack_from(sample)
+    path = _Tail(sample, _abi.MG_OPEN.size).text(length)
+    return OpenRecord(head, path, Access(access), _FILE_KINDS[kind], bool(created), count, bool(cut), series)
+
+
+def _path_call(sample: bytes, head: Head) -> PathCallRecord:
+    _, series, count, result, base, path, base2, path2, op, access, follow, paths, _cut, _ = (
+        _abi.MG_PATH_CALL.unpack_from(sample)
+    )
+    tail = _Tail(sample, _abi.MG_PATH_CALL.size)
+    first, first_path = tail.text(base), tail.text(path)
+    second, second_path = (tail.text(base2), tail.text(path2)) if paths == 2 else (None, None)
+    return PathCallRecord(
+        head,
+        _PATH_OPS[op],
+        Access(access),
+        result,
+        first,
+        first_path,
+        second,
+        second_path,
+        follow=bool(follow),
+        count=count,
+        series=series,
+    )
+
+
+def _call(sample: bytes, head: Head) -> CallRecord:
+    _, series, count, argument, argument2, number, result, op, _ = _abi.MG_CALL.unpack_from(sample)
+    return CallRecord(head, _CALL_OPS[op], number, argument, argument2, result, count, series)
+
+
+def _net(sample: bytes, head: Head) -> NetRecord:
+    _, series, count, address, rule, port, protocol, op, verdict, detail, _ = _abi.MG_NET.unpack_from(sample)
+    return NetRecord(
+        head,
+        _NET_OPS[op],
+        _VERDICTS[verdict],
+        address_text(address),
+        port,
+        _PROTOCOLS.get(protocol, str(protocol)),
+        rule,
+        _DETAILS[detail],
+        count,
+        series,
+    )
+
+
+def _unix(sample: bytes, head: Head) -> UnixRecord:
+    _, series, count, rule, op, verdict, detail, length, path, _ = _abi.MG_UNIX.unpack_from(sample)
+    name = path[:length]
+    text = "@" + _text(name[1:]) if name.startswith(b"\0") else _text(name)
+    return UnixRecord(head, _NET_OPS[op], _VERDICTS[verdict], text, rule, _DETAILS[detail], count, series)
+
+
+def address_text(address: bytes) -> str:
+    """Sixteen bytes in network order as text; IPv4-mapped ones as IPv4."""
+    parsed = ipaddress.IPv6Address(address)
+    return str(parsed.ipv4_mapped or parsed)
+
+
+_DECODERS: Final[dict[int, Callable[[bytes, Head], Record]]] = {
+    _abi.MG_RECORD_FORK: _fork,
+    _abi.MG_RECORD_EXIT: _exit,
+    _abi.MG_RECORD_EXEC: _exec,
+    _abi.MG_RECORD_OPEN: _open,
+    _abi.MG_RECORD_PATH_CALL: _path_call,
+    _abi.MG_RECORD_CALL: _call,
+    _abi.MG_RECORD_NET: _net,
+    _abi.MG_RECORD_UNIX: _unix,
+}

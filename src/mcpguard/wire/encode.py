@@ -1,0 +1,103 @@
+"""Rules as map keys and values. Pure: no map is touched here.
+
+The kernel takes the longest prefix and then the first rule that matches, so a row must already carry what less exact
+prefixes say (`policy.network.connect_table` does that), and denies are put first here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from mcpguard.errors import PolicyError
+from mcpguard.model.access import Effect
+from mcpguard.wire import _abi
+
+PortRule = tuple[int, int, int, Effect | str, int]
+"""low, high, protocols (PROTO_TCP | PROTO_UDP), effect, rule id"""
+
+NetRow = tuple[bytes, int, Sequence[PortRule]]
+"""address (16 bytes, network order, IPv4 mapped), prefix (0 to 128), port rules"""
+
+UnixRow = tuple[str, Effect | str, int]
+"""pattern (absolute path, `@name` for abstract; `/**` or `*` at the end: everything below or beginning so), effect, rule id"""
+
+
+def prefix_table(rows: Iterable[NetRow]) -> dict[bytes, bytes]:
+    """Keys and values for the maps `mg_connect` and `mg_listen`.
+
+    Raises:
+        PolicyError: more port rules on one prefix than the kernel side holds.
+    """
+    return {_prefix_key(address, prefix): _port_rules(rules) for address, prefix, rules in rows}
+
+
+def _prefix_key(address: bytes, prefix: int) -> bytes:
+    kept = int.from_bytes(address, "big") >> (128 - prefix) << (128 - prefix)
+    return _abi.MG_PREFIX.pack(prefix, kept.to_bytes(16, "big"))
+
+
+def _port_rules(rules: Sequence[PortRule]) -> bytes:
+    if len(rules) > _abi.MG_PORT_RULES_LIMIT:
+        raise PolicyError(
+            "too many port rules for one address",
+            why=f"{len(rules)} rules meet at one address; {_abi.MG_PORT_RULES_LIMIT} fit",
+            do="join ports into ranges, or drop rules that a wider one covers",
+            code="policy.port-rules",
+        )
+    packed = b"".join(
+        _abi.MG_PORT_RULE.pack(rule, low, high, protocols, _verdict(effect), b"")
+        for low, high, protocols, effect, rule in sorted(rules, key=lambda r: _verdict(r[3]) != _abi.MG_DENY)
+    )
+    return _abi.MG_PORT_RULES.pack(len(rules), packed)
+
+
+def unix_table(rows: Sequence[UnixRow]) -> bytes:
+    """The one value of the map `mg_unix_rules`.
+
+    Raises:
+        PolicyError: too many rules, a pattern that is too long for a socket address, or a wildcard the kernel side cannot carry.
+    """
+    if len(rows) > _abi.MG_UNIX_RULES_LIMIT:
+        raise PolicyError(
+            "too many unix socket rules",
+            why=f"{len(rows)} rules, {_abi.MG_UNIX_RULES_LIMIT} fit",
+            do="name a directory with /** in place of its sockets",
+            code="policy.unix-rules",
+        )
+    packed = b"".join(_unix_rule(*row) for row in sorted(rows, key=lambda r: _verdict(r[1]) != _abi.MG_DENY))
+    return _abi.MG_UNIX_RULES.pack(len(rows), packed)
+
+
+def _unix_rule(pattern: str, effect: Effect | str, rule: int) -> bytes:
+    abstract = pattern.startswith("@")
+    body, beginning = pattern, abstract and pattern.endswith("*")
+    if beginning:
+        body = pattern[:-1]
+    elif not abstract:
+        body = pattern.removesuffix("/**").rstrip("/")
+        beginning = True  # a path is a subtree
+    encoded = body.encode(errors="surrogateescape")
+    if abstract:
+        encoded = b"\0" + encoded[1:]
+    if len(encoded) > _abi.MG_SUN_BYTES or any(c in body for c in "*?["):
+        raise PolicyError(
+            f"the socket pattern {pattern} cannot be enforced",
+            why="a socket rule is a path of at most 108 bytes, with /** at most at its end",
+            do="name the directory, or the socket itself",
+            code="policy.unix-pattern",
+        )
+    return _abi.MG_UNIX_RULE.pack(rule, _verdict(effect), beginning, len(encoded), 0, encoded)
+
+
+def configuration(cgroup_id: int, *, audit: bool = False, allow_relative: bool = False) -> bytes:
+    """The configuration section of an object."""
+    return _abi.MG_CONFIG.pack(cgroup_id, _abi.ABI_VERSION, audit, allow_relative, 0)
+
+
+def configured_version(value: bytes) -> int:
+    """The ABI version that a compiled object carries."""
+    return int(_abi.MG_CONFIG.unpack(value)[1])
+
+
+def _verdict(effect: Effect | str) -> int:
+    return _abi.MG_ALLOW if effect == Effect.ALLOW else _abi.MG_DENY
