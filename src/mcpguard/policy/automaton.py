@@ -3,15 +3,15 @@
 Pure, and the only place that knows how rules combine. It knows neither users nor mounts: paths come in canonical.
 
 The rules are spread over a few deterministic automata that run side by side (factors): anchored rules share one; rules
-with `**` stay open everywhere, multiply with everything, and get their own. A state is one small integer per factor. See
-`tables` for the arrays and the walk.
+with `**` stay open everywhere, multiply with everything, and get their own. A state is one integer per factor and what
+holds already: three ranks and two sets of guards (deny rules with exceptions). See `tables` for the arrays and the walk.
 
 Bounds: MAX_BYTES serialised, MAX_STATES states over all factors. Above them: `policy.too-large`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mcpguard.errors import PolicyError
@@ -21,7 +21,9 @@ from mcpguard.policy.boundary import ACCESSES, RankedRule, rank_rules
 from mcpguard.policy.bytewise import TooManyStates, build_factor
 from mcpguard.policy.tables import (
     ALLOWS,
+    EXCEPTS_BELOW,
     MAX_FACTORS,
+    MAX_GUARDS,
     NOTHING,
     PINNED,
     PROTECTED_BELOW,
@@ -35,9 +37,10 @@ from mcpguard.policy.tables import (
 MAX_BYTES = 4 << 20
 MAX_STATES = 120_000
 MAX_LISTED_NAMES = 4096
-# A group of `**` rules is halved when it needs more states than this: they grow with the square of the group's size.
-ROAMING_STATES = 4_000
+# A group of `**` rules such as `**/*a*` is halved when it needs more states than this: they can double with every rule.
+MULTIPLYING_STATES = 1_000
 State = tuple[int, ...]
+_CARRIED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +84,15 @@ class Automaton:
         """
         rules = rank_rules(paths)
         protect_from = 1 + sum(rule.source.effect is Effect.ALLOW for rule in rules)
-        factors = [*_anchored(rules, protect_from), *_roaming(rules, protect_from)]
-        if len(factors) > MAX_FACTORS or sum(len(factor.base) for factor in factors) > MAX_STATES:
+        guards = [rule for rule in rules if rule.guard]
+        if len(guards) > MAX_GUARDS:
+            raise _too_large(guards[MAX_GUARDS:])
+        factors = _factors(rules, protect_from)
+        if sum(len(factor.base) for factor in factors) > MAX_STATES:
             raise _too_large([rule for rule in rules if rule.roaming] or rules)
-        automaton = cls(Tables([0, *(rule.source.rule for rule in rules)], protect_from, tuple(factors)))
+        ids = [0, *(rule.source.rule for rule in rules)]
+        pairs = tuple((rule.rank, int(rule.access)) for rule in guards)
+        automaton = cls(Tables(ids, protect_from, pairs, tuple(factors)))
         if len(automaton.to_bytes()) > MAX_BYTES:
             raise _too_large([rule for rule in rules if rule.roaming] or rules)
         return automaton
@@ -110,7 +118,7 @@ class Automaton:
     @property
     def start(self) -> State:
         """The state of the path `/`."""
-        return tuple(factor.start for factor in self._tables.factors)
+        return self._carry([factor.start for factor in self._tables.factors], (0,) * _CARRIED)
 
     def child(self, state: State, name: str | bytes) -> State:
         """The state of an entry of the directory at `state`.
@@ -121,7 +129,7 @@ class Automaton:
         raw = _raw(name)
         if raw in (b"", b".", b"..") or b"/" in raw or b"\0" in raw:
             raise ValueError(f"not a file name: {name!r}")
-        return tuple(factor.step(at, raw) for factor, at in zip(self._tables.factors, state, strict=True))
+        return self._carry([factor.step(at, raw) for factor, at in self._each(state)], state[-_CARRIED:])
 
     def walk(self, path: str | bytes) -> State:
         """The state of an absolute, canonical path; a trailing slash does not count.
@@ -133,8 +141,7 @@ class Automaton:
         if not raw.startswith(b"/"):
             raise ValueError(f"not an absolute path: {path!r}")
         state = self.start
-        inner = raw[1:].removesuffix(b"/")
-        for name in inner.split(b"/") if inner else ():
+        for name in raw.removesuffix(b"/")[1:].split(b"/") if raw != b"/" else ():
             state = self.child(state, name)
         return state
 
@@ -153,43 +160,83 @@ class Automaton:
         """Names of children at or below which something else may be allowed than here; None when a glob names them."""
         here = self.decision(state).allowed
         names: set[bytes] = set()
-        elsewhere: list[int] = []
-        for factor, at in zip(self._tables.factors, state, strict=True):
-            listed = _listed_names(factor, factor.slash[at])
-            if listed is None:
-                elsewhere.append(factor.output(factor.slash[at])[3])
-            else:
-                sink, found = listed
-                names |= found
-                elsewhere.append(factor.output(sink)[3])
-        if not _one_answer(elsewhere) or _possible(elsewhere) != here:
+        unnamed: list[int] = []
+        for factor, at in self._each(state):
+            entry = factor.slash[at]
+            listed = _listed_names(factor, entry)
+            unnamed.append(entry if listed is None else listed[0])
+            names |= listed[1] if listed else set()
+        flags = self._flags(self._carry(unnamed, state[-_CARRIED:]))
+        if not _one_answer(flags) or _possible(flags) != here:
             return None
         return frozenset(
             name.decode("utf-8", "surrogateescape") for name in names if self._differs(self.child(state, name), here)
         )
 
+    def _flags(self, state: State) -> list[int]:
+        """What can be met at a state and below: by each factor, and by what is carried."""
+        return [*(factor.flags(at) for factor, at in self._each(state)), self._carried_flags(state)]
+
+    def _each(self, state: State) -> Iterator[tuple[Factor, int]]:
+        return zip(self._tables.factors, state[:-_CARRIED], strict=True)
+
+    def _carry(self, states: Sequence[int], carried: State) -> State:
+        """New states, with what holds from them on added to what already held."""
+        read, write, execute, matched, excepted = carried
+        for factor, at in zip(self._tables.factors, states, strict=True):
+            row = factor.output(at)
+            read, write, execute = max(read, row[0]), max(write, row[1]), max(execute, row[2])
+            matched |= row[3] | row[4] << 32
+            excepted |= row[5] | row[6] << 32
+        return (*states, read, write, execute, matched, excepted)
+
+    def _guarding(self, state: State, access: int) -> int:
+        """Rank of the highest deny rule with exceptions that matches here and is not excepted; 0: none."""
+        guards = state[-2] & ~state[-1]
+        while guards:
+            rank, guarded = self._tables.guards[guards.bit_length() - 1]
+            if access & guarded:
+                return rank
+            guards ^= 1 << guards.bit_length() - 1
+        return 0
+
+    def _carried_flags(self, state: State) -> int:
+        """What already holds, as the flags of a factor that can only lose its exceptions."""
+        may_lose = any(factor.flags(at) & EXCEPTS_BELOW for factor, at in self._each(state))
+        flags = 0
+        for index, access in enumerate(ACCESSES):
+            rank = state[index - _CARRIED]
+            meaning = PROTECTS if self._protects(rank) else ALLOWS if rank else NOTHING
+            if self._guarding(state, access):
+                meaning = meaning | PROTECTS if may_lose else PROTECTS
+            flags |= meaning << (3 * index)
+        return flags
+
+    def _protects(self, rank: int) -> bool:
+        return rank >= self._tables.protect_from
+
     def _differs(self, state: State, allowed: Access) -> bool:
         return not self.uniform(state) or self.decision(state).allowed != allowed
 
-    def _flags(self, state: State) -> list[int]:
-        return [factor.output(at)[3] for factor, at in zip(self._tables.factors, state, strict=True)]
-
     def _decide(self, state: State) -> Decision:
-        outputs = [factor.output(at) for factor, at in zip(self._tables.factors, state, strict=True)]
-        ranks = [max(output[index] for output in outputs) for index in range(3)]
+        held = state[-_CARRIED:]
+        ranks = [max(held[index], self._guarding(state, access)) for index, access in enumerate(ACCESSES)]
         allowed = Access.NONE
         for rank, access in zip(ranks, ACCESSES, strict=True):
-            if 0 < rank < self._tables.protect_from:
+            if rank and not self._protects(rank):
                 allowed |= access
+        flags = 0
+        for factor, at in self._each(state):
+            flags |= factor.flags(at)
         read, write, execute = (self._tables.rules[rank] for rank in ranks)
-        flags = [output[3] for output in outputs]
+        protected = any(self._protects(rank) for rank in ranks)
         return Decision(
             allowed,
             read,
             write,
             execute,
-            protected_below=any(flag & PROTECTED_BELOW for flag in flags),
-            pinned=any(flag & PINNED for flag in flags),
+            protected_below=protected or bool(flags & PROTECTED_BELOW),
+            pinned=protected or bool(flags & PINNED),
         )
 
 
@@ -240,28 +287,21 @@ def _listed_names(factor: Factor, entry: int) -> tuple[int, set[bytes]] | None:
     return sink, names
 
 
-def _anchored(rules: Sequence[RankedRule], protect_from: int) -> Iterable[Factor]:
+def _factors(rules: Sequence[RankedRule], protect_from: int) -> list[Factor]:
+    """Anchored rules in one factor; those with `**` by shape, as unlike shapes multiply, and halved while too large."""
     anchored = [rule for rule in rules if not rule.roaming]
-    try:
-        return [build_factor(anchored, protect_from, MAX_STATES)]
-    except TooManyStates as many:
-        raise _too_large(many.costly) from None
-
-
-def _roaming(rules: Sequence[RankedRule], protect_from: int) -> Iterable[Factor]:
-    """Factors for the rules with `**`, in groups that stay small."""
-    groups = [[rule for rule in rules if rule.roaming]]
+    roaming = [[rule for rule in rules if rule.roaming and rule.shape == shape] for shape in range(3)]
     factors: list[Factor] = []
-    while groups:
-        group = groups.pop(0)
-        if not group:
-            continue
+    waiting = [anchored, *(group for group in roaming if group)]
+    while waiting:
+        group = waiting.pop(0)
+        divisible = group is not anchored and len(group) > 1 and group[0].shape == 2
         try:
-            factors.append(build_factor(group, protect_from, ROAMING_STATES if len(group) > 1 else MAX_STATES))
+            factors.append(build_factor(group, protect_from, MULTIPLYING_STATES if divisible else MAX_STATES))
         except TooManyStates as many:
-            if len(group) == 1 or len(factors) + len(groups) + 2 > MAX_FACTORS - 1:
+            if not divisible or len(factors) + len(waiting) + 2 > MAX_FACTORS:
                 raise _too_large(many.costly) from None
-            groups += [group[: len(group) // 2], group[len(group) // 2 :]]
+            waiting += [group[: len(group) // 2], group[len(group) // 2 :]]
     return factors
 
 
@@ -269,7 +309,10 @@ def _too_large(costly: Sequence[RankedRule]) -> PolicyError:
     patterns = ", ".join(f'"{rule.source.pattern}"' for rule in costly[:3])
     return PolicyError(
         f"the path rules are too many or too entangled; most costly: {patterns}",
-        why=f"the compiled rules must fit in {MAX_BYTES >> 20} MiB, {MAX_STATES} states and {MAX_FACTORS} tables",
+        why=(
+            f"the compiled rules must fit in {MAX_BYTES >> 20} MiB, {MAX_STATES} states and {MAX_FACTORS} tables,"
+            f" with exceptions in at most {MAX_GUARDS} deny rules"
+        ),
         do="give these patterns a fixed beginning, or fewer * and **",
         code="policy.too-large",
     )

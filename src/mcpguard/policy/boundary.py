@@ -1,8 +1,9 @@
 """Rules as items: which rules a path has matched, and which can still match below it.
 
-The first of two steps to an automaton. A boundary is what the rules know at the end of a path component: the ranks that
-already hold for the whole subtree, and the items (places inside patterns) that are still open. `bytewise` turns the
-boundaries that can be reached into states over bytes.
+The first of two steps to an automaton. A boundary is what the rules know at the end of a path component: what begins to
+hold there for the whole subtree, and the items (places inside patterns) that are still open. `bytewise` turns the
+boundaries that can be reached into states over bytes. What holds from an earlier component is no part of a boundary: the
+walk carries it, else every matched rule would double the states below it.
 
 Ranks put every rule in one order, so that the highest rank that matches decides: allow < readonly < deny, and inside an
 effect the more specific pattern, then the smaller rule id. Rank 0 stands for the default. Pure.
@@ -12,43 +13,57 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.policy import PathRule
-from mcpguard.policy.patterns import Component, parse, weight
+from mcpguard.policy.patterns import Component, parse, shape, weight
 
 ACCESSES = (Access.READ, Access.WRITE, Access.EXECUTE)
 Ranks = tuple[int, int, int]
 _LEVEL = {Effect.ALLOW: 0, Effect.READONLY: 1, Effect.DENY: 2}
 
 
-@dataclass(frozen=True, slots=True)
-class Boundary:
+class Boundary(NamedTuple):
     """What is known at the end of a component.
 
     Attributes:
-        held: per access, the highest rank that holds here and everywhere below, whatever follows.
-        items: what can still change the answer.
+        held: per access, the highest rank of the rules without exceptions that match from here on.
+        matched, excepted: guards (see RankedRule) whose pattern, or one of whose exceptions, matches from here on.
+        items: what can match further below.
     """
 
     held: Ranks
+    matched: int
+    excepted: int
     items: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
 class RankedRule:
-    """A path rule in its place of the common order. `exceptions` take this rule away, never another."""
+    """A path rule in its place of the common order.
+
+    Attributes:
+        exceptions: where they match they take this rule away, never another one.
+        guard: one bit of a rule with exceptions, bits in the order of ranks; 0 for a rule without.
+    """
 
     rank: int
     access: Access
     pattern: tuple[Component, ...]
     exceptions: tuple[tuple[Component, ...], ...]
+    guard: int
     source: PathRule
 
     @property
     def roaming(self) -> bool:
         """Holds a `**`: it can match at many depths, so it stays open in most states."""
         return any(part.any_depth for pattern in (self.pattern, *self.exceptions) for part in pattern)
+
+    @property
+    def shape(self) -> int:
+        """The most troublesome `patterns.shape` of its pattern and exceptions."""
+        return max(shape(pattern) for pattern in (self.pattern, *self.exceptions))
 
 
 def rank_rules(rules: Iterable[PathRule]) -> list[RankedRule]:
@@ -62,17 +77,20 @@ def rank_rules(rules: Iterable[PathRule]) -> list[RankedRule]:
         parts = parse(rule.pattern)
         return (_LEVEL[rule.effect], weight(parts), len(parts), -rule.rule, rule.pattern, rule.exceptions, rule.access)
 
-    return [_ranked(rank, rule) for rank, rule in enumerate(sorted(set(rules), key=key), 1)]
+    ordered = sorted(set(rules), key=key)
+    guards = [rule for rule in ordered if rule.effect is Effect.DENY and rule.exceptions]
+    bits = {rule: 1 << bit for bit, rule in enumerate(guards)}
+    return [_ranked(rank, rule, bits.get(rule, 0)) for rank, rule in enumerate(ordered, 1)]
 
 
-def _ranked(rank: int, rule: PathRule) -> RankedRule:
+def _ranked(rank: int, rule: PathRule, guard: int) -> RankedRule:
     access = rule.access
     if rule.effect is Effect.READONLY:
         access = Access.WRITE
     elif rule.effect is Effect.ALLOW and access & Access.WRITE:
         access |= Access.READ
-    exceptions = tuple(parse(text) for text in rule.exceptions) if rule.effect is Effect.DENY else ()
-    return RankedRule(rank, access, parse(rule.pattern), exceptions, rule)
+    exceptions = tuple(parse(text) for text in rule.exceptions) if guard else ()
+    return RankedRule(rank, access, parse(rule.pattern), exceptions, guard, rule)
 
 
 class Items:
@@ -90,15 +108,13 @@ class Items:
         self.owner: list[int] = []
         self.excepts: list[bool] = []
         self.everywhere: frozenset[int] = frozenset()
-        self._guarded: frozenset[int] = frozenset()
         first: list[int] = []
         for number, rule in enumerate(rules):
             begin = len(self.component)
             for pattern in (rule.pattern, *rule.exceptions):
                 first.append(len(self.component))
                 self._add(number, pattern, excepts=first[-1] != begin)
-            if rule.exceptions:
-                self._guarded |= frozenset(range(begin, len(self.component)))
+        self._ends = frozenset(item for item, component in enumerate(self.component) if component is None)
         self._open_from = [self._open(item) for item in range(len(self.component))]
         self.first = frozenset(item for begin in first for item in self._open_from[begin])
         self.everywhere = frozenset(
@@ -123,38 +139,24 @@ class Items:
 
     def start(self) -> Boundary:
         """The boundary of the path `/`."""
-        return self.settle((0, 0, 0), self.first)
+        return self.settle(self.first)
 
-    def settle(self, held: Ranks, items: frozenset[int]) -> Boundary:
-        """Canonical boundary: what is decided for good goes to `held`, what can no longer matter is dropped."""
-        ranks = list(held)
-        guarded = items & self._guarded
-        live = set(items - guarded)
-        for item in items - guarded:
-            if self.component[item] is None:
-                live.discard(item)
+    def settle(self, items: frozenset[int]) -> Boundary:
+        """The boundary where these items are open: ends are patterns that match from here on."""
+        ends = items & self._ends
+        if not ends:
+            return Boundary((0, 0, 0), 0, 0, items)
+        ranks = [0, 0, 0]
+        matched = excepted = 0
+        for item in ends:
+            guard = self.rules[self.owner[item]].guard
+            if not guard:
                 self._raise(ranks, item)
-        if guarded:
-            live |= self._settle_guarded(ranks, guarded)
-        return Boundary((ranks[0], ranks[1], ranks[2]), frozenset(i for i in live if self._matters(ranks, i)))
-
-    def _settle_guarded(self, ranks: list[int], guarded: frozenset[int]) -> set[int]:
-        """The same for rules with exceptions: an exception that matches ends its rule for the whole subtree."""
-        by_rule: dict[int, list[int]] = {}
-        for item in guarded:
-            by_rule.setdefault(self.owner[item], []).append(item)
-        live: set[int] = set()
-        for items in by_rule.values():
-            exceptions = [item for item in items if self.excepts[item]]
-            own = [item for item in items if not self.excepts[item]]
-            if not own or any(self.component[item] is None for item in exceptions):
-                continue
-            matched = [item for item in own if self.component[item] is None]
-            if matched and not exceptions:
-                self._raise(ranks, matched[0])
+            elif self.excepts[item]:
+                excepted |= guard
             else:
-                live.update(matched or own, exceptions)
-        return live
+                matched |= guard
+        return Boundary((ranks[0], ranks[1], ranks[2]), matched, excepted, items - ends)
 
     def _raise(self, ranks: list[int], item: int) -> None:
         rule = self.rules[self.owner[item]]
@@ -162,14 +164,11 @@ class Items:
             if access & rule.access and rule.rank > ranks[index]:
                 ranks[index] = rule.rank
 
-    def _matters(self, ranks: list[int], item: int) -> bool:
-        rule = self.rules[self.owner[item]]
-        return any(access & rule.access and rule.rank > ranks[i] for i, access in enumerate(ACCESSES))
-
-    def verdict(self, boundary: Boundary) -> Ranks:
-        """The deciding rank per access when the path ends here; a matched rule with exceptions still open counts."""
-        ranks = list(boundary.held)
-        for item in boundary.items:
-            if self.component[item] is None:
-                self._raise(ranks, item)
+    def settled(self, items: Iterable[int]) -> Ranks | None:
+        """The ranks that hold once these items are open, when that is all they do; None when more can follow."""
+        ranks = [0, 0, 0]
+        for item in items:
+            if item not in self._ends or self.rules[self.owner[item]].guard:
+                return None
+            self._raise(ranks, item)
         return (ranks[0], ranks[1], ranks[2])

@@ -1,20 +1,31 @@
 """Boundaries to states over bytes: the second step to an automaton.
 
 One state is made for every place inside a name that the rules can tell apart. The names that may follow a boundary are
-matched by one bit-parallel machine: a bit for every byte position of every pattern component that is open there. One step
-is two ANDs, a shift and an OR, whatever the number of patterns. Once a single literal name is left, its states are laid
-out as a chain without running the machine: most states of a real policy are such chains. Pure.
+matched by one bit-parallel machine: a bit for every byte position of every pattern component that is open there. One
+step is two ANDs, a shift and an OR, whatever the number of patterns. Once a single literal name is left, its states are
+laid out as a chain without running the machine: most states of a real policy are such chains. Pure.
 """
 
 from __future__ import annotations
 
+import operator
 from array import array
 from collections import Counter
 from collections.abc import Sequence
 
-from mcpguard.policy.boundary import Boundary, Items, RankedRule
+from mcpguard.policy.boundary import ACCESSES, Boundary, Items, RankedRule
 from mcpguard.policy.patterns import Component
-from mcpguard.policy.tables import ALLOWS, NOBODY, NOTHING, PINNED, PROTECTED_BELOW, PROTECTS, Factor
+from mcpguard.policy.tables import (
+    ALLOWS,
+    EXCEPTS_BELOW,
+    NOBODY,
+    NOTHING,
+    PINNED,
+    PROTECTED_BELOW,
+    PROTECTS,
+    Factor,
+    halves,
+)
 
 
 class TooManyStates(Exception):
@@ -42,13 +53,13 @@ def build_factor(rules: Sequence[RankedRule], protect_from: int, max_states: int
 
 
 class _Names:
-    """The names that can follow a boundary, as one bit-parallel machine.
+    """The names that can begin at an opening, as one bit-parallel machine.
 
     `always` holds the items that any name leads to. Bit positions of one component lie next to each other, the last one
     says that the component has matched.
     """
 
-    def __init__(self, items: Items, boundary: Boundary) -> None:
+    def __init__(self, items: Items, opening: frozenset[int]) -> None:
         self.always: set[int] = set()
         self.accepting: list[tuple[int, list[int]]] = []
         self.first = 0
@@ -59,7 +70,7 @@ class _Names:
         self.tails: dict[int, bytes] = {}
         negated: list[tuple[int, frozenset[int]]] = []
         by_text: dict[str, tuple[Component, list[int]]] = {}
-        for item in boundary.items:
+        for item in opening:
             component = items.component[item]
             if component is None:
                 self.always.add(item)
@@ -72,6 +83,8 @@ class _Names:
             self._lay_out(component, following, negated)
         self._apply(negated)
         self.accept = sum(bit for bit, _ in self.accepting)
+        self.certain = self.accept & self.loops
+        self._shadows = self._find_shadows(items) if self.certain else {}
 
     def _lay_out(self, component: Component, following: list[int], negated: list[tuple[int, frozenset[int]]]) -> None:
         offset = len(self.chars)
@@ -101,6 +114,33 @@ class _Names:
                 if char not in chars:
                     self.takes[char] |= bit
 
+    def _find_shadows(self, items: Items) -> dict[int, int]:
+        """For every component that has matched whatever follows (`*x*`): the positions of components whose match can no
+        longer change the answer. Without them n such components would make 2**n states."""
+        settled = [(bit, items.settled(following)) for bit, following in self.accepting]
+        spans, begin = [], 0
+        for bit, _ in settled:
+            spans.append((2 * bit - 1) & ~((1 << begin) - 1))
+            begin = bit.bit_length()
+        shadows: dict[int, int] = {}
+        for bit, ranks in settled:
+            if ranks is not None and bit & self.certain:
+                shadows[bit] = sum(
+                    span
+                    for span, (_, lower) in zip(spans, settled, strict=True)
+                    if lower is not None and lower != ranks and all(map(operator.le, lower, ranks))
+                )
+        return shadows
+
+    def reduce(self, bits: int) -> int:
+        """Drop the positions that can no longer change the answer."""
+        certain = bits & self.certain
+        while certain:
+            bit = certain & -certain
+            bits &= ~self._shadows.get(bit, 0)
+            certain = (certain ^ bit) & bits
+        return bits
+
     def step(self, bits: int, char: int) -> int:
         return ((bits & self.takes[char]) << 1) | (bits & self.loops)
 
@@ -129,13 +169,16 @@ class _Names:
 class _Machine:
     """States and edges as they are found.
 
-    `ends[s]` is the boundary when the path ends at state s, or `~b` when s stands just after the slash behind boundary b.
+    Boundaries with the same open items share what follows, an opening. `ends[s]` is the boundary when the path ends at
+    state s, or `~n` when s stands just after the slash that begins opening n.
     """
 
     def __init__(self, items: Items, max_states: int) -> None:
         self.items = items
         self.max_states = max_states
         self.boundaries: list[Boundary] = []
+        self.opening: list[int] = []
+        self.openings: list[frozenset[int]] = []
         self.entries: list[int] = []
         self.children: list[set[int]] = []
         self.ends: list[int] = []
@@ -143,63 +186,60 @@ class _Machine:
         self.slash: list[int] = []
         self.single: list[tuple[int, int, int]] = []
         self.fans: list[tuple[int, list[tuple[int, int]]]] = []
-        self._number: dict[Boundary, int] = {}
+        self._boundary_numbers: dict[Boundary, int] = {}
+        self._opening_numbers: dict[frozenset[int], int] = {}
 
     def run(self) -> int:
         """Find every state; returns the one of the path `/`."""
-        first = self._boundary(self.items.start())
-        start = self.entries[first]
-        if self.boundaries[first].items:
-            start = self._state(first)
-            self.other[start] = start
+        start = self.place(self.boundary(self.items.start()))
         done = 0
-        while done < len(self.boundaries):
-            if self.boundaries[done].items:
-                self._expand(done)
+        while done < len(self.openings):
+            self._expand(done)
             done += 1
         return start
 
-    def _boundary(self, boundary: Boundary) -> int:
-        """The number of a boundary; a new one gets its entry state. One that cannot change is one looping state."""
-        number = self._number.get(boundary)
+    def boundary(self, boundary: Boundary) -> int:
+        """The number of a boundary."""
+        number = self._boundary_numbers.get(boundary)
         if number is None:
             number = len(self.boundaries)
-            self._number[boundary] = number
+            self._boundary_numbers[boundary] = number
             self.boundaries.append(boundary)
-            self.children.append(set())
-            self.entries.append(len(self.ends))
-            state = self._state(number)
-            self.other[state] = state
-            if boundary.items:
-                self.ends[state] = ~number
+            self.opening.append(self._opening(boundary.items))
         return number
 
-    def _state(self, boundary: int) -> int:
+    def _opening(self, items: frozenset[int]) -> int:
+        number = self._opening_numbers.get(items)
+        if number is None:
+            number = len(self.openings)
+            self._opening_numbers[items] = number
+            self.openings.append(items)
+            self.children.append(set())
+            self.entries.append(self._state(~number, len(self.ends)))
+        return number
+
+    def _state(self, end: int, slash: int) -> int:
+        """A new state; bytes that nobody names stay in it until `other` is set."""
         if len(self.ends) >= self.max_states:
             raise TooManyStates(self._costly())
-        self.ends.append(boundary)
-        self.slash.append(self.entries[boundary])
-        self.other.append(0)
-        return len(self.ends) - 1
+        self.ends.append(end)
+        self.slash.append(slash)
+        self.other.append(len(self.other))
+        return len(self.other) - 1
+
+    def place(self, boundary: int) -> int:
+        """A new state at which the path may end."""
+        return self._state(boundary, self.entries[self.opening[boundary]])
 
     def _expand(self, number: int) -> None:
-        """All states between the slash after a boundary and the end of the next name."""
-        names = _Names(self.items, self.boundaries[number])
-        _Expansion(self, number, names).run()
+        """All states between the slash that begins an opening and the end of the next name."""
+        _Expansion(self, number, _Names(self.items, self.openings[number])).run()
 
-    def target(self, parent: int, items: frozenset[int]) -> int:
-        """The boundary reached from a parent with these items open."""
-        number = self._boundary(self.items.settle(self.boundaries[parent].held, items))
-        self.children[parent].add(number)
+    def target(self, opening: int, items: frozenset[int]) -> int:
+        """The boundary reached from an opening with these items open."""
+        number = self.boundary(self.items.settle(items))
+        self.children[opening].add(number)
         return number
-
-    def sink(self, boundary: int) -> int:
-        """The state of names that no open component can match any more."""
-        if not self.boundaries[boundary].items:
-            return self.entries[boundary]
-        state = self._state(boundary)
-        self.other[state] = state
-        return state
 
     def chain(self, tail: bytes, target: int, sink: int) -> int:
         """States for a name of which one continuation counts; returns the first."""
@@ -212,19 +252,19 @@ class _Machine:
         self.other.extend([sink] * (length + 1))
         self.single.extend((begin + index, byte, begin + index + 1) for index, byte in enumerate(tail))
         self.ends.append(target)
-        self.slash.append(self.entries[target])
+        self.slash.append(self.entries[self.opening[target]])
         return begin
 
     def _costly(self) -> list[RankedRule]:
         owner = self.items.owner
         counts: Counter[int] = Counter()
-        for boundary in self.boundaries:
-            counts.update({owner[item] for item in boundary.items})
+        for items in self.openings:
+            counts.update({owner[item] for item in items})
         return [self.items.rules[number] for number, _ in counts.most_common(5)]
 
     def factor(self, start: int, flags: _Flags) -> Factor:
         """Pack the states."""
-        outputs: dict[tuple[int, int, int, int], int] = {}
+        outputs: dict[tuple[int, ...], int] = {}
         of_end = {end: outputs.setdefault(flags.output(end), len(outputs)) for end in dict.fromkeys(self.ends)}
         base, owner, following = pack_rows(len(self.ends), self.single, self.fans)
         out = array("I", [of_end[end] for end in self.ends])
@@ -233,14 +273,14 @@ class _Machine:
 
 
 class _Expansion:
-    """The names below one boundary."""
+    """The names that can begin at one opening."""
 
     def __init__(self, machine: _Machine, number: int, names: _Names) -> None:
         self.machine = machine
         self.number = number
         self.names = names
         self.targets: dict[int, int] = {}
-        self.sink = machine.sink(self._target(0))
+        self.sink = machine.place(self._target(0))
         self.states: dict[int, int] = {0: self.sink}
         self.waiting: list[tuple[int, int]] = []
 
@@ -263,13 +303,14 @@ class _Expansion:
 
     def _place(self, bits: int) -> int:
         """The state of a set of open positions."""
+        bits = self.names.reduce(bits)
         state = self.states.get(bits)
         if state is None:
             tail = self.names.tails.get(bits)
             if tail is not None:
                 state = self.machine.chain(tail, self._target(bits << len(tail)), self.sink)
             else:
-                state = self.machine._state(self._target(bits))
+                state = self.machine.place(self._target(bits))
                 self.waiting.append((bits, state))
             self.states[bits] = state
         return state
@@ -284,66 +325,62 @@ class _Expansion:
 
 
 class _Flags:
-    """What lies at and below every boundary."""
+    """What lies at every boundary and below every opening."""
 
     def __init__(self, machine: _Machine, protect_from: int) -> None:
-        items = machine.items
-        self._ranks = [items.verdict(boundary) for boundary in machine.boundaries]
-        self._below = self._close(machine.children, [self._own(ranks, protect_from) for ranks in self._ranks])
-        self._here = [self._own(ranks, protect_from) for ranks in self._ranks]
-        self._pinned = [_is_pinned(items, boundary, protect_from) for boundary in machine.boundaries]
+        self._items = machine.items
+        self._boundaries = machine.boundaries
+        self._opening = machine.opening
+        self._protect_from = protect_from
+        self._here = [self._meanings(boundary) for boundary in machine.boundaries]
+        self._below = self._close(machine.children)
 
-    @staticmethod
-    def _own(ranks: tuple[int, int, int], protect_from: int) -> int:
-        flags = 0
-        for index, rank in enumerate(ranks):
-            meaning = PROTECTS if rank >= protect_from else ALLOWS if rank else NOTHING
+    def _meanings(self, boundary: Boundary) -> int:
+        flags = EXCEPTS_BELOW if boundary.excepted else 0
+        for index, rank in enumerate(boundary.held):
+            meaning = PROTECTS if rank >= self._protect_from else ALLOWS if rank else NOTHING
             flags |= meaning << (3 * index)
+        for rule in self._items.rules if boundary.matched else ():
+            if rule.guard & boundary.matched:
+                flags |= sum(PROTECTS << (3 * index) for index, access in enumerate(ACCESSES) if access & rule.access)
         return flags
 
-    @staticmethod
-    def _close(children: list[set[int]], here: list[int]) -> list[int]:
-        """What can be met strictly below each boundary: grows until nothing changes."""
-        below = [0] * len(here)
-        parents: list[list[int]] = [[] for _ in here]
-        for parent, below_it in enumerate(children):
-            for child in below_it:
-                parents[child].append(parent)
-        waiting = list(range(len(here)))
-        while waiting:
-            child = waiting.pop()
-            met = below[child] | here[child]
-            for parent in parents[child]:
-                if below[parent] | met != below[parent]:
-                    below[parent] |= met
-                    waiting.append(parent)
-        for number, below_it in enumerate(children):
-            if not below_it:
-                below[number] = here[number]
-        return below
-
-    def output(self, end: int) -> tuple[int, int, int, int]:
-        """Ranks and flags of a state; after a slash there are no ranks, as no path ends there."""
-        number = end if end >= 0 else ~end
-        below = self._below[number]
+    def output(self, end: int) -> tuple[int, ...]:
+        """One row of `tables`; after a slash nothing matches, as no path ends there."""
         if end < 0:
-            return 0, 0, 0, below
-        flags = below | self._here[number]
+            return (0, 0, 0, 0, 0, 0, 0, self._below[~end])
+        boundary, below = self._boundaries[end], self._below[self._opening[end]]
+        flags = below | self._here[end] & ~EXCEPTS_BELOW
         if below & (PROTECTS | PROTECTS << 3 | PROTECTS << 6):
             flags |= PROTECTED_BELOW
-            if self._pinned[number]:
+            if self._is_pinned(boundary):
                 flags |= PINNED
-        return (*self._ranks[number], flags)
+        return (*boundary.held, *halves(boundary.matched), *halves(boundary.excepted), flags)
 
+    def _is_pinned(self, boundary: Boundary) -> bool:
+        """A protecting pattern is under way here that would not be at another place."""
+        items = self._items
+        return any(
+            items.rules[items.owner[item]].rank >= self._protect_from and not items.excepts[item]
+            for item in boundary.items - items.everywhere
+        )
 
-def _is_pinned(items: Items, boundary: Boundary, protect_from: int) -> bool:
-    """A protecting rule is under way or holds here that would not be at another place."""
-    if max(boundary.held) >= protect_from:
-        return True
-    return any(
-        items.rules[items.owner[item]].rank >= protect_from and not items.excepts[item]
-        for item in boundary.items - items.everywhere
-    )
+    def _close(self, children: list[set[int]]) -> list[int]:
+        """What can be met below each opening: grows until nothing changes."""
+        below = [0] * len(children)
+        parents: list[list[int]] = [[] for _ in children]
+        for parent, found in enumerate(children):
+            for boundary in found:
+                below[parent] |= self._here[boundary]
+                parents[self._opening[boundary]].append(parent)
+        waiting = list(range(len(children)))
+        while waiting:
+            opening = waiting.pop()
+            for parent in parents[opening]:
+                if below[parent] | below[opening] != below[parent]:
+                    below[parent] |= below[opening]
+                    waiting.append(parent)
+        return below
 
 
 Packed = tuple["array[int]", "array[int]", "array[int]"]

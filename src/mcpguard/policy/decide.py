@@ -1,7 +1,7 @@
 """Verdicts in Python: the same answers that the kernel gives, with the rule that decides.
 
-Pure. Used by `why`, by learning and by the tests; never in the path of a guarded program. A request that cannot be judged
-is a ValueError, never an allow.
+Pure. Used by `why`, by learning and by the tests; never in the path of a guarded program. A request that cannot be
+judged is a ValueError, never an allow.
 """
 
 from __future__ import annotations

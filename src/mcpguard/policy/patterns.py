@@ -133,6 +133,16 @@ def literal_path(pattern: str) -> str | None:
     return None if rest else path
 
 
+def shape(components: tuple[Component, ...]) -> int:
+    """How its names multiply with those of other patterns in one automaton: 0 literal or fixed beginning (`.env*`): they
+    add up; 1 fixed end (`*.pem`): they add up among themselves; 2 anything else (`*secret*`, `a*b`): they can multiply."""
+    shapes = [0]
+    for component in components:
+        if component.tokens and component.loops & ~(1 << len(component.tokens)):
+            shapes.append(1 if component.loops == 1 else 2)
+    return max(shapes)
+
+
 def weight(components: tuple[Component, ...]) -> int:
     """How specific a pattern is: the number of bytes that a path must have to match."""
     return sum(1 + len(component.tokens) for component in components if not component.any_depth)
