@@ -1,0 +1,156 @@
+"""The loop between rings and recorder: order, the last drain, and failures that must not hurt."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from events_help import SECOND, Bench, executed, head, opened, refused
+
+from mcpguard.events.pump import FAILED, UNREADABLE, Pump
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Kind
+from mcpguard.wire.records import Record
+
+DENIED = refused("open", "/ws/secret/key", errno.EACCES, who=head(1001, 1000, "cat", when_ns=102 * SECOND))
+
+
+class FakeRing:
+    """Holds indexes of RECORDS; readable while it holds any."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._lock = threading.Lock()
+        self._held: list[bytes] = []
+        self.drained = threading.Event()
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def put(self, *raw: bytes) -> None:
+        with self._lock:
+            self._held += raw
+            os.write(self._writer, b"x")
+
+    def drain(self) -> list[bytes]:
+        with self._lock:
+            held, self._held = self._held, []
+            if held:
+                os.read(self._reader, 1000)
+        self.drained.set()
+        return held
+
+
+class Setup:
+    def __init__(self, bench: Bench, records: list[Record]) -> None:
+        self.bench = bench
+        self.records = records
+        self.denials, self.activity = FakeRing(), FakeRing()
+        self.pump = Pump({"denials": self.denials, "activity": self.activity}, self.decode, bench.recorder)
+
+    def decode(self, raw: bytes) -> Record:
+        return self.records[int(json.loads(raw))]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@contextmanager
+def started(setup: Setup) -> Iterator[Pump]:
+    setup.pump.start()
+    yield setup.pump
+    assert setup.pump.stop()
+
+
+def eventually(condition: Callable[[], bool], wake: threading.Event) -> None:
+    """Wait for drains until it holds."""
+    for _ in range(200):
+        if condition():
+            return
+        wake.wait(1)
+        wake.clear()
+    raise AssertionError("it never came")
+
+
+def test_a_denial_reaches_the_store_while_the_run_goes_on(bench: Bench) -> None:
+    setup = Setup(bench, [DENIED])
+    with started(setup):
+        setup.denials.put(b"0")
+        eventually(lambda: len(bench.events()) == 1, setup.denials.drained)
+
+
+def test_records_of_all_rings_are_taken_in_the_order_of_time(bench: Bench) -> None:
+    start = executed(1001, "/bin/cat", "cat", when_ns=101 * SECOND)
+    setup = Setup(bench, [DENIED, start])
+    setup.denials.put(b"0")
+    setup.activity.put(b"1")
+    with started(setup):
+        pass
+    (denial,) = [event for event in bench.events() if event.verdict is Verdict.DENY]
+    assert denial.exe == "/bin/cat", "the start came from the other ring and happened before"
+
+
+def test_what_is_in_the_rings_at_the_end_is_stored(bench: Bench) -> None:
+    setup = Setup(bench, [opened("/ws/a")])
+    with started(setup):
+        setup.activity.put(*[b"0"] * 500)
+    assert sum(event.count for event in bench.events()) == 500
+
+
+def test_bytes_that_are_no_record_are_counted_as_lost(bench: Bench) -> None:
+    setup = Setup(bench, [DENIED])
+    with started(setup):
+        setup.denials.put(b"not json", b"0")
+    found = bench.events()
+    assert [(e.count, e.detail) for e in found if e.kind is Kind.LOSS] == [(1, UNREADABLE)]
+    assert len(found) == 2
+
+
+def test_what_a_ring_dropped_is_a_loss_that_names_the_ring(bench: Bench) -> None:
+    setup = Setup(bench, [opened("/ws/a", who=head(lost=7))])
+    with started(setup):
+        setup.activity.put(b"0")
+    (loss,) = [event for event in bench.events() if event.kind is Kind.LOSS]
+    assert loss.count == 7
+    assert "activity" in (loss.detail or "")
+
+
+def test_an_unexpected_error_is_kept_and_its_records_counted_and_the_pump_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Setup(bench, [DENIED])
+    feed = bench.recorder.feed
+    failed = threading.Event()
+
+    def fail_once(*arguments: object) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError("a bug")
+        feed(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench.recorder, "feed", fail_once)
+    with started(setup):
+        setup.denials.put(b"0")
+        assert failed.wait(60)
+        setup.denials.put(b"0")
+    assert str(setup.pump.failure) == "a bug"
+    found = bench.events()
+    assert [(e.count, e.detail) for e in found if e.kind is Kind.LOSS] == [(1, FAILED)]
+    assert len(found) == 2
+
+
+def test_a_pump_whose_store_is_gone_still_stops(bench: Bench) -> None:
+    setup = Setup(bench, [DENIED])
+    bench.store.close()
+    with started(setup):
+        setup.denials.put(b"0")
+    assert bench.recorder.counters.unsaved == 1
+    assert bench.recorder.warning is not None

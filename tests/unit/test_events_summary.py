@@ -1,0 +1,112 @@
+"""The last words of a run."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from events_help import Bench, call, connection, executed, head, opened, refused
+
+from mcpguard.model.access import Access, Verdict
+from mcpguard.session.summary import Summary, render, summarise
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def summary_of(bench: Bench, *records: object) -> Summary:
+    bench.feed(*records)
+    bench.recorder.finish()
+    return summarise(bench.store, bench.session)
+
+
+def text_of(bench: Bench, *records: object) -> str:
+    return "\n".join(render(summary_of(bench, *records), "/ws"))
+
+
+def test_allowed_acts_are_counted_with_their_counts(bench: Bench) -> None:
+    found = summary_of(
+        bench,
+        opened("/ws/a", count=10),
+        opened("/ws/b"),
+        executed(1000, "/ws/tool"),
+        connection("192.0.2.1", Verdict.ALLOW, rule=1, count=4),
+    )
+    assert (found.opens, found.starts, found.connections, found.denied) == (11, 1, 4, 0)
+
+
+def test_the_most_frequent_denial_comes_first_with_rule_and_reason(bench: Bench) -> None:
+    often = [refused("open", "/ws/secret/often", errno.EACCES)] * 3
+    found = summary_of(bench, refused("open", "/ws/secret/once", errno.EACCES), *often)
+    assert found.denied == 4
+    assert [(group.example.path, group.count) for group in found.denials] == [
+        ("/ws/secret/often", 3),
+        ("/ws/secret/once", 1),
+    ]
+    lines = render(found, "/ws")
+    assert " ".join(lines[3].split()) == "3x read ~/secret/often by claude test.yaml:12 deny: /ws/secret (because 2)"
+
+
+def test_denials_of_one_object_by_several_processes_are_one_line(bench: Bench) -> None:
+    found = summary_of(
+        bench, *[refused("open", "/ws/secret/k", errno.EACCES, who=head(pid)) for pid in range(2000, 2010)]
+    )
+    assert [(group.count) for group in found.denials] == [10]
+
+
+def test_more_kinds_of_denials_than_are_shown_are_counted(bench: Bench) -> None:
+    text = text_of(bench, *[refused("open", f"/ws/secret/{n}", errno.EACCES) for n in range(9)])
+    assert "and 4 others" in text
+
+
+def test_routine_refusals_are_not_among_the_denials(bench: Bench) -> None:
+    found = summary_of(bench, call("io_uring_setup", errno.ENOSYS))
+    assert (found.denied, found.routine, found.denials) == (0, 1, ())
+    assert "denied   0, and 1 routine" in "\n".join(render(found, "/ws"))
+
+
+def test_an_act_that_was_not_stopped_is_a_warning_with_its_rule(bench: Bench) -> None:
+    text = text_of(bench, refused("create", "/ws/ro/new", 0, access=Access.WRITE))
+    assert "warning  against the policy and not stopped:" in text
+    assert "~/ro/new" in text and "test.yaml:13" in text
+
+
+def test_losses_are_a_warning(bench: Bench) -> None:
+    text = text_of(bench, opened("/ws/a", who=head(lost=12)))
+    assert "warning  the record is not complete: 12 records" in text
+
+
+def test_it_names_the_commands_to_look_further(bench: Bench) -> None:
+    text = text_of(bench, refused("open", "/ws/secret/a key", errno.EACCES))
+    assert f"mcpguard log {bench.session} --verdict deny" in text
+    assert "mcpguard why -p test read '/ws/secret/a key'" in text
+
+
+def test_why_is_asked_about_a_destination_by_name_or_address(bench: Bench) -> None:
+    assert "why -p test connect 192.0.2.1:443" in text_of(bench, connection("192.0.2.1", Verdict.DENY))
+
+
+def test_names_cannot_steer_the_terminal(bench: Bench) -> None:
+    found = summary_of(bench, refused("open", "/ws/secret/\x1b[2J\r\udcff", errno.EACCES))
+    assert all(line.isprintable() for line in render(found, "/ws", warning="\x1b"))
+
+
+def test_a_warning_of_the_recorder_is_shown(bench: Bench) -> None:
+    assert "  warning  5 events could not be stored: full" in render(
+        summary_of(bench), "/ws", warning="5 events could not be stored: full"
+    )
+
+
+def test_the_path_of_run_loads_no_screen_library() -> None:
+    program = (
+        "import sys; import mcpguard.session.summary, mcpguard.events.pump, mcpguard.events.recorder;"
+        "bad = {'rich', 'typer', 'click', 'textual', 'yaml', 'platformdirs'} & set(sys.modules);"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,132 @@
+"""`mcpguard log` and `mcpguard sessions` as commands, against a real store."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from events_help import SECOND, START_EPOCH_NS, Bench, begin, connection, opened, refused
+from typer.testing import CliRunner
+
+from mcpguard.cli import log, sessions
+from mcpguard.errors import StoreError, UsageError
+from mcpguard.events.sessions import Supervisor
+from mcpguard.model.access import Verdict
+
+APP = typer.Typer()
+log.register(APP)
+sessions.register(APP)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", "/ws")
+    bench = Bench(tmp_path)
+    bench.feed(
+        refused("open", "/ws/secret/key", errno.EACCES), opened("/ws/a"), connection("192.0.2.1", Verdict.DENY, rule=2)
+    )
+    bench.recorder.finish()
+    return bench
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(APP, list(words), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_json_is_one_object_a_line(bench: Bench) -> None:
+    found = [json.loads(line) for line in run("log", "--format", "json").splitlines()]
+    assert [event["seq"] for event in found] == [1, 2, 3]
+    assert {event["session"] for event in found} == {bench.session}
+
+
+def test_options_of_the_contract_narrow_the_output(bench: Bench) -> None:
+    def found(*words: str) -> list[str]:
+        return [json.loads(line)["op"] for line in run("log", "--format", "json", *words).splitlines()]
+
+    assert found("--verdict", "deny") == ["open", "connect"]
+    assert found("--kind", "net") == ["connect"]
+    assert found("--path", "~/secret") == ["open"]
+    assert found("--host", "192.0.2.*") == ["connect"]
+    assert found("--since", "2026-11-18T11:06:41Z") == []
+    assert found(bench.session[:17]) == ["open", "connect", "open"]
+
+
+def test_a_table_line_holds_verdict_process_object_and_place_of_the_rule(bench: Bench) -> None:
+    line = run("log", "--path", "~/secret").strip()
+    for word in ("DENY", "claude[1000]", "open read", "~/secret/key", "test.yaml:12", "EACCES"):
+        assert word in line
+    assert "\x1b" not in line, "no colour in a pipe"
+
+
+def test_csv_has_a_header_and_a_row_per_event(bench: Bench) -> None:
+    rows = list(csv.DictReader(io.StringIO(run("log", "--format", "csv"))))
+    assert [row["rule_line"] for row in rows] == ["12", "12", "11"]
+
+
+def test_following_an_interrupted_session_shows_it_and_ends(bench: Bench) -> None:
+    dead = Supervisor(4_194_305, 1, Supervisor.current().boot)
+    session = begin(bench.store, bench.policy, supervisor=dead, now_ns=START_EPOCH_NS + SECOND)
+    assert run("log", session, "--follow") == ""
+
+
+def test_an_unknown_session_and_a_bad_time_are_our_errors(bench: Bench) -> None:
+    with pytest.raises(StoreError) as unknown:
+        run("log", "nope")
+    assert unknown.value.exit_code == 1
+    with pytest.raises(UsageError) as misuse:
+        run("log", "--since", "yesterday")
+    assert misuse.value.exit_code == 2
+
+
+@pytest.mark.parametrize("words", [("--verdict", "maybe"), ("--kind", "fire"), ("--format", "xml"), ("--no-such",)])
+def test_a_misused_option_exits_2(bench: Bench, words: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(APP, ["log", *words]).exit_code == 2
+
+
+def test_a_reader_that_has_enough_ends_the_command_silently(bench: Bench) -> None:
+    program = (
+        "import typer; from mcpguard.cli import log, sessions; app = typer.Typer(); log.register(app);"
+        "sessions.register(app); app()"
+    )
+    bench.feed(*[refused("open", f"/ws/secret/{n}", errno.EACCES) for n in range(3000)])
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program, "log", "--format", "json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ.copy(),
+    )
+    assert writer.stdout is not None and writer.stderr is not None
+    writer.stdout.readline()
+    writer.stdout.close()
+    assert writer.stderr.read() == b""
+    writer.stderr.close()
+    assert writer.wait(60) == 0
+
+
+def test_sessions_lists_each_with_its_state_and_denials(bench: Bench) -> None:
+    dead = Supervisor(4_194_305, 1, Supervisor.current().boot)
+    old = begin(bench.store, bench.policy, supervisor=dead, now_ns=START_EPOCH_NS - SECOND)
+    bench.store.end_session(bench.session, exit_code=7, now_ns=START_EPOCH_NS + SECOND)
+    found = [json.loads(line) for line in run("sessions", "--format", "json").splitlines()]
+    assert [(s["id"], s["state"], s["denied"]) for s in found] == [(bench.session, "ended", 2), (old, "interrupted", 0)]
+    assert found[0]["exit_code"] == 7
+    assert "exit_code" not in found[1]
+    table = run("sessions")
+    assert bench.session in table and "interrupted" in table
+
+
+def test_no_store_yet_is_an_empty_list_of_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
+    assert run("sessions", "--format", "json") == ""
+    assert not (tmp_path / "state").exists()
