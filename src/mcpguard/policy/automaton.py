@@ -52,8 +52,9 @@ class Decision:
         read_rule, write_rule, execute_rule: id of the rule that decides that access, for allow and for deny; 0: no rule
             allows it.
         protected_below: a readonly or deny rule can match strictly below.
-        pinned: such a rule would lose hold of something below if this directory got another name or parent. False when
-            only floating patterns that are met at any place (`**/.env`) protect something below.
+        pinned: such a rule would lose hold of something below if this directory moved to a place that no rule names.
+            False when only floating patterns that are met at any place (`**/.env`) protect something below. A move to
+            below an exception must be judged by the state there.
     """
 
     allowed: Access

@@ -71,7 +71,7 @@ def decide_connect(policy: Policy, address: str, port: int, protocol: int = PROT
         ValueError: not an address.
     """
     raw = mapped(address)
-    return _by_address(policy.connect, _OWN_ADDRESS.get(raw, raw), port, protocol, policy.audit)
+    return answer_address(policy.connect, _OWN_ADDRESS.get(raw, raw), port, protocol, audit=policy.audit)
 
 
 def decide_listen(policy: Policy, address: str, port: int, protocol: int = PROTO_TCP) -> Answer:
@@ -80,7 +80,7 @@ def decide_listen(policy: Policy, address: str, port: int, protocol: int = PROTO
     Raises:
         ValueError: not an address.
     """
-    return _by_address(policy.listen, mapped(address), port, protocol, policy.audit)
+    return answer_address(policy.listen, mapped(address), port, protocol, audit=policy.audit)
 
 
 def decide_name(policy: Policy, host: str, port: int, protocol: int = PROTO_TCP) -> Answer:
@@ -131,7 +131,10 @@ def _refusal(rule: int, audit: bool) -> Answer:
     return Answer(Verdict.AUDIT if audit and not rule else Verdict.DENY, rule)
 
 
-def _by_address(entries: tuple[NetEntry, ...], address: bytes, port: int, protocol: int, audit: bool) -> Answer:
+def answer_address(
+    entries: Iterable[NetEntry], address: bytes, port: int, protocol: int, *, audit: bool = False
+) -> Answer:
+    """Judge an address (16 bytes, IPv4 mapped) by a list of entries: deny, else allow, else the default."""
     matching = [
         entry
         for entry in entries

@@ -178,9 +178,13 @@ def _split(target: str) -> tuple[str, tuple[int, int], int]:
     if any(char <= " " or char == "\x7f" for char in target):
         raise _Wrong("it holds a space or a control character", "remove it")
     rest, protocols = target.lower(), PROTO_TCP | PROTO_UDP
-    for word, protocol in PROTOCOLS.items():
-        if rest.endswith("/" + word):
-            rest, protocols = rest[: -len(word) - 1], protocol
+    if "://" in rest:
+        raise _Wrong("it is a URL; rules know hosts and ports only", "write HOST:443 for https://HOST/...")
+    before, _, word = rest.rpartition("/")
+    if word in PROTOCOLS:
+        rest, protocols = before, PROTOCOLS[word]
+    elif before and word.isalpha():
+        raise _Wrong(f'"{word}" is not a protocol that rules know', "write /tcp or /udp, or neither for both")
     host, port = _split_port(rest)
     if not host:
         raise _Wrong("there is no host", "write HOST, HOST:PORT or HOST:LOW-HIGH")
