@@ -7,6 +7,7 @@
 #include <linux/fcntl.h>
 #include "mg_scratch.h"
 #include "mg_syscalls.h"
+#include "mg_unix.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -28,8 +29,8 @@ enum {
 	MG_S_IFDIR = 0x4000,
 	MG_S_IFCHR = 0x2000,
 	MG_S_IFBLK = 0x6000,
+	MG_S_IFSOCK = 0xc000,
 	MG_CLONE_NEW = 0x7e020080, /* every namespace flag */
-	MG_MAX_FD = 1 << 20,
 };
 
 struct mg_open_key {
@@ -514,6 +515,34 @@ __noinline int mg_refused_call(const struct mg_syscall *call)
 	return 0;
 }
 
+/* --- abstract socket names of the tree --- */
+
+/* After a bind: which socket took which abstract name, as the socket itself says. */
+__noinline int mg_bound_name(__u64 fd)
+{
+	struct file *file = mg_file(fd);
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	struct unix_address *address;
+	struct mg_name name = {};
+	struct socket *socket;
+	struct sock *sk;
+	__u64 holder;
+
+	if ((BPF_CORE_READ(inode, i_mode) & MG_S_IFMT) != MG_S_IFSOCK)
+		return 0;
+	socket = BPF_CORE_READ(file, private_data);
+	sk = BPF_CORE_READ(socket, sk);
+	if (!sk || !mg_is_tree_socket(sk))
+		return 0;
+	address = BPF_CORE_READ((struct unix_sock *)sk, addr);
+	if (!mg_read_name(&name, &address->name, BPF_CORE_READ(address, len)) || name.bytes[0])
+		return 0;
+	name.type = BPF_CORE_READ(sk, sk_type);
+	holder = (__u64)sk;
+	bpf_map_update_elem(&mg_own_names, &name, &holder, BPF_ANY);
+	return 0;
+}
+
 /* Which results are refusals of this call. */
 static __always_inline int mg_is_refusal(const struct mg_shape *shape, long result)
 {
@@ -547,6 +576,12 @@ int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (shape->kind == MG_SHAPE_NONE)
 		return 0;
 	call.result = ctx->args[1];
+	if (shape->kind == MG_SHAPE_BIND) {
+		if (call.result)
+			return 0;
+		mg_arguments((void *)ctx->args[0], &call);
+		return mg_bound_name(call.args[0]);
+	}
 	if (call.result < 0) {
 		if (!mg_is_refusal(shape, call.result))
 			return 0;

@@ -1,8 +1,8 @@
 """Write src/mcpguard/wire/_abi.py from bpf/include/mg_abi.h, so that C and Python cannot disagree.
 
 usage: tools/gen_abi.py [--check]
-The compiler is asked, not the text: the header is compiled for BPF and the layout is read from its type information, so padding and
-alignment are the real ones. `--check` writes nothing and exits 1 when the committed file differs.
+The compiler is asked, not the text: the header is compiled for BPF and the layout is read from its type information, so
+padding and alignment are the real ones. `--check` writes nothing and exits 1 when the committed file differs.
 """
 
 from __future__ import annotations

@@ -57,6 +57,8 @@ enum mg_detail {
 	MG_DETAIL_NOT_PLAIN = 3, /* a unix socket path that is relative or has `.`, `..` or empty components */
 };
 
+enum mg_unix_match { MG_UNIX_EXACT = 0, MG_UNIX_SUBTREE = 1, MG_UNIX_BEGINNING = 2 };
+
 enum mg_path_op {
 	MG_OP_OPEN = 1,
 	MG_OP_CREATE = 2,
@@ -244,11 +246,18 @@ struct mg_port_rules {
 	struct mg_port_rule rules[MG_PORT_RULES_LIMIT];
 };
 
+/* Name of a unix socket, and key of mg_own_names; an abstract one starts with a zero byte. */
+struct mg_name {
+	__u8 bytes[112];	/* MG_SUN_BYTES and zeroes; zero after `length` */
+	__u32 length;
+	__u32 type;		/* SOCK_STREAM, ...: each type has its own abstract names */
+};
+
 /* One unix socket rule: the first that matches decides, so denies stand first. */
 struct mg_unix_rule {
 	__u32 rule;
 	__u8 verdict;		/* MG_ALLOW or MG_DENY */
-	__u8 prefix;		/* 1: pattern is a subtree (path) or a beginning (abstract); 0: exact */
+	__u8 match;		/* enum mg_unix_match */
 	__u8 length;
 	__u8 reserved;
 	__u8 pattern[MG_SUN_BYTES];

@@ -110,6 +110,56 @@ struct cgroup {
 	struct kernfs_node *kn;
 };
 
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
+struct hlist_node {
+	struct hlist_node *next;
+	struct hlist_node **pprev;
+};
+
+typedef struct {
+	void *net;
+} possible_net_t;
+
+struct sock_common {
+	unsigned short skc_family;
+	possible_net_t skc_net;
+	struct hlist_node skc_node;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	__u16 sk_type;
+	struct sock_cgroup_data sk_cgrp_data;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+struct sockaddr_un {
+	unsigned short sun_family;
+	char sun_path[108];
+};
+
+struct unix_address {
+	int len;
+	struct sockaddr_un name[0];
+};
+
+struct unix_sock {
+	struct sock sk;
+	struct unix_address *addr;
+};
+
+struct bpf_sock_addr_kern {
+	struct sock *sk;
+	void *uaddr;
+	__u32 uaddrlen;
+};
+
 struct task_struct {
 	int pid;
 	int tgid;

@@ -28,6 +28,7 @@ enum mg_shape_kind {
 	MG_SHAPE_EXEC,		/* a path, on record only when refused: success has its own record */
 	MG_SHAPE_DESCRIPTOR,	/* changes the file behind a descriptor */
 	MG_SHAPE_CALL,		/* no path, on record only when refused */
+	MG_SHAPE_BIND,		/* may give a socket an abstract name */
 };
 
 /* Where a relative path starts: the working directory, or the descriptor in argument n - 1. */
@@ -105,6 +106,7 @@ static const struct mg_shape mg_shapes[MG_CALLS] = {
 	[__NR_execve] = { .kind = MG_SHAPE_EXEC, .op = MG_OP_EXEC, .access = MG_EXECUTE, .path = 0, .follow = MG_ALWAYS },
 	[__NR_execveat] = { .kind = MG_SHAPE_EXEC, .op = MG_OP_EXEC, .access = MG_EXECUTE, .base = MG_FD0, .path = 1,
 			    .follow = MG_UNLESS, .at_flags = 4 },
+	[__NR_bind] = { .kind = MG_SHAPE_BIND },
 	[__NR_socket] = MG_CALL(MG_CALL_SOCKET, 0),
 	[__NR_socketpair] = MG_CALL(MG_CALL_SOCKET, 0),
 	[__NR_ptrace] = MG_CALL(MG_CALL_PTRACE, 1),

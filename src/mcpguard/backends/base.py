@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf
-from mcpguard.wire import _abi, encode
+from mcpguard.wire import _abi, decode, encode
+from mcpguard.wire.records import SumRecord
+
+HANDED_OUT = ("mg_denials", "mg_activity", "mg_counters")
 
 
 @dataclass(slots=True)
@@ -17,8 +20,8 @@ class Attachment:
     """One armed backend.
 
     Attributes:
-        fds: descriptors to keep or to hand over: rings, counters, maps of sums (`sums.*`), links (`link.*`). Closing a link ends
-            that attachment; closing the others ends nothing.
+        fds: descriptors to keep or to hand over: rings, counters, maps of sums (`sums.*`), links (`link.*`). Closing a
+            link ends that attachment; closing the others ends nothing.
         sizes: bytes of each ring's data area, by the names in `fds`.
         programs: kernel numbers of the attached programs, by name.
     """
@@ -26,6 +29,21 @@ class Attachment:
     fds: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     programs: dict[str, int] = field(default_factory=dict)
+
+    def final_counts(self) -> list[SumRecord]:
+        """What the aggregates had counted and not yet sent; to be read when the tree has ended.
+
+        Together with all records it gives the exact numbers, unless an aggregate of activity was pushed out by newer ones
+        or the ring was full.
+
+        Raises:
+            KernelError: a map cannot be read.
+        """
+        counts = []
+        for name, fd in self.fds.items():
+            if name.startswith("sums."):
+                counts += decode.remainders(bpf.read_values(fd, _abi.MG_SUM.size, name))
+        return counts
 
     def close(self) -> None:
         """Close all descriptors; safe to call twice."""
@@ -37,7 +55,7 @@ class Attachment:
 
 def create_shared() -> bpf.Shared:
     """Make the rings and counters of a session. Raises KernelError."""
-    return bpf.create_shared(_abi.MG_COUNTERS.size)
+    return bpf.create_shared(_abi.MG_COUNTERS.size, _abi.MG_NAME.size)
 
 
 @contextlib.contextmanager
@@ -66,9 +84,9 @@ def opened(name: str, shared: bpf.Shared, config: bytes) -> Iterator[bpf.Object]
 
 
 def lend_out(attachment: Attachment, shared: bpf.Shared) -> None:
-    """Give an attachment descriptors of its own for the shared maps."""
-    for name, fd in shared.fds.items():
-        attachment.fds[name] = os.dup(fd)
+    """Give an attachment descriptors of its own for the shared maps that only carry records."""
+    for name in HANDED_OUT:
+        attachment.fds[name] = os.dup(shared.fds[name])
     attachment.sizes.update(shared.sizes)
 
 

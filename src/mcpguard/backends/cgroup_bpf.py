@@ -151,7 +151,8 @@ def _arm_unix(attachment: CgroupAttachment, settings: Settings, shared: bpf.Shar
             return False
         with contextlib.closing(loaded.map("mg_unix_rules")) as rules:
             rules.set(bytes(4), encode.unix_table(settings.unix))
-        attachment.fds["sums.mg_unix_sums"] = loaded.map("mg_unix_sums").fd
+        for name in ("mg_unix_sums", "mg_unix_denied"):
+            attachment.fds[f"sums.{name}"] = loaded.map(name).fd
         _attach_all(attachment, loaded, UNIX)
     return True
 

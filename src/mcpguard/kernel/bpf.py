@@ -19,6 +19,8 @@ from mcpguard.kernel import libbpf
 OBJECTS = Path(__file__).resolve().parent.parent / "_bpf"
 LOG_BYTES = 1 << 20
 CONFIG_SECTION = ".rodata.config"
+_BATCH = 4096  # more than one bucket can ever hold, or the kernel refuses the batch
+_LONGEST_KEY = 256
 DENIALS_BYTES = 1 << 20
 ACTIVITY_BYTES = 8 << 20
 
@@ -28,7 +30,8 @@ class Shared:
     """Maps that every object of a session writes to.
 
     Attributes:
-        fds: `mg_denials` and `mg_activity` (ring buffers), `mg_counters` (one value, can be mapped for reading).
+        fds: `mg_denials` and `mg_activity` (ring buffers), `mg_counters` (one value, can be mapped for reading),
+            `mg_own_names` (abstract sockets of the tree; part of a verdict, so nobody outside the kernel may write it).
         sizes: bytes of each ring's data area.
     """
 
@@ -42,7 +45,9 @@ class Shared:
         self.fds.clear()
 
 
-def create_shared(counters_bytes: int, denials: int = DENIALS_BYTES, activity: int = ACTIVITY_BYTES) -> Shared:
+def create_shared(
+    counters_bytes: int, name_bytes: int, denials: int = DENIALS_BYTES, activity: int = ACTIVITY_BYTES
+) -> Shared:
     """Make the two rings (sizes in bytes, powers of two) and the counters.
 
     Raises:
@@ -52,6 +57,7 @@ def create_shared(counters_bytes: int, denials: int = DENIALS_BYTES, activity: i
     try:
         for name, size in shared.sizes.items():
             shared.fds[name] = create_map(libbpf.MAP_TYPE_RINGBUF, name, 0, 0, size)
+        shared.fds["mg_own_names"] = create_map(libbpf.MAP_TYPE_LRU_HASH, "mg_own_names", name_bytes, 8, 1024)
         shared.fds["mg_counters"] = create_map(
             libbpf.MAP_TYPE_ARRAY, "mg_counters", 4, counters_bytes, 1, libbpf.F_MMAPABLE
         )
@@ -177,12 +183,9 @@ class Object:
     def map(self, name: str) -> Map:
         """A loaded map, on a descriptor of its own that outlives the object."""
         pointer = self._maps[name]
-        library = libbpf.library()
         return Map(
             name,
             os.dup(int(libbpf.call("bpf_map__fd", pointer, about=name))),
-            int(library.bpf_map__key_size(pointer)),
-            int(library.bpf_map__value_size(pointer)),
         )
 
     def close(self) -> None:
@@ -200,23 +203,10 @@ class Map:
 
     name: str
     fd: int
-    key_bytes: int
-    value_bytes: int
 
     def set(self, key: bytes, value: bytes) -> None:
         """Write one entry, in one step for every reader. Raises KernelError."""
         libbpf.call("bpf_map_update_elem", self.fd, key, value, libbpf.ANY, about=self.name)
-
-    def get(self, key: bytes) -> bytes | None:
-        """Read one entry; None when there is none."""
-        value = ctypes.create_string_buffer(self.value_bytes)
-        try:
-            libbpf.call("bpf_map_lookup_elem", self.fd, key, value, about=self.name)
-        except KernelError as error:
-            if error.errno == errno.ENOENT:
-                return None
-            raise
-        return value.raw
 
     def delete(self, key: bytes) -> None:
         """Remove one entry; one that is gone already is no error."""
@@ -226,24 +216,31 @@ class Map:
             if error.errno != errno.ENOENT:
                 raise
 
-    def keys(self) -> list[bytes]:
-        """All keys. While others write, a key may be missed or seen twice."""
-        found: list[bytes] = []
-        key: bytes | None = None
-        following = ctypes.create_string_buffer(self.key_bytes)
-        while True:
-            try:
-                libbpf.call("bpf_map_get_next_key", self.fd, key, following, about=self.name)
-            except KernelError as error:
-                if error.errno == errno.ENOENT:
-                    return found
-                raise
-            key = following.raw
-            found.append(key)
-
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self.fd)
+
+
+def read_values(fd: int, value_bytes: int, about: str) -> list[bytes]:
+    """All values of a hash map, read in batches. While others write, one may be missed or seen twice. Raises KernelError."""
+    keys = ctypes.create_string_buffer(_BATCH * _LONGEST_KEY)
+    values = ctypes.create_string_buffer(_BATCH * value_bytes)
+    place = ctypes.create_string_buffer(_LONGEST_KEY)
+    found: list[bytes] = []
+    begun = ended = False
+    while not ended:
+        count = ctypes.c_uint32(_BATCH)
+        arguments = (fd, place if begun else None, place, keys, values, ctypes.byref(count), None)
+        try:
+            libbpf.call("bpf_map_lookup_batch", *arguments, about=about)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            ended = True
+        begun = True
+        raw = values.raw
+        found += [raw[i * value_bytes : (i + 1) * value_bytes] for i in range(count.value)]
+    return found
 
 
 def attach_cgroup(program: int, cgroup: int, kind: int, about: str) -> None:

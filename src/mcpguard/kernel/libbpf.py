@@ -20,6 +20,7 @@ BUNDLED = Path(__file__).resolve().parent.parent / "_lib"
 LIBRARIES = ("libelf.so.1", "libbpf.so.1")
 
 MAP_TYPE_ARRAY = 2
+MAP_TYPE_LRU_HASH = 9
 MAP_TYPE_RINGBUF = 27
 F_MMAPABLE = 1 << 10
 F_ALLOW_MULTI = 2
@@ -36,8 +37,6 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__name": (_text, (_pointer,)),
     "bpf_map__fd": (_int, (_pointer,)),
     "bpf_map__reuse_fd": (_int, (_pointer, _int)),
-    "bpf_map__key_size": (ctypes.c_uint32, (_pointer,)),
-    "bpf_map__value_size": (ctypes.c_uint32, (_pointer,)),
     "bpf_map__initial_value": (_pointer, (_pointer, _pointer)),
     "bpf_program__name": (_text, (_pointer,)),
     "bpf_program__fd": (_int, (_pointer,)),
@@ -45,16 +44,13 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__set_type": (_int, (_pointer, _int)),
     "bpf_program__set_expected_attach_type": (_int, (_pointer, _int)),
     "bpf_prog_attach": (_int, (_int, _int, _int, ctypes.c_uint)),
-    "bpf_prog_detach2": (_int, (_int, _int, _int)),
     "bpf_prog_query": (_int, (_int, _int, ctypes.c_uint32, _pointer, _pointer, _pointer)),
-    "bpf_prog_get_fd_by_id": (_int, (ctypes.c_uint32,)),
     "bpf_obj_get_info_by_fd": (_int, (_int, _pointer, _pointer)),
     "bpf_raw_tracepoint_open": (_int, (_text, _int)),
     "bpf_map_create": (_int, (_int, _text, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, _pointer)),
     "bpf_map_update_elem": (_int, (_int, _text, _text, ctypes.c_uint64)),
-    "bpf_map_lookup_elem": (_int, (_int, _text, _pointer)),
     "bpf_map_delete_elem": (_int, (_int, _text)),
-    "bpf_map_get_next_key": (_int, (_int, _text, _pointer)),
+    "bpf_map_lookup_batch": (_int, (_int, _pointer, _pointer, _pointer, _pointer, _pointer, _pointer)),
 }
 
 

@@ -1,4 +1,4 @@
-"""Read a BPF ring buffer without libbpf and without privilege: three mappings of a descriptor that somebody handed over.
+"""Read a BPF ring buffer without libbpf and without privilege: two mappings of a descriptor that was handed over.
 
 The kernel writes records and a producer position, we write a consumer position. Records are taken in batches and copied
 out, and the consumer position moves once per batch, so no call into Python happens per record.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import struct
 import threading
 
@@ -104,15 +103,3 @@ class Counters:
     def close(self) -> None:
         """Unmap."""
         self._page.close()
-
-
-def wake_fd(rings: list[Ring]) -> int:
-    """An epoll descriptor that is readable while any of the rings has records; the caller closes it."""
-    import select
-
-    poller = select.epoll()
-    for ring in rings:
-        poller.register(ring.fd, select.EPOLLIN)
-    fd = os.dup(poller.fileno())
-    poller.close()
-    return fd

@@ -55,6 +55,10 @@ MG_DETAIL_NARROWED: Final = 1
 MG_DETAIL_OWN: Final = 2
 MG_DETAIL_NOT_PLAIN: Final = 3
 
+MG_UNIX_EXACT: Final = 0
+MG_UNIX_SUBTREE: Final = 1
+MG_UNIX_BEGINNING: Final = 2
+
 MG_OP_OPEN: Final = 1
 MG_OP_CREATE: Final = 2
 MG_OP_EXEC: Final = 3
@@ -135,7 +139,10 @@ MG_PORT_RULE: Final = struct.Struct("=IHHBB2s")
 # count rules
 MG_PORT_RULES: Final = struct.Struct("=I384s")
 
-# rule verdict prefix length reserved pattern
+# bytes length type
+MG_NAME: Final = struct.Struct("=112sII")
+
+# rule verdict match length reserved pattern
 MG_UNIX_RULE: Final = struct.Struct("=IBBBB108s")
 
 # count rules

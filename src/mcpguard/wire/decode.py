@@ -5,13 +5,11 @@ Strings of programs are bytes in any encoding; what is not UTF-8 is kept by surr
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from mcpguard.errors import KernelError
 from mcpguard.model.access import Access, Verdict
 from mcpguard.wire import _abi
 from mcpguard.wire.records import (
@@ -24,6 +22,7 @@ from mcpguard.wire.records import (
     OpenRecord,
     PathCallRecord,
     Record,
+    SumRecord,
     UnixRecord,
 )
 
@@ -101,15 +100,13 @@ def record(sample: bytes) -> Record:
     """One sample of a ring as a record.
 
     Raises:
-        KernelError: the sample does not follow the contract; the rings and this package do not belong together.
+        ValueError: the sample does not follow the contract; the rings and this package do not belong together.
     """
     try:
         head = _abi.MG_HEAD.unpack_from(sample)
         return _DECODERS[head[1]](sample, _head(head))
     except (KeyError, ValueError, struct.error) as error:
-        raise KernelError(
-            "decoding an event", errno.EPROTO, do="reinstall mcpguard", log=repr(error), code="kernel.bad-record"
-        ) from None
+        raise ValueError(f"not a record of this version: {error!r}") from None
 
 
 def _head(fields: tuple[int, int, int, int, int, int, int, bytes]) -> Head:
@@ -214,6 +211,16 @@ def _unix(sample: bytes, head: Head) -> UnixRecord:
     name = path[:length]
     text = "@" + _text(name[1:]) if name.startswith(b"\0") else _text(name)
     return UnixRecord(head, _NET_OPS[op], _VERDICTS[verdict], text, rule, _DETAILS[detail], count, series)
+
+
+def remainders(sums: Iterable[bytes]) -> list[SumRecord]:
+    """The values of a map of aggregates as records; those that were sent in full are left out."""
+    found = []
+    for value in sums:
+        total, reported, series = _abi.MG_SUM.unpack(value)
+        if total > reported:
+            found.append(SumRecord(series, total - reported))
+    return found
 
 
 def address_text(address: bytes) -> str:

@@ -19,7 +19,8 @@ NetRow = tuple[bytes, int, Sequence[PortRule]]
 """address (16 bytes, network order, IPv4 mapped), prefix (0 to 128), port rules"""
 
 UnixRow = tuple[str, Effect | str, int]
-"""pattern (absolute path, `@name` for abstract; `/**` or `*` at the end: everything below or beginning so), effect, rule id"""
+"""pattern, effect, rule id. A path stands for itself and all below (`/**` at its end says the same), `@name` for one abstract
+socket; `*` at the end of either: every name that begins so."""
 
 
 def prefix_table(rows: Iterable[NetRow]) -> dict[bytes, bytes]:
@@ -55,7 +56,7 @@ def unix_table(rows: Sequence[UnixRow]) -> bytes:
     """The one value of the map `mg_unix_rules`.
 
     Raises:
-        PolicyError: too many rules, a pattern that is too long for a socket address, or a wildcard the kernel side cannot carry.
+        PolicyError: too many rules, or a pattern that is too long or has a wildcard elsewhere than at its end.
     """
     if len(rows) > _abi.MG_UNIX_RULES_LIMIT:
         raise PolicyError(
@@ -70,23 +71,24 @@ def unix_table(rows: Sequence[UnixRow]) -> bytes:
 
 def _unix_rule(pattern: str, effect: Effect | str, rule: int) -> bytes:
     abstract = pattern.startswith("@")
-    body, beginning = pattern, abstract and pattern.endswith("*")
-    if beginning:
-        body = pattern[:-1]
-    elif not abstract:
-        body = pattern.removesuffix("/**").rstrip("/")
-        beginning = True  # a path is a subtree
+    body, match = pattern, _abi.MG_UNIX_EXACT if abstract else _abi.MG_UNIX_SUBTREE
+    if pattern.endswith("/**") and not abstract:
+        body = pattern.removesuffix("/**")
+    elif pattern.endswith("*"):
+        body, match = pattern.removesuffix("*"), _abi.MG_UNIX_BEGINNING
+    if match == _abi.MG_UNIX_SUBTREE:
+        body = body.rstrip("/")
     encoded = body.encode(errors="surrogateescape")
     if abstract:
         encoded = b"\0" + encoded[1:]
     if len(encoded) > _abi.MG_SUN_BYTES or any(c in body for c in "*?["):
         raise PolicyError(
             f"the socket pattern {pattern} cannot be enforced",
-            why="a socket rule is a path of at most 108 bytes, with /** at most at its end",
+            why="a socket rule is a path of at most 108 bytes, with * or /** at its end at most",
             do="name the directory, or the socket itself",
             code="policy.unix-pattern",
         )
-    return _abi.MG_UNIX_RULE.pack(rule, _verdict(effect), beginning, len(encoded), 0, encoded)
+    return _abi.MG_UNIX_RULE.pack(rule, _verdict(effect), match, len(encoded), 0, encoded)
 
 
 def configuration(cgroup_id: int, *, audit: bool = False, allow_relative: bool = False) -> bytes:
