@@ -108,12 +108,12 @@ def refused(
     path2: str | Path | None = None,
     follow: bool = True,
     who: Head | None = None,
+    count: int = 1,
 ) -> PathCallRecord:
     """A path call that ended with `error`; 0 for one that went well."""
     second = None if path2 is None else str(path2)
-    return PathCallRecord(
-        who or head(), op, access, error, base, str(path), None if second is None else base, second, follow
-    )
+    base2 = None if second is None else base
+    return PathCallRecord(who or head(), op, access, error, base, str(path), base2, second, follow, count)
 
 
 def call(op: str, error: int, argument: int = 0, argument2: int = 0, *, who: Head | None = None) -> CallRecord:

@@ -179,7 +179,7 @@ def test_an_access_list_explains_nothing(place: Place, monkeypatch: pytest.Monke
     assert found is not None and found.detail == UNEXPLAINED
 
 
-@pytest.mark.parametrize("op", ["create", "mkdir", "symlink"])
+@pytest.mark.parametrize("op", ["create", "mkdir", "symlink", "open"])
 def test_a_folder_without_write_permission_explains_a_refused_new_name(place: Place, op: str) -> None:
     (place.root / "free").chmod(0o555)
     assert place.judge(refused(op, place.root / "free/new", errno.EACCES, access=WRITE)) is None
@@ -353,12 +353,6 @@ def test_a_memfd_is_not_judged_by_a_path(place: Place) -> None:
 def test_a_program_start_is_judged_by_its_path(place: Place) -> None:
     assert place.executed(place.root / "free/tool").verdict is Verdict.ALLOW
     assert place.executed(place.root / "secret/tool").verdict is Verdict.AUDIT
-
-
-def test_a_refused_mount_is_a_denial_of_the_system(place: Place) -> None:
-    found = place.judge(refused("mount", "/mnt", errno.EPERM, access=Access.NONE))
-    assert found is not None
-    assert (found.kind, found.verdict, found.op) == (Kind.PROCESS, Verdict.DENY, "mount")
 
 
 def test_a_path_with_bytes_that_are_no_text_is_judged(place: Place) -> None:

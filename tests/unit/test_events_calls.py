@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import signal
@@ -15,34 +16,39 @@ from mcpguard.events.finding import QUIET, UNEXPLAINED, Finding
 from mcpguard.events.processes import ProcessTable
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
+from mcpguard.model.profile import SystemSwitches
 from mcpguard.wire.records import CallRecord
 
 UID = os.geteuid()
+CLOSED = SystemSwitches()
 # Above the highest PID that Linux gives.
 NO_PROCESS = 4_194_305
 
 
-def judge(record: CallRecord, *, uid: int = UID, own: tuple[int, ...] = ()) -> Finding | None:
+def judge(
+    record: CallRecord, *, uid: int = UID, own: tuple[int, ...] = (), switches: SystemSwitches = CLOSED
+) -> Finding | None:
     table = ProcessTable(AGENT)
     for pid in own:
         table.forked(forked(pid))
-    return judge_call(record, table, uid)
+    return judge_call(record, table, uid, switches)
 
 
 @pytest.mark.parametrize(
     ("name", "op"),
     [
         ("ptrace", "ptrace"),
-        ("process_vm_readv", "ptrace"),
+        ("process-memory", "ptrace"),
+        ("pidfd-getfd", "ptrace"),
         ("bpf", "bpf"),
         ("unshare", "unshare"),
         ("clone", "unshare"),
         ("mount", "mount"),
-        ("fsopen", "mount"),
-        ("open_tree", "mount"),
-        ("add_key", "keyctl"),
-        ("perf_event_open", "perf"),
-        ("finit_module", "module"),
+        ("chroot", "chroot"),
+        ("setns", "setns"),
+        ("keyctl", "keyctl"),
+        ("perf", "perf"),
+        ("module", "module"),
         ("ioctl", "ioctl"),
     ],
 )
@@ -55,7 +61,7 @@ def test_what_the_filter_refuses_is_a_denial_by_a_system_rule(name: str, op: str
 
 
 @pytest.mark.parametrize("error", [errno.EINVAL, errno.ESRCH, errno.ENOSYS, errno.EBADF, errno.ENOTTY])
-@pytest.mark.parametrize("name", ["ptrace", "clone3", "ioctl", "kill", "socket"])
+@pytest.mark.parametrize("name", ["ptrace", "clone", "ioctl", "signal", "socket"])
 def test_an_ordinary_error_is_no_denial(name: str, error: int) -> None:
     assert judge(call(name, error, 17)) is None
 
@@ -72,39 +78,39 @@ def test_a_family_without_a_name_is_told_by_its_number() -> None:
 
 
 def test_a_missing_io_uring_is_quiet() -> None:
-    found = judge(call("io_uring_setup", errno.ENOSYS))
+    found = judge(call("io-uring", errno.ENOSYS))
     assert found is not None and (found.detail or "").startswith(QUIET)
 
 
 def test_a_signal_to_a_process_of_the_same_user_outside_the_tree_is_a_denial() -> None:
-    found = judge(call("kill", errno.EPERM, os.getpid(), signal.SIGTERM))
+    found = judge(call("signal", errno.EPERM, os.getpid(), signal.SIGTERM))
     assert found is not None
     assert (found.op, found.verdict) == ("signal", Verdict.DENY)
     assert found.detail == f"SIGTERM to process {os.getpid()}"
 
 
 def test_a_signal_to_another_users_process_is_refused_to_everybody() -> None:
-    assert judge(call("kill", errno.EPERM, os.getpid(), signal.SIGTERM), uid=UID + 4321) is None
-    assert judge(call("kill", errno.EPERM, os.getpid(), 0), uid=UID + 4321) is None
+    assert judge(call("signal", errno.EPERM, os.getpid(), signal.SIGTERM), uid=UID + 4321) is None
+    assert judge(call("signal", errno.EPERM, os.getpid(), 0), uid=UID + 4321) is None
 
 
 def test_a_signal_inside_the_tree_is_refused_by_the_kernels_own_rules() -> None:
-    assert judge(call("kill", errno.EPERM, os.getpid(), signal.SIGTERM), own=(os.getpid(),)) is None
+    assert judge(call("signal", errno.EPERM, os.getpid(), signal.SIGTERM), own=(os.getpid(),)) is None
 
 
 def test_a_probe_of_a_process_of_the_same_user_is_a_quiet_denial() -> None:
-    found = judge(call("kill", errno.EPERM, os.getpid(), 0))
+    found = judge(call("signal", errno.EPERM, os.getpid(), 0))
     assert found is not None and (found.detail or "").startswith(QUIET)
 
 
 def test_a_signal_to_a_process_that_is_gone_is_reported_because_it_cannot_be_told() -> None:
-    found = judge(call("tgkill", errno.EPERM, NO_PROCESS, signal.SIGKILL))
+    found = judge(call("signal", errno.EPERM, NO_PROCESS, signal.SIGKILL))
     assert found is not None and found.op == "signal"
 
 
 @pytest.mark.parametrize("argument", [-1, (1 << 32) - 1])
 def test_a_signal_to_everybody_is_reported(argument: int) -> None:
-    found = judge(call("kill", errno.EPERM, argument, signal.SIGKILL))
+    found = judge(call("signal", errno.EPERM, argument, signal.SIGKILL))
     assert found is not None and found.detail == "SIGKILL to process -1"
 
 
@@ -112,3 +118,30 @@ def test_a_refused_call_that_nobody_foresaw_is_reported_without_a_rule() -> None
     found = judge(call("new_call_of_2031", errno.EPERM))
     assert found is not None
     assert (found.op, found.rule, found.detail) == ("new_call_of_2031", None, UNEXPLAINED)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "switches"),
+    [
+        ("unshare", errno.EPERM, SystemSwitches(user_namespaces=True)),
+        ("clone", errno.EPERM, SystemSwitches(user_namespaces=True)),
+        ("io-uring", errno.EPERM, SystemSwitches(io_uring=True)),
+    ],
+)
+def test_what_the_profile_permits_was_refused_by_the_kernel_itself(
+    name: str, error: int, switches: SystemSwitches
+) -> None:
+    assert judge(call(name, error)) is not None
+    assert judge(call(name, error), switches=switches) is None
+
+
+def test_a_descriptor_is_not_taken_for_a_process() -> None:
+    record = dataclasses.replace(call("signal", errno.EPERM, AGENT.pid, signal.SIGKILL), number=424)
+    found = judge(record)
+    assert found is not None and found.detail == "SIGKILL to a process"
+
+
+def test_a_thread_number_is_not_taken_for_a_signal() -> None:
+    record = dataclasses.replace(call("signal", errno.EPERM, os.getpid(), 9), number=234)
+    found = judge(record)
+    assert found is not None and found.detail == f"a signal to process {os.getpid()}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from events_help import SECOND, Bench, executed, head, opened, refused
 
+from mcpguard.errors import KernelError
 from mcpguard.events.pump import FAILED, UNREADABLE, Pump
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
@@ -21,8 +21,12 @@ from mcpguard.wire.records import Record
 DENIED = refused("open", "/ws/secret/key", errno.EACCES, who=head(1001, 1000, "cat", when_ns=102 * SECOND))
 
 
+# As the real ring, it hands out a bounded batch at a time.
+LIMIT = 100
+
+
 class FakeRing:
-    """Holds indexes of RECORDS; readable while it holds any."""
+    """Holds indexes of records; readable while it holds any."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -40,8 +44,8 @@ class FakeRing:
 
     def drain(self) -> list[bytes]:
         with self._lock:
-            held, self._held = self._held, []
-            if held:
+            held, self._held = self._held[:LIMIT], self._held[LIMIT:]
+            if held and not self._held:
                 os.read(self._reader, 1000)
         self.drained.set()
         return held
@@ -55,7 +59,9 @@ class Setup:
         self.pump = Pump({"denials": self.denials, "activity": self.activity}, self.decode, bench.recorder)
 
     def decode(self, raw: bytes) -> Record:
-        return self.records[int(json.loads(raw))]
+        if not raw.isdigit():
+            raise KernelError("decoding", errno.EPROTO, do="")
+        return self.records[int(raw)]
 
 
 @pytest.fixture
@@ -108,7 +114,7 @@ def test_what_is_in_the_rings_at_the_end_is_stored(bench: Bench) -> None:
 def test_bytes_that_are_no_record_are_counted_as_lost(bench: Bench) -> None:
     setup = Setup(bench, [DENIED])
     with started(setup):
-        setup.denials.put(b"not json", b"0")
+        setup.denials.put(b"no number", b"0")
     found = bench.events()
     assert [(e.count, e.detail) for e in found if e.kind is Kind.LOSS] == [(1, UNREADABLE)]
     assert len(found) == 2

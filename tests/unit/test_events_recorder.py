@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import gc
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from mcpguard.events import recorder as recorder_module
 from mcpguard.events.recorder import QUIET_INTERVAL_NS
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Event, Kind
+from mcpguard.wire.records import SumRecord
 
 
 @pytest.fixture
@@ -187,7 +189,7 @@ def test_looks_at_every_environment_are_one_quiet_event_per_process(bench: Bench
 
 
 def test_refusals_of_plain_permissions_are_counted_and_not_stored(bench: Bench) -> None:
-    bench.feed(refused("open", "/ws/missing", errno.ENOENT), call("kill", errno.ESRCH, 1))
+    bench.feed(refused("open", "/ws/missing", errno.ENOENT), call("signal", errno.ESRCH, 1))
     assert bench.all_events() == []
     assert bench.recorder.counters.plain == 2
 
@@ -277,3 +279,34 @@ def test_in_audit_mode_what_the_policy_would_deny_is_audited(tmp_path: Path) -> 
     bench = Bench(tmp_path, make_policy(*OPEN_POLICY, audit=True))
     found = bench.all_events(opened("/etc/hostname"))
     assert [(e.verdict, e.rule, e.detail) for e in found] == [(Verdict.AUDIT, bench.policy.rules[0], None)]
+
+
+def test_what_the_kernel_counted_and_did_not_send_is_added_at_the_end(bench: Bench) -> None:
+    read = dataclasses.replace(opened("/ws/a"), series=7)
+    denied = dataclasses.replace(refused("open", "/ws/secret/key", errno.EACCES, count=4), series=8)
+    plain = dataclasses.replace(refused("open", "/ws/missing", errno.ENOENT), series=9)
+    bench.feed(read, denied, plain)
+    bench.recorder.add_sums([SumRecord(7, 10), SumRecord(8, 100), SumRecord(9, 1000), SumRecord(77, 5)])
+    found = bench.all_events()
+    assert sum(e.count for e in denials(found)) == 104
+    assert sum(e.count for e in found if e.path == "/ws/a") == 11
+    assert bench.recorder.counters.plain == 1001
+    assert [(e.count, e.detail) for e in found if e.kind is Kind.LOSS] == [(5, recorder_module.FORGOTTEN)]
+
+
+def test_a_refusal_counts_as_often_as_the_kernel_says(bench: Bench) -> None:
+    bench.feed(
+        refused("open", "/ws/secret/key", errno.EACCES, count=4),
+        dataclasses.replace(call("bpf", errno.EPERM), count=5),
+        dataclasses.replace(unix("/run/x", Verdict.DENY), count=6),
+    )
+    assert [event.count for event in bench.events()] == [4, 5, 6]
+
+
+def test_the_memory_of_aggregates_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_SERIES", 10)
+    bench.feed(*[dataclasses.replace(opened(f"/ws/{n}"), series=n) for n in range(1, 101)])
+    bench.recorder.add_sums([SumRecord(1, 1), SumRecord(100, 1)])
+    found = bench.all_events()
+    assert [e.count for e in found if e.path == "/ws/100"] == [2]
+    assert [e.count for e in found if e.kind is Kind.LOSS] == [1]

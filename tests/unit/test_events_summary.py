@@ -65,7 +65,7 @@ def test_more_kinds_of_denials_than_are_shown_are_counted(bench: Bench) -> None:
 
 
 def test_routine_refusals_are_not_among_the_denials(bench: Bench) -> None:
-    found = summary_of(bench, call("io_uring_setup", errno.ENOSYS))
+    found = summary_of(bench, call("io-uring", errno.ENOSYS))
     assert (found.denied, found.routine, found.denials) == (0, 1, ())
     assert "denied   0, and 1 routine" in "\n".join(render(found, "/ws"))
 

@@ -27,7 +27,6 @@ from mcpguard.wire.records import OpenRecord, PathCallRecord
 OUR_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV})
 # These have everyday causes (another file system, a busy mount): ours only when the policy says so.
 _EVERYDAY = frozenset({errno.EBUSY, errno.EXDEV})
-_SYSTEM_OPS = frozenset({"mount", "umount", "pivot_root", "chroot"})
 # Landlock has no right for these; outside a read-only mount they reach files that existed at launch too.
 _ATTRIBUTES = frozenset({"chmod", "chown", "utimes", "xattr"})
 _PRIVATE = re.compile(
@@ -53,14 +52,10 @@ class Attributor:
         target = None
         if record.path2 is not None:
             target = resolve(record.base2 or record.base, record.path2, caller, follow=False)
-        if record.op in _SYSTEM_OPS:
-            return self._system(record, path, target)
-        # Looking at a name (chdir, stat) is judged as reading it.
-        access = record.access or Access.READ
-        refusal = self._judge.refusal(record.op, access, path, target)
+        refusal = self._judge.refusal(record.op, record.access, path, target)
         if record.result == 0:
             return self._success(record, path, target, refusal)
-        return self._refused(record, access, path, target, refusal)
+        return self._refused(record, path, target, refusal)
 
     def opened(self, record: OpenRecord) -> Finding:
         """The finding of an open that succeeded."""
@@ -85,13 +80,6 @@ class Attributor:
         verdict = Verdict.AUDIT if refused else Verdict.ALLOW
         return Finding(Kind.EXEC, "exec", verdict, Access.EXECUTE.word, path, None, rule, detail)
 
-    def _system(self, record: PathCallRecord, path: str, target: str | None) -> Finding | None:
-        if record.result == 0:
-            return Finding(Kind.PROCESS, record.op, Verdict.ALLOW, None, path, target)
-        if record.result != errno.EPERM:
-            return None
-        return Finding(Kind.PROCESS, record.op, Verdict.DENY, None, path, target, system_rule(f"no {record.op}"))
-
     def _success(
         self, record: PathCallRecord, path: str, target: str | None, refusal: Refusal | None
     ) -> Finding | None:
@@ -104,8 +92,9 @@ class Attributor:
         return Finding(kind, record.op, Verdict.AUDIT, refusal.access.word, path, target, rule, detail)
 
     def _refused(
-        self, record: PathCallRecord, access: Access, path: str, target: str | None, refusal: Refusal | None
+        self, record: PathCallRecord, path: str, target: str | None, refusal: Refusal | None
     ) -> Finding | None:
+        access = record.access
         private = _PRIVATE.fullmatch(path)
         kind = Kind.EXEC if record.op == "exec" else Kind.FILE
         quiet = QUIET if private and private["what"] == "environ" and access == Access.READ else None

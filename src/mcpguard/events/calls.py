@@ -15,57 +15,63 @@ from mcpguard.events.finding import QUIET, UNEXPLAINED, Finding, system_rule
 from mcpguard.events.processes import ProcessTable
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
+from mcpguard.model.profile import SystemSwitches
 from mcpguard.wire.records import CallRecord
 
-_SIGNALS = frozenset(["kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal"])
-# System call -> the event's op and the words of the rule.
+# Op of the record -> the event's op and the words of the rule.
 _FILTERED = {
-    **dict.fromkeys(
-        ["ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "pidfd_getfd", "kcmp"],
-        ("ptrace", "no control of other processes"),
-    ),
-    **dict.fromkeys(["unshare", "clone", "clone3", "setns"], ("unshare", "user_namespaces: false")),
-    **dict.fromkeys(
-        ["mount", "umount", "umount2", "pivot_root", "fsopen", "fsconfig", "fsmount", "fspick", "move_mount"],
-        ("mount", "no mounts"),
-    ),
-    **dict.fromkeys(["mount_setattr", "open_tree", "open_tree_attr"], ("mount", "no mounts")),
-    **dict.fromkeys(["keyctl", "add_key", "request_key"], ("keyctl", "no kernel keys")),
-    **dict.fromkeys(
-        ["io_uring_setup", "io_uring_enter", "io_uring_register", "io_uring"], ("io_uring", "io_uring: false")
-    ),
-    **dict.fromkeys(
-        ["init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load"], ("module", "no kernel code")
-    ),
-    "bpf": ("bpf", "no BPF"),
-    "perf_event_open": ("perf", "no performance counters"),
-    "userfaultfd": ("userfaultfd", "no fault handling in user space"),
+    "ptrace": ("ptrace", "no control of other processes"),
+    "process-memory": ("ptrace", "no control of other processes"),
+    "pidfd-getfd": ("ptrace", "no control of other processes"),
+    "unshare": ("unshare", "user_namespaces: false"),
+    "clone": ("unshare", "user_namespaces: false"),
+    "setns": ("setns", "no other namespaces"),
+    "mount": ("mount", "no mounts"),
     "chroot": ("chroot", "no change of root"),
+    "keyctl": ("keyctl", "no kernel keys"),
+    "module": ("module", "no kernel modules"),
+    "bpf": ("bpf", "no BPF"),
+    "perf": ("perf", "no performance counters"),
+    "io-uring": ("io_uring", "io_uring: false"),
     "ioctl": ("ioctl", "no typing into terminals"),
 }
-# libuv and others ask for io_uring at every start and do without.
-_PROBED = frozenset({"io_uring"})
 _REFUSALS = frozenset({errno.EPERM, errno.EACCES})
+# Numbers on x86-64 and arm64; none of them is another recorded call on the other machine.
+_TGKILL = frozenset({234, 131})
+_PIDFD_SEND_SIGNAL = 424
 
 
-def judge_call(record: CallRecord, processes: ProcessTable, uid: int) -> Finding | None:
+def judge_call(record: CallRecord, processes: ProcessTable, uid: int, switches: SystemSwitches) -> Finding | None:
     """The finding of a refused call; None: it is the kernel's ordinary answer.
 
     Args:
         uid: the user of the guarded tree.
+        switches: what the profile permits; a permitted call that fails was refused by the kernel itself.
     """
-    if record.op in ("socket", "socketpair"):
+    if record.op == "socket":
         return _socket(record)
-    if record.op in _SIGNALS or record.op == "signal":
+    if record.op == "signal":
         return _signal(record, processes, uid)
-    op, words = _FILTERED.get(record.op, (record.op, ""))
-    if record.result not in _REFUSALS and not (record.result == errno.ENOSYS and op in _PROBED):
+    if record.op in ("unshare", "clone") and switches.user_namespaces:
         return None
+    if record.op == "io-uring":
+        return _io_uring(record, switches)
+    if record.result not in _REFUSALS:
+        return None
+    op, words = _FILTERED.get(record.op, (record.op, ""))
     if not words:
         return Finding(Kind.PROCESS, op, Verdict.DENY, detail=UNEXPLAINED)
-    detail = f"{QUIET}: programs ask for it and do without" if op in _PROBED else None
-    if op == "ptrace" and record.argument > 0:
-        detail = f"process {record.argument}"
+    aims = record.op in ("ptrace", "process-memory") and record.argument > 0
+    detail = f"process {record.argument}" if aims else None
+    return Finding(Kind.PROCESS, op, Verdict.DENY, rule=system_rule(words), detail=detail)
+
+
+def _io_uring(record: CallRecord, switches: SystemSwitches) -> Finding | None:
+    """libuv and others ask for it at every start and do without; the filter says that it does not exist."""
+    if switches.io_uring or record.result not in (*_REFUSALS, errno.ENOSYS):
+        return None
+    op, words = _FILTERED["io-uring"]
+    detail = f"{QUIET}: programs ask for it and do without"
     return Finding(Kind.PROCESS, op, Verdict.DENY, rule=system_rule(words), detail=detail)
 
 
@@ -84,16 +90,27 @@ def _socket(record: CallRecord) -> Finding | None:
 
 
 def _signal(record: CallRecord, processes: ProcessTable, uid: int) -> Finding | None:
-    target = record.argument if record.argument < 1 << 31 else record.argument - (1 << 32)
-    if record.result not in _REFUSALS or target in processes or _of_another_user(target, uid):
+    if record.result not in _REFUSALS:
         return None
-    number = record.argument2
-    probe = number == 0
-    name = signal.Signals(number).name if number in signal.valid_signals() and number else f"signal {number}"
-    detail = f"{QUIET}: only asks whether a process lives" if probe else f"{name} to process {target}"
-    return Finding(
-        Kind.PROCESS, "signal", Verdict.DENY, rule=system_rule("no signals to processes outside"), detail=detail
-    )
+    rule = system_rule("no signals to processes outside")
+    name = _signal_name(record.argument2)
+    if record.number == _PIDFD_SEND_SIGNAL:
+        # The argument is a descriptor: whose process it is cannot be told any more.
+        return Finding(Kind.PROCESS, "signal", Verdict.DENY, rule=rule, detail=f"{name} to a process")
+    target = record.argument & 0xFFFFFFFF
+    target -= 1 << 32 if target >= 1 << 31 else 0
+    if target in processes or _of_another_user(target, uid):
+        return None
+    if record.number in _TGKILL:
+        name = "a signal"
+    elif record.argument2 == 0:
+        detail = f"{QUIET}: only asks whether a process lives"
+        return Finding(Kind.PROCESS, "signal", Verdict.DENY, rule=rule, detail=detail)
+    return Finding(Kind.PROCESS, "signal", Verdict.DENY, rule=rule, detail=f"{name} to process {target}")
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in signal.valid_signals() and number else f"signal {number}"
 
 
 def _of_another_user(pid: int, uid: int) -> bool:

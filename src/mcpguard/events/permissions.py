@@ -21,7 +21,7 @@ MAKES_NAME = frozenset({"create", "mkdir", "mknod", "symlink", "link"})
 TAKES_NAME = frozenset({"unlink", "rmdir", "rename", "exchange"})
 # Refused with EPERM to everyone without capabilities, whatever the bits say; the arguments that tell are not in the
 # record.
-_NEEDS_CAPABILITY = frozenset({"chown", "mknod", "xattr", "mount", "chroot"})
+_NEEDS_CAPABILITY = frozenset({"chown", "mknod", "xattr"})
 _OWNER_ONLY = frozenset({"chmod", "utimes"})
 
 
@@ -43,7 +43,9 @@ def explain(op: str, access: Access, path: str, error: int, user: User) -> bool:
         return not _may(parent, _W | _X, user) or _sticky_refuses(parent, path, user) or _cannot_move(op, path, user)
     if error == errno.EPERM and _eperm(op, path, user):
         return True
-    if op in MAKES_NAME and not os.path.lexists(path):
+    # An open for writing of a name that is not there can only be refused when it asks to make it.
+    makes = op in MAKES_NAME or (op == "open" and Access.WRITE in access)
+    if makes and not os.path.lexists(path):
         return not _may(parent, _W | _X, user)
     return _object_refuses(op, access, path, user)
 
@@ -68,7 +70,7 @@ def _object_refuses(op: str, access: Access, path: str, user: User) -> bool:
         wanted |= _R
     if Access.WRITE in access and op not in ("chmod", "chown"):
         wanted |= _W
-    if Access.EXECUTE in access or op == "chdir":
+    if Access.EXECUTE in access:
         wanted |= _X
     found = _lstat(path)
     if found is None:

@@ -12,12 +12,14 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from mcpguard.errors import KernelError
 from mcpguard.events.recorder import Recorder
 from mcpguard.wire.records import Record
 
 WAKE_MS = 250
 # The last drain and its writes; the store itself waits a second at most for another writer.
 STOP_TIMEOUT_S = 10.0
+LAST_ROUNDS = 100
 UNREADABLE = "records that could not be read"
 FAILED = "records that could not be judged"
 
@@ -28,7 +30,7 @@ class Ring(Protocol):
     def fileno(self) -> int: ...
 
     def drain(self) -> list[bytes]:
-        """All records that are in it now, oldest first."""
+        """Records that are in it now, oldest first; perhaps not all of them."""
         ...
 
 
@@ -44,7 +46,7 @@ class Pump:
         Args:
             rings: name -> ring. Name the ring of denials first: what is in it is drained before the activity that
                 explains it, so a process is known by the time its denial is judged.
-            decode: makes a record of the bytes of one; raises ValueError for bytes that are none.
+            decode: makes a record of the bytes of one; raises KernelError for bytes that are none.
         """
         self.failure: Exception | None = None
         self._rings = dict(rings)
@@ -74,16 +76,21 @@ class Pump:
             ready = poll.poll(WAKE_MS)
             stopping = any(descriptor == self._stop for descriptor, _ in ready)
             self._guard(self._step)
+        # A ring hands out a bounded batch at a time; what a leftover process goes on writing ends with the bound.
+        for _ in range(LAST_ROUNDS):
+            if not self._guard(self._step):
+                break
         self._guard(self._recorder.finish)
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Move what is there; False: there was nothing."""
         records: list[Record] = []
         lost: dict[str, int] = {}
         for name, ring in self._rings.items():
             for raw in ring.drain():
                 try:
                     record = self._decode(raw)
-                except ValueError:
+                except KernelError:
                     lost[UNREADABLE] = lost.get(UNREADABLE, 0) + 1
                     continue
                 if record.head.lost_before:
@@ -93,16 +100,18 @@ class Pump:
         records.sort(key=lambda record: record.head.when_ns)
         if not records and not lost:
             self._recorder.tick()
-            return
+            return False
         try:
             self._recorder.feed(records, lost)
         except Exception:
             self._recorder.lost(FAILED, len(records))
             raise
+        return True
 
-    def _guard(self, step: Callable[[], None]) -> None:
+    def _guard(self, step: Callable[[], bool | None]) -> bool:
         """Run a step; an unexpected error is kept for the end, because a dead pump would lose everything after it."""
         try:
-            step()
+            return bool(step())
         except Exception as error:
             self.failure = self.failure or error
+            return True

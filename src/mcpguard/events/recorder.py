@@ -6,8 +6,8 @@ never waited for: a broken or full store neither stops nor slows the guarded run
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mcpguard.errors import StoreError
 from mcpguard.events.clock import Clock
@@ -19,7 +19,7 @@ from mcpguard.events.translate import Translator
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.policy import Policy
-from mcpguard.wire.records import ExitRecord, Record
+from mcpguard.wire.records import CallRecord, ExitRecord, PathCallRecord, Record, SumRecord
 
 INTERVAL_NS = 1_000_000_000
 # A program that looks at every process once (`ps`) is done long before; one that goes on looking shows up meanwhile.
@@ -27,6 +27,9 @@ QUIET_INTERVAL_NS = 5 * INTERVAL_NS
 # An event in memory is about 600 bytes: these bounds keep the recorder below some 30 MB.
 MAX_SUMS = 10_000
 MAX_WAITING = 10_000
+# More than the kernel's own maps of aggregates hold.
+MAX_SERIES = 40_000
+FORGOTTEN = "repeats of something that is no longer remembered"
 RING = "records that the kernel's ring had no room for"
 STORE = "events that the store did not take"
 
@@ -80,6 +83,7 @@ class Recorder:
         self._urgent = Repeats(INTERVAL_NS)
         self._quiet = Quiet(QUIET_INTERVAL_NS)
         self._sums = Sums()
+        self._series: dict[int, Event | None] = {}
         self._losses: dict[str, int] = {}
         self._waiting_denials: list[Event] = []
         self._waiting: list[Event] = []
@@ -111,6 +115,19 @@ class Recorder:
             self._due_ns = now_ns + INTERVAL_NS
             self._flush(now_ns, everything=False)
 
+    def add_sums(self, sums: Iterable[SumRecord]) -> None:
+        """Take what the kernel had counted and not sent when the session ended; call it before `finish`."""
+        now_ns = self._clock.monotonic_ns()
+        for repeat in sums:
+            if repeat.series not in self._series:
+                self.lost(FORGOTTEN, repeat.count)
+                continue
+            event = self._series[repeat.series]
+            if event is None:
+                self.counters.plain += repeat.count
+            else:
+                self._sort(replace(event, count=repeat.count), now_ns)
+
     def lost(self, source: str, count: int) -> None:
         """Note records that never arrived."""
         if count > 0:
@@ -134,9 +151,27 @@ class Recorder:
 
     def _take(self, record: Record, now_ns: int) -> None:
         event = self._translator.event(record)
+        self._remember(record, event)
         if event is None:
-            self.counters.plain += 1
-        elif is_quiet(event):
+            self.counters.plain += _count(record)
+        else:
+            self._sort(event, now_ns)
+        if isinstance(record, ExitRecord):
+            self._waiting_denials += self._quiet.take_process(record.head.pid)
+        if max(len(self._quiet), len(self._urgent), len(self._sums), len(self._waiting)) >= MAX_SUMS:
+            self._flush(now_ns, everything=True)
+
+    def _remember(self, record: Record, event: Event | None) -> None:
+        """Which aggregate of the kernel stands for what: the rest of its count comes at the end, with its number
+        alone."""
+        series = getattr(record, "series", 0)
+        if series:
+            self._series[series] = event
+            if len(self._series) > MAX_SERIES:
+                self._series.pop(next(iter(self._series)))
+
+    def _sort(self, event: Event, now_ns: int) -> None:
+        if is_quiet(event):
             self._quiet.add(event, now_ns)
         elif event.verdict is Verdict.DENY or is_not_stopped(event):
             self._urgent.add(_same(event), event, now_ns)
@@ -144,10 +179,6 @@ class Recorder:
             self._sums.add(_same(event), event)
         else:
             self._waiting.append(event)
-        if isinstance(record, ExitRecord):
-            self._waiting_denials += self._quiet.take_process(record.head.pid)
-        if max(len(self._quiet), len(self._urgent), len(self._sums), len(self._waiting)) >= MAX_SUMS:
-            self._flush(now_ns, everything=True)
 
     def _flush(self, now_ns: int, *, everything: bool) -> None:
         self._waiting_denials += self._urgent.take_new()
@@ -187,6 +218,10 @@ class Recorder:
             del waiting[-excess:]
             self.counters.unsaved += dropped
             self._losses[STORE] = self._losses.get(STORE, 0) + dropped
+
+
+def _count(record: Record) -> int:
+    return record.count if isinstance(record, PathCallRecord | CallRecord) else 1
 
 
 def _same(event: Event) -> tuple[Hashable, ...]:

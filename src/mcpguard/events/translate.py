@@ -73,11 +73,10 @@ class Translator:
             case OpenRecord():
                 return replace(self._event(record.head, self._attributor.opened(record)), count=record.count)
             case PathCallRecord():
-                finding = self._attributor.path_call(record)
-                return self._event(record.head, finding, record.result) if finding else None
+                return self._refusable(record, self._attributor.path_call(record))
             case CallRecord():
-                finding = judge_call(record, self.processes, self._policy.user.uid)
-                return self._event(record.head, finding, record.result) if finding else None
+                finding = judge_call(record, self.processes, self._policy.user.uid, self._policy.system)
+                return self._refusable(record, finding)
             case NetRecord():
                 return self._net(record)
             case UnixRecord():
@@ -120,7 +119,12 @@ class Translator:
         finding = Finding(
             Kind.UNIX, record.op, record.verdict, path=record.path, rule=rule, detail=record.detail or None
         )
-        return self._event(record.head, finding)
+        return replace(self._event(record.head, finding), count=record.count)
+
+    def _refusable(self, record: PathCallRecord | CallRecord, finding: Finding | None) -> Event | None:
+        if finding is None:
+            return None
+        return replace(self._event(record.head, finding, record.result), count=record.count)
 
     def _rule(self, number: int, verdict: Verdict) -> Origin | None:
         """The kernel's rule; number 0 of something allowed (a listener of the tree itself) stands for no rule."""
