@@ -255,6 +255,60 @@ def test_no_single_broken_word_lets_a_walk_leave_the_tables() -> None:
             automaton.decision(automaton.walk(path))
 
 
+def _walk_by_the_description(data: bytes, path: str) -> list[int]:
+    """Rule ids for read, write and execute, by nothing but what the module's description says of the format."""
+    words = _words(data)
+    ranks, protect_from, factors, guards = words[4:8]
+    ids = words[8 : 8 + ranks]
+    guard_words = words[8 + ranks : 8 + ranks + 2 * guards]
+    at = 8 + ranks + 2 * guards
+    held, matched, excepted = [0, 0, 0], 0, 0
+    for _ in range(factors):
+        states, cells, outputs, state, _zero = words[at : at + 5]
+        at += 5
+        parts = []
+        for size in (states, states, states, states, cells, cells, 8 * outputs):
+            parts.append(words[at : at + size])
+            at += size
+        base, other, slash, out, owner, following, rows = parts
+        for name in [None, *path.encode().split(b"/")[1:]] if path != "/" else [None]:
+            if name is not None:
+                state = slash[state]
+                for byte in name:
+                    cell = base[state] + byte
+                    state = following[cell] if owner[cell] == state else other[state]
+            row = rows[8 * out[state] : 8 * out[state] + 8]
+            held = [max(old, new) for old, new in zip(held, row[:3], strict=True)]
+            matched |= row[3] | row[4] << 32
+            excepted |= row[5] | row[6] << 32
+    for guard in range(guards):
+        if matched & ~excepted & 1 << guard:
+            rank, access = guard_words[2 * guard : 2 * guard + 2]
+            held = [max(old, rank) if access & 1 << bit else old for bit, old in enumerate(held)]
+    assert all((0 < rank < protect_from) == (ids[rank] < 100 and rank > 0) for rank in held)
+    return [ids[rank] for rank in held]
+
+
+def test_the_serialised_form_decides_as_its_description_says() -> None:
+    """Rules that allow have ids below 100 here, so that the walk can tell what the rank order says."""
+    rules = [
+        allow("/h", 1, WRITE),
+        allow("/usr", 2, READ | EXECUTE),
+        allow("/h/*/run", 3, EXECUTE),
+        deny("/h/.ssh", "/h/.ssh/*.pub", rule=100),
+        deny("/**/.env*", "/**/.env.example", rule=101),
+        deny("/**/*.pem", rule=102),
+        readonly("/h/p/.git", 103),
+        *(deny(f"/x{number}", f"/x{number}/y", rule=200 + number) for number in range(40)),
+    ]
+    automaton = Automaton.build(rules)
+    paths = ["/", "/h", "/h/a.pem/x", "/h/.ssh/id", "/h/.ssh/a.pub", "/h/.env.example", "/h/.env", "/usr/bin/x"]
+    for path in [*paths, "/h/p/.git/x", "/h/p/run", "/x39/z", "/x39/y/z", "/x0", "/nowhere/at/all"]:
+        decision = automaton.decision(automaton.walk(path))
+        expected = [decision.read_rule, decision.write_rule, decision.execute_rule]
+        assert _walk_by_the_description(automaton.to_bytes(), path) == expected, path
+
+
 def _many_rules() -> list[PathRule]:
     rules = [
         PathRule(

@@ -39,7 +39,10 @@ MAX_STATES = 120_000
 MAX_LISTED_NAMES = 4096
 # A group of `**` rules such as `**/*a*` is halved when it needs more states than this: they can double with every rule.
 MULTIPLYING_STATES = 1_000
+# Decisions kept by one automaton; above it they are forgotten, as a guarded tree may ask for paths without end.
+MAX_REMEMBERED = 8_192
 State = tuple[int, ...]
+Listed = tuple[int, set[bytes]]
 _CARRIED = 5
 
 
@@ -75,6 +78,7 @@ class Automaton:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._decisions: dict[State, Decision] = {}
+        self._listed: dict[tuple[int, int], Listed | None] = {}
 
     @classmethod
     def build(cls, paths: Sequence[PathRule]) -> Automaton:
@@ -150,6 +154,8 @@ class Automaton:
         """What the rules say about the path at `state`."""
         known = self._decisions.get(state)
         if known is None:
+            if len(self._decisions) >= MAX_REMEMBERED:
+                self._decisions.clear()
             known = self._decisions[state] = self._decide(state)
         return known
 
@@ -162,9 +168,9 @@ class Automaton:
         here = self.decision(state).allowed
         names: set[bytes] = set()
         unnamed: list[int] = []
-        for factor, at in self._each(state):
+        for number, (factor, at) in enumerate(self._each(state)):
             entry = factor.slash[at]
-            listed = _listed_names(factor, entry)
+            listed = self._list_names(number, entry)
             unnamed.append(entry if listed is None else listed[0])
             names |= listed[1] if listed else set()
         flags = self._flags(self._carry(unnamed, state[-_CARRIED:]))
@@ -173,6 +179,13 @@ class Automaton:
         return frozenset(
             name.decode("utf-8", "surrogateescape") for name in names if self._differs(self.child(state, name), here)
         )
+
+    def _list_names(self, number: int, entry: int) -> Listed | None:
+        """The names that a factor tells apart; a tree walk asks for the same few entries again and again."""
+        key = (number, entry)
+        if key not in self._listed:
+            self._listed[key] = _listed_names(self._tables.factors[number], entry)
+        return self._listed[key]
 
     def _flags(self, state: State) -> list[int]:
         """What can be met at a state and below: by each factor, and by what is carried."""
@@ -269,7 +282,7 @@ def _possible(flags: Sequence[int]) -> Access:
     return allowed
 
 
-def _listed_names(factor: Factor, entry: int) -> tuple[int, set[bytes]] | None:
+def _listed_names(factor: Factor, entry: int) -> Listed | None:
     """(state of every other name, the names that lead elsewhere); None when a glob makes them uncountable."""
     sink = factor.other[entry]
     if factor.other[sink] != sink or any(True for _ in factor.edges(sink)):
