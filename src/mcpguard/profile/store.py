@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mcpguard
+from mcpguard.errors import HostError
 
 SUFFIX = ".yaml"
 
@@ -103,9 +104,21 @@ def replace(path: Path, content: bytes) -> None:
     """Write a file in one step: a reader sees the old content or the new one. Makes the directory, for its owner alone.
 
     Raises:
-        OSError: it could not be written; nothing changed.
+        HostError: it could not be written; nothing changed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _replace(path, content)
+    except OSError as failed:
+        raise HostError(
+            f"{path} cannot be written",
+            why=failed.strerror or str(failed),
+            do="check the folder's permissions and the space on its disk; inside a guarded session nobody may write it",
+            code="profile.not-written",
+        ) from None
+
+
+def _replace(path: Path, content: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

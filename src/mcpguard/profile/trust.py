@@ -28,13 +28,13 @@ def trusted() -> dict[str, str]:
     return {str(key): str(value) for key, value in content.items()} if isinstance(content, dict) else {}
 
 
-def trust(path: Path) -> str:
-    """Remember a file as it is now; returns its digest.
+def trust(path: Path, content: bytes) -> str:
+    """Remember that the user accepts these bytes; returns their digest.
 
     Raises:
-        OSError: it cannot be read, or the record not be written.
+        HostError: the record cannot be written.
     """
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
     record = {**trusted(), digest: str(path.resolve())}
     store.replace(trust_file(), json.dumps(record, indent=1, sort_keys=True).encode() + b"\n")
     return digest

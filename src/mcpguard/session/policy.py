@@ -80,6 +80,19 @@ def compile_for(
     )
 
 
+def trial(profile: Profile) -> list[McpguardError]:
+    """Every reason why a profile could not be compiled, whoever the user and whatever the host; empty when it can."""
+    found = rule_errors(profile)
+    if found:
+        return found
+    user = User(1000, 1000, (), "user", "/home/user")
+    try:
+        compile_policy(profile, user=user, workspace="/home/user/project", tmp="/tmp", resolve=lambda path: None)
+    except PolicyError as bad:
+        return [bad]
+    return []
+
+
 def rule_errors(profile: Profile) -> list[McpguardError]:
     """Every rule whose pattern or target cannot be read, each with its place; the compiler would stop at the first."""
     variables = {"home": "/home", "workspace": "/workspace", "tmp": "/tmp"}

@@ -1,0 +1,42 @@
+"""The command `mcpguard`: words to the module that knows them, errors to four lines and an exit code.
+
+`run` is dispatched before anything else is imported: everybody waits for it, and it needs neither typer nor rich.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from mcpguard.cli import exit_codes, render
+from mcpguard.errors import McpguardError
+
+
+def main() -> int:
+    """The console entry; returns the exit code."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments[:1] == ["run"]:
+            from mcpguard.cli import run
+
+            return run.main(arguments[1:])
+        return _others()
+    except McpguardError as problem:
+        render.error(problem)
+        return exit_codes.CANNOT_SAY if arguments[:1] == ["why"] else problem.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exit_codes.DONE
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
+
+
+def _others() -> int:
+    from mcpguard.cli import commands
+
+    try:
+        commands.build()(prog_name="mcpguard")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else exit_codes.DONE
+    return exit_codes.DONE

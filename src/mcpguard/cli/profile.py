@@ -1,0 +1,178 @@
+"""`mcpguard profile`: list, show, edit, new, check, diff, trust."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mcpguard.cli import edit as editing
+from mcpguard.cli import exit_codes, render
+from mcpguard.errors import McpguardError, UsageError
+from mcpguard.model.profile import Profile
+from mcpguard.profile import nodes, store, trust
+from mcpguard.profile.effective import difference, effective
+from mcpguard.profile.load import inspect, inspect_text, load, locate
+from mcpguard.profile.parse import valid_name
+from mcpguard.session.policy import trial
+
+Format = Annotated[Literal["text", "json"], typer.Option("--format", help="How to print it.")]
+
+
+def complete(incomplete: str) -> list[str]:
+    """Names of profiles, for the shell."""
+    return [name for name in store.names() if name.startswith(incomplete)]
+
+
+Name = Annotated[str, typer.Argument(help="Name or path of a profile.", autocompletion=complete)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group of commands."""
+    group = typer.Typer(help="See, write and check profiles.", no_args_is_help=True)
+    group.command("list")(list_)
+    for command in (show, edit, new, check, diff, trust_):
+        group.command(command.__name__.rstrip("_"))(command)
+    app.add_typer(group, name="profile")
+
+
+def list_(format: Format = "text") -> None:
+    """List the profiles: built-in ones, and your own."""
+    rows = [_row(entry) for entry in store.entries()]
+    if format == "json":
+        render.as_json(rows)
+        return
+    columns = ("name", "kind", "runs", "description")
+    render.table(columns, [[str(row[column]) for column in columns] for row in rows])
+
+
+def _row(entry: store.Entry) -> dict[str, object]:
+    profile, errors = inspect(str(entry.path)) if not entry.builtin else inspect_text(_text(entry), entry)
+    return {
+        "name": entry.name,
+        "kind": "built-in" if entry.builtin else "own",
+        "runs": profile.command[0] if profile and profile.command else "",
+        "description": profile.description if profile else f"broken: {errors[0].what}",
+        "file": str(entry.path),
+    }
+
+
+def _text(entry: store.Entry) -> str:
+    return nodes.decode(nodes.read_bytes(entry.path, entry.source), entry.source)
+
+
+def show(
+    name: Name,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Merge the parents in, and say where each rule stands.")
+    ] = False,
+    format: Format = "text",
+) -> None:
+    """Print a profile as it is written, or with everything that it inherits."""
+    if resolved or format == "json":
+        _show_resolved(load(name), format)
+    else:
+        entry = locate(name)
+        render.note(f"# {entry.path}")
+        render.line(_text(entry).rstrip("\n"))
+
+
+def _show_resolved(profile: Profile, format: str) -> None:
+    lines = effective(profile)
+    if format == "json":
+        rules = [
+            {"rule": line.text, "because": line.because}
+            | ({"file": line.origin.file, "line": line.origin.line} if line.origin else {})
+            for line in lines
+        ]
+        render.as_json({"name": profile.name, "ancestors": profile.ancestors, "rules": rules})
+        return
+    rows = [[line.text, line.origin.place if line.origin else "", line.because] for line in lines]
+    render.table(("rule", "written in", "because"), rows)
+
+
+def edit(name: Name) -> None:
+    """Open a copy in $VISUAL or $EDITOR, check it, show what changes, and install it.
+
+    A built-in profile stays as it is: your own profile of the same name is made, which adds to it.
+    A broken profile is never installed; its copy is kept.
+    """
+    raise typer.Exit(editing.edit(name))
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the new profile.")],
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="PARENT", help="Profile to extend.", autocompletion=complete, show_default="dev-tools"
+        ),
+    ] = None,
+) -> None:
+    """Write a first profile of your own, to be changed with `profile edit`."""
+    if not valid_name(name):
+        raise UsageError(
+            f'"{name}" is not a name',
+            why="a name is letters, digits, . _ and -, beginning with a letter or digit, 64 at most",
+            do="choose a name such as my-agent",
+            code="usage.profile-name",
+        )
+    path = store.user_directory() / f"{name}{store.SUFFIX}"
+    if path.exists():
+        raise UsageError(
+            f'you have a profile "{name}" already',
+            why=f"it is {path}",
+            do=f"mcpguard profile edit {name}",
+            code="usage.profile-exists",
+        )
+    shipped = store.builtin(name)
+    chosen = parent or (name if shipped else "dev-tools")
+    locate(chosen)
+    text = editing.template(name, [name, chosen] if shipped and chosen != name else [chosen])
+    store.replace(path, text.encode())
+    render.line(str(path))
+
+
+def check(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names or paths; all your own profiles when left out.", autocompletion=complete),
+    ] = None,
+) -> None:
+    """Find every mistake, with file and line. Exits 1 when there is one."""
+    chosen = names or [str(entry.path) for entry in store.entries() if not entry.builtin]
+    broken = [name for name in chosen if not _is_sound(name)]
+    if not chosen:
+        render.note(f"no profiles in {store.user_directory()}")
+    raise typer.Exit(exit_codes.NEGATIVE if broken else exit_codes.DONE)
+
+
+def _is_sound(name: str) -> bool:
+    profile, found = inspect(name)
+    problems: list[McpguardError] = [*found]
+    if profile is not None:
+        problems += trial(profile)
+    for problem in problems:
+        render.error(problem)
+    if profile is not None and not problems:
+        render.line(f"{name}: {len(profile.origins)} rules, no mistake")
+    return not problems
+
+
+def diff(old: Name, new: Name) -> None:
+    """Show what one profile has and another has not, parents included. Exits 1 when they differ."""
+    removed, added = difference(load(old), load(new))
+    render.changes(removed, added)
+    raise typer.Exit(exit_codes.NEGATIVE if removed or added else exit_codes.DONE)
+
+
+def trust_(path: Annotated[Path, typer.Argument(help="A profile inside a workspace, which you have read.")]) -> None:
+    """Accept a profile that a project brings, exactly as it is now. When it changes, it must be trusted again."""
+    entry = locate(str(path.absolute()))
+    content = nodes.read_bytes(entry.path, entry.source)
+    profile, errors = inspect_text(nodes.decode(content, entry.source), entry)
+    if profile is None:
+        raise errors[0]
+    digest = trust.trust(entry.path, content)
+    render.line(f"trusted  {entry.path}  sha256 {digest}")

@@ -1,0 +1,148 @@
+"""The verdict on one access, for a person who asks: the object that the kernel would judge, and the rule that decides.
+
+Follows symlinks and looks up host names as the user, the way the kernel and the session would.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcpguard.errors import PolicyError, UsageError
+from mcpguard.model.access import Access, Effect, Verdict
+from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, Policy
+from mcpguard.model.rule import NetDirection, NetRule, Origin
+from mcpguard.policy.decide import Answer, decide_connect, decide_file, decide_name, decide_unix
+from mcpguard.policy.network import parse_rule
+
+DEFAULT_PORT = 443
+_ACCESS = {"read": Access.READ, "write": Access.WRITE, "execute": Access.EXECUTE}
+_WILDCARD = "the rule names it, but this version cannot look names with * up: they allow nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A verdict with its reason.
+
+    Attributes:
+        object: what was judged: the path with symlinks followed, or host:port/protocol.
+        rule: None when no rule allows it.
+        because: the reason that stands beside the rule; may be empty.
+        detail: what a person should know besides; may be empty.
+    """
+
+    verdict: Verdict
+    object: str
+    rule: Origin | None
+    because: str = ""
+    detail: str = ""
+
+
+def explain(policy: Policy, access: str, target: str) -> Explanation:
+    """Judge one access.
+
+    Args:
+        access: `read`, `write`, `execute`, `connect` or `unix`.
+        target: as typed; relative paths are relative to the current directory.
+
+    Raises:
+        UsageError: the target cannot be understood.
+    """
+    if access == "connect":
+        return _connect(policy, target)
+    if access == "unix":
+        return _unix(policy, target)
+    path = real_path(target)
+    verdict, rules = decide_file(policy, path, _ACCESS[access])
+    return _explanation(policy, Answer(verdict, rules[0]), path)
+
+
+def real_path(target: str) -> str:
+    """Where a path leads, with every symlink followed; a name that does not exist yet stays."""
+    if "\0" in target or not target:
+        raise _misunderstood(target, "a path is not empty and holds no NUL byte", "write a path")
+    return os.path.realpath(Path.cwd() / Path(target).expanduser())
+
+
+def _explanation(policy: Policy, answer: Answer, judged: str, detail: str = "") -> Explanation:
+    rule = policy.rules[answer.rule] if answer.rule else None
+    return Explanation(answer.verdict, judged, rule, policy.reasons[answer.rule], detail)
+
+
+def _unix(policy: Policy, target: str) -> Explanation:
+    place = target if target.startswith("@") else real_path(target)
+    return _explanation(policy, decide_unix(policy, place), place)
+
+
+def _connect(policy: Policy, target: str) -> Explanation:
+    host, address, port, protocol = _destination(target)
+    word = "udp" if protocol == PROTO_UDP else "tcp"
+    judged = f"[{host}]:{port}/{word}" if ":" in host else f"{host}:{port}/{word}"
+    if address:
+        detail = "a port on which the session itself listens is allowed too" if address.startswith("127.") else ""
+        return _explanation(policy, decide_connect(policy, address, port, protocol), judged, detail)
+    return _by_name(policy, host, port, protocol, judged)
+
+
+def _by_name(policy: Policy, host: str, port: int, protocol: int, judged: str) -> Explanation:
+    answer = decide_name(policy, host, port, protocol)
+    allowed = answer.verdict is Verdict.ALLOW
+    if answer.rule and not allowed:
+        return _explanation(policy, answer, judged)
+    if allowed and _only_wildcard(policy, answer.rule):
+        return Explanation(Verdict.DENY, judged, policy.rules[answer.rule], "", _WILDCARD)
+    # The kernel judges addresses: a rule may deny one that the name leads to, or allow one by its range.
+    for address in _addresses(host):
+        by_address = decide_connect(policy, address, port, protocol)
+        if by_address.rule and (by_address.verdict is Verdict.ALLOW) != allowed:
+            return _explanation(policy, by_address, judged, f"{host} is {address}")
+    return _explanation(policy, answer, judged)
+
+
+def _only_wildcard(policy: Policy, rule: int) -> bool:
+    return any(entry.rule == rule and entry.pattern.startswith("*") for entry in policy.names)
+
+
+def _addresses(host: str) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
+    return sorted({str(entry[4][0]).partition("%")[0] for entry in found})
+
+
+def _destination(target: str) -> tuple[str, str, int, int]:
+    """(host as typed, address or empty for a name, port, protocol), read by the same parser as a rule."""
+    try:
+        entries = parse_rule(NetRule(Effect.ALLOW, NetDirection.CONNECT, target, Origin("", "why", 0, target)), 1)
+    except PolicyError as bad:
+        raise _misunderstood(target, bad.why, "write HOST:PORT, such as example.com:443 or [::1]:80") from None
+    entry = entries[0]
+    whole = (entry.port_low, entry.port_high) == (0, 65535)
+    if entry.port_low != entry.port_high and not whole:
+        raise _misunderstood(target, "a connection has one port", "write HOST:PORT")
+    port = DEFAULT_PORT if whole else entry.port_low
+    protocol = PROTO_UDP if entry.protocols == PROTO_UDP else PROTO_TCP
+    if isinstance(entry, NameEntry):
+        if entry.pattern.startswith("*"):
+            raise _misunderstood(target, "a connection has one host", "write a name without *")
+        return entry.pattern, "", port, protocol
+    if len(entries) > 1:
+        return "localhost", "127.0.0.1", port, protocol
+    if entry.prefix != 128:
+        raise _misunderstood(target, "a connection has one address", "write a single address")
+    address = _text(entry.address)
+    return address, address, port, protocol
+
+
+def _text(address: bytes) -> str:
+    """16 bytes as a person writes them; mapped IPv4 as IPv4."""
+    mapped = ipaddress.IPv6Address(address).ipv4_mapped
+    return str(mapped or ipaddress.IPv6Address(address))
+
+
+def _misunderstood(target: str, why: str, do: str) -> UsageError:
+    return UsageError(f'"{target}" cannot be understood', why=why, do=do, code="usage.target")
