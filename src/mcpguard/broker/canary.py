@@ -32,6 +32,7 @@ class Target:
     """
 
     listener: socket.socket
+    port: int
     outside_pid: int
     signals: bool
     audit: bool = False
@@ -40,13 +41,9 @@ class Target:
     def open(*, outside_pid: int, signals: bool, audit: bool) -> Target:
         """Listen, and prove that the listener can be reached from outside the sandbox."""
         listener = socket.create_server((ADDRESS, 0))
-        with socket.create_connection(listener.getsockname(), timeout=5):
-            pass
-        return Target(listener, outside_pid, signals, audit)
-
-    @property
-    def port(self) -> int:
-        return int(self.listener.getsockname()[1])
+        port = int(listener.getsockname()[1])
+        _connect(port)
+        return Target(listener, port, outside_pid, signals, audit)
 
     def close(self) -> None:
         self.listener.close()
@@ -79,7 +76,7 @@ def _not_refused(target: Target, hidden: list[Masked]) -> list[str]:
     failures = []
     if not target.audit and not _refused(partial(_open_and_close, CANARY)):
         failures.append("reading a file that no rule allows")
-    if not _refused(lambda: socket.create_connection((ADDRESS, target.port), timeout=2).close()):
+    if not _refused(partial(_connect, target.port)):
         failures.append("connecting to an address that a rule denies")
     if not _refused(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()):
         failures.append("making a packet socket")
@@ -89,6 +86,12 @@ def _not_refused(target: Target, hidden: list[Masked]) -> list[str]:
         if not _refused(partial(_open_and_close, mask.path)):
             failures.append(f"opening the hidden {mask.path}")
     return failures
+
+
+def _connect(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as attempt:
+        attempt.settimeout(2)
+        attempt.connect((ADDRESS, port))
 
 
 def _open_and_close(path: str) -> None:

@@ -224,6 +224,8 @@ def _watch_signals() -> socket.socket:
         signal.signal(number, lambda _number, _frame: None)
     for number in _FROM_THE_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
+    # The user's process blocks signals before it starts us; a mask is inherited.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     return ours
 
 
