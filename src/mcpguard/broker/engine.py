@@ -81,7 +81,7 @@ def _settings(network: dict[str, Any], audit: bool) -> cgroup_bpf.Settings:
             listen=tuple(_net_rows(network["listen"], canary=False)),
             unix=tuple(_unix_row(row) for row in network["unix"]),
             audit=audit,
-            guard_unix=False,
+           
             allow_relative=network["allow_relative"] is True,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -50,7 +50,9 @@ def mount_tmpfs(path: str, options: str) -> None:
 
 def open_exact(path: str) -> int:
     """Open `path` as a place (O_PATH) without following one symlink anywhere on the way, the last component included."""
-    how = struct.pack("=QQQ", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
+    how = struct.pack(
+        "=QQQ", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
+    )
     return syscalls.syscall(syscalls.OPENAT2, syscalls.AT_FDCWD, os.fsencode(path), how, len(how))
 
 
