@@ -96,6 +96,21 @@ def test_an_exception_alone_allows_nothing() -> None:
     assert allowed("/h/.ssh/config", deny("/h/.ssh", "/h/.ssh/config")) == Access.NONE
 
 
+def test_a_deny_of_one_access_does_not_hide_a_weaker_deny_of_another() -> None:
+    only_read = PathRule(Effect.DENY, READ, "/h/.ssh/keys", ("/h/.ssh/keys/a",), 4)
+    rules = (allow("/", access=ALL), deny("/h/.ssh", "/h/.ssh/b"), only_read)
+    decision = decide("/h/.ssh/keys/x", *rules)
+    assert decision.allowed == Access.NONE
+    assert (decision.read_rule, decision.write_rule) == (4, 2)
+
+
+def test_a_name_that_one_pattern_has_matched_is_still_compared_with_the_others() -> None:
+    rules = (allow("/*a*", access=WRITE), readonly("/*b*"), deny("/*c*"))
+    assert allowed("/xaxbx", *rules) == allowed("/bxa", *rules) == READ
+    assert allowed("/abxc", *rules) == Access.NONE
+    assert decide("/cab", allow("/*a*", 1), deny("/*c*", rule=2), deny("/*ab*", rule=3)).read_rule == 3
+
+
 def test_a_floating_exception_holds_at_every_depth_below_the_denied_place() -> None:
     rules = (allow("/"), deny("/**/.env*", "/**/.env.example"))
     assert allowed("/a/.env.local", *rules) == Access.NONE
@@ -196,6 +211,21 @@ def test_children_have_no_list_where_a_glob_could_name_any_of_them() -> None:
     automaton = Automaton.build([allow("/w"), deny("/**/.env*")])
     assert automaton.named_children(automaton.walk("/w")) is None
     assert automaton.named_children(automaton.walk("/")) == {"w"}
+
+
+def test_children_that_all_differ_from_their_directory_have_no_list() -> None:
+    automaton = Automaton.build([allow("/a/*")])
+    assert automaton.named_children(automaton.walk("/a")) is None
+
+
+def test_children_have_no_list_where_a_pattern_begins_with_any_byte() -> None:
+    automaton = Automaton.build([allow("/w"), deny("/w/?b")])
+    assert automaton.named_children(automaton.walk("/w")) is None
+
+
+def test_a_denied_directory_is_uniform_though_an_allow_points_below_it() -> None:
+    automaton = Automaton.build([allow("/w/.env/x"), deny("/**/.env")])
+    assert automaton.uniform(automaton.walk("/w/.env"))
 
 
 def test_children_one_by_one_lead_where_the_whole_path_leads() -> None:

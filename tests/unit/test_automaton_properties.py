@@ -76,7 +76,9 @@ def expected(rules: Sequence[PathRule], path: str) -> Access:
     return allowed
 
 
-COMPONENTS = st.sampled_from([*NAMES, "*", "**", "a*", "*b", "*a*", "?", "[ab]", "[!a]b", ".*", "a?b", "*.*"])
+COMPONENTS = st.sampled_from(
+    [*NAMES, "*", "**", "a*", "*b", "*a*", "?", "[ab]", "[!a]b", ".*", "a?b", "*.*", "?b", "*b*"]
+)
 PATTERNS = st.lists(COMPONENTS, max_size=3).map(lambda parts: "/" + "/".join(parts))
 ALLOWS = st.builds(lambda p, a: (Effect.ALLOW, a, p, ()), PATTERNS, st.sampled_from([READ, WRITE, EXECUTE, ALL]))
 READONLYS = PATTERNS.map(lambda pattern: (Effect.READONLY, WRITE, pattern, ()))
