@@ -70,8 +70,9 @@ class Engine:
         self._network.update_connect(_net_rows(rows, canary=True))
 
     def final(self) -> dict[str, Any]:
-        """Sums that were not sent yet, as raw records in hex."""
-        return {"records": []}
+        """Counts that no record has reported yet, as `[series, count]`; to be read when the tree has ended."""
+        sums = [*self._network.final_counts(), *self._tracing.final_counts()]
+        return {"sums": [[one.series, one.count] for one in sums]}
 
 
 def _settings(network: dict[str, Any], audit: bool) -> cgroup_bpf.Settings:
@@ -81,7 +82,6 @@ def _settings(network: dict[str, Any], audit: bool) -> cgroup_bpf.Settings:
             listen=tuple(_net_rows(network["listen"], canary=False)),
             unix=tuple(_unix_row(row) for row in network["unix"]),
             audit=audit,
-           
             allow_relative=network["allow_relative"] is True,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:

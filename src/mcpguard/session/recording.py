@@ -24,7 +24,7 @@ from mcpguard.model.coverage import Coverage
 from mcpguard.model.policy import Policy
 from mcpguard.session import summary
 from mcpguard.wire import decode
-from mcpguard.wire.records import Record
+from mcpguard.wire.records import SumRecord
 
 _CANARY_WAIT_S = 5.0
 
@@ -42,6 +42,8 @@ class Recording:
         self._pump: Pump | None = None
         self._pid_fd = -1
         self._leftover = 0
+        # Aggregates that began before the agent did.
+        self._before: set[int] = set()
 
     @staticmethod
     def begin(policy: Policy, command: Sequence[str], tier: str, holds: Sequence[Coverage]) -> Recording:
@@ -79,13 +81,14 @@ class Recording:
         deadline = time.monotonic() + _CANARY_WAIT_S
         seen = False
         while not seen and time.monotonic() < deadline:
-            records = [decode.record(raw) for raw in self._rings["mg_denials"].drain()]
-            seen = any(record.head.pid == pid for record in records)
-        self._rings["mg_activity"].drain()
+            for ring in self._rings.values():
+                for record in map(decode.record, ring.drain()):
+                    self._before.add(getattr(record, "series", 0))
+                    seen = seen or record.head.pid == pid
         if not seen:
             raise HostError(
                 "events do not arrive, so nothing was started",
-                why="the canary was refused, but its refusal was not in the ring of denials",
+                why="the canary was refused, but nothing of it came out of the rings",
                 do="run `mcpguard doctor` and report its output",
                 code="run.no-events",
             )
@@ -93,13 +96,11 @@ class Recording:
     def take_final(self, message: Mapping[str, Any]) -> None:
         """News that came with the agent's end: last counts, and how many processes it left behind."""
         self._leftover = int(message.get("leftover", 0))
-        records: list[Record] = [decode.record(bytes.fromhex(raw)) for raw in message.get("records", ())]
-        if self._recorder is not None and self._pump is not None:
-            self._pump.stop()
-            self._pump = None
-            if records:
-                self._recorder.feed(records)
-                self._recorder.finish()
+        self._stop_pump()
+        if self._recorder is not None:
+            sums = [SumRecord(int(series), int(count)) for series, count in message.get("sums", ())]
+            self._recorder.add_sums(one for one in sums if one.series not in self._before)
+            self._recorder.finish()
 
     def wait_for_end(self) -> None:
         """Wait until the agent's first process has ended, by its descriptor."""
@@ -107,9 +108,7 @@ class Recording:
 
     def end(self, code: int, *, quiet: bool) -> None:
         """Store what is left, close the session, write the summary to stderr."""
-        if self._pump is not None:
-            self._pump.stop()
-            self._pump = None
+        self._stop_pump()
         if self._pid_fd >= 0:
             os.close(self._pid_fd)
         for ring in self._rings.values():
@@ -125,6 +124,11 @@ class Recording:
         if not quiet:
             self._summarise(self._store, warning)
         self._store.close()
+
+    def _stop_pump(self) -> None:
+        if self._pump is not None:
+            self._pump.stop()
+            self._pump = None
 
     def _summarise(self, store: Store, warning: str | None) -> None:
         lines = summary.render(summary.summarise(store, self.session), self._policy.user.home, warning=warning)
