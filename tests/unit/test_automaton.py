@@ -366,6 +366,16 @@ def test_a_thousand_rules_with_sixty_floating_globs_stay_below_the_bound() -> No
     assert automaton.decision(automaton.walk("/home/user/d01/project-0001/state")).read_rule == 2
 
 
+@pytest.mark.parametrize("place", ["/w", "/**", "/w/**/x/**"])
+def test_patterns_that_multiply_are_spread_until_they_are_small(place: str) -> None:
+    words = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet")
+    rules = [deny(f"{place}/*{word}*", f"{place}/*{word}.ok", rule=number) for number, word in enumerate(words, 2)]
+    automaton = Automaton.build([allow("/"), *rules])
+    assert automaton.states < 20_000
+    path = place.replace("**", "d") + "/xbravo-alpha.ok"
+    assert automaton.decision(automaton.walk(path)).read_rule == 3
+
+
 def test_rules_that_multiply_are_refused_with_the_patterns_that_cost_most() -> None:
     rules = [deny(f"/**/*{a}*{b}*{c}*", rule=1) for a in "abcdef" for b in "ghijkl" for c in "mnopqr"]
     with pytest.raises(PolicyError) as caught:

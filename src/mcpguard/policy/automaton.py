@@ -37,7 +37,7 @@ from mcpguard.policy.tables import (
 MAX_BYTES = 4 << 20
 MAX_STATES = 120_000
 MAX_LISTED_NAMES = 4096
-# A group of `**` rules such as `**/*a*` is halved when it needs more states than this: they can double with every rule.
+# A group of rules such as `**/*a*` is halved when it needs more states than this: they can double with every rule.
 MULTIPLYING_STATES = 1_000
 # Decisions kept by one automaton; above it they are forgotten, as a guarded tree may ask for paths without end.
 MAX_REMEMBERED = 8_192
@@ -302,14 +302,16 @@ def _listed_names(factor: Factor, entry: int) -> Listed | None:
 
 
 def _factors(rules: Sequence[RankedRule], protect_from: int) -> list[Factor]:
-    """Anchored rules in one factor; those with `**` by shape, as unlike shapes multiply, and halved while too large."""
-    anchored = [rule for rule in rules if not rule.roaming]
-    roaming = [[rule for rule in rules if rule.roaming and rule.shape == shape] for shape in range(3)]
+    """Anchored rules in one factor, those with `**` in others by shape, as unlike shapes multiply. Rules that multiply
+    with their like are apart, and halved while too large."""
+    multiplying = [rule for rule in rules if rule.shape == 2]
+    anchored = [rule for rule in rules if rule.shape < 2 and not rule.roaming]
+    roaming = [[rule for rule in rules if rule.roaming and rule.shape == shape] for shape in range(2)]
     factors: list[Factor] = []
-    waiting = [anchored, *(group for group in roaming if group)]
+    waiting = [anchored, *(group for group in (*roaming, multiplying) if group)]
     while waiting:
         group = waiting.pop(0)
-        divisible = group is not anchored and len(group) > 1 and group[0].shape == 2
+        divisible = len(group) > 1 and group[0].shape == 2
         try:
             factors.append(build_factor(group, protect_from, MULTIPLYING_STATES if divisible else MAX_STATES))
         except TooManyStates as many:

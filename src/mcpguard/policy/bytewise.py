@@ -1,24 +1,21 @@
 """Boundaries to states over bytes: the second step to an automaton.
 
-One state is made for every place inside a name that the rules can tell apart. The names that may follow a boundary are
-matched by one bit-parallel machine: a bit for every byte position of every pattern component that is open there. One
-step is two ANDs, a shift and an OR, whatever the number of patterns. Once a single literal name is left, its states are
-laid out as a chain without running the machine: most states of a real policy are such chains. Pure.
+One state is made for every place inside a name that the rules can tell apart; `names` says which these are. Once a single
+literal name is left, its states are laid out as a chain: most states of a real policy are such chains. Pure.
 """
 
 from __future__ import annotations
 
-import operator
 from array import array
 from collections import Counter
 from collections.abc import Sequence
 
 from mcpguard.policy.boundary import ACCESSES, Boundary, Items, RankedRule
-from mcpguard.policy.patterns import Component
+from mcpguard.policy.names import Names
+from mcpguard.policy.packing import pack_rows
 from mcpguard.policy.tables import (
     ALLOWS,
     EXCEPTS_BELOW,
-    NOBODY,
     NOTHING,
     PINNED,
     PROTECTED_BELOW,
@@ -50,120 +47,6 @@ def build_factor(rules: Sequence[RankedRule], protect_from: int, max_states: int
     start = machine.run()
     flags = _Flags(machine, protect_from)
     return machine.factor(start, flags)
-
-
-class _Names:
-    """The names that can begin at an opening, as one bit-parallel machine.
-
-    `always` holds the items that any name leads to. Bit positions of one component lie next to each other, the last one
-    says that the component has matched.
-    """
-
-    def __init__(self, items: Items, opening: frozenset[int]) -> None:
-        self.always: set[int] = set()
-        self.accepting: list[tuple[int, list[int]]] = []
-        self.first = 0
-        self.loops = 0
-        self.default = 0
-        self.chars: list[frozenset[int]] = []
-        self.takes: dict[int, int] = {}
-        self.tails: dict[int, bytes] = {}
-        negated: list[tuple[int, frozenset[int]]] = []
-        by_text: dict[str, tuple[Component, list[int]]] = {}
-        for item in opening:
-            component = items.component[item]
-            if component is None:
-                self.always.add(item)
-            elif component.any_depth or component.any_name:
-                self.always.update(items.after(item))
-            else:
-                by_text.setdefault(component.text, (component, []))[1].extend(items.after(item))
-        for text in sorted(by_text):
-            component, following = by_text[text]
-            self._lay_out(component, following, negated)
-        self._apply(negated)
-        self.accept = sum(bit for bit, _ in self.accepting)
-        self.certain = self.accept & self.loops
-        self._shadows = self._find_shadows(items) if self.certain else {}
-
-    def _lay_out(self, component: Component, following: list[int], negated: list[tuple[int, frozenset[int]]]) -> None:
-        offset = len(self.chars)
-        self.first |= 1 << offset
-        self.loops |= component.loops << offset
-        for index, token in enumerate(component.tokens):
-            bit = 1 << (offset + index)
-            if token.negated:
-                negated.append((bit, token.chars))
-            else:
-                for char in token.chars:
-                    self.takes[char] = self.takes.get(char, 0) | bit
-            self.chars.append(token.chars)
-            if component.literal is not None:
-                self.tails[bit] = component.literal[index:]
-        self.chars.append(frozenset())
-        self.accepting.append((1 << (offset + len(component.tokens)), following))
-
-    def _apply(self, negated: list[tuple[int, frozenset[int]]]) -> None:
-        """A negated set takes every byte but its own, so also the bytes that other sets name."""
-        for bit, chars in negated:
-            self.default |= bit
-            for char in chars:
-                self.takes.setdefault(char, 0)
-        for bit, chars in negated:
-            for char in self.takes:
-                if char not in chars:
-                    self.takes[char] |= bit
-
-    def _find_shadows(self, items: Items) -> dict[int, int]:
-        """For every component that has matched whatever follows (`*x*`): the positions of components whose match can no
-        longer change the answer. Without them n such components would make 2**n states."""
-        settled = [(bit, items.settled(following)) for bit, following in self.accepting]
-        spans, begin = [], 0
-        for bit, _ in settled:
-            spans.append((2 * bit - 1) & ~((1 << begin) - 1))
-            begin = bit.bit_length()
-        shadows: dict[int, int] = {}
-        for bit, ranks in settled:
-            if ranks is not None and bit & self.certain:
-                shadows[bit] = sum(
-                    span
-                    for span, (_, lower) in zip(spans, settled, strict=True)
-                    if lower is not None and lower != ranks and all(map(operator.le, lower, ranks))
-                )
-        return shadows
-
-    def reduce(self, bits: int) -> int:
-        """Drop the positions that can no longer change the answer."""
-        certain = bits & self.certain
-        while certain:
-            bit = certain & -certain
-            bits &= ~self._shadows.get(bit, 0)
-            certain = (certain ^ bit) & bits
-        return bits
-
-    def step(self, bits: int, char: int) -> int:
-        return ((bits & self.takes[char]) << 1) | (bits & self.loops)
-
-    def step_other(self, bits: int) -> int:
-        """For every byte that `named(bits)` does not list."""
-        return ((bits & self.default) << 1) | (bits & self.loops)
-
-    def named(self, bits: int) -> set[int]:
-        """The bytes that the open positions name."""
-        named: set[int] = set()
-        while bits:
-            low = bits & -bits
-            named |= self.chars[low.bit_length() - 1]
-            bits ^= low
-        return named
-
-    def after(self, bits: int) -> frozenset[int]:
-        """The items open when the name ends here."""
-        following = set(self.always)
-        for bit, items in self.accepting:
-            if bits & bit:
-                following.update(items)
-        return frozenset(following)
 
 
 class _Machine:
@@ -233,7 +116,7 @@ class _Machine:
 
     def _expand(self, number: int) -> None:
         """All states between the slash that begins an opening and the end of the next name."""
-        _Expansion(self, number, _Names(self.items, self.openings[number])).run()
+        _Expansion(self, number, Names(self.items, self.openings[number])).run()
 
     def target(self, opening: int, items: frozenset[int]) -> int:
         """The boundary reached from an opening with these items open."""
@@ -275,7 +158,7 @@ class _Machine:
 class _Expansion:
     """The names that can begin at one opening."""
 
-    def __init__(self, machine: _Machine, number: int, names: _Names) -> None:
+    def __init__(self, machine: _Machine, number: int, names: Names) -> None:
         self.machine = machine
         self.number = number
         self.names = names
@@ -381,48 +264,3 @@ class _Flags:
                     below[parent] |= below[opening]
                     waiting.append(parent)
         return below
-
-
-Packed = tuple["array[int]", "array[int]", "array[int]"]
-
-
-def pack_rows(states: int, single: list[tuple[int, int, int]], fans: list[tuple[int, list[tuple[int, int]]]]) -> Packed:
-    """Lay the edges of all states over one another in one array of cells.
-
-    Args:
-        states: how many.
-        single: (state, byte, target) of states with one edge.
-        fans: (state, [(byte, target), ...]) of states with more.
-
-    Returns:
-        base per state; owner and target per cell. 256 cells follow the last base.
-    """
-    base = array("I", bytes(4 * states))
-    owner: dict[int, int] = {}
-    target: dict[int, int] = {}
-    used = 0
-    for state, edges in sorted(fans, key=lambda fan: -len(fan[1])):
-        blocked = 0
-        for byte, _ in edges:
-            blocked |= used >> byte
-        row = (~blocked & (blocked + 1)).bit_length() - 1
-        base[state] = row
-        for byte, following in edges:
-            used |= 1 << (row + byte)
-            owner[row + byte] = state
-            target[row + byte] = following
-    cell = 255
-    for state, byte, following in single:
-        while cell in owner:
-            cell += 1
-        base[state] = cell - byte
-        owner[cell] = state
-        target[cell] = following
-        cell += 1
-    size = max(base) + 256
-    owners = array("I", [NOBODY]) * size
-    targets = array("I", bytes(4 * size))
-    for index, state in owner.items():
-        owners[index] = state
-        targets[index] = target[index]
-    return base, owners, targets

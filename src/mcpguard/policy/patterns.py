@@ -134,9 +134,14 @@ def literal_path(pattern: str) -> str | None:
 
 
 def shape(components: tuple[Component, ...]) -> int:
-    """How its names multiply with those of other patterns in one automaton: 0 literal or fixed beginning (`.env*`): they
-    add up; 1 fixed end (`*.pem`): they add up among themselves; 2 anything else (`*secret*`, `a*b`): they can multiply."""
-    shapes = [0]
+    """How a pattern multiplies with others in one automaton.
+
+    Returns:
+        0: its names are literal or have a fixed beginning (`.env*`), such patterns add up. 1: a name has a fixed end
+        (`*.pem`), these add up among themselves. 2: a name has anything else (`*secret*`, `a*b`), or there is more than one
+        `**`; these can multiply.
+    """
+    shapes = [0 if sum(component.any_depth for component in components) < 2 else 2]
     for component in components:
         if component.tokens and component.loops & ~(1 << len(component.tokens)):
             shapes.append(1 if component.loops == 1 else 2)
