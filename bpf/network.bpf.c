@@ -339,15 +339,27 @@ int mg_bind4(struct bpf_sock_addr *ctx)
 	return mg_finish_bind(ctx, &target, answer);
 }
 
+/* Is it an IPv6 socket that takes IPv4, too? What cannot be told does not. */
+static __always_inline int mg_takes_ipv4(struct bpf_sock_addr *ctx)
+{
+	struct sock *sk = 0;
+
+	if (!ctx->sk)
+		return 0;
+	if (mg_protocol_mask(ctx->protocol) == MG_UDP)
+		sk = (struct sock *)bpf_skc_to_udp6_sock(ctx->sk);
+	else
+		sk = (struct sock *)bpf_skc_to_tcp6_sock(ctx->sk);
+	return sk && !BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_ipv6only);
+}
+
 /* A dual-stack wildcard becomes the IPv4 loopback when a rule allows that, else the IPv6 one. */
 static __always_inline int mg_narrow_v6(struct bpf_sock_addr *ctx, const struct mg_target *target,
 					struct mg_answer *answer)
 {
 	struct mg_target loopback = *target;
-	int only = 0;
 
-	bpf_getsockopt(ctx, 41 /* SOL_IPV6 */, 26 /* IPV6_V6ONLY */, &only, sizeof(only));
-	if (!only) {
+	if (mg_takes_ipv4(ctx)) {
 		mg_target_v4(&loopback, bpf_htonl(INADDR_LOOPBACK));
 		mg_match(MG_TABLE_LISTEN, &loopback, answer);
 	}

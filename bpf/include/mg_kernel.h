@@ -125,6 +125,7 @@ typedef struct {
 
 struct sock_common {
 	unsigned short skc_family;
+	unsigned char skc_ipv6only : 1;
 	possible_net_t skc_net;
 	struct hlist_node skc_node;
 };

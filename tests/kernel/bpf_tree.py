@@ -1,0 +1,156 @@
+"""A guarded tree of our own making: a cgroup leaf with the real BPF objects on it, and functions run inside and outside.
+
+No launcher, no namespaces, no seccomp: what is refused here is refused by these programs alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from mcpguard.backends import base, cgroup_bpf, tracing
+from mcpguard.kernel.bpf import Shared
+from mcpguard.kernel.cgroup import Leaf
+from mcpguard.kernel.ring import Ring
+from mcpguard.model.access import Effect
+from mcpguard.wire import decode
+from mcpguard.wire.encode import NetRow
+from mcpguard.wire.records import NetRecord, Record, UnixRecord
+
+R = TypeVar("R")
+WAIT_S = 20.0
+
+
+def allow(address: str, prefix: int, rule: int, *, ports: tuple[int, int] = (0, 65535), protocols: int = 3) -> NetRow:
+    """A row that allows, in the form of the connect and listen tables; IPv4 prefixes count from 0 to 32."""
+    return _row(address, prefix, ports, protocols, Effect.ALLOW, rule)
+
+
+def deny(address: str, prefix: int, rule: int, *, ports: tuple[int, int] = (0, 65535), protocols: int = 3) -> NetRow:
+    """A row that denies."""
+    return _row(address, prefix, ports, protocols, Effect.DENY, rule)
+
+
+def _row(address: str, prefix: int, ports: tuple[int, int], protocols: int, effect: Effect, rule: int) -> NetRow:
+    from mcpguard.policy.network import mapped
+
+    return mapped(address), prefix + (96 if "." in address else 0), [(*ports, protocols, effect, rule)]
+
+
+@dataclass
+class Tree:
+    """One armed leaf."""
+
+    leaf: Leaf
+    shared: Shared
+    network: cgroup_bpf.CgroupAttachment | None = None
+    tracing: tracing.TracingAttachment | None = None
+    rings: dict[str, Ring] = field(default_factory=dict)
+    seen: dict[str, list[Record]] = field(default_factory=lambda: {"mg_denials": [], "mg_activity": []})
+
+    @classmethod
+    def plant(cls, leaf: Leaf) -> Tree:
+        """A leaf with rings and nothing attached."""
+        shared = base.create_shared()
+        tree = cls(leaf, shared)
+        for name, size in shared.sizes.items():
+            tree.rings[name] = Ring(shared.fds[name], size)
+        return tree
+
+    def guard(self, **settings: Any) -> Tree:
+        """Attach the network programs."""
+        settings.setdefault("guard_unix", False)
+        self.network = cgroup_bpf.attach(cgroup_bpf.Settings(**settings), self.leaf.fd, self.leaf.id, self.shared)
+        return self
+
+    def trace(self) -> Tree:
+        """Attach the tracing programs."""
+        self.tracing = tracing.attach(self.leaf.id, self.shared)
+        return self
+
+    def close(self) -> None:
+        for ring in self.rings.values():
+            ring.close()
+        for attachment in (self.network, self.tracing):
+            if attachment is not None:
+                attachment.close()
+        self.shared.close()
+
+    def run(self, function: Callable[[], R]) -> R:
+        """Run a function in a child inside the leaf; its result travels as JSON."""
+        return in_child(function, self.leaf.enter)
+
+    def denials(self) -> list[Record]:
+        """All records of the ring of denials so far."""
+        return self._drained("mg_denials")
+
+    def activity(self) -> list[Record]:
+        """All records of the ring of activity so far."""
+        return self._drained("mg_activity")
+
+    def _drained(self, name: str) -> list[Record]:
+        while samples := self.rings[name].drain():
+            self.seen[name] += [decode.record(sample) for sample in samples]
+        return self.seen[name]
+
+    def net_denials(self) -> list[NetRecord]:
+        return [r for r in self.denials() if isinstance(r, NetRecord)]
+
+    def unix_denials(self) -> list[UnixRecord]:
+        return [r for r in self.denials() if isinstance(r, UnixRecord)]
+
+    def await_denial(self, matches: Callable[[Record], bool]) -> Record:
+        """Wait, by the ring's own readiness, until a matching denial is there."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            for record in self.denials():
+                if matches(record):
+                    return record
+            left = deadline - time.monotonic()
+            assert left > 0, f"no such denial among {self.denials()}"
+            select.select([self.rings["mg_denials"]], [], [], left)
+
+
+def in_child(function: Callable[[], R], before: Callable[[], None] = lambda: None) -> R:
+    """Run a function in a forked child; its result travels as JSON, its failure as an assertion."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.close(reader)
+            before()
+            os.write(writer, json.dumps({"result": function()}).encode())
+            code = 0
+        except BaseException:
+            os.write(writer, json.dumps({"failure": traceback.format_exc()}).encode())
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = json.loads(pipe.read())
+    os.waitpid(pid, 0)
+    assert "result" in answer, answer.get("failure")
+    result: R = answer["result"]
+    return result
+
+
+def errno_of(act: Callable[[], object]) -> int:
+    """0 when the act succeeds, else its errno."""
+    try:
+        act()
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def each(tree: Tree, act: Callable[[], object]) -> Iterator[tuple[str, int]]:
+    """The errno of an act outside and inside."""
+    yield "outside", in_child(lambda: errno_of(act))
+    yield "inside", tree.run(lambda: errno_of(act))
