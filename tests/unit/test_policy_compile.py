@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from mcpguard.policy.decide import (
     decide_name,
     decide_unix,
 )
+from mcpguard.policy.links import Links, read_link
 
 READ, WRITE, EXECUTE = Access.READ, Access.WRITE, Access.EXECUTE
 ALL = READ | WRITE | EXECUTE
@@ -151,6 +153,20 @@ def test_exceptions_of_a_symlinked_directory_hold_at_the_real_place() -> None:
     policy = compiled(read("/data"), deny("~/.ssh", "~/.ssh/config"), links={"/home/u/.ssh": "/data/ssh"})
     assert allowed(policy, "/data/ssh/config")
     assert not allowed(policy, "/data/ssh/id")
+
+
+def test_a_symlink_that_leads_every_process_elsewhere_is_not_followed() -> None:
+    links = {"/dev/fd": "/proc/self/fd", "/proc/self": "4711"}
+    assert {rule.pattern for rule in compiled(read("/dev/fd"), links=links).paths} == {"/dev/fd", "/proc/self/fd"}
+
+
+def test_the_links_of_a_real_file_system_are_followed_to_the_end(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "one").symlink_to("two/../two")
+    (tmp_path / "two").symlink_to(tmp_path / "real")
+    links = Links(read_link)
+    assert links.follow(f"{tmp_path}/one/missing", lambda _: True) == f"{(tmp_path / 'real').resolve()}/missing"
+    assert links.follow(f"{tmp_path}/one", lambda place: not place.endswith("/two")) is None
 
 
 def test_symlinks_in_a_circle_end() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 ReadLink = Callable[[str], str | None]
 MAX_HOPS = 40
+# They lead every process somewhere else: followed here they would name this process, not the agent's.
+_PER_PROCESS = frozenset(("/proc/self", "/proc/thread-self"))
 
 
 def read_link(path: str) -> str | None:
@@ -35,7 +37,7 @@ class Links:
     def target(self, path: str) -> str | None:
         """Where the symlink at `path` leads, or None when there is none."""
         if path not in self._known:
-            target = self._resolve(path)
+            target = None if path in _PER_PROCESS else self._resolve(path)
             self._known[path] = None if target == path else target
         return self._known[path]
 
