@@ -19,7 +19,7 @@ The workspace is the current directory, or -w DIR; the agent cannot choose it.""
 
 EPILOG = """examples:
   mcpguard run claude-code                      the agent, with its own profile
-  mcpguard run claude-code -- -p "fix the test" arguments for the agent itself
+  mcpguard run claude-code -p "fix the test"    arguments for the agent itself
   mcpguard run -p dev-tools -- make test        any command
   mcpguard run --audit -- ./build.sh            let through and record what would have been denied
   mcpguard run --net db.example.org:5432 codex  one more destination, this time only
@@ -73,10 +73,9 @@ def parse(arguments: list[str]) -> RunOptions:
     # argparse would swallow the first `--`; whether it stood there decides what the first word means.
     head, separator, tail = _split(arguments)
     found = parser().parse_args(head)
-    words = [*found.command, *tail]
-    if found.command and separator:
-        # `run claude-code -- -p hi`: the separator belongs to neither side.
-        separator = False
+    # A `--` after AGENT is the agent's own.
+    words = [*found.command, "--", *tail] if found.command and separator else [*found.command, *tail]
+    separator = separator and not found.command
     if not words:
         parser().error("nothing to run: name an AGENT, or write -- and a command")
     return RunOptions(
