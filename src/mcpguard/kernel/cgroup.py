@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 PARENT = "mcpguard"
@@ -64,14 +66,29 @@ class Leaf:
 
 
 def make_leaf(mount: str, name: str) -> Leaf:
-    """Make `<mount>/mcpguard/<name>`; fails when it exists."""
+    """Make `<mount>/mcpguard/<name>`; fails when it exists.
+
+    The leaf is locked (flock) for as long as its descriptor is open: an empty leaf without a lock is nobody's.
+    """
     parent = f"{mount}/{PARENT}"
     with contextlib.suppress(FileExistsError):
         os.mkdir(parent, 0o755)
     path = f"{parent}/{name}"
-    os.mkdir(path, 0o755)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with _locked(parent):
+        os.mkdir(path, 0o755)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return Leaf(path, fd, cgroup_id(path))
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def cgroup_id(path: str) -> int:
@@ -90,12 +107,24 @@ def cgroup_id(path: str) -> int:
 
 
 def remove_stale(mount: str) -> int:
-    """Remove leaves that no process lives in any more; returns how many."""
-    removed = 0
-    with contextlib.suppress(FileNotFoundError):
-        for entry in os.scandir(f"{mount}/{PARENT}"):
-            if entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(OSError):
-                    os.rmdir(entry.path)
-                    removed += 1
-    return removed
+    """Remove leaves that nobody holds and no process lives in any more; returns how many."""
+    parent = f"{mount}/{PARENT}"
+    if not os.path.isdir(parent):
+        return 0
+    with _locked(parent), os.scandir(parent) as entries:
+        return sum(_remove_if_free(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+
+
+def _remove_if_free(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rmdir(path)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)

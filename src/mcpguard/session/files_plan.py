@@ -18,6 +18,7 @@ from mcpguard.model.access import Access, Effect
 from mcpguard.model.plan import FilesPlan, Grant, MaskEntry, MountStep
 from mcpguard.model.policy import PathRule, Policy
 from mcpguard.policy.automaton import Automaton, State
+from mcpguard.policy.patterns import split_literal
 
 ALL = Access.READ | Access.WRITE | Access.EXECUTE
 # A new name in an open directory is read back by the program that wrote it; it never needs to be executed.
@@ -28,7 +29,6 @@ MAX_STEPS = 4_000
 # Above this many names, a masked directory shows no stand-ins: a hidden name is then ENOENT and not EACCES.
 MAX_STAND_INS = 512
 _PROGRESS_EVERY = 2_000
-_GLOB = frozenset("*?[")
 
 Progress = Callable[[int, str], None]
 
@@ -207,16 +207,16 @@ def _remember_matches(walk: _Walk, directory: str, state: State, depth: int) -> 
 
 def _split_literal(pattern: str) -> tuple[str, list[str]]:
     """`/a/b*/c` to (`/a`, [`b*`, `c`])."""
-    components = [part for part in pattern.split("/") if part]
-    for index, part in enumerate(components):
-        if _GLOB & set(part):
-            return "/" + "/".join(components[:index]), components[index:]
-    return "/" + "/".join(components), []
+    base, rest = split_literal(pattern)
+    return base, rest.split("/")[1:]
 
 
 def _grant(walk: _Walk, path: str) -> None:
+    if not os.path.lexists(path):
+        return
     allowed = walk.automaton.decision(walk.automaton.walk(path)).allowed
-    if allowed and _is_canonical(path):
+    if allowed and os.path.realpath(path) == path:
+        # A policy holds the canonical form of a rule beside it, so a path through a symlink needs no grant of its own.
         walk.grants[path] = walk.grants.get(path, Access.NONE) | allowed
 
 
@@ -228,11 +228,6 @@ def _grant_below(walk: _Walk, directory: str, state: State, depth: int) -> None:
             walk.grants[entry.path] = walk.grants.get(entry.path, Access.NONE) | allowed
         if depth > 1 and entry.is_dir(follow_symlinks=False):
             _grant_below(walk, entry.path, below, depth - 1)
-
-
-def _is_canonical(path: str) -> bool:
-    """It exists, and no component is a symlink (a policy holds the canonical form of such a rule beside it)."""
-    return os.path.lexists(path) and os.path.realpath(path) == path
 
 
 def _find_open_directory(walk: _Walk, policy: Policy, rule: PathRule) -> None:
