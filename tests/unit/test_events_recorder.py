@@ -298,7 +298,7 @@ def test_a_refusal_counts_as_often_as_the_kernel_says(bench: Bench) -> None:
     bench.feed(
         refused("open", "/ws/secret/key", errno.EACCES, count=4),
         dataclasses.replace(call("bpf", errno.EPERM), count=5),
-        dataclasses.replace(unix("/run/x", Verdict.DENY), count=6),
+        dataclasses.replace(unix("@x", Verdict.DENY), count=6),
     )
     assert [event.count for event in bench.events()] == [4, 5, 6]
 
@@ -310,3 +310,13 @@ def test_the_memory_of_aggregates_is_bounded(bench: Bench, monkeypatch: pytest.M
     found = bench.all_events()
     assert [e.count for e in found if e.path == "/ws/100"] == [2]
     assert [e.count for e in found if e.kind is Kind.LOSS] == [1]
+
+
+def test_a_denied_socket_that_does_not_exist_is_quiet_and_one_that_exists_is_not(bench: Bench, tmp_path: Path) -> None:
+    there = tmp_path / "socket"
+    there.touch()
+    found = denials(bench.all_events(unix(f"{tmp_path}/missing", Verdict.DENY), unix(str(there), Verdict.DENY)))
+    assert {e.path: (e.detail or "").startswith("quiet") for e in found} == {
+        f"{tmp_path}/missing": True,
+        str(there): False,
+    }

@@ -130,3 +130,12 @@ def test_no_store_yet_is_an_empty_list_of_sessions(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
     assert run("sessions", "--format", "json") == ""
     assert not (tmp_path / "state").exists()
+
+
+def test_a_broken_store_is_told_on_stderr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "events.db").write_bytes(b"no database" * 100)
+    result = CliRunner().invoke(APP, ["sessions", "--format", "json"], catch_exceptions=False)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "it is kept as" in result.stderr

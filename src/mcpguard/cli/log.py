@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from mcpguard.cli import render
 from mcpguard.events import query
 from mcpguard.events.format import CSV_HEADER, Cells, cells, csv_row, json_line
 from mcpguard.events.store import Store
@@ -64,6 +65,8 @@ def log(
         since_ns=None if since is None else query.since(since, time.time_ns()),
     )
     with Store.open(create=False) as store:
+        if store.note:
+            render.note(f"mcpguard: {store.note}")
         chosen = store.session(session).id
         found = query.follow(store, chosen, wanted, time.sleep) if follow else query.events(store, chosen, wanted)
         try:

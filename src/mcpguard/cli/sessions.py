@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mcpguard.cli import render
 from mcpguard.errors import StoreError
 from mcpguard.events.format import printable, rfc3339, shorten
 from mcpguard.events.sessions import Session, State
@@ -72,6 +73,8 @@ def _read() -> tuple[list[Session], dict[str, int]]:
     """No store yet means no sessions: an empty list is the true answer."""
     try:
         with Store.open(create=False) as store:
+            if store.note:
+                render.note(f"mcpguard: {store.note}")
             return store.sessions(), denied_by_session(store)
     except StoreError as error:
         if error.code != "store.empty":

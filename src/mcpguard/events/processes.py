@@ -64,8 +64,8 @@ class ProcessTable:
     def executed(self, record: ExecRecord) -> Process:
         """Note that a process runs another program now."""
         known = self.seen(record.head)
-        # The kernel names the thread after the new program a moment before or after the record; the file name is sure.
-        process = replace(known, exe=record.exe, argv=record.argv, comm=record.exe.rsplit("/", 1)[-1][:15])
+        comm = record.head.comm or record.exe.rsplit("/", 1)[-1][:15]
+        process = replace(known, exe=record.exe, argv=record.argv, comm=comm)
         self._put(process)
         return process
 

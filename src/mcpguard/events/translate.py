@@ -8,10 +8,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from mcpguard.events.attribute import Attributor
 from mcpguard.events.calls import judge_call
-from mcpguard.events.finding import Finding
+from mcpguard.events.finding import QUIET, Finding
 from mcpguard.events.judge import Judge
 from mcpguard.events.processes import Process, ProcessTable
 from mcpguard.model.access import Verdict
@@ -116,9 +117,11 @@ class Translator:
 
     def _unix(self, record: UnixRecord) -> Event:
         rule = self._rule(record.rule, record.verdict)
-        finding = Finding(
-            Kind.UNIX, record.op, record.verdict, path=record.path, rule=rule, detail=record.detail or None
-        )
+        detail = record.detail or None
+        if record.verdict is Verdict.DENY and _is_missing(record.path):
+            # The C library asks for nscd at every look-up of a user; without a sandbox it would get ENOENT.
+            detail = f"{QUIET}: there is no such socket"
+        finding = Finding(Kind.UNIX, record.op, record.verdict, path=record.path, rule=rule, detail=detail)
         return replace(self._event(record.head, finding), count=record.count)
 
     def _refusable(self, record: PathCallRecord | CallRecord, finding: Finding | None) -> Event | None:
@@ -155,3 +158,16 @@ class Translator:
         chain = self.processes.chain(pid)[1:]
         under = " < ".join(f"{process.comm or '?'}[{process.pid}]" for process in chain)
         return "; ".join(part for part in (detail, under and f"under {under}") if part) or None
+
+
+def _is_missing(path: str) -> bool:
+    """Surely no file of the host; False when it cannot be told."""
+    if not path.startswith("/"):
+        return False
+    try:
+        Path(path).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
