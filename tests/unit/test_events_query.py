@@ -147,7 +147,10 @@ def test_following_shows_each_event_once_and_ends_with_the_session(store: Store,
     assert len(waits) == 3
 
 
-def test_an_event_that_comes_while_following_reads_is_not_shown_twice(store: Store, session: str) -> None:
+def test_an_event_that_comes_while_following_reads_is_not_shown_twice(
+    store: Store, session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "PORTION", 2)
     seen: list[int] = []
     for event in follow(store, session, Filter(), lambda _: store.end_session(session, exit_code=0, now_ns=NOW)):
         seen.append(event.seq)

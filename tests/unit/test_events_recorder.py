@@ -320,3 +320,11 @@ def test_a_denied_socket_that_does_not_exist_is_quiet_and_one_that_exists_is_not
         f"{tmp_path}/missing": True,
         str(there): False,
     }
+
+
+def test_a_record_that_cannot_be_judged_is_counted_and_the_rest_of_its_batch_is_stored(bench: Bench) -> None:
+    unknown_rule = connection("192.0.2.1", Verdict.DENY, rule=999)
+    found = bench.all_events(unknown_rule, refused("open", "/ws/secret/key", errno.EACCES))
+    assert [e.path for e in denials(found)] == ["/ws/secret/key"]
+    assert [(e.count, e.detail) for e in found if e.kind is Kind.LOSS] == [(1, recorder_module.UNJUDGED)]
+    assert isinstance(bench.recorder.bug, IndexError)

@@ -21,7 +21,7 @@ WAKE_MS = 250
 STOP_TIMEOUT_S = 10.0
 LAST_ROUNDS = 100
 UNREADABLE = "records that could not be read"
-FAILED = "records that could not be judged"
+FAILED = "records that came with an unexpected error"
 
 
 class Ring(Protocol):

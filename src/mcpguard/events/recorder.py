@@ -29,6 +29,7 @@ MAX_SUMS = 10_000
 MAX_WAITING = 10_000
 # More than the kernel's own maps of aggregates hold.
 MAX_SERIES = 40_000
+UNJUDGED = "records that could not be judged"
 FORGOTTEN = "repeats of something that is no longer remembered"
 RING = "records that the kernel's ring had no room for"
 STORE = "events that the store did not take"
@@ -55,6 +56,7 @@ class Recorder:
     Attributes:
         counters: what did not become an event of its own.
         failure: the last StoreError; None when every write went well.
+        bug: the first unexpected error of a record; None when all could be judged.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Recorder:
         """
         self.counters = Counters()
         self.failure: StoreError | None = None
+        self.bug: Exception | None = None
         self._store = store
         self._session = session_id
         self._clock = clock or Clock()
@@ -98,7 +101,12 @@ class Recorder:
         """
         now_ns = self._clock.monotonic_ns()
         for record in records:
-            self._take(record, now_ns)
+            try:
+                self._take(record, now_ns)
+            except Exception as error:
+                # One record that nobody foresaw must not take the denials behind it along.
+                self.bug = self.bug or error
+                self.lost(UNJUDGED, 1)
         if lost is None:
             lost = {RING: sum(record.head.lost_before for record in records)}
         for source, count in lost.items():
