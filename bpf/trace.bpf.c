@@ -297,9 +297,14 @@ static __always_inline __u64 mg_tally_refused(struct mg_scratch *scratch, __u32 
 	struct mg_path_call *record = (void *)scratch->record;
 	struct mg_hashing hashing = { .scratch = scratch };
 	struct mg_refused_key key = {};
+	__u32 words = (end - (__u32)sizeof(*record) + 7) / 8;
 
+	/* The kernel refuses a loop count with high bits set, and the compiler leaves some in when it folds the sum. */
+	barrier_var(words);
+	if (words > MG_RECORD_MASK / 8)
+		words = MG_RECORD_MASK / 8;
 	__builtin_memset(&scratch->record[end & MG_RECORD_MASK], 0, 8);
-	bpf_loop((end - sizeof(*record) + 7) / 8, mg_hash_word, &hashing, 0);
+	bpf_loop(words, mg_hash_word, &hashing, 0);
 	key.hash[0] = hashing.hash[0];
 	key.hash[1] = hashing.hash[1];
 	key.pid = record->head.pid;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,23 @@ from mcpguard.kernel import cgroup
 from mcpguard.kernel.cgroup import Leaf
 
 _numbers = itertools.count()
+
+
+def _keep(leaf: Leaf) -> int:
+    """A process that does nothing but live in the leaf: a session that starts meanwhile sweeps empty leaves away."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            leaf.enter()
+            os.write(writer, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    assert os.read(reader, 1), "the leaf could not be entered"
+    os.close(reader)
+    return pid
 
 
 @pytest.fixture
@@ -23,9 +41,11 @@ def leaf() -> Iterator[Leaf]:
     mount = cgroup.unified_mount()
     assert mount is not None, "no cgroup v2 tree is mounted"
     made = cgroup.make_leaf(mount, f"test-{os.getpid()}-{next(_numbers)}")
+    keeper = _keep(made)
     try:
         yield made
     finally:
         made.kill()
+        os.waitpid(keeper, 0)
         os.close(made.fd)
         assert made.remove(), f"{made.path} is still populated by {made.pids()}"

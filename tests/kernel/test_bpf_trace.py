@@ -1,0 +1,509 @@
+"""The record of what a tree does: processes, opened files by the kernel's own path, changes, and everything refused."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bpf_tree import Tree, errno_of, in_child
+
+from mcpguard.kernel.cgroup import Leaf
+from mcpguard.model.access import Access
+from mcpguard.wire.records import (
+    CallRecord,
+    ExecRecord,
+    ExitRecord,
+    ForkRecord,
+    OpenRecord,
+    PathCallRecord,
+)
+
+pytestmark = pytest.mark.kernel
+
+NOBODY = 65534
+CLONE_NEWNS = 0x20000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@pytest.fixture
+def tree(leaf: Leaf) -> Iterator[Tree]:
+    planted = Tree.plant(leaf).trace()
+    yield planted
+    planted.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that an ordinary user can reach, with the names resolved."""
+    for part in (tmp_path, *tmp_path.parents):
+        if part.stat().st_mode & 0o5 != 0o5:
+            part.chmod(part.stat().st_mode | 0o5)
+    return tmp_path.resolve()
+
+
+def as_nobody(act: Callable[[], object]) -> int:
+    """The errno of an act without any privilege."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    return errno_of(act)
+
+
+def checked(name: str, *arguments: object) -> None:
+    if getattr(_libc, name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def opens(tree: Tree, path: str) -> list[OpenRecord]:
+    return [r for r in tree.activity() if isinstance(r, OpenRecord) and r.path == path]
+
+
+def refused(tree: Tree) -> list[PathCallRecord]:
+    return [r for r in tree.denials() if isinstance(r, PathCallRecord)]
+
+
+def changes(tree: Tree) -> list[PathCallRecord]:
+    return [r for r in tree.activity() if isinstance(r, PathCallRecord)]
+
+
+# --- processes
+
+
+def test_a_program_is_on_record_from_fork_to_exit(tree: Tree) -> None:
+    def act() -> list[int]:
+        child = subprocess.Popen(["/bin/sh", "-c", "exit 7", "two words"], close_fds=False)
+        child.wait()
+        return [os.getpid(), child.pid]
+
+    parent, child = tree.run(act)
+    records = tree.activity()
+    assert [r.head.pid for r in records if isinstance(r, ForkRecord) and r.child == child] == [parent]
+    (executed,) = [r for r in records if isinstance(r, ExecRecord) and r.head.pid == child]
+    assert executed.exe == os.path.realpath("/bin/sh")
+    assert executed.argv == ("/bin/sh", "-c", "exit 7", "two words")
+    assert executed.head.ppid == parent
+    assert [r.code for r in records if isinstance(r, ExitRecord) and r.head.pid == child] == [7 << 8]
+
+
+def test_a_signal_shows_as_the_end(tree: Tree) -> None:
+    def act() -> int:
+        child = subprocess.Popen(["/bin/sleep", "60"])
+        child.kill()
+        child.wait()
+        return child.pid
+
+    child = tree.run(act)
+    assert [r.code for r in tree.activity() if isinstance(r, ExitRecord) and r.head.pid == child] == [signal.SIGKILL]
+
+
+def test_threads_are_no_processes(tree: Tree) -> None:
+    def act() -> int:
+        threads = [threading.Thread(target=os.getpid) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return os.getpid()
+
+    pid = tree.run(act)
+    mine = [r for r in tree.activity() if r.head.pid == pid]
+    assert not any(isinstance(r, ForkRecord) for r in mine)
+    assert sum(isinstance(r, ExitRecord) for r in mine) == 1
+
+
+def test_long_arguments_are_cut_and_say_so(tree: Tree) -> None:
+    tree.run(lambda: subprocess.run(["/bin/true", "x" * 5000], check=True).returncode)
+    (record,) = [r for r in tree.activity() if isinstance(r, ExecRecord) and r.exe.endswith("/true")]
+    assert record.argv_cut
+    assert record.argv[0] == "/bin/true"
+    assert 1000 < len(record.argv[1]) < 5000
+
+
+def test_tasks_outside_the_tree_are_not_on_record(tree: Tree, folder: Path) -> None:
+    def act() -> int:
+        (folder / "f").write_text("x")
+        (folder / "f").rename(folder / "g")
+        subprocess.run(["/bin/true"], check=True)
+        return as_nobody(lambda: open("/etc/shadow"))
+
+    assert in_child(act) == errno.EACCES
+    assert tree.activity() == []
+    assert tree.denials() == []
+
+
+# --- opens
+
+
+@pytest.mark.parametrize("way", ["plain", "symlink", "dots", "proc", "relative", "descriptor"])
+def test_an_opened_file_has_the_kernels_path(way: str, tree: Tree, folder: Path) -> None:
+    target = folder / "real" / "file"
+    target.parent.mkdir()
+    target.write_text("x")
+    (folder / "link").symlink_to("real")
+    name = {
+        "plain": target,
+        "symlink": folder / "link" / "file",
+        "dots": f"{folder}/real/../real/./file",
+        "proc": f"/proc/self/root{target}",
+        "relative": "file",
+        "descriptor": "file",
+    }[way]
+
+    def act() -> None:
+        if way == "relative":
+            os.chdir(target.parent)
+        directory = os.open(target.parent, os.O_PATH) if way == "descriptor" else None
+        os.open(name, os.O_RDONLY, dir_fd=directory)
+
+    tree.run(act)
+    (record,) = opens(tree, str(target))
+    assert (record.access, record.kind, record.created, record.count) == (Access.READ, "file", False, 1)
+
+
+def test_a_bind_mount_shows_where_the_file_is_seen(tree: Tree, folder: Path) -> None:
+    source, place = folder / "source", folder / "place"
+    source.mkdir()
+    place.mkdir()
+    (source / "file").write_text("x")
+
+    def act() -> None:
+        checked("unshare", CLONE_NEWNS)
+        checked("mount", None, b"/", None, 0x44000, None)  # MS_REC | MS_PRIVATE
+        checked("mount", str(source).encode(), str(place).encode(), None, 0x1000, None)  # MS_BIND
+        os.open(place / "file", os.O_RDONLY)
+
+    tree.run(act)
+    assert len(opens(tree, str(place / "file"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "access", "created"),
+    [
+        (os.O_RDONLY, Access.READ, False),
+        (os.O_WRONLY, Access.WRITE, False),
+        (os.O_RDWR, Access.READ | Access.WRITE, False),
+        (os.O_WRONLY | os.O_CREAT | os.O_EXCL, Access.WRITE, True),
+    ],
+)
+def test_access_and_creation_are_told_apart(
+    flags: int, access: Access, created: bool, tree: Tree, folder: Path
+) -> None:
+    path = folder / "f"
+    if not created:
+        path.touch()
+    tree.run(lambda: os.open(path, flags) and None)
+    (record,) = opens(tree, str(path))
+    assert (record.access, record.created) == (access, created)
+
+
+def test_kinds_of_files_are_told_apart(tree: Tree, folder: Path) -> None:
+    def act() -> None:
+        os.open(folder, os.O_RDONLY)
+        os.open("/dev/null", os.O_WRONLY)
+        memory = os.memfd_create("secret")
+        os.open(f"/proc/self/fd/{memory}", os.O_RDWR)
+        reader, _ = os.pipe()
+        os.open(f"/proc/self/fd/{reader}", os.O_RDONLY)
+
+    tree.run(act)
+    kinds = {r.path: r.kind for r in tree.activity() if isinstance(r, OpenRecord)}
+    assert kinds[str(folder)] == "directory"
+    assert kinds["/dev/null"] == "device"
+    assert [kind for path, kind in kinds.items() if "memfd:secret" in path] == ["memfd"]
+    assert "other" in kinds.values()
+
+
+def test_paths_at_the_limit_are_whole(tree: Tree, folder: Path) -> None:
+    depth = (4000 - len(str(folder))) // 101
+
+    def act() -> str:
+        os.chdir(folder)
+        for _ in range(depth):
+            os.mkdir("d" * 100)
+            os.chdir("d" * 100)
+        os.open("file", os.O_RDONLY | os.O_CREAT)
+        return os.getcwd()
+
+    where = tree.run(act)
+    assert len(where) > 3800
+    (record,) = opens(tree, f"{where}/file")
+    assert not record.cut
+
+
+def test_counts_of_opens_add_up(tree: Tree, folder: Path) -> None:
+    path = folder / "f"
+    path.touch()
+
+    def act() -> None:
+        for _ in range(777):
+            os.close(os.open(path, os.O_RDONLY))
+
+    tree.run(act)
+    records = opens(tree, str(path))
+    assert len(records) == 10, "the first, and one at each power of two"
+    assert sum(r.count for r in records) == 512
+    assert tree.tracing is not None
+    rest = {s.series: s.count for s in tree.tracing.final_counts()}
+    assert rest[records[0].series] == 777 - 512
+
+
+def test_a_flood_of_opens_loses_no_denial_and_is_accounted_for(tree: Tree, folder: Path) -> None:
+    """Activity may overflow, and then says by how much; denials have their own ring."""
+    files, rounds = 2000, 100
+    for number in range(files):
+        (folder / str(number)).touch()
+
+    def act() -> None:
+        for _ in range(4):
+            if os.fork() == 0:
+                for _ in range(rounds // 4):
+                    for number in range(files):
+                        os.close(os.open(folder / str(number), os.O_RDONLY))
+                as_nobody(lambda: open("/etc/shadow"))
+                os._exit(0)
+        for _ in range(4):
+            os.wait()
+
+    tree.run(act)
+    seen = [r for r in tree.activity() if isinstance(r, OpenRecord) and r.path.startswith(str(folder))]
+    assert tree.tracing is not None
+    series = {r.series for r in seen}
+    rest = sum(s.count for s in tree.tracing.final_counts() if s.series in series)
+    lost = sum(r.head.lost_before for r in tree.activity())
+    total = sum(r.count for r in seen) + rest
+    assert total <= files * rounds
+    assert total == files * rounds or lost > 0
+    assert {r.head.lost_before for r in tree.denials()} == {0}
+    assert sum(r.path == "/etc/shadow" for r in refused(tree)) == 4
+
+
+# --- changes
+
+
+def test_changes_are_on_record_with_base_and_name(tree: Tree, folder: Path) -> None:
+    def act() -> None:
+        os.chdir(folder)
+        os.mkdir("d")
+        Path("a").touch()
+        os.rename("a", f"{folder}/d/b")
+        os.link("d/b", "c")
+        os.symlink("c", "s")
+        os.truncate("c", 3)
+        os.chmod("c", 0o600)
+        os.chown("c", 0, 0)
+        os.setxattr("c", "user.x", b"1")
+        os.utime("c", (1, 1))
+        os.unlink("c")
+        os.unlink("s")
+        os.rename(f"{folder}/d/b", "b")
+        os.rmdir("d")
+
+    try:
+        tree.run(act)
+    except AssertionError as error:
+        assert "Operation not supported" in str(error), error  # a file system without user attributes
+        pytest.skip("no user extended attributes here")
+    base = str(folder)
+    seen = [(r.op, r.base, r.path, r.base2, r.path2, r.result) for r in changes(tree)]
+    assert ("mkdir", base, "d", None, None, 0) in seen
+    assert ("rename", base, "a", "", f"{folder}/d/b", 0) in seen
+    assert ("link", base, "d/b", base, "c", 0) in seen
+    assert ("symlink", base, "s", None, None, 0) in seen
+    for op in ("truncate", "chmod", "chown", "xattr", "utimes", "unlink"):
+        assert (op, base, "c", None, None, 0) in seen, op
+    assert ("rename", "", f"{folder}/d/b", base, "b", 0) in seen
+    assert ("rmdir", base, "d", None, None, 0) in seen
+
+
+def test_changes_by_descriptor_name_the_file(tree: Tree, folder: Path) -> None:
+    path = folder / "f"
+
+    def act() -> None:
+        with open(path, "w") as file:
+            os.ftruncate(file.fileno(), 5)
+            os.fchmod(file.fileno(), 0o640)
+            os.utime(file.fileno(), (1, 1))
+
+    tree.run(act)
+    seen = {(r.op, r.base, r.path) for r in changes(tree)}
+    assert {("truncate", str(path), ""), ("chmod", str(path), ""), ("utimes", str(path), "")} <= seen
+
+
+# --- refusals
+
+
+def test_a_refused_open_tells_where_a_relative_path_starts(tree: Tree, folder: Path) -> None:
+    (folder / "secret").touch(0o600)
+
+    def act() -> int:
+        os.chdir(folder)
+        return as_nobody(lambda: os.open("secret", os.O_WRONLY | os.O_NOFOLLOW))
+
+    assert tree.run(act) == errno.EACCES
+    (record,) = refused(tree)
+    assert (record.op, record.result, record.access) == ("open", errno.EACCES, Access.WRITE)
+    assert (record.base, record.path, record.base2, record.follow) == (str(folder), "secret", None, False)
+    assert record.head.comm
+
+
+def test_a_refused_open_by_descriptor_tells_its_directory(tree: Tree, folder: Path) -> None:
+    (folder / "secret").touch(0o600)
+
+    def act() -> int:
+        directory = os.open(folder, os.O_PATH)
+        os.chdir("/")
+        return as_nobody(lambda: os.open("secret", os.O_RDONLY, dir_fd=directory))
+
+    assert tree.run(act) == errno.EACCES
+    (record,) = refused(tree)
+    assert (record.base, record.path) == (str(folder), "secret")
+
+
+PATH_ACTS: dict[str, Callable[[str], object]] = {
+    "open": lambda d: os.open(f"{d}/f", os.O_RDWR),
+    "create": lambda d: os.open(f"{d}/n", os.O_WRONLY | os.O_CREAT | os.O_EXCL),
+    "truncate": lambda d: os.truncate(f"{d}/f", 0),
+    "unlink": lambda d: os.unlink(f"{d}/f"),
+    "rmdir": lambda d: os.rmdir(f"{d}/d"),
+    "mkdir": lambda d: os.mkdir(f"{d}/n"),
+    "mknod": lambda d: os.mknod(f"{d}/n"),
+    "symlink": lambda d: os.symlink("x", f"{d}/n"),
+    "link": lambda d: os.link(f"{d}/f", f"{d}/n"),
+    "rename": lambda d: os.rename(f"{d}/f", f"{d}/n"),
+    "chmod": lambda d: os.chmod(f"{d}/f", 0),
+    "chown": lambda d: os.chown(f"{d}/f", 1, 1),
+    "xattr": lambda d: os.setxattr(f"{d}/f", "user.x", b"1"),
+    "utimes": lambda d: os.utime(f"{d}/f", (1, 1)),
+    "exec": lambda d: os.execv(f"{d}/f", ["f"]),
+    "exchange": lambda d: checked("renameat2", -100, f"{d}/f".encode(), -100, f"{d}/d".encode(), 2),
+}
+
+
+@pytest.mark.parametrize("op", PATH_ACTS)
+def test_every_refused_path_call_is_on_record(op: str, tree: Tree, folder: Path) -> None:
+    (folder / "f").touch(0o644)
+    (folder / "d").mkdir()
+    number = tree.run(lambda: as_nobody(lambda: PATH_ACTS[op](str(folder))))
+    assert number in (errno.EACCES, errno.EPERM)
+    (record,) = refused(tree)
+    assert (record.op, record.result) == (op, number)
+    assert record.path.startswith(str(folder))
+    assert (record.path2 is not None) == (op in ("link", "rename", "exchange"))
+    assert record.access == (Access.EXECUTE if op == "exec" else record.access)
+    assert op == "exec" or Access.WRITE in record.access
+
+
+def test_a_refused_change_by_descriptor_names_the_file(tree: Tree, folder: Path) -> None:
+    (folder / "f").touch(0o644)
+
+    def act() -> int:
+        fd = os.open(folder / "f", os.O_RDONLY)
+        return as_nobody(lambda: os.fchmod(fd, 0o777))
+
+    assert tree.run(act) == errno.EPERM
+    (record,) = refused(tree)
+    assert (record.op, record.base, record.path) == ("chmod", str(folder / "f"), "")
+
+
+def test_moving_across_file_systems_counts_as_refused(tree: Tree, folder: Path) -> None:
+    """In a mount plan of bind mounts this is what a rename out of a protected place gets."""
+    (folder / "f").touch()
+    assert tree.run(lambda: errno_of(lambda: os.rename(folder / "f", "/proc/f"))) in (errno.EXDEV, errno.ENOENT)
+    assert tree.run(lambda: errno_of(lambda: os.rename(folder / "f", "/dev/shm/mcpguard-f"))) == errno.EXDEV
+    assert refused(tree)[-1].path2 == "/dev/shm/mcpguard-f"
+
+
+def test_a_read_only_file_system_counts_as_refused(tree: Tree, folder: Path) -> None:
+    def act() -> int:
+        checked("unshare", CLONE_NEWNS)
+        checked("mount", None, b"/", None, 0x44000, None)
+        checked("mount", b"none", str(folder).encode(), b"tmpfs", 1, None)
+        return errno_of(lambda: os.mkdir(folder / "x"))
+
+    assert tree.run(act) == errno.EROFS
+    assert [(r.op, r.result) for r in refused(tree)] == [("mkdir", errno.EROFS)]
+
+
+def _vector() -> ctypes.Array[ctypes.c_uint64]:
+    """One struct iovec of eight bytes."""
+    return (ctypes.c_uint64 * 2)(ctypes.addressof(_room), 8)
+
+
+_room = ctypes.create_string_buffer(8)
+CALLS: dict[str, tuple[Callable[[], object], int | None]] = {
+    "signal": (lambda: os.kill(1, 0), 1),
+    "unshare": (lambda: checked("unshare", CLONE_NEWNS), CLONE_NEWNS),
+    "ptrace": (lambda: checked("ptrace", 16, 1, 0, 0), 1),
+    "socket": (lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW), socket.AF_PACKET),
+    "mount": (lambda: checked("mount", b"none", b"/tmp", b"tmpfs", 0, None), 0),
+    "chroot": (lambda: os.chroot("/"), None),
+    "process-memory": (lambda: checked("process_vm_readv", 1, *2 * (ctypes.byref(_vector()), 1), 0), 1),
+    "perf": (lambda: checked("syscall", 298, ctypes.create_string_buffer(128), -1, 0, -1, 0), None),
+    "bpf": (lambda: checked("syscall", 321, 5, ctypes.create_string_buffer(128), 128), 5),
+}
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_refused_calls_without_a_path_are_on_record(op: str, tree: Tree) -> None:
+    act, argument = CALLS[op]
+    number = tree.run(lambda: as_nobody(act))
+    assert number in (errno.EPERM, errno.EACCES)
+    (record,) = [r for r in tree.denials() if isinstance(r, CallRecord)]
+    assert (record.op, record.result) == (op, number)
+    assert argument is None or record.argument == argument
+
+
+def test_identical_refusals_are_counted_and_different_ones_kept(tree: Tree, folder: Path) -> None:
+    (folder / "secret").touch(0o600)
+
+    def act() -> int:
+        def loop() -> None:
+            for _ in range(1000):
+                with contextlib.suppress(PermissionError):
+                    os.open(folder / "secret", os.O_RDONLY)
+            for number in range(500):
+                with contextlib.suppress(PermissionError):
+                    os.mkdir(folder / f"n{number}")
+
+        return as_nobody(loop)
+
+    assert tree.run(act) == 0
+    same = [r for r in refused(tree) if r.op == "open"]
+    assert len(same) == 10
+    assert tree.tracing is not None
+    rest = {s.series: s.count for s in tree.tracing.final_counts()}
+    assert sum(r.count for r in same) + rest[same[0].series] == 1000
+    assert len({r.path for r in refused(tree) if r.op == "mkdir"}) == 500
+
+
+def test_honest_failures_are_no_refusals(tree: Tree, folder: Path) -> None:
+    def act() -> None:
+        for name in ("missing", "missing/deeper"):
+            with contextlib.suppress(OSError):
+                os.open(folder / name, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            os.mkdir(folder)
+        with contextlib.suppress(OSError):
+            os.kill(2**22 - 1, 0)
+
+    tree.run(act)
+    assert tree.denials() == []
+
+
+def test_what_the_links_hold_ends_with_them(tree: Tree, folder: Path) -> None:
+    (folder / "f").touch()
+    assert tree.tracing is not None
+    assert tree.tracing.detach_verify() == []
+    tree.tracing.close()
+    tree.tracing = None
+    tree.run(lambda: os.open(folder / "f", os.O_RDONLY))
+    assert tree.activity() == []
