@@ -74,6 +74,7 @@ def place() -> Iterator[Place]:
     (root / "ro" / "file").write_text("r")
     (root / "free" / "file").write_text("f")
     yield Place(root)
+    (root / "free").chmod(0o755)
     shutil.rmtree(folder)
 
 
