@@ -141,23 +141,26 @@ def _refuse(source: str, line: int, what: str, why: str, do: str, code: str) -> 
 
 def _syntax(bad: yaml.YAMLError, text: str, source: str) -> ProfileError:
     """The parser's own words, at its place."""
+    code = "syntax"
+    do = 'check the indentation, and put patterns with special characters in quotes: "{workspace}/**"'
     if isinstance(bad, yaml.MarkedYAMLError):
-        mark = bad.problem_mark or bad.context_mark
-        line = min(mark.line + 1, text.count("\n") + 1) if mark else 0
+        line = _marked(bad, text)
         why = " ".join(part for part in (bad.problem, bad.context) if part)
+        if bad.context and bad.context.endswith(("an alias", "an anchor")):
+            code, do = "alias", 'a value that begins with * or & needs quotes: "**/.env"'
     elif isinstance(bad, yaml.reader.ReaderError):
         line = text.count("\n", 0, bad.position) + 1
         why = f"the character #x{bad.character:04x} is not allowed" if isinstance(bad.character, int) else bad.reason
     else:
         line, why = 0, str(bad).splitlines()[0]
-    return error(
-        source,
-        line,
-        "is not valid YAML",
-        why=why,
-        do='check the indentation, and put patterns with special characters in quotes: "{workspace}/**"',
-        code="syntax",
-    )
+    return error(source, line, "is not valid YAML", why=why, do=do, code=code)
+
+
+def _marked(bad: yaml.MarkedYAMLError, text: str) -> int:
+    """The line of the problem; where that is only the end of the file, the line where it began."""
+    last = text.rstrip().count("\n") + 1
+    marks = [mark.line + 1 for mark in (bad.problem_mark, bad.context_mark) if mark]
+    return next((line for line in marks if line <= last), min(marks, default=0))
 
 
 def line_of(node: yaml.Node) -> int:
