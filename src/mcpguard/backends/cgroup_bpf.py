@@ -6,7 +6,6 @@ cannot be attached stops the launch; only the unix socket part, which old kernel
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Iterable
@@ -62,8 +61,24 @@ class CgroupAttachment(base.Attachment):
     cgroup: int = -1
     unix: bool = False
     _table: bpf.Map | None = None
+    _listen: bpf.Map | None = None
+    _unix: bpf.Map | None = None
     _rows: dict[bytes, bytes] = field(default_factory=dict)
     _update: threading.Lock = field(default_factory=threading.Lock)
+
+    def set_rules(self, settings: Settings) -> None:
+        """Fill the tables. Until then every destination, listener and socket is refused.
+
+        Raises:
+            PolicyError: a row does not fit.
+            KernelError: a map refused one.
+        """
+        self.update_connect(settings.connect)
+        if self._listen is not None:
+            for key, value in encode.prefix_table(settings.listen).items():
+                self._listen.set(key, value)
+        if self._unix is not None:
+            self._unix.set(bytes(4), encode.unix_table(settings.unix))
 
     def update_connect(self, rows: Iterable[encode.NetRow]) -> None:
         """Replace the destinations: new and changed ones first, then what is gone, so nothing allowed in both is ever refused.
@@ -95,9 +110,10 @@ class CgroupAttachment(base.Attachment):
         """Close our descriptors. The programs stay on the cgroup."""
         base.Attachment.close(self)
         with self._update:
-            if self._table is not None:
-                self._table.close()
-                self._table = None
+            for table in (self._table, self._listen, self._unix):
+                if table is not None:
+                    table.close()
+            self._table = self._listen = self._unix = None
         if self.cgroup >= 0:
             os.close(self.cgroup)
             self.cgroup = -1
@@ -118,29 +134,27 @@ def attach(settings: Settings, cgroup_fd: int, cgroup_id: int, shared: bpf.Share
     config = encode.configuration(cgroup_id, audit=settings.audit, allow_relative=settings.allow_relative)
     try:
         base.lend_out(attachment, shared)
-        _arm_network(attachment, settings, shared, config)
+        _arm_network(attachment, shared, config)
         if settings.guard_unix:
-            attachment.unix = _arm_unix(attachment, settings, shared, config)
+            attachment.unix = _arm_unix(attachment, shared, config)
+        attachment.set_rules(settings)
     except BaseException:
         attachment.close()
         raise
     return attachment
 
 
-def _arm_network(attachment: CgroupAttachment, settings: Settings, shared: bpf.Shared, config: bytes) -> None:
+def _arm_network(attachment: CgroupAttachment, shared: bpf.Shared, config: bytes) -> None:
     with base.opened("network", shared, config) as loaded:
         loaded.load()
         attachment._table = loaded.map("mg_connect")
-        attachment.update_connect(settings.connect)
-        with contextlib.closing(loaded.map("mg_listen")) as listen:
-            for key, value in encode.prefix_table(settings.listen).items():
-                listen.set(key, value)
+        attachment._listen = loaded.map("mg_listen")
         for name in ("mg_net_sums", "mg_net_denied"):
             attachment.fds[f"sums.{name}"] = loaded.map(name).fd
         _attach_all(attachment, loaded, NETWORK)
 
 
-def _arm_unix(attachment: CgroupAttachment, settings: Settings, shared: bpf.Shared, config: bytes) -> bool:
+def _arm_unix(attachment: CgroupAttachment, shared: bpf.Shared, config: bytes) -> bool:
     """Arm the unix socket programs; False where the kernel has no such hook."""
     with base.opened("unix", shared, config) as loaded:
         for name, kind in UNIX.items():
@@ -149,8 +163,7 @@ def _arm_unix(attachment: CgroupAttachment, settings: Settings, shared: bpf.Shar
             loaded.load()
         except KernelError:
             return False
-        with contextlib.closing(loaded.map("mg_unix_rules")) as rules:
-            rules.set(bytes(4), encode.unix_table(settings.unix))
+        attachment._unix = loaded.map("mg_unix_rules")
         for name in ("mg_unix_sums", "mg_unix_denied"):
             attachment.fds[f"sums.{name}"] = loaded.map(name).fd
         _attach_all(attachment, loaded, UNIX)

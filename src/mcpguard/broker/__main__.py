@@ -1,4 +1,4 @@
-"""Entry of the privileged half: `python -I -S .../mcpguard/broker/__main__.py (--fd N | --socket NAME)`.
+"""Entry of the privileged half: `python -I -S .../mcpguard/broker/__main__.py (--fd N | --socket NAME) [--audit]`.
 
 Isolated on purpose: no site packages, no environment, no working directory on the path. The package's own parent is put
 on the path by hand, and `mcpguard setup` has put it where only root can write.
@@ -20,7 +20,8 @@ from mcpguard.broker.server import serve
 
 def main(arguments: list[str]) -> int:
     """Connect to the user's process and serve it. Returns the exit code."""
-    if os.geteuid() != 0 or len(arguments) != 2 or arguments[0] not in ("--fd", "--socket"):
+    audit = arguments[2:] == ["--audit"]
+    if os.geteuid() != 0 or len(arguments) != 2 + audit or arguments[0] not in ("--fd", "--socket"):
         sys.stderr.write("mcpguard: the broker is started by `mcpguard run`, not by hand\n")
         return 125
     if arguments[0] == "--fd":
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
             sys.stderr.write("mcpguard: the other end of the broker's socket is not who called sudo\n")
             return 125
     os.set_inheritable(connection.fileno(), False)
-    serve(Channel(connection), caller, _peer_pid(connection))
+    serve(Channel(connection), caller, _peer_pid(connection), audit=audit)
     return 0
 
 

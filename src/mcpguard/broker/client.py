@@ -48,7 +48,9 @@ class Broker:
         Raises:
             HostError: it could not be done; nothing was started.
         """
-        self.channel.send(launch.to_json())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # A broker that has failed already says why before it ends.
+            self.channel.send(launch.to_json())
         received = self.channel.receive()
         if received is None:
             raise HostError(
@@ -70,6 +72,11 @@ class Broker:
         """Replace the table of destinations while the session runs."""
         self.channel.send({"connect": rows})
 
+    def wait(self, timeout_s: float = 5.0) -> None:
+        """Give it time to remove what it made; it does so also when nobody waits."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout_s)
+
     def close(self) -> None:
         for fd in self.descriptors.values():
             with contextlib.suppress(OSError):
@@ -78,8 +85,10 @@ class Broker:
         self.channel.close()
 
 
-def start(program: BrokerProgram) -> Broker:
+def start(program: BrokerProgram, *, audit: bool) -> Broker:
     """Start the broker: directly as root, else through sudo, which asks for a password on the terminal if it must.
+
+    It loads while the caller goes on; `audit` must be known by then.
 
     Raises:
         PrivilegeError: sudo is missing or said no.
@@ -87,17 +96,22 @@ def start(program: BrokerProgram) -> Broker:
     if os.geteuid() == 0:
         ours, theirs = socket.socketpair()
         with theirs:
-            process = subprocess.Popen([*program.command, "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()])
+            command = [*program.command, "--fd", str(theirs.fileno()), *_flags(audit)]
+            process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         return Broker(process, Channel(ours))
-    return _start_with_sudo(program)
+    return _start_with_sudo(program, audit)
 
 
-def _start_with_sudo(program: BrokerProgram) -> Broker:
+def _flags(audit: bool) -> list[str]:
+    return ["--audit"] if audit else []
+
+
+def _start_with_sudo(program: BrokerProgram, audit: bool) -> Broker:
     name = f"mcpguard-{os.getpid()}-{secrets.token_hex(16)}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(b"\0" + name.encode())
         listener.listen(4)
-        command = ["sudo", "-p", _PROMPT, "--", *program.command, "--socket", name]
+        command = ["sudo", "-p", _PROMPT, "--", *program.command, "--socket", name, *_flags(audit)]
         try:
             process = subprocess.Popen(command)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""All BPF of one session: made from the request's plain values, armed on the leaf, handed out by descriptor."""
+"""All BPF of one session: armed on the leaf before the request is there, then given its rules, handed out by descriptor."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _TCP_AND_UDP = 3
 class Engine:
     """Armed from `__enter__` on. What is attached to the leaf outlives this object; tracing lives while a link is held."""
 
-    def __init__(self, network: dict[str, Any], leaf: Leaf, audit: bool) -> None:
-        self._settings = _settings(network, audit)
+    def __init__(self, leaf: Leaf, audit: bool) -> None:
+        self._audit = audit
         self._leaf = leaf
         self._stack = contextlib.ExitStack()
 
@@ -29,7 +29,8 @@ class Engine:
         try:
             shared = base.create_shared()
             self._stack.callback(shared.close)
-            self._network = cgroup_bpf.attach(self._settings, self._leaf.fd, self._leaf.id, shared)
+            closed = cgroup_bpf.Settings(audit=self._audit)
+            self._network = cgroup_bpf.attach(closed, self._leaf.fd, self._leaf.id, shared)
             self._stack.callback(self._network.close)
             self._tracing = tracing.attach(self._leaf.id, shared)
             self._stack.callback(self._tracing.close)
@@ -49,6 +50,10 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    def set_rules(self, network: dict[str, Any]) -> None:
+        """Fill the tables from the request; before this every destination is refused."""
+        self._network.set_rules(_settings(network))
 
     def _shared_out(self) -> dict[str, int]:
         return {**self._network.fds, **self._tracing.fds}
@@ -75,14 +80,12 @@ class Engine:
         return {"sums": [[one.series, one.count] for one in sums]}
 
 
-def _settings(network: dict[str, Any], audit: bool) -> cgroup_bpf.Settings:
+def _settings(network: dict[str, Any]) -> cgroup_bpf.Settings:
     try:
         return cgroup_bpf.Settings(
             connect=tuple(_net_rows(network["connect"], canary=True)),
             listen=tuple(_net_rows(network["listen"], canary=False)),
             unix=tuple(_unix_row(row) for row in network["unix"]),
-            audit=audit,
-            allow_relative=network["allow_relative"] is True,
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise HostError(

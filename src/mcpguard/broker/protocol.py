@@ -49,7 +49,6 @@ class LaunchRequest:
     files: FilesPlan
     network: dict[str, Any]
     seccomp: bytes
-    audit: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -64,7 +63,6 @@ class LaunchRequest:
             "steps": [_step_to_json(step) for step in self.files.steps],
             "network": self.network,
             "seccomp": base64.b64encode(self.seccomp).decode(),
-            "audit": self.audit,
         }
 
     @staticmethod
@@ -105,7 +103,6 @@ class LaunchRequest:
                 ),
                 network=_mapping(message["network"], 1000),
                 seccomp=base64.b64decode(message["seccomp"], validate=True),
-                audit=message["audit"] is True,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise HostError(

@@ -39,15 +39,13 @@ class _Running:
     canary_pid: int
 
 
-def serve(channel: Channel, caller_uid: int, caller_pid: int) -> None:
-    """Serve one session on `channel` for the user `caller_uid`, then return."""
+def serve(channel: Channel, caller_uid: int, caller_pid: int, *, audit: bool) -> None:
+    """Serve one session on `channel` for the user `caller_uid`, then return.
+
+    Loading takes longer than anything else and needs nothing of the request, so it begins before the request is there.
+    """
     try:
-        received = channel.receive()
-        if received is None:
-            return
-        request = LaunchRequest.from_json(received[0])
-        _check_user(request, caller_uid)
-        _Session(channel, request, caller_pid).run()
+        _Session(channel, caller_uid, caller_pid, audit).run()
     except McpguardError as error:
         with contextlib.suppress(OSError):
             channel.send(error_to_json(error))
@@ -74,10 +72,11 @@ def _check_user(request: LaunchRequest, caller_uid: int) -> None:
 
 
 class _Session:
-    def __init__(self, channel: Channel, request: LaunchRequest, caller_pid: int) -> None:
+    def __init__(self, channel: Channel, caller_uid: int, caller_pid: int, audit: bool) -> None:
         self.channel = channel
-        self.request = request
+        self.caller_uid = caller_uid
         self.caller_pid = caller_pid
+        self.audit = audit
         self.client_gone = False
 
     def run(self) -> None:
@@ -99,7 +98,7 @@ class _Session:
             )
         os.makedirs(files.STAGE, mode=0o755, exist_ok=True)
         cgroup.remove_stale(mount)
-        leaf = cgroup.make_leaf(mount, self.request.session)
+        leaf = cgroup.make_leaf(mount, f"{self.caller_pid}-{os.urandom(4).hex()}")
         try:
             self._guard(leaf, abi)
         finally:
@@ -108,12 +107,15 @@ class _Session:
             leaf.remove()
 
     def _guard(self, leaf: cgroup.Leaf, abi: int) -> None:
-        target = canary.Target.open(
-            outside_pid=self.caller_pid, signals=abi >= 6 and not self.request.audit, audit=self.request.audit
-        )
+        signals = abi >= 6 and not self.audit
+        target = canary.Target.open(outside_pid=self.caller_pid, signals=signals, audit=self.audit)
         wakeup = _watch_signals()
-        with Engine(self.request.network, leaf, self.request.audit) as engine:
-            running = self._start(leaf, target)
+        with Engine(leaf, self.audit) as engine:
+            request = self._request()
+            if request is None:
+                return
+            engine.set_rules(request.network)
+            running = self._start(request, leaf, target)
             target.close()
             _drop_to_idle()
             facts = {"ready": True, "pid": running.pid, "canary_pid": running.canary_pid, "cgroup": leaf.path}
@@ -131,13 +133,22 @@ class _Session:
             self._tell({"exited": status, "leftover": leftover, **engine.final()})
             self._until_client_leaves()
 
-    def _start(self, leaf: cgroup.Leaf, target: canary.Target) -> _Running:
+    def _request(self) -> LaunchRequest | None:
+        """What to start; None when the user's process changed its mind."""
+        received = self.channel.receive()
+        if received is None:
+            return None
+        request = LaunchRequest.from_json(received[0])
+        _check_user(request, self.caller_uid)
+        return request
+
+    def _start(self, request: LaunchRequest, leaf: cgroup.Leaf, target: canary.Target) -> _Running:
         """Fork the child and wait until it has confined itself and its canary was refused."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
             ours.close()
-            become_agent(self.request, leaf, theirs, target)
+            become_agent(request, leaf, theirs, target)
         theirs.close()
         answer = ours.recv(1 << 16)
         report: dict[str, Any] = json.loads(answer) if answer else _DIED

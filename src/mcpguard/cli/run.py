@@ -104,9 +104,15 @@ def main(arguments: list[str]) -> int:
     """Run and return the exit code of the contract."""
     try:
         options = parse(arguments)
-        from mcpguard.session.run import run
+        from mcpguard.session.start import Start
 
-        return run(options)
+        start = Start(options)
+        try:
+            from mcpguard.session.run import run
+
+            return run(options, start)
+        finally:
+            start.close()
     except McpguardError as error:
         sys.stderr.write("\n".join(error.lines()) + "\n")
         return FAILED

@@ -69,8 +69,6 @@ def settings(policy: Policy, rows: list[Any]) -> dict[str, Any]:
         "connect": rows,
         "listen": rows_to_json(policy.listen),
         "unix": [[entry.pattern, int(entry.effect is Effect.ALLOW), entry.rule] for entry in carried_sockets(policy)],
-        # A relative string could name anything below a directory that the tree changed to.
-        "allow_relative": False,
     }
 
 

@@ -5,7 +5,6 @@ options -> policy -> plan -> broker (confined child, canary refused) -> events f
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 
@@ -17,55 +16,29 @@ from mcpguard.model.policy import Policy
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.decide import decide_unix
 from mcpguard.profile.store import state_directory
-from mcpguard.session import agent, coverage, install, network, seccomp, sockets
+from mcpguard.session import agent, coverage, network, seccomp, sockets
 from mcpguard.session.environment import SESSION_VARIABLE, scrub
 from mcpguard.session.files_plan import plan_files, terminal_progress
 from mcpguard.session.options import RunOptions
 from mcpguard.session.recording import Recording
-from mcpguard.session.signals import SignalWatch
+from mcpguard.session.start import Start
 
 FAILED = 125
 
 
-def run(options: RunOptions) -> int:
+def run(options: RunOptions, start: Start) -> int:
     """Run and return the exit code of the contract.
 
     Raises:
         McpguardError: nothing was started.
     """
-    _refuse_nesting()
-    command, policy = agent.choose(options)
-    policy = network.with_resolvers(policy)
     coverage.check_tier(options.tier)
-    watch = SignalWatch()
-    broker = client.start(_broker_program())
-    watch.start(broker.process.pid)
-    try:
-        return _guard(options, command, policy, broker, watch)
-    finally:
-        broker.close()
-        _wait_for(broker)
+    command, policy = agent.choose(options)
+    return _guard(options, command, network.with_resolvers(policy), start)
 
 
-def _refuse_nesting() -> None:
-    with open("/proc/self/cgroup", encoding="utf-8", errors="replace") as groups:
-        if any(line.startswith("0::/mcpguard/") for line in groups):
-            raise HostError(
-                "already inside a guarded session",
-                why="a guarded process cannot start, change or end a session; that is the point of it",
-                do="ask the person at the keyboard to do this from a terminal of their own",
-                code="run.nested",
-            )
-
-
-def _broker_program() -> client.BrokerProgram:
-    location = install.broker_location()
-    return client.BrokerProgram(location.python, location.package_root)
-
-
-def _guard(
-    options: RunOptions, command: tuple[str, ...], policy: Policy, broker: client.Broker, watch: SignalWatch
-) -> int:
+def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start: Start) -> int:
+    broker, watch = start.broker(), start.watch
     names = network.Names(policy)
     names.begin()
     automaton = Automaton.from_bytes(policy.tables)
@@ -91,7 +64,6 @@ def _guard(
             files=plan,
             network=network.settings(policy, names.rows(network.LAUNCH_WAIT_S)),
             seccomp=seccomp.cached_filter(policy.system, state_directory()),
-            audit=policy.audit,
         )
     )
     try:
@@ -164,8 +136,3 @@ def _say_not_started(program: str, number: int) -> None:
 
 def _say(what: str, *, why: str, do: str, code: str) -> None:
     sys.stderr.write("\n".join(HostError(what, why=why, do=do, code=code).lines()) + "\n")
-
-
-def _wait_for(broker: client.Broker) -> None:
-    with contextlib.suppress(Exception):
-        broker.process.wait(timeout=5)

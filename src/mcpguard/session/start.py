@@ -1,0 +1,54 @@
+"""What comes first: signals held back and, where no password can be asked for, the broker already loading.
+
+Imports as little as it can: everything else is imported while the broker loads on the other core.
+"""
+
+from __future__ import annotations
+
+import os
+
+from mcpguard.broker import client
+from mcpguard.errors import HostError
+from mcpguard.session import install
+from mcpguard.session.options import RunOptions
+from mcpguard.session.signals import SignalWatch
+
+
+def refuse_nesting() -> None:
+    """Raises HostError inside a guarded session."""
+    with open("/proc/self/cgroup", encoding="utf-8", errors="replace") as groups:
+        if any(line.startswith("0::/mcpguard/") for line in groups):
+            raise HostError(
+                "already inside a guarded session",
+                why="a guarded process cannot start, change or end a session; that is the point of it",
+                do="ask the person at the keyboard to do this from a terminal of their own",
+                code="run.nested",
+            )
+
+
+class Start:
+    """Signals and broker of one run."""
+
+    def __init__(self, options: RunOptions) -> None:
+        """Raises McpguardError: nothing is running."""
+        refuse_nesting()
+        self._audit = options.audit
+        self.watch = SignalWatch()
+        self._broker: client.Broker | None = None
+        if os.geteuid() == 0:
+            self.broker()
+
+    def broker(self) -> client.Broker:
+        """The broker, started now if it was not; sudo may ask for a password."""
+        if self._broker is None:
+            location = install.broker_location()
+            program = client.BrokerProgram(location.python, location.package_root)
+            self._broker = client.start(program, audit=self._audit)
+            self.watch.start(self._broker.process.pid)
+        return self._broker
+
+    def close(self) -> None:
+        """Let the broker go; it cleans up by itself."""
+        if self._broker is not None:
+            self._broker.close()
+            self._broker.wait()
