@@ -56,7 +56,7 @@ def test_ctrl_c_ends_a_child_that_does_not_care(account: Account, workspace: Pat
 
 
 def test_ctrl_z_stops_and_fg_continues(account: Account, workspace: Path) -> None:
-    env = account.env(PS1="prompt> ")
+    env = account.env(PS1="prompt> ", TERM="dumb")
     with account.terminal(["bash", "--norc", "--noprofile", "-i"], cwd=workspace, env=env) as terminal:
         terminal.wait_for("prompt> ")
         terminal.send(shlex.join(run(account, "sh", "-c", "echo rea''dy; read line; echo got-$line")) + "\n")
@@ -74,7 +74,7 @@ def test_ctrl_z_stops_and_fg_continues(account: Account, workspace: Path) -> Non
 
 
 def test_the_shell_gets_its_terminal_back(account: Account, workspace: Path) -> None:
-    env = account.env(PS1="prompt> ")
+    env = account.env(PS1="prompt> ", TERM="dumb")
     with account.terminal(["bash", "--norc", "--noprofile", "-i"], cwd=workspace, env=env) as terminal:
         terminal.wait_for("prompt> ")
         terminal.send(shlex.join(run(account, "sh", "-c", "exit 4")) + "\n")
