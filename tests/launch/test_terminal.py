@@ -16,8 +16,9 @@ def run(account: Account, *command: str) -> list[str]:
     return [*account.mcpguard, "run", "--", *command]
 
 
-def test_the_terminal_is_the_same_one(account: Account, workspace: Path) -> None:
-    with account.terminal(run(account, "tty"), cwd=workspace) as terminal:
+def test_as_root_the_terminal_is_the_same_one(root: Account, tmp_path: Path) -> None:
+    """Through sudo it may be another: with `use_pty`, sudo runs what it starts on a terminal of its own and relays."""
+    with root.terminal(run(root, "tty"), cwd=tmp_path) as terminal:
         terminal.wait_for(terminal.path)
         assert terminal.end()[0] == 0
 
