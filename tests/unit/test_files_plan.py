@@ -119,9 +119,11 @@ def test_a_link_that_must_stay_is_shown_as_its_target(home: Path) -> None:
     assert step_at(made, "link", home / ".rc").target == str(home / "dotfiles/rc")
 
 
-def test_a_missing_place_to_write_opens_its_nearest_parent_in_the_home(home: Path) -> None:
-    made = plan(home, allow(home / ".cache/tool"))
-    assert made.open_directories == (str(home),)
+def test_a_missing_place_to_write_opens_its_parent_but_never_the_home(home: Path) -> None:
+    (home / ".cache").mkdir()
+    made = plan(home, allow(home / ".cache/tool"), allow(home / ".tool"), allow(home / ".other/deep"))
+    assert made.open_directories == (str(home / ".cache"),)
+    assert [path for path in (".tool", ".other/deep") if not any(str(home / path) in gap for gap in made.gaps)] == []
 
 
 def test_execution_is_taken_away_where_only_a_parent_may_execute(home: Path) -> None:

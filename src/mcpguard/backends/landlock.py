@@ -198,6 +198,14 @@ def restrict(plan: FilesPlan, version: int) -> None:
     ruleset.restrict_self()
 
 
+def grants_reading(plan: FilesPlan, path: str) -> bool:
+    """Whether a grant of the plan covers `path` for reading."""
+    return any(
+        Access.READ in grant.access and (grant.path in ("/", path) or path.startswith(grant.path + "/"))
+        for grant in plan.grants
+    )
+
+
 def _rights(access: Access) -> int:
     rights = 0
     if Access.READ in access:

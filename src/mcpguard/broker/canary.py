@@ -35,22 +35,24 @@ class Target:
     port: int
     outside_pid: int
     signals: bool
-    audit: bool = False
 
     @staticmethod
-    def open(*, outside_pid: int, signals: bool, audit: bool) -> Target:
+    def open(*, outside_pid: int, signals: bool) -> Target:
         """Listen, and prove that the listener can be reached from outside the sandbox."""
         listener = socket.create_server((ADDRESS, 0))
         port = int(listener.getsockname()[1])
         _connect(port)
-        return Target(listener, port, outside_pid, signals, audit)
+        return Target(listener, port, outside_pid, signals)
 
     def close(self) -> None:
         self.listener.close()
 
 
-def run_inside(target: Target, hidden: list[Masked]) -> tuple[list[str], int]:
+def run_inside(target: Target, hidden: list[Masked], *, reads_everything: bool) -> tuple[list[str], int]:
     """Try everything from a forked child of the caller, which is confined already.
+
+    Args:
+        reads_everything: a rule lets the agent read the canary's file; then only what is hidden can be tried.
 
     Returns:
         the acts that were not refused (empty: the sandbox holds), and the canary's pid.
@@ -59,7 +61,7 @@ def run_inside(target: Target, hidden: list[Masked]) -> tuple[list[str], int]:
     pid = os.fork()
     if pid == 0:
         try:
-            os.write(write, json.dumps(_not_refused(target, hidden)).encode())
+            os.write(write, json.dumps(_not_refused(target, hidden, reads_everything)).encode())
             os._exit(0)
         except BaseException:
             os.write(write, json.dumps([traceback.format_exc(limit=2)]).encode())
@@ -72,9 +74,9 @@ def run_inside(target: Target, hidden: list[Masked]) -> tuple[list[str], int]:
     return [str(failure) for failure in failures], pid
 
 
-def _not_refused(target: Target, hidden: list[Masked]) -> list[str]:
+def _not_refused(target: Target, hidden: list[Masked], reads_everything: bool) -> list[str]:
     failures = []
-    if not target.audit and not _refused(partial(_open_and_close, CANARY)):
+    if not reads_everything and not _refused(partial(_open_and_close, CANARY)):
         failures.append("reading a file that no rule allows")
     if not _refused(partial(_connect, target.port)):
         failures.append("connecting to an address that a rule denies")

@@ -55,7 +55,8 @@ def become_agent(request: LaunchRequest, leaf: Leaf, line: socket.socket, target
         step = "install the system-call filter"
         privileges.install_seccomp(request.seccomp)
         step = "try the canary"
-        failures, pid = canary.run_inside(target, hidden)
+        everything = files.grants_reading(request.files, files.CANARY)
+        failures, pid = canary.run_inside(target, hidden, reads_everything=everything)
         _report(line, {"ready": True, "canary": failures, "canary_pid": pid})
     except BaseException as error:
         number = error.errno if isinstance(error, OSError) else None

@@ -107,8 +107,8 @@ class _Session:
             leaf.remove()
 
     def _guard(self, leaf: cgroup.Leaf, abi: int) -> None:
-        signals = abi >= 6 and not self.audit
-        target = canary.Target.open(outside_pid=self.caller_pid, signals=signals, audit=self.audit)
+        signals = abi >= 6
+        target = canary.Target.open(outside_pid=self.caller_pid, signals=signals)
         wakeup = _watch_signals()
         with Engine(leaf, self.audit) as engine:
             request = self._request()

@@ -47,6 +47,7 @@ class _Walk:
     gaps: list[str] = field(default_factory=list)
     visited: int = 0
     unscanned: set[str] = field(default_factory=set)
+    missing: list[str] = field(default_factory=list)
 
     def count(self, path: str) -> None:
         self.visited += 1
@@ -123,6 +124,9 @@ def _finish(walk: _Walk, rules: Sequence[PathRule]) -> FilesPlan:
                 _find_protected(walk, pattern)
     _visit(walk, "/", walk.automaton.start, Access.NONE, False, ())
     _mask_sockets(walk)
+    if walk.missing:
+        missing = ", ".join(sorted(set(walk.missing)))
+        walk.gaps.append(f"not there yet, so it cannot be made inside; make it first if it is needed: {missing}")
     for path in sorted(walk.unscanned):
         walk.gaps.append(
             f"patterns with * or ** are not looked for below {path}; names there are not hidden one by one"
@@ -231,23 +235,32 @@ def _grant_below(walk: _Walk, directory: str, state: State, depth: int) -> None:
 
 
 def _find_open_directory(walk: _Walk, policy: Policy, rule: PathRule) -> None:
-    """A write rule whose object does not exist yet needs its nearest existing directory, inside the home only."""
+    """A write rule for names that do not exist yet needs their directory, inside the home only.
+
+    The home itself is opened only for a rule that names siblings in it (`~/.agent.json*`): a shell start-up file that does
+    not exist yet could be planted there.
+    """
     if rule.effect is not Effect.ALLOW or not rule.access & Access.WRITE:
         return
+    home = policy.user.home
     base, rest = _split_literal(rule.pattern)
     if not rest:
         if os.path.lexists(base):
             return
-        base = os.path.dirname(base)
-    elif rest[0] == "**":
+        missing, base = base, os.path.dirname(base)
+        if _below(base, home) and (base == home or not os.path.isdir(base)):
+            walk.missing.append(missing)
+            return
+    if rest[:1] == ["**"] or home == "/" or not _below(base, home):
         return
-    while not os.path.isdir(base):
-        base = os.path.dirname(base)
-    home = policy.user.home
-    if home == "/" or not (base + "/").startswith(home + "/") or os.path.realpath(base) != base:
+    if not os.path.isdir(base) or os.path.realpath(base) != base:
         return
     if Access.WRITE not in walk.automaton.decision(walk.automaton.walk(base)).allowed:
         walk.open_directories.add(base)
+
+
+def _below(path: str, root: str) -> bool:
+    return path == root or path.startswith(root + "/")
 
 
 def _entries(walk: _Walk, directory: str) -> list[os.DirEntry[str]]:

@@ -13,19 +13,20 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mcpguard.model.access import Effect
-from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Policy, SocketEntry
+from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Policy
 from mcpguard.model.rule import Origin
 from mcpguard.policy.network import connect_table, mapped
+from mcpguard.policy.patterns import split_literal
 
 REFRESH_S = 60.0
 LAUNCH_WAIT_S = 0.4
 _WORKERS = 8
 _RESOLVER_PORT = 53
 _HOST = 128
-_GLOB = frozenset("*?[")
 _RESOLVER_ORIGIN = Origin("mcpguard", "builtin", 0, "the host's own resolvers, port 53")
 
 
@@ -68,17 +69,32 @@ def settings(policy: Policy, rows: list[Any]) -> dict[str, Any]:
     return {
         "connect": rows,
         "listen": rows_to_json(policy.listen),
-        "unix": [[entry.pattern, int(entry.effect is Effect.ALLOW), entry.rule] for entry in carried_sockets(policy)],
+        "unix": unix_rows(policy),
     }
 
 
-def carried_sockets(policy: Policy) -> list[SocketEntry]:
-    """Socket rules that the kernel's table can hold: a subtree, a socket, or a beginning; no other glob."""
-    return [entry for entry in policy.sockets if not _GLOB & set(_body(entry.pattern))]
+def unix_rows(policy: Policy) -> list[list[Any]]:
+    """Socket rules that the kernel's table can hold: `[pattern, allow, rule]`; a path is a subtree, `@name*` a beginning.
+
+    A glob elsewhere in a path is not carried: what it denies is hidden at launch, what it allows stays refused.
+    """
+    rows: list[list[Any]] = []
+    for entry in policy.sockets:
+        pattern = entry.pattern
+        if not pattern.startswith("@"):
+            base, rest = split_literal(pattern)
+            if rest not in ("", "/*", "/**"):
+                continue
+            pattern = base
+        rows.extend([name, int(entry.effect is Effect.ALLOW), entry.rule] for name in _spellings(pattern))
+    return rows
 
 
-def _body(pattern: str) -> str:
-    return pattern.removesuffix("*") if pattern.startswith("@") else pattern.removesuffix("/**")
+def _spellings(pattern: str) -> list[str]:
+    """The kernel compares the string that a program gives, and programs still say /var/run where they mean /run."""
+    if pattern.startswith("/run/") and Path("/var/run").resolve() == Path("/run"):
+        return [pattern, f"/var{pattern}"]
+    return [pattern]
 
 
 def wildcards(policy: Policy) -> list[NameEntry]:

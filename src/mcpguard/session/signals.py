@@ -51,8 +51,9 @@ class SignalWatch:
             info = signal.sigwaitinfo(_WATCHED)
             if info.si_signo == signal.SIGCHLD:
                 self._stop_with_broker()
-            elif info.si_code <= 0:
-                # Sent by a process. Positive codes come from the kernel: the terminal told the whole group.
+            elif info.si_code <= 0 or info.si_signo == signal.SIGHUP:
+                # Sent by a process. Positive codes come from the kernel: the terminal told the whole group, but of its
+                # own end it tells the leader of the session only.
                 self._pass_on(info.si_signo)
 
     def _pass_on(self, number: int) -> None:
