@@ -1,8 +1,8 @@
-"""A scratch place for profiles, and a policy compiled for somebody who does not exist."""
+"""Policies compiled for somebody who does not exist, and the tables that they are held against."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 from mcpguard.model.policy import Policy, User
@@ -16,11 +16,17 @@ ADA = User(1000, 1000, (1000,), "ada", HOME)
 BUILTIN = ("base", "dev-tools", "default", "claude-code", "codex", "gemini-cli", "opencode", "qwen-code")
 AGENTS = ("claude-code", "codex", "gemini-cli", "opencode", "qwen-code")
 
-Write = Callable[[str, str], Path]
+DATA = Path(__file__).parents[1] / "data" / "profiles"
 
 
+def listed(name: str) -> list[str]:
+    """The entries of a table in `tests/data/profiles`, one on each line."""
+    return (DATA / f"{name}.txt").read_text().split()
+
+
+@lru_cache
 def policy_of(name: str) -> Policy:
-    """A profile compiled on a host without symlinks."""
+    """A built-in profile compiled on a host without symlinks."""
     return compile_policy(load(name), user=ADA, workspace=WORKSPACE, tmp=TMP, resolve=lambda path: None)
 
 

@@ -1,0 +1,265 @@
+"""Profiles are found, joined with their parents, and refused when they could hide what they do."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from profile_tools import ADA, BUILTIN, TMP, WORKSPACE, policy_of
+
+from mcpguard.errors import HostError, McpguardError, ProfileError, UsageError
+from mcpguard.policy.compile import compile_policy
+from mcpguard.profile import store, trust
+from mcpguard.profile.effective import difference
+from mcpguard.profile.load import inspect, load
+from mcpguard.session.policy import trial
+
+
+@pytest.fixture(autouse=True)
+def profiles(mcpguard_home: Path) -> Path:
+    folder = mcpguard_home / "config" / "profiles"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+def refusal(name: str | Path, workspace: Path | None = None) -> McpguardError:
+    with pytest.raises(McpguardError) as caught:
+        load(str(name), workspace=str(workspace) if workspace else None)
+    return caught.value
+
+
+def test_parents_are_merged_in_as_a_union(profiles: Path) -> None:
+    write(profiles, "a", "files: {read: [/a], deny: [/x]}\nenvironment: {remove: [A]}\nsystem: {io_uring: true}\n")
+    write(profiles, "b", "files: {read: [/b]}\nnetwork: {allow: [b.example]}\nsockets: {allow: ['@b']}\n")
+    write(profiles, "c", "extends: [a, b]\nfiles: {read: [/c]}\n")
+    profile = load("c")
+    assert {rule.pattern for rule in profile.files} == {"/a", "/b", "/c", "/x"}
+    assert [rule.target for rule in profile.network] == ["b.example"]
+    assert [rule.pattern for rule in profile.sockets] == ["@b"]
+    assert profile.environment_remove == ("A",)
+    assert profile.system.io_uring
+    assert profile.ancestors == ("a", "b", "c")
+
+
+def test_a_rule_from_a_parent_keeps_the_place_in_the_parent(profiles: Path) -> None:
+    path = write(profiles, "a", "files:\n  read:\n    - /a\n")
+    write(profiles, "b", "extends: [a]\n")
+    assert load("b").files[0].origin.place == f"{path}:3"
+
+
+def test_a_parent_reached_on_two_ways_counts_once(profiles: Path) -> None:
+    write(profiles, "top", "files: {read: [/t]}\n")
+    write(profiles, "left", "extends: [top]\n")
+    write(profiles, "right", "extends: [top]\n")
+    write(profiles, "bottom", "extends: [left, right]\n")
+    assert len(load("bottom").files) == 1
+
+
+def test_the_order_of_extends_changes_nothing(profiles: Path) -> None:
+    for name in "abc":
+        write(profiles, name, f"files: {{read: [/{name}], deny: [/{name}/x]}}\nnetwork: {{allow: [{name}.example]}}\n")
+    seen = set()
+    for order in itertools.permutations("abc"):
+        write(profiles, "child", f"extends: [{', '.join(order)}]\n")
+        policy = compile_policy(
+            load("child"), user=ADA, workspace=WORKSPACE, tmp=TMP, resolve=lambda path: None, own_paths=("/own",)
+        )
+        seen.add((policy.digest, policy.tables, policy.rules))
+    assert len(seen) == 1
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@given(st.permutations(["/a", "~/b", "{workspace}/c*", "**/d", "/a/e"]), st.permutations(["h.example", "10.0.0.0/8"]))
+def test_the_order_of_lines_changes_nothing_that_the_kernel_sees(
+    profiles: Path, files: list[str], hosts: list[str]
+) -> None:
+    def digest(patterns: list[str], targets: list[str]) -> str:
+        listed = ", ".join(f"'{pattern}'" for pattern in patterns)
+        write(
+            profiles,
+            "p",
+            f"files: {{deny: [{listed}], write: [{listed}]}}\nnetwork: {{allow: [{', '.join(targets)}]}}\n",
+        )
+        return compile_policy(load("p"), user=ADA, workspace=WORKSPACE, tmp=TMP, resolve=lambda path: None).digest
+
+    assert digest(files, hosts) == digest(sorted(files), sorted(hosts))
+
+
+def test_the_command_is_the_profiles_own_else_its_parents(profiles: Path) -> None:
+    write(profiles, "a", "command: [one]\n")
+    write(profiles, "b", "extends: [a]\n")
+    write(profiles, "c", "extends: [a]\ncommand: [two]\n")
+    assert load("b").command == ("one",)
+    assert load("c").command == ("two",)
+
+
+def test_parents_with_different_commands_need_a_word_from_the_child(profiles: Path) -> None:
+    write(profiles, "a", "command: [one]\n")
+    write(profiles, "b", "command: [two]\n")
+    path = write(profiles, "c", "name: c\nextends: [a, b]\n")
+    error = refusal("c")
+    assert (error.code, error.what.startswith(f"{path}:2: ")) == ("profile.command-conflict", True)
+
+
+def test_a_circle_is_refused_at_the_line_that_closes_it(profiles: Path) -> None:
+    write(profiles, "a", "extends: [b]\n")
+    path = write(profiles, "b", "name: b\nextends: [a]\n")
+    error = refusal("a")
+    assert (error.code, error.what.startswith(f"{path}:2: ")) == ("profile.cycle", True)
+    assert "a -> b -> a" in error.why
+
+
+def test_a_profile_that_extends_itself_is_a_circle(profiles: Path) -> None:
+    write(profiles, "a", "extends: [a]\n")
+    assert refusal("a").code == "profile.cycle"
+
+
+def test_an_unknown_parent_is_refused_with_its_line_and_the_name_that_was_meant(profiles: Path) -> None:
+    path = write(profiles, "a", "name: a\nextends:\n  - bse\n")
+    error = refusal("a")
+    assert (error.code, error.do) == ("profile.unknown-parent", 'did you mean "base"?')
+    assert error.what.startswith(f"{path}:3: ")
+
+
+def test_a_mistake_in_a_parent_names_the_parents_file(profiles: Path) -> None:
+    path = write(profiles, "a", "fles: {}\n")
+    write(profiles, "b", "extends: [a]\n")
+    assert refusal("b").what.startswith(f"{path}:1: ")
+
+
+def test_mistakes_of_all_files_are_found_together(profiles: Path) -> None:
+    write(profiles, "a", "fles: {}\n")
+    write(profiles, "b", "extends: [a, nobody]\n")
+    _, errors = inspect("b")
+    assert sorted(error.code for error in errors) == ["profile.unknown-key", "profile.unknown-parent"]
+
+
+def test_an_unknown_name_is_a_misuse_with_a_suggestion() -> None:
+    error = refusal("cladue-code")
+    assert isinstance(error, UsageError)
+    assert error.do == 'did you mean "claude-code"?'
+
+
+@pytest.mark.parametrize("name", ["", "..", "base\n", "ba se", "~"])
+def test_a_name_cannot_lead_out_of_the_profile_folders(name: str) -> None:
+    assert refusal(name).code == "usage.unknown-profile"
+
+
+def test_a_file_under_another_name_than_it_says_is_refused(profiles: Path) -> None:
+    write(profiles, "a", "name: b\n")
+    assert refusal("a").code == "profile.name-mismatch"
+
+
+def test_an_own_profile_adds_to_the_built_in_one_of_its_name(profiles: Path) -> None:
+    write(profiles, "claude-code", "extends: [claude-code]\nnetwork: {allow: [docs.example:443]}\n")
+    profile = load("claude-code")
+    assert profile.command == ("claude",)
+    assert {"docs.example:443", "api.anthropic.com:443"} <= {rule.target for rule in profile.network}
+
+
+def test_an_own_profile_cannot_quietly_take_a_built_in_ones_place(profiles: Path) -> None:
+    write(profiles, "base", "files: {read: [/]}\n")
+    assert refusal("base").code == "profile.shadows-builtin"
+    assert refusal("claude-code").code == "profile.shadows-builtin"
+
+
+def test_what_is_added_to_base_reaches_every_profile_on_top_of_it(profiles: Path) -> None:
+    write(profiles, "base", "extends: [base]\nfiles: {deny: [/srv/secret]}\n")
+    assert "/srv/secret" in {rule.pattern for rule in load("claude-code").files}
+
+
+def test_a_path_is_the_users_word(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine", "name: other\nextends: [base]\n")
+    assert load(str(path)).name == "other"
+
+
+def test_a_profile_inside_the_workspace_is_refused_until_its_bytes_are_trusted(tmp_path: Path) -> None:
+    workspace = tmp_path / "project"
+    workspace.mkdir()
+    path = write(workspace, "agent", "files: {write: [/]}\n")
+    error = refusal(path, workspace)
+    assert error.code == "profile.untrusted"
+    assert f"mcpguard profile trust {path}" in error.do
+    trust.trust(path, path.read_bytes())
+    assert load(str(path), workspace=str(workspace)).files
+    path.write_text("files: {write: [/, /home]}\n")
+    assert refusal(path, workspace).code == "profile.untrusted"
+
+
+def test_a_link_does_not_carry_a_profile_out_of_the_workspace(tmp_path: Path, profiles: Path) -> None:
+    workspace = tmp_path / "project"
+    workspace.mkdir()
+    inside = write(workspace, "agent", "files: {write: [/]}\n")
+    (profiles / "agent.yaml").symlink_to(inside)
+    (tmp_path / "outside.yaml").symlink_to(inside)
+    assert refusal("agent", workspace).code == "profile.untrusted"
+    assert refusal(tmp_path / "outside.yaml", workspace).code == "profile.untrusted"
+
+
+def test_own_profiles_are_trusted_when_the_home_is_the_workspace(tmp_path: Path, profiles: Path) -> None:
+    write(profiles, "mine", "extends: [base]\n")
+    assert load("mine", workspace=str(tmp_path)).name == "mine"
+
+
+def test_a_broken_record_of_trust_trusts_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, "agent", "name: agent\n")
+    trust.trust(path, path.read_bytes())
+    trust.trust_file().write_text("{")
+    assert trust.trusted() == {}
+    assert refusal(path, tmp_path).code == "profile.untrusted"
+
+
+def test_replacing_a_file_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    blocked = write(tmp_path, "blocked", "")
+    with pytest.raises(HostError) as caught:
+        store.replace(blocked / "a.yaml", b"x")
+    assert caught.value.code == "profile.not-written"
+
+
+def test_replacing_leaves_no_other_file_behind(tmp_path: Path) -> None:
+    store.replace(tmp_path / "new" / "a.yaml", b"one")
+    store.replace(tmp_path / "new" / "a.yaml", b"two")
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "new").iterdir()] == [("a.yaml", b"two")]
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_built_in_profile_loads_and_compiles(name: str) -> None:
+    policy = policy_of(name)
+    assert policy.profile == name
+    assert all(rule.file.startswith("builtin:") and rule.line > 0 for rule in policy.rules[1:])
+
+
+def test_the_shipped_profiles_are_these_and_each_says_what_it_is_for() -> None:
+    shipped = [entry for entry in store.entries() if entry.builtin]
+    assert sorted(entry.name for entry in shipped) == sorted(BUILTIN)
+    for entry in shipped:
+        assert entry.path.read_text().startswith(f"# {entry.name}: ")
+        assert load(entry.name).description
+
+
+def test_a_pattern_that_cannot_be_compiled_is_found_with_its_line(profiles: Path) -> None:
+    path = write(
+        profiles, "a", "files:\n  read: ['usr', /etc]\n  deny: ['~bob/x']\nnetwork:\n  allow: ['*.com', ok.example]\n"
+    )
+    found = [error.what.split(": ")[0] for error in trial(load("a"))]
+    assert found == [f"{path}:2", f"{path}:3", f"{path}:5"]
+
+
+def test_the_difference_of_two_profiles_is_in_rules_and_not_in_places(profiles: Path) -> None:
+    write(profiles, "a", "files: {read: [/a, /b]}\n")
+    write(profiles, "b", "# moved\nfiles:\n  read: [/b]\nnetwork: {allow: [h.example]}\n")
+    assert difference(load("a"), load("b")) == (["file read /a"], ["network allow h.example"])
+
+
+def test_errors_are_told_apart_by_who_can_act(profiles: Path) -> None:
+    write(profiles, "a", "x: 1\n")
+    assert isinstance(refusal("a"), ProfileError)
