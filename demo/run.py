@@ -157,7 +157,7 @@ def short_rule(event: Json | None) -> str:
     if not rule:
         return ""
     place = f"{Path(rule['file']).name}:{rule['line']}" if rule.get("line") else rule["file"]
-    return f"{place}  {rule['text']}"
+    return f"{place}  {rule['text'].partition(' except ')[0]}"
 
 
 def show(console: Console, free: Told, caged: Told) -> bool:

@@ -55,7 +55,7 @@ def in_child(work: Callable[[], dict[str, Any]]) -> tuple[int, dict[str, Any]]:
         os.close(reader)
         signal.alarm(ACT_SECONDS)
         result = work()
-        result["out"] = result["out"][:OUT_LIMIT]
+        result["out"] = result["out"].replace("\0", "")[:OUT_LIMIT]
         with os.fdopen(writer, "w") as pipe:
             json.dump(result, pipe)
         os._exit(0)

@@ -119,10 +119,17 @@ def scratch_name() -> str:
 def symlink(path: str) -> Iterator[str]:
     name = scratch_name()
     os.symlink(path, name)
-    try:
-        yield name
-    finally:
-        os.unlink(name)
+    yield name
+
+
+@contextlib.contextmanager
+def vanished_symlink(path: str) -> Iterator[str]:
+    """A link that is gone as soon as it was used, so that nobody can look where it led."""
+    with symlink(path) as name:
+        try:
+            yield name
+        finally:
+            os.unlink(name)
 
 
 @contextlib.contextmanager
@@ -130,10 +137,7 @@ def chain_of_symlinks(path: str) -> Iterator[str]:
     with symlink(os.path.dirname(path)) as folder:
         hop = f"{folder}-hop"
         os.symlink(f"{folder}/{os.path.basename(path)}", hop)
-        try:
-            yield hop
-        finally:
-            os.unlink(hop)
+        yield hop
 
 
 @contextlib.contextmanager
@@ -200,6 +204,7 @@ ALIASES: dict[str, Callable[[str], contextlib.AbstractContextManager[str]]] = {
     "direct": same,
     "symlink": symlink,
     "symlinks": chain_of_symlinks,
+    "vanished-symlink": vanished_symlink,
     "hard-link": hard_link,
     "dots": dotted,
     "proc-root": through_own_root,

@@ -16,6 +16,7 @@ IPPROTO_MPTCP = 262
 MSG_FASTOPEN = 0x20000000
 SYS_SENDMMSG = 307 if os.uname().machine == "x86_64" else 269
 SEND_SECONDS = 5
+WAIT_FOR_VISITOR_SECONDS = 3
 
 
 def open_socket(family: int, kind: int, protocol: int = 0) -> socket.socket:
@@ -189,9 +190,18 @@ def serve_itself(host: str, family: int = socket.AF_INET) -> str:
 
 
 @act
-def resolve(name: str) -> str:
-    """Look a host name up."""
-    return str(socket.getaddrinfo(name, 80)[0][4][0])
+def be_reached(port_file: str) -> str:
+    """Listen on every address, say on which port, and wait for somebody to come."""
+    with open_socket(socket.AF_INET, socket.SOCK_STREAM) as server:
+        server.listen()
+        with open(f"{port_file}.new", "w") as file:
+            file.write(str(server.getsockname()[1]))
+        os.rename(f"{port_file}.new", port_file)
+        server.settimeout(WAIT_FOR_VISITOR_SECONDS)
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(SEND_SECONDS)
+            return connection.recv(16).decode()
 
 
 @act

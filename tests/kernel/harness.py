@@ -19,9 +19,7 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-for _folder in (REPOSITORY / "demo", REPOSITORY / "tests" / "actors"):
-    if str(_folder) not in sys.path:
-        sys.path.insert(0, str(_folder))
+sys.path.insert(0, str(REPOSITORY / "demo"))
 
 from world import World  # noqa: E402
 

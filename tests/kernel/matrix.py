@@ -59,9 +59,17 @@ class Duel:
     events: list[Json]
 
     def denials(self, id: str) -> list[Json]:
-        """The recorded denials of the process that did the act, or of its children."""
-        pid = self.guarded[id].pid
-        return [e for e in self.events if e["verdict"] == "deny" and pid in (e.get("pid"), e.get("ppid"))]
+        """The recorded denials of the process that did the act, and of all that it started."""
+        family = self.descendants(self.guarded[id].pid)
+        return [e for e in self.events if e["verdict"] == "deny" and e.get("pid") in family]
+
+    def descendants(self, ancestor: int) -> set[int]:
+        """A process of the guarded run and everything that came from it."""
+        parents = {e["pid"]: e["ppid"] for e in self.events if e.get("pid") and e.get("ppid")}
+        family = {ancestor}
+        while more := {pid for pid, parent in parents.items() if parent in family} - family:
+            family |= more
+        return family
 
     def assert_allowed(self, id: str) -> None:
         """The act succeeds both ways and leaves no denial."""

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,27 @@ def everywhere(ports: Sequence[int]) -> list[dict[str, Any]]:
         for word, kind in kinds.items()
         for port in ports
     ]
+
+
+# Comes to a port that a file names, as soon as the file is there, and says hello.
+VISITOR = """
+import os, socket, sys, time
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.01)
+with socket.create_connection((sys.argv[1], int(open(sys.argv[2]).read())), timeout=5) as visit:
+    visit.sendall(b"hello")
+"""
+
+
+@contextlib.contextmanager
+def visitor(host: str, port_file: Path, prefix: Sequence[str] = ()) -> Iterator[None]:
+    """Somebody outside who comes to the port that `port_file` will name."""
+    command = [*prefix, sys.executable, "-c", VISITOR, host, str(port_file)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,8 @@ files:
 LOOSE_PROFILE = """\
 name: loose
 files:
-  read: [/]
-  write: [/]
-  execute: [/]
+  read: [/usr, /bin, /lib, /lib64, /etc, "{home}"]
+  execute: [/usr, /bin, /lib, /lib64]
 """
 
 
@@ -183,7 +182,11 @@ def test_the_secret_stays_out_of_reach_whatever_the_reader_becomes(id: str, esca
     assert not leaked(escapes, id, guarded=True)
 
 
-@pytest.mark.parametrize("id", [id for id in READS_SECRET if id not in ("sudo", "mcpguard inside")])
+# sudo and mcpguard say no by themselves; clone3 does not exist in the tree, so that no library tries it twice.
+UNRECORDED = ("sudo", "mcpguard inside", "born in another cgroup")
+
+
+@pytest.mark.parametrize("id", [id for id in READS_SECRET if id not in UNRECORDED])
 def test_each_attempt_at_the_secret_is_recorded(id: str, escapes: Duel) -> None:
     escapes.assert_recorded(id)
 
@@ -209,9 +212,9 @@ def test_the_guards_own_files_cannot_be_changed(id: str, escapes: Duel) -> None:
 def test_a_program_without_a_file_is_refused_or_on_record(escapes: Duel) -> None:
     assert escapes.control["nameless program"].ok
     if escapes.guarded["nameless program"].ok:
-        pids = {escapes.guarded["nameless program"].pid}
+        family = escapes.descendants(escapes.guarded["nameless program"].pid)
         found = [e for e in escapes.events if e["kind"] == "exec" and "memfd" in f"{e.get('exe')} {e.get('path')}"]
-        assert [e for e in found if e.get("pid") in pids or e.get("ppid") in pids], found
+        assert [e for e in found if e["pid"] in family], found
     else:
         escapes.assert_recorded("nameless program")
 

@@ -26,9 +26,23 @@ READERS = (
     *("python", "os_open", "mmap", "openat2", "copy_file_range", "cp", "cat", "head", "dd", "grep", "tar", "node"),
     *("static", "late", "vfork", "cat-32bit"),
 )
-ALIASES = ("symlink", "symlinks", "hard-link", "dots", "proc-root", "proc-fd", "renamed-parent", "bind-mount")
+ALIASES = (
+    "symlink",
+    "symlinks",
+    "vanished-symlink",
+    "hard-link",
+    "dots",
+    "proc-root",
+    "proc-fd",
+    "renamed-parent",
+    "bind-mount",
+)
 # One reader in the interpreter, one program, one without libraries: an alias is about the name, not about the reader.
 ALIAS_READERS = ("python", "cat", "static")
+# Under these the object of the denial is the file itself. Elsewhere making the name is refused, or the name is gone.
+NAMED = ("direct", "symlink", "symlinks", "dots", "proc-root", "proc-fd")
+# Refused as a whole: the kernel's 32-bit entry answers nobody in the tree, so there is no request to record.
+UNRECORDED = ("cat-32bit",)
 WAYS = [(reader, "direct") for reader in READERS] + [(r, alias) for alias in ALIASES for r in ALIAS_READERS]
 ODD_WAYS = ("read_from_thread", "read_as_daemon", "read_swapped_symlink")
 
@@ -74,8 +88,8 @@ def assert_secret_kept(readers: Duel, id: str) -> None:
 def test_a_denied_file_cannot_be_read(place: str, reader: str, alias: str, readers: Duel) -> None:
     id = f"{place} {reader} {alias}"
     assert_secret_kept(readers, id)
-    # Making the alias is refused before the file is asked for, so the denial is of the rename, the link or the mount.
-    readers.assert_recorded(id, "" if alias in ("hard-link", "renamed-parent", "bind-mount") else PLACES[place])
+    if reader not in UNRECORDED:
+        readers.assert_recorded(id, PLACES[place] if alias in NAMED else "")
 
 
 @pytest.mark.parametrize("place", PLACES)

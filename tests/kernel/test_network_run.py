@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from acts_net import IPPROTO_MPTCP
 from harness import need_root
 from matrix import Duel, Task, duel
-from netlab import FAR, FAR6, FORBIDDEN, METADATA, NEAR, Lab, Listener, everywhere, lab, listening
+from netlab import FAR, FAR6, FORBIDDEN, METADATA, NEAR, Lab, Listener, everywhere, lab, listening, visitor
 from world import World
 
 pytestmark = pytest.mark.kernel
@@ -36,7 +35,7 @@ network:
 """
 FAR_PORTS, NEAR_PORTS = (80, 5000, 5003, 5004, 5999, 6000), (7000, 7001)
 V6 = {"family": int(socket.AF_INET6)}
-MPTCP = {"protocol": IPPROTO_MPTCP}
+MPTCP = {"protocol": 262}  # newer than the socket module of the oldest Python
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,8 @@ def tasks(world: World) -> Sequence[Task]:
         Task("itself over IPv6", "serve_itself", {"host": "::1", **V6}),
         Task("listen at home", "listen", {"host": "127.0.0.1", "port": 0}),
         Task("listen outside", "listen", {"host": NEAR, "port": 0}),
-        Task("listen everywhere", "listen", {"host": "0.0.0.0", "port": 0}),
+        Task("listen everywhere", "listen", {"host": "0.0.0.0", "port": 8123}),
+        Task("be reached", "be_reached", {"port_file": str(world.project / "port")}),
         Task("receive outside", "listen", {"host": NEAR, "port": 0, "kind": int(socket.SOCK_DGRAM)}),
     ]
     return wanted
@@ -188,8 +188,14 @@ def fought_in(net: Lab) -> Iterator[Network]:
     with (
         listening(everywhere(FAR_PORTS), far) as far_end,
         listening(everywhere(NEAR_PORTS), near) as near_end,
-        duel(PROFILE, tasks, near) as fought,
+        contextlib.ExitStack() as visitors,
     ):
+
+        def prepare(world: World) -> Sequence[Task]:
+            visitors.enter_context(visitor(NEAR, world.project / "port", far))
+            return tasks(world)
+
+        fought = visitors.enter_context(duel(PROFILE, prepare, near))
         far_end.stop()
         near_end.stop()
         yield Network(fought, far_end, near_end)
@@ -266,3 +272,8 @@ def test_listening_is_open_at_home_and_refused_outside(network: Network) -> None
 def test_listening_everywhere_never_opens_more_than_home(network: Network) -> None:
     assert network.duel.control["listen everywhere"].out == "0.0.0.0"
     assert network.duel.guarded["listen everywhere"].out in ("127.0.0.1", "")
+
+
+def test_nobody_outside_comes_in_to_a_port_that_the_kernel_picked(network: Network) -> None:
+    assert network.duel.control["be reached"].out == "hello"
+    network.duel.assert_refused("be reached")

@@ -106,7 +106,7 @@ def test_a_descriptor_that_was_open_before_is_closed(box: Sandbox) -> None:
     key = box.world.home / ".ssh/id_ed25519"
     descriptor = os.open(key, os.O_RDONLY)
     try:
-        words = ["sh", "-c", f"cat <&{descriptor}"]
+        words = ["bash", "-c", f"cat <&{descriptor}"]
         assert box.world.canaries[key] in box.control(words, pass_fds=[descriptor]).out
         os.lseek(descriptor, 0, os.SEEK_SET)
         guarded = box.run(words, pass_fds=[descriptor])
