@@ -188,15 +188,15 @@ static __always_inline __u64 mg_number(void *regs)
 
 static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
 {
-	struct pt_regs user;
+	__u64 words[8]; /* r10 to rdi lie side by side; all of pt_regs would take a third of the stack */
 
-	bpf_probe_read_kernel(&user, sizeof(user), regs);
-	call->args[0] = user.rdi;
-	call->args[1] = user.rsi;
-	call->args[2] = user.rdx;
-	call->args[3] = user.r10;
-	call->args[4] = user.r8;
-	call->args[5] = user.r9;
+	bpf_probe_read_kernel(words, sizeof(words), &((struct pt_regs *)regs)->r10);
+	call->args[0] = words[7];
+	call->args[1] = words[6];
+	call->args[2] = words[5];
+	call->args[3] = words[0];
+	call->args[4] = words[2];
+	call->args[5] = words[1];
 }
 #endif
 

@@ -76,6 +76,9 @@ enum mg_path_op {
 	MG_OP_CHOWN = 14,
 	MG_OP_XATTR = 15,
 	MG_OP_UTIMES = 16,
+	MG_OP_STAT = 17,
+	MG_OP_READLINK = 18,
+	MG_OP_CHDIR = 19,
 };
 
 enum mg_call_op {
@@ -95,6 +98,7 @@ enum mg_call_op {
 	MG_CALL_IO_URING = 14,
 	MG_CALL_IOCTL = 15,
 	MG_CALL_CHROOT = 16,
+	MG_CALL_HANDLE = 17,
 };
 
 /* First part of every record. */

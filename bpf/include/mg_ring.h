@@ -75,6 +75,9 @@ static __always_inline __u32 mg_take_lost(int denial)
 	return *pending ? __sync_lock_test_and_set(pending, 0) : 0;
 }
 
+/* A mask, so that a verifier that lost track of a sum sees a bound. */
+enum { MG_LONGEST_RECORD = 16383 };
+
 /* Send a record; a full ring gives the taken losses back and adds this one. */
 static __always_inline void mg_send(void *record, __u64 size, int denial)
 {
@@ -83,6 +86,8 @@ static __always_inline void mg_send(void *record, __u64 size, int denial)
 	long failed;
 
 	head->lost_before = mg_take_lost(denial);
+	barrier_var(size);
+	size &= MG_LONGEST_RECORD;
 	failed = denial ? bpf_ringbuf_output(&mg_denials, record, size, 0)
 			: bpf_ringbuf_output(&mg_activity, record, size, 0);
 	if (!failed)

@@ -11,7 +11,7 @@
 
 enum {
 	MG_NAME_MAX = 255,
-	MG_RECORD_MASK = 16383,		/* a string may begin at any place up to here */
+	MG_RECORD_MASK = MG_LONGEST_RECORD,	/* a string may begin at any place up to here */
 	MG_SLOTS = 4,
 	MG_DEEPEST = MG_PATH_BYTES,	/* components and mounts on the way to the root */
 };

@@ -14,6 +14,11 @@
 #endif
 
 /* Younger than some build hosts' headers; one number on every architecture. */
+#if defined(__TARGET_ARCH_arm64)
+#define MG_NR_fstatat 79
+#else
+#define MG_NR_fstatat __NR_newfstatat
+#endif
 #define MG_NR_fchmodat2 452
 #define MG_NR_setxattrat 463
 #define MG_NR_removexattrat 466
@@ -56,6 +61,8 @@ struct mg_shape {
 #define MG_PAIR(o, b, p, b2, p2, f, at) { .kind = MG_SHAPE_PATH, .op = o, .access = MG_WRITE, .base = b, .path = p, \
 	.two = 1, .base2 = b2, .path2 = p2, .follow = f, .at_flags = at, .moves = 1 }
 #define MG_DESCRIPTOR(o) { .kind = MG_SHAPE_DESCRIPTOR, .op = o, .access = MG_WRITE, .base = MG_FD0 }
+/* A look at what is there; refused only below a hidden directory. */
+#define MG_LOOK(o, b, p, f, at) { .kind = MG_SHAPE_EXEC, .op = o, .access = MG_READ, .base = b, .path = p, .follow = f, .at_flags = at }
 #define MG_CALL(o, a) { .kind = MG_SHAPE_CALL, .op = o, .argument = a }
 
 static const struct mg_shape mg_shapes[MG_CALLS] = {
@@ -66,12 +73,16 @@ static const struct mg_shape mg_shapes[MG_CALLS] = {
 	[__NR_rmdir] = MG_GONE(MG_OP_RMDIR, MG_CWD, 0),
 	[__NR_mkdir] = MG_ONE(MG_OP_MKDIR, MG_CWD, 0, MG_NEVER, 0),
 	[__NR_mknod] = MG_ONE(MG_OP_MKNOD, MG_CWD, 0, MG_NEVER, 0),
-	[__NR_symlink] = MG_ONE(MG_OP_SYMLINK, MG_CWD, 1, MG_NEVER, 0),
+	/* The second path of a symlink is what is written into it. */
+	[__NR_symlink] = MG_PAIR(MG_OP_SYMLINK, MG_CWD, 1, MG_CWD, 0, MG_NEVER, 0),
 	[__NR_link] = MG_PAIR(MG_OP_LINK, MG_CWD, 0, MG_CWD, 1, MG_NEVER, 0),
 	[__NR_rename] = MG_PAIR(MG_OP_RENAME, MG_CWD, 0, MG_CWD, 1, MG_NEVER, 0),
 	[__NR_chmod] = MG_ONE(MG_OP_CHMOD, MG_CWD, 0, MG_ALWAYS, 0),
 	[__NR_chown] = MG_ONE(MG_OP_CHOWN, MG_CWD, 0, MG_ALWAYS, 0),
 	[__NR_lchown] = MG_ONE(MG_OP_CHOWN, MG_CWD, 0, MG_NEVER, 0),
+	[__NR_stat] = MG_LOOK(MG_OP_STAT, MG_CWD, 0, MG_ALWAYS, 0),
+	[__NR_lstat] = MG_LOOK(MG_OP_STAT, MG_CWD, 0, MG_NEVER, 0),
+	[__NR_readlink] = MG_LOOK(MG_OP_READLINK, MG_CWD, 0, MG_NEVER, 0),
 	[__NR_utime] = MG_ONE(MG_OP_UTIMES, MG_CWD, 0, MG_ALWAYS, 0),
 	[__NR_utimes] = MG_ONE(MG_OP_UTIMES, MG_CWD, 0, MG_ALWAYS, 0),
 	[__NR_futimesat] = MG_ONE(MG_OP_UTIMES, MG_FD0, 1, MG_ALWAYS, 0),
@@ -81,7 +92,7 @@ static const struct mg_shape mg_shapes[MG_CALLS] = {
 	[__NR_unlinkat] = MG_GONE(MG_OP_UNLINK, MG_FD0, 1),
 	[__NR_mkdirat] = MG_ONE(MG_OP_MKDIR, MG_FD0, 1, MG_NEVER, 0),
 	[__NR_mknodat] = MG_ONE(MG_OP_MKNOD, MG_FD0, 1, MG_NEVER, 0),
-	[__NR_symlinkat] = MG_ONE(MG_OP_SYMLINK, MG_FD1, 2, MG_NEVER, 0),
+	[__NR_symlinkat] = MG_PAIR(MG_OP_SYMLINK, MG_FD1, 2, MG_CWD, 0, MG_NEVER, 0),
 	[__NR_linkat] = MG_PAIR(MG_OP_LINK, MG_FD0, 1, MG_FD2, 3, MG_IF, 4),
 #ifdef __NR_renameat
 	[__NR_renameat] = MG_PAIR(MG_OP_RENAME, MG_FD0, 1, MG_FD2, 3, MG_NEVER, 0),
@@ -106,7 +117,13 @@ static const struct mg_shape mg_shapes[MG_CALLS] = {
 	[__NR_execve] = { .kind = MG_SHAPE_EXEC, .op = MG_OP_EXEC, .access = MG_EXECUTE, .path = 0, .follow = MG_ALWAYS },
 	[__NR_execveat] = { .kind = MG_SHAPE_EXEC, .op = MG_OP_EXEC, .access = MG_EXECUTE, .base = MG_FD0, .path = 1,
 			    .follow = MG_UNLESS, .at_flags = 4 },
+	[MG_NR_fstatat] = MG_LOOK(MG_OP_STAT, MG_FD0, 1, MG_UNLESS, 3),
+	[__NR_statx] = MG_LOOK(MG_OP_STAT, MG_FD0, 1, MG_UNLESS, 2),
+	[__NR_readlinkat] = MG_LOOK(MG_OP_READLINK, MG_FD0, 1, MG_NEVER, 0),
+	[__NR_chdir] = MG_LOOK(MG_OP_CHDIR, MG_CWD, 0, MG_ALWAYS, 0),
 	[__NR_bind] = { .kind = MG_SHAPE_BIND },
+	[__NR_name_to_handle_at] = MG_CALL(MG_CALL_HANDLE, 0),
+	[__NR_open_by_handle_at] = MG_CALL(MG_CALL_HANDLE, 0),
 	[__NR_socket] = MG_CALL(MG_CALL_SOCKET, 0),
 	[__NR_socketpair] = MG_CALL(MG_CALL_SOCKET, 0),
 	[__NR_ptrace] = MG_CALL(MG_CALL_PTRACE, 1),
