@@ -1,0 +1,78 @@
+"""The entry point: what it imports, how it fails, and what shells complete."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from mcpguard.cli import commands, run
+
+HEAVY = ("typer", "click", "rich", "textual")
+
+
+def python(code: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, **more},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", [("run", "--help"), ("run",), ("run", "--no-such-option")])
+def test_run_is_reached_without_importing_a_screen(words: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom mcpguard.cli.main import main\n"
+        "try:\n main()\nexcept SystemExit:\n pass\n"
+        f"print([name for name in {HEAVY!r} + ('yaml',) if name in sys.modules], file=sys.stderr)"
+    )
+    assert python(code, *words).stderr.splitlines()[-1] == "[]"
+
+
+def test_a_wrong_command_is_a_misuse() -> None:
+    code = "import sys\nfrom mcpguard.cli.main import main\nsys.exit(main())"
+    assert python(code, "fly").returncode == 2
+    assert python(code, "--version").returncode == 0
+
+
+def test_every_command_of_the_contract_is_listed_with_help() -> None:
+    group = get_command(commands.build())
+    listed = {name: command.help for name, command in group.commands.items()}  # type: ignore[attr-defined]
+    assert {"run", "log", "sessions", "profile", "why", "doctor"} <= set(listed)
+    assert all(listed.values())
+    assert listed["run"].startswith(run.HELP.splitlines()[0])
+
+
+def test_run_completes_exactly_the_options_that_it_takes() -> None:
+    group = get_command(commands.build())
+    shown = {name for option in group.commands["run"].params for name in option.opts if name.startswith("-")}  # type: ignore[attr-defined]
+    taken = {name for action in run.parser()._actions for name in action.option_strings}
+    assert shown == taken - {"-h", "--help"}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mcpguard run cla", ["claude-code"]),
+        ("mcpguard run -p dev", ["dev-tools"]),
+        ("mcpguard profile show qw", ["qwen-code"]),
+        ("mcpguard why -p gem", ["gemini-cli"]),
+        ("mcpguard profile di", ["diff"]),
+    ],
+)
+def test_a_shell_completes_names_of_profiles_and_commands(mcpguard_home: Path, line: str, expected: list[str]) -> None:
+    done = python(
+        "import sys\nfrom mcpguard.cli.main import main\nsys.argv = ['mcpguard']\nsys.exit(main())",
+        _MCPGUARD_COMPLETE="complete_bash",
+        COMP_WORDS=line,
+        COMP_CWORD=str(len(line.split()) - 1),
+    )
+    assert done.stdout.split() == expected
