@@ -53,10 +53,9 @@ def user(ordinary: Account) -> Iterator[Account]:
 
 
 @pytest.fixture(scope="session")
-def root() -> Account:
-    home = tempfile.mkdtemp(prefix="mcpguard-root-")
-    environment = {"MCPGUARD_HOME": home}
-    return Account("root", (sys.executable, "-P", "-m", "mcpguard"), environment)
+def root() -> Iterator[Account]:
+    with tempfile.TemporaryDirectory(prefix="mcpguard-root-") as home:
+        yield Account("root", (sys.executable, "-P", "-m", "mcpguard"), {"MCPGUARD_HOME": home})
 
 
 @pytest.fixture(params=["root", "user"])

@@ -172,3 +172,16 @@ def test_an_older_copy_goes_unless_something_runs_from_it() -> None:
         assert removed == [prefix / "0.0.1-idle"]
     finally:
         shutil.rmtree(prefix, ignore_errors=True)
+
+
+def test_doctor_finds_the_host_able_through_sudo(user: Account, place: Path) -> None:
+    done = user.do([*user.mcpguard, "doctor", "--format", "json"], cwd=place)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["enforced"]) == (0, True), report
+
+
+def test_doctor_without_sudo_rights_says_so_and_does_not_hang(powerless: Account) -> None:
+    done = powerless.do([*powerless.mcpguard, "doctor", "--format", "json"], cwd=powerless.home)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["enforced"]) == (1, False), report
+    assert any(problem["stops"] and "sudo" in problem["what"] for problem in report["problems"]), report["problems"]
