@@ -317,7 +317,7 @@ def test_changes_are_on_record_with_base_and_name(tree: Tree, folder: Path) -> N
     assert ("mkdir", base, "d", None, None, 0) in seen
     assert ("rename", base, "a", "", f"{folder}/d/b", 0) in seen
     assert ("link", base, "d/b", base, "c", 0) in seen
-    assert ("symlink", base, "s", None, None, 0) in seen
+    assert ("symlink", base, "s", base, "c", 0) in seen
     for op in ("truncate", "chmod", "chown", "xattr", "utimes", "unlink"):
         assert (op, base, "c", None, None, 0) in seen, op
     assert ("rename", "", f"{folder}/d/b", base, "b", 0) in seen
@@ -397,9 +397,19 @@ def test_every_refused_path_call_is_on_record(op: str, tree: Tree, folder: Path)
     (record,) = refused(tree)
     assert (record.op, record.result) == (op, number)
     assert record.path.startswith(str(folder))
-    assert (record.path2 is not None) == (op in ("link", "rename", "exchange"))
+    assert (record.path2 is not None) == (op in ("link", "rename", "exchange", "symlink"))
     assert record.access == (Access.EXECUTE if op == "exec" else record.access)
     assert op == "exec" or Access.WRITE in record.access
+
+
+@pytest.mark.parametrize("op", ["stat", "lstat", "readlink", "chdir"])
+def test_a_refused_look_is_on_record(op: str, tree: Tree, folder: Path) -> None:
+    (folder / "closed").mkdir(0o700)
+    look: Callable[[Path], object] = getattr(os, op)
+    assert tree.run(lambda: as_nobody(lambda: look(folder / "closed" / "x"))) == errno.EACCES
+    (record,) = refused(tree)
+    assert (record.op, record.access) == (op.removeprefix("l"), Access.READ)
+    assert record.path == str(folder / "closed" / "x")
 
 
 def test_a_refused_change_by_descriptor_names_the_file(tree: Tree, folder: Path) -> None:

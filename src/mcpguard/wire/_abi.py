@@ -75,6 +75,9 @@ MG_OP_CHMOD: Final = 13
 MG_OP_CHOWN: Final = 14
 MG_OP_XATTR: Final = 15
 MG_OP_UTIMES: Final = 16
+MG_OP_STAT: Final = 17
+MG_OP_READLINK: Final = 18
+MG_OP_CHDIR: Final = 19
 
 MG_CALL_SOCKET: Final = 1
 MG_CALL_PTRACE: Final = 2
@@ -92,6 +95,7 @@ MG_CALL_MODULE: Final = 13
 MG_CALL_IO_URING: Final = 14
 MG_CALL_IOCTL: Final = 15
 MG_CALL_CHROOT: Final = 16
+MG_CALL_HANDLE: Final = 17
 
 # when_ns kind lost_before pid tid ppid reserved comm
 MG_HEAD: Final = struct.Struct("=QIIIIII16s")

@@ -65,6 +65,9 @@ _PATH_OPS: Final = {
     _abi.MG_OP_CHOWN: "chown",
     _abi.MG_OP_XATTR: "xattr",
     _abi.MG_OP_UTIMES: "utimes",
+    _abi.MG_OP_STAT: "stat",
+    _abi.MG_OP_READLINK: "readlink",
+    _abi.MG_OP_CHDIR: "chdir",
 }
 _CALL_OPS: Final = {
     _abi.MG_CALL_SOCKET: "socket",
@@ -83,6 +86,7 @@ _CALL_OPS: Final = {
     _abi.MG_CALL_IO_URING: "io-uring",
     _abi.MG_CALL_IOCTL: "ioctl",
     _abi.MG_CALL_CHROOT: "chroot",
+    _abi.MG_CALL_HANDLE: "handle",
 }
 _PROTOCOLS: Final = {
     1: "icmp",

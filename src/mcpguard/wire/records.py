@@ -87,7 +87,8 @@ class PathCallRecord:
         result: 0, or a positive errno.
         base, path: directory that a relative `path` starts from (built by the kernel; empty for an absolute `path`) and the
             string the program gave. An empty `path` means the object `base` itself: the file behind a descriptor.
-        base2, path2: the same for the second path of rename and link; None otherwise.
+        base2, path2: the same for the second path of rename and link; of symlink, `path2` is what is written into it; None
+            otherwise.
         follow: whether the call follows a symlink in the last component.
         count, series: refusals that agree in process, call, paths and errno are aggregated as in OpenRecord; changes that
             succeeded are not.
