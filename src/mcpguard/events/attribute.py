@@ -16,6 +16,7 @@ from mcpguard.events import permissions
 from mcpguard.events.finding import NOT_STOPPED, QUIET, UNEXPLAINED, Finding, system_rule
 from mcpguard.events.hostpath import Caller, resolve
 from mcpguard.events.judge import Judge, Refusal
+from mcpguard.events.links import Links
 from mcpguard.events.processes import ProcessTable
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Kind
@@ -42,20 +43,50 @@ class Attributor:
         self._policy = policy
         self._judge = judge
         self._processes = processes
+        self._links = Links()
 
     def path_call(self, record: PathCallRecord) -> Finding | None:
         """The finding of a path call; None: it is not ours to report (plain permissions, a missing file, ...)."""
         if record.result not in (0, *OUR_ERRORS):
             return None
         caller = Caller(record.head.pid, record.head.tid, record.base)
+        foreign = self._foreign(record)
+        if foreign is not None:
+            return foreign
         path = resolve(record.base, record.path, caller, follow=record.follow)
         target = None
-        if record.path2 is not None:
+        if record.path2 is not None and record.op != "symlink":
             target = resolve(record.base2 or record.base, record.path2, caller, follow=False)
         refusal = self._judge.refusal(record.op, record.access, path, target)
         if record.result == 0:
+            self._remember(record, path, target)
             return self._success(record, path, target, refusal)
+        if refusal is None and record.follow:
+            path, refusal = self._as_it_was(record, caller, path)
         return self._refused(record, path, target, refusal)
+
+    def _foreign(self, record: PathCallRecord) -> Finding | None:
+        """A refused way through another process (`/proc/PID/root/...`): what lies behind it is not what was refused."""
+        private = _PRIVATE.fullmatch(record.path)
+        if not private or record.result == 0 or private["what"] not in ("root", "cwd", "fd", "exe"):
+            return None
+        pid = int(private["pid"])
+        return None if self._is_own(pid) else self._private(record, record.access, record.path, pid, None)
+
+    def _remember(self, record: PathCallRecord, path: str, target: str | None) -> None:
+        if record.op == "symlink" and record.path2:
+            self._links.made(path, record.path2)
+        elif record.op in ("rename", "exchange") and target is not None:
+            self._links.moved(path, target)
+
+    def _as_it_was(self, record: PathCallRecord, caller: Caller, path: str) -> tuple[str, Refusal | None]:
+        """The same call through the links as they were when the tree made them; the first that explains it counts."""
+        for was in self._links.readers():
+            then = resolve(record.base, record.path, caller, follow=True, was=was)
+            refusal = self._judge.refusal(record.op, record.access, then, None)
+            if refusal is not None:
+                return then, refusal
+        return path, None
 
     def opened(self, record: OpenRecord) -> Finding:
         """The finding of an open that succeeded."""

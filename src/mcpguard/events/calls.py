@@ -28,6 +28,7 @@ _FILTERED = {
     "setns": ("setns", "no other namespaces"),
     "mount": ("mount", "no mounts"),
     "chroot": ("chroot", "no change of root"),
+    "handle": ("handle", "no file handles, which name files without a path"),
     "keyctl": ("keyctl", "no kernel keys"),
     "module": ("module", "no kernel modules"),
     "bpf": ("bpf", "no BPF"),

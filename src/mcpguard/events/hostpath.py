@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +31,16 @@ class Caller:
     cwd: str = ""
 
 
-def resolve(base: str, path: str, caller: Caller, *, follow: bool) -> str:
+def resolve(
+    base: str, path: str, caller: Caller, *, follow: bool, was: Callable[[str], str | None] = lambda _link: None
+) -> str:
     """Absolute path of the object, without symlinks, `.` or `..` as far as they can be read.
 
     Args:
         base: directory that a relative `path` starts from; the object itself when `path` is empty.
         path: the string that the program gave.
         follow: whether a symlink in the last component is followed.
+        was: what a link pointed to at the time, for links that are known to have been there; asked before the file system.
     """
     text = path if path.startswith("/") else f"{base}/{path}" if path else base
     # A closing slash asks for the directory behind a link.
@@ -54,7 +58,8 @@ def resolve(base: str, path: str, caller: Caller, *, follow: bool) -> str:
         done.append(name)
         if not (follow or any(todo)) or links >= MAX_LINKS:
             continue
-        target = _target("/" + "/".join(done), caller)
+        here = "/" + "/".join(done)
+        target = was(here) or _target(here, caller)
         if target is None:
             continue
         links += 1
