@@ -7,8 +7,10 @@ Exits 0 when every honest act succeeded and every forbidden one was refused and 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import re
 import shlex
 import shutil
 import socket
@@ -28,6 +30,7 @@ HERE = Path(__file__).parent
 PLACE = HERE.parent / ".cache" / "demo"
 MCPGUARD = [sys.executable, "-P", "-m", "mcpguard"]
 RUN_SECONDS = 120
+WIDTH = 80
 QUIET_AGENT = {
     "ANTHROPIC_API_KEY": "not-a-key",
     "IS_SANDBOX": "1",
@@ -156,7 +159,7 @@ def short_rule(event: Json | None) -> str:
     rule = (event or {}).get("rule")
     if not rule:
         return ""
-    place = f"{Path(rule['file']).name}:{rule['line']}" if rule.get("line") else rule["file"]
+    place = Path(rule["file"].removeprefix("builtin:")).name + (f":{rule['line']}" if rule.get("line") else "")
     return f"{place}  {rule['text'].partition(' except ')[0]}"
 
 
@@ -186,12 +189,31 @@ def leaks(told: Told) -> list[str]:
     return [path.name for path, canary in told.world.canaries.items() if canary in sent]
 
 
+def near(path: Path) -> Path:
+    """A path as seen from the current directory, where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def main() -> int:
-    console = Console(width=min(Console().width, 100), highlight=False)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--svg", type=Path, help="also write what was shown as a picture")
+    options = parser.parse_args()
+    console = Console(width=WIDTH, highlight=False, record=True)
+    code = play(console)
+    if options.svg:
+        # Without the fonts that a viewer would fetch from the net.
+        options.svg.write_text(
+            re.sub(r"@font-face {.*?}\s*", "", console.export_svg(title="make demo"), flags=re.DOTALL)
+        )
+    return code
+
+
+def play(console: Console) -> int:
+    """Tell the story twice and show what became of it; returns the exit code."""
     shutil.rmtree(PLACE, ignore_errors=True)
     try:
         agent, free = tell(guarded=False)
-        console.print(f"[bold]agent[/]    {agent.title}, driven by a local model server")
+        console.print(f"[bold]agent[/]    {agent.title}")
         console.print(f"[bold]command[/]  mcpguard run {agent.profile}\n")
         _, caged = tell(guarded=True)
     except DemoError as failed:
@@ -199,16 +221,12 @@ def main() -> int:
         return 1
     good = show(console, free, caged) and not leaks(caged)
     if agent.real:
-        lost, kept = leaks(free), leaks(caged) or ["none"]
-        console.print(
-            f"\n[bold]secrets that the model was sent[/]  without: {', '.join(lost)}; mcpguard: {', '.join(kept)}"
-        )
-    home = (
-        caged.world.state.relative_to(Path.cwd()) if caged.world.state.is_relative_to(Path.cwd()) else caged.world.state
-    )
-    console.print(
-        f"\n[bold]the whole log[/]  MCPGUARD_HOME={home} {Path(sys.executable).parent}/mcpguard log", soft_wrap=True
-    )
+        console.print("\n[bold]planted secrets that the model was sent[/]")
+        console.print(f"without   {', '.join(leaks(free))}")
+        console.print(f"mcpguard  {', '.join(leaks(caged)) or 'none'}")
+    console.print("\n[bold]the whole log[/]")
+    program = near(Path(sys.executable).parent / "mcpguard")
+    console.print(f"MCPGUARD_HOME={near(caged.world.state)} {program} log\n", soft_wrap=True)
     console.print("[green]every act ended as it should[/]" if good else "[red]something did not end as it should[/]")
     return 0 if good else 1
 
