@@ -18,7 +18,7 @@ enum { MG_BLOCK = 0, MG_PASS = 1 };
 enum { MG_SOCK_STREAM = 1, MG_SOCK_DGRAM = 2 };
 enum { MG_STATE_LISTEN = 10 };
 
-/* Facts about one socket of the tree; its presence is the mark that the tree made the socket. */
+/* Facts about one socket of the tree; its presence is the mark that the socket is the tree's. */
 struct mg_socket {
 	struct mg_target peer;	/* the destination that the connect hook let through */
 	__u8 approved;		/* `peer` is set */
@@ -52,9 +52,12 @@ struct {
  */
 #define MG_LOAD(field) (*(const volatile __u32 *)&(field))
 
+/* Made here when it is not there yet: the kernel makes the inner sockets of MPTCP itself, past the hook for new sockets.
+ * That a hook of ours runs for a socket at all says that it belongs to our cgroup.
+ */
 static __always_inline struct mg_socket *mg_socket_of(struct bpf_sock_addr *ctx)
 {
-	return ctx->sk ? bpf_sk_storage_get(&mg_sockets, ctx->sk, 0, 0) : 0;
+	return ctx->sk ? bpf_sk_storage_get(&mg_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : 0;
 }
 
 /* --- sockets of the tree itself ------------------------------------------------------------------------------- */
@@ -551,7 +554,7 @@ int mg_ingress(struct __sk_buff *skb)
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
 	if (sk)
-		socket = bpf_sk_storage_get(&mg_sockets, sk, 0, 0);
+		socket = bpf_sk_storage_get(&mg_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	mg_match(MG_TABLE_LISTEN, &packet.to, &answer);
 	if (answer.verdict == MG_ALLOW || (!answer.verdict && MG_OWN(skb, &packet.to, &packet.from))) {
 		if (socket)
@@ -560,5 +563,6 @@ int mg_ingress(struct __sk_buff *skb)
 	}
 	if (!answer.verdict)
 		mg_default(&answer);
+	packet.from.port = packet.to.port; /* theirs is a new one each time, and would make each try a record of its own */
 	return mg_refuse_packet(&packet.from, answer, MG_NET_ACCEPT, socket);
 }

@@ -34,6 +34,7 @@ enum {
 };
 
 struct mg_open_key {
+	__u64 life;
 	__u64 inode;
 	__u32 generation;
 	__u32 device;
@@ -52,6 +53,7 @@ struct {
 } mg_open_sums SEC(".maps");
 
 struct mg_refused_key {
+	__u64 life;
 	__u64 hash[2];
 	__u32 pid;
 	__u32 number;
@@ -71,6 +73,14 @@ struct {
 static __always_inline int mg_outside(void)
 {
 	return bpf_get_current_cgroup_id() != mg_config.cgroup_id;
+}
+
+/* One program in one process: a reused PID or another program in the same process starts new aggregates. */
+static __always_inline __u64 mg_life(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, group_leader, start_time) + BPF_CORE_READ(task, self_exec_id);
 }
 
 /* --- processes ------------------------------------------------------------------------------------------------ */
@@ -246,6 +256,7 @@ __noinline int mg_opened(__u64 fd)
 	key.access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0) |
 		     (mode & MG_FMODE_EXEC ? MG_EXECUTE : 0);
 	key.created = !!(mode & MG_FMODE_CREATED);
+	key.life = mg_life();
 	key.inode = BPF_CORE_READ(inode, i_ino);
 	key.generation = BPF_CORE_READ(inode, i_generation);
 	key.device = BPF_CORE_READ(inode, i_sb, s_dev);
@@ -305,6 +316,7 @@ static __always_inline __u64 mg_tally_refused(struct mg_scratch *scratch, __u32 
 		words = MG_RECORD_MASK / 8;
 	__builtin_memset(&scratch->record[end & MG_RECORD_MASK], 0, 8);
 	bpf_loop(words, mg_hash_word, &hashing, 0);
+	key.life = mg_life();
 	key.hash[0] = hashing.hash[0];
 	key.hash[1] = hashing.hash[1];
 	key.pid = record->head.pid;
@@ -509,6 +521,7 @@ __noinline int mg_refused_call(const struct mg_syscall *call)
 	record.number = call->number;
 	record.result = -call->result;
 	record.op = shape->op;
+	key.life = mg_life();
 	key.hash[0] = record.argument;
 	key.hash[1] = record.argument2;
 	key.pid = record.head.pid;

@@ -165,7 +165,10 @@ struct task_struct {
 	int pid;
 	int tgid;
 	int exit_code;
+	__u64 start_time;
+	__u64 self_exec_id;
 	struct task_struct *real_parent;
+	struct task_struct *group_leader;
 	struct mm_struct *mm;
 	struct fs_struct *fs;
 	struct files_struct *files;

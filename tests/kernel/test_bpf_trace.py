@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -254,6 +255,16 @@ def test_counts_of_opens_add_up(tree: Tree, folder: Path) -> None:
     assert tree.tracing is not None
     rest = {s.series: s.count for s in tree.tracing.final_counts()}
     assert rest[records[0].series] == 777 - 512
+
+
+def test_another_program_in_the_same_process_starts_anew(tree: Tree, folder: Path) -> None:
+    (folder / "f").touch()
+    script = "import os, sys; [os.open(sys.argv[1], 0) for _ in range(3)]"
+    again = f"{script}; os.execv(sys.executable, [sys.executable, '-c', {script!r}, sys.argv[1]])"
+    tree.run(lambda: subprocess.run([sys.executable, "-c", again, str(folder / "f")], check=True).returncode)
+    records = opens(tree, str(folder / "f"))
+    assert [r.count for r in records] == [1, 1, 1, 1]
+    assert len({r.series for r in records}) == 2
 
 
 def test_a_flood_of_opens_loses_no_denial_and_is_accounted_for(tree: Tree, folder: Path) -> None:

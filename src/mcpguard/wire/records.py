@@ -135,7 +135,7 @@ class NetRecord:
 
     Attributes:
         op: connect, sendmsg, bind, socket, packet (refused on its way out), accept (somebody from outside asked to connect;
-            `address` and `port` are theirs).
+            `address` is theirs, `port` is the one they asked for).
         address: textual; IPv4-mapped addresses are shown as IPv4.
         protocol: tcp, udp, icmp, raw, mptcp, sctp or a number as text.
         rule: index into `Policy.rules`; 0: the default.
