@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from harness import need_root
+from harness import assert_names_rule, need_root
 from matrix import Duel, Task, duel
 from world import World
 
@@ -20,7 +20,6 @@ files:
   execute: ["{workspace}"]
   readonly:
     - "{workspace}/locked"
-    - "{workspace}/.vscode/tasks.json"
   deny:
     - "{workspace}/vault"
 """
@@ -49,7 +48,11 @@ PERSISTENCE = {
     "a service of the user": "{home}/.config/systemd/user/evil.service",
     "a git hook": "{project}/.git/hooks/pre-commit",
     "git's settings": "{project}/.git/config",
+}
+# Missing names in a folder that the tree may write: without the kernel's own hooks these are told, not stopped.
+MISSING = {
     "a tool server list": "{project}/.mcp.json",
+    "an editor's tasks": "{project}/.vscode/tasks.json",
 }
 
 # What the protected folders of each world looked like before the acts, by the root of the world and the place.
@@ -72,7 +75,7 @@ def tasks(world: World) -> Sequence[Task]:
             side = world.project / "side" / place / how
             side.mkdir(parents=True)
             wanted.append(Task(f"{place} {how}", "change", {"how": how, "folder": str(folder), "side": str(side)}))
-    for name, path in PERSISTENCE.items():
+    for name, path in (PERSISTENCE | MISSING).items():
         filled = path.format(home=world.home, project=world.project)
         wanted.append(Task(name, "create", {"path": filled}))
     remembered[world.root] = {place: snapshot(target(world, place)) for place in PROTECTED}
@@ -119,6 +122,16 @@ def test_a_file_that_is_obeyed_later_cannot_be_planted(name: str, writers: Duel)
     writers.assert_refused(name)
     writers.assert_recorded(name)
     assert not path.exists() or "planted" not in path.read_text()
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_file_that_is_obeyed_later_and_was_not_there_is_refused_or_told(name: str, writers: Duel) -> None:
+    assert writers.control[name].ok
+    path = MISSING[name].format(home=writers.caged.home, project=writers.caged.project)
+    told = [e for e in writers.events if e["verdict"] in ("deny", "audit") and e.get("path") == path]
+    assert told
+    assert_names_rule(told[0], "readonly")
+    assert told[0]["verdict"] == ("audit" if writers.guarded[name].ok else "deny")
 
 
 def test_nothing_is_left_in_the_users_tree(writers: Duel) -> None:
