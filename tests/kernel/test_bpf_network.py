@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import ctypes
 import errno
@@ -333,3 +334,36 @@ def test_enforcement_stays_when_we_are_gone(tree: Tree, tcp: int) -> None:
     tree.network.close()
     tree.network = None
     assert tree.run(lambda: errno_of(lambda: connect(socket.AF_INET, socket.SOCK_STREAM, V4, tcp))) == errno.EPERM
+
+
+def test_no_request_slips_through_a_storm(tree: Tree, tcp: int) -> None:
+    """Membership is asked of the cgroup, so it holds for every thread, under load, from the first instruction on."""
+    tree.guard().trace()
+    processes, threads, tries = 8, 8, 200
+
+    def one() -> int:
+        passed = 0
+        for _ in range(tries):
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+                passed += errno_of(lambda s=sock: s.connect((V4, tcp))) != errno.EPERM
+        return passed
+
+    def process() -> int:
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            return sum(pool.map(lambda _: one(), range(threads)))
+
+    def act() -> int:
+        children = []
+        for _ in range(processes):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(min(process(), 255))
+            children.append(pid)
+        return sum(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children)
+
+    assert tree.run(act) == 0
+    assert tree.network is not None
+    records = tree.net_denials()
+    assert len({r.head.pid for r in records}) == processes
+    rest = sum(s.count for s in tree.network.final_counts())
+    assert sum(r.count for r in records) + rest == processes * threads * tries

@@ -6,6 +6,7 @@ cannot be attached stops the launch; only the unix socket part, which old kernel
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterable
@@ -32,6 +33,8 @@ NETWORK = {
 }
 UNIX = {"mg_connect_unix": 49, "mg_sendmsg_unix": 50}
 _PROGRAM_CGROUP_SOCK_ADDR = 18
+# What kernels before 6.7 answer to an attach type or a function that they do not know.
+_NO_SUCH_HOOK = (errno.EINVAL, errno.ESRCH, errno.ENOENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +164,10 @@ def _arm_unix(attachment: CgroupAttachment, shared: bpf.Shared, config: bytes) -
             loaded.set_kind(name, _PROGRAM_CGROUP_SOCK_ADDR, kind)
         try:
             loaded.load()
-        except KernelError:
-            return False
+        except KernelError as error:
+            if error.errno in _NO_SUCH_HOOK:
+                return False
+            raise
         attachment._unix = loaded.map("mg_unix_rules")
         for name in ("mg_unix_sums", "mg_unix_denied"):
             attachment.fds[f"sums.{name}"] = loaded.map(name).fd
