@@ -102,6 +102,9 @@ def write_wheel(path: Path) -> None:
 
 def tasks(world: World) -> Sequence[Task]:
     project = world.project
+    # As on any machine where npm and pip have been used before: new names in the home itself are not for the tree.
+    for cache in (".npm", ".cache/pip"):
+        (world.home / cache).mkdir(parents=True)
     world.git("clone", "--bare", "-q", ".", "origin.git")
     write_wheel(project / "hello-1.0-py3-none-any.whl")
     texts = {
