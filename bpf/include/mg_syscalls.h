@@ -3,15 +3,9 @@
 #ifndef MG_SYSCALLS_H
 #define MG_SYSCALLS_H
 
+#include <asm/unistd.h>
 #include <linux/types.h>
 #include "mg_abi.h"
-
-#if defined(__TARGET_ARCH_arm64)
-#define __ARCH_WANT_RENAMEAT
-#include <asm-generic/unistd.h>
-#else
-#include <asm/unistd_64.h>
-#endif
 
 /* Younger than some build hosts' headers; one number on every architecture. */
 #if defined(__TARGET_ARCH_arm64)
