@@ -35,6 +35,8 @@ _PRIVATE = re.compile(
     r"clear_refs|stack|syscall|personality|io|fd|fdinfo|ns|root|cwd|exe)(?:/.*)?"
 )
 
+_BEHIND = re.compile(r"/proc/\d+(?:/task/\d+)?/(?:root|cwd|fd/\d+)/.+")
+
 
 class Attributor:
     """Judges path calls and opens of one session."""
@@ -145,7 +147,15 @@ class Attributor:
         self, record: PathCallRecord, access: Access, path: str, pid: int, quiet: str | None
     ) -> Finding | None:
         """Memory, environment and descriptors of a process: the kernel refuses foreign ones to a Landlock domain."""
-        if self._is_own(pid) or self._is_other_user(pid):
+        if self._is_own(pid):
+            # Where a descriptor led cannot be read any more once it is closed; the refusal stays a refusal.
+            behind = _BEHIND.fullmatch(path) is not None
+            return (
+                Finding(Kind.FILE, record.op, Verdict.DENY, access.word, path, None, None, UNEXPLAINED)
+                if behind
+                else None
+            )
+        if self._is_other_user(pid):
             return None
         rule = system_rule("no look into processes outside")
         detail = _join(quiet, "as ps does for every process" if quiet else None)

@@ -7,7 +7,10 @@ real tree, and wherever it allows less than an ancestor was granted, a mount ste
 
 from __future__ import annotations
 
+import fnmatch
+import itertools
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +29,8 @@ OPEN = Access.READ | Access.WRITE
 
 MAX_VISITED = 400_000
 MAX_STEPS = 4_000
+# A name that no sensible pattern names.
+_NOBODYS_NAME = "\x01"
 # Above this many names, a masked directory shows no stand-ins: a hidden name is then ENOENT and not EACCES.
 MAX_STAND_INS = 512
 _PROGRESS_EVERY = 2_000
@@ -48,6 +53,9 @@ class _Walk:
     visited: int = 0
     unscanned: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
+    # Names with which a floating pattern can begin, and whether any other name leaves a state as it is.
+    floating: re.Pattern[str] = re.compile("")
+    steady: dict[State, bool] = field(default_factory=dict)
 
     def count(self, path: str) -> None:
         self.visited += 1
@@ -60,6 +68,15 @@ class _Walk:
                 do="start in a smaller workspace, or make the patterns more specific",
                 code="plan.too-many-files",
             )
+
+    def child(self, state: State, name: str) -> State:
+        """As the automaton's `child`; in a tree where only floating patterns are left, most names lead back to `state`."""
+        steady = self.steady.get(state)
+        if steady is None:
+            steady = self.steady[state] = self.automaton.child(state, _NOBODYS_NAME) == state
+        if steady and not self.floating.fullmatch(name):
+            return state
+        return self.automaton.child(state, name)
 
     def add(self, step: MountStep) -> None:
         self.steps.append(step)
@@ -112,7 +129,19 @@ def _audit_plan(policy: Policy, automaton: Automaton, sockets: Sequence[str], pr
 
 def _new_walk(policy: Policy, automaton: Automaton, sockets: Sequence[str], progress: Progress) -> _Walk:
     scannable = tuple(dict.fromkeys((policy.workspace, policy.user.home, policy.tmp)))
-    return _Walk(automaton, scannable, {}, set(), {}, sockets, progress)
+    return _Walk(automaton, scannable, {}, set(), {}, sockets, progress, floating=_beginnings(policy.paths))
+
+
+def _beginnings(rules: Iterable[PathRule]) -> re.Pattern[str]:
+    """Matches every name that can stand right behind a `**`."""
+    names = {
+        after
+        for rule in rules
+        for pattern in (rule.pattern, *rule.exceptions)
+        for before, after in itertools.pairwise(pattern.split("/"))
+        if before == "**"
+    }
+    return re.compile("|".join(fnmatch.translate(name) for name in sorted(names)) or r"(?!)")
 
 
 def _finish(walk: _Walk, rules: Sequence[PathRule]) -> FilesPlan:
@@ -356,11 +385,11 @@ def _visit_entry(
     walk: _Walk, entry: os.DirEntry[str], state: State, granted: Access, writable: bool, chain: tuple[str, ...]
 ) -> None:
     """The hot path of a large tree: skip at once what cannot differ from its directory."""
-    below = walk.automaton.child(state, entry.name)
-    if granted == walk.automaton.decision(below).allowed and (
-        walk.automaton.uniform(below) or not entry.is_dir(follow_symlinks=False)
-    ):
-        return
+    below = walk.child(state, entry.name)
+    if granted == walk.automaton.decision(below).allowed:
+        # An equal state is known to be worth a visit: this directory is being listed because of it.
+        if not entry.is_dir(follow_symlinks=False) or (below != state and walk.automaton.uniform(below)):
+            return
     _visit(walk, entry.path, below, granted, writable, chain)
 
 
