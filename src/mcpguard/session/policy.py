@@ -22,6 +22,7 @@ from mcpguard.policy.network import parse_rule
 from mcpguard.policy.patterns import expand
 from mcpguard.profile import store
 from mcpguard.profile.load import load
+from mcpguard.session.worktree import worktree_rules
 
 COMMAND_LINE = "command line"
 PRIVILEGED_COPY = "/usr/local/lib/mcpguard"
@@ -75,7 +76,11 @@ def compile_for(
         tmp=temporary_directory(user.home),
         own_paths=own_paths(),
         audit=audit,
-        extra_files=[*_file_rules("--read", Access.READ, read), *_file_rules("--write", Access.WRITE, write)],
+        extra_files=[
+            *_file_rules("--read", Access.READ, read),
+            *_file_rules("--write", Access.WRITE, write),
+            *worktree_rules(profile, workspace),
+        ],
         extra_network=[_net_rule(target) for target in net],
     )
 
