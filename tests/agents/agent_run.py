@@ -78,5 +78,7 @@ def agent() -> Iterator[Agent]:
             assert model.stdout is not None
             port = int(model.stdout.readline())
             variables = {**QUIET, "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{port}"}
-            yield Agent(Sandbox(world, "claude-code", variables), port, requests)
-            model.terminate()
+            try:
+                yield Agent(Sandbox(world, "claude-code", variables), port, requests)
+            finally:
+                model.terminate()
