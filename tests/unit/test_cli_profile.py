@@ -96,6 +96,33 @@ def test_why_judges_the_place_that_a_symlink_leads_to(shell: Shell) -> None:
     assert answer["target"] == "innocent/id_rsa"
 
 
+def test_why_says_that_a_symlink_led_elsewhere_and_only_then(shell: Shell) -> None:
+    (shell.project / "link").symlink_to("/etc/passwd")
+    assert "  from     link\n" in shell("why", "read", "link").stdout
+    assert "  from " not in shell("why", "read", "/etc/passwd").stdout
+
+
+def test_why_needs_no_current_directory_for_an_absolute_path(shell: Shell) -> None:
+    gone = shell.root / "gone"
+    gone.mkdir()
+    code = (
+        "import os, subprocess, sys\nos.rmdir(os.getcwd())\n"
+        "sys.exit(subprocess.call([sys.executable, '-P', '-m', 'mcpguard', 'why', '-w', sys.argv[1], 'read', sys.argv[2]]))"
+    )
+    for target, expected in (("/etc/passwd", 0), ("relative", 2)):
+        gone.mkdir(exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, str(shell.project), target],
+            cwd=gone,
+            env=shell.variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == expected, done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_why_as_json_has_the_rule_in_the_form_of_events(shell: Shell) -> None:
     path = shell.own("mine", "name: mine\nfiles:\n  deny:\n    - path: /data\n      because: theirs\n")
     answer = json.loads(shell("why", "-p", "mine", "read", "/data/a", "--format", "json").stdout)

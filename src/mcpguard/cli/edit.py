@@ -69,7 +69,7 @@ def edit(name: str) -> int:
 
 def _begin(name: str) -> tuple[store.Entry, bytes | None, str]:
     """(what will be written, its content now, the text to begin with)."""
-    if is_path(name) and not Path(name).expanduser().exists():
+    if is_path(name) and not store.typed_path(name).exists():
         raise UsageError(
             f"there is no file {name}",
             why="`edit` changes a profile that exists",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -70,7 +69,7 @@ def _as_json(policy: Policy, access: str, target: str, answer: Explanation) -> d
 
 def _show(policy: Policy, access: str, target: str, answer: Explanation) -> None:
     render.line(f"{answer.verdict.value.upper():<6} {access} {answer.object}")
-    if access in ("read", "write", "execute", "unix") and answer.object != os.path.normpath(Path.cwd() / target):
+    if answer.by_link:
         render.line(f"  from     {target}")
     if answer.rule is None:
         render.line(f"  rule     none: no rule of {policy.profile} allows it")

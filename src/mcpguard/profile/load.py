@@ -69,7 +69,7 @@ def locate(name_or_path: str) -> store.Entry:
         UsageError: there is none.
     """
     if is_path(name_or_path):
-        path = Path(name_or_path).expanduser().absolute()
+        path = store.typed_path(name_or_path).absolute()
         return store.Entry(path.stem, path, builtin=False)
     found = store.find(name_or_path) if valid_name(name_or_path) else None
     if found is None:

@@ -36,6 +36,12 @@ def state_directory() -> Path:
     return Path(platformdirs.user_state_dir("mcpguard"))
 
 
+def typed_path(text: str) -> Path:
+    """A path as typed: `~/` is the home where the shell left it in place; `~NAME` stays as it is."""
+    path = Path(text)
+    return path.expanduser() if text == "~" or text.startswith("~/") else path
+
+
 def user_directory() -> Path:
     """Where a person's own profiles are; it may not exist yet."""
     return config_directory() / "profiles"

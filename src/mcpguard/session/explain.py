@@ -17,6 +17,7 @@ from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, Policy
 from mcpguard.model.rule import NetDirection, NetRule, Origin
 from mcpguard.policy.decide import Answer, decide_connect, decide_file, decide_name, decide_unix
 from mcpguard.policy.network import parse_rule
+from mcpguard.profile import store
 
 DEFAULT_PORT = 443
 _ACCESS = {"read": Access.READ, "write": Access.WRITE, "execute": Access.EXECUTE}
@@ -29,6 +30,7 @@ class Explanation:
 
     Attributes:
         object: what was judged: the path with symlinks followed, or host:port/protocol.
+        by_link: True when symlinks led from the target to another path.
         rule: None when no rule allows it.
         because: the reason that stands beside the rule; may be empty.
         detail: what a person should know besides; may be empty.
@@ -39,6 +41,7 @@ class Explanation:
     rule: Origin | None
     because: str = ""
     detail: str = ""
+    by_link: bool = False
 
 
 def explain(policy: Policy, access: str, target: str) -> Explanation:
@@ -55,26 +58,35 @@ def explain(policy: Policy, access: str, target: str) -> Explanation:
         return _connect(policy, target)
     if access == "unix":
         return _unix(policy, target)
-    path = real_path(target)
-    verdict, rules = decide_file(policy, path, _ACCESS[access])
-    return _explanation(policy, Answer(verdict, rules[0]), path)
+    typed, real = _paths(target)
+    verdict, rules = decide_file(policy, real, _ACCESS[access])
+    return _explanation(policy, Answer(verdict, rules[0]), real, by_link=typed != real)
 
 
-def real_path(target: str) -> str:
-    """Where a path leads, with every symlink followed; a name that does not exist yet stays."""
+def _paths(target: str) -> tuple[str, str]:
+    """(absolute path as typed, where it leads with every symlink followed); a name that does not exist yet stays."""
     if "\0" in target or not target:
         raise _misunderstood(target, "a path is not empty and holds no NUL byte", "write a path")
-    return os.path.realpath(Path.cwd() / Path(target).expanduser())
+    path = store.typed_path(target)
+    try:
+        typed = path if path.is_absolute() else Path.cwd() / path
+    except FileNotFoundError:
+        raise _misunderstood(target, "the current directory was removed", "write an absolute path") from None
+    return os.path.normpath(typed), os.path.realpath(typed)
 
 
-def _explanation(policy: Policy, answer: Answer, judged: str, detail: str = "") -> Explanation:
+def _explanation(
+    policy: Policy, answer: Answer, judged: str, detail: str = "", *, by_link: bool = False
+) -> Explanation:
     rule = policy.rules[answer.rule] if answer.rule else None
-    return Explanation(answer.verdict, judged, rule, policy.reasons[answer.rule], detail)
+    return Explanation(answer.verdict, judged, rule, policy.reasons[answer.rule], detail, by_link)
 
 
 def _unix(policy: Policy, target: str) -> Explanation:
-    place = target if target.startswith("@") else real_path(target)
-    return _explanation(policy, decide_unix(policy, place), place)
+    if target.startswith("@"):
+        return _explanation(policy, decide_unix(policy, target), target)
+    typed, real = _paths(target)
+    return _explanation(policy, decide_unix(policy, real), real, by_link=typed != real)
 
 
 def _connect(policy: Policy, target: str) -> Explanation:

@@ -130,8 +130,9 @@ def workspace_directory(path: str | None) -> str:
     Raises:
         UsageError: it is missing or no directory.
     """
+    typed = store.typed_path(path or ".")
     try:
-        given = Path.cwd() / Path(path or ".").expanduser()
+        given = typed if typed.is_absolute() else Path.cwd() / typed
     except FileNotFoundError:
         raise _no_workspace("the current directory", "it was removed") from None
     if not given.is_dir():
