@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import stat
 import subprocess
 import sys
@@ -276,6 +277,30 @@ def test_edit_never_installs_a_broken_profile_and_keeps_its_copy(shell: Shell) -
     assert str(copy) in done.stderr
     assert path.read_text() == "extends: [base]\n"
     assert copy.read_text() == "extends: [base]\nfils: {}\n"
+
+
+def test_edit_offers_to_edit_again_on_a_terminal(shell: Shell) -> None:
+    path = shell.own("mine", "extends: [base]\n")
+    mend = 'if grep -q fils "$1"; then sed -i s/fils/files/ "$1"; else echo "fils: {read: [/data]}" >> "$1"; fi'
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, b"y\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "mcpguard", "profile", "edit", "mine"],
+            cwd=shell.project,
+            env={**shell.variables, "EDITOR": shell.editor(mend)},
+            stdin=theirs,
+            stderr=theirs,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(theirs)
+        os.close(ours)
+    assert (done.returncode, done.stdout) == (0, "+ file read /data\n")
+    assert path.read_text() == "extends: [base]\nfiles: {read: [/data]}\n"
 
 
 def test_edit_refuses_what_can_be_parsed_but_not_compiled(shell: Shell) -> None:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from profile_tools import ADA, BUILTIN, TMP, WORKSPACE, policy_of
 
+import mcpguard
 from mcpguard.errors import HostError, McpguardError, ProfileError, UsageError
 from mcpguard.policy.compile import compile_policy
 from mcpguard.profile import store, trust
@@ -229,6 +230,15 @@ def test_replacing_leaves_no_other_file_behind(tmp_path: Path) -> None:
     store.replace(tmp_path / "new" / "a.yaml", b"one")
     store.replace(tmp_path / "new" / "a.yaml", b"two")
     assert [(path.name, path.read_bytes()) for path in (tmp_path / "new").iterdir()] == [("a.yaml", b"two")]
+
+
+def test_shipped_profiles_are_read_from_the_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site-packages" / "mcpguard"
+    inside = package / "data" / "profiles"
+    inside.mkdir(parents=True)
+    write(inside, "only", "# only: one\nname: only\n")
+    monkeypatch.setattr(mcpguard, "__file__", str(package / "__init__.py"))
+    assert [entry.source for entry in store.entries()] == ["builtin:only.yaml"]
 
 
 @pytest.mark.parametrize("name", BUILTIN)

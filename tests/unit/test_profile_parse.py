@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mcpguard.errors import ProfileError
 from mcpguard.model.access import Access, Effect
@@ -158,6 +160,53 @@ def test_a_missing_file_is_an_error_with_four_lines(tmp_path: Path) -> None:
         nodes.read_bytes(tmp_path / "no.yaml", "no.yaml")
     assert caught.value.code == "profile.unreadable"
     assert all(caught.value.lines())
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        "name: x\n",
+        "files:\n",
+        "  read: [",
+        "]",
+        "{",
+        "}",
+        "- ",
+        "~",
+        "*a",
+        "&a",
+        "!!x ",
+        "<<: ",
+        "? ",
+        ": ",
+        "|\n",
+        "#",
+        "\n",
+        "  ",
+        "'",
+        '"',
+        "deny:",
+        "path",
+        "except: ",
+        "because: y",
+        "---\n",
+        "...\n",
+        "%YAML 1.2\n",
+        "\x85",
+        "\ufeff",
+        "no",
+        "0x1",
+        "=",
+        "1:2",
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.one_of(st.text(), st.lists(FRAGMENTS, max_size=25).map("".join)))
+def test_whatever_the_text_there_is_a_profile_or_an_error_with_four_lines(text: str) -> None:
+    raw, errors = examine(text, "p.yaml", name="p")
+    assert raw.profile.name
+    assert all(error.what.startswith("p.yaml") and all(error.lines()) and error.why for error in errors)
 
 
 def test_nothing_of_a_wrong_entry_becomes_a_rule() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from mcpguard import __version__
-from mcpguard.cli import doctor, log, profile, run, sessions, setup, why
+from mcpguard.cli import doctor, log, profile, render, run, sessions, setup, why
 
 _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -30,7 +30,7 @@ def build() -> typer.Typer:
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"mcpguard {__version__}")
+        render.line(f"mcpguard {__version__}")
         raise typer.Exit
 
 
