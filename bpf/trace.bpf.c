@@ -251,10 +251,12 @@ __noinline int mg_opened(__u64 fd)
 	__u64 count, series;
 	__u8 cut = 0;
 
-	if (!inode || mode & MG_FMODE_PATH)
+	if (!inode)
 		return 0;
-	key.access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0) |
-		     (mode & MG_FMODE_EXEC ? MG_EXECUTE : 0);
+	/* O_PATH is no access, but what a later /proc/PID/fd/N/... stands for can only be told with it. */
+	if (!(mode & MG_FMODE_PATH))
+		key.access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0) |
+			     (mode & MG_FMODE_EXEC ? MG_EXECUTE : 0);
 	key.created = !!(mode & MG_FMODE_CREATED);
 	key.life = mg_life();
 	key.inode = BPF_CORE_READ(inode, i_ino);
@@ -271,6 +273,8 @@ __noinline int mg_opened(__u64 fd)
 	mg_fill_head(&record->head, MG_RECORD_OPEN);
 	record->series = series;
 	record->count = count;
+	record->fd = fd;
+	record->reserved = 0;
 	record->access = key.access;
 	record->created = key.created;
 	record->file_kind = mg_file_kind(file, inode);

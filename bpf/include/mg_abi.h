@@ -99,6 +99,7 @@ enum mg_call_op {
 	MG_CALL_IOCTL = 15,
 	MG_CALL_CHROOT = 16,
 	MG_CALL_HANDLE = 17,
+	MG_CALL_IDENTITY = 18,
 };
 
 /* First part of every record. */
@@ -139,8 +140,10 @@ struct mg_open {
 	struct mg_head head;
 	__u64 series;		/* equal for all records of one aggregate; 0: not aggregated */
 	__u64 count;
+	__u32 fd;		/* descriptor that this open gave */
+	__u32 reserved;
 	__u32 path_length;
-	__u8 access;		/* enum mg_access, or-ed */
+	__u8 access;		/* enum mg_access, or-ed; 0: O_PATH, which is no access */
 	__u8 file_kind;
 	__u8 created;
 	__u8 cut;

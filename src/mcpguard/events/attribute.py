@@ -90,9 +90,13 @@ class Attributor:
                 return then, refusal
         return path, None
 
-    def opened(self, record: OpenRecord) -> Finding:
-        """The finding of an open that succeeded."""
+    def opened(self, record: OpenRecord) -> Finding | None:
+        """The finding of an open that succeeded; None for O_PATH, which gives no access."""
         access = record.access
+        if record.fd >= 0 and (record.kind == "directory" or not access):
+            self._links.made(f"/proc/{record.head.pid}/fd/{record.fd}", record.path)
+        if not access:
+            return None
         by_name = record.kind not in ("memfd", "other") and record.path.startswith("/")
         refused = access & ~self._judge.decide(record.path).allowed if by_name else Access.NONE
         rule = self._origin(self._judge.rule_for(record.path, access)) if by_name else None

@@ -29,6 +29,7 @@ _FILTERED = {
     "mount": ("mount", "no mounts"),
     "chroot": ("chroot", "no change of root"),
     "handle": ("handle", "no file handles, which name files without a path"),
+    "identity": ("identity", "no other user, group or capability"),
     "keyctl": ("keyctl", "no kernel keys"),
     "module": ("module", "no kernel modules"),
     "bpf": ("bpf", "no BPF"),
@@ -54,6 +55,9 @@ def judge_call(record: CallRecord, processes: ProcessTable, uid: int, switches: 
     if record.op == "signal":
         return _signal(record, processes, uid)
     if record.op in ("unshare", "clone") and switches.user_namespaces:
+        return None
+    if record.op == "identity" and uid != 0:
+        # Only root could have done it without us.
         return None
     if record.op == "io-uring":
         return _io_uring(record, switches)

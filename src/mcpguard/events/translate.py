@@ -15,7 +15,7 @@ from mcpguard.events.calls import judge_call
 from mcpguard.events.finding import QUIET, Finding
 from mcpguard.events.judge import Judge
 from mcpguard.events.processes import Process, ProcessTable
-from mcpguard.model.access import Verdict
+from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
@@ -59,8 +59,8 @@ class Translator:
         self._policy = policy
         self._names = names
         self._epoch_ns = epoch_ns
-        judge = Judge(Automaton.from_bytes(policy.tables), policy.paths)
-        self._attributor = Attributor(policy, judge, self.processes)
+        self._judge = Judge(Automaton.from_bytes(policy.tables), policy.paths)
+        self._attributor = Attributor(policy, self._judge, self.processes)
 
     def event(self, record: Record) -> Event | None:
         """The event of a record; None: the kernel refused by ordinary permissions or for an ordinary reason."""
@@ -72,7 +72,8 @@ class Translator:
             case ExitRecord():
                 return self._exit(record)
             case OpenRecord():
-                return replace(self._event(record.head, self._attributor.opened(record)), count=record.count)
+                opened = self._attributor.opened(record)
+                return replace(self._event(record.head, opened), count=record.count) if opened else None
             case PathCallRecord():
                 return self._refusable(record, self._attributor.path_call(record))
             case CallRecord():
@@ -118,11 +119,20 @@ class Translator:
     def _unix(self, record: UnixRecord) -> Event:
         rule = self._rule(record.rule, record.verdict)
         detail = record.detail or None
-        if record.verdict is Verdict.DENY and _is_missing(record.path):
+        if record.verdict is Verdict.DENY and self._never_was(record.path):
             # The C library asks for nscd at every look-up of a user; without a sandbox it would get ENOENT.
             detail = f"{QUIET}: there is no such socket"
         finding = Finding(Kind.UNIX, record.op, record.verdict, path=record.path, rule=rule, detail=detail)
         return replace(self._event(record.head, finding), count=record.count)
+
+    def _never_was(self, path: str) -> bool:
+        """No socket is there, and the tree could not have taken one (or a link to one) away."""
+        fixed = (
+            path.startswith("/")
+            and not path.startswith("/proc/")
+            and Access.WRITE not in self._judge.decide(path).allowed
+        )
+        return fixed and _is_missing(path)
 
     def _refusable(self, record: PathCallRecord | CallRecord, finding: Finding | None) -> Event | None:
         if finding is None:

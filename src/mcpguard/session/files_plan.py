@@ -386,10 +386,10 @@ def _visit_entry(
 ) -> None:
     """The hot path of a large tree: skip at once what cannot differ from its directory."""
     below = walk.child(state, entry.name)
-    if granted == walk.automaton.decision(below).allowed:
-        # An equal state is known to be worth a visit: this directory is being listed because of it.
-        if not entry.is_dir(follow_symlinks=False) or (below != state and walk.automaton.uniform(below)):
-            return
+    same = granted == walk.automaton.decision(below).allowed
+    # An equal state is known to be worth a visit: this directory is being listed because of it.
+    if same and (not entry.is_dir(follow_symlinks=False) or (below != state and walk.automaton.uniform(below))):
+        return
     _visit(walk, entry.path, below, granted, writable, chain)
 
 

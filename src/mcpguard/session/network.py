@@ -6,12 +6,12 @@ reachable too. A wildcard cannot be looked up and therefore allows nothing here.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,47 +112,57 @@ class Names:
         self._entries = [entry for entry in policy.names if not entry.pattern.startswith("*")]
         self._fixed = policy.connect
         self._found: dict[tuple[str, str], NetEntry] = {}
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="names") if self._entries else None
-        self._futures: list[Future[bool]] = []
+        self._waiting: list[threading.Event] = []
         self._stop = threading.Event()
         self.host_of: dict[str, str] = {}
 
     def begin(self) -> None:
         """Start looking everything up, in the background."""
-        if self._pool is not None:
-            self._futures = [self._pool.submit(self._look_up, entry) for entry in self._entries]
+        self._waiting = [threading.Event() for _ in self._entries]
+        todo = iter(list(zip(self._entries, self._waiting, strict=True)))
+        for _ in range(min(_WORKERS, len(self._entries))):
+            # Daemons: a resolver that does not answer must not hold up the end of the run.
+            threading.Thread(target=self._work, args=(todo,), name="names", daemon=True).start()
 
     def rows(self, wait_s: float = 0.0) -> list[Any]:
         """The table of destinations as known after at most `wait_s` seconds, in the JSON form of the broker."""
-        wait(self._futures, timeout=wait_s)
-        return rows_to_json((*self._fixed, *self._found.values()))
+        deadline = time.monotonic() + wait_s
+        for done in self._waiting:
+            done.wait(max(0.0, deadline - time.monotonic()))
+        return rows_to_json((*self._fixed, *list(self._found.values())))
 
     def keep_fresh(self, publish: Callable[[list[Any]], None]) -> None:
         """Publish late answers soon, then look up again every minute, on a thread that ends with `close`."""
-        if self._pool is not None:
+        if self._entries:
             threading.Thread(target=self._refresh, args=(publish,), name="names-refresh", daemon=True).start()
 
     def close(self) -> None:
         self._stop.set()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _work(self, todo: Iterator[tuple[NameEntry, threading.Event]]) -> None:
+        for entry, done in todo:
+            if self._stop.is_set():
+                return
+            self._look_up(entry)
+            done.set()
 
     def _refresh(self, publish: Callable[[list[Any]], None]) -> None:
-        known = -1
+        known = len(self._found)
         next_round = time.monotonic() + REFRESH_S
-        while not self._stop.wait(1.0 if any(not future.done() for future in self._futures) else 5.0):
+        while not self._stop.wait(1.0 if not all(done.is_set() for done in self._waiting) else 5.0):
             if len(self._found) != known:
                 known = len(self._found)
-                publish(self.rows())
-            if time.monotonic() > next_round and self._pool is not None:
+                with contextlib.suppress(OSError):
+                    publish(self.rows())
+            if time.monotonic() > next_round:
                 next_round = time.monotonic() + REFRESH_S
                 self.begin()
 
-    def _look_up(self, entry: NameEntry) -> bool:
+    def _look_up(self, entry: NameEntry) -> None:
         try:
             answers = socket.getaddrinfo(entry.pattern, None, type=socket.SOCK_STREAM)
         except OSError:
-            return False
+            return
         for answer in answers:
             address = str(answer[4][0]).split("%")[0]
             if not _acceptable(address):
@@ -164,7 +174,6 @@ class Names:
                     mapped(address), _HOST, entry.port_low, entry.port_high, entry.protocols, entry.effect, entry.rule
                 ),
             )
-        return True
 
 
 def _acceptable(address: str) -> bool:

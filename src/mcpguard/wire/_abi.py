@@ -96,6 +96,7 @@ MG_CALL_IO_URING: Final = 14
 MG_CALL_IOCTL: Final = 15
 MG_CALL_CHROOT: Final = 16
 MG_CALL_HANDLE: Final = 17
+MG_CALL_IDENTITY: Final = 18
 
 # when_ns kind lost_before pid tid ppid reserved comm
 MG_HEAD: Final = struct.Struct("=QIIIIII16s")
@@ -109,8 +110,8 @@ MG_EXIT: Final = struct.Struct("=48sII")
 # head exe_length argv_length argv_cut exe_cut
 MG_EXEC: Final = struct.Struct("=48sIIII")
 
-# head series count path_length access file_kind created cut
-MG_OPEN: Final = struct.Struct("=48sQQIBBBB")
+# head series count fd reserved path_length access file_kind created cut
+MG_OPEN: Final = struct.Struct("=48sQQIIIBBBB")
 
 # head series count result base_length path_length base2_length path2_length op access follow paths cut
 # reserved

@@ -87,6 +87,7 @@ _CALL_OPS: Final = {
     _abi.MG_CALL_IOCTL: "ioctl",
     _abi.MG_CALL_CHROOT: "chroot",
     _abi.MG_CALL_HANDLE: "handle",
+    _abi.MG_CALL_IDENTITY: "identity",
 }
 _PROTOCOLS: Final = {
     1: "icmp",
@@ -162,9 +163,9 @@ def _exec(sample: bytes, head: Head) -> ExecRecord:
 
 
 def _open(sample: bytes, head: Head) -> OpenRecord:
-    _, series, count, length, access, kind, created, cut = _abi.MG_OPEN.unpack_from(sample)
+    _, series, count, fd, _, length, access, kind, created, cut = _abi.MG_OPEN.unpack_from(sample)
     path = _Tail(sample, _abi.MG_OPEN.size).text(length)
-    return OpenRecord(head, path, Access(access), _FILE_KINDS[kind], bool(created), count, bool(cut), series)
+    return OpenRecord(head, path, Access(access), _FILE_KINDS[kind], bool(created), count, bool(cut), series, fd)
 
 
 def _path_call(sample: bytes, head: Head) -> PathCallRecord:

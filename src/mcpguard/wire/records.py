@@ -63,7 +63,8 @@ class OpenRecord:
     `count` is how many such opens (process, file, access) this record stands for: the first is sent at once, later
     ones as sums, so adding up `count` over records never gives more than the opens seen; with the `SumRecord`s of
     the end it gives all of them. `series` is equal for all records of one aggregate; 0: not aggregated.
-    `kind` is `file`, `directory`, `device`, `memfd`, or `other`.
+    `kind` is `file`, `directory`, `device`, `memfd`, or `other`. `fd` is the descriptor that the first of them gave.
+    An open with O_PATH has no access; it is here because `/proc/PID/fd/N/...` cannot be understood without it.
     """
 
     head: Head
@@ -74,6 +75,7 @@ class OpenRecord:
     count: int
     cut: bool
     series: int = 0
+    fd: int = -1
 
 
 @dataclass(frozen=True, slots=True)
