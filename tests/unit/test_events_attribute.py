@@ -19,7 +19,7 @@ from mcpguard.events.judge import Judge
 from mcpguard.events.processes import ProcessTable
 from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.event import Kind
-from mcpguard.model.policy import User
+from mcpguard.model.policy import PathRule, User
 from mcpguard.policy.automaton import Automaton
 from mcpguard.wire.records import OpenRecord, PathCallRecord
 
@@ -359,3 +359,15 @@ def test_a_program_start_is_judged_by_its_path(place: Place) -> None:
 def test_a_path_with_bytes_that_are_no_text_is_judged(place: Place) -> None:
     found = place.judge(refused("open", f"{place.root}/secret/\udcff", errno.EACCES))
     assert rule_text(found).endswith("/secret")
+
+
+def test_a_directory_may_move_where_the_same_rules_hold_below_it() -> None:
+    rules = [
+        PathRule(Effect.ALLOW, Access.READ | Access.WRITE, "/w", (), 1),
+        PathRule(Effect.DENY, Access.READ | Access.WRITE | Access.EXECUTE, "/w/**/.env*", (), 2),
+        PathRule(Effect.READONLY, Access.WRITE, "/w/kept/hooks", (), 3),
+    ]
+    judge = Judge(Automaton.build(rules), rules)
+    assert judge.refusal("rename", Access.WRITE, "/w/src", "/w/lib") is None
+    moved = judge.refusal("rename", Access.WRITE, "/w/kept", "/w/other")
+    assert moved is not None and moved.below

@@ -43,6 +43,7 @@ class Judge:
         self._decide = lru_cache(maxsize=CACHED_PATHS)(
             lambda path: automaton.decision(automaton.walk(posixpath.normpath(path)))
         )
+        self._automaton = automaton
         self._protecting = [rule for rule in paths if rule.effect is not Effect.ALLOW]
 
     def decide(self, path: str) -> Decision:
@@ -66,8 +67,8 @@ class Judge:
         found = self._object(access, path)
         if target is not None:
             found = found or self._object(Access.WRITE, target)
-        if op in ("rename", "exchange") and found is None:
-            found = self._below(path) or (self._below(target) if target is not None else None)
+        if op in ("rename", "exchange") and found is None and target is not None and not self._alike(path, target):
+            found = self._below(path) or self._below(target)
         return found
 
     def _object(self, access: Access, path: str) -> Refusal | None:
@@ -79,6 +80,10 @@ class Judge:
         here, there = self.decide(source), self.decide(name)
         wider = there.allowed & ~here.allowed
         return Refusal(source, wider, _rule(here, wider), widens=True) if wider else None
+
+    def _alike(self, path: str, target: str) -> bool:
+        """What lies below is judged the same at both ends: the move takes nothing out of a rule's reach."""
+        return self._automaton.same_below(*(self._automaton.walk(posixpath.normpath(end)) for end in (path, target)))
 
     def _below(self, path: str) -> Refusal | None:
         if not self.decide(path).pinned:

@@ -159,6 +159,17 @@ class Automaton:
             known = self._decisions[state] = self._decide(state)
         return known
 
+    def same_below(self, one: State, other: State) -> bool:
+        """Whether every path below the one place is judged as the same path below the other.
+
+        A directory that moves between two such places takes nothing out of a rule's reach. True is sure; False may be careful.
+        """
+        factors = self._tables.factors
+        return one[-_CARRIED:] == other[-_CARRIED:] and all(
+            factor.slash[a] == factor.slash[b]
+            for factor, a, b in zip(factors, one[:-_CARRIED], other[:-_CARRIED], strict=True)
+        )
+
     def uniform(self, state: State) -> bool:
         """True when every path at or below has the same allowed accesses as this one. False may be too careful."""
         return _one_answer(self._flags(state))

@@ -19,7 +19,7 @@ def choose(options: RunOptions) -> tuple[tuple[str, ...], Policy]:
     Raises:
         McpguardError: no such agent, a broken profile, an impossible workspace.
     """
-    workspace = options.workspace or str(Path.cwd())
+    workspace = options.workspace
     if options.after_separator:
         command = options.command
         profile = options.profile or DEFAULT_PROFILE
@@ -38,7 +38,7 @@ def choose(options: RunOptions) -> tuple[tuple[str, ...], Policy]:
     return command, policy
 
 
-def _command_of(agent: str, workspace: str) -> tuple[str, ...]:
+def _command_of(agent: str, workspace: str | None) -> tuple[str, ...]:
     try:
         command = load(agent, workspace=workspace).command
     except UsageError as error:
@@ -60,6 +60,9 @@ def _command_of(agent: str, workspace: str) -> tuple[str, ...]:
 
 def working_directory(policy: Policy) -> str:
     """Where the agent starts: the current directory when it lies in the workspace, else the workspace."""
-    current = str(Path.cwd().resolve())
+    try:
+        current = str(Path.cwd().resolve())
+    except FileNotFoundError:
+        return policy.workspace
     inside = current == policy.workspace or current.startswith(policy.workspace + "/")
     return current if inside else policy.workspace
