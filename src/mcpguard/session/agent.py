@@ -6,7 +6,6 @@ from pathlib import Path
 
 from mcpguard.errors import UsageError
 from mcpguard.model.policy import Policy
-from mcpguard.profile.load import load
 from mcpguard.session.options import RunOptions
 from mcpguard.session.policy import load_policy
 
@@ -19,35 +18,22 @@ def choose(options: RunOptions) -> tuple[tuple[str, ...], Policy]:
     Raises:
         McpguardError: no such agent, a broken profile, an impossible workspace.
     """
-    workspace = options.workspace
-    if options.after_separator:
-        command = options.command
-        profile = options.profile or DEFAULT_PROFILE
-    else:
-        agent = options.command[0]
-        profile = options.profile or agent
-        command = (*_command_of(agent, workspace), *options.command[1:])
-    policy = load_policy(
-        profile,
-        workspace=workspace,
-        read=options.read,
-        write=options.write,
-        net=options.net,
-        audit=options.audit,
-    )
-    return command, policy
-
-
-def _command_of(agent: str, workspace: str | None) -> tuple[str, ...]:
+    agent = None if options.after_separator else options.command[0]
+    profile = options.profile or agent or DEFAULT_PROFILE
     try:
-        command = load(agent, workspace=workspace).command
+        policy = load_policy(
+            profile,
+            workspace=options.workspace,
+            read=options.read,
+            write=options.write,
+            net=options.net,
+            audit=options.audit,
+        )
     except UsageError as error:
-        raise UsageError(
-            error.what,
-            why=error.why,
-            do=f"to run the program itself: mcpguard run -- {agent}; `mcpguard profile list` shows the agents",
-            code=error.code,
-        ) from None
+        raise _about_agent(error, agent) if profile == agent else error from None
+    if agent is None:
+        return options.command, policy
+    command = policy.command if profile == agent else _command_of(agent, options.workspace)
     if not command:
         raise UsageError(
             f"the profile {agent} names no command",
@@ -55,7 +41,24 @@ def _command_of(agent: str, workspace: str | None) -> tuple[str, ...]:
             do=f"mcpguard run -p {agent} -- CMD...",
             code="usage.no-command",
         )
-    return command
+    return (*command, *options.command[1:]), policy
+
+
+def _command_of(agent: str, workspace: str | None) -> tuple[str, ...]:
+    from mcpguard.profile.load import load
+
+    try:
+        return load(agent, workspace=workspace).command
+    except UsageError as error:
+        raise _about_agent(error, agent) from None
+
+
+def _about_agent(error: UsageError, agent: str | None) -> UsageError:
+    """An unknown AGENT is as often a program that was meant to be run."""
+    if agent is None or error.code != "usage.unknown-profile":
+        return error
+    do = f"{error.do}; to run the program itself: mcpguard run -- {agent}"
+    return UsageError(error.what, why=error.why, do=do, code=error.code)
 
 
 def working_directory(policy: Policy) -> str:

@@ -1,6 +1,7 @@
 """From words on a command line to the policy of this user, workspace and host; `run` and `why` both begin here.
 
-Reads profiles, the account and symlinks, as the user; needs no privilege and changes nothing.
+Reads profiles, the account and symlinks, as the user; needs no privilege. The parser and the compiler are imported only when
+no kept policy fits (`policy_cache`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,8 @@ from mcpguard.model.access import Access, Effect
 from mcpguard.model.policy import Policy, User
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import FileRule, NetDirection, NetRule, Origin
-from mcpguard.policy.compile import compile_policy
-from mcpguard.policy.network import parse_rule
-from mcpguard.policy.patterns import expand
 from mcpguard.profile import store
-from mcpguard.profile.load import load
-from mcpguard.session.worktree import worktree_rules
+from mcpguard.session import policy_cache
 
 COMMAND_LINE = "command line"
 PRIVILEGED_COPY = "/usr/local/lib/mcpguard"
@@ -51,7 +48,29 @@ def load_policy(
         ProfileError, PolicyError: it cannot be loaded or compiled, with `file:line`.
     """
     place = workspace_directory(workspace)
-    return compile_for(load(profile, workspace=place), place, audit=audit, read=read, write=write, net=net)
+    kept = _kept_name(
+        profile, place, (audit, [_absolute(path) for path in read], [_absolute(path) for path in write], net)
+    )
+    directory = store.state_directory() / "policies"
+    if kept and (found := policy_cache.load(directory, kept)):
+        return found
+    from mcpguard.profile.load import load
+
+    asked: policy_cache.Links = {}
+    loaded = load(profile, workspace=place)
+    policy = compile_for(loaded, place, audit=audit, read=read, write=write, net=net, asked=asked)
+    if kept:
+        policy_cache.save(directory, kept, policy, asked)
+    return policy
+
+
+def _kept_name(profile: str, workspace: str, options: tuple[object, ...]) -> str | None:
+    """What the policy is kept under; None where it depends on files that `policy_cache` does not watch."""
+    if "/" in profile or profile.endswith((".yaml", ".yml")) or (Path(workspace) / ".git").is_file():
+        return None
+    user = current_user()
+    parts = [profile, workspace, options, repr(user), temporary_directory(user.home), own_paths()]
+    return policy_cache.key(parts, (store.user_directory(), store.builtin_directory()))
 
 
 def compile_for(
@@ -62,12 +81,25 @@ def compile_for(
     read: Sequence[str] = (),
     write: Sequence[str] = (),
     net: Sequence[str] = (),
+    asked: policy_cache.Links | None = None,
 ) -> Policy:
     """The same for a profile that is loaded already.
+
+    Args:
+        asked: filled with every path that was looked at for a symlink, and where it leads.
 
     Raises:
         PolicyError: beginning with the place of the rule where one is at fault.
     """
+    from mcpguard.policy.compile import compile_policy
+    from mcpguard.session.worktree import worktree_rules
+
+    def look(path: str) -> str | None:
+        target = policy_cache.read_link(path)
+        if asked is not None:
+            asked[path] = target
+        return target
+
     user = current_user()
     return compile_policy(
         profile,
@@ -75,6 +107,7 @@ def compile_for(
         workspace=workspace,
         tmp=temporary_directory(user.home),
         own_paths=own_paths(),
+        resolve=look,
         audit=audit,
         extra_files=[
             *_file_rules("--read", Access.READ, read),
@@ -87,6 +120,8 @@ def compile_for(
 
 def trial(profile: Profile) -> list[McpguardError]:
     """Every reason why a profile could not be compiled, whoever the user and whatever the host; empty when it can."""
+    from mcpguard.policy.compile import compile_policy
+
     found = rule_errors(profile)
     if found:
         return found
@@ -100,6 +135,9 @@ def trial(profile: Profile) -> list[McpguardError]:
 
 def rule_errors(profile: Profile) -> list[McpguardError]:
     """Every rule whose pattern or target cannot be read, each with its place; the compiler would stop at the first."""
+    from mcpguard.policy.network import parse_rule
+    from mcpguard.policy.patterns import expand
+
     variables = {"home": "/home", "workspace": "/workspace", "tmp": "/tmp"}
     found: list[McpguardError] = []
     for pattern, origin in _patterns(profile):

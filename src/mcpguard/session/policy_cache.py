@@ -1,0 +1,157 @@
+"""Compiled policies, kept in the user's state directory: reading and compiling a profile is most of what a launch computes.
+
+A kept policy is used only when everything it was made from is unchanged: this program, every profile file, the account, the
+workspace, the command line, and each symlink that the compiler asked about. What depends on more is not kept. No guarded
+process can write the directory; a file that cannot be read or does not fit is as good as none.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mcpguard
+from mcpguard.model.access import Access, Effect
+from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
+from mcpguard.model.profile import SystemSwitches
+from mcpguard.model.rule import Origin
+
+FORMAT = 1
+# One file each; the oldest go.
+KEPT = 32
+Links = dict[str, str | None]
+
+
+def key(parts: Sequence[object], directories: Sequence[Path]) -> str:
+    """Names everything that a policy is made from.
+
+    Args:
+        parts: plain values: profile, account, workspace, command line.
+        directories: where profiles are; every YAML file there counts, by size, inode and time of change.
+    """
+    code = Path(mcpguard.__file__).parent
+    files = [path for directory in (*directories, code / "policy", code / "profile") for path in _files(directory)]
+    text = json.dumps([FORMAT, mcpguard.__version__, parts, files], default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _files(directory: Path) -> list[tuple[str, int, int, int]]:
+    found = []
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.endswith((".yaml", ".py")):
+                state = entry.stat()
+                found.append((entry.path, state.st_size, state.st_ino, state.st_mtime_ns))
+    return sorted(found)
+
+
+def load(directory: Path, name: str) -> Policy | None:
+    """The policy kept under `name`, if every symlink still leads where it did."""
+    path = directory / f"{name}.json"
+    try:
+        if path.stat().st_uid != os.getuid():
+            return None
+        kept = json.loads(path.read_bytes())
+        if any(read_link(link) != target for link, target in kept["links"].items()):
+            return None
+        return _policy(kept["policy"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save(directory: Path, name: str, policy: Policy, links: Links) -> None:
+    """Keep a policy. A failure is none: the next launch compiles again."""
+    made = directory / f".{name}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made.write_text(json.dumps({"links": links, "policy": _plain(policy)}, separators=(",", ":")))
+        made.replace(directory / f"{name}.json")
+        _drop_oldest(directory)
+
+
+def _drop_oldest(directory: Path) -> None:
+    kept = sorted(directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    for path in kept[:-KEPT]:
+        path.unlink(missing_ok=True)
+
+
+def read_link(path: str) -> str | None:
+    """As `policy.links.read_link`, without importing the compiler."""
+    try:
+        return os.readlink(path)  # noqa: PTH115 - asked some five hundred times a launch
+    except OSError:
+        return None
+
+
+def _plain(policy: Policy) -> dict[str, Any]:
+    user = policy.user
+    return {
+        "digest": policy.digest,
+        "profile": policy.profile,
+        "command": policy.command,
+        "user": [user.uid, user.gid, user.groups, user.name, user.home],
+        "workspace": policy.workspace,
+        "tmp": policy.tmp,
+        "rules": [[rule.profile, rule.file, rule.line, rule.text] for rule in policy.rules],
+        "reasons": policy.reasons,
+        "tables": base64.b64encode(policy.tables).decode(),
+        "paths": [[p.effect, int(p.access), p.pattern, p.exceptions, p.rule] for p in policy.paths],
+        "connect": [_plain_address(entry) for entry in policy.connect],
+        "listen": [_plain_address(entry) for entry in policy.listen],
+        "names": [
+            [name.pattern, name.port_low, name.port_high, name.protocols, name.effect, name.rule]
+            for name in policy.names
+        ],
+        "sockets": [[entry.pattern, entry.effect, entry.rule] for entry in policy.sockets],
+        "remove": policy.environment_remove,
+        "keep": policy.environment_keep,
+        "system": [policy.system.user_namespaces, policy.system.io_uring],
+        "audit": policy.audit,
+    }
+
+
+def _plain_address(entry: NetEntry) -> list[Any]:
+    ports = [entry.port_low, entry.port_high, entry.protocols]
+    return [entry.address.hex(), entry.prefix, *ports, entry.effect, entry.rule]
+
+
+def _policy(kept: dict[str, Any]) -> Policy:
+    uid, gid, groups, name, home = kept["user"]
+    namespaces, io_uring = kept["system"]
+    return Policy(
+        digest=kept["digest"],
+        profile=kept["profile"],
+        command=tuple(kept["command"]),
+        user=User(uid, gid, tuple(groups), name, home),
+        workspace=kept["workspace"],
+        tmp=kept["tmp"],
+        rules=tuple(Origin(*rule) for rule in kept["rules"]),
+        reasons=tuple(kept["reasons"]),
+        tables=base64.b64decode(kept["tables"]),
+        paths=tuple(
+            PathRule(Effect(effect), Access(access), pattern, tuple(exceptions), rule)
+            for effect, access, pattern, exceptions, rule in kept["paths"]
+        ),
+        connect=tuple(_address(entry) for entry in kept["connect"]),
+        listen=tuple(_address(entry) for entry in kept["listen"]),
+        names=tuple(
+            NameEntry(pattern, low, high, protocols, Effect(effect), rule)
+            for pattern, low, high, protocols, effect, rule in kept["names"]
+        ),
+        sockets=tuple(SocketEntry(pattern, Effect(effect), rule) for pattern, effect, rule in kept["sockets"]),
+        environment_remove=tuple(kept["remove"]),
+        environment_keep=tuple(kept["keep"]),
+        system=SystemSwitches(namespaces, io_uring),
+        audit=kept["audit"],
+    )
+
+
+def _address(entry: list[Any]) -> NetEntry:
+    address, prefix, low, high, protocols, effect, rule = entry
+    return NetEntry(bytes.fromhex(address), prefix, low, high, protocols, Effect(effect), rule)
