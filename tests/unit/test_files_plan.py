@@ -13,7 +13,7 @@ from mcpguard.model.plan import FilesPlan, MountStep
 from mcpguard.model.policy import PathRule, Policy, User
 from mcpguard.model.profile import SystemSwitches
 from mcpguard.policy.automaton import Automaton
-from mcpguard.session import files_plan
+from mcpguard.session import files_plan, files_state
 
 READ = Access.READ
 WRITE = Access.READ | Access.WRITE
@@ -148,7 +148,7 @@ def test_audit_grants_everything_and_still_hides_what_is_denied(home: Path) -> N
 
 
 def test_too_many_names_are_refused_with_a_clear_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_plan, "MAX_VISITED", 3)
+    monkeypatch.setattr(files_state, "MAX_VISITED", 3)
     with pytest.raises(PolicyError) as refused:
         plan(home, allow(home / "work"), deny("/**/.env*"))
     assert refused.value.code == "plan.too-many-files"

@@ -18,7 +18,8 @@ from mcpguard.policy.decide import decide_unix
 from mcpguard.profile.store import state_directory
 from mcpguard.session import agent, coverage, network, seccomp, sockets
 from mcpguard.session.environment import SESSION_VARIABLE, scrub
-from mcpguard.session.files_plan import plan_files, terminal_progress
+from mcpguard.session.files_plan import plan_files
+from mcpguard.session.files_state import terminal_progress
 from mcpguard.session.options import RunOptions
 from mcpguard.session.recording import Recording
 from mcpguard.session.start import Start

@@ -1,0 +1,180 @@
+"""Comparing what is granted with what the automaton allows, place by place, and making a mount step where they differ.
+
+Reads the file system as the user; changes nothing. A symlink is never followed: an object is judged where it is.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from mcpguard.model.access import Access
+from mcpguard.model.plan import MaskEntry, MountStep
+from mcpguard.policy.automaton import State
+from mcpguard.session.files_state import MAX_STAND_INS, OPEN, Walk, listed
+
+
+def visit(walk: Walk, path: str, state: State, above: Access, writable: bool, chain: tuple[str, ...]) -> None:
+    """Compare what is granted at `path` with what the automaton allows there, and go on where it can differ.
+
+    Args:
+        above: what Landlock grants here because of ancestors.
+        writable: whether the mount at this place is writable once all steps above have run.
+        chain: directories between the last mount step and here; a protected place below pins them.
+    """
+    walk.count(path)
+    opened = OPEN if path in walk.open_directories else Access.NONE
+    granted = above | walk.grants.get(path, Access.NONE) | opened
+    allowed = walk.automaton.decision(state).allowed | opened
+    lost = granted & ~allowed
+    mode = _mode(path)
+    if mode is None:
+        return
+    is_directory = stat.S_ISDIR(mode)
+    if Access.READ in lost:
+        _mask(walk, path, state, is_directory)
+        return
+    # A device is written through a read-only mount as well; only its attributes are protected by it, and stay so.
+    if Access.WRITE in allowed and not writable and (is_directory or stat.S_ISREG(mode)):
+        walk.add(MountStep("rw", path, is_directory))
+        writable, chain = True, ()
+    elif Access.WRITE in lost and writable:
+        _pin(walk, chain)
+        walk.add(MountStep("ro", path, is_directory))
+        writable, chain = False, ()
+    if Access.EXECUTE in lost and Access.EXECUTE in above:
+        walk.add(MountStep("noexec", path, is_directory))
+        granted &= ~Access.EXECUTE
+        chain = ()
+    if is_directory:
+        _visit_children(walk, path, state, granted, writable, (*chain, path) if writable else ())
+
+
+def _mode(path: str) -> int | None:
+    """None when it vanished or is a symlink (an object is judged where it is, not where a link to it is)."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return None
+    return None if stat.S_ISLNK(mode) else mode
+
+
+def _pin(walk: Walk, chain: tuple[str, ...]) -> None:
+    """Make every directory above a protected place a mount of its own: it cannot be renamed away and made anew."""
+    for directory in chain[1:]:
+        if directory not in walk.pinned:
+            walk.pinned.add(directory)
+            walk.add(MountStep("rw", directory, True))
+
+
+def _visit_children(
+    walk: Walk, path: str, state: State, granted: Access, writable: bool, chain: tuple[str, ...]
+) -> None:
+    names: set[str] = set(walk.wanted_children.get(path, ()))
+    listing = path in walk.open_directories
+    if granted and not walk.automaton.uniform(state):
+        special = walk.automaton.named_children(state)
+        if special is not None:
+            names |= special
+        elif _inside(path, walk.scannable):
+            listing = True
+        else:
+            walk.unscanned.add(_top(path))
+    if listing:
+        for entry in listed(walk, path):
+            if entry.is_symlink():
+                _protect_link(walk, entry.path, walk.automaton.child(state, entry.name), writable)
+                names.discard(entry.name)
+            elif entry.name not in names:
+                _visit_entry(walk, entry, state, granted, writable, chain)
+    prefix = path if path != "/" else ""
+    for name in sorted(names):
+        visit(walk, f"{prefix}/{name}", walk.automaton.child(state, name), granted, writable, chain)
+
+
+def _visit_entry(
+    walk: Walk, entry: os.DirEntry[str], state: State, granted: Access, writable: bool, chain: tuple[str, ...]
+) -> None:
+    """The hot path of a large tree: skip at once what cannot differ from its directory."""
+    below = walk.child(state, entry.name)
+    same = granted == walk.automaton.decision(below).allowed
+    # An equal state is known to be worth a visit: this directory is being listed because of it.
+    if same and (not entry.is_dir(follow_symlinks=False) or (below != state and walk.automaton.uniform(below))):
+        return
+    visit(walk, entry.path, below, granted, writable, chain)
+
+
+def _inside(path: str, roots: tuple[str, ...]) -> bool:
+    return any(path == root or path.startswith(root + "/") for root in roots if root != "/")
+
+
+def _top(path: str) -> str:
+    return "/" + path.split("/")[1]
+
+
+def _protect_link(walk: Walk, path: str, state: State, writable: bool) -> None:
+    """A symlink that may not be changed but lies in a writable directory: show its target, read-only, in its place."""
+    if not writable or Access.WRITE in walk.automaton.decision(state).allowed:
+        return
+    target = os.path.realpath(path)
+    if not os.path.isfile(target):
+        walk.gaps.append(
+            f"{path} is a symlink to something that is not a file; replacing the link is reported, not stopped"
+        )
+        return
+    readable = Access.READ in walk.automaton.decision(walk.automaton.walk(target)).allowed
+    walk.add(MountStep("link", path, False, target) if readable else MountStep("mask", path, False))
+
+
+def _mask(walk: Walk, path: str, state: State, is_directory: bool) -> None:
+    """Hide `path`; below a hidden directory, what the automaton allows shows through."""
+    if not is_directory:
+        walk.add(MountStep("mask", path))
+        return
+    entries: list[MaskEntry] = []
+    kept: list[tuple[str, State, bool]] = []
+    if not walk.automaton.uniform(state) or path in walk.wanted_children:
+        _mask_entries(walk, path, "", state, entries, kept)
+    walk.add(MountStep("mask", path, True, entries=tuple(entries)))
+    for child, below, writable in kept:
+        _visit_kept(walk, child, below, writable)
+
+
+def _mask_entries(
+    walk: Walk,
+    root: str,
+    relative: str,
+    state: State,
+    entries: list[MaskEntry],
+    kept: list[tuple[str, State, bool]],
+) -> None:
+    directory = f"{root}/{relative}" if relative else root
+    found = {entry.name: entry for entry in listed(walk, directory) if not entry.is_symlink()}
+    stand_ins = len(found) <= MAX_STAND_INS
+    wanted = walk.wanted_children.get(directory, set())
+    for name, entry in found.items():
+        below = walk.automaton.child(state, name)
+        allowed = walk.automaton.decision(below).allowed
+        is_directory = entry.is_dir(follow_symlinks=False)
+        inner = f"{relative}/{name}" if relative else name
+        if Access.READ in allowed:
+            writable = Access.WRITE in allowed
+            entries.append(MaskEntry(inner, "keep-rw" if writable else "keep", is_directory))
+            kept.append((entry.path, below, writable))
+        elif is_directory and (not walk.automaton.uniform(below) or name in wanted):
+            before = len(entries)
+            entries.append(MaskEntry(inner, "way", True))
+            _mask_entries(walk, root, inner, below, entries, kept)
+            if not any(entry.kind.startswith("keep") for entry in entries[before:]):
+                del entries[before:]
+                entries.append(MaskEntry(inner, "dir", True))
+        elif stand_ins:
+            entries.append(MaskEntry(inner, "dir" if is_directory else "file", is_directory))
+
+
+def _visit_kept(walk: Walk, path: str, state: State, writable: bool) -> None:
+    """What shows through a mask is an ordinary tree again."""
+    allowed = walk.automaton.decision(state).allowed
+    walk.grants[path] = walk.grants.get(path, Access.NONE) | allowed
+    if not walk.automaton.uniform(state) and stat.S_ISDIR(_mode(path) or 0):
+        _visit_children(walk, path, state, allowed, writable, (path,) if writable else ())
