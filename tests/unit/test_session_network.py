@@ -1,0 +1,127 @@
+"""Destinations by name, socket rows and resolvers, without the kernel: the look-up is a stand-in."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mcpguard.model.access import Effect
+from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Policy, SocketEntry, User
+from mcpguard.model.profile import SystemSwitches
+from mcpguard.model.rule import Origin
+from mcpguard.policy.network import mapped
+from mcpguard.session import network
+
+BOTH = PROTO_TCP | PROTO_UDP
+
+
+def make_policy(**changes: Any) -> Policy:
+    user = User(1000, 1000, (), "user", "/home/user")
+    origin = Origin("p", "p.yaml", 1, "default")
+    empty = Policy(
+        "", "p", (), user, "/w", "/tmp", (origin,), ("",), b"", (), (), (), (), (), (), (), SystemSwitches()
+    )  # fmt: skip
+    return replace(empty, **changes)
+
+
+def name(pattern: str, port: int = 443) -> NameEntry:
+    return NameEntry(pattern, port, port, BOTH, Effect.ALLOW, 0)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """What the resolver says: host -> addresses; a missing host does not exist."""
+    known: dict[str, list[str]] = {}
+
+    def look_up(host: str, *_rest: object, **_named: object) -> list[Any]:
+        if host not in known:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return [(0, 0, 0, "", (address, 0)) for address in known[host]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return known
+
+
+def looked_up(policy: Policy) -> tuple[set[str], network.Names]:
+    names = network.Names(policy)
+    names.begin()
+    rows = names.rows(wait_s=10)
+    names.close()
+    return {row[0] for row in rows}, names
+
+
+def test_every_address_of_an_allowed_name_is_reachable_on_its_port(answers: dict[str, list[str]]) -> None:
+    answers["api.example.org"] = ["198.51.100.7", "2001:4860::7"]
+    names = network.Names(make_policy(names=(name("api.example.org"),)))
+    names.begin()
+    rows = names.rows(wait_s=10)
+    assert {(row[0], row[1]) for row in rows} >= {(mapped("2001:4860::7").hex(), 128)}
+    assert all(port[:2] == [443, 443] for row in rows for port in row[2])
+
+
+def test_events_can_tell_the_name_of_an_address(answers: dict[str, list[str]]) -> None:
+    answers["api.example.org"] = ["8.8.4.4"]
+    _rows, names = looked_up(make_policy(names=(name("api.example.org"),)))
+    assert names.host_of == {"8.8.4.4": "api.example.org"}
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "10.1.2.3", "192.168.1.1", "169.254.169.254", "::1", "fe80::1", "0.0.0.0"]
+)
+def test_a_name_never_opens_this_host_its_network_or_metadata(answers: dict[str, list[str]], address: str) -> None:
+    answers["rebound.example.org"] = [address]
+    assert looked_up(make_policy(names=(name("rebound.example.org"),)))[0] == set()
+
+
+def test_an_unknown_name_and_a_wildcard_allow_nothing(answers: dict[str, list[str]]) -> None:
+    answers["*.example.org"] = ["8.8.4.4"]
+    policy = make_policy(names=(name("gone.example.org"), name("*.example.org")))
+    assert looked_up(policy)[0] == set()
+    assert [entry.pattern for entry in network.wildcards(policy)] == ["*.example.org"]
+
+
+def test_a_name_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_n: silent.wait(30) and [])
+    fixed = NetEntry(mapped("8.8.8.8"), 128, 53, 53, BOTH, Effect.ALLOW, 0)
+    names = network.Names(make_policy(names=(name("slow.example.org"),), connect=(fixed,)))
+    names.begin()
+    assert [row[0] for row in names.rows(wait_s=0.01)] == [mapped("8.8.8.8").hex()]
+    names.close()
+    silent.set()
+
+
+def test_the_hosts_resolvers_are_reachable_only_when_a_name_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "resolvers", lambda: ["192.0.2.53"])
+    without = make_policy()
+    assert network.with_resolvers(without) == without
+    policy = network.with_resolvers(make_policy(names=(name("a.example.org"),)))
+    (entry,) = policy.connect
+    assert (entry.address, entry.port_low, entry.port_high) == (mapped("192.0.2.53"), 53, 53)
+    assert policy.rules[entry.rule].text == "the host's own resolvers, port 53"
+    assert len(policy.rules) == len(policy.reasons)
+
+
+def test_name_servers_are_read_as_programs_read_them(tmp_path: Any) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text("# c\nsearch example.org\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\nnameserver nonsense\n")
+    assert network.resolvers(str(file)) == ["192.0.2.1", "fe80::1"]
+    assert network.resolvers(str(tmp_path / "missing")) == []
+
+
+def test_socket_rules_cross_as_subtrees_in_both_spellings_of_run() -> None:
+    sockets = (
+        SocketEntry("/w/**", Effect.ALLOW, 1),
+        SocketEntry("/run/docker.sock", Effect.DENY, 2),
+        SocketEntry("@name*", Effect.ALLOW, 3),
+        SocketEntry("/tmp/tmux-*", Effect.DENY, 4),
+    )
+    rows = network.unix_rows(make_policy(sockets=sockets))
+    assert ["/w", 1, 1] in rows
+    assert ["/run/docker.sock", 0, 2] in rows
+    assert ["@name*", 1, 3] in rows
+    assert not any("tmux" in row[0] for row in rows), "a glob is hidden at launch, not carried"
