@@ -49,7 +49,9 @@ def show(report: session.Report, console: Console) -> None:
     for problem in report.problems:
         console.print(f"{'stops' if problem.stops else 'note '}  {problem.what}", markup=False)
         console.print(f"  do   {problem.fix}", markup=False)
-    verdict = "every rule of a profile is enforced" if report.enforced else "a guarded run cannot be fully enforced"
+    gaps = any(row.gaps for row in report.coverage)
+    held = "every kind of rule is enforced" + (", but for the gaps named above" if gaps else "")
+    verdict = held if report.enforced else "a guarded run cannot be fully enforced"
     console.print(f"{verdict} (tier {report.tier})", style="green" if report.enforced else "red", markup=False)
 
 

@@ -11,6 +11,15 @@ from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
 from mcpguard.session.network import wildcards
 
+# What this tier leaves open, said in the same words wherever it is said.
+LATER_NAMES = "a protected name that is created after launch is reported, not stopped"
+MEMORY_PROGRAMS = "a program that exists only in memory (memfd) can be executed; it is on record"
+SHARED_ADDRESSES = "names are resolved at launch and refreshed: every name on the same address is reached too"
+LATER_SOCKETS = "a socket made after launch, outside the places that are hidden, can be reached through a symlink"
+NO_UNIX_HOOK = "only sockets that exist at launch are hidden; the connect hook for unix sockets needs Linux 6.7"
+ABSTRACT_SOCKETS = "abstract sockets of others need Landlock ABI 6 (Linux 6.12)"
+SIGNALS = "signals to the user's other processes need Landlock ABI 6 (Linux 6.12)"
+
 TIER = "3"
 TIER_NAME = "3 landlock"
 _SHOWN_NAMES = 3
@@ -41,7 +50,7 @@ def of_plan(policy: Policy, plan: FilesPlan, *, unix_hook: bool = True) -> tuple
             "execute",
             Strength.PARTIAL,
             f"Landlock ABI {abi}",
-            ("a program that exists only in memory (memfd) can be executed; it is on record",),
+            (MEMORY_PROGRAMS,),
         ),
         _network(policy),
         _sockets(abi, unix_hook),
@@ -49,7 +58,7 @@ def of_plan(policy: Policy, plan: FilesPlan, *, unix_hook: bool = True) -> tuple
             "processes",
             Strength.FULL if abi >= 6 else Strength.PARTIAL,
             "cgroup leaf, seccomp, Landlock",
-            () if abi >= 6 else ("signals to the user's other processes need Landlock ABI 6 (Linux 6.12)",),
+            () if abi >= 6 else (SIGNALS,),
         ),
         Coverage("events", Strength.FULL, "BPF tracepoints and cgroup programs, keyed by the cgroup"),
     )
@@ -60,7 +69,7 @@ def _network(policy: Policy) -> Coverage:
     unresolved = [entry.pattern for entry in wildcards(policy)]
     gaps = []
     if policy.names:
-        gaps.append("host names hold by the addresses they had at launch and at each refresh")
+        gaps.append(SHARED_ADDRESSES)
     if unresolved:
         shown = ", ".join(unresolved[:_SHOWN_NAMES]) + (", ..." if len(unresolved) > _SHOWN_NAMES else "")
         gaps.append(f"wildcard names allow nothing yet: {shown}")
@@ -68,16 +77,15 @@ def _network(policy: Policy) -> Coverage:
 
 
 def _sockets(abi: int, unix_hook: bool) -> Coverage:
-    gaps = []
-    if not unix_hook:
-        gaps.append("only sockets that exist at launch are hidden; the connect hook for unix sockets needs Linux 6.7")
-    else:
-        gaps.append(
-            "a socket that is made after launch, outside the places that are hidden, can be reached through a symlink"
-        )
-    if abi < 6:
-        gaps.append("abstract sockets of others need Landlock ABI 6 (Linux 6.12)")
-    return Coverage("unix sockets", Strength.PARTIAL, "cgroup BPF, hidden sockets, Landlock scopes", tuple(gaps))
+    return Coverage(
+        "unix sockets", Strength.PARTIAL, "cgroup BPF, hidden sockets, Landlock scopes", socket_gaps(abi, unix_hook)
+    )
+
+
+def socket_gaps(abi: int, unix_hook: bool) -> tuple[str, ...]:
+    """What is open about unix sockets with this Landlock ABI, with and without the connect hook."""
+    first = LATER_SOCKETS if unix_hook else NO_UNIX_HOOK
+    return (first,) if abi >= 6 else (first, ABSTRACT_SOCKETS)
 
 
 def insist(holds: Sequence[Coverage], *, best_effort: bool) -> None:

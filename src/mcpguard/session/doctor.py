@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mcpguard.errors import McpguardError
 from mcpguard.kernel import probe
 from mcpguard.model.coverage import Coverage, Strength
-from mcpguard.session import canary, foreign, install, trampolines
+from mcpguard.session import canary, coverage, foreign, install, trampolines
 
 TIER = "landlock"
 OLDEST_LANDLOCK = 3
@@ -24,8 +24,6 @@ KINDS = {
     "unix": "unix sockets",
     "process": "processes",
 }
-LATER_NAMES = "a protected name that is created after launch is reported, not stopped"
-SHARED_ADDRESSES = "names are resolved at launch and refreshed: every name on the same address is reached too"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +68,14 @@ def examine() -> Report:
         result = canary.run_canary()
         if result.trouble:
             problems.append(_start_problem(result.trouble))
-    coverage = coverage_of(result, facts)
-    works = not result.trouble and all(part.strength is not Strength.NONE for part in coverage)
+    held = coverage_of(result, facts)
+    works = not result.trouble and all(part.strength is not Strength.NONE for part in held)
     return Report(
         facts=facts,
         tier=TIER,
         enforced=works,
-        tiers=(*_upper_tiers(facts), Tier(3, TIER, works, _reason(result, coverage), used=True)),
-        coverage=coverage,
+        tiers=(*_upper_tiers(facts), Tier(3, TIER, works, _reason(result, held), used=True)),
+        coverage=held,
         problems=tuple(problems),
     )
 
@@ -138,10 +136,10 @@ def _upper_tiers(facts: probe.HostFacts) -> tuple[Tier, Tier]:
     )
 
 
-def _reason(result: canary.CanaryResult, coverage: tuple[Coverage, ...]) -> str:
+def _reason(result: canary.CanaryResult, held: tuple[Coverage, ...]) -> str:
     if result.trouble:
         return "a guarded run does not start"
-    broken = [part.kind for part in coverage if part.strength is Strength.NONE]
+    broken = [part.kind for part in held if part.strength is Strength.NONE]
     return f"not enforced: {', '.join(broken)}" if broken else "a guarded run refused every forbidden act"
 
 
@@ -158,7 +156,13 @@ def coverage_of(result: canary.CanaryResult, facts: probe.HostFacts) -> tuple[Co
         "unix": "mount masks, Landlock scopes and cgroup BPF",
         "process": "Landlock scopes, seccomp and dropped capabilities",
     }
-    known = {"read": (LATER_NAMES,), "write": (LATER_NAMES,)}
+    known: dict[str, tuple[str, ...]] = {
+        "read": (coverage.LATER_NAMES,),
+        "write": (coverage.LATER_NAMES,),
+        "execute": (coverage.MEMORY_PROGRAMS,),
+        "unix": coverage.socket_gaps(facts.landlock_abi, unix_hook=True),
+        "process": () if facts.landlock_abi >= 6 else (coverage.SIGNALS,),
+    }
     rows = [_row(KINDS[prefix], by[prefix], known.get(prefix, ()), _acts(result, prefix)) for prefix in KINDS]
     network = next(row for row in rows if row.kind == "network")
     rows.insert(4, _names_row(network))
@@ -190,4 +194,4 @@ def _row(kind: str, by: str, known: tuple[str, ...], acts: dict[str, str]) -> Co
 def _names_row(network: Coverage) -> Coverage:
     if network.strength is Strength.NONE:
         return Coverage("names", Strength.NONE, network.by, ("network rules do not hold",))
-    return Coverage("names", Strength.PARTIAL, network.by, (SHARED_ADDRESSES,))
+    return Coverage("names", Strength.PARTIAL, network.by, (coverage.SHARED_ADDRESSES,))
