@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mcpguard.broker.protocol import Channel, LaunchRequest
+from mcpguard.broker.channel import Channel
+from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.cli.run import parse
 from mcpguard.errors import HostError, UsageError
 from mcpguard.model.access import Access

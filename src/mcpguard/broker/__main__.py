@@ -14,7 +14,7 @@ if __name__ == "__main__" and sys.flags.isolated:
 
 import socket
 
-from mcpguard.broker.protocol import Channel, peer_uid
+from mcpguard.broker.channel import Channel, peer_uid
 from mcpguard.broker.server import serve
 
 

@@ -1,18 +1,23 @@
-"""The user's side of the privilege line: start the broker, hand the request over, get descriptors and news back."""
+"""The user's side of the privilege line: start the broker, hand the request over, get descriptors and news back.
+
+Imports little, for the broker is started before anything else is.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import select
 import socket
 import subprocess
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mcpguard.broker.protocol import Channel, LaunchRequest, error_from_json, peer_uid
+from mcpguard.broker.channel import Channel, peer_uid
 from mcpguard.errors import HostError, PrivilegeError
+
+if TYPE_CHECKING:
+    from mcpguard.broker.protocol import LaunchRequest
 
 _PROMPT = "mcpguard loads its sandbox as root, then drops it. Password for %u: "
 
@@ -61,6 +66,8 @@ class Broker:
             )
         message, descriptors = received
         if "error" in message:
+            from mcpguard.broker.protocol import error_from_json
+
             raise error_from_json(message)
         self.descriptors = dict(zip(message["descriptors"], descriptors, strict=True))
         return message
@@ -107,7 +114,7 @@ def _flags(audit: bool) -> list[str]:
 
 
 def _start_with_sudo(program: BrokerProgram, audit: bool) -> Broker:
-    name = f"mcpguard-{os.getpid()}-{secrets.token_hex(16)}"
+    name = f"mcpguard-{os.getpid()}-{os.urandom(16).hex()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(b"\0" + name.encode())
         listener.listen(4)

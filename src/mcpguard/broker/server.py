@@ -20,9 +20,10 @@ from typing import Any
 
 from mcpguard.backends import landlock as files
 from mcpguard.broker import canary
+from mcpguard.broker.channel import Channel
 from mcpguard.broker.child import become_agent
 from mcpguard.broker.engine import Engine
-from mcpguard.broker.protocol import Channel, LaunchRequest, error_to_json
+from mcpguard.broker.protocol import LaunchRequest, error_to_json
 from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
 from mcpguard.kernel import cgroup, landlock
 

@@ -1,0 +1,89 @@
+"""How messages cross between the user's process and the broker: bytes, descriptors, and who is at the other end.
+
+One stream socket; each message is a 4-byte little-endian length and a JSON object; descriptors ride on the first byte.
+What the messages mean is `protocol`'s business.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import struct
+from typing import Any
+
+MAX_MESSAGE = 32 * 1024 * 1024
+MAX_DESCRIPTORS = 64
+_LENGTH = struct.Struct("<I")
+
+
+class Channel:
+    """One end of the conversation."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+
+    def fileno(self) -> int:
+        return self.connection.fileno()
+
+    def send(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+        # Names of files and arguments can hold bytes that are no UTF-8; they travel as lone surrogates.
+        body = json.dumps(message, separators=(",", ":")).encode()
+        data = _LENGTH.pack(len(body)) + body
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        sent = self.connection.sendmsg([data], ancillary)
+        self.connection.sendall(data[sent:])
+
+    def receive(self) -> tuple[dict[str, Any], tuple[int, ...]] | None:
+        """The next message with its descriptors (close-on-exec); None when the other side is gone.
+
+        Raises:
+            ValueError: what came is not a message.
+        """
+        descriptors: list[int] = []
+        head = self._exactly(_LENGTH.size, descriptors)
+        if head is None:
+            return None
+        (length,) = _LENGTH.unpack(head)
+        if length > MAX_MESSAGE:
+            raise ValueError("message too large")
+        body = self._exactly(length, descriptors)
+        if body is None:
+            return None
+        message = json.loads(body)
+        if not isinstance(message, dict):
+            raise ValueError("not a message")
+        return message, tuple(descriptors)
+
+    def _exactly(self, length: int, descriptors: list[int]) -> bytes | None:
+        data = bytearray()
+        while len(data) < length:
+            size = array.array("i").itemsize * MAX_DESCRIPTORS
+            try:
+                part, ancillary, _flags, _address = self.connection.recvmsg(
+                    length - len(data), socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC
+                )
+            except ConnectionResetError:
+                return None
+            for level, kind, payload in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    found = array.array("i")
+                    found.frombytes(payload[: len(payload) - len(payload) % found.itemsize])
+                    descriptors.extend(found)
+            if not part:
+                for fd in descriptors:
+                    os.close(fd)
+                return None
+            data += part
+        return bytes(data)
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """Who is at the other end, by the kernel's word."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _pid, uid, _gid = struct.unpack("iII", credentials)
+    return int(uid)
