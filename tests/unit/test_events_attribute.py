@@ -14,7 +14,7 @@ import pytest
 from events_help import AGENT, ALL, forked, head, make_policy, opened, refused
 
 from mcpguard.events.attribute import Attributor
-from mcpguard.events.finding import NOT_STOPPED, QUIET, UNEXPLAINED, Finding
+from mcpguard.events.finding import NOT_STOPPED, NOT_THERE, QUIET, UNEXPLAINED, Finding
 from mcpguard.events.judge import Judge
 from mcpguard.events.processes import ProcessTable
 from mcpguard.model.access import Access, Effect, Verdict
@@ -92,6 +92,21 @@ def test_a_refused_read_below_a_deny_rule_names_that_rule(place: Place) -> None:
 
 def test_a_refused_path_that_no_rule_names_is_denied_by_the_default(place: Place) -> None:
     assert rule_text(place.judge(refused("open", "/etc/hostname", errno.EACCES))) == "default: deny"
+
+
+def test_a_folder_that_a_rule_allows_but_that_was_not_there_is_advice_and_no_alarm() -> None:
+    rules = [PathRule(Effect.ALLOW, READ | WRITE, "/var/none-of-this/.tool", (), 1)]
+    policy = make_policy((Effect.ALLOW, READ | WRITE, "/var/none-of-this/.tool"))
+    judge = Judge(Automaton.build(rules), rules)
+    attributor = Attributor(policy, judge, ProcessTable(AGENT))
+    found = attributor.path_call(refused("mkdir", "/var/none-of-this/.tool", errno.EROFS, access=WRITE, follow=False))
+    assert found is not None and found.detail is not None
+    assert (found.verdict, rule_text(found)) == (Verdict.DENY, "allow: /var/none-of-this/.tool")
+    assert found.detail.startswith(NOT_THERE) and found.detail.startswith(QUIET)
+    inside = attributor.path_call(refused("open", "/var/none-of-this/.tool/x", errno.EROFS, access=WRITE))
+    assert inside is None or not (inside.detail or "").startswith(QUIET), (
+        "a refusal in a writable folder is never quiet"
+    )
 
 
 def test_only_the_refused_part_of_an_access_is_reported(place: Place) -> None:

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from mcpguard.events import permissions
-from mcpguard.events.finding import NOT_STOPPED, QUIET, UNEXPLAINED, Finding, system_rule
+from mcpguard.events.finding import NOT_STOPPED, NOT_THERE, QUIET, UNEXPLAINED, Finding, system_rule
 from mcpguard.events.hostpath import Caller, resolve
 from mcpguard.events.judge import Judge, Refusal
 from mcpguard.events.links import Links
@@ -145,7 +145,18 @@ class Attributor:
             return self._private(record, access, path, int(private["pid"]), quiet)
         if record.result in _EVERYDAY or self._plain(record, access, path, target):
             return None
+        if self._could_not_be_made(record, path):
+            rule = self._origin(self._judge.rule_for(path, Access.WRITE))
+            return Finding(kind, record.op, Verdict.DENY, access.word, path, target, rule, f"{NOT_THERE}: {path}")
         return Finding(kind, record.op, Verdict.DENY, access.word, path, target, None, UNEXPLAINED)
+
+    def _could_not_be_made(self, record: PathCallRecord, path: str) -> bool:
+        """A rule lets the agent write it, but it did not exist at launch, and this tier grants what exists."""
+        makes = record.op in permissions.MAKES_NAME or (record.op == "open" and Access.WRITE in record.access)
+        if not makes or os.path.lexists(path) or Access.WRITE not in self._judge.decide(path).allowed:
+            return False
+        # Where the tree may write, it could have taken a link away that explains the refusal: that is never quiet.
+        return Access.WRITE not in self._judge.decide(os.path.dirname(path)).allowed  # noqa: PTH120
 
     def _private(
         self, record: PathCallRecord, access: Access, path: str, pid: int, quiet: str | None

@@ -10,6 +10,8 @@ from mcpguard.model.rule import Origin
 
 # Details that begin so are ordinary habits of honest programs: on record, left out of summaries.
 QUIET = "quiet"
+# A quiet one that the summary turns into advice; the path follows.
+NOT_THERE = f"{QUIET}: a rule allows it, but it was not there at launch and cannot be made inside; make it first"
 # Details that begin so name an act that this tier let through although the policy forbids it.
 NOT_STOPPED = "not stopped"
 UNEXPLAINED = "the sandbox refused it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mcpguard.events.finding import NOT_STOPPED, QUIET
+from mcpguard.events.finding import NOT_STOPPED, NOT_THERE, QUIET
 from mcpguard.events.schema import SELECT_EVENT, event_of
 from mcpguard.events.store import Store
 from mcpguard.model.event import Event
@@ -16,6 +16,7 @@ DENIED_QUIETLY = f"e.verdict = 'deny' AND NOT {LOUD}"
 OPENED = "e.kind = 'file' AND e.verdict = 'allow' AND e.op IN ('open', 'create')"
 STARTED = "e.kind = 'exec' AND e.verdict = 'allow'"
 CONNECTED = "e.kind IN ('net', 'unix') AND e.verdict = 'allow' AND e.op IN ('connect', 'sendmsg')"
+COULD_NOT_BE_MADE = f"e.verdict = 'deny' AND e.detail LIKE '{NOT_THERE}%'"
 LET_THROUGH = "e.verdict = 'audit'"
 NOT_STOPPED_ACTS = f"e.verdict = 'audit' AND e.detail LIKE '{NOT_STOPPED}%'"
 

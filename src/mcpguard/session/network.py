@@ -27,6 +27,19 @@ LAUNCH_WAIT_S = 0.4
 _WORKERS = 8
 _RESOLVER_PORT = 53
 _HOST = 128
+# Networks of one's own: what `--net` or a rule by address opens, and a name never does.
+_INNER = [
+    ipaddress.ip_network(range_)
+    for range_ in (
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "fc00::/7",
+        "64:ff9b::/96",
+        "2002::/16",
+    )
+]
 _RESOLVER_ORIGIN = Origin("mcpguard", "builtin", 0, "the host's own resolvers, port 53")
 
 
@@ -179,7 +192,10 @@ class Names:
 def _acceptable(address: str) -> bool:
     """A public name must not lead to this host, its network, or a metadata service."""
     parsed = ipaddress.ip_address(address)
-    return not (parsed.is_loopback or parsed.is_link_local or parsed.is_private or parsed.is_unspecified)
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
+        parsed = parsed.ipv4_mapped
+    inner = any(parsed in range_ for range_ in _INNER if range_.version == parsed.version)
+    return not (inner or parsed.is_loopback or parsed.is_link_local or parsed.is_unspecified or parsed.is_multicast)
 
 
 def rows_to_json(entries: Iterable[NetEntry]) -> list[Any]:

@@ -29,6 +29,7 @@ class Summary:
         not_stopped, not_stopped_kinds: acts against the policy that this tier does not stop, likewise.
         audited: what was let through and only recorded.
         losses: what is missing from the record -> how many.
+        missing: paths that a rule allows, that were not there at launch, and that this tier could not let the agent make.
     """
 
     session: str
@@ -44,6 +45,7 @@ class Summary:
     not_stopped_kinds: int
     audited: int
     losses: tuple[tuple[str, int], ...]
+    missing: tuple[str, ...] = ()
 
 
 def summarise(store: Store, session: str) -> Summary:
@@ -69,7 +71,13 @@ def summarise(store: Store, session: str) -> Summary:
         not_stopped_kinds=not_stopped_kinds,
         audited=let_through - totals.total(store, session, totals.NOT_STOPPED_ACTS),
         losses=tuple(totals.losses(store, session)),
+        missing=_missing(store, session),
     )
+
+
+def _missing(store: Store, session: str) -> tuple[str, ...]:
+    groups, _kinds = totals.groups(store, session, totals.COULD_NOT_BE_MADE, TOP)
+    return tuple(dict.fromkeys(group.example.path for group in groups if group.example.path))
 
 
 def render(summary: Summary, home: str, *, warning: str | None = None) -> list[str]:
@@ -88,6 +96,9 @@ def render(summary: Summary, home: str, *, warning: str | None = None) -> list[s
     lines += [_line(group, home) for group in summary.denials]
     lines += _more(summary.kinds - len(summary.denials))
     lines += _warnings(summary, home)
+    if summary.missing:
+        names = ", ".join(printable(shorten(path, home)) for path in summary.missing)
+        lines.append(f"  advice   allowed, but not there at launch; make it before the next run: {names}")
     if warning:
         lines.append(f"  warning  {printable(warning)}")
     return lines + _further(summary)
