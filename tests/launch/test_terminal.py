@@ -101,3 +101,12 @@ def test_a_terminal_that_goes_away_ends_the_run(account: Account, workspace: Pat
         terminal.wait_for("ready")
         terminal.hang_up()
         assert terminal.process.wait(60) != 0
+
+
+@pytest.mark.parametrize("program", ["true", "no-such-program"])
+def test_the_last_words_begin_at_the_left_margin(account: Account, workspace: Path, program: str) -> None:
+    with account.terminal(run(account, program), cwd=workspace) as terminal:
+        _code, shown = terminal.end()
+    lines = shown.split("\n")
+    assert any(line.startswith("  allowed  ") for line in lines), shown
+    assert all(line.endswith("\r") for line in lines[:-1]), f"a line without a carriage return is a staircase: {shown!r}"

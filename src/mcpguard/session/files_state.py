@@ -103,12 +103,19 @@ def remember_way(walk: Walk, path: str) -> None:
         path = parent
 
 
-def terminal_progress(stream: Callable[[str], None], delay_s: float = 0.4) -> Progress:
-    """A progress function that stays silent on short work and rewrites one line on long work."""
-    started = time.monotonic()
+class TerminalProgress:
+    """Silent on short work; rewrites one line on long work, and takes it away at the end."""
 
-    def show(visited: int, path: str) -> None:
-        if time.monotonic() - started > delay_s:
-            stream(f"\rmcpguard: looking at files to protect: {visited} names, {path[-40:]:<40}")
+    def __init__(self, write: Callable[[str], None], delay_s: float = 0.4) -> None:
+        self._write = write
+        self._begin = time.monotonic() + delay_s
+        self._shown = False
 
-    return show
+    def __call__(self, visited: int, path: str) -> None:
+        if time.monotonic() > self._begin:
+            self._shown = True
+            self._write(f"\rmcpguard: looking at files to protect: {visited} names, {path[-30:]:<30}")
+
+    def clear(self) -> None:
+        if self._shown:
+            self._write("\r\x1b[K")

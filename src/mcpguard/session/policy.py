@@ -23,6 +23,12 @@ from mcpguard.session import policy_cache
 
 COMMAND_LINE = "command line"
 PRIVILEGED_COPY = "/usr/local/lib/mcpguard"
+# fmt: off
+_SYSTEM_DIRECTORIES = frozenset((
+    "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/run", "/sbin", "/srv",
+    "/sys", "/usr", "/var",
+))
+# fmt: on
 _SHARED_TEMPORARY = ("/tmp", "/var/tmp")
 
 
@@ -112,6 +118,7 @@ def compile_for(
         extra_files=[
             *_file_rules("--read", Access.READ, read),
             *_file_rules("--write", Access.WRITE, write),
+            *_environment_rules(),
             *worktree_rules(profile, workspace),
         ],
         extra_network=[_net_rule(target) for target in net],
@@ -173,6 +180,8 @@ def workspace_directory(path: str | None) -> str:
         given = typed if typed.is_absolute() else Path.cwd() / typed
     except FileNotFoundError:
         raise _no_workspace("the current directory", "it was removed") from None
+    if str(given.resolve()) in _SYSTEM_DIRECTORIES:
+        raise _no_workspace(str(given), "it belongs to the system, and an agent may write everywhere in its workspace")
     if not given.is_dir():
         raise _no_workspace(str(given), "it is not a directory" if os.path.lexists(given) else "it does not exist")
     return str(given.parent.resolve() / given.name if given.is_symlink() else given.resolve())
@@ -230,6 +239,17 @@ def own_paths() -> tuple[str, ...]:
     environment = [Path(sys.prefix)] if sys.prefix != sys.base_prefix else []
     ours = (libraries, *environment, store.config_directory(), store.state_directory(), Path(PRIVILEGED_COPY))
     return tuple(sorted({str(path.resolve()) for path in ours}))
+
+
+def _environment_rules() -> list[FileRule]:
+    """The virtual environment that this program runs from may be the one whose python the agent finds first."""
+    if sys.prefix == sys.base_prefix:
+        return []
+    from mcpguard.policy.patterns import quote
+
+    origin = Origin("mcpguard", "builtin", 0, "mcpguard's own virtual environment may be read and executed")
+    place = quote(str(Path(sys.prefix).resolve()))
+    return [FileRule(Effect.ALLOW, Access.READ | Access.EXECUTE, place, origin)]
 
 
 def _file_rules(option: str, access: Access, paths: Sequence[str]) -> list[FileRule]:

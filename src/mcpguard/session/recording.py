@@ -106,13 +106,17 @@ class Recording:
         """Wait until the agent's first process has ended, by its descriptor."""
         select.select([self._pid_fd], (), ())
 
-    def end(self, code: int, *, quiet: bool) -> None:
-        """Store what is left, close the session, write the summary to stderr."""
+    def stop(self) -> None:
+        """Read and store what is left; the rings are not needed any more."""
         self._stop_pump()
         if self._pid_fd >= 0:
             os.close(self._pid_fd)
         for ring in self._rings.values():
             ring.close()
+        self._rings = {}
+
+    def end(self, code: int, *, quiet: bool) -> None:
+        """Close the session and write the summary to stderr."""
         if self._store is None:
             return
         unsaved = self._recorder.counters.unsaved if self._recorder else 0

@@ -5,6 +5,7 @@ options -> policy -> plan -> broker (confined child, canary refused) -> events f
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -19,7 +20,7 @@ from mcpguard.profile.store import state_directory
 from mcpguard.session import agent, coverage, network, seccomp, sockets
 from mcpguard.session.environment import SESSION_VARIABLE, scrub
 from mcpguard.session.files_plan import plan_files
-from mcpguard.session.files_state import terminal_progress
+from mcpguard.session.files_state import TerminalProgress
 from mcpguard.session.options import RunOptions
 from mcpguard.session.recording import Recording
 from mcpguard.session.start import Start
@@ -43,12 +44,10 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     names = network.Names(policy)
     names.begin()
     automaton = Automaton.from_bytes(policy.tables)
-    plan = plan_files(
-        policy,
-        automaton,
-        sockets=sockets.refused(lambda path: decide_unix(policy, path).verdict is Verdict.ALLOW),
-        progress=terminal_progress(_progress_line),
-    )
+    progress = TerminalProgress(_progress_line)
+    refused = sockets.refused(lambda path: decide_unix(policy, path).verdict is Verdict.ALLOW)
+    plan = plan_files(policy, automaton, sockets=refused, progress=progress)
+    progress.clear()
     holds = coverage.of_plan(policy, plan)
     coverage.insist(holds, best_effort=options.best_effort)
     recording = Recording.begin(policy, command, coverage.TIER_NAME, holds)
@@ -72,10 +71,15 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         broker.go()
         watch.agent_started(int(facts["pid"]))
         names.keep_fresh(broker.update_connect)
-        code = _wait_for_agent(broker, command, recording)
+        code, trouble = _wait_for_agent(broker, command, recording)
     finally:
         watch.agent_ended()
         names.close()
+    recording.stop()
+    # A sudo that relays the terminal keeps it raw until it ends; what is said before that comes out as a staircase.
+    start.close()
+    if trouble is not None:
+        sys.stderr.write("\n".join(trouble.lines()) + "\n")
     recording.end(code, quiet=options.quiet)
     return code
 
@@ -92,30 +96,32 @@ def _umask() -> int:
     return mask
 
 
-def _wait_for_agent(broker: client.Broker, command: tuple[str, ...], recording: Recording) -> int:
-    """The agent's exit code in the form of the contract."""
+def _wait_for_agent(
+    broker: client.Broker, command: tuple[str, ...], recording: Recording
+) -> tuple[int, HostError | None]:
+    """The agent's exit code in the form of the contract, and what must be said about it."""
+    trouble = None
     while True:
         received = broker.channel.receive()
         if received is None:
             return _without_broker(recording)
         message, _descriptors = received
         if "exec_failed" in message:
-            _say_not_started(command[0], int(message["exec_failed"]))
+            trouble = _not_started(command[0], int(message["exec_failed"]))
         if "exited" in message:
             recording.take_final(message)
-            return exit_code(int(message["exited"]))
+            return exit_code(int(message["exited"])), trouble
 
 
-def _without_broker(recording: Recording) -> int:
+def _without_broker(recording: Recording) -> tuple[int, HostError]:
     """The broker was killed. What it attached holds on; the tree is confined until its last process ends."""
-    _say(
+    recording.wait_for_end()
+    return FAILED, HostError(
         "the broker ended while the agent was running",
-        why="somebody killed it; the agent stays confined, but its exit code is lost",
+        why="somebody killed it; the agent stayed confined, but its exit code is lost",
         do="look at `mcpguard log` for what happened",
         code="run.broker-died",
     )
-    recording.wait_for_end()
-    return FAILED
 
 
 def exit_code(status: int) -> int:
@@ -123,17 +129,13 @@ def exit_code(status: int) -> int:
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
-def _say_not_started(program: str, number: int) -> None:
-    missing = number in (2, 20)
-    _say(
-        f"{program}: {'not found' if missing else 'cannot be executed'}",
-        why=os.strerror(number),
-        do=f"`mcpguard why execute {program}` tells whether a rule forbids it"
-        if not missing
-        else "check the name and PATH",
-        code="run.not-found" if missing else "run.not-executable",
+def _not_started(program: str, number: int) -> HostError:
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        do = "check the name and PATH; what is not readable inside looks as if it were not there: `mcpguard why execute PATH`"
+        return HostError(f"{program}: not found", why=os.strerror(number), do=do, code="run.not-found")
+    do = (
+        "begin the file with a #! line, or name its interpreter"
+        if number == errno.ENOEXEC
+        else f"chmod +x it, if that is missing; `mcpguard why execute {program}` tells whether a rule forbids it"
     )
-
-
-def _say(what: str, *, why: str, do: str, code: str) -> None:
-    sys.stderr.write("\n".join(HostError(what, why=why, do=do, code=code).lines()) + "\n")
+    return HostError(f"{program}: cannot be executed", why=os.strerror(number), do=do, code="run.not-executable")
