@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness import need_root
+from harness import SYSTEM_PYTHON, assert_names_rule, need_root, sandbox
 from matrix import Duel, Task, duel
 from netlab import Listener
 from outside import SOCKETS, services, socket_paths
@@ -34,6 +34,7 @@ ROADS = {
     "own folder": "unix_connect_from_its_folder",
 }
 OUTSIDE = (*SOCKETS, "abstract", "abstract datagrams")
+CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
 tokens: dict[Path, dict[str, str]] = {}
 
 
@@ -116,3 +117,27 @@ def test_the_tree_talks_over_its_own_sockets(id: str, sockets: Sockets) -> None:
 
 def test_the_kinds_of_socket_are_all_there() -> None:
     assert {kind for _, kind in SOCKETS.values()} == {socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET}
+
+
+def test_a_socket_that_only_a_glob_denies_is_hidden_and_recorded_as_denied_by_that_rule() -> None:
+    need_root()
+    with sandbox() as caged:
+        folder = caged.world.project / "tmux-0"
+        folder.mkdir()
+        caged.write_profile(
+            "glob",
+            "name: glob\nextends: [dev-tools]\nfiles:\n  write: ['{workspace}']\n"
+            "sockets:\n  allow: ['{workspace}/**']\n  deny: ['{workspace}/tmux-*']\n",
+        )
+        connect = [SYSTEM_PYTHON, "-c", CONNECT, str(folder / "x")]
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(folder / "x"))
+            folder.chmod(0o777)
+            (folder / "x").chmod(0o777)
+            listener.listen()
+            assert caged.control(connect).code == 0
+            assert caged.run(connect).code != 0
+        (event,) = [event for event in caged.events() if event["kind"] == "unix" and event["path"] == str(folder / "x")]
+        assert event["verdict"] == "deny", event
+        assert event["detail"].startswith("hidden"), event
+        assert_names_rule(event, "tmux-*")

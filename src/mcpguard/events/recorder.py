@@ -81,7 +81,7 @@ class Recorder:
         self._session = session_id
         self._clock = clock or Clock()
         self._translator = Translator(
-            session_id, policy, first_process, {} if names is None else names, self._clock.epoch_of
+            *(session_id, policy, first_process, {} if names is None else names, self._clock.epoch_of, self._began_ns())
         )
         self._urgent = Repeats(INTERVAL_NS)
         self._quiet = Quiet(QUIET_INTERVAL_NS)
@@ -156,6 +156,12 @@ class Recorder:
             return None
         why = self.failure.why if self.failure else "unknown"
         return f"{self.counters.unsaved} events could not be stored: {why}"
+
+    def _began_ns(self) -> int:
+        try:
+            return self._store.session(self._session).started_ns
+        except StoreError:
+            return self._clock.epoch_ns()
 
     def _take(self, record: Record, now_ns: int) -> None:
         event = self._translator.event(record)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from mcpguard.events.attribute import Attributor
 from mcpguard.events.calls import judge_call
-from mcpguard.events.finding import QUIET, Finding
+from mcpguard.events.finding import Finding
 from mcpguard.events.judge import Judge
 from mcpguard.events.processes import Process, ProcessTable
-from mcpguard.model.access import Access, Verdict
+from mcpguard.events.sockets import SocketJudge
+from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
@@ -48,11 +48,13 @@ class Translator:
         first: Process,
         names: Mapping[str, str],
         epoch_ns: Callable[[int], int],
+        began_ns: int,
     ) -> None:
         """
         Args:
             names: address -> host name, kept up to date by whoever resolves names.
             epoch_ns: CLOCK_MONOTONIC nanoseconds to nanoseconds since the Unix epoch.
+            began_ns: when the session began, in nanoseconds since the Unix epoch.
         """
         self.processes = ProcessTable(first)
         self._session = session
@@ -61,6 +63,7 @@ class Translator:
         self._epoch_ns = epoch_ns
         self._judge = Judge(Automaton.from_bytes(policy.tables), policy.paths)
         self._attributor = Attributor(policy, self._judge, self.processes)
+        self._sockets = SocketJudge(policy, self._judge, began_ns)
 
     def event(self, record: Record) -> Event | None:
         """The event of a record; None: the kernel refused by ordinary permissions or for an ordinary reason."""
@@ -117,22 +120,7 @@ class Translator:
         )
 
     def _unix(self, record: UnixRecord) -> Event:
-        rule = self._rule(record.rule, record.verdict)
-        detail = record.detail or None
-        if record.verdict is Verdict.DENY and self._never_was(record.path):
-            # The C library asks for nscd at every look-up of a user; without a sandbox it would get ENOENT.
-            detail = f"{QUIET}: there is no such socket"
-        finding = Finding(Kind.UNIX, record.op, record.verdict, path=record.path, rule=rule, detail=detail)
-        return replace(self._event(record.head, finding), count=record.count)
-
-    def _never_was(self, path: str) -> bool:
-        """No socket is there, and the tree could not have taken one (or a link to one) away."""
-        fixed = (
-            path.startswith("/")
-            and not path.startswith("/proc/")
-            and Access.WRITE not in self._judge.decide(path).allowed
-        )
-        return fixed and _is_missing(path)
+        return replace(self._event(record.head, self._sockets.finding(record)), count=record.count)
 
     def _refusable(self, record: PathCallRecord | CallRecord, finding: Finding | None) -> Event | None:
         if finding is None:
@@ -168,16 +156,3 @@ class Translator:
         chain = self.processes.chain(pid)[1:]
         under = " < ".join(f"{process.comm or '?'}[{process.pid}]" for process in chain)
         return "; ".join(part for part in (detail, under and f"under {under}") if part) or None
-
-
-def _is_missing(path: str) -> bool:
-    """Surely no file of the host; False when it cannot be told."""
-    if not path.startswith("/"):
-        return False
-    try:
-        Path(path).lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except (OSError, ValueError):
-        return False
-    return False

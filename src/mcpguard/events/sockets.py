@@ -1,0 +1,98 @@
+"""What a request to a unix socket amounts to, where the kernel's table says less than the policy.
+
+The kernel compares strings, so a glob inside a path and a symlink on the way are not in its table: a socket that such a
+rule denies is hidden at launch instead. This module asks the policy again; it never turns a refusal into an allow.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mcpguard.events.finding import NOT_STOPPED, QUIET, Finding
+from mcpguard.events.judge import Judge
+from mcpguard.model.access import Access, Verdict
+from mcpguard.model.event import Kind
+from mcpguard.model.policy import Policy
+from mcpguard.model.rule import Origin
+from mcpguard.policy.decide import decide_unix
+from mcpguard.wire.records import UnixRecord
+
+HIDDEN = "hidden: the socket was there at launch, and the agent cannot see it"
+NO_SUCH_SOCKET = f"{QUIET}: there is no such socket"
+
+
+class SocketJudge:
+    """Judges the unix socket records of one session."""
+
+    def __init__(self, policy: Policy, judge: Judge, began_ns: int) -> None:
+        """
+        Args:
+            began_ns: when the session began, in nanoseconds since the Unix epoch.
+        """
+        self._policy = policy
+        self._judge = judge
+        self._began_ns = began_ns
+
+    def finding(self, record: UnixRecord) -> Finding:
+        """The finding of a connect or a send."""
+        path = record.path
+        if record.verdict is Verdict.DENY:
+            # The C library asks for nscd at every look-up of a user; without a sandbox it would get ENOENT.
+            detail = NO_SUCH_SOCKET if self._never_was(path) else record.detail or None
+            return Finding(
+                Kind.UNIX, record.op, Verdict.DENY, path=path, rule=self._policy.rules[record.rule], detail=detail
+            )
+        return self._denied_by_policy(record) or Finding(
+            *(Kind.UNIX, record.op, record.verdict), path=path, rule=self._rule(record), detail=record.detail or None
+        )
+
+    def _denied_by_policy(self, record: UnixRecord) -> Finding | None:
+        """The kernel let the string through, and a rule denies the socket that it leads to."""
+        path = record.path
+        if not path.startswith("/") or path.startswith("/proc/") or "\0" in path:
+            return None
+        answer = decide_unix(self._policy, os.path.realpath(path))
+        if answer.verdict is not Verdict.DENY:
+            return None
+        verdict, detail = Verdict.AUDIT, None
+        if not self._policy.audit:
+            verdict, detail = self._outcome(path)
+        return Finding(Kind.UNIX, record.op, verdict, path=path, rule=self._policy.rules[answer.rule], detail=detail)
+
+    def _outcome(self, path: str) -> tuple[Verdict, str]:
+        try:
+            made_ns = Path(path).stat().st_ctime_ns
+        except (FileNotFoundError, NotADirectoryError):
+            if self._never_was(os.path.realpath(path)):
+                return Verdict.DENY, NO_SUCH_SOCKET
+        except OSError:
+            pass
+        else:
+            if made_ns <= self._began_ns:
+                return Verdict.DENY, HIDDEN
+        return Verdict.AUDIT, f"{NOT_STOPPED}: it did not exist at launch"
+
+    def _rule(self, record: UnixRecord) -> Origin | None:
+        """Number 0 of something allowed (a socket of the tree itself) stands for no rule."""
+        return self._policy.rules[record.rule] if record.rule or record.verdict is not Verdict.ALLOW else None
+
+    def _never_was(self, path: str) -> bool:
+        """No socket is there, and the tree could not have taken one (or a link to one) away."""
+        fixed = (
+            path.startswith("/")
+            and not path.startswith("/proc/")
+            and Access.WRITE not in self._judge.decide(path).allowed
+        )
+        return fixed and _is_missing(path)
+
+
+def _is_missing(path: str) -> bool:
+    """Surely no file of the host; False when it cannot be told."""
+    try:
+        Path(path).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False

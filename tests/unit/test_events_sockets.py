@@ -1,0 +1,72 @@
+"""Requests to unix sockets that the kernel's table lets through and the policy does not."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from events_help import OPEN_POLICY, make_policy, unix
+
+from mcpguard.events.finding import QUIET, Finding
+from mcpguard.events.judge import Judge
+from mcpguard.events.sockets import HIDDEN, SocketJudge
+from mcpguard.model.access import Effect, Verdict
+from mcpguard.model.policy import SocketEntry
+from mcpguard.policy.automaton import Automaton
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "tmux-1" / "x"
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        yield path
+
+
+def judged(folder: Path, path: Path | str, *, later_ns: int = 0, audit: bool = False) -> Finding:
+    """What comes of an allowed connect to `path`; the session began `later_ns` after the folder's last change."""
+    rules = (SocketEntry(f"{folder}/**", Effect.ALLOW, 1), SocketEntry(f"{folder}/tmux-*", Effect.DENY, 2))
+    policy = replace(make_policy(*OPEN_POLICY, audit=audit), sockets=rules)
+    judge = Judge(Automaton.from_bytes(policy.tables), policy.paths)
+    began_ns = (folder / "tmux-1").stat().st_ctime_ns + later_ns
+    return SocketJudge(policy, judge, began_ns).finding(replace(unix(str(path), Verdict.ALLOW), rule=1))
+
+
+def test_a_socket_that_a_glob_denies_and_that_was_there_is_denied_because_it_is_hidden(listening: Path) -> None:
+    found = judged(listening.parents[1], listening, later_ns=60 * 10**9)
+    assert (found.verdict, found.detail) == (Verdict.DENY, HIDDEN)
+    assert found.rule is not None and found.rule.text == "deny: /ws/secret", "rule 2 of the policy"
+
+
+def test_a_symlink_to_a_hidden_socket_does_not_make_it_an_allowed_one(listening: Path) -> None:
+    folder = listening.parents[1]
+    (folder / "link").symlink_to(listening)
+    assert judged(folder, folder / "link", later_ns=60 * 10**9).verdict is Verdict.DENY
+
+
+def test_a_socket_that_was_made_later_is_on_record_as_not_stopped(listening: Path) -> None:
+    found = judged(listening.parents[1], listening, later_ns=-60 * 10**9)
+    assert (found.verdict, found.detail) == (Verdict.AUDIT, "not stopped: it did not exist at launch")
+
+
+def test_in_audit_mode_nothing_is_hidden_and_no_alarm_is_given(listening: Path) -> None:
+    found = judged(listening.parents[1], listening, later_ns=60 * 10**9, audit=True)
+    assert (found.verdict, found.detail) == (Verdict.AUDIT, None)
+
+
+def test_a_denied_socket_that_never_was_is_quiet(listening: Path) -> None:
+    found = judged(listening.parents[1], listening.with_name("missing"))
+    assert found.verdict is Verdict.DENY
+    assert (found.detail or "").startswith(QUIET)
+
+
+@pytest.mark.parametrize("name", ["own", "tmuxes/x"])
+def test_a_socket_that_the_policy_allows_stays_allowed(listening: Path, name: str) -> None:
+    folder = listening.parents[1]
+    found = judged(folder, folder / name)
+    assert (found.verdict, found.detail) == (Verdict.ALLOW, None)
+    assert found.rule is not None and found.rule.line == 11
