@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from mcpguard.cli import log, sessions
 from mcpguard.errors import StoreError, UsageError
 from mcpguard.events.sessions import Supervisor
 from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event, Kind
 
 APP = typer.Typer()
 log.register(APP)
@@ -139,3 +141,63 @@ def test_a_broken_store_is_told_on_stderr(tmp_path: Path, monkeypatch: pytest.Mo
     result = CliRunner().invoke(APP, ["sessions", "--format", "json"], catch_exceptions=False)
     assert (result.exit_code, result.stdout) == (0, "")
     assert "it is kept as" in result.stderr
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, *words: str) -> list[str]:
+    """The lines of a command that believes its output is a terminal of so many columns."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    return [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in run(*words).splitlines()]
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+def test_a_terminal_shows_one_whole_line_for_each_event(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    bench.feed(refused("open", "/ws/secret/" + "a-long-name/" * 20 + "the-end", errno.EACCES))
+    bench.recorder.finish()
+    lines = on_a_terminal(monkeypatch, columns, "log")
+    assert [line for line in lines if len(line) > columns] == []
+    events = [line for line in lines if re.match(r"\d\d:\d\d:\d\d  ", line)]
+    assert len(events) == 4
+    assert "the-end" in events[-1]
+    assert "test.yaml:" in events[-1]
+
+
+def test_a_day_that_is_not_today_is_shown_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = on_a_terminal(monkeypatch, 80, "log")
+    assert len([line for line in lines if re.fullmatch(r"\d{4}-\d\d-\d\d", line)]) == 1
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", lines[0])
+
+
+def test_a_pipe_gets_the_date_with_each_event_and_nothing_cut(bench: Bench) -> None:
+    long = "/ws/secret/" + "a-long-name/" * 20 + "the-end"
+    bench.feed(refused("open", long, errno.EACCES))
+    bench.recorder.finish()
+    lines = run("log").splitlines()
+    assert len(lines) == 4
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", line) for line in lines)
+    assert long.replace("/ws/", "~/", 1) in lines[-1]
+
+
+def test_a_loss_shows_how_much_was_lost() -> None:
+    loss = Event(START_EPOCH_NS, "s", Kind.LOSS, "lost", Verdict.ALLOW, count=1, detail="records")
+    assert re.search(r"LOSS .* 1 lost .*records", next(iter(log._table([loss], "/"))))
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_only_the_command_of_a_session_is_cut(bench: Bench, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    lines = on_a_terminal(monkeypatch, columns, "sessions")
+    assert all(len(line) <= columns and line == line.rstrip() for line in lines)
+    assert bench.session in lines[1]
+    for heading in ("session", "state", "profile", "started", "denied", "exit"):
+        assert heading in lines[0]
+
+
+def test_a_session_in_a_pipe_is_shown_whole_and_without_blanks_at_its_end(bench: Bench) -> None:
+    command = ("agent", "word " * 200 + "last")
+    begin(bench.store, bench.policy, command=command, now_ns=START_EPOCH_NS + SECOND)
+    lines = run("sessions").splitlines()
+    assert lines[1].endswith("last")
+    assert all(line == line.rstrip() for line in lines)

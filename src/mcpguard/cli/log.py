@@ -7,24 +7,30 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from mcpguard.cli import render
+from mcpguard.cli import columns, render
 from mcpguard.events import query
-from mcpguard.events.format import CSV_HEADER, Cells, cells, csv_row, json_line
+from mcpguard.events.format import CSV_HEADER, Cells, cells, csv_row, json_line, printable
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 
 _COLOURS = {"DENY": "bold red", "AUDIT": "yellow", "ALLOW": "green", "LOSS": "bold magenta"}
-# Widths of time, verdict, process and act; the object takes what a line leaves, in a pipe as much as it needs.
-_WIDTHS = (8, 7, 18, 14)
+# Columns in front of the object; object and rule share what a line leaves, in a pipe they take what they need.
+_PIPE_SIZES = {"time": 19, "verdict": 5, "process": 18, "act": 14}
+_SIZES = {"time": 8, "verdict": 5, "process": 18, "act": 14}
+_NARROW_SIZES = {"time": 8, "verdict": 5, "process": 12, "act": 10}
+_WIDE = 120
 _OBJECT_MIN = 40
+_GAP = "  "
 
 
 def register(app: typer.Typer) -> None:
@@ -97,24 +103,71 @@ def _write_csv(events: Iterable[Event]) -> None:
 
 
 def _table(events: Iterable[Event], home: str) -> Iterator[str]:
-    """Lines as they come: a following table cannot wait for its widest cell."""
-    console = Console(file=sys.stdout, highlight=False)
-    width = max(_OBJECT_MIN, console.width - sum(_WIDTHS) - 40) if console.is_terminal else _OBJECT_MIN
+    """Lines as they come: a following table cannot wait for its widest cell. One line for each event, whatever it
+    holds; on a terminal the day has a line of its own where it is not today's or changes."""
+    console = columns.output()
+    width = columns.edge(console)
+    day = date.today()
     for event in events:
-        with console.capture() as capture:
-            console.print(_line(cells(event, home), width, cut=console.is_terminal), soft_wrap=True, end="")
-        yield capture.get()
+        row = _with_loss(cells(event, home), event)
+        if width is None:
+            yield _rendered(console, _line(row._replace(time=f"{columns.day_of(event.time_ns)} {row.time}"), None))
+            continue
+        if columns.day_of(event.time_ns) != day:
+            day = columns.day_of(event.time_ns)
+            yield _rendered(console, Text(f"{day:%Y-%m-%d}", style="bold"))
+        yield _rendered(console, _line(row, width, program=bool(event.argv)))
 
 
-def _line(row: Cells, width: int, *, cut: bool) -> Text:
+def _rendered(console: Console, line: Text) -> str:
+    with console.capture() as capture:
+        console.print(line, soft_wrap=True, end="")
+    return capture.get()
+
+
+def _with_loss(row: Cells, event: Event) -> Cells:
+    """What was lost is a number, also when it is one."""
+    if event.kind is not Kind.LOSS:
+        return row
+    return row._replace(object=f"{event.count} lost", note=printable(event.detail or ""))
+
+
+def _line(row: Cells, width: int | None, *, program: bool = False) -> Text:
+    """One event; `width`: where the line ends, None: nowhere. `program`: the object is a program and its arguments."""
     line = Text(no_wrap=True)
-    columns = zip((row.time, row.verdict, row.process, row.act, row.object), (*_WIDTHS, width), strict=True)
-    for text, size in columns:
-        if cut and len(text) > size:
-            # The end of a path tells more than its beginning.
-            text = "…" + text[len(text) - size + 1 :] if text is row.object else text[: size - 1] + "…"
-        line.append(text.ljust(size) + "  ", style=_COLOURS[row.verdict] if text is row.verdict else "")
-    line.append(row.rule, style="cyan")
-    line.append(f"  {row.note}" if row.note else "", style="dim")
+    for name, size in _sizes(width).items():
+        text = getattr(row, name)
+        if width is not None:
+            text = columns.cut_end(text, size)
+        line.append(columns.pad(text, size) + _GAP, style=_COLOURS[row.verdict] if name == "verdict" else "")
+    rule, shown = Text(row.rule, style="cyan"), row.object
+    if row.note:
+        rule.append(f"  {row.note}" if row.rule else row.note, style="dim")
+    if width is None:
+        shown = columns.pad(shown, _OBJECT_MIN)
+    else:
+        shown, room = _object_and_room(shown, rule.cell_len, width - line.cell_len, program=program)
+        rule.truncate(max(0, room), overflow="ellipsis")
+    line.append(shown + _GAP)
+    line.append_text(rule)
     line.rstrip()
     return line
+
+
+def _sizes(width: int | None) -> dict[str, int]:
+    if width is None:
+        return _PIPE_SIZES
+    return _SIZES if width >= _WIDE else _NARROW_SIZES
+
+
+def _object_and_room(text: str, rule: int, room: int, *, program: bool) -> tuple[str, int]:
+    """The object as it is shown, and the columns that are left for the rule.
+
+    The two share `room`; the object takes more than its share only from what the rule does not need.
+    """
+    share = room * 3 // 5
+    size = max(share, room - len(_GAP) - rule)
+    # A program is known by how its line begins, a path by how it ends.
+    shown = columns.cut_end(text, size) if program else columns.cut_start(text, size)
+    shown = columns.pad(shown, min(share, size))
+    return shown, room - len(_GAP) - cell_len(shown)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len
 from rich.text import Text
 
-from mcpguard.cli import render
+from mcpguard.cli import columns, render
 from mcpguard.errors import StoreError
 from mcpguard.events.format import printable, rfc3339, shorten
 from mcpguard.events.sessions import Session, State
 from mcpguard.events.store import Store
 from mcpguard.events.totals import denied_by_session
 
-_PIPE_WIDTH = 500
+# The id holds the year; the month and the day are the person's own, the id's are UTC.
+_HEADERS = ("session", "state", "profile", "started", "denied", "exit", "workspace", "command")
+_STATE = 1
+_GAP = "  "
+_COMMAND_ROOM = 30
 _COLOURS = {State.RUNNING: "green", State.ENDED: "", State.INTERRUPTED: "yellow"}
 
 
@@ -38,11 +42,9 @@ def sessions(
         for session in found:
             sys.stdout.write(json.dumps(as_json(session, denied.get(session.id, 0)), ensure_ascii=False) + "\n")
         return
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        # A pipe has no edge: a cut session id would be useless to the next program.
-        console.width = _PIPE_WIDTH
-    console.print(_table(found, denied, str(Path.home())))
+    console = columns.output()
+    for line in _lines(found, denied, str(Path.home()), columns.edge(console)):
+        console.print(line, soft_wrap=True)
 
 
 def as_json(session: Session, denied: int) -> dict[str, object]:
@@ -82,22 +84,36 @@ def _read() -> tuple[list[Session], dict[str, int]]:
         return [], {}
 
 
-def _table(found: list[Session], denied: dict[str, int], home: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("session", "state", "profile", "started", "denied", "exit"):
-        table.add_column(name, no_wrap=True)
-    for name in ("workspace", "command"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
-    for session in found:
-        started = datetime.fromtimestamp(session.started_ns // 1_000_000_000).astimezone()
-        table.add_row(
-            session.id,
-            Text(session.state.value, style=_COLOURS[session.state]),
-            Text(printable(session.profile)),
-            started.strftime("%Y-%m-%d %H:%M"),
-            str(denied.get(session.id, 0)),
-            "" if session.exit_code is None else str(session.exit_code),
-            Text(printable(shorten(session.workspace, home))),
-            Text(printable(" ".join(session.command))),
-        )
-    return table
+def _lines(found: list[Session], denied: dict[str, int], home: str, width: int | None) -> Iterator[Text]:
+    """The table; what does not fit into `width` is cut from the command, and from nothing else."""
+    rows = [_HEADERS, *(_cells(session, denied.get(session.id, 0), home) for session in found)]
+    shown = _shown_columns(rows, width)
+    sizes = [max(cell_len(row[column]) for row in rows) for column in shown]
+    for row, session in zip(rows, (None, *found), strict=True):
+        line = Text(no_wrap=True)
+        for column, size in zip(shown, sizes, strict=True):
+            colour = _COLOURS[session.state] if session and column == _STATE else ""
+            line.append(columns.pad(row[column], size) + _GAP, style=colour if session else "bold")
+        line.append(columns.cut_end(row[-1], width - line.cell_len) if width else row[-1])
+        line.rstrip()
+        yield line
+
+
+def _shown_columns(rows: Sequence[Sequence[str]], width: int | None) -> list[int]:
+    """Every column but the command; the workspace only where it leaves the command enough room."""
+    every = list(range(len(_HEADERS) - 1))
+    needed = sum(max(cell_len(row[column]) for row in rows) + len(_GAP) for column in every)
+    return every if width is None or needed + _COMMAND_ROOM <= width else every[:-1]
+
+
+def _cells(session: Session, denied: int, home: str) -> tuple[str, ...]:
+    return (
+        session.id,
+        session.state.value,
+        printable(session.profile),
+        datetime.fromtimestamp(session.started_ns // 1_000_000_000).astimezone().strftime("%m-%d %H:%M"),
+        str(denied),
+        "" if session.exit_code is None else str(session.exit_code),
+        printable(shorten(session.workspace, home)),
+        printable(" ".join(session.command)),
+    )
