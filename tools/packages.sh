@@ -3,7 +3,7 @@
 #
 # usage: tools/packages.sh build|test
 #   build  what `make demo` needs: compiler for the BPF programs, loader libraries, Python's venv, git
-#   test   the same, and what the suites drive: gcc, make, node, npm, ip, script, useradd
+#   test   the same, and what the suites drive: gcc, make, node, npm, ip, script, useradd, curl, bpftool
 # Each line names the package and the thing that proves it is there: a command, or a file below a library folder.
 # Never uninstalls, never changes sources, never asks a question.
 set -euo pipefail
@@ -57,6 +57,9 @@ if [[ ${1:-build} == test ]]; then
     need bsdutils have_command script
     need sudo have_command sudo
     need passwd have_command useradd
+    need curl have_command curl
+    # The layout of the records is compared with the compiled header's; Ubuntu ships the tool with its kernels.
+    need bpftool have_command bpftool
 fi
 
 if [[ ${#missing[@]} -eq 0 ]]; then
@@ -72,7 +75,12 @@ if [[ $(id -u) -ne 0 ]]; then
     as_root=(sudo)
 fi
 echo "installing: ${missing[*]}"
-if ! have_file '/var/lib/apt/lists/*Packages*'; then
-    "${as_root[@]}" apt-get update -qq
+install() {
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
+}
+# Lists that are missing or older than a day name packages that are no longer there.
+if [[ -z $(find /var/lib/apt/lists -name '*Packages*' -mmin -1440 -print -quit 2>/dev/null) ]]; then
+    "${as_root[@]}" apt-get update -qq || echo "mcpguard: apt-get update failed; trying with the lists that are there" >&2
 fi
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null
+install || { "${as_root[@]}" apt-get update -qq && install; }
