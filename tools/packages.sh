@@ -59,7 +59,7 @@ if [[ ${1:-build} == test ]]; then
     need passwd have_command useradd
     need curl have_command curl
     # The layout of the records is compared with the compiled header's; Ubuntu ships the tool with its kernels.
-    need bpftool have_command bpftool
+    need "$(. /etc/os-release && [[ $ID == ubuntu ]] && echo linux-tools-common || echo bpftool)" have_command bpftool
 fi
 
 if [[ ${#missing[@]} -eq 0 ]]; then

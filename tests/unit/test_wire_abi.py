@@ -15,6 +15,7 @@ import build_objects  # noqa: E402
 import gen_abi  # noqa: E402
 
 
+@pytest.mark.kernel  # no test of the kernel, but one that must not be skipped where those run
 @pytest.mark.skipif(
     build_objects.find_clang() is None or not (shutil.which("bpftool") or Path("/usr/sbin/bpftool").exists()),
     reason="needs clang and bpftool",
