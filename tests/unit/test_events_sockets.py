@@ -70,3 +70,13 @@ def test_a_socket_that_the_policy_allows_stays_allowed(listening: Path, name: st
     found = judged(folder, folder / name)
     assert (found.verdict, found.detail) == (Verdict.ALLOW, None)
     assert found.rule is not None and found.rule.line == 11
+
+
+def test_a_link_that_nobody_may_follow_leaves_the_kernels_verdict(
+    listening: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> str:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.path.realpath", refuse)
+    assert judged(listening.parents[1], listening, later_ns=60 * 10**9).verdict is Verdict.ALLOW

@@ -30,7 +30,9 @@ OUR_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, err
 _EVERYDAY = frozenset({errno.EBUSY, errno.EXDEV})
 # Landlock has no right for these; outside a read-only mount they reach files that existed at launch too.
 _ATTRIBUTES = frozenset({"chmod", "chown", "utimes", "xattr"})
-_PRIVATE = re.compile(
+# What `/proc` shows of a process and the system refuses of those outside.
+OUTSIDE = system_rule("no look into processes outside")
+PRIVATE = re.compile(
     r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<what>environ|auxv|mem|maps|smaps|smaps_rollup|numa_maps|map_files|pagemap|"
     r"clear_refs|stack|syscall|personality|io|fd|fdinfo|ns|root|cwd|exe)(?:/.*)?"
 )
@@ -69,7 +71,7 @@ class Attributor:
 
     def _foreign(self, record: PathCallRecord) -> Finding | None:
         """A refused way through another process (`/proc/PID/root/...`): what lies behind it is not what was refused."""
-        private = _PRIVATE.fullmatch(record.path)
+        private = PRIVATE.fullmatch(record.path)
         if not private or record.result == 0 or private["what"] not in ("root", "cwd", "fd", "exe"):
             return None
         pid = int(private["pid"])
@@ -132,7 +134,7 @@ class Attributor:
         self, record: PathCallRecord, path: str, target: str | None, refusal: Refusal | None
     ) -> Finding | None:
         access = record.access
-        private = _PRIVATE.fullmatch(path)
+        private = PRIVATE.fullmatch(path)
         kind = Kind.EXEC if record.op == "exec" else Kind.FILE
         quiet = QUIET if private and private["what"] == "environ" and access == Access.READ else None
         if refusal is not None:
@@ -172,9 +174,8 @@ class Attributor:
             )
         if self._is_other_user(pid):
             return None
-        rule = system_rule("no look into processes outside")
         detail = _join(quiet, "as ps does for every process" if quiet else None)
-        return Finding(Kind.FILE, record.op, Verdict.DENY, access.word, path, None, rule, detail)
+        return Finding(Kind.FILE, record.op, Verdict.DENY, access.word, path, None, OUTSIDE, detail)
 
     def _plain(self, record: PathCallRecord, access: Access, path: str, target: str | None) -> bool:
         user = self._policy.user

@@ -52,19 +52,25 @@ class SocketJudge:
         path = record.path
         if not path.startswith("/") or path.startswith("/proc/") or "\0" in path:
             return None
-        answer = decide_unix(self._policy, os.path.realpath(path))
+        try:
+            real = os.path.realpath(path)
+        except OSError:
+            # A link through another process, which nobody may follow.
+            return None
+        answer = decide_unix(self._policy, real)
         if answer.verdict is not Verdict.DENY:
             return None
         verdict, detail = Verdict.AUDIT, None
         if not self._policy.audit:
-            verdict, detail = self._outcome(path)
+            verdict, detail = self._outcome(real)
         return Finding(Kind.UNIX, record.op, verdict, path=path, rule=self._policy.rules[answer.rule], detail=detail)
 
     def _outcome(self, path: str) -> tuple[Verdict, str]:
+        """Whether it was there to be hidden; `path` has no symlinks."""
         try:
             made_ns = Path(path).stat().st_ctime_ns
         except (FileNotFoundError, NotADirectoryError):
-            if self._never_was(os.path.realpath(path)):
+            if self._never_was(path):
                 return Verdict.DENY, NO_SUCH_SOCKET
         except OSError:
             pass

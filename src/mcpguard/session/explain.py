@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcpguard.errors import PolicyError, UsageError
+from mcpguard.events.attribute import OUTSIDE, PRIVATE
 from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, Policy
 from mcpguard.model.rule import NetDirection, NetRule, Origin
 from mcpguard.policy.decide import Answer, decide_connect, decide_file, decide_name, decide_unix
 from mcpguard.policy.network import parse_rule
 from mcpguard.profile import store
+from mcpguard.session.network import with_resolvers
 
 DEFAULT_PORT = 443
 _ACCESS = {"read": Access.READ, "write": Access.WRITE, "execute": Access.EXECUTE}
+_OWN_LISTENERS = "a port on which the session itself listens is allowed too"
+_OUTSIDE_ONLY = "for processes outside the session; of its own processes the profile's rules decide"
 _WILDCARD = "the rule names it, but this version cannot look names with * up: they allow nothing"
 
 
@@ -55,12 +59,47 @@ def explain(policy: Policy, access: str, target: str) -> Explanation:
         UsageError: the target cannot be understood.
     """
     if access == "connect":
-        return _connect(policy, target)
+        # A run may ask the host's resolvers when its policy names hosts: the same policy answers here.
+        return _connect(with_resolvers(policy), target)
     if access == "unix":
         return _unix(policy, target)
     typed, real = _paths(target)
-    verdict, rules = decide_file(policy, real, _ACCESS[access])
-    return _explanation(policy, Answer(verdict, rules[0]), real, by_link=typed != real)
+    private = _of_a_process_outside(typed, real)
+    judged = typed if private else real
+    verdict, rules = decide_file(policy, judged, _ACCESS[access])
+    if private and verdict is Verdict.ALLOW:
+        return Explanation(Verdict.DENY, judged, OUTSIDE, detail=_OUTSIDE_ONLY)
+    detail = _through_link(policy, rules[0], judged)
+    return _explanation(policy, Answer(verdict, rules[0]), judged, detail, by_link=typed != judged)
+
+
+def _of_a_process_outside(typed: str, real: str) -> bool:
+    """Memory, environment, descriptors and the like of another process, which the system refuses in every profile."""
+    found = PRIVATE.fullmatch(typed) or PRIVATE.fullmatch(real)
+    return found is not None and int(found["pid"]) != os.getpid()
+
+
+def _through_link(policy: Policy, rule: int, judged: str) -> str:
+    """Why a rule on `/bin` decides `/usr/bin/git`: its own path is a link to a folder above the object."""
+    words = policy.rules[rule].text.split() if rule else []
+    named = next((word for word in words if word.startswith(("/", "~/"))), "")
+    written = policy.user.home + named[1:] if named.startswith("~") else named
+    real = _real(written) if written else ""
+    if not written or real == written or _holds(written, judged) or not _holds(real, judged):
+        return ""
+    return f"{named} is a link to {real}"
+
+
+def _holds(folder: str, path: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _real(path: str) -> str:
+    """Where a path leads; as written where the way cannot be read."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return os.path.normpath(path)
 
 
 def _paths(target: str) -> tuple[str, str]:
@@ -72,7 +111,7 @@ def _paths(target: str) -> tuple[str, str]:
         typed = path if path.is_absolute() else Path.cwd() / path
     except FileNotFoundError:
         raise _misunderstood(target, "the current directory was removed", "write an absolute path") from None
-    return os.path.normpath(typed), os.path.realpath(typed)
+    return os.path.normpath(typed), _real(str(typed))
 
 
 def _explanation(
@@ -94,7 +133,8 @@ def _connect(policy: Policy, target: str) -> Explanation:
     word = "udp" if protocol == PROTO_UDP else "tcp"
     judged = f"[{host}]:{port}/{word}" if ":" in host else f"{host}:{port}/{word}"
     if address:
-        detail = "a port on which the session itself listens is allowed too" if address.startswith("127.") else ""
+        parsed = ipaddress.ip_address(address)
+        detail = _OWN_LISTENERS if parsed.is_loopback or parsed.is_unspecified else ""
         return _explanation(policy, decide_connect(policy, address, port, protocol), judged, detail)
     return _by_name(policy, host, port, protocol, judged)
 

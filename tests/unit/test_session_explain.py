@@ -1,0 +1,81 @@
+"""`why` gives the answer that a run would give."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from events_help import ALL, make_policy
+
+from mcpguard.model.access import Access, Effect, Verdict
+from mcpguard.model.policy import PROTO_TCP, NameEntry, Policy
+from mcpguard.model.rule import Origin
+from mcpguard.session import network
+from mcpguard.session.explain import explain
+
+# Above the highest PID that Linux gives.
+NO_PROCESS = 4_194_305
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return make_policy((Effect.ALLOW, Access.READ, "/proc"), (Effect.DENY, ALL, "/proc/keys"))
+
+
+@pytest.mark.parametrize("what", ["environ", "mem", "maps", "root", "root/etc/passwd", "cwd", "fd", "fd/3", "exe"])
+def test_what_a_process_outside_keeps_to_itself_is_denied_by_the_system(policy: Policy, what: str) -> None:
+    for pid in (os.getppid(), 1, NO_PROCESS):
+        found = explain(policy, "read", f"/proc/{pid}/{what}")
+        assert found.verdict is Verdict.DENY
+        assert found.rule is not None and found.rule.text == "system: no look into processes outside"
+        assert found.object == f"/proc/{pid}/{what}"
+        assert "outside the session" in found.detail
+
+
+@pytest.mark.parametrize("path", ["/proc/self/environ", "/proc/1/status", "/proc/meminfo"])
+def test_the_rest_of_proc_is_decided_by_the_profile(policy: Policy, path: str) -> None:
+    found = explain(policy, "read", path)
+    assert (found.verdict, found.rule, found.detail) == (Verdict.ALLOW, policy.rules[1], "")
+
+
+def test_a_rule_of_the_profile_that_denies_comes_before_the_system() -> None:
+    policy = make_policy((Effect.ALLOW, ALL, "/ws"))
+    assert explain(policy, "read", "/proc/1/environ").rule is None
+
+
+def test_a_way_that_cannot_be_read_is_judged_as_written(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> str:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.path.realpath", refuse)
+    assert explain(policy, "read", "/proc/keys").verdict is Verdict.DENY
+
+
+def test_the_resolver_is_allowed_when_the_policy_names_hosts(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "resolvers", lambda: ["192.0.2.53"])
+    assert explain(policy, "connect", "192.0.2.53:53/udp").verdict is Verdict.DENY
+    named = replace(policy, names=(NameEntry("example.com", 443, 443, PROTO_TCP, Effect.ALLOW, 1),))
+    found = explain(named, "connect", "192.0.2.53:53/udp")
+    assert found.verdict is Verdict.ALLOW
+    assert found.rule is not None and "resolvers" in found.rule.text
+    assert explain(named, "connect", "192.0.2.53:54/udp").verdict is Verdict.DENY
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1:80", "127.9.9.9", "[::1]:80", "::1", "localhost:80", "0.0.0.0:80"])
+def test_every_address_of_this_host_carries_the_note_on_own_listeners(policy: Policy, target: str) -> None:
+    assert "session itself listens" in explain(policy, "connect", target).detail
+
+
+def test_an_address_elsewhere_carries_no_such_note(policy: Policy) -> None:
+    assert explain(policy, "connect", "192.0.2.1:80").detail == ""
+
+
+def test_a_rule_on_a_link_to_the_folder_says_so(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    policy = make_policy((Effect.ALLOW, ALL, f"{tmp_path}/real"))
+    policy = replace(policy, rules=(policy.rules[0], Origin("test", "test.yaml", 11, f"execute {tmp_path}/link")))
+    found = explain(policy, "execute", f"{tmp_path}/real/tool")
+    assert (found.verdict, found.detail) == (Verdict.ALLOW, f"{tmp_path}/link is a link to {tmp_path}/real")
