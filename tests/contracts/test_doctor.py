@@ -15,6 +15,7 @@ from mcpguard.kernel import probe
 from mcpguard.model.coverage import Strength
 from mcpguard.session import doctor, foreign
 from mcpguard.session.canary import CanaryResult
+from mcpguard.session.trampolines import Rehearsal
 
 ACTS = {
     "read.honest": "done",
@@ -57,6 +58,29 @@ def test_nothing_holds_when_no_guarded_run_was_possible() -> None:
 def test_a_partial_row_names_its_gap() -> None:
     for row in doctor.coverage_of(CanaryResult(ACTS, True, ""), probe.facts()):
         assert bool(row.gaps) is (row.strength is not Strength.FULL), row
+
+
+def test_a_gap_comes_with_what_helps() -> None:
+    for row in doctor.coverage_of(CanaryResult(ACTS, True, ""), probe.facts()):
+        assert bool(row.fix) is bool(row.gaps), row
+
+
+def test_nothing_is_claimed_about_events_when_nothing_was_tried() -> None:
+    events = doctor.coverage_of(CanaryResult({}, False, "no"), probe.facts())[-1]
+    assert events.kind == "events"
+    assert "not rehearsed" in events.gaps[0]
+
+
+def test_a_user_without_sudo_is_told_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trouble = "ada is not in the sudoers file.\nmcpguard: sudo did not start the broker\n  why   ended\n  do    x"
+    able = dataclasses.replace(probe.facts(), uid=0, guarded=False, landlock_abi=7, seccomp_library="x")
+    monkeypatch.setattr(probe, "facts", lambda: able)
+    monkeypatch.setattr(doctor.canary, "run_canary", lambda: CanaryResult({}, False, trouble))
+    monkeypatch.setattr(doctor.trampolines, "rehearse", lambda: (Rehearsal(None, "not tried"),) * 2)
+    stops = [problem for problem in doctor.examine().problems if problem.stops]
+    assert [(problem.what, problem.fix) for problem in stops] == [
+        ("this user may not use sudo, and every run needs root", "ask for it, or run as root")
+    ]
 
 
 def test_a_denial_that_is_not_on_record_is_no_full_coverage() -> None:

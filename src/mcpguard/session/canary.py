@@ -109,7 +109,8 @@ def _mcpguard(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess
     return subprocess.run(
         [sys.executable, "-P", "-m", "mcpguard", *arguments],
         cwd=folder / "workspace",
-        env={**os.environ, "MCPGUARD_HOME": str(folder / "home")},
+        # `doctor` tells sudo's refusals apart by their words.
+        env={**os.environ, "MCPGUARD_HOME": str(folder / "home"), "LANGUAGE": "en"},
         capture_output=True,
         text=True,
         check=False,

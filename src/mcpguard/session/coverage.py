@@ -20,6 +20,17 @@ NO_UNIX_HOOK = "only sockets that exist at launch are hidden; the connect hook f
 ABSTRACT_SOCKETS = "abstract sockets of others need Landlock ABI 6 (Linux 6.12)"
 SIGNALS = "signals to the user's other processes need Landlock ABI 6 (Linux 6.12)"
 
+# What closes a gap, or keeps it small; a gap without an entry has nothing that helps.
+FIXES = {
+    LATER_NAMES: "create the protected names before the run",
+    MEMORY_PROGRAMS: "nothing on this kernel; `mcpguard log --kind exec` shows them",
+    SHARED_ADDRESSES: "name address ranges instead of hosts where neighbours matter",
+    LATER_SOCKETS: "start what listens on protected sockets before the run",
+    NO_UNIX_HOOK: "use Linux 6.7 or newer",
+    ABSTRACT_SOCKETS: "use Linux 6.12 or newer",
+    SIGNALS: "use Linux 6.12 or newer",
+}
+
 TIER = "3"
 TIER_NAME = "3 landlock"
 _SHOWN_NAMES = 3
@@ -62,6 +73,11 @@ def of_plan(policy: Policy, plan: FilesPlan, *, unix_hook: bool = True) -> tuple
         ),
         Coverage("events", Strength.FULL, "BPF tracepoints and cgroup programs, keyed by the cgroup"),
     )
+
+
+def fix_of(gaps: Sequence[str]) -> str:
+    """What to do about these gaps, in their order; empty when nothing helps."""
+    return "; ".join(dict.fromkeys(FIXES[gap] for gap in gaps if gap in FIXES))
 
 
 def _network(policy: Policy) -> Coverage:

@@ -15,6 +15,14 @@ from mcpguard.session import canary, coverage, foreign, install, trampolines
 
 TIER = "landlock"
 OLDEST_LANDLOCK = 3
+_REPORT = "please report this with the output of doctor"
+# sudo's own words for a user whom it does not know, once it has the password.
+_NO_SUDO_RIGHTS = (
+    "is not in the sudoers file",
+    "may not run sudo",
+    "is not allowed to execute",
+    "is not allowed to run",
+)
 # In the canary's acts: which prefix proves which kind of rule.
 KINDS = {
     "read": "files read",
@@ -96,6 +104,8 @@ def _problems(facts: probe.HostFacts) -> list[Problem]:
 
 def _start_problem(trouble: str) -> Problem:
     """The run's own four lines, as one problem."""
+    if any(words in trouble for words in _NO_SUDO_RIGHTS):
+        return Problem("this user may not use sudo, and every run needs root", "ask for it, or run as root", stops=True)
     said = dict(line.split(None, 1) for line in trouble.splitlines() if len(line.split(None, 1)) == 2)
     what = said.get("mcpguard:", trouble.splitlines()[-1])
     why = f" ({said['why']})" if "why" in said else ""
@@ -166,11 +176,7 @@ def coverage_of(result: canary.CanaryResult, facts: probe.HostFacts) -> tuple[Co
     rows = [_row(KINDS[prefix], by[prefix], known.get(prefix, ()), _acts(result, prefix)) for prefix in KINDS]
     network = next(row for row in rows if row.kind == "network")
     rows.insert(4, _names_row(network))
-    rows.append(
-        Coverage("events", Strength.FULL, "BPF rings and the event store")
-        if result.recorded
-        else Coverage("events", Strength.NONE, "BPF rings and the event store", ("a denial was not recorded",))
-    )
+    rows.append(_events_row(result))
     return tuple(rows)
 
 
@@ -180,18 +186,33 @@ def _acts(result: canary.CanaryResult, prefix: str) -> dict[str, str]:
 
 def _row(kind: str, by: str, known: tuple[str, ...], acts: dict[str, str]) -> Coverage:
     if not acts:
-        return Coverage(kind, Strength.NONE, by, ("not rehearsed: no guarded run was possible",))
+        return _not_rehearsed(kind, by)
     failed = []
     for name, seen in acts.items():
         honest = name.endswith(".honest")
         if honest != (seen == "done"):
             failed.append(f"{name}: {'refused with ' + seen if honest else 'got through'}")
     if failed:
-        return Coverage(kind, Strength.NONE, by, tuple(failed), fix="please report this with the output of doctor")
-    return Coverage(kind, Strength.PARTIAL if known else Strength.FULL, by, known)
+        return Coverage(kind, Strength.NONE, by, tuple(failed), fix=_REPORT)
+    return Coverage(kind, Strength.PARTIAL if known else Strength.FULL, by, known, fix=coverage.fix_of(known))
+
+
+def _not_rehearsed(kind: str, by: str) -> Coverage:
+    gap = "not rehearsed: no guarded run was possible"
+    return Coverage(kind, Strength.NONE, by, (gap,), fix="first correct what stops a run")
+
+
+def _events_row(result: canary.CanaryResult) -> Coverage:
+    kind, by = "events", "BPF rings and the event store"
+    if not result.acts:
+        return _not_rehearsed(kind, by)
+    if not result.recorded:
+        return Coverage(kind, Strength.NONE, by, ("a denial was not recorded",), fix=_REPORT)
+    return Coverage(kind, Strength.FULL, by)
 
 
 def _names_row(network: Coverage) -> Coverage:
     if network.strength is Strength.NONE:
-        return Coverage("names", Strength.NONE, network.by, ("network rules do not hold",))
-    return Coverage("names", Strength.PARTIAL, network.by, (coverage.SHARED_ADDRESSES,))
+        return Coverage("names", Strength.NONE, network.by, ("network rules do not hold",), fix=network.fix)
+    gaps = (coverage.SHARED_ADDRESSES,)
+    return Coverage("names", Strength.PARTIAL, network.by, gaps, fix=coverage.fix_of(gaps))

@@ -40,7 +40,7 @@ class Rehearsal:
 def rehearse() -> tuple[Rehearsal, Rehearsal]:
     """Try the LSM hook and the modify-return hook; in this order."""
     if os.geteuid() != 0:
-        untried = Rehearsal(None, "not tried: only root can load these programs (sudo mcpguard doctor tries)")
+        untried = Rehearsal(None, "not tried: only root can load these programs")
         return untried, untried
     return _try("probe_lsm", "mg_probe_lsm"), _try("probe_modret", "mg_probe_modret")
 
