@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
-from mcpguard.errors import UsageError
+from mcpguard.errors import McpguardError, ProfileError, UsageError
 from mcpguard.model.policy import Policy
 from mcpguard.session.options import RunOptions
 from mcpguard.session.policy import load_policy
 
 DEFAULT_PROFILE = "default"
+# Similarity from which a mistyped word is taken for another one.
+_NEAR = 0.6
 
 
 def choose(options: RunOptions) -> tuple[tuple[str, ...], Policy]:
@@ -29,7 +32,7 @@ def choose(options: RunOptions) -> tuple[tuple[str, ...], Policy]:
             net=options.net,
             audit=options.audit,
         )
-    except UsageError as error:
+    except (UsageError, ProfileError) as error:
         raise _about_agent(error, agent) if profile == agent else error from None
     if agent is None:
         return options.command, policy
@@ -49,16 +52,45 @@ def _command_of(agent: str, workspace: str | None) -> tuple[str, ...]:
 
     try:
         return load(agent, workspace=workspace).command
-    except UsageError as error:
+    except (UsageError, ProfileError) as error:
         raise _about_agent(error, agent) from None
 
 
-def _about_agent(error: UsageError, agent: str | None) -> UsageError:
-    """An unknown AGENT is as often a program that was meant to be run."""
-    if agent is None or error.code != "usage.unknown-profile":
+def _about_agent(error: McpguardError, agent: str | None) -> McpguardError:
+    """An unknown AGENT is a mistyped one, the name of its command, or a program that was meant to be run."""
+    if agent is None:
         return error
-    do = f"{error.do}; to run the program itself: mcpguard run -- {agent}"
-    return UsageError(error.what, why=error.why, do=do, code=error.code)
+    program = f"mcpguard run -- {shlex.quote(agent)}"
+    if "/" in agent and not agent.endswith((".yaml", ".yml")):
+        why = "AGENT is the name of a profile; a program of your own stands behind --"
+        return UsageError(
+            f"{agent} is not a profile that can be used",
+            why=why,
+            do=f"{program}   (if it is a profile: {error.do})",
+            code="usage.not-an-agent",
+        )
+    if error.code != "usage.unknown-profile":
+        return error
+    meant = _nearest(agent)
+    do = f"mcpguard run {meant}" if meant else error.do
+    return UsageError(error.what, why=error.why, do=f"{do}   (to run the program itself: {program})", code=error.code)
+
+
+def _nearest(word: str) -> str:
+    """The profile whose name or whose command's first word is nearest; empty when none is near."""
+    import difflib
+
+    from mcpguard.profile import store
+    from mcpguard.profile.load import inspect
+
+    known: dict[str, str] = {}
+    for name in store.names():
+        profile, _errors = inspect(name)
+        if profile is not None and profile.command:
+            known[name] = name
+            known.setdefault(Path(profile.command[0]).name, name)
+    found = difflib.get_close_matches(word, known, n=1, cutoff=_NEAR)
+    return known[found[0]] if found else ""
 
 
 def working_directory(policy: Policy) -> str:
