@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from mcpguard.cli import commands, run
+from mcpguard.cli import commands, main, run
+from mcpguard.errors import HostError, StoreError
+from mcpguard.session import start
 
 HEAVY = ("typer", "click", "rich", "textual")
 
@@ -76,3 +78,22 @@ def test_a_shell_completes_names_of_profiles_and_commands(mcpguard_home: Path, l
         COMP_CWORD=str(len(line.split()) - 1),
     )
     assert done.stdout.split() == expected
+
+
+@pytest.mark.parametrize(("guarded", "code"), [(True, "run.nested"), (False, "store.unusable")])
+def test_a_closed_store_is_explained_by_the_session_around_it(
+    monkeypatch: pytest.MonkeyPatch, guarded: bool, code: str
+) -> None:
+    def refuse() -> None:
+        if guarded:
+            raise HostError("already inside", why="-", do="-", code="run.nested")
+
+    monkeypatch.setattr(start, "refuse_nesting", refuse)
+    closed = StoreError("the event store cannot be used", why="read-only", do="-", code="store.unusable")
+    assert main._in_a_session(closed).code == code
+
+
+def test_another_error_is_not_explained_by_the_session_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "refuse_nesting", lambda: pytest.fail("asked"))
+    wrong = StoreError("no such session", why="-", do="-", code="store.no-session")
+    assert main._in_a_session(wrong) is wrong

@@ -11,6 +11,9 @@ import sys
 from mcpguard.cli import exit_codes, render
 from mcpguard.errors import McpguardError
 
+# What reading or writing the files of mcpguard itself ends with.
+_CLOSED = ("store.unusable", "store.not-ours", "profile.not-written")
+
 
 def main() -> int:
     """The console entry; returns the exit code."""
@@ -22,7 +25,7 @@ def main() -> int:
             return run.main(arguments[1:])
         return _others()
     except McpguardError as problem:
-        render.error(problem)
+        render.error(_in_a_session(problem))
         return exit_codes.CANNOT_SAY if arguments[:1] == ["why"] else problem.exit_code
     except BrokenPipeError:
         # Whoever read our output has enough; Python would complain once more when it closes stdout.
@@ -30,6 +33,19 @@ def main() -> int:
         return exit_codes.DONE
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
+
+
+def _in_a_session(problem: McpguardError) -> McpguardError:
+    """Where mcpguard's own files are closed because this is a guarded process, the disk is not to blame."""
+    if problem.code not in _CLOSED:
+        return problem
+    from mcpguard.session.start import refuse_nesting
+
+    try:
+        refuse_nesting()
+    except McpguardError as nested:
+        return nested
+    return problem
 
 
 def _others() -> int:

@@ -11,6 +11,7 @@ import typer
 
 from mcpguard.errors import PrivilegeError
 from mcpguard.session import install
+from mcpguard.session.start import refuse_nesting
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +27,7 @@ def setup(
     Needed once per version by users who start mcpguard from a directory of their own; `run` says when. Root never runs
     code that you, and so your agent, could change.
     """
+    refuse_nesting()
     done = _as_root("remove" if remove else "install")
     for path in done["removed"]:
         typer.echo(f"removed    {path}")
