@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -302,6 +303,17 @@ def test_another_processs_environment_is_a_quiet_denial(place: Place) -> None:
     assert found.verdict is Verdict.DENY
     assert found.detail.startswith(QUIET)
     assert rule_text(found).startswith("system: ")
+
+
+def test_a_history_file_is_quiet_only_where_no_rule_speaks_of_it() -> None:
+    history = "/root/.bash_history"
+    for rules, quiet in (((), True), (((Effect.DENY, ALL, history),), False)):
+        policy = make_policy((Effect.ALLOW, ALL, "/ws"), *rules)
+        judge = Judge(Automaton.from_bytes(policy.tables), policy.paths)
+        table = ProcessTable(replace(AGENT, exe="/usr/bin/bash"))
+        found = Attributor(policy, judge, table).path_call(refused("open", history, errno.EACCES, access=WRITE))
+        assert found is not None and found.verdict is Verdict.DENY
+        assert (found.detail or "").startswith(QUIET) is quiet
 
 
 def test_another_processs_memory_is_a_loud_denial(place: Place) -> None:

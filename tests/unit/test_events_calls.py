@@ -67,14 +67,27 @@ def test_an_ordinary_error_is_no_denial(name: str, error: int) -> None:
 
 
 def test_a_socket_of_a_closed_family_is_a_network_denial_with_its_name() -> None:
-    found = judge(call("socket", errno.EPERM, socket.AF_PACKET))
+    found = judge(call("socket", errno.EPERM, socket.AF_VSOCK, socket.SOCK_STREAM))
     assert found is not None
-    assert (found.kind, found.op, found.detail) == (Kind.NET, "socket", "AF_PACKET")
+    assert (found.kind, found.op, found.detail) == (Kind.NET, "socket", "socket (AF_VSOCK, SOCK_STREAM)")
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "name"),
+    [
+        (socket.AF_PACKET, socket.SOCK_RAW, "packet socket (AF_PACKET, SOCK_RAW)"),
+        (socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, "packet socket (AF_PACKET, SOCK_DGRAM)"),
+        (socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, "raw socket (AF_INET, SOCK_RAW)"),
+    ],
+)
+def test_packet_and_raw_sockets_are_called_by_their_names(family: int, kind: int, name: str) -> None:
+    found = judge(call("socket", errno.EPERM, family, kind))
+    assert found is not None and found.detail == name
 
 
 def test_a_family_without_a_name_is_told_by_its_number() -> None:
-    found = judge(call("socket", errno.EPERM, 63))
-    assert found is not None and found.detail == "family 63"
+    found = judge(call("socket", errno.EPERM, 63, 14))
+    assert found is not None and found.detail == "socket (family 63, type 14)"
 
 
 def test_a_missing_io_uring_is_quiet() -> None:

@@ -176,9 +176,10 @@ def test_forks_starts_and_ends_are_on_record(bench: Bench) -> None:
 
 
 def test_looks_at_every_environment_are_one_quiet_event_per_process(bench: Bench) -> None:
+    bench.feed(executed(2002, "/usr/bin/ps"))
     bench.feed(*[environ(pid, 2001) for pid in range(4_194_400, 4_194_500)])
     bench.feed(*[environ(pid, 2002) for pid in range(4_194_400, 4_194_403)])
-    assert bench.events() == []
+    assert denials(bench.events()) == []
     bench.feed(ended(2001))
     (quiet,) = denials(bench.events())
     assert (quiet.pid, quiet.count, quiet.path) == (2001, 100, "/proc/*/environ")
@@ -186,6 +187,15 @@ def test_looks_at_every_environment_are_one_quiet_event_per_process(bench: Bench
     bench.clock.forward(QUIET_INTERVAL_NS / SECOND)
     bench.recorder.tick()
     assert [event.count for event in denials(bench.events())] == [100, 3], "a process that lives on shows up too"
+
+
+@pytest.mark.parametrize("exe", ["/usr/bin/cat", "/ws/ps"])
+def test_looks_at_the_environment_of_a_few_processes_are_denials_of_their_own(bench: Bench, exe: str) -> None:
+    bench.feed(executed(2001, exe), environ(4_194_400, 2001), environ(4_194_400, 2001), environ(4_194_401, 2001))
+    bench.feed(ended(2001))
+    found = denials(bench.events())
+    assert [(e.path, e.count) for e in found] == [("/proc/4194400/environ", 2), ("/proc/4194401/environ", 1)]
+    assert [(e.detail or "").startswith("quiet") for e in found] == [False, False]
 
 
 def test_refusals_of_plain_permissions_are_counted_and_not_stored(bench: Bench) -> None:

@@ -13,7 +13,8 @@ import re
 from pathlib import Path
 
 from mcpguard.events import permissions
-from mcpguard.events.finding import NOT_STOPPED, NOT_THERE, QUIET, UNEXPLAINED, Finding, system_rule
+from mcpguard.events.finding import NOT_STOPPED, NOT_THERE, UNEXPLAINED, Finding, system_rule
+from mcpguard.events.habits import EVERY_PROCESS, habit
 from mcpguard.events.hostpath import Caller, resolve
 from mcpguard.events.judge import Judge, Refusal
 from mcpguard.events.links import Links
@@ -136,10 +137,12 @@ class Attributor:
         access = record.access
         private = PRIVATE.fullmatch(path)
         kind = Kind.EXEC if record.op == "exec" else Kind.FILE
-        quiet = QUIET if private and private["what"] == "environ" and access == Access.READ else None
+        quiet = EVERY_PROCESS if private and private["what"] == "environ" and access == Access.READ else None
         if refusal is not None:
             if private and self._is_own(int(private["pid"])):
                 quiet = None
+            if refusal.rule == 0 and target is None:
+                quiet = quiet or habit(self._policy, self._processes.get(record.head.pid), refusal.access, path)
             detail = _join(quiet, _which_end(refusal, path, target))
             rule = self._origin(refusal.rule)
             return Finding(kind, record.op, Verdict.DENY, refusal.access.word, path, target, rule, detail)
@@ -174,8 +177,7 @@ class Attributor:
             )
         if self._is_other_user(pid):
             return None
-        detail = _join(quiet, "as ps does for every process" if quiet else None)
-        return Finding(Kind.FILE, record.op, Verdict.DENY, access.word, path, None, OUTSIDE, detail)
+        return Finding(Kind.FILE, record.op, Verdict.DENY, access.word, path, None, OUTSIDE, quiet)
 
     def _plain(self, record: PathCallRecord, access: Access, path: str, target: str | None) -> bool:
         user = self._policy.user

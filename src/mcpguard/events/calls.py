@@ -41,6 +41,8 @@ _REFUSALS = frozenset({errno.EPERM, errno.EACCES})
 # Numbers on x86-64 and arm64; none of them is another recorded call on the other machine.
 _TGKILL = frozenset({234, 131})
 _PIDFD_SEND_SIGNAL = 424
+# The type's own bits; SOCK_CLOEXEC and SOCK_NONBLOCK stand above them.
+_SOCKET_TYPE = 0xF
 
 
 def judge_call(record: CallRecord, processes: ProcessTable, uid: int, switches: SystemSwitches) -> Finding | None:
@@ -85,13 +87,22 @@ def _socket(record: CallRecord) -> Finding | None:
     twice."""
     if record.result not in _REFUSALS:
         return None
+    rule = system_rule("no raw sockets, no other families")
+    return Finding(Kind.NET, "socket", Verdict.DENY, rule=rule, detail=_socket_name(record.argument, record.argument2))
+
+
+def _socket_name(family_number: int, type_number: int) -> str:
+    """`packet socket (AF_PACKET, SOCK_RAW)`, `raw socket (AF_INET, SOCK_RAW)`, `socket (AF_VSOCK, SOCK_STREAM)`."""
     try:
-        family = socket.AddressFamily(record.argument).name
+        family = socket.AddressFamily(family_number).name
     except ValueError:
-        family = f"family {record.argument}"
-    return Finding(
-        *(Kind.NET, "socket", Verdict.DENY), rule=system_rule("no raw sockets, no other families"), detail=family
-    )
+        family = f"family {family_number}"
+    try:
+        kind = socket.SocketKind(type_number & _SOCKET_TYPE).name
+    except ValueError:
+        kind = f"type {type_number & _SOCKET_TYPE}"
+    word = "raw socket" if kind == "SOCK_RAW" else "socket"
+    return f"{'packet socket' if family == 'AF_PACKET' else word} ({family}, {kind})"
 
 
 def _signal(record: CallRecord, processes: ProcessTable, uid: int) -> Finding | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
+from mcpguard.events.habits import EVERY_PROCESS, SWEEP, looks_at_all_processes
 from mcpguard.model.event import Event
 
 
@@ -62,21 +63,30 @@ class Repeats:
 
 
 class Quiet:
-    """Ordinary habits, one event per process and kind of act: written when the process ends or the interval is over."""
+    """Ordinary habits, one event per process and kind of act: written when the process ends or the interval is over.
+
+    Looks at the environment of a few processes are no habit, and come out as what they are: one denial each.
+    """
 
     def __init__(self, interval_ns: int) -> None:
         self._interval_ns = interval_ns
-        self._held: dict[tuple[int | None, str, str], tuple[Event, int]] = {}
+        self._held: dict[tuple[Hashable, ...], _Held] = {}
 
     def __len__(self) -> int:
         return len(self._held)
 
     def add(self, event: Event, now_ns: int) -> None:
-        key = (event.pid, event.kind.value, event.op)
-        held, since = self._held.get(key, (None, now_ns))
-        if held is not None:
-            event = replace(held, count=held.count + event.count, path=_common(held.path, event.path))
-        self._held[key] = (event, since)
+        key = (event.pid, event.kind, event.op, event.detail)
+        held = self._held.get(key)
+        if held is None:
+            held = self._held[key] = _Held(event, now_ns)
+        else:
+            held.event = replace(
+                held.event, count=held.event.count + event.count, path=_common(held.event.path, event.path)
+            )
+        if len(held.each) < SWEEP or event.path in held.each:
+            first, count = held.each.get(event.path, (event, 0))
+            held.each[event.path] = (first, count + event.count)
 
     def take_process(self, pid: int) -> list[Event]:
         """What one process did; it has ended."""
@@ -85,11 +95,27 @@ class Quiet:
     def take_due(self, now_ns: int, *, everything: bool = False) -> list[Event]:
         """What has been held for the interval."""
         return self._take(
-            [key for key, (_, since) in self._held.items() if everything or now_ns - since >= self._interval_ns]
+            [key for key, held in self._held.items() if everything or now_ns - held.since_ns >= self._interval_ns]
         )
 
-    def _take(self, keys: list[tuple[int | None, str, str]]) -> list[Event]:
-        return [event for event, _ in map(self._held.pop, keys)]
+    def _take(self, keys: list[tuple[Hashable, ...]]) -> list[Event]:
+        return [event for held in map(self._held.pop, keys) for event in held.events()]
+
+
+@dataclass(slots=True)
+class _Held:
+    """A habit so far: the sum, and what it consists of as long as that is little."""
+
+    event: Event
+    since_ns: int
+    each: dict[str | None, tuple[Event, int]] = field(default_factory=dict)
+
+    def events(self) -> list[Event]:
+        detail = self.event.detail or ""
+        if not detail.startswith(EVERY_PROCESS) or len(self.each) >= SWEEP or looks_at_all_processes(self.event.exe):
+            return [self.event]
+        under = detail.removeprefix(EVERY_PROCESS).removeprefix("; ") or None
+        return [replace(event, count=count, detail=under) for event, count in self.each.values()]
 
 
 def _common(first: str | None, second: str | None) -> str | None:

@@ -109,7 +109,8 @@ class Translator:
 
     def _net(self, record: NetRecord) -> Event:
         rule = self._rule(record.rule, record.verdict)
-        finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=record.detail or None)
+        detail = record.detail or (f"{record.protocol} socket" if record.op == "socket" and record.protocol else None)
+        finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=detail)
         return replace(
             self._event(record.head, finding),
             host=self._names.get(record.address),
