@@ -223,6 +223,14 @@ def test_check_finds_patterns_that_cannot_be_compiled(shell: Shell) -> None:
     assert (done.returncode, f"{path}:1: " in done.stderr, f"{path}:3: " in done.stderr) == (1, True, True)
 
 
+def test_check_notes_a_wildcard_host_and_calls_it_no_mistake(shell: Shell) -> None:
+    path = shell.own("wide", "network:\n  allow:\n    - api.example.com\n    - '*.example.com:443'\n  listen: ['*']\n")
+    done = shell("profile", "check", "wide")
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"note: {path}:4: *.example.com:443 allows nothing")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_check_of_a_sound_profile_exits_0(shell: Shell) -> None:
     done = shell("profile", "check", "claude-code", "base")
     assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (0, 2, "")

@@ -10,13 +10,16 @@ import typer
 from mcpguard.cli import edit as editing
 from mcpguard.cli import exit_codes, render
 from mcpguard.errors import McpguardError, UsageError
+from mcpguard.model.access import Effect
 from mcpguard.model.profile import Profile
 from mcpguard.profile import nodes, store, trust
 from mcpguard.profile.effective import difference, effective
 from mcpguard.profile.load import inspect, inspect_text, load, locate
 from mcpguard.profile.parse import valid_name
+from mcpguard.session.network import wildcard_rules
 from mcpguard.session.policy import trial
 
+_WILDCARD = "this version cannot look a name with * up; name the hosts, or their addresses"
 Format = Annotated[Literal["text", "json"], typer.Option("--format", help="How to print it.")]
 
 
@@ -140,7 +143,10 @@ def check(
         typer.Argument(help="Names or paths; all your own profiles when left out.", autocompletion=complete),
     ] = None,
 ) -> None:
-    """Find every mistake, with file and line. Exits 1 when there is one."""
+    """Find every mistake, with file and line. Exits 1 when there is one.
+
+    A rule that is sound but without effect in this version is noted, and is no mistake.
+    """
     chosen = names or [str(entry.path) for entry in store.entries() if not entry.builtin]
     broken = [name for name in chosen if not _is_sound(name)]
     if not chosen:
@@ -157,6 +163,9 @@ def _is_sound(name: str) -> bool:
         render.error(problem)
     if profile is not None and not problems:
         render.line(f"{name}: {len(profile.origins)} rules, no mistake")
+        for rule in wildcard_rules(profile):
+            effect = "allows" if rule.effect is Effect.ALLOW else "denies"
+            render.note(f"note: {rule.origin.place}: {rule.target} {effect} nothing: {_WILDCARD}")
     return not problems
 
 

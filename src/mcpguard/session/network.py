@@ -18,7 +18,8 @@ from typing import Any
 
 from mcpguard.model.access import Effect
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Policy
-from mcpguard.model.rule import Origin
+from mcpguard.model.profile import Profile
+from mcpguard.model.rule import NetDirection, NetRule, Origin
 from mcpguard.policy.network import connect_table, mapped
 from mcpguard.policy.patterns import split_literal
 
@@ -113,6 +114,11 @@ def _spellings(pattern: str) -> list[str]:
 def wildcards(policy: Policy) -> list[NameEntry]:
     """Names that this version cannot look up."""
     return [entry for entry in policy.names if entry.pattern.startswith("*")]
+
+
+def wildcard_rules(profile: Profile) -> list[NetRule]:
+    """The rules behind `wildcards`, as written."""
+    return [rule for rule in profile.network if rule.direction is NetDirection.CONNECT and rule.target.startswith("*.")]
 
 
 class Names:
