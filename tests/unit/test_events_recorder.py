@@ -28,6 +28,7 @@ from events_help import (
 
 from mcpguard.errors import StoreError
 from mcpguard.events import recorder as recorder_module
+from mcpguard.events.finding import REPEATS_OF_OPENS
 from mcpguard.events.recorder import QUIET_INTERVAL_NS
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Event, Kind
@@ -313,13 +314,38 @@ def test_a_refusal_counts_as_often_as_the_kernel_says(bench: Bench) -> None:
     assert [event.count for event in bench.events()] == [4, 5, 6]
 
 
-def test_the_memory_of_aggregates_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_aggregates_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "MAX_SERIES", 10)
+    bench = Bench(tmp_path)
     bench.feed(*[dataclasses.replace(opened(f"/ws/{n}"), series=n) for n in range(1, 101)])
     bench.recorder.add_sums([SumRecord(1, 1), SumRecord(100, 1)])
     found = bench.all_events()
     assert [e.count for e in found if e.path == "/ws/100"] == [2]
-    assert [e.count for e in found if e.kind is Kind.LOSS] == [1]
+    assert [(e.count, e.detail) for e in found if e.kind is Kind.LOSS] == [(1, REPEATS_OF_OPENS)]
+
+
+def test_opens_do_not_push_refusals_or_busy_files_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_SERIES", 10)
+    bench = Bench(tmp_path)
+    bench.feed(dataclasses.replace(refused("open", "/ws/secret/key", errno.EACCES), series=1))
+    for n in range(3, 103):
+        busy = dataclasses.replace(opened("/ws/busy"), series=2)
+        bench.feed(busy, dataclasses.replace(opened(f"/ws/{n}"), series=n))
+    bench.recorder.add_sums([SumRecord(1, 7), SumRecord(2, 9)])
+    found = bench.all_events()
+    assert sum(e.count for e in denials(found)) == 8
+    assert sum(e.count for e in found if e.path == "/ws/busy") == 109
+    assert not [e for e in found if e.kind is Kind.LOSS]
+
+
+def test_after_a_loss_unknown_repeats_are_not_taken_for_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_SERIES", 1)
+    bench = Bench(tmp_path)
+    bench.feed(*[dataclasses.replace(opened(f"/ws/{n}", who=head(lost=1)), series=n) for n in (1, 2)])
+    bench.recorder.add_sums([SumRecord(1, 1)])
+    assert recorder_module.FORGOTTEN in [e.detail for e in bench.all_events()]
 
 
 def test_a_denied_socket_that_does_not_exist_is_quiet_and_one_that_exists_is_not(bench: Bench, tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from events_help import Bench, call, connection, executed, head, opened, refused
+from events_help import OPEN_POLICY, Bench, call, connection, executed, head, make_policy, opened, refused, unix
 
+from mcpguard.events.finding import REPEATS_OF_OPENS
 from mcpguard.model.access import Access, Verdict
 from mcpguard.session.summary import Summary, render, summarise
 
@@ -62,6 +65,56 @@ def test_denials_of_one_object_by_several_processes_are_one_line(bench: Bench) -
 def test_more_kinds_of_denials_than_are_shown_are_counted(bench: Bench) -> None:
     text = text_of(bench, *[refused("open", f"/ws/secret/{n}", errno.EACCES) for n in range(9)])
     assert "and 4 others" in text
+
+
+def test_every_kind_of_denial_is_shown_before_a_second_of_one_kind(bench: Bench) -> None:
+    storm = [refused("open", f"/ws/secret/{n}", errno.EACCES, count=100) for n in range(9)]
+    found = summary_of(
+        bench,
+        *storm,
+        connection("192.0.2.1", Verdict.DENY),
+        unix("@x", Verdict.DENY),
+        refused("exec", "/ws/secret/tool", errno.EACCES, access=Access.EXECUTE),
+        call("bpf", errno.EPERM),
+    )
+    assert found.kinds == 13
+    assert [group.example.kind for group in found.denials] == ["file", "net", "unix", "exec", "process"]
+
+
+def test_sockets_of_different_sorts_are_lines_of_their_own(bench: Bench) -> None:
+    text = text_of(
+        bench,
+        call("socket", errno.EPERM, socket.AF_PACKET, socket.SOCK_RAW),
+        call("socket", errno.EPERM, socket.AF_INET, socket.SOCK_RAW, who=head(1001, 1000)),
+    )
+    assert "packet socket (AF_PACKET, SOCK_RAW)  by claude" in text
+    assert "raw socket (AF_INET, SOCK_RAW)  by claude" in text
+
+
+def test_a_rule_is_shown_without_its_exceptions_and_never_at_length(tmp_path: Path) -> None:
+    policy = make_policy(*OPEN_POLICY)
+    for text, shown in (
+        ("deny ~/.* except ~/.gitconfig, ~/.npmrc", "deny ~/.*"),
+        ("deny " + "x" * 100, "deny " + "x" * 52 + "..."),
+    ):
+        rules = (policy.rules[0], policy.rules[1], replace(policy.rules[2], text=text), policy.rules[3])
+        bench = Bench(tmp_path / str(len(text)), replace(policy, rules=rules))
+        assert f"test.yaml:12 {shown} (because 2)" in text_of(bench, refused("open", "/ws/secret/k", errno.EACCES))
+
+
+def test_in_audit_mode_the_most_frequent_of_what_would_be_denied_are_listed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, make_policy(*OPEN_POLICY, audit=True))
+    text = text_of(bench, opened("/ws/secret/a"), *[opened(f"/ws/secret/{n}", count=5) for n in range(6)])
+    assert "audited  31 let through that the policy would deny" in text
+    assert "5x  read       ~/secret/0  by claude  test.yaml:12 deny: /ws/secret (because 2)" in text
+    assert "and 2 others" in text
+
+
+def test_missing_counts_of_opens_do_not_make_the_record_incomplete(bench: Bench) -> None:
+    bench.recorder.lost(REPEATS_OF_OPENS, 3)
+    text = text_of(bench)
+    assert "not complete" not in text
+    assert "counts of allowed opens are lower bounds, by 3" in text
 
 
 def test_routine_refusals_are_not_among_the_denials(bench: Bench) -> None:

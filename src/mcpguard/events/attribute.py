@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from mcpguard.events import permissions
-from mcpguard.events.finding import NOT_STOPPED, NOT_THERE, UNEXPLAINED, Finding, system_rule
+from mcpguard.events.finding import LISTED, NOT_STOPPED, NOT_THERE, UNEXPLAINED, Finding, system_rule
 from mcpguard.events.habits import EVERY_PROCESS, habit
 from mcpguard.events.hostpath import Caller, resolve
 from mcpguard.events.judge import Judge, Refusal
@@ -108,7 +108,7 @@ class Attributor:
         if refused and not self._policy.audit:
             # A hidden folder shows a stand-in, and the kernel's path cannot tell it from the original.
             listing = record.kind == "directory" and access == Access.READ
-            detail = "a folder was listed, or the stand-in for it" if listing else _not_stopped(op, record.created)
+            detail = LISTED if listing else _not_stopped(op, record.created)
         verdict = Verdict.AUDIT if refused else Verdict.ALLOW
         return Finding(Kind.FILE, op, verdict, (refused or access).word or None, record.path, None, rule, detail)
 

@@ -14,6 +14,10 @@ QUIET = "quiet"
 NOT_THERE = f"{QUIET}: a rule allows it, but it was not there at launch and cannot be made inside; make it first"
 # Details that begin so name an act that this tier let through although the policy forbids it.
 NOT_STOPPED = "not stopped"
+# Recorded as let through, and most often only the stand-in of a hidden folder.
+LISTED = "a folder was listed, or the stand-in for it"
+# A loss that touches nothing but how often allowed opens were repeated.
+REPEATS_OF_OPENS = "repeats of allowed opens that could not be told apart any more"
 UNEXPLAINED = "the sandbox refused it"
 
 

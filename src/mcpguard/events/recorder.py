@@ -6,13 +6,15 @@ never waited for: a broken or full store neither stops nor slows the guarded run
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mcpguard.errors import StoreError
 from mcpguard.events.clock import Clock
-from mcpguard.events.finding import is_not_stopped, is_quiet
+from mcpguard.events.finding import REPEATS_OF_OPENS, is_not_stopped, is_quiet
 from mcpguard.events.processes import Process
+from mcpguard.events.series import SeriesMemory
 from mcpguard.events.store import Store
 from mcpguard.events.tally import Quiet, Repeats, Sums
 from mcpguard.events.translate import Translator
@@ -86,7 +88,7 @@ class Recorder:
         self._urgent = Repeats(INTERVAL_NS)
         self._quiet = Quiet(QUIET_INTERVAL_NS)
         self._sums = Sums()
-        self._series: dict[int, Event | None] = {}
+        self._series = SeriesMemory(MAX_SERIES)
         self._losses: dict[str, int] = {}
         self._waiting_denials: list[Event] = []
         self._waiting: list[Event] = []
@@ -126,15 +128,20 @@ class Recorder:
     def add_sums(self, sums: Iterable[SumRecord]) -> None:
         """Take what the kernel had counted and not sent when the session ended; call it before `finish`."""
         now_ns = self._clock.monotonic_ns()
+        forgotten: Counter[str] = Counter()
         for repeat in sums:
             if repeat.series not in self._series:
-                self.lost(FORGOTTEN, repeat.count)
+                # A series whose first record never arrived can be anything; without a loss it is one of those let go.
+                opens = self._series.forgot_only_opens and not self.counters.lost
+                forgotten[REPEATS_OF_OPENS if opens else FORGOTTEN] += repeat.count
                 continue
-            event = self._series[repeat.series]
+            event = self._series.get(repeat.series)
             if event is None:
                 self.counters.plain += repeat.count
             else:
                 self._sort(replace(event, count=repeat.count), now_ns)
+        for what, count in forgotten.items():
+            self.lost(what, count)
 
     def lost(self, source: str, count: int) -> None:
         """Note records that never arrived."""
@@ -180,9 +187,7 @@ class Recorder:
         alone."""
         series = getattr(record, "series", 0)
         if series:
-            self._series[series] = event
-            if len(self._series) > MAX_SERIES:
-                self._series.pop(next(iter(self._series)))
+            self._series.note(series, event)
 
     def _sort(self, event: Event, now_ns: int) -> None:
         if is_quiet(event):

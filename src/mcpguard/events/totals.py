@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mcpguard.events.finding import NOT_STOPPED, NOT_THERE, QUIET
+from mcpguard.events.finding import LISTED, NOT_STOPPED, NOT_THERE, QUIET
 from mcpguard.events.schema import SELECT_EVENT, event_of
 from mcpguard.events.store import Store
 from mcpguard.model.event import Event
@@ -19,6 +19,14 @@ CONNECTED = "e.kind IN ('net', 'unix') AND e.verdict = 'allow' AND e.op IN ('con
 COULD_NOT_BE_MADE = f"e.verdict = 'deny' AND e.detail LIKE '{NOT_THERE}%'"
 LET_THROUGH = "e.verdict = 'audit'"
 NOT_STOPPED_ACTS = f"e.verdict = 'audit' AND e.detail LIKE '{NOT_STOPPED}%'"
+WOULD_BE_DENIED = (
+    f"e.verdict = 'audit' AND (e.detail IS NULL OR NOT (e.detail LIKE '{NOT_STOPPED}%' OR e.detail LIKE '{LISTED}%'))"
+)
+# What an event without an object is about, without the chain of parents behind it.
+_ABOUT = (
+    "CASE WHEN COALESCE(e.path, e.address) IS NULL THEN substr(e.detail, 1, instr(e.detail || '; under', '; under') - 1) "
+    "END"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +57,22 @@ def total(store: Store, session: str, condition: str) -> int:
 def groups(store: Store, session: str, condition: str, most: int) -> tuple[list[Group], int]:
     """The most frequent groups of events that meet a condition, and how many groups there are.
 
+    The most frequent one of each kind comes before a second one of any kind: a storm of one kind hides no other.
+
     Raises:
         StoreError: it cannot be read, or there is no such session.
     """
     number = store.number(session)
     found = store.read(
-        "SELECT MIN(e.seq), SUM(e.count) AS n FROM events e "
+        "SELECT MIN(e.seq), SUM(e.count) AS n, e.kind FROM events e "
         f"WHERE e.session = ? AND {condition} "
-        "GROUP BY e.kind, e.op, e.access, e.path, e.target, e.address, e.port, e.rule ORDER BY n DESC, MIN(e.seq)",
+        f"GROUP BY e.kind, e.op, e.access, e.path, e.target, e.address, e.port, e.rule, {_ABOUT} "
+        "ORDER BY n DESC, MIN(e.seq)",
         (number,),
     )
-    return [_group(store, session, number, seq, count) for seq, count in found[:most]], len(found)
+    firsts = list({row[2]: row for row in reversed(found)}.values())[::-1]
+    others = [row for row in found if row not in firsts]
+    return [_group(store, session, number, row[0], row[1]) for row in [*firsts, *others][:most]], len(found)
 
 
 def losses(store: Store, session: str) -> list[tuple[str, int]]:

@@ -10,12 +10,14 @@ import shlex
 from dataclasses import dataclass
 
 from mcpguard.events import totals
+from mcpguard.events.finding import REPEATS_OF_OPENS
 from mcpguard.events.format import object_of, printable, shorten
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
 from mcpguard.model.event import Kind
 
 TOP = 5
+RULE_WIDTH = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,8 @@ class Summary:
         denied, routine: refusals worth a look, and refusals of ordinary habits.
         denials, kinds: the most frequent refusals of the first sort, and how many different ones there are.
         not_stopped, not_stopped_kinds: acts against the policy that this tier does not stop, likewise.
-        audited: what was let through and only recorded.
+        audited, would_be_denied, would_be_denied_kinds: what was let through and only recorded; of it, what the policy
+            would deny, likewise.
         losses: what is missing from the record -> how many.
         missing: paths that a rule allows, that were not there at launch, and that this tier could not let the agent make.
     """
@@ -46,6 +49,8 @@ class Summary:
     audited: int
     losses: tuple[tuple[str, int], ...]
     missing: tuple[str, ...] = ()
+    would_be_denied: tuple[Group, ...] = ()
+    would_be_denied_kinds: int = 0
 
 
 def summarise(store: Store, session: str) -> Summary:
@@ -56,6 +61,7 @@ def summarise(store: Store, session: str) -> Summary:
     """
     denials, kinds = totals.groups(store, session, totals.DENIED, TOP)
     not_stopped, not_stopped_kinds = totals.groups(store, session, totals.NOT_STOPPED_ACTS, TOP)
+    would_be_denied, would_be_denied_kinds = totals.groups(store, session, totals.WOULD_BE_DENIED, TOP)
     let_through = totals.total(store, session, totals.LET_THROUGH)
     return Summary(
         session=session,
@@ -72,6 +78,8 @@ def summarise(store: Store, session: str) -> Summary:
         audited=let_through - totals.total(store, session, totals.NOT_STOPPED_ACTS),
         losses=tuple(totals.losses(store, session)),
         missing=_missing(store, session),
+        would_be_denied=tuple(would_be_denied),
+        would_be_denied_kinds=would_be_denied_kinds,
     )
 
 
@@ -113,9 +121,15 @@ def _warnings(summary: Summary, home: str) -> list[str]:
     if summary.audited:
         look = f"mcpguard log {summary.session} --verdict audit"
         lines.append(f"  audited  {summary.audited} let through that the policy would deny: {look}")
-    return lines + [
-        f"  warning  the record is not complete: {count} {printable(what)}" for what, count in summary.losses
-    ]
+        lines += [_line(group, home) for group in summary.would_be_denied]
+        lines += _more(summary.would_be_denied_kinds - len(summary.would_be_denied))
+    return lines + [_loss(what, count) for what, count in summary.losses]
+
+
+def _loss(what: str, count: int) -> str:
+    if what == REPEATS_OF_OPENS:
+        return f"  note     some counts of allowed opens are lower bounds, by {count} together; nothing else is missing"
+    return f"  warning  the record is not complete: {count} {printable(what)}"
 
 
 def _more(number: int) -> list[str]:
@@ -145,14 +159,20 @@ def _question(group: Group) -> str | None:
 
 def _line(group: Group, home: str) -> str:
     event = group.example
-    what = printable(object_of(event, home)) or printable(event.detail or "")
+    what = printable(object_of(event, home)) or printable((event.detail or "").partition("; under ")[0])
     count = f"{group.count}x" if group.count > 1 else ""
     line = f"  {count:>6}  {event.access or event.op:<10} {what}  by {printable(event.comm or '?')}"
     if event.rule is None:
         return f"{line}  (no rule of the profile)"
     place = f"{printable(shorten(event.rule.place, home))} " if event.rule.line else ""
     because = f" ({printable(group.because)})" if group.because else ""
-    return f"{line}  {place}{printable(event.rule.text)}{because}"
+    return f"{line}  {place}{printable(_rule_text(event.rule.text))}{because}"
+
+
+def _rule_text(text: str) -> str:
+    """A rule in short: without its exceptions, and never a whole list; `log` and `why` have all of it."""
+    text = text.partition(" except ")[0]
+    return text if len(text) <= RULE_WIDTH else f"{text[: RULE_WIDTH - 3]}..."
 
 
 def _many(count: int, noun: str) -> str:
