@@ -13,9 +13,11 @@ import pytest
 from events_help import SECOND, Bench, executed, head, opened, refused
 
 from mcpguard.errors import KernelError
+from mcpguard.events import pump as pump_module
 from mcpguard.events.pump import FAILED, UNREADABLE, Pump
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
+from mcpguard.wire import decode
 from mcpguard.wire.records import Record
 
 DENIED = refused("open", "/ws/secret/key", errno.EACCES, who=head(1001, 1000, "cat", when_ns=102 * SECOND))
@@ -160,3 +162,47 @@ def test_a_pump_whose_store_is_gone_still_stops(bench: Bench) -> None:
         setup.denials.put(b"0")
     assert bench.recorder.counters.unsaved == 1
     assert bench.recorder.warning is not None
+
+
+def test_bytes_that_the_real_decoder_cannot_read_do_not_take_the_rest_of_their_batch_along(bench: Bench) -> None:
+    def decode_real(raw: bytes) -> Record:
+        return DENIED if raw == b"0" else decode.record(raw)
+
+    ring = FakeRing()
+    pump = Pump({"denials": ring}, decode_real, bench.recorder)
+    ring.put(b"torn", b"0")
+    pump.start()
+    assert pump.stop()
+    assert pump.failure is None
+    found = bench.events()
+    assert [e.path for e in found if e.verdict is Verdict.DENY] == ["/ws/secret/key"]
+    assert [(e.count, e.detail) for e in found if e.kind is Kind.LOSS] == [(1, UNREADABLE)]
+
+
+def test_who_waits_for_the_last_writes_is_told_so_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+    calls: list[None] = []
+
+    def progress() -> None:
+        calls.append(None)
+        told.set()
+
+    def finish() -> None:
+        assert told.wait(5)
+
+    monkeypatch.setattr(pump_module, "PROGRESS_AFTER_S", 0.0)
+    monkeypatch.setattr(bench.recorder, "finish", finish)
+    setup = Setup(bench, [])
+    setup.pump.start()
+    assert setup.pump.stop(progress)
+    assert setup.pump.failure is None
+    assert len(calls) == 1
+
+
+def test_nobody_is_told_when_the_last_writes_are_quick(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(pump_module, "PROGRESS_AFTER_S", 60.0)
+    setup = Setup(bench, [])
+    setup.pump.start()
+    assert setup.pump.stop(lambda: calls.append(None))
+    assert calls == []

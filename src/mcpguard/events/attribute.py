@@ -10,19 +10,21 @@ from __future__ import annotations
 import errno
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from mcpguard.events import permissions
 from mcpguard.events.finding import LISTED, NOT_STOPPED, NOT_THERE, UNEXPLAINED, Finding, system_rule
 from mcpguard.events.habits import EVERY_PROCESS, habit
 from mcpguard.events.hostpath import Caller, resolve
-from mcpguard.events.judge import Judge, Refusal
+from mcpguard.events.judge import Judge, Refusal, answer
 from mcpguard.events.links import Links
 from mcpguard.events.processes import ProcessTable
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Kind
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
+from mcpguard.policy.automaton import Decision
 from mcpguard.wire.records import OpenRecord, PathCallRecord
 
 # Errors that a sandbox makes; every other one is the file system's own answer.
@@ -100,17 +102,19 @@ class Attributor:
             self._links.made(f"/proc/{record.head.pid}/fd/{record.fd}", record.path)
         if not access:
             return None
-        by_name = record.kind not in ("memfd", "other") and record.path.startswith("/")
-        refused = access & ~self._judge.decide(record.path).allowed if by_name else Access.NONE
-        rule = self._origin(self._judge.rule_for(record.path, access)) if by_name else None
-        op = "create" if record.created else "open"
+        if record.kind in ("memfd", "other") or not record.path.startswith("/"):
+            return Finding(Kind.FILE, _op_of(record), Verdict.ALLOW, _word(access), record.path)
+        decision = self._judge.decide(record.path)
+        refused, rule = _answer(decision, access)
+        op = _op_of(record)
+        if not refused:
+            return Finding(Kind.FILE, op, Verdict.ALLOW, _word(access), record.path, None, self._origin(rule))
         detail = None
-        if refused and not self._policy.audit:
+        if not self._policy.audit:
             # A hidden folder shows a stand-in, and the kernel's path cannot tell it from the original.
             listing = record.kind == "directory" and access == Access.READ
             detail = LISTED if listing else _not_stopped(op, record.created)
-        verdict = Verdict.AUDIT if refused else Verdict.ALLOW
-        return Finding(Kind.FILE, op, verdict, (refused or access).word or None, record.path, None, rule, detail)
+        return Finding(Kind.FILE, op, Verdict.AUDIT, _word(refused), record.path, None, self._origin(rule), detail)
 
     def executed(self, path: str) -> Finding:
         """The finding of a program that was started."""
@@ -202,6 +206,21 @@ class Attributor:
 
     def _origin(self, rule: int | None) -> Origin | None:
         return None if rule is None else self._policy.rules[rule]
+
+
+def _op_of(record: OpenRecord) -> str:
+    return "create" if record.created else "open"
+
+
+# Opens are most of all records, and few decisions and accesses are behind them: work on flags is done once for each.
+@lru_cache(maxsize=4_096)
+def _answer(decision: Decision, access: Access) -> tuple[Access, int | None]:
+    return answer(decision, access)
+
+
+@lru_cache(maxsize=8)
+def _word(access: Access) -> str | None:
+    return access.word or None
 
 
 def _second(op: str, target: str) -> str:

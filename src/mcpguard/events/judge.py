@@ -16,6 +16,7 @@ from mcpguard.policy.automaton import Automaton, Decision
 
 # Every path of a busy build is asked for several times within seconds; one entry is about 300 bytes.
 CACHED_PATHS = 8_192
+CACHED_FOLDERS = 2_048
 _BITS = (Access.READ, Access.WRITE, Access.EXECUTE)
 
 
@@ -40,9 +41,9 @@ class Judge:
     """Asks the automaton, remembers the answers."""
 
     def __init__(self, automaton: Automaton, paths: Sequence[PathRule]) -> None:
-        self._decide = lru_cache(maxsize=CACHED_PATHS)(
-            lambda path: automaton.decision(automaton.walk(posixpath.normpath(path)))
-        )
+        self._decide = lru_cache(maxsize=CACHED_PATHS)(self._look_up)
+        # A program that reads a tree asks for one folder after the other: of most paths only the last name is new.
+        self._folder = lru_cache(maxsize=CACHED_FOLDERS)(automaton.walk)
         self._automaton = automaton
         self._protecting = [rule for rule in paths if rule.effect is not Effect.ALLOW]
 
@@ -52,9 +53,7 @@ class Judge:
 
     def rule_for(self, path: str, access: Access) -> int | None:
         """The rule that decides `access` on `path`, whatever it decides; None when no access is asked."""
-        decision = self.decide(path)
-        refused = access & ~decision.allowed
-        return _rule(decision, refused or access)
+        return answer(self.decide(path), access)[1]
 
     def refusal(self, op: str, access: Access, path: str, target: str | None = None) -> Refusal | None:
         """Why the policy refuses the call, or None: it allows it.
@@ -70,6 +69,12 @@ class Judge:
         if op in ("rename", "exchange") and found is None and target is not None and not self._alike(path, target):
             found = self._below(path) or self._below(target)
         return found
+
+    def _look_up(self, path: str) -> Decision:
+        path = posixpath.normpath(path)
+        folder, _, name = path.rpartition("/")
+        state = self._automaton.child(self._folder(folder), name) if folder and name else self._automaton.walk(path)
+        return self._automaton.decision(state)
 
     def _object(self, access: Access, path: str) -> Refusal | None:
         decision = self.decide(path)
@@ -91,6 +96,12 @@ class Judge:
         inside = path.rstrip("/") + "/"
         rule = next((r.rule for r in self._protecting if r.pattern.startswith(inside)), None)
         return Refusal(path, Access.WRITE, rule, below=True)
+
+
+def answer(decision: Decision, access: Access) -> tuple[Access, int | None]:
+    """(the part of `access` that is refused, the rule that decides, whatever it decides)."""
+    refused = access & ~decision.allowed
+    return refused, _rule(decision, refused or access)
 
 
 def _rule(decision: Decision, access: Access) -> int | None:

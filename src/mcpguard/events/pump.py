@@ -19,6 +19,7 @@ from mcpguard.wire.records import Record
 WAKE_MS = 250
 # The last drain and its writes; the store itself waits a second at most for another writer.
 STOP_TIMEOUT_S = 10.0
+PROGRESS_AFTER_S = 1.0
 LAST_ROUNDS = 100
 UNREADABLE = "records that could not be read"
 FAILED = "records that came with an unexpected error"
@@ -46,7 +47,8 @@ class Pump:
         Args:
             rings: name -> ring. Name the ring of denials first: what is in it is drained before the activity that
                 explains it, so a process is known by the time its denial is judged.
-            decode: makes a record of the bytes of one; raises KernelError for bytes that are none.
+            decode: makes a record of the bytes of one; raises ValueError or KernelError for bytes that are
+                none.
         """
         self.failure: Exception | None = None
         self._rings = dict(rings)
@@ -58,10 +60,17 @@ class Pump:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> bool:
-        """Drain once more, write all, end the thread. False: it did not end in time and was left behind."""
+    def stop(self, progress: Callable[[], None] | None = None) -> bool:
+        """Drain once more, write all, end the thread. False: it did not end in time and was left behind.
+
+        Args:
+            progress: called once, in the caller's thread, when that takes longer than PROGRESS_AFTER_S.
+        """
         os.eventfd_write(self._stop, 1)
-        self._thread.join(STOP_TIMEOUT_S)
+        self._thread.join(PROGRESS_AFTER_S)
+        if progress is not None and self._thread.is_alive():
+            progress()
+        self._thread.join(STOP_TIMEOUT_S - PROGRESS_AFTER_S)
         if self._thread.is_alive():
             return False
         os.close(self._stop)
@@ -90,7 +99,7 @@ class Pump:
             for raw in ring.drain():
                 try:
                     record = self._decode(raw)
-                except KernelError:
+                except (KernelError, ValueError):
                     lost[UNREADABLE] = lost.get(UNREADABLE, 0) + 1
                     continue
                 if record.head.lost_before:

@@ -28,7 +28,8 @@ class Sums:
     def take(self, keys: Iterable[Hashable] | None = None) -> list[Event]:
         """The sums of these keys (None: all, in the order of their first sight); they begin again."""
         chosen = list(self._events) if keys is None else [key for key in keys if key in self._events]
-        return [replace(event, count=count) for event, count in map(self._events.pop, chosen)]
+        taken = map(self._events.pop, chosen)
+        return [event if event.count == count else replace(event, count=count) for event, count in taken]
 
 
 class Repeats:

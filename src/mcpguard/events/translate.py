@@ -76,7 +76,7 @@ class Translator:
                 return self._exit(record)
             case OpenRecord():
                 opened = self._attributor.opened(record)
-                return replace(self._event(record.head, opened), count=record.count) if opened else None
+                return self._event(record.head, opened, count=record.count) if opened else None
             case PathCallRecord():
                 return self._refusable(record, self._attributor.path_call(record))
             case CallRecord():
@@ -121,18 +121,18 @@ class Translator:
         )
 
     def _unix(self, record: UnixRecord) -> Event:
-        return replace(self._event(record.head, self._sockets.finding(record)), count=record.count)
+        return self._event(record.head, self._sockets.finding(record), count=record.count)
 
     def _refusable(self, record: PathCallRecord | CallRecord, finding: Finding | None) -> Event | None:
         if finding is None:
             return None
-        return replace(self._event(record.head, finding, record.result), count=record.count)
+        return self._event(record.head, finding, record.result, record.count)
 
     def _rule(self, number: int, verdict: Verdict) -> Origin | None:
         """The kernel's rule; number 0 of something allowed (a listener of the tree itself) stands for no rule."""
         return None if number == 0 and verdict is Verdict.ALLOW else self._policy.rules[number]
 
-    def _event(self, head: Head, finding: Finding, error: int = 0) -> Event:
+    def _event(self, head: Head, finding: Finding, error: int = 0, count: int = 1) -> Event:
         process = self.processes.seen(head)
         return Event(
             time_ns=self._epoch_ns(head.when_ns),
@@ -148,6 +148,7 @@ class Translator:
             exe=process.exe or None,
             comm=head.comm or process.comm or None,
             rule=finding.rule,
+            count=count,
             errno=errno.errorcode.get(error, str(error)) if error else None,
             detail=finding.detail if finding.verdict is Verdict.ALLOW else self._with_chain(finding.detail, head.pid),
         )
