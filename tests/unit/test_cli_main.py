@@ -97,3 +97,28 @@ def test_another_error_is_not_explained_by_the_session_around_it(monkeypatch: py
     monkeypatch.setattr(start, "refuse_nesting", lambda: pytest.fail("asked"))
     wrong = StoreError("no such session", why="-", do="-", code="store.no-session")
     assert main._in_a_session(wrong) is wrong
+
+
+MAIN = "import sys\nfrom mcpguard.cli.main import main\nsys.exit(main())"
+PAGES = ["run", "log", "sessions", "why", "doctor", "setup", "profile check", "profile show", "profile new", ""]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_help_fits_80_columns_and_names_no_python_types(page: str) -> None:
+    shown = python(MAIN, *page.split(), "--help", COLUMNS="80").stdout
+    assert shown
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+    assert [word for word in ("<str>", "<bool>", "list[") if word in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("shell", "words"), [("zsh", "#compdef mcpguard"), ("bash", "complete -o"), ("fish", "--command mcpguard")]
+)
+def test_the_script_of_the_named_shell_is_shown(shell: str, words: str) -> None:
+    done = python(MAIN, "--show-completion", shell)
+    assert (done.returncode, words in done.stdout) == (0, True)
+
+
+def test_a_shell_without_completion_is_refused() -> None:
+    done = python(MAIN, "--show-completion", "cmd")
+    assert (done.returncode, "usage.shell" in done.stderr) == (2, True)

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def doctor(
     format: Annotated[Literal["text", "json"], typer.Option("--format", help="How to print the report.")] = "text",
 ) -> None:
-    """Show what this host can enforce, by trying it, and the exact fix for each gap.
+    """Try what this host can enforce, and say what helps with each gap.
 
     Exits 0 when a run would have every rule enforced, 1 when not.
     """

@@ -51,8 +51,12 @@ def _in_a_session(problem: McpguardError) -> McpguardError:
 def _others() -> int:
     from mcpguard.cli import commands
 
+    words = sys.argv[1:]
+    if len(words) == 2 and words[0] in (commands.SHOW_COMPLETION, commands.INSTALL_COMPLETION):
+        commands.completion(*words)
+        return exit_codes.DONE
     try:
-        commands.build()(prog_name="mcpguard")
+        commands.command()(prog_name=commands.NAME)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else exit_codes.DONE
     return exit_codes.DONE

@@ -13,18 +13,21 @@ FAILED = 125
 
 HELP = """Launch an agent or any command guarded by a profile.
 
-AGENT is a profile that has a command (claude-code, codex, ...); everything after it is passed to the agent.
-With `-- CMD...` any command runs under the profile given by -p (default: default).
+AGENT is a profile that has a command (claude-code, codex, ...); everything
+after it is passed to the agent.
+With `-- CMD...` any command runs under the profile given by -p (default:
+default).
 The workspace is the current directory, or -w DIR; the agent cannot choose it."""
 
 EPILOG = """examples:
-  mcpguard run claude-code                      the agent, with its own profile
-  mcpguard run claude-code -p "fix the test"    arguments for the agent itself
-  mcpguard run -p dev-tools -- make test        any command
-  mcpguard run --audit -- ./build.sh            let through and record what would have been denied
-  mcpguard run --net db.example.org:5432 codex  one more destination, this time only
+  mcpguard run claude-code                    the agent, with its own profile
+  mcpguard run claude-code -p "fix the test"  arguments for the agent itself
+  mcpguard run -p dev-tools -- make test      any command
+  mcpguard run --audit -- ./build.sh          record what would be denied
+  mcpguard run --net db.example:5432 codex    one more destination, this once
 
-exit code: the command's own; 125 mcpguard failed before it; 126 not executable; 127 not found; 128+n ended by signal n."""
+exit code: the command's own; 125 mcpguard failed before it; 126 not
+executable; 127 not found; 128+n ended by signal n."""
 
 
 class _Parser(argparse.ArgumentParser):

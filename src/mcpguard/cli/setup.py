@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def setup(
     remove: Annotated[bool, typer.Option("--remove", help="Remove every installed copy.")] = False,
 ) -> None:
-    """Install the part that needs root into a directory that belongs to root.
+    """Install the part that needs root, where only root can change it.
 
     Needed once per version by users who start mcpguard from a directory of their own; `run` says when. Root never runs
     code that you, and so your agent, could change.
