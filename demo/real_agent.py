@@ -17,6 +17,8 @@ VERSION = "2.1.197"
 CACHE = Path(__file__).parents[1] / ".cache" / "agents"
 PLATFORMS = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}
 INSTALL_SECONDS = 300
+# A registry that does not answer must not look like a demo that hangs.
+SHORT_PATIENCE = ("--fetch-timeout", "15000", "--fetch-retries", "1")
 
 
 class AgentUnavailableError(Exception):
@@ -47,13 +49,15 @@ def npm_install(folder: Path, package: str) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise AgentUnavailableError("npm is not installed")
+    sys.stderr.write(f"fetching {package} from the npm registry...\n")
     scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
     scratch.mkdir(parents=True)
     try:
-        command = [npm, "install", "--prefix", str(scratch), "--ignore-scripts", "--no-audit", "--no-fund", package]
+        command = [npm, "install", "--prefix", str(scratch), "--ignore-scripts", "--no-audit", "--no-fund"]
+        command += [*SHORT_PATIENCE, package]
         done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
         if done.returncode != 0:
-            raise AgentUnavailableError(f"npm could not install {package}: {last_line(done.stderr)}")
+            raise AgentUnavailableError(f"npm could not install {package}: {first_error(done.stderr)}")
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     except subprocess.TimeoutExpired as late:
@@ -76,9 +80,13 @@ def put_in_home(binary: Path, home: Path) -> Path:
     return link
 
 
-def last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no reason given"
+def first_error(text: str) -> str:
+    """npm's first words about what went wrong; its last ones only name a log file."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.split(" ", 2)[-1] for line in lines if line.lower().startswith(("npm err!", "npm error"))]
+    # The first lines can be a bare code and number; the first one in words says more.
+    words = [line for line in errors if not line.startswith(("code ", "errno ", "syscall "))]
+    return next(iter(words or errors or lines), "no reason given")
 
 
 def main() -> int:

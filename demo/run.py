@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import re
 import shlex
@@ -62,14 +63,23 @@ class Agent:
     real: bool
 
 
+@functools.cache
+def fetched() -> tuple[Path | None, str]:
+    """The real agent's binary, or None and why not; asked for once, because a registry may take its time to refuse."""
+    try:
+        return claude_binary(), ""
+    except AgentUnavailableError as missing:
+        return None, str(missing)
+
+
 def find_agent(world: World) -> Agent:
     """The real agent when npm can provide it, and the scripted stand-in otherwise."""
-    try:
-        put_in_home(claude_binary(), world.home)
-    except AgentUnavailableError as missing:
+    binary, missing = fetched()
+    if binary is None:
         script = shutil.copy(HERE / "scripted_agent.py", world.project / "agent.py")
         title = f"a scripted stand-in, not a real agent ({missing})"
         return Agent(title, "default", ("/usr/bin/python3", str(script)), real=False)
+    put_in_home(binary, world.home)
     words = ("claude", "-p", "--output-format", "json", "--allowedTools", "Bash,Read,Edit", "--")
     return Agent(f"claude-code {VERSION} from the npm registry", "claude-code", words, real=True)
 
@@ -189,6 +199,14 @@ def leaks(told: Told) -> list[str]:
     return [path.name for path, canary in told.world.canaries.items() if canary in sent]
 
 
+def spelled(agent: Agent) -> str:
+    """The guarded command line for a person; the acts, which are long, as one word."""
+    if agent.real:
+        return f"mcpguard run {agent.profile}"
+    words = [str(near(Path(word))) if word.startswith(str(PLACE)) else word for word in agent.command]
+    return f"mcpguard run --quiet -p {agent.profile} -- {shlex.join(words)} ACTS"
+
+
 def near(path: Path) -> Path:
     """A path as seen from the current directory, where it lies below it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -214,8 +232,9 @@ def play(console: Console) -> int:
     try:
         agent, free = tell(guarded=False)
         console.print(f"[bold]agent[/]    {agent.title}")
-        console.print(f"[bold]command[/]  mcpguard run {agent.profile}\n")
-        _, caged = tell(guarded=True)
+        agent, caged = tell(guarded=True)
+        console.print("[bold]command[/]  ", end="")
+        console.print(f"{spelled(agent)}\n", markup=False, soft_wrap=True)
     except DemoError as failed:
         console.print(f"the demo could not be carried out: {failed}", markup=False)
         return 1
