@@ -245,7 +245,10 @@ def _count(record: Record) -> int:
 
 def _same(event: Event) -> tuple[Hashable, ...]:
     """What makes two events one with a count."""
+    # An act without an object is told apart by its words alone: a raw socket from a packet socket, one signal from another.
+    about = event.detail if event.path is None and event.address is None else None
     return (
+        about,
         *(event.pid, event.kind, event.op, event.verdict, event.access, event.path, event.target),
         *(event.address, event.port, event.protocol, event.errno, event.exe),
     )
