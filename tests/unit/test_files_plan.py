@@ -138,7 +138,7 @@ def test_a_literal_denial_is_hidden_where_directories_are_not_listed(home: Path)
 
 def test_a_refused_socket_is_hidden(home: Path) -> None:
     made = plan(home, allow(home / "work"), sockets=(str(home / "work/daemon.sock"),))
-    assert ("mask", str(home / "work/daemon.sock")) in steps(made)
+    assert ("hide", str(home / "work/daemon.sock")) in steps(made)
 
 
 def test_audit_grants_everything_and_still_hides_what_is_denied(home: Path) -> None:

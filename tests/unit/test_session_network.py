@@ -132,9 +132,14 @@ def test_socket_rules_cross_as_subtrees_in_both_spellings_of_run() -> None:
         SocketEntry("/run/docker.sock", Effect.DENY, 2),
         SocketEntry("@name*", Effect.ALLOW, 3),
         SocketEntry("/tmp/tmux-*", Effect.DENY, 4),
+        SocketEntry("/tmp/ssh-*/agent.*", Effect.DENY, 5),
+        SocketEntry("/tmp/mine-*/s", Effect.ALLOW, 6),
+        SocketEntry("/tmp/*/s", Effect.DENY, 7),
     )
     rows = network.unix_rows(make_policy(sockets=sockets))
     assert ["/w", 1, 1] in rows
     assert ["/run/docker.sock", 0, 2] in rows
     assert ["@name*", 1, 3] in rows
-    assert not any("tmux" in row[0] for row in rows), "a glob is hidden at launch, not carried"
+    assert ["/tmp/tmux-*", 0, 4] in rows
+    assert ["/tmp/ssh-*", 0, 5] in rows, "a denial may reach further"
+    assert not any(row[2] in (6, 7) for row in rows), "an allowance never does, nor a denial of nearly everything"

@@ -21,6 +21,9 @@ from mcpguard.model.policy import User
 # Root's own directory: the stand-ins for hidden files live in a tmpfs mounted over it, private to the session.
 STAGE = "/run/mcpguard"
 CANARY = f"{STAGE}/canary"
+SHARED_MEMORY = "/dev/shm"
+_TERMINALS = "/dev/pts"
+_PROTECTING = ("mask", "ro", "link")
 _STAND_IN_FILE = f"{STAGE}/file"
 _STAND_IN_DIRECTORY = f"{STAGE}/directory"
 _TMPFS_OPTIONS = "mode=0755,size=1m,nr_inodes=16k"
@@ -38,7 +41,7 @@ class Masked:
 def arrange_mounts(plan: FilesPlan, user: User) -> list[Masked]:
     """Enter a private mount namespace, make everything read-only, then run the plan's steps in order.
 
-    A place that vanished since the plan was made is left out: nothing is there to be protected.
+    A writable place or a socket that vanished since the plan was made is left out; a protected place that did stops the launch.
 
     Returns:
         what was hidden.
@@ -49,21 +52,55 @@ def arrange_mounts(plan: FilesPlan, user: User) -> list[Masked]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     mounts.enter_private_namespace()
+    before = mounts.table()
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     mounts.set_attributes(root, mounts.ATTR_RDONLY, 0)
     os.close(root)
     _make_stage()
+    if not any(step.path.startswith(SHARED_MEMORY + "/") for step in plan.steps):
+        mounts.mount_tmpfs(SHARED_MEMORY, "mode=1777")
     hidden: list[Masked] = []
-    for number, step in enumerate(plan.steps):
+    for number, step in enumerate((*plan.steps, *_same_elsewhere(plan, before))):
         try:
-            _run_step(step, number, user)
+            _run_step(step, number, user, before)
         except FileNotFoundError:
+            if step.op in _PROTECTING:
+                # Somebody moves files while we look: what was to be protected may stand under another name now.
+                raise
             continue
         if step.op == "mask":
             hidden.append(Masked(step.path, step.directory))
+    _hide_other_terminals()
     _seal_stage()
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return hidden
+
+
+def _same_elsewhere(plan: FilesPlan, before: list[mounts.Mount]) -> list[MountStep]:
+    """The protecting steps again, for each other path that the same object has through another mount.
+
+    Landlock's grants belong to the object and hold through every mount; a cover holds on one path only.
+    """
+    return [
+        MountStep("hide" if step.op == "mask" else "cover-ro", alias, step.directory)
+        for step in plan.steps
+        if step.op in ("mask", "ro")
+        for alias in mounts.aliases(step.path, before)
+    ]
+
+
+def _hide_other_terminals() -> None:
+    """Cover every pseudo terminal that is open now and is not this session's own."""
+    own = set()
+    for fd in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            own.add(os.fstat(fd).st_rdev)
+    for name in os.listdir(_TERMINALS):
+        with contextlib.suppress(FileNotFoundError):
+            place = mounts.open_exact(f"{_TERMINALS}/{name}")
+            if name.isdigit() and os.fstat(place).st_rdev not in own:
+                _attach_copy(_STAND_IN_FILE, place)
+            os.close(place)
 
 
 def _make_stage() -> None:
@@ -83,30 +120,37 @@ def _seal_stage() -> None:
     os.close(fd)
 
 
-def _run_step(step: MountStep, number: int, user: User) -> None:
-    with _as_user(user):
+def _run_step(step: MountStep, number: int, user: User, before: list[mounts.Mount]) -> None:
+    # A cover over an alias may lie where the user's own rights do not reach; root follows no symlink there either.
+    with contextlib.nullcontext() if step.op in ("hide", "cover-ro") else _as_user(user):
         place = mounts.open_exact(step.path)
     try:
-        if step.op == "mask":
-            _mask(step, place, number, user)
+        if step.op in ("mask", "hide"):
+            _mask(step, place, number, user, before)
         elif step.op == "link":
             _show_target(step, place, user)
+        elif step.op == "rw":
+            _make_writable(step.path, mounts.clone_tree(place), place, before)
         else:
-            _remount(step.op, place)
+            tree = mounts.clone_tree(place)
+            mounts.set_attributes(tree, mounts.ATTR_NOEXEC if step.op == "noexec" else mounts.ATTR_RDONLY, 0)
+            mounts.attach(tree, place)
+            os.close(tree)
     finally:
         os.close(place)
 
 
-def _remount(op: str, place: int) -> None:
-    tree = mounts.clone_tree(place)
-    if op == "rw":
+def _make_writable(path: str, tree: int, place: int, before: list[mounts.Mount]) -> None:
+    """Attach `tree` on `place`, writable; what the host had mounted read-only, here or below, stays so."""
+    if not mounts.covering(path, before).read_only:
         mounts.set_attributes(tree, 0, mounts.ATTR_RDONLY)
-    elif op == "ro":
-        mounts.set_attributes(tree, mounts.ATTR_RDONLY, 0)
-    else:
-        mounts.set_attributes(tree, mounts.ATTR_NOEXEC, 0)
     mounts.attach(tree, place)
     os.close(tree)
+    for mount in before:
+        if mount.read_only and mount.point.startswith(path.rstrip("/") + "/"):
+            inner = mounts.open_exact(mount.point)
+            mounts.set_attributes(inner, mounts.ATTR_RDONLY, 0)
+            os.close(inner)
 
 
 def _show_target(step: MountStep, place: int, user: User) -> None:
@@ -119,7 +163,7 @@ def _show_target(step: MountStep, place: int, user: User) -> None:
     os.close(target)
 
 
-def _mask(step: MountStep, place: int, number: int, user: User) -> None:
+def _mask(step: MountStep, place: int, number: int, user: User, before: list[mounts.Mount]) -> None:
     directory = stat.S_ISDIR(os.fstat(place).st_mode)
     if not directory or not step.entries:
         _attach_copy(_STAND_IN_DIRECTORY if directory else _STAND_IN_FILE, place)
@@ -135,11 +179,15 @@ def _mask(step: MountStep, place: int, number: int, user: User) -> None:
     _build_stand_in(stand_in, step.entries)
     _attach_copy(stand_in, place)
     for entry, tree in trees:
-        mounts.set_attributes(tree, *((0, mounts.ATTR_RDONLY) if entry.kind == "keep-rw" else (mounts.ATTR_RDONLY, 0)))
-        inner = mounts.open_exact(f"{step.path}/{entry.path}")
-        mounts.attach(tree, inner)
+        path = f"{step.path}/{entry.path}"
+        inner = mounts.open_exact(path)
+        if entry.kind == "keep-rw":
+            _make_writable(path, tree, inner, before)
+        else:
+            mounts.set_attributes(tree, mounts.ATTR_RDONLY, 0)
+            mounts.attach(tree, inner)
+            os.close(tree)
         os.close(inner)
-        os.close(tree)
     for _entry, fd in kept:
         os.close(fd)
 

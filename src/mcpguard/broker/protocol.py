@@ -111,7 +111,7 @@ def _step_to_json(step: MountStep) -> list[Any]:
 
 def _step_from_json(step: list[Any]) -> MountStep:
     op, path, directory, target, entries = step
-    if op not in ("rw", "ro", "noexec", "mask", "link"):
+    if op not in ("rw", "ro", "noexec", "mask", "hide", "link"):
         raise ValueError(f"unknown step {op!r}")
     return MountStep(
         op,

@@ -8,10 +8,12 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from dataclasses import dataclass
 
 from mcpguard.kernel import syscalls
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWIPC = 0x08000000
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 MS_NOSUID = 2
@@ -36,8 +38,8 @@ def _checked(result: int, what: str) -> None:
 
 
 def enter_private_namespace() -> None:
-    """Give the caller a mount namespace of its own that nothing propagates into or out of."""
-    _checked(syscalls.libc.unshare(ctypes.c_int(CLONE_NEWNS)), "unshare")
+    """Give the caller a mount namespace of its own that nothing propagates into or out of, and System V IPC of its own."""
+    _checked(syscalls.libc.unshare(ctypes.c_int(CLONE_NEWNS | CLONE_NEWIPC)), "unshare")
     flags = ctypes.c_ulong(MS_REC | MS_PRIVATE)
     _checked(syscalls.libc.mount(b"none", b"/", None, flags, None), "mount --make-rprivate /")
 
@@ -73,3 +75,68 @@ def attach(mount_fd: int, place_fd: int) -> None:
     """Put the detached tree on top of the place."""
     flags = _MOVE_F_EMPTY_PATH | _MOVE_T_EMPTY_PATH
     syscalls.syscall(syscalls.MOVE_MOUNT, mount_fd, b"", place_fd, b"", flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of the mount table: file system, which part of it, where, and whether read-only."""
+
+    device: str
+    root: str
+    point: str
+    read_only: bool
+
+
+def table() -> list[Mount]:
+    """The mounts of this namespace, in the order they were made."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        found = [line.split(" ") for line in lines]
+    return [Mount(f[2], _unescaped(f[3]), _unescaped(f[4]), "ro" in f[5].split(",")) for f in found]
+
+
+def covering(path: str, mounted: list[Mount]) -> Mount:
+    """The mount that `path` lies on: the longest mount point above it, the newest where there are several."""
+    best = mounted[0]
+    for mount in mounted:
+        if _below(path, mount.point) and len(mount.point) >= len(best.point):
+            best = mount
+    return best
+
+
+def aliases(path: str, mounted: list[Mount]) -> list[str]:
+    """Other paths that the same object has through other mounts of its file system."""
+    home = covering(path, mounted)
+    inner = _joined(home.root, _rest(path, home.point))
+    found = {
+        _joined(mount.point, _rest(inner, mount.root))
+        for mount in mounted
+        if mount.device == home.device and mount is not home and _below(inner, mount.root)
+    }
+    return sorted(found - {path})
+
+
+def real_place(mount: Mount, mounted: list[Mount]) -> str | None:
+    """The path under which another mount of the same file system shows what `mount` shows; None when there is none."""
+    for other in mounted:
+        if other.device == mount.device and other.point != mount.point and _below(mount.root, other.root):
+            return _joined(other.point, _rest(mount.root, other.root))
+    return None
+
+
+def _below(path: str, root: str) -> bool:
+    return root == "/" or path == root or path.startswith(root + "/")
+
+
+def _rest(path: str, root: str) -> str:
+    return path if root == "/" else path[len(root) :]
+
+
+def _joined(root: str, rest: str) -> str:
+    return (root.rstrip("/") + "/" + rest.lstrip("/")).rstrip("/") or "/"
+
+
+def _unescaped(text: str) -> str:
+    """The kernel writes space, tab, newline and backslash as three octal digits."""
+    for escape, plain in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(escape, plain)
+    return text

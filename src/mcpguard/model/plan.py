@@ -32,7 +32,8 @@ class MaskEntry:
 class MountStep:
     """One change of the private mount namespace; steps run in order, parents before children.
 
-    op: `rw` or `ro` (the tree at `path`, writable or not), `noexec` (no program starts from it), `mask` (hide it), `link`
+    op: `rw` or `ro` (the tree at `path`, writable or not), `noexec` (no program starts from it), `mask` (hide it), `hide` (the
+    same, for what may have gone meanwhile), `link`
     (pin the symlink at `path` by showing the read-only file `target` in its place).
     """
 

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
+from mcpguard.kernel import mounts
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.plan import FilesPlan, Grant, MountStep
 from mcpguard.model.policy import PathRule, Policy
@@ -86,6 +87,7 @@ def _finish(walk: Walk, rules: Sequence[PathRule]) -> FilesPlan:
                 _find_protected(walk, pattern)
     visit(walk, "/", walk.automaton.start, Access.NONE, False, ())
     _mask_sockets(walk)
+    _cover_borrowed_trees(walk)
     if walk.missing:
         missing = ", ".join(sorted(set(walk.missing)))
         walk.gaps.append(f"not there yet, so it cannot be made inside; make it first if it is needed: {missing}")
@@ -112,7 +114,25 @@ def _mask_sockets(walk: Walk) -> None:
     hidden = {step.path for step in walk.steps if step.op == "mask"}
     for path in walk.sockets:
         if not any(path == mask or path.startswith(mask + "/") for mask in hidden):
-            walk.add(MountStep("mask", path))
+            walk.add(MountStep("hide", path))
+
+
+def _cover_borrowed_trees(walk: Walk) -> None:
+    """Hide what is bind-mounted into the home, the workspace or the temporary directory from where less is allowed.
+
+    A rule on the outer tree would hold for it, though its real place is elsewhere: the home bound into the workspace.
+    """
+    mounted = mounts.table()
+    for mount in mounted:
+        inside = any(mount.point.startswith(root + "/") for root in walk.scannable if root != "/")
+        real = mounts.real_place(mount, mounted) if inside else None
+        if real is None:
+            continue
+        here = walk.automaton.decision(walk.automaton.walk(mount.point)).allowed
+        state = walk.automaton.walk(real)
+        if here & ~walk.automaton.decision(state).allowed or not walk.automaton.uniform(state):
+            walk.add(MountStep("mask", mount.point, os.path.isdir(mount.point)))
+            walk.gaps.append(f"{mount.point} is hidden: it is {real}, mounted a second time")
 
 
 def _without_repeats(walk: Walk) -> Iterable[tuple[str, Access]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import re
 import socket
 import threading
 import time
@@ -27,6 +28,8 @@ REFRESH_S = 60.0
 LAUNCH_WAIT_S = 0.4
 _WORKERS = 8
 _RESOLVER_PORT = 53
+# "/" and two letters: anything shorter would deny half a directory.
+_SHORTEST_BEGINNING = 3
 _HOST = 128
 # Networks of one's own: what `--net` or a rule by address opens, and a name never does.
 _INNER = [
@@ -88,9 +91,10 @@ def settings(policy: Policy, rows: list[Any]) -> dict[str, Any]:
 
 
 def unix_rows(policy: Policy) -> list[list[Any]]:
-    """Socket rules that the kernel's table can hold: `[pattern, allow, rule]`; a path is a subtree, `@name*` a beginning.
+    """Socket rules that the kernel's table can hold: `[pattern, allow, rule]`.
 
-    A glob elsewhere in a path is not carried: what it denies is hidden at launch, what it allows stays refused.
+    A path is a subtree, `.../name*` and `@name*` are beginnings. A glob elsewhere in a path is carried as the beginning
+    before it when it denies (`/tmp/ssh-*/agent.*` denies `/tmp/ssh-...`); what it allows stays refused.
     """
     rows: list[list[Any]] = []
     for entry in policy.sockets:
@@ -98,7 +102,13 @@ def unix_rows(policy: Policy) -> list[list[Any]]:
         if not pattern.startswith("@"):
             base, rest = split_literal(pattern)
             if rest not in ("", "/*", "/**"):
-                continue
+                beginning = re.match(r"/[^*?\[/]*", rest)
+                beginning_ends = len(beginning.group()) if beginning else 0
+                exact = rest[beginning_ends:] == "*"
+                # A denial may reach further than it was written, an allowance never.
+                if beginning_ends < _SHORTEST_BEGINNING or not (exact or entry.effect is Effect.DENY):
+                    continue
+                base += rest[:beginning_ends] + "*"
             pattern = base
         rows.extend([name, int(entry.effect is Effect.ALLOW), entry.rule] for name in _spellings(pattern))
     return rows

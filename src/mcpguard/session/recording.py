@@ -19,11 +19,11 @@ from mcpguard.events.pump import Pump
 from mcpguard.events.recorder import Recorder
 from mcpguard.events.sessions import new_id
 from mcpguard.events.store import Store
-from mcpguard.kernel.ring import Ring
+from mcpguard.kernel.ring import Counters, Ring
 from mcpguard.model.coverage import Coverage
 from mcpguard.model.policy import Policy
 from mcpguard.session import summary
-from mcpguard.wire import decode
+from mcpguard.wire import _abi, decode
 from mcpguard.wire.records import SumRecord
 
 _CANARY_WAIT_S = 5.0
@@ -38,6 +38,7 @@ class Recording:
         self._store = store
         self._command = tuple(command)
         self._rings: dict[str, Ring] = {}
+        self._counters: Counters | None = None
         self._recorder: Recorder | None = None
         self._pump: Pump | None = None
         self._pid_fd = -1
@@ -67,6 +68,7 @@ class Recording:
         """
         sizes = facts["rings"]
         self._rings = {name: Ring(descriptors[name], int(sizes[name])) for name in ("mg_denials", "mg_activity")}
+        self._counters = Counters(descriptors["mg_counters"], _abi.MG_COUNTERS.size)
         self._pid_fd = os.pidfd_open(int(facts["pid"]))
         self._expect_canary(int(facts["canary_pid"]))
         if self._store is None:
@@ -100,7 +102,16 @@ class Recording:
         if self._recorder is not None:
             sums = [SumRecord(int(series), int(count)) for series, count in message.get("sums", ())]
             self._recorder.add_sums(one for one in sums if one.series not in self._before)
+            self._count_last_losses(self._recorder)
             self._recorder.finish()
+
+    def _count_last_losses(self, recorder: Recorder) -> None:
+        """A record tells of those dropped before it; what was dropped after the last one stands in the counters only."""
+        if self._counters is None:
+            return
+        _series, _denials, denials, _activity, activity, _busy = _abi.MG_COUNTERS.unpack(self._counters.read())
+        recorder.lost("refusals that the kernel dropped at the end: the ring of denials was full", denials)
+        recorder.lost("activity that the kernel dropped at the end: its ring was full", activity)
 
     def wait_for_end(self) -> None:
         """Wait until the agent's first process has ended, by its descriptor."""

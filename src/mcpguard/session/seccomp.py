@@ -111,12 +111,15 @@ def build_filter(switches: SystemSwitches) -> bytes:
             add(refuse, "clone", arg(0, masked, flag, flag))
             add(refuse, "unshare", arg(0, masked, flag, flag))
         add(refuse, "unshare", arg(0, masked, _CLONE_NEWTIME, _CLONE_NEWTIME))
+    # Limits of another process end it or blind it, and no other guard looks at this call.
+    add(refuse, "prlimit64", arg(0, greater, 0))
     for family in range(_HIGHEST_FAMILY):
         if family not in _FAMILIES:
             add(refuse, "socket", arg(0, equal, family))
         if family != socket.AF_UNIX:
             add(refuse, "socketpair", arg(0, equal, family))
     add(refuse, "socket", arg(0, greater, _HIGHEST_FAMILY - 1))
+    add(refuse, "socketpair", arg(0, greater, _HIGHEST_FAMILY - 1))
     # NETLINK_ROUTE is what name look-ups and `ip` need; every other netlink protocol configures or watches the host.
     add(refuse, "socket", arg(0, equal, socket.AF_NETLINK), arg(2, greater, 0))
     for family in (socket.AF_INET, socket.AF_INET6):

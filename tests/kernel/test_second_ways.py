@@ -1,0 +1,102 @@
+"""Second ways to the same thing: another mount of a file system, another terminal, shared memory, limits of a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import SYSTEM_PYTHON, Sandbox, need_root, sandbox
+
+pytestmark = pytest.mark.kernel
+
+RULES = """name: second
+extends: [dev-tools]
+files:
+  deny: ["{workspace}/vault"]
+  readonly: ["{workspace}/fixed"]
+"""
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    need_root()
+    with sandbox() as made:
+        made.write_profile("second", RULES)
+        for name in ("vault", "fixed"):
+            (made.world.project / name).mkdir()
+            (made.world.project / name / "file").write_text("CONTENT")
+        yield made
+
+
+def mounted(what: Path, where: Path) -> tuple[str, ...]:
+    """Words that run a program where `what` is bind-mounted on `where`, in a namespace that leaves no trace."""
+    where.mkdir(exist_ok=True)
+    return ("unshare", "-m", "sh", "-ec", f"mount --bind '{what}' '{where}'; exec \"$@\"", "sh")
+
+
+@pytest.mark.parametrize("act", ["cat {}/vault/file", "echo x > {}/fixed/file"], ids=["read hidden", "write readonly"])
+def test_a_second_mount_of_the_project_opens_nothing(box: Sandbox, act: str) -> None:
+    alias = box.world.root / "alias"
+    box.prefix = mounted(box.world.project, alias)
+    command = ["sh", "-c", act.format(alias)]
+    assert box.control(command).code == 0
+    assert box.run(command).code != 0
+    assert box.run(["sh", "-c", "echo honest > made && cat made"]).out == "honest\n"
+
+
+@pytest.mark.parametrize("act", ["cat mnt/.ssh/id_ed25519", "echo x >> mnt/.bashrc"])
+def test_the_home_bound_into_the_project_stays_the_home(box: Sandbox, act: str) -> None:
+    box.prefix = mounted(box.world.home, box.world.project / "mnt")
+    assert box.control(["sh", "-c", act]).code == 0
+    assert box.run(["sh", "-c", act]).code != 0
+
+
+def test_what_the_host_mounted_read_only_stays_so(box: Sandbox) -> None:
+    inner = box.world.project / "inner"
+    inner.mkdir()
+    words = f"mount --bind '{inner}' '{inner}'; mount -o remount,bind,ro '{inner}'; exec \"$@\""
+    assert box.run(["sh", "-c", "echo x > inner/file"]).code == 0
+    box.prefix = ("unshare", "-m", "sh", "-ec", words, "sh")
+    assert box.run(["sh", "-c", "echo x > inner/other"]).code != 0
+
+
+def test_another_terminal_of_the_user_cannot_be_opened(box: Sandbox) -> None:
+    master, slave = os.openpty()
+    try:
+        act = ["sh", "-c", f"echo fake prompt > {os.ttyname(slave)}"]
+        assert box.control(act).code == 0
+        assert box.run(act).code != 0
+        own = (
+            "import os,pty; pty.spawn(['true']); m, s = os.openpty(); os.write(s, b'x'); print(os.read(m, 1).decode())"
+        )
+        assert box.run([SYSTEM_PYTHON, "-c", own]).out.strip().endswith("x")
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def test_shared_memory_of_others_is_out_of_sight(box: Sandbox) -> None:
+    outside = Path(f"/dev/shm/mcpguard-test-{os.getpid()}")
+    outside.write_text("shared")
+    try:
+        act = ["cat", str(outside)]
+        assert box.control(act).out == "shared"
+        assert box.run(act).code != 0
+        assert box.run(["sh", "-c", "echo mine > /dev/shm/own && cat /dev/shm/own"]).out == "mine\n"
+    finally:
+        outside.unlink()
+
+
+def test_limits_of_a_process_outside_cannot_be_set(box: Sandbox) -> None:
+    act = "import resource, sys; resource.prlimit(int(sys.argv[1]), resource.RLIMIT_CORE, (0, 0))"
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        try:
+            assert box.control([SYSTEM_PYTHON, "-c", act, str(victim.pid)]).code == 0
+            refused = box.run([SYSTEM_PYTHON, "-c", act, str(victim.pid)])
+            assert refused.code != 0
+            assert "PermissionError" in refused.err
+        finally:
+            victim.kill()
