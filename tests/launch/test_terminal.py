@@ -109,4 +109,6 @@ def test_the_last_words_begin_at_the_left_margin(account: Account, workspace: Pa
         _code, shown = terminal.end()
     lines = shown.split("\n")
     assert any(line.startswith("  allowed  ") for line in lines), shown
-    assert all(line.endswith("\r") for line in lines[:-1]), f"a line without a carriage return is a staircase: {shown!r}"
+    assert all(line.endswith("\r") for line in lines[:-1]), (
+        f"a line without a carriage return is a staircase: {shown!r}"
+    )

@@ -19,6 +19,7 @@ from mcpguard.errors import HostError, PrivilegeError
 if TYPE_CHECKING:
     from mcpguard.broker.protocol import LaunchRequest
 
+_SUDO = ("/usr/bin/sudo", "/bin/sudo", "/usr/local/bin/sudo", "/run/wrappers/bin/sudo")
 _PROMPT = "mcpguard loads its sandbox as root, then drops it. Password for %u: "
 
 
@@ -118,12 +119,20 @@ def _start_with_sudo(program: BrokerProgram, audit: bool) -> Broker:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(b"\0" + name.encode())
         listener.listen(4)
-        command = ["sudo", "-p", _PROMPT, "--", *program.command, "--socket", name, *_flags(audit)]
+        command = [_sudo(), "-p", _PROMPT, "--", *program.command, "--socket", name, *_flags(audit)]
         try:
             process = subprocess.Popen(command)
         except OSError as error:
             raise _no_privilege("sudo could not be started", str(error)) from error
         return Broker(process, Channel(_accept_root(listener, process)))
+
+
+def _sudo() -> str:
+    """sudo from where only root can put one: a project's own PATH must not choose what asks for the password."""
+    for path in _SUDO:
+        if os.access(path, os.X_OK):
+            return path
+    raise _no_privilege("there is no sudo", f"none of {', '.join(_SUDO)} can be executed")
 
 
 def _accept_root(listener: socket.socket, process: subprocess.Popen[bytes]) -> socket.socket:

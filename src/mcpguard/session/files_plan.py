@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
+from mcpguard.errors import PolicyError
 from mcpguard.kernel import mounts
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.plan import FilesPlan, Grant, MountStep
@@ -85,7 +86,15 @@ def _finish(walk: Walk, rules: Sequence[PathRule]) -> FilesPlan:
         if rule.effect is not Effect.ALLOW:
             for pattern in (rule.pattern, *rule.exceptions):
                 _find_protected(walk, pattern)
-    visit(walk, "/", walk.automaton.start, Access.NONE, False, ())
+    try:
+        visit(walk, "/", walk.automaton.start, Access.NONE, False, ())
+    except RecursionError:
+        raise PolicyError(
+            "a folder is nested too deep to be looked at",
+            why="a rule with ** or * must be checked against every name that exists at launch",
+            do="remove folders nested many hundred levels deep from the workspace or the home",
+            code="plan.too-deep",
+        ) from None
     _mask_sockets(walk)
     _cover_borrowed_trees(walk)
     if walk.missing:

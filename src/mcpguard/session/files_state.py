@@ -45,6 +45,8 @@ class Walk:
     visited: int = 0
     unscanned: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
+    # Directories that this user may not list, though names in them could be opened.
+    unlistable: set[str] = field(default_factory=set)
     # Names with which a floating pattern can begin, and whether any other name leaves a state as it is.
     floating: re.Pattern[str] = re.compile("")
     steady: dict[State, bool] = field(default_factory=dict)
@@ -85,6 +87,9 @@ def listed(walk: Walk, directory: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as listing:
             found = sorted(listing, key=lambda entry: entry.name)
+    except PermissionError:
+        walk.unlistable.add(directory)
+        return []
     except OSError:
         return []
     walk.count(directory)

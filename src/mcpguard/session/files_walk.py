@@ -87,6 +87,11 @@ def _visit_children(
                 names.discard(entry.name)
             elif entry.name not in names:
                 _visit_entry(walk, entry, state, granted, writable, chain)
+    if path in walk.unlistable and granted:
+        # What it hides from this look could be opened by name.
+        walk.add(MountStep("mask", path, True))
+        walk.gaps.append(f"{path} is hidden: it cannot be listed, so names in it cannot be protected one by one")
+        return
     prefix = path if path != "/" else ""
     for name in sorted(names):
         visit(walk, f"{prefix}/{name}", walk.automaton.child(state, name), granted, writable, chain)

@@ -238,7 +238,7 @@ def sudo_command(action: str) -> list[str]:
         raise PrivilegeError(
             "root is needed and there is no sudo",
             why="the part that needs root is installed into a directory that belongs to root",
-            do=f"run as root: {sys.executable} -m mcpguard setup",
+            do=f"run as root, from a folder that only root can write: {sys.executable} -P -m mcpguard setup",
             code="privilege.no-sudo",
         )
     start = (

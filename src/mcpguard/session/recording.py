@@ -141,9 +141,14 @@ class Recording:
         self._store.close()
 
     def _stop_pump(self) -> None:
-        if self._pump is not None:
-            self._pump.stop()
-            self._pump = None
+        if self._pump is None:
+            return
+        ended = self._pump.stop(lambda: _warn("still writing the record ..."))
+        self._pump = None
+        if not ended:
+            # Its thread still holds the recorder; what it has not written by now is lost, and said.
+            self._recorder = None
+            _warn("the record could not be finished in time; the last events are missing")
 
     def _summarise(self, store: Store, warning: str | None) -> None:
         lines = summary.render(summary.summarise(store, self.session), self._policy.user.home, warning=warning)

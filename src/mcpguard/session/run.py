@@ -16,7 +16,7 @@ from mcpguard.model.access import Verdict
 from mcpguard.model.policy import Policy
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.decide import decide_unix
-from mcpguard.profile.store import state_directory
+from mcpguard.profile.store import state_directory, user_directory
 from mcpguard.session import agent, coverage, network, seccomp, sockets
 from mcpguard.session.environment import SESSION_VARIABLE, scrub
 from mcpguard.session.files_plan import plan_files
@@ -44,6 +44,9 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     names = network.Names(policy)
     names.begin()
     automaton = Automaton.from_bytes(policy.tables)
+    # Our own folders are protected like everything that exists; one that did not could be made inside.
+    for ours in (user_directory(), state_directory()):
+        ours.mkdir(mode=0o700, parents=True, exist_ok=True)
     progress = TerminalProgress(_progress_line)
     refused = sockets.refused(lambda path: decide_unix(policy, path).verdict is Verdict.ALLOW)
     plan = plan_files(policy, automaton, sockets=refused, progress=progress)
