@@ -5,6 +5,7 @@ options -> policy -> plan -> broker (confined child, canary refused) -> events f
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -46,7 +47,8 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     automaton = Automaton.from_bytes(policy.tables)
     # Our own folders are protected like everything that exists; one that did not could be made inside.
     for ours in (user_directory(), state_directory()):
-        ours.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a home that nobody can write needs no protection there
+            ours.mkdir(mode=0o700, parents=True, exist_ok=True)
     progress = TerminalProgress(_progress_line)
     refused = sockets.refused(lambda path: decide_unix(policy, path).verdict is Verdict.ALLOW)
     plan = plan_files(policy, automaton, sockets=refused, progress=progress)
