@@ -47,7 +47,7 @@ def test_a_command_line_that_cannot_be_understood_is_refused(words: list[str]) -
 
 
 def test_secrets_leave_the_environment_unless_they_are_kept() -> None:
-    given = {"AWS_SECRET": "1", "GITHUB_TOKEN": "2", "ANTHROPIC_API_KEY": "3", "HOME": "/h"}
+    given = {"AWS_SECRET": "1", "GITHUB_TOKEN": "2", "ANTHROPIC_API_KEY": "3", "HOME": "/h", "npm_token": "4"}
     assert scrub(given, ["AWS_*", "*_TOKEN", "*_API_KEY"], ["ANTHROPIC_*"]) == {"ANTHROPIC_API_KEY": "3", "HOME": "/h"}
 
 

@@ -10,9 +10,10 @@ SESSION_VARIABLE = "MCPGUARD_SESSION"
 
 
 def scrub(environment: Mapping[str, str], remove: Sequence[str], keep: Sequence[str]) -> dict[str, str]:
-    """Everything whose name matches no pattern of `remove`, or matches one of `keep`."""
+    """Everything whose name matches no pattern of `remove`, or matches one of `keep`; letter case does not count."""
     return {name: value for name, value in environment.items() if not _matches(name, remove) or _matches(name, keep)}
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    upper = name.upper()
+    return any(fnmatch.fnmatchcase(upper, pattern.upper()) for pattern in patterns)
