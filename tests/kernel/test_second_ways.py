@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +63,36 @@ def test_what_the_host_mounted_read_only_stays_so(box: Sandbox) -> None:
     assert box.run(["sh", "-c", "echo x > inner/file"]).code == 0
     box.prefix = ("unshare", "-m", "sh", "-ec", words, "sh")
     assert box.run(["sh", "-c", "echo x > inner/other"]).code != 0
+
+
+WAITS = """touch ready; while [ ! -e replaced ]; do sleep 0.05; done
+for _ in $(seq 100); do {act} 2>/dev/null || {{ echo refused; exit; }}; sleep 0.1; done; echo open"""
+
+
+@pytest.mark.parametrize(
+    ("place", "act"),
+    [("vault/file", "cat vault/file > copy"), (".env", "cat .env > copy"), (".git/config", "echo x >> .git/config")],
+)
+def test_a_protected_file_that_is_replaced_outside_is_covered_again(box: Sandbox, place: str, act: str) -> None:
+    project = box.world.project
+    script = ["sh", "-c", WAITS.format(act=act)]
+
+    def replace() -> None:
+        while not (project / "ready").exists():
+            time.sleep(0.05)
+        fresh = project / "fresh"
+        fresh.write_text((project / place).read_text())
+        fresh.replace(project / place)
+        (project / "replaced").touch()
+
+    (project / ".env").write_text("TOKEN=1")
+    for run, expected in ((box.control, "open"), (box.run, "refused")):
+        for name in ("ready", "replaced"):
+            (project / name).unlink(missing_ok=True)
+        outside = threading.Thread(target=replace)
+        outside.start()
+        assert run(script).out.split()[-1:] == [expected]
+        outside.join()
 
 
 def test_another_terminal_of_the_user_cannot_be_opened(box: Sandbox) -> None:

@@ -76,6 +76,16 @@ def arrange_mounts(plan: FilesPlan, user: User) -> list[Masked]:
     return hidden
 
 
+def put_back(step: MountStep, user: User) -> None:
+    """Run one covering step again, in the namespace that `arrange_mounts` made.
+
+    Raises:
+        OSError: it could not be done; FileNotFoundError: nothing is there to be covered.
+    """
+    os.setgroups(user.groups)
+    _run_step(step, 0, user, [])
+
+
 def _same_elsewhere(plan: FilesPlan, before: list[mounts.Mount]) -> list[MountStep]:
     """The protecting steps again, for each other path that the same object has through another mount.
 

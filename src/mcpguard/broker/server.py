@@ -24,6 +24,7 @@ from mcpguard.broker.channel import Channel
 from mcpguard.broker.child import become_agent
 from mcpguard.broker.engine import Engine
 from mcpguard.broker.protocol import LaunchRequest, error_to_json
+from mcpguard.broker.rearm import INTERVAL_S, Covers
 from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
 from mcpguard.kernel import cgroup, landlock
 
@@ -128,7 +129,9 @@ class _Session:
             answer = running.line.recv(4096)
             if answer:
                 self._tell({"exec_failed": json.loads(answer)["exec"]})
-            status = self._wait(running, wakeup, engine)
+            covers = Covers(running.pid, request.files.steps, request.user)
+            status = self._wait(running, wakeup, engine, covers)
+            covers.close()
             leftover = max(0, len(leaf.pids()) if leaf.populated() else 0)
             leaf.kill()
             self._tell({"exited": status, "leftover": leftover, **engine.final()})
@@ -165,11 +168,15 @@ class _Session:
             )
         return _Running(pid, ours, int(report["canary_pid"]))
 
-    def _wait(self, running: _Running, wakeup: socket.socket, engine: Engine) -> int:
-        """Wait for the agent to end; returns its wait status."""
+    def _wait(self, running: _Running, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
+        """Wait for the agent to end; returns its wait status. Meanwhile, put back covers that come off."""
         while True:
             sources = [wakeup.fileno()] if self.client_gone else [wakeup.fileno(), self.channel.fileno()]
-            ready, _, _ = select.select(sources, (), ())
+            ready, _, _ = select.select(sources, (), (), INTERVAL_S)
+            if not ready:
+                restored = covers.restore()
+                if restored:
+                    self._tell({"restored": restored})
             if wakeup.fileno() in ready:
                 for number in wakeup.recv(4096):
                     if number in _FORWARDED:

@@ -87,9 +87,9 @@ class Mount:
     read_only: bool
 
 
-def table() -> list[Mount]:
-    """The mounts of this namespace, in the order they were made."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+def table(path: str = "/proc/self/mountinfo") -> list[Mount]:
+    """The mounts of a namespace, this one's by default, in the order they were made."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as lines:
         found = [line.split(" ") for line in lines]
     return [Mount(f[2], _unescaped(f[3]), _unescaped(f[4]), "ro" in f[5].split(",")) for f in found]
 

@@ -43,6 +43,7 @@ class Recording:
         self._pump: Pump | None = None
         self._pid_fd = -1
         self._leftover = 0
+        self._restored: set[str] = set()
         # Aggregates that began before the agent did.
         self._before: set[int] = set()
 
@@ -94,6 +95,10 @@ class Recording:
                 do="run `mcpguard doctor` and report its output",
                 code="run.no-events",
             )
+
+    def covered_again(self, paths: Sequence[str]) -> None:
+        """Protected files that somebody outside replaced, and that stood open until their covers were put back."""
+        self._restored.update(paths)
 
     def take_final(self, message: Mapping[str, Any]) -> None:
         """News that came with the agent's end: last counts, and how many processes it left behind."""
@@ -152,6 +157,12 @@ class Recording:
 
     def _summarise(self, store: Store, warning: str | None) -> None:
         lines = summary.render(summary.summarise(store, self.session), self._policy.user.home, warning=warning)
+        if self._restored:
+            names = ", ".join(sorted(self._restored))
+            lines = [
+                *lines,
+                f"  note     replaced from outside, so open for up to a second before it was covered again: {names}",
+            ]
         if self._leftover:
             lines = [*lines, f"{self._leftover} background process(es) of the session were ended with it"]
         with contextlib.suppress(OSError):

@@ -111,6 +111,8 @@ def _wait_for_agent(
         if received is None:
             return _without_broker(recording)
         message, _descriptors = received
+        if "restored" in message:
+            recording.covered_again(message["restored"])
         if "exec_failed" in message:
             trouble = _not_started(command[0], int(message["exec_failed"]))
         if "exited" in message:
