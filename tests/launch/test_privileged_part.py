@@ -100,12 +100,15 @@ def test_a_copy_that_others_could_write_is_not_run(user: Account, place: Path) -
     assert user.guarded("true", cwd=place).returncode == 0
 
 
-def test_without_sudo_on_path_a_run_is_refused(user: Account, place: Path) -> None:
+def test_a_sudo_that_the_path_puts_first_is_not_the_one_that_is_asked(user: Account, place: Path) -> None:
     tools = place / "tools"
     tools.mkdir()
-    (tools / "true").symlink_to("/usr/bin/true")
-    done = user.guarded("true", cwd=place, env=user.env(PATH=str(tools)))
-    refused(done, "privilege.sudo")
+    trap = tools / "sudo"
+    trap.write_text(f"#!/bin/sh\ntouch {place}/trapped\n")
+    trap.chmod(0o755)
+    done = user.guarded("true", cwd=place, env=user.env(PATH=f"{tools}:/usr/bin:/bin"))
+    assert done.returncode == 0, done
+    assert not (place / "trapped").exists()
 
 
 @pytest.fixture

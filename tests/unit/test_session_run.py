@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from mcpguard.broker import client
 from mcpguard.broker.channel import Channel
 from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.cli.run import parse
-from mcpguard.errors import HostError, UsageError
+from mcpguard.errors import HostError, PrivilegeError, UsageError
 from mcpguard.model.access import Access
 from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.plan import FilesPlan, Grant, MaskEntry, MountStep
@@ -120,3 +121,11 @@ def test_a_request_survives_the_privilege_line() -> None:
 def test_the_broker_refuses_a_malformed_request(changes: dict[str, Any]) -> None:
     with pytest.raises(HostError):
         LaunchRequest.from_json(request(**changes))
+
+
+def test_without_sudo_a_user_gets_the_four_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_SUDO", ("/nowhere/sudo",))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(PrivilegeError) as refused:
+        client.start(client.BrokerProgram("/usr/bin/python3", "/nowhere"), audit=False)
+    assert refused.value.code == "privilege.sudo"
