@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -132,3 +133,29 @@ def test_limits_of_a_process_outside_cannot_be_set(box: Sandbox) -> None:
             assert "PermissionError" in refused.err
         finally:
             victim.kill()
+
+
+def test_a_server_that_starts_later_is_hidden_from_links_too(box: Sandbox) -> None:
+    """Its own name is refused at once; through a link in the project it is out of reach as soon as it has been seen."""
+    place = box.world.home / "later.sock"
+    project = box.world.project
+    (project / "link").symlink_to(place)
+    attempt = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    act = f"{SYSTEM_PYTHON} -c '{attempt}' {project}/link"
+    script = ["sh", "-c", WAITS.format(act=act)]
+    for run, expected in ((box.control, "open"), (box.run, "refused")):
+        for name in (project / "ready", project / "replaced", place):
+            name.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as server:
+
+            def serve(server: socket.socket = server) -> None:
+                while not (project / "ready").exists():
+                    time.sleep(0.05)
+                server.bind(str(place))
+                server.listen(1000)
+                (project / "replaced").touch()
+
+            outside = threading.Thread(target=serve)
+            outside.start()
+            assert run(script).out.split()[-1:] == [expected]
+            outside.join()

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import struct
+import threading
 from typing import Any
 
 MAX_MESSAGE = 32 * 1024 * 1024
@@ -23,6 +24,8 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
+        # Several threads of the user's process have news to send.
+        self._sending = threading.Lock()
 
     def fileno(self) -> int:
         return self.connection.fileno()
@@ -32,8 +35,9 @@ class Channel:
         body = json.dumps(message, separators=(",", ":")).encode()
         data = _LENGTH.pack(len(body)) + body
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        sent = self.connection.sendmsg([data], ancillary)
-        self.connection.sendall(data[sent:])
+        with self._sending:
+            sent = self.connection.sendmsg([data], ancillary)
+            self.connection.sendall(data[sent:])
 
     def receive(self) -> tuple[dict[str, Any], tuple[int, ...]] | None:
         """The next message with its descriptors (close-on-exec); None when the other side is gone.

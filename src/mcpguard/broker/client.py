@@ -80,6 +80,10 @@ class Broker:
         """Replace the table of destinations while the session runs."""
         self.channel.send({"connect": rows})
 
+    def hide(self, paths: list[str]) -> None:
+        """Cover sockets that appeared while the session runs."""
+        self.channel.send({"hide": paths})
+
     def wait(self, timeout_s: float = 5.0) -> None:
         """Give it time to remove what it made; it does so also when nobody waits."""
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -104,6 +104,15 @@ class LaunchRequest:
             ) from error
 
 
+def checked_paths(value: object) -> list[str]:
+    """Absolute paths without detours, as steps have them.
+
+    Raises:
+        ValueError: something else came.
+    """
+    return [_path(path) for path in _list(value, MAX_ARGUMENTS)]
+
+
 def _step_to_json(step: MountStep) -> list[Any]:
     entries = [[entry.path, entry.kind, entry.directory] for entry in step.entries]
     return [step.op, step.path, step.directory, step.target, entries]

@@ -15,6 +15,9 @@ from mcpguard.model.plan import MountStep
 from mcpguard.model.policy import User
 
 INTERVAL_S = 1.0
+# A user whose programs make sockets without end must not fill the kernel's mount table.
+MAX_ADDED = 256
+MAX_STEPS = 8_192
 _COVERING = ("mask", "hide", "ro", "link")
 
 
@@ -36,12 +39,22 @@ class Covers:
     def close(self) -> None:
         os.close(self._namespace)
 
+    def add(self, paths: list[str]) -> None:
+        """Cover more places from the next look on; they are hidden, whatever they are."""
+        for path in paths[:MAX_ADDED]:
+            if len(self._steps) < MAX_STEPS:
+                self._steps.setdefault(path, MountStep("hide", path))
+
     def restore(self) -> list[str]:
         """Put back what came off since the last look; returns the paths. What does not exist now is tried next time."""
         present = self._points()
         if not present:
             return []
-        return [path for path, step in self._steps.items() if path not in present and self._put_back(step)]
+        return [
+            path
+            for path, step in self._steps.items()
+            if path not in present and os.path.lexists(path) and self._put_back(step)
+        ]
 
     def _points(self) -> set[str]:
         try:

@@ -23,7 +23,7 @@ from mcpguard.broker import canary
 from mcpguard.broker.channel import Channel
 from mcpguard.broker.child import become_agent
 from mcpguard.broker.engine import Engine
-from mcpguard.broker.protocol import LaunchRequest, error_to_json
+from mcpguard.broker.protocol import LaunchRequest, checked_paths, error_to_json
 from mcpguard.broker.rearm import INTERVAL_S, Covers
 from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
 from mcpguard.kernel import cgroup, landlock
@@ -186,9 +186,9 @@ class _Session:
                 if status is not None:
                     return status
             if self.channel.fileno() in ready:
-                self._read_update(engine)
+                self._read_update(engine, covers)
 
-    def _read_update(self, engine: Engine) -> None:
+    def _read_update(self, engine: Engine, covers: Covers) -> None:
         try:
             received = self.channel.receive()
         except (OSError, ValueError):
@@ -201,6 +201,9 @@ class _Session:
             os.close(fd)
         if "connect" in message:
             engine.update_connect(message["connect"])
+        if "hide" in message:
+            covers.add(checked_paths(message["hide"]))
+            covers.restore()
 
     def _tell(self, message: dict[str, Any]) -> None:
         try:

@@ -50,7 +50,12 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         with contextlib.suppress(OSError):  # a home that nobody can write needs no protection there
             ours.mkdir(mode=0o700, parents=True, exist_ok=True)
     progress = TerminalProgress(_progress_line)
-    refused = sockets.refused(lambda path: decide_unix(policy, path).verdict is Verdict.ALLOW)
+
+    def may_connect(path: str) -> bool:
+        return decide_unix(policy, path).verdict is Verdict.ALLOW
+
+    refused = sockets.refused(may_connect)
+    later = sockets.LaterSockets(may_connect, refused, broker.hide)
     plan = plan_files(policy, automaton, sockets=refused, progress=progress)
     progress.clear()
     holds = coverage.of_plan(policy, plan)
@@ -76,10 +81,12 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         broker.go()
         watch.agent_started(int(facts["pid"]))
         names.keep_fresh(broker.update_connect)
+        later.start()
         code, trouble = _wait_for_agent(broker, command, recording)
     finally:
         watch.agent_ended()
         names.close()
+        later.close()
     recording.stop()
     # A sudo that relays the terminal keeps it raw until it ends; what is said before that comes out as a staircase.
     start.close()

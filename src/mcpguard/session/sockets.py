@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Callable
 
 _PATH_FIELD = 7
+_LOOK_S = 2.0
 
 
 def bound_paths(table: str = "/proc/net/unix") -> list[str]:
@@ -20,6 +23,33 @@ def bound_paths(table: str = "/proc/net/unix") -> list[str]:
                 if os.path.lexists(path):
                     found.add(path)
     return sorted(found)
+
+
+class LaterSockets:
+    """Looks every two seconds for sockets that were not there at launch, and has the refused ones hidden.
+
+    By its own name such a socket is refused at once; through a symlink it could be reached until it is hidden.
+    """
+
+    def __init__(self, allowed: Callable[[str], bool], known: list[str], hide: Callable[[list[str]], None]) -> None:
+        self._allowed = allowed
+        self._known = set(known)
+        self._hide = hide
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        threading.Thread(target=self._watch, name="sockets", daemon=True).start()
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_LOOK_S):
+            new = [path for path in refused(self._allowed) if path not in self._known]
+            if new:
+                self._known.update(new)
+                with contextlib.suppress(OSError):
+                    self._hide(new)
 
 
 def refused(allowed: Callable[[str], bool]) -> list[str]:
