@@ -119,6 +119,8 @@ class _Session:
             engine.set_rules(request.network)
             running = self._start(request, leaf, target)
             target.close()
+            # While the child waits it is there to be looked at; a quick program has ended before we get to it again.
+            covers = Covers(running.pid, request.files.steps, request.user)
             _drop_to_idle()
             facts = {"ready": True, "pid": running.pid, "canary_pid": running.canary_pid, "cgroup": leaf.path}
             self.channel.send({**facts, **engine.facts()}, engine.descriptors())
@@ -129,7 +131,6 @@ class _Session:
             answer = running.line.recv(4096)
             if answer:
                 self._tell({"exec_failed": json.loads(answer)["exec"]})
-            covers = Covers(running.pid, request.files.steps, request.user)
             status = self._wait(running, wakeup, engine, covers)
             covers.close()
             leftover = max(0, len(leaf.pids()) if leaf.populated() else 0)
