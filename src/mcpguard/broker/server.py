@@ -175,9 +175,7 @@ class _Session:
             sources = [wakeup.fileno()] if self.client_gone else [wakeup.fileno(), self.channel.fileno()]
             ready, _, _ = select.select(sources, (), (), INTERVAL_S)
             if not ready:
-                restored = covers.restore()
-                if restored:
-                    self._tell({"restored": restored})
+                self._restore(covers)
             if wakeup.fileno() in ready:
                 for number in wakeup.recv(4096):
                     if number in _FORWARDED:
@@ -188,6 +186,13 @@ class _Session:
                     return status
             if self.channel.fileno() in ready:
                 self._read_update(engine, covers)
+
+    def _restore(self, covers: Covers) -> None:
+        restored: list[str] = []
+        with contextlib.suppress(OSError):  # no memory for a moment: the next look tries again
+            restored = covers.restore()
+        if restored:
+            self._tell({"restored": restored})
 
     def _read_update(self, engine: Engine, covers: Covers) -> None:
         try:
@@ -204,7 +209,8 @@ class _Session:
             engine.update_connect(message["connect"])
         if "hide" in message:
             covers.add(checked_paths(message["hide"]))
-            covers.restore()
+            with contextlib.suppress(OSError):
+                covers.restore()
 
     def _tell(self, message: dict[str, Any]) -> None:
         try:
