@@ -106,9 +106,15 @@ def test_a_write_glob_opens_its_directory_and_closes_everything_else_in_it(home:
     assert made.open_directories == (str(home),)
     assert granted(made)[str(home)] == WRITE
     for name in (".ssh", "Documents", ".bashrc"):
-        assert ("mask", str(home / name)) in steps(made)
+        assert ("hide", str(home / name)) in steps(made)
     assert not {path for _op, path in steps(made)} & {str(home / ".agent.json")}
     assert any(str(home) in gap for gap in made.gaps)
+
+
+def test_a_denied_place_must_be_there_to_be_covered_and_a_passing_one_need_not(home: Path) -> None:
+    made = plan(home, allow(f"{home}/.agent.json*"), deny(home / ".ssh"))
+    assert ("mask", str(home / ".ssh")) in steps(made), "its disappearance stops the launch"
+    assert ("hide", str(home / "Documents")) in steps(made), "its disappearance does not"
 
 
 def test_a_link_that_must_stay_is_shown_as_its_target(home: Path) -> None:

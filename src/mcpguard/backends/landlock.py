@@ -92,9 +92,9 @@ def _same_elsewhere(plan: FilesPlan, before: list[mounts.Mount]) -> list[MountSt
     Landlock's grants belong to the object and hold through every mount; a cover holds on one path only.
     """
     return [
-        MountStep("hide" if step.op == "mask" else "cover-ro", alias, step.directory)
+        MountStep("cover-ro" if step.op == "ro" else "hide", alias, step.directory)
         for step in plan.steps
-        if step.op in ("mask", "ro")
+        if step.op in ("mask", "hide", "ro")
         for alias in mounts.aliases(step.path, before)
     ]
 

@@ -120,7 +120,7 @@ def _finish(walk: Walk, rules: Sequence[PathRule]) -> FilesPlan:
 
 def _mask_sockets(walk: Walk) -> None:
     """Hide the sockets themselves: the network hook sees only the string a program gave, and a symlink could stand for it."""
-    hidden = {step.path for step in walk.steps if step.op == "mask"}
+    hidden = {step.path for step in walk.steps if step.op in ("mask", "hide")}
     for path in walk.sockets:
         if not any(path == mask or path.startswith(mask + "/") for mask in hidden):
             walk.add(MountStep("hide", path))

@@ -133,14 +133,16 @@ def _protect_link(walk: Walk, path: str, state: State, writable: bool) -> None:
 
 def _mask(walk: Walk, path: str, state: State, is_directory: bool) -> None:
     """Hide `path`; below a hidden directory, what the automaton allows shows through."""
+    # What only the default hides, in a directory that is open for new names, may come and go while we look.
+    op = "mask" if walk.automaton.decision(state).read_rule else "hide"
     if not is_directory:
-        walk.add(MountStep("mask", path))
+        walk.add(MountStep(op, path))
         return
     entries: list[MaskEntry] = []
     kept: list[tuple[str, State, bool]] = []
     if not walk.automaton.uniform(state) or path in walk.wanted_children:
         _mask_entries(walk, path, "", state, entries, kept)
-    walk.add(MountStep("mask", path, True, entries=tuple(entries)))
+    walk.add(MountStep(op, path, True, entries=tuple(entries)))
     for child, below, writable in kept:
         _visit_kept(walk, child, below, writable)
 
