@@ -148,6 +148,8 @@ def _syntax(bad: yaml.YAMLError, text: str, source: str) -> ProfileError:
         why = " ".join(part for part in (bad.problem, bad.context) if part)
         if bad.context and bad.context.endswith(("an alias", "an anchor")):
             code, do = "alias", 'a value that begins with * or & needs quotes: "**/.env"'
+        if bad.problem and "nesting" in bad.problem:  # newer scanners stop by themselves, before they tell of any event
+            code, do = "too-deep", "flatten it"
     elif isinstance(bad, yaml.reader.ReaderError):
         line = text.count("\n", 0, bad.position) + 1
         why = f"the character #x{bad.character:04x} is not allowed" if isinstance(bad.character, int) else bad.reason
