@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 1
+#define MG_ABI_VERSION 2
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -20,6 +20,10 @@ enum mg_limit {
 	MG_PORT_RULES_LIMIT = 32,	/* of one address prefix */
 	MG_SUN_BYTES = 108,	/* sun_path */
 	MG_UNIX_RULES_LIMIT = 64,
+	MG_SESSIONS_LIMIT = 256,	/* at once on one host; slot 0 is nobody's */
+	MG_POLICIES_LIMIT = 1024,	/* a session has one of files and one of sockets, and new ones while an edit goes live */
+	MG_FACTORS_LIMIT = 8,
+	MG_BRANCH_BYTES = 64,	/* longest name on the way to a mount root; longer ones are not known to any policy */
 };
 
 enum mg_record_kind {
@@ -31,6 +35,7 @@ enum mg_record_kind {
 	MG_RECORD_CALL = 6,
 	MG_RECORD_NET = 7,
 	MG_RECORD_UNIX = 8,
+	MG_RECORD_FILE = 9,
 };
 
 enum mg_verdict { MG_ALLOW = 1, MG_DENY = 2, MG_AUDIT = 3 };
@@ -55,6 +60,16 @@ enum mg_detail {
 	MG_DETAIL_NARROWED = 1,
 	MG_DETAIL_OWN = 2,
 	MG_DETAIL_NOT_PLAIN = 3, /* a unix socket path that is relative or has `.`, `..` or empty components */
+	MG_DETAIL_BELOW = 4,	/* a protected path lies below the directory that was to move */
+	MG_DETAIL_WIDENS = 5,	/* a new hard link would open the file wider than its own name */
+	MG_DETAIL_UNKNOWN = 6,	/* the file system was not there when the policy was made */
+	MG_DETAIL_DETACHED = 7,	/* the name leads to no root */
+	MG_DETAIL_DEEP = 8,	/* more directories than can be followed */
+	MG_DETAIL_UNSTABLE = 9,	/* directories kept moving while the name was read */
+	MG_DETAIL_NO_POLICY = 10, /* the session has no usable tables */
+	MG_DETAIL_MEMORY = 11,	/* a program that lives in memory only */
+	MG_DETAIL_RECEIVED = 12, /* a descriptor sent by another process */
+	MG_DETAIL_MAPPED = 13,	/* mapped as code into a running program */
 };
 
 enum mg_unix_match { MG_UNIX_EXACT = 0, MG_UNIX_SUBTREE = 1, MG_UNIX_BEGINNING = 2 };
@@ -79,6 +94,12 @@ enum mg_path_op {
 	MG_OP_STAT = 17,
 	MG_OP_READLINK = 18,
 	MG_OP_CHDIR = 19,
+	MG_OP_MAP = 20,
+	MG_OP_RECEIVE = 21,
+	MG_OP_WATCH = 22,
+	MG_OP_IOCTL = 23,
+	MG_OP_CONNECT = 24,	/* to a unix socket, by the file it stands for */
+	MG_OP_SEND = 25,
 };
 
 enum mg_call_op {
@@ -167,6 +188,25 @@ struct mg_path_call {
 	__u8 reserved[7];
 };
 
+/* name, name2: from the root of the file system; what the verdict was made on. A verdict of ours, made in the kernel. */
+struct mg_file {
+	struct mg_head head;
+	__u64 series;
+	__u64 count;
+	__u32 rule;
+	__u32 device;
+	__u32 device2;
+	__u16 name_length;
+	__u16 name2_length;
+	__u8 op;		/* enum mg_path_op */
+	__u8 access;		/* what was asked and not allowed */
+	__u8 verdict;
+	__u8 detail;
+	__u8 cut;		/* the names are not whole: their ends only */
+	__u8 second;		/* the rule is about the second name */
+	__u8 reserved[6];
+};
+
 struct mg_call {
 	struct mg_head head;
 	__u64 series;
@@ -208,11 +248,72 @@ struct mg_unix {
 
 /* Per object, set before load. */
 struct mg_config {
-	__u64 cgroup_id;
 	__u32 abi_version;
-	__u32 audit;		/* 1: what only the default denies is let through */
-	__u32 allow_relative;	/* 1: relative unix socket paths without `..` are let through */
 	__u32 reserved;
+};
+
+enum mg_session_flag {
+	MG_SESSION_LIVE = 1,		/* unset: a value that nobody has filled; everything is refused */
+	MG_SESSION_AUDIT = 2,		/* what only the default denies is let through */
+	MG_SESSION_RELATIVE = 4,	/* relative unix socket paths without `..` are let through */
+	MG_SESSION_FILES = 8,		/* the hooks for files, programs and processes judge; unset: they leave it to others */
+	MG_SESSION_NAMESPACES = 16,	/* user namespaces, and mounts inside them, may be made */
+	MG_SESSION_MEMORY_PROGRAMS = 32, /* what lives in memory only (memfd) may be executed */
+	MG_SESSION_IO_URING = 64,
+};
+
+/* Map mg_sessions: the guarded leaf by its cgroup id. Replaced as a whole, so a new policy begins between two decisions. */
+struct mg_session {
+	__u32 slot;		/* of its rings, counters and sums; 1 to MG_SESSIONS_LIMIT - 1 */
+	__u32 flags;		/* enum mg_session_flag */
+	__u32 files;		/* index of the policy of its files; 0: none */
+	__u32 sockets;		/* index of the policy of its socket paths; 0: none */
+};
+
+/* One 16-byte line of the tables of a path automaton (policy/image.py tells what it holds). */
+struct mg_line {
+	__u32 words[4];
+};
+
+/* Map mg_policies, by index: what the walk needs besides the lines. */
+struct mg_policy {
+	__u64 guard_masks[3];	/* guards that concern read, write, execute */
+	__u32 factors;		/* 1 to MG_FACTORS_LIMIT; 0: no policy here, everything is refused */
+	__u32 protect_from;	/* first rank that protects */
+	__u32 rules;		/* first line of the rule ids, four ranks a line */
+	__u32 guards;		/* first line of the guards' ranks, four a line */
+};
+
+/* What the automaton knows at a place. */
+struct mg_state {
+	__u32 at[MG_FACTORS_LIMIT];	/* line of each factor's state */
+	__u32 ranks[3];
+	__u32 reserved;
+	__u64 matched;
+	__u64 excepted;
+};
+
+/* Maps mg_roots and mg_branches: the state at the root of a file system, or at a mount root inside it. */
+struct mg_place {
+	struct mg_state state;
+	__u32 node;		/* of the tree of mount roots; 0: no mount root lies below */
+	__u32 known;		/* 1: the state counts; 0: this is only the way to a mount root */
+};
+
+struct mg_root_key {
+	__u32 policy;
+	__u32 device;		/* s_dev; or enum mg_kindred for file systems that the tree mounted itself */
+};
+
+/* File systems made inside the tree's own user namespaces are judged like these. Devices 0:1 to 0:3 belong to the kernel. */
+enum mg_kindred { MG_KINDRED_TMPFS = 1, MG_KINDRED_PROC = 2, MG_KINDRED_DEVPTS = 3 };
+
+struct mg_branch_key {
+	__u32 policy;
+	__u32 device;
+	__u32 node;
+	__u32 length;
+	__u8 name[MG_BRANCH_BYTES];	/* zero after `length` */
 };
 
 /* Map mg_counters: one value, readable by mmap. `pending` moves into the next record's lost_before. */
