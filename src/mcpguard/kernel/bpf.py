@@ -1,7 +1,7 @@
 """BPF objects and maps: open, configure, load, attach. The rings that all objects of a session share are made here.
 
-It knows names and bytes, not their meaning; `wire` does. Nothing is pinned: what is attached to a cgroup stays as long as the
-cgroup, a tracepoint as long as its descriptor.
+It knows names and bytes, not their meaning; `wire` does. What is attached to a cgroup stays as long as the cgroup; a map, a
+program or a link as long as a descriptor or a pin.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import libbpf
@@ -75,6 +77,16 @@ def create_map(kind: int, name: str, key_bytes: int, value_bytes: int, entries: 
             "bpf_map_create", kind, name.encode(), key_bytes, value_bytes, entries, ctypes.byref(options), about=name
         )
     )
+
+
+class Shape(NamedTuple):
+    """What a map is made from; an inner map must be made from the shape that its outer map was declared with."""
+
+    kind: int
+    key_bytes: int
+    value_bytes: int
+    entries: int
+    flags: int
 
 
 class Object:
@@ -159,6 +171,11 @@ class Object:
         libbpf.call("bpf_program__set_type", pointer, kind, about=program)
         libbpf.call("bpf_program__set_expected_attach_type", pointer, attach, about=program)
 
+    def set_target(self, program: str, function: str) -> None:
+        """Name the kernel function (or LSM hook) that a traced program belongs to, in place of what its section says."""
+        pointer = self._programs[program]
+        libbpf.call("bpf_program__set_attach_target", pointer, 0, function.encode(), about=program)
+
     def skip(self, programs: Iterable[str]) -> None:
         """Leave these programs out of the kernel."""
         for program in programs:
@@ -174,6 +191,25 @@ class Object:
     def program(self, name: str) -> int:
         """Descriptor of a loaded program; valid until `close`."""
         return int(libbpf.call("bpf_program__fd", self._programs[name], about=name))
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of the maps that the object declares; sections of data are left out."""
+        return tuple(name for name in self._maps if "." not in name)
+
+    def inner_shape(self, name: str) -> Shape | None:
+        """From what the inner maps of a map of maps are made; None for a map of another kind."""
+        library = libbpf.library()
+        inner = library.bpf_map__inner_map(self._maps[name])
+        if not inner:
+            return None
+        return Shape(
+            library.bpf_map__type(inner),
+            library.bpf_map__key_size(inner),
+            library.bpf_map__value_size(inner),
+            library.bpf_map__max_entries(inner),
+            library.bpf_map__map_flags(inner),
+        )
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -207,6 +243,34 @@ class Map:
     def set(self, key: bytes, value: bytes) -> None:
         """Write one entry, in one step for every reader. Raises KernelError."""
         libbpf.call("bpf_map_update_elem", self.fd, key, value, libbpf.ANY, about=self.name)
+
+    def set_fd(self, key: bytes, fd: int) -> None:
+        """Put a map into a map of maps; when this returns, no program uses what was there before. Raises KernelError."""
+        self.set(key, fd.to_bytes(4, sys.byteorder))
+
+    def get(self, key: bytes, value_bytes: int) -> bytes | None:
+        """The value of one entry (of a map of maps: the inner map's number); None when there is none."""
+        value = ctypes.create_string_buffer(value_bytes)
+        try:
+            libbpf.call("bpf_map_lookup_elem", self.fd, key, value, about=self.name)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+        return value.raw
+
+    def keys(self, key_bytes: int) -> list[bytes]:
+        """All keys now; while others write, one may be missed or seen twice. Raises KernelError."""
+        found: list[bytes] = []
+        place = ctypes.create_string_buffer(key_bytes)
+        while True:
+            try:
+                libbpf.call("bpf_map_get_next_key", self.fd, found[-1] if found else None, place, about=self.name)
+            except KernelError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                return found
+            found.append(place.raw)
 
     def delete(self, key: bytes) -> None:
         """Remove one entry; one that is gone already is no error."""
@@ -256,12 +320,51 @@ def attached_programs(cgroup: int, kind: int) -> list[int]:
     return list(ids[: count.value])
 
 
+@dataclass(frozen=True, slots=True)
+class ProgramFacts:
+    """What the kernel says of a loaded program.
+
+    Attributes:
+        id: the kernel's number for it.
+        recursion_misses: how often a traced program was passed over because it, or its like, was already running.
+        verified_insns: how much the verifier had to look at; 0 where the kernel does not tell.
+    """
+
+    id: int
+    recursion_misses: int
+    verified_insns: int
+
+
+def program_facts(program: int) -> ProgramFacts:
+    """Ask the kernel about a program. Raises KernelError."""
+    info = libbpf.ProgramInfo()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    libbpf.call("bpf_obj_get_info_by_fd", program, ctypes.byref(info), ctypes.byref(size), about="program")
+    return ProgramFacts(info.id, info.recursion_misses, info.verified_insns)
+
+
 def program_id(program: int) -> int:
     """The kernel's number for a loaded program."""
-    info = (ctypes.c_uint32 * 64)()
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    libbpf.call("bpf_obj_get_info_by_fd", program, info, ctypes.byref(size), about="program")
-    return int(info[1])
+    return program_facts(program).id
+
+
+def pin(fd: int, path: str) -> None:
+    """Give a map, program or link a name on a BPF file system, which keeps it when no process does. Raises KernelError."""
+    libbpf.call("bpf_obj_pin", fd, os.fsencode(path), about=path)
+
+
+def pinned(path: str) -> int:
+    """Descriptor of what is pinned there. Raises KernelError."""
+    return int(libbpf.call("bpf_obj_get", os.fsencode(path), about=path))
+
+
+def attach_traced(program: int, about: str) -> int:
+    """Attach an LSM, modify-return or other traced program to the function it was loaded for; returns the link's descriptor.
+
+    Raises:
+        KernelError: the kernel refused. Success does not mean that the program is ever called: only a canary tells.
+    """
+    return int(libbpf.call("bpf_raw_tracepoint_open", None, program, about=about))
 
 
 def attach_raw_tracepoint(name: str, program: int) -> int:

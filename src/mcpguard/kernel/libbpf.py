@@ -1,7 +1,7 @@
 """A thin skin over libbpf: only the calls that mcpguard makes, as they are, with errno as an exception.
 
-It prefers the libraries that came in the package, then the system's. It never pins, never attaches by itself and knows
-nothing about our programs; `kernel.bpf` does.
+It prefers the libraries that came in the package, then the system's. It does nothing by itself and knows nothing about our
+programs; `kernel.bpf` does.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ LIBRARIES = ("libelf.so.1", "libbpf.so.1")
 
 MAP_TYPE_ARRAY = 2
 MAP_TYPE_LRU_HASH = 9
+MAP_TYPE_ARRAY_OF_MAPS = 12
 MAP_TYPE_RINGBUF = 27
 F_MMAPABLE = 1 << 10
+F_INNER_MAP = 1 << 12
 F_ALLOW_MULTI = 2
 ANY = 0
 
 _pointer, _int, _size, _text = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t, ctypes.c_char_p
+_number = ctypes.c_uint32
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "libbpf_set_print": (_pointer, (_pointer,)),
     "bpf_object__open_mem": (_pointer, (_text, _size, _pointer)),
@@ -38,11 +41,19 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map__fd": (_int, (_pointer,)),
     "bpf_map__reuse_fd": (_int, (_pointer, _int)),
     "bpf_map__initial_value": (_pointer, (_pointer, _pointer)),
+    "bpf_map__inner_map": (_pointer, (_pointer,)),
+    "bpf_map__type": (_number, (_pointer,)),
+    "bpf_map__key_size": (_number, (_pointer,)),
+    "bpf_map__value_size": (_number, (_pointer,)),
+    "bpf_map__max_entries": (_number, (_pointer,)),
+    "bpf_map__map_flags": (_number, (_pointer,)),
+    "bpf_map__set_max_entries": (_int, (_pointer, _number)),
     "bpf_program__name": (_text, (_pointer,)),
     "bpf_program__fd": (_int, (_pointer,)),
     "bpf_program__set_autoload": (_int, (_pointer, ctypes.c_bool)),
     "bpf_program__set_type": (_int, (_pointer, _int)),
     "bpf_program__set_expected_attach_type": (_int, (_pointer, _int)),
+    "bpf_program__set_attach_target": (_int, (_pointer, _int, _text)),
     "bpf_prog_attach": (_int, (_int, _int, _int, ctypes.c_uint)),
     "bpf_prog_query": (_int, (_int, _int, ctypes.c_uint32, _pointer, _pointer, _pointer)),
     "bpf_obj_get_info_by_fd": (_int, (_int, _pointer, _pointer)),
@@ -50,6 +61,15 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_create": (_int, (_int, _text, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, _pointer)),
     "bpf_map_update_elem": (_int, (_int, _text, _text, ctypes.c_uint64)),
     "bpf_map_delete_elem": (_int, (_int, _text)),
+    "bpf_map_lookup_elem": (_int, (_int, _text, _pointer)),
+    "bpf_map_get_next_key": (_int, (_int, _text, _pointer)),
+    "bpf_map_freeze": (_int, (_int,)),
+    "bpf_obj_pin": (_int, (_int, _text)),
+    "bpf_obj_get": (_int, (_text,)),
+    "btf__load_vmlinux_btf": (_pointer, ()),
+    "btf__find_by_name_kind": (_int, (_pointer, _text, ctypes.c_uint32)),
+    "btf__type_by_id": (_pointer, (_pointer, ctypes.c_uint32)),
+    "btf__free": (None, (_pointer,)),
     "bpf_map_lookup_batch": (_int, (_int, _pointer, _pointer, _pointer, _pointer, _pointer, _pointer)),
 }
 
@@ -69,6 +89,38 @@ class OpenOptions(ctypes.Structure):
         ("kernel_log_size", ctypes.c_size_t),
         ("kernel_log_level", ctypes.c_uint32),
     )
+
+
+class ProgramInfo(ctypes.Structure):
+    """bpf_prog_info as far as we read it; the gaps are addresses and counts of what we do not ask for."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("_gap", ctypes.c_uint8 * 200),
+        ("recursion_misses", ctypes.c_uint64),
+        ("verified_insns", ctypes.c_uint32),
+        ("_rest", ctypes.c_uint8 * 12),
+    )
+
+
+class MapInfo(ctypes.Structure):
+    """bpf_map_info as far as we read it."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("key_size", ctypes.c_uint32),
+        ("value_size", ctypes.c_uint32),
+        ("max_entries", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+    )
+
+
+class BtfType(ctypes.Structure):
+    """btf_type: `info` holds the kind and how many members follow, `type` another type's number or a size."""
+
+    _fields_ = (("name_off", ctypes.c_uint32), ("info", ctypes.c_uint32), ("type", ctypes.c_uint32))
 
 
 class MapCreateOptions(ctypes.Structure):

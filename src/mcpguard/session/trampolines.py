@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 
 from mcpguard.errors import McpguardError
-from mcpguard.kernel import bpf, libbpf
+from mcpguard.kernel import bpf
 
 # The name in bpf/include/mg_canary.h: the programs refuse every open of a process that carries it.
 CANARY = """
@@ -54,8 +54,7 @@ def _try(name: str, program: str) -> Rehearsal:
     try:
         loaded.load()
         doing = "attach"
-        # Without a name this call attaches the program where its section says, which is how trampolines are attached.
-        link = int(libbpf.call("bpf_raw_tracepoint_open", None, loaded.program(program), about=program))
+        link = bpf.attach_traced(loaded.program(program), program)
     except McpguardError as error:
         return Rehearsal(False, f"the kernel refuses to {doing} such a program: {error.why}")
     finally:
