@@ -79,9 +79,25 @@ struct path {
 
 struct file {
 	unsigned int f_mode;
+	unsigned int f_flags;
 	void *private_data;
 	struct inode *f_inode;
 	struct path f_path;
+};
+
+struct vm_area_struct {
+	struct file *vm_file;
+};
+
+struct iattr {
+	unsigned int ia_valid;
+};
+
+struct cred {
+	struct user_namespace *user_ns;
+	struct kernel_cap {
+		__u64 bits;	/* two words on older kernels; the lower ones come first on both */
+	} cap_effective;
 };
 
 struct fdtable {
@@ -119,6 +135,10 @@ struct kernfs_node {
 
 struct cgroup {
 	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
 };
 
 struct sock_cgroup_data {
@@ -164,6 +184,7 @@ struct unix_address {
 struct unix_sock {
 	struct sock sk;
 	struct unix_address *addr;
+	struct path path;
 };
 
 struct bpf_sock_addr_kern {
@@ -184,6 +205,8 @@ struct task_struct {
 	struct fs_struct *fs;
 	struct files_struct *files;
 	struct signal_struct *signal;
+	const struct cred *cred;
+	struct css_set *cgroups;
 	char comm[16];
 };
 

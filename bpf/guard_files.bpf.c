@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Verdicts on files: opened, received, mapped as code, changed, renamed, linked, watched.
+ *
+ * Each hook asks the same: whose act, what is asked, of what object; then `mg_judge.h` decides and answers. Hooks that a kernel
+ * lacks are left out by the loader; without the path_* hooks (CONFIG_SECURITY_PATH) it takes the inode_* ones in their place.
+ */
+#include "mg_judge.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+enum {
+	MG_FMODE_BACKING = 1 << 25,
+	MG_O_TRUNC = 01000,
+	MG_PROT_EXEC = 4,
+	MG_S_IFMT = 0xf000,
+	MG_S_IFDIR = 0x4000,
+	MG_RENAME_EXCHANGE = 2,
+	MG_ATTR_MODE = 1 << 0,
+	MG_ATTR_UID = 1 << 1,
+	MG_ATTR_GID = 1 << 2,
+	MG_ATTR_SIZE = 1 << 3,
+	MG_ATTR_FORCE = 1 << 9,
+	MG_ATTR_BY_PATH = MG_ATTR_MODE | MG_ATTR_UID | MG_ATTR_GID | MG_ATTR_SIZE,
+	MG_CAP_SYS_ADMIN = 1 << 21,
+};
+
+/* Set by the loader before load: where this kernel's hooks have what, and which set of hooks is in use. */
+const volatile struct {
+	__u32 setattr_dentry;	/* place of the dentry among the arguments of inode_setattr */
+	__u32 inode_hooks;	/* 1: there are no path_* hooks */
+} mg_layout SEC(".rodata.layout") = { .setattr_dentry = 1 };
+
+/* --- opening -------------------------------------------------------------------------------------------------- */
+
+static __always_inline __u32 mg_mode_access(__u32 mode)
+{
+	__u32 access;
+
+	if (mode & MG_FMODE_EXEC)
+		return MG_EXECUTE;
+	access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0);
+	return access ? access : MG_READ; /* for its ioctl commands only */
+}
+
+MG_HOOK(file_open)
+{
+	struct mg_session *session = mg_guarded();
+	struct file *file;
+	__u32 mode, access;
+	__u64 dentry;
+
+	if (!session)
+		return 0;
+	file = (void *)mg_given(ctx, 0);
+	mode = BPF_CORE_READ(file, f_mode);
+	if (mode & MG_FMODE_BACKING)
+		return 0; /* a layer of an overlay: judged once, at the overlay */
+	access = mg_mode_access(mode);
+	if (BPF_CORE_READ(file, f_flags) & MG_O_TRUNC)
+		access |= MG_WRITE;
+	dentry = mg_dentry_of_file((__u64)file);
+	if (mg_is_internal(dentry) && access & MG_EXECUTE && !(session->flags & MG_SESSION_MEMORY_PROGRAMS)) {
+		mg_speak();
+		return mg_deny_file(session, dentry, 0, 0, MG_OP_EXEC, MG_EXECUTE, MG_DETAIL_MEMORY, 0);
+	}
+	return mg_ask_by_path(session, dentry, access, access & MG_EXECUTE ? MG_OP_EXEC : MG_OP_OPEN);
+}
+
+/* A descriptor that another process sends: the sender's right to open it is not the receiver's. */
+MG_HOOK(file_receive)
+{
+	struct mg_session *session = mg_guarded();
+	struct file *file;
+
+	if (!session)
+		return 0;
+	file = (void *)mg_given(ctx, 0);
+	if (BPF_CORE_READ(file, f_mode) & MG_FMODE_PATH)
+		return 0;
+	return mg_ask(session, mg_dentry_of_file((__u64)file), mg_mode_access(BPF_CORE_READ(file, f_mode)), MG_OP_RECEIVE,
+		      MG_DETAIL_RECEIVED);
+}
+
+/* --- code ----------------------------------------------------------------------------------------------------- */
+
+/* The loader can be asked to run any file, and a library can be loaded from anywhere: both map the file as code. */
+static __always_inline int mg_map_code(const struct mg_session *session, struct file *file)
+{
+	if (!file)
+		return 0;
+	return mg_ask(session, mg_dentry_of_file((__u64)file), MG_EXECUTE, MG_OP_MAP, MG_DETAIL_MAPPED);
+}
+
+MG_HOOK(mmap_file)
+{
+	struct mg_session *session = mg_guarded();
+
+	if (!session || !(mg_given(ctx, 1) & MG_PROT_EXEC))
+		return 0;
+	return mg_map_code(session, (void *)mg_given(ctx, 0));
+}
+
+MG_HOOK(file_mprotect)
+{
+	struct mg_session *session = mg_guarded();
+	struct vm_area_struct *area;
+
+	if (!session || !(mg_given(ctx, 1) & MG_PROT_EXEC))
+		return 0;
+	area = (void *)mg_given(ctx, 0);
+	return mg_map_code(session, BPF_CORE_READ(area, vm_file));
+}
+
+/* --- names: made, removed, moved ------------------------------------------------------------------------------ */
+
+static __always_inline int mg_change(__u64 dentry, __u8 op)
+{
+	struct mg_session *session = mg_guarded();
+
+	return session ? mg_ask_by_path(session, dentry, MG_WRITE, op) : 0;
+}
+
+#define MG_CHANGES(hook, place, op)				\
+	MG_HOOK(hook)						\
+	{							\
+		return mg_change(mg_given(ctx, place), op);	\
+	}
+
+MG_CHANGES(path_mknod, 1, MG_OP_MKNOD)
+MG_CHANGES(path_mkdir, 1, MG_OP_MKDIR)
+MG_CHANGES(path_symlink, 1, MG_OP_SYMLINK)
+MG_CHANGES(path_unlink, 1, MG_OP_UNLINK)
+MG_CHANGES(path_rmdir, 1, MG_OP_RMDIR)
+MG_CHANGES(inode_create, 1, MG_OP_CREATE)
+MG_CHANGES(inode_mknod, 1, MG_OP_MKNOD)
+MG_CHANGES(inode_mkdir, 1, MG_OP_MKDIR)
+MG_CHANGES(inode_symlink, 1, MG_OP_SYMLINK)
+MG_CHANGES(inode_unlink, 1, MG_OP_UNLINK)
+MG_CHANGES(inode_rmdir, 1, MG_OP_RMDIR)
+
+/* A second name may not open the file wider than the first. */
+static __always_inline int mg_linked(__u64 *ctx)
+{
+	struct mg_session *session = mg_guarded();
+	__u32 missing, allowed;
+	__u64 source, name;
+	struct mg_seen seen;
+
+	if (!session)
+		return 0;
+	source = mg_given(ctx, 0);
+	name = mg_given(ctx, 2);
+	mg_look_up(session->files, name, MG_WRITE, &seen);
+	missing = mg_missing(session, &seen, MG_WRITE);
+	if (missing) {
+		mg_speak();
+		return mg_deny_file(session, source, name, seen.rules[1], MG_OP_LINK, MG_WRITE, seen.detail, 1);
+	}
+	allowed = seen.allowed;
+	mg_look_up(session->files, source, allowed, &seen);
+	missing = mg_missing(session, &seen, allowed);
+	if (!missing)
+		return 0;
+	mg_speak();
+	return mg_deny_file(session, source, name, mg_rule_of(&seen, missing), MG_OP_LINK, missing,
+			    seen.detail ? seen.detail : MG_DETAIL_WIDENS, 0);
+}
+
+MG_HOOK(path_link)
+{
+	return mg_linked(ctx);
+}
+
+MG_HOOK(inode_link)
+{
+	return mg_linked(ctx);
+}
+
+static __always_inline int mg_is_directory(__u64 address)
+{
+	struct dentry *dentry = (void *)address;
+	struct inode *inode = BPF_CORE_READ(dentry, d_inode);
+
+	return inode && (BPF_CORE_READ(inode, i_mode) & MG_S_IFMT) == MG_S_IFDIR;
+}
+
+/* Both names change. A directory may only move where all that lies below it is judged as before. */
+static __always_inline int mg_renamed(__u64 *ctx, __u64 flags)
+{
+	struct mg_session *session = mg_guarded();
+	__u8 op = flags & MG_RENAME_EXCHANGE ? MG_OP_EXCHANGE : MG_OP_RENAME;
+	__u64 old, new, below;
+	struct mg_seen seen;
+	__u32 pinned;
+
+	if (!session)
+		return 0;
+	old = mg_given(ctx, 1);
+	new = mg_given(ctx, 3);
+	mg_look_up(session->files, old, MG_WRITE, &seen);
+	if (mg_missing(session, &seen, MG_WRITE)) {
+		mg_speak();
+		return mg_deny_file(session, old, new, seen.rules[1], op, MG_WRITE, seen.detail, 0);
+	}
+	below = seen.below;
+	pinned = seen.pinned;
+	mg_look_up(session->files, new, MG_WRITE, &seen);
+	if (mg_missing(session, &seen, MG_WRITE)) {
+		mg_speak();
+		return mg_deny_file(session, old, new, seen.rules[1], op, MG_WRITE, seen.detail, 1);
+	}
+	if (below == seen.below || (!pinned && !seen.pinned) || (!mg_is_directory(old) && !mg_is_directory(new)))
+		return 0;
+	mg_speak();
+	return mg_deny_file(session, old, new, 0, op, MG_WRITE, MG_DETAIL_BELOW, !pinned);
+}
+
+MG_HOOK(path_rename)
+{
+	return mg_renamed(ctx, mg_given(ctx, 4));
+}
+
+/* Called once for each direction of an exchange. */
+MG_HOOK(inode_rename)
+{
+	return mg_renamed(ctx, 0);
+}
+
+/* --- attributes ----------------------------------------------------------------------------------------------- */
+
+static __always_inline int mg_change_at_path(__u64 *ctx, __u8 op)
+{
+	struct mg_session *session = mg_guarded();
+	__u64 dentry;
+
+	if (!session)
+		return 0;
+	dentry = mg_dentry_of_path(mg_given(ctx, 0));
+	return mg_is_internal(dentry) ? 0 : mg_ask_by_path(session, dentry, MG_WRITE, op);
+}
+
+MG_HOOK(path_chmod)
+{
+	return mg_change_at_path(ctx, MG_OP_CHMOD);
+}
+
+MG_HOOK(path_chown)
+{
+	return mg_change_at_path(ctx, MG_OP_CHOWN);
+}
+
+MG_HOOK(path_truncate)
+{
+	return mg_change_at_path(ctx, MG_OP_TRUNCATE);
+}
+
+/* A stacked file system does the same again on the layer below, with the rights of who mounted it. No guarded task has such. */
+static __always_inline int mg_on_behalf(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	const struct cred *cred = BPF_CORE_READ(task, cred);
+	__u32 capabilities = 0;
+
+	bpf_core_read(&capabilities, sizeof(capabilities), &cred->cap_effective);
+	return capabilities & MG_CAP_SYS_ADMIN && !BPF_CORE_READ(cred, user_ns, level);
+}
+
+static __always_inline int mg_change_attribute(__u64 *ctx, __u32 place, __u8 op)
+{
+	struct mg_session *session = mg_guarded();
+	__u64 dentry;
+
+	if (!session || mg_on_behalf())
+		return 0;
+	dentry = mg_given(ctx, place);
+	return mg_is_internal(dentry) ? 0 : mg_ask_by_path(session, dentry, MG_WRITE, op);
+}
+
+/* Times; and with path_* hooks missing, mode, owner and size. What the kernel itself corrects on the way (FORCE) is no request. */
+MG_HOOK(inode_setattr)
+{
+	__u32 place = mg_layout.setattr_dentry, valid;
+	struct iattr *attributes;
+
+	if (!mg_guarded())
+		return 0;
+	attributes = (void *)mg_given(ctx, place + 1);
+	valid = BPF_CORE_READ(attributes, ia_valid);
+	if (valid & MG_ATTR_FORCE || (!mg_layout.inode_hooks && valid & MG_ATTR_BY_PATH))
+		return 0;
+	return mg_change_attribute(ctx, place, valid & MG_ATTR_BY_PATH ? MG_OP_CHMOD : MG_OP_UTIMES);
+}
+
+#define MG_CHANGES_ATTRIBUTE(hook, place)					\
+	MG_HOOK(hook)								\
+	{									\
+		return mg_change_attribute(ctx, place, MG_OP_XATTR);		\
+	}
+
+MG_CHANGES_ATTRIBUTE(inode_setxattr, 1)
+MG_CHANGES_ATTRIBUTE(inode_removexattr, 1)
+MG_CHANGES_ATTRIBUTE(inode_set_acl, 1)
+MG_CHANGES_ATTRIBUTE(inode_remove_acl, 1)
+MG_CHANGES_ATTRIBUTE(inode_file_setattr, 0)
+
+/* --- commands on open files ----------------------------------------------------------------------------------- */
+
+enum {
+	MG_TIOCSTI = 0x5412,
+	MG_TIOCLINUX = 0x541c,
+	MG_FIOSETOWN = 0x8901,
+	MG_SIOCSPGRP = 0x8902,
+	MG_SETFLAGS = 0x6602,		/* 'f' 2, whatever size it is given in */
+	MG_ENABLE_VERITY = 0x6685,
+	MG_FSSETXATTR = 0x5820,
+	MG_BTRFS = 0x94,
+	MG_FICLONE = 9,
+	MG_FICLONERANGE = 13,
+	MG_FIDEDUPERANGE = 54,
+	MG_BTRFS_LOGICAL_INO = 36,
+};
+
+/* Flags need no descriptor for writing. Snapshots show what a folder holds under names that no rule knows. */
+MG_HOOK(file_ioctl)
+{
+	struct mg_session *session = mg_guarded();
+	__u32 command, number;
+	__u64 dentry;
+
+	if (!session)
+		return 0;
+	command = mg_given(ctx, 1);
+	dentry = mg_dentry_of_file(mg_given(ctx, 0));
+	if (command == MG_TIOCSTI || command == MG_TIOCLINUX || command == MG_FIOSETOWN || command == MG_SIOCSPGRP)
+		return -MG_EPERM;
+	number = command & 0xffff;
+	if (number == MG_SETFLAGS || number == MG_ENABLE_VERITY || number == MG_FSSETXATTR)
+		return mg_is_internal(dentry) ? 0 : mg_ask(session, dentry, MG_WRITE, MG_OP_IOCTL, MG_DETAIL_NONE);
+	if (number >> 8 != MG_BTRFS || mg_is_internal(dentry))
+		return 0;
+	number &= 0xff;
+	/* What only asks carries no data in, or is on the list; the rest makes, removes and rearranges. */
+	if (number == MG_FICLONE || number == MG_FICLONERANGE || number == MG_FIDEDUPERANGE)
+		return 0;
+	return mg_deny_file(session, dentry, 0, 0, MG_OP_IOCTL, MG_WRITE, MG_DETAIL_NONE, 0);
+}
+
+MG_HOOK(path_notify)
+{
+	struct mg_session *session = mg_guarded();
+
+	return session ? mg_ask_by_path(session, mg_dentry_of_path(mg_given(ctx, 0)), MG_READ, MG_OP_WATCH) : 0;
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Verdicts on what is no file: other processes, namespaces and mounts, and the kernel itself.
+ *
+ * The record of system calls tells of these refusals; nothing is written here.
+ */
+#include "mg_judge.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+enum { MG_F_SETOWN = 8, MG_F_SETOWN_EX = 15, MG_F_SETSIG = 10 };
+
+static __always_inline __u64 mg_cgroup_of(__u64 address)
+{
+	struct task_struct *task = (void *)address;
+
+	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+}
+
+/* Is a task of the caller's own tree? */
+static __always_inline int mg_is_own_task(__u64 task)
+{
+	return task && mg_cgroup_of(task) == bpf_get_current_cgroup_id();
+}
+
+#define MG_OWN_TREE_ONLY_OF(hook, function)						\
+	MG_HOOK_OF(hook, function)							\
+	{										\
+		return mg_guarded() && !mg_is_own_task(mg_given(ctx, 0)) ? -MG_EPERM : 0; \
+	}
+
+#define MG_OWN_TREE_ONLY(hook) MG_OWN_TREE_ONLY_OF(hook, security_##hook)
+
+MG_OWN_TREE_ONLY(ptrace_access_check)
+MG_OWN_TREE_ONLY(ptrace_traceme)
+MG_OWN_TREE_ONLY(task_kill)
+MG_OWN_TREE_ONLY(task_setnice)
+MG_OWN_TREE_ONLY(task_setioprio)
+MG_OWN_TREE_ONLY(task_setscheduler)
+MG_OWN_TREE_ONLY(task_movememory)
+
+/* Who may send a signal when a file is ready is checked by user alone, so nobody else may be named. */
+MG_HOOK(file_fcntl)
+{
+	__u32 command;
+	__s32 pid;
+
+	if (!mg_guarded())
+		return 0;
+	command = mg_given(ctx, 1);
+	if (command == MG_F_SETOWN_EX)
+		return -MG_EPERM;
+	if (command != MG_F_SETOWN)
+		return 0;
+	pid = mg_given(ctx, 2);
+	return !pid || pid == (__s32)(bpf_get_current_pid_tgid() >> 32) ? 0 : -MG_EPERM;
+}
+
+#define MG_NEVER_OF(hook, function)			\
+	MG_HOOK_OF(hook, function)			\
+	{						\
+		return mg_guarded() ? -MG_EPERM : 0;	\
+	}
+
+#define MG_NEVER(hook) MG_NEVER_OF(hook, security_##hook)
+
+#define MG_ONLY_WITH_OF(hook, function, flag)						\
+	MG_HOOK_OF(hook, function)							\
+	{										\
+		struct mg_session *session = mg_guarded();				\
+											\
+		return session && !(session->flags & flag) ? -MG_EPERM : 0;		\
+	}
+
+#define MG_ONLY_WITH(hook, flag) MG_ONLY_WITH_OF(hook, security_##hook, flag)
+
+MG_NEVER(bpf)
+MG_NEVER(perf_event_open)
+MG_NEVER(kernel_module_request)
+MG_NEVER(kernel_load_data)
+MG_NEVER(uring_override_creds)
+MG_NEVER(uring_cmd)
+MG_ONLY_WITH(uring_sqpoll, MG_SESSION_IO_URING)
+MG_ONLY_WITH(uring_allowed, MG_SESSION_IO_URING)
+
+/* Inside a user namespace of the tree mounts move names around, and verdicts do not depend on those. */
+MG_ONLY_WITH_OF(userns_create, security_create_user_ns, MG_SESSION_NAMESPACES)
+MG_ONLY_WITH(sb_mount, MG_SESSION_NAMESPACES)
+MG_ONLY_WITH(sb_remount, MG_SESSION_NAMESPACES)
+MG_ONLY_WITH(sb_umount, MG_SESSION_NAMESPACES)
+MG_ONLY_WITH(sb_pivotroot, MG_SESSION_NAMESPACES)
+MG_ONLY_WITH(move_mount, MG_SESSION_NAMESPACES)
+MG_ONLY_WITH(path_chroot, MG_SESSION_NAMESPACES)

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Verdicts on unix sockets by what they are: the file behind the name, or who bound an abstract one.
+ *
+ * The programs on the cgroup see the string that a program gave; here it is the peer itself, whatever led to it. A socket that
+ * the tree made is its own business.
+ */
+#include "mg_judge.h"
+#include "mg_unix.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Set by the loader before load: 1 where the programs on the cgroup judge abstract names (Linux 6.7 and newer). */
+const volatile struct {
+	__u32 names_judged;
+	__u32 reserved;
+} mg_layout SEC(".rodata.layout") = {};
+
+static __always_inline int mg_ask_peer(__u64 address, __u8 op)
+{
+	struct mg_session *session = mg_guarded();
+	struct unix_sock *peer = (void *)address;
+	struct dentry *dentry;
+	struct mg_seen seen;
+	__u32 missing;
+
+	if (!session || !peer)
+		return 0;
+	if (BPF_CORE_READ(peer, sk.sk_cgrp_data.cgroup, kn, id) == bpf_get_current_cgroup_id())
+		return 0;
+	dentry = BPF_CORE_READ(peer, path.dentry);
+	if (!dentry) {
+		if (!BPF_CORE_READ(peer, addr))
+			return 0; /* it has no name: a pair, or a client that answers are sent to */
+		return mg_layout.names_judged ? 0 : -MG_EPERM;
+	}
+	mg_look_up(session->files, (__u64)dentry, MG_READ, &seen);
+	missing = MG_READ & seen.protected;
+	if (!missing) {
+		mg_look_up(session->sockets, (__u64)dentry, MG_READ, &seen);
+		missing = mg_missing(session, &seen, MG_READ);
+	}
+	if (!missing)
+		return 0;
+	return mg_deny_file(session, (__u64)dentry, 0, seen.rules[0], op, MG_READ, seen.detail, 0);
+}
+
+MG_HOOK(unix_stream_connect)
+{
+	return mg_ask_peer(mg_given(ctx, 1), MG_OP_CONNECT);
+}
+
+MG_HOOK(unix_may_send)
+{
+	struct socket *other = (void *)mg_given(ctx, 1);
+
+	return mg_guarded() ? mg_ask_peer((__u64)BPF_CORE_READ(other, sk), MG_OP_SEND) : 0;
+}
