@@ -23,7 +23,8 @@ enum mg_limit {
 	MG_SESSIONS_LIMIT = 256,	/* at once on one host; slot 0 is nobody's */
 	MG_POLICIES_LIMIT = 1024,	/* a session has one of files and one of sockets, and new ones while an edit goes live */
 	MG_FACTORS_LIMIT = 8,
-	MG_BRANCH_BYTES = 64,	/* longest name on the way to a mount root; longer ones are not known to any policy */
+	MG_NAMES_LIMIT = 4,	/* of one object, by mounts */
+	MG_BRANCH_BYTES = 32,	/* of a name on the way to a mount root; a longer one takes two steps, up to twice as many bytes */
 };
 
 enum mg_record_kind {
@@ -70,6 +71,7 @@ enum mg_detail {
 	MG_DETAIL_MEMORY = 11,	/* a program that lives in memory only */
 	MG_DETAIL_RECEIVED = 12, /* a descriptor sent by another process */
 	MG_DETAIL_MAPPED = 13,	/* mapped as code into a running program */
+	MG_DETAIL_NAMES = 14,	/* mounted in more places than can be judged */
 };
 
 enum mg_unix_match { MG_UNIX_EXACT = 0, MG_UNIX_SUBTREE = 1, MG_UNIX_BEGINNING = 2 };
@@ -300,16 +302,21 @@ struct mg_state {
 	__u64 excepted;
 };
 
-/* Maps mg_roots and mg_branches: the state at the root of a file system, or at a mount root inside it. */
+/* Maps mg_roots and mg_branches: the root of a file system, or a directory on the way to a mount root inside it.
+ *
+ * An object has one name for each place above it that is mounted somewhere. A rule on any of its names counts.
+ */
 struct mg_place {
-	struct mg_state state;
+	struct mg_state state;	/* of the first name, where there is one */
 	__u32 node;		/* of the tree of mount roots; 0: no mount root lies below */
-	__u32 known;		/* 1: the state counts; 0: this is only the way to a mount root */
+	__u32 names;		/* how many mount points show this very place; 0: it is only the way to one */
 };
 
 struct mg_root_key {
 	__u32 policy;
 	__u32 device;		/* s_dev; or enum mg_kindred for file systems that the tree mounted itself */
+	__u32 name;		/* 0 for the first name of the place, 1 for the second, ... */
+	__u32 reserved;
 };
 
 /* File systems made inside the tree's own user namespaces are judged like these. Devices 0:1 to 0:3 belong to the kernel. */
@@ -318,9 +325,10 @@ enum mg_kindred { MG_KINDRED_TMPFS = 1, MG_KINDRED_PROC = 2, MG_KINDRED_DEVPTS =
 struct mg_branch_key {
 	__u32 policy;
 	__u32 device;
-	__u32 node;
-	__u32 length;
-	__u8 name[MG_BRANCH_BYTES];	/* zero after `length` */
+	__u32 node;		/* of the directory above, or of the piece before */
+	__u16 left;		/* bytes of the name from here to its end */
+	__u16 name;		/* as in mg_root_key */
+	__u8 bytes[MG_BRANCH_BYTES];	/* the next piece; zero after the end */
 };
 
 /* Map mg_counters, one for each session: one value, readable by mmap. `pending` moves into the next record's lost_before. */

@@ -33,8 +33,18 @@ struct qstr {
 	const unsigned char *name;
 };
 
+struct user_namespace {
+	int level;
+};
+
+struct dentry;
+
 struct super_block {
 	__u32 s_dev;
+	unsigned long s_flags;
+	unsigned long s_magic;
+	struct dentry *s_root;
+	struct user_namespace *s_user_ns;
 };
 
 struct inode {
@@ -48,6 +58,7 @@ struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;
 	struct inode *d_inode;
+	struct super_block *d_sb;
 };
 
 struct vfsmount {
