@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* IPv4 and IPv6 verdicts for the processes of one cgroup; every program is attached to that leaf and to nothing else.
+/* IPv4 and IPv6 verdicts for the processes of guarded leaves; every program is attached to such a leaf and to nothing else.
  *
  * Hooks see the kernel's copy of an address, so no thread can change it after the check. A socket carries its own
  * facts in socket storage (who made it, which peer was approved, whether it serves), which accepted sockets inherit.
@@ -10,6 +10,7 @@
 #include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
+#include "mg_leaf.h"
 #include "mg_net.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -18,8 +19,9 @@ enum { MG_BLOCK = 0, MG_PASS = 1 };
 enum { MG_SOCK_STREAM = 1, MG_SOCK_DGRAM = 2 };
 enum { MG_STATE_LISTEN = 10 };
 
-/* Facts about one socket of the tree; its presence is the mark that the socket is the tree's. */
+/* Facts about one socket of a tree. */
 struct mg_socket {
+	__u64 leaf;		/* whose it is, as mg_leaf.id */
 	struct mg_target peer;	/* the destination that the connect hook let through */
 	__u8 approved;		/* `peer` is set */
 	__u8 serves;		/* bound or listening where a rule allows it */
@@ -40,12 +42,14 @@ struct mg_asker {
 	__u32 reserved;
 };
 
-struct {
+struct mg_peers {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, struct mg_asker);
-	__type(value, __u64);
-} mg_askers SEC(".maps");
+	__uint(key_size, sizeof(struct mg_asker));
+	__uint(value_size, sizeof(__u64));
+};
+
+MG_PER_SLOT(mg_askers, struct mg_peers);
 
 /* A context field may only be read at a fixed offset; the compiler likes to join reads of two branches
  * into one at a computed offset, which volatile reads in a straight line forbid.
@@ -55,9 +59,15 @@ struct {
 /* Made here when it is not there yet: the kernel makes the inner sockets of MPTCP itself, past the hook for new sockets.
  * That a hook of ours runs for a socket at all says that it belongs to our cgroup.
  */
-static __always_inline struct mg_socket *mg_socket_of(struct bpf_sock_addr *ctx)
+static __always_inline struct mg_socket *mg_socket_of(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf)
 {
-	return ctx->sk ? bpf_sk_storage_get(&mg_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE) : 0;
+	struct mg_socket *socket = 0;
+
+	if (ctx->sk)
+		socket = bpf_sk_storage_get(&mg_sockets, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (socket)
+		socket->leaf = leaf->id;
+	return socket;
 }
 
 /* --- sockets of the tree itself ------------------------------------------------------------------------------- */
@@ -78,8 +88,10 @@ static __always_inline void mg_bound(struct bpf_sock *sk, int v4, struct mg_targ
 /* Is the destination a socket that this tree made? Only for addresses of this host: a loopback address, or the very
  * address that the found socket is bound to. A wildcard listener says nothing about a foreign host with the same port.
  */
-static __always_inline int mg_found_own(struct bpf_sock *found, const struct mg_target *target)
+static __always_inline int mg_found_own(const struct mg_leaf *leaf, struct bpf_sock *found,
+					const struct mg_target *target)
 {
+	struct mg_socket *socket;
 	struct mg_target bound;
 	int here;
 
@@ -87,7 +99,8 @@ static __always_inline int mg_found_own(struct bpf_sock *found, const struct mg_
 	here = mg_is_loopback(target) ||
 	       (bound.words[0] == target->words[0] && bound.words[1] == target->words[1] &&
 		bound.words[2] == target->words[2] && bound.words[3] == target->words[3]);
-	return here && bpf_sk_storage_get(&mg_sockets, found, 0, 0);
+	socket = here ? bpf_sk_storage_get(&mg_sockets, found, 0, 0) : 0;
+	return socket && socket->leaf == leaf->id;
 }
 
 static __always_inline void mg_tuple(struct bpf_sock_tuple *tuple, __u32 *size, const struct mg_target *from,
@@ -109,7 +122,7 @@ static __always_inline void mg_tuple(struct bpf_sock_tuple *tuple, __u32 *size, 
 }
 
 /* `ctx` is a socket address or a packet; a macro because the verifier wants the real context type. */
-#define MG_OWN(ctx, from, to)								\
+#define MG_OWN(leaf, ctx, from, to)							\
 	({										\
 		struct bpf_sock_tuple _tuple = {};					\
 		struct bpf_sock *_found;						\
@@ -120,7 +133,7 @@ static __always_inline void mg_tuple(struct bpf_sock_tuple *tuple, __u32 *size, 
 			bpf_sk_lookup_udp(ctx, &_tuple, _size, BPF_F_CURRENT_NETNS, 0) :	\
 			bpf_sk_lookup_tcp(ctx, &_tuple, _size, BPF_F_CURRENT_NETNS, 0);	\
 		if (_found) {								\
-			_own = mg_found_own(_found, to);				\
+			_own = mg_found_own(leaf, _found, to);			\
 			bpf_sk_release(_found);						\
 		}									\
 		_own;									\
@@ -143,48 +156,50 @@ static __always_inline void mg_source(struct bpf_sock_addr *ctx, const struct mg
 
 /* --- destinations --------------------------------------------------------------------------------------------- */
 
-static __always_inline int mg_asked_before(struct bpf_sock_addr *ctx, const struct mg_target *target)
+static __always_inline int mg_asked_before(const struct mg_leaf *leaf, __u64 cookie, const struct mg_target *target)
 {
+	void *askers = mg_of_slot(&mg_askers, leaf->session.slot);
 	struct mg_asker asker = {};
 
-	asker.cookie = bpf_get_socket_cookie(ctx);
+	asker.cookie = cookie;
 	asker.peer = *target;
-	return bpf_map_lookup_elem(&mg_askers, &asker) != 0;
+	return askers && bpf_map_lookup_elem(askers, &asker);
 }
 
 /* What no rule allows and no rule denies: own listeners and answers pass, the rest is the default's. */
-static __always_inline void mg_default(struct mg_answer *answer)
+static __always_inline void mg_default(const struct mg_leaf *leaf, struct mg_answer *answer)
 {
 	answer->rule = 0;
-	answer->verdict = mg_config.audit ? MG_AUDIT : MG_DENY;
+	answer->verdict = leaf->session.flags & MG_SESSION_AUDIT ? MG_AUDIT : MG_DENY;
 }
 
-static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_target *target, __u8 op)
+static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf,
+				     const struct mg_target *target, __u8 op)
 {
 	struct mg_answer answer;
 	struct mg_target from;
 	struct mg_socket *socket;
 
-	mg_match(MG_TABLE_CONNECT, target, &answer);
+	mg_match(&leaf->session, MG_TABLE_CONNECT, target, &answer);
 	if (!answer.verdict) {
 		mg_source(ctx, target, &from);
-		if (MG_OWN(ctx, &from, target)) {
+		if (MG_OWN(leaf, ctx, &from, target)) {
 			answer.verdict = MG_ALLOW;
 			answer.detail = MG_DETAIL_OWN;
-		} else if (op == MG_NET_SENDMSG && mg_asked_before(ctx, target)) {
+		} else if (op == MG_NET_SENDMSG && mg_asked_before(leaf, bpf_get_socket_cookie(ctx), target)) {
 			return MG_PASS; /* traffic that others began is on record where they began it */
 		} else {
-			mg_default(&answer);
+			mg_default(leaf, &answer);
 		}
 	}
 	if (answer.verdict != MG_DENY && op == MG_NET_CONNECT) {
-		socket = mg_socket_of(ctx);
+		socket = mg_socket_of(ctx, leaf);
 		if (socket) {
 			socket->peer = *target;
 			socket->approved = 1;
 		}
 	}
-	mg_report(target, &answer, op, 0);
+	mg_report(&leaf->session, target, &answer, op, 0);
 	return answer.verdict == MG_DENY ? MG_BLOCK : MG_PASS;
 }
 
@@ -195,7 +210,7 @@ static __always_inline void mg_ports(struct bpf_sock_addr *ctx, struct mg_target
 }
 
 /* The kernel sends to a wildcard destination by way of loopback or the socket's own address; settle it on loopback. */
-static __always_inline int mg_to_v4(struct bpf_sock_addr *ctx, __u8 op)
+static __always_inline int mg_to_v4(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, __u8 op)
 {
 	struct mg_target target;
 
@@ -203,7 +218,7 @@ static __always_inline int mg_to_v4(struct bpf_sock_addr *ctx, __u8 op)
 		ctx->user_ip4 = bpf_htonl(INADDR_LOOPBACK);
 	mg_target_v4(&target, ctx->user_ip4);
 	mg_ports(ctx, &target);
-	return mg_decide(ctx, &target, op);
+	return mg_decide(ctx, leaf, &target, op);
 }
 
 static __always_inline void mg_read_v6(struct bpf_sock_addr *ctx, struct mg_target *target)
@@ -215,7 +230,7 @@ static __always_inline void mg_read_v6(struct bpf_sock_addr *ctx, struct mg_targ
 	mg_ports(ctx, target);
 }
 
-static __always_inline int mg_to_v6(struct bpf_sock_addr *ctx, __u8 op)
+static __always_inline int mg_to_v6(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, __u8 op)
 {
 	struct mg_target target;
 
@@ -224,19 +239,23 @@ static __always_inline int mg_to_v6(struct bpf_sock_addr *ctx, __u8 op)
 		target.words[3] = target.words[2] ? bpf_htonl(INADDR_LOOPBACK) : bpf_htonl(1);
 		ctx->user_ip6[3] = target.words[3];
 	}
-	return mg_decide(ctx, &target, op);
+	return mg_decide(ctx, leaf, &target, op);
 }
 
 SEC("cgroup/connect4")
 int mg_connect4(struct bpf_sock_addr *ctx)
 {
-	return mg_to_v4(ctx, MG_NET_CONNECT);
+	const struct mg_leaf *leaf = mg_leaf_here();
+
+	return mg_is_live(leaf) ? mg_to_v4(ctx, leaf, MG_NET_CONNECT) : MG_BLOCK;
 }
 
 SEC("cgroup/connect6")
 int mg_connect6(struct bpf_sock_addr *ctx)
 {
-	return mg_to_v6(ctx, MG_NET_CONNECT);
+	const struct mg_leaf *leaf = mg_leaf_here();
+
+	return mg_is_live(leaf) ? mg_to_v6(ctx, leaf, MG_NET_CONNECT) : MG_BLOCK;
 }
 
 /* A connected socket that sends with a control message comes here without an address: its peer was judged at connect.
@@ -245,31 +264,46 @@ int mg_connect6(struct bpf_sock_addr *ctx)
 SEC("cgroup/sendmsg4")
 int mg_sendmsg4(struct bpf_sock_addr *ctx)
 {
+	const struct mg_leaf *leaf = mg_leaf_here();
+
+	if (!mg_is_live(leaf))
+		return MG_BLOCK;
 	if (!ctx->user_ip4 && !ctx->user_port)
 		return MG_PASS;
-	return mg_to_v4(ctx, MG_NET_SENDMSG);
+	return mg_to_v4(ctx, leaf, MG_NET_SENDMSG);
 }
 
 SEC("cgroup/sendmsg6")
 int mg_sendmsg6(struct bpf_sock_addr *ctx)
 {
+	const struct mg_leaf *leaf = mg_leaf_here();
+
+	if (!mg_is_live(leaf))
+		return MG_BLOCK;
 	if (!ctx->user_port && !(ctx->user_ip6[0] | ctx->user_ip6[1] | ctx->user_ip6[2] | ctx->user_ip6[3]))
 		return MG_PASS;
-	return mg_to_v6(ctx, MG_NET_SENDMSG);
+	return mg_to_v6(ctx, leaf, MG_NET_SENDMSG);
 }
 
+/* The kernel takes no refusal here: what was sent is with the socket already. */
 static __always_inline int mg_remember_asker(struct bpf_sock_addr *ctx, const struct mg_target *peer)
 {
-	struct mg_socket *socket = mg_socket_of(ctx);
+	const struct mg_leaf *leaf = mg_leaf_here();
 	struct mg_asker asker = {};
+	struct mg_socket *socket;
+	void *askers;
 	__u64 now;
 
-	if (!socket || !socket->serves)
+	if (!mg_is_live(leaf))
+		return MG_PASS;
+	socket = mg_socket_of(ctx, leaf);
+	askers = mg_of_slot(&mg_askers, leaf->session.slot);
+	if (!socket || !socket->serves || !askers)
 		return MG_PASS;
 	asker.cookie = bpf_get_socket_cookie(ctx);
 	asker.peer = *peer;
 	now = bpf_ktime_get_ns();
-	bpf_map_update_elem(&mg_askers, &asker, &now, BPF_ANY);
+	bpf_map_update_elem(askers, &asker, &now, BPF_ANY);
 	return MG_PASS;
 }
 
@@ -302,44 +336,47 @@ static __always_inline int mg_harmless_bind(const struct mg_target *target)
 	return !target->port && mg_is_any(target);
 }
 
-static __always_inline int mg_finish_bind(struct bpf_sock_addr *ctx, const struct mg_target *target,
-					  struct mg_answer answer)
+static __always_inline int mg_finish_bind(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf,
+					  const struct mg_target *target, struct mg_answer answer)
 {
 	struct mg_socket *socket;
 
 	if (!answer.verdict)
-		mg_default(&answer);
+		mg_default(leaf, &answer);
 	if (answer.verdict != MG_DENY) {
-		socket = mg_socket_of(ctx);
+		socket = mg_socket_of(ctx, leaf);
 		if (socket)
 			socket->serves = 1;
 	}
-	mg_report(target, &answer, MG_NET_BIND, 0);
+	mg_report(&leaf->session, target, &answer, MG_NET_BIND, 0);
 	return answer.verdict == MG_DENY ? MG_BLOCK : MG_PASS;
 }
 
 SEC("cgroup/bind4")
 int mg_bind4(struct bpf_sock_addr *ctx)
 {
+	const struct mg_leaf *leaf = mg_leaf_here();
 	struct mg_target target, loopback;
 	struct mg_answer answer, narrow;
 
+	if (!mg_is_live(leaf))
+		return MG_BLOCK;
 	mg_target_v4(&target, ctx->user_ip4);
 	mg_ports(ctx, &target);
 	if (mg_harmless_bind(&target))
 		return MG_PASS;
-	mg_match(MG_TABLE_LISTEN, &target, &answer);
+	mg_match(&leaf->session, MG_TABLE_LISTEN, &target, &answer);
 	if (!answer.verdict && !ctx->user_ip4) {
 		loopback = target;
 		loopback.words[3] = bpf_htonl(INADDR_LOOPBACK);
-		mg_match(MG_TABLE_LISTEN, &loopback, &narrow);
+		mg_match(&leaf->session, MG_TABLE_LISTEN, &loopback, &narrow);
 		if (narrow.verdict == MG_ALLOW) {
 			ctx->user_ip4 = bpf_htonl(INADDR_LOOPBACK);
 			narrow.detail = MG_DETAIL_NARROWED;
-			return mg_finish_bind(ctx, &target, narrow);
+			return mg_finish_bind(ctx, leaf, &target, narrow);
 		}
 	}
-	return mg_finish_bind(ctx, &target, answer);
+	return mg_finish_bind(ctx, leaf, &target, answer);
 }
 
 /* Is it an IPv6 socket that takes IPv4, too? What cannot be told does not. */
@@ -357,19 +394,19 @@ static __always_inline int mg_takes_ipv4(struct bpf_sock_addr *ctx)
 }
 
 /* A dual-stack wildcard becomes the IPv4 loopback when a rule allows that, else the IPv6 one. */
-static __always_inline int mg_narrow_v6(struct bpf_sock_addr *ctx, const struct mg_target *target,
-					struct mg_answer *answer)
+static __always_inline int mg_narrow_v6(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf,
+					const struct mg_target *target, struct mg_answer *answer)
 {
 	struct mg_target loopback = *target;
 
 	if (mg_takes_ipv4(ctx)) {
 		mg_target_v4(&loopback, bpf_htonl(INADDR_LOOPBACK));
-		mg_match(MG_TABLE_LISTEN, &loopback, answer);
+		mg_match(&leaf->session, MG_TABLE_LISTEN, &loopback, answer);
 	}
 	if (answer->verdict != MG_ALLOW) {
 		loopback.words[2] = 0;
 		loopback.words[3] = bpf_htonl(1);
-		mg_match(MG_TABLE_LISTEN, &loopback, answer);
+		mg_match(&leaf->session, MG_TABLE_LISTEN, &loopback, answer);
 	}
 	if (answer->verdict != MG_ALLOW)
 		return 0;
@@ -382,16 +419,19 @@ static __always_inline int mg_narrow_v6(struct bpf_sock_addr *ctx, const struct 
 SEC("cgroup/bind6")
 int mg_bind6(struct bpf_sock_addr *ctx)
 {
-	struct mg_target target;
+	const struct mg_leaf *leaf = mg_leaf_here();
 	struct mg_answer answer, narrow = {};
+	struct mg_target target;
 
+	if (!mg_is_live(leaf))
+		return MG_BLOCK;
 	mg_read_v6(ctx, &target);
 	if (mg_harmless_bind(&target))
 		return MG_PASS;
-	mg_match(MG_TABLE_LISTEN, &target, &answer);
-	if (!answer.verdict && mg_is_any(&target) && mg_narrow_v6(ctx, &target, &narrow))
-		return mg_finish_bind(ctx, &target, narrow);
-	return mg_finish_bind(ctx, &target, answer);
+	mg_match(&leaf->session, MG_TABLE_LISTEN, &target, &answer);
+	if (!answer.verdict && mg_is_any(&target) && mg_narrow_v6(ctx, leaf, &target, &narrow))
+		return mg_finish_bind(ctx, leaf, &target, narrow);
+	return mg_finish_bind(ctx, leaf, &target, answer);
 }
 
 /* --- sockets -------------------------------------------------------------------------------------------------- */
@@ -407,20 +447,24 @@ static __always_inline int mg_plain_socket(struct bpf_sock *ctx)
 SEC("cgroup/sock_create")
 int mg_sock_create(struct bpf_sock *ctx)
 {
+	const struct mg_leaf *leaf = mg_leaf_here();
 	struct mg_answer answer = { .verdict = MG_DENY };
 	struct mg_target none = {};
 	struct mg_head head;
 	struct mg_socket *socket;
 
+	if (!mg_is_live(leaf))
+		return MG_BLOCK;
 	if (!mg_plain_socket(ctx)) {
 		none.protocol = ctx->protocol;
-		mg_report(&none, &answer, MG_NET_SOCKET, 0);
+		mg_report(&leaf->session, &none, &answer, MG_NET_SOCKET, 0);
 		return MG_BLOCK;
 	}
 	socket = bpf_sk_storage_get(&mg_sockets, ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!socket)
 		return MG_BLOCK;
 	mg_fill_head(&head, 0);
+	socket->leaf = leaf->id;
 	socket->owner.pid = head.pid;
 	socket->owner.tid = head.tid;
 	socket->owner.ppid = head.ppid;
@@ -483,32 +527,36 @@ static __always_inline int mg_same_peer(const struct mg_target *a, const struct 
 }
 
 /* May a packet that no rule names leave? The peer was approved at connect, or began the conversation itself. */
-static __always_inline int mg_expected(struct __sk_buff *skb, struct bpf_sock *sk, struct mg_socket *socket,
-				       const struct mg_packet *packet)
+static __always_inline int mg_expected(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
+				       struct mg_socket *socket, const struct mg_packet *packet)
 {
-	struct mg_asker asker = {};
-
 	if (socket && socket->approved && mg_same_peer(&socket->peer, &packet->to))
 		return 1;
 	if (packet->to.protocol == IPPROTO_TCP) {
 		/* Without connect, which was judged, a TCP socket sends only to who connected to it. */
 		if (sk->state == MG_STATE_LISTEN || (socket && socket->serves))
 			return 1;
-	} else {
-		asker.cookie = bpf_get_socket_cookie(skb);
-		asker.peer = packet->to;
-		if (bpf_map_lookup_elem(&mg_askers, &asker))
-			return 1;
+	} else if (mg_asked_before(leaf, bpf_get_socket_cookie(skb), &packet->to)) {
+		return 1;
 	}
-	return MG_OWN(skb, &packet->from, &packet->to);
+	return MG_OWN(leaf, skb, &packet->from, &packet->to);
 }
 
-static __always_inline int mg_refuse_packet(const struct mg_target *target, struct mg_answer answer, __u8 op,
-					    struct mg_socket *socket)
+/* Of a tree that has ended, connections that were approved may send what they still hold, and close. */
+static __always_inline int mg_may_finish(const struct mg_leaf *leaf, const struct mg_socket *socket,
+					 const struct mg_packet *packet)
+{
+	if (!(leaf->session.flags & MG_SESSION_ENDED) || !socket || packet->to.protocol != IPPROTO_TCP || packet->opens)
+		return 0;
+	return socket->serves || (socket->approved && mg_same_peer(&socket->peer, &packet->to));
+}
+
+static __always_inline int mg_refuse_packet(const struct mg_leaf *leaf, const struct mg_target *target,
+					    struct mg_answer answer, __u8 op, struct mg_socket *socket)
 {
 	struct mg_owner unknown = {};
 
-	mg_report(target, &answer, op, socket ? &socket->owner : &unknown);
+	mg_report(&leaf->session, target, &answer, op, socket ? &socket->owner : &unknown);
 	return answer.verdict == MG_DENY ? MG_BLOCK : MG_PASS;
 }
 
@@ -516,6 +564,7 @@ static __always_inline int mg_refuse_packet(const struct mg_target *target, stru
 SEC("cgroup_skb/egress")
 int mg_egress(struct __sk_buff *skb)
 {
+	const struct mg_leaf *leaf = mg_leaf_here();
 	struct mg_packet packet = {};
 	struct mg_answer answer = {};
 	struct mg_socket *socket = 0;
@@ -527,42 +576,51 @@ int mg_egress(struct __sk_buff *skb)
 		socket = bpf_sk_storage_get(&mg_sockets, sk, 0, 0);
 	if (!sk || !mg_parse(skb, &packet)) {
 		answer.verdict = MG_DENY;
-		return mg_refuse_packet(&packet.to, answer, MG_NET_PACKET, socket);
+		return mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket);
 	}
-	mg_match(MG_TABLE_CONNECT, &packet.to, &answer);
+	if (!mg_is_live(leaf))
+		return mg_may_finish(leaf, socket, &packet) ? MG_PASS : MG_BLOCK;
+	mg_match(&leaf->session, MG_TABLE_CONNECT, &packet.to, &answer);
 	if (answer.verdict == MG_ALLOW)
 		return MG_PASS;
 	if (!answer.verdict) {
-		if (mg_expected(skb, sk, socket, &packet))
+		if (mg_expected(skb, leaf, sk, socket, &packet))
 			return MG_PASS;
-		mg_default(&answer);
+		mg_default(leaf, &answer);
 	}
-	return mg_refuse_packet(&packet.to, answer, MG_NET_PACKET, socket);
+	return mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket);
 }
 
 /* listen() binds an unbound socket without any hook, so who may connect is asked when somebody does. */
 SEC("cgroup_skb/ingress")
 int mg_ingress(struct __sk_buff *skb)
 {
+	const struct mg_leaf *leaf = mg_leaf_here();
 	struct mg_packet packet = {};
 	struct mg_socket *socket = 0;
 	struct bpf_sock *sk = skb->sk;
 	struct mg_answer answer;
 
+	if (!mg_is_live(leaf) && !(leaf->session.flags & MG_SESSION_ENDED))
+		return MG_BLOCK;
 	if (!mg_parse(skb, &packet) || !packet.opens)
 		return MG_PASS;
+	if (!mg_is_live(leaf))
+		return MG_BLOCK;
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
 	if (sk)
 		socket = bpf_sk_storage_get(&mg_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	mg_match(MG_TABLE_LISTEN, &packet.to, &answer);
-	if (answer.verdict == MG_ALLOW || (!answer.verdict && MG_OWN(skb, &packet.to, &packet.from))) {
+	if (socket)
+		socket->leaf = leaf->id;
+	mg_match(&leaf->session, MG_TABLE_LISTEN, &packet.to, &answer);
+	if (answer.verdict == MG_ALLOW || (!answer.verdict && MG_OWN(leaf, skb, &packet.to, &packet.from))) {
 		if (socket)
 			socket->serves = 1;
 		return MG_PASS;
 	}
 	if (!answer.verdict)
-		mg_default(&answer);
+		mg_default(leaf, &answer);
 	packet.from.port = packet.to.port; /* theirs is a new one each time, and would make each try a record of its own */
-	return mg_refuse_packet(&packet.from, answer, MG_NET_ACCEPT, socket);
+	return mg_refuse_packet(leaf, &packet.from, answer, MG_NET_ACCEPT, socket);
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* What the guarded tree starts, opens, changes and is refused: a record of it, never a verdict.
+/* What guarded trees start, open, change and are refused: a record of it, never a verdict.
  *
- * Raw tracepoints see every process of the host, so each program first asks for the cgroup and leaves. Paths of opened
+ * Raw tracepoints see every process of the host, so each program first asks whose act it is, and leaves. Paths of opened
  * files come from the kernel's own objects. Strings of refused calls come from user memory and are only the program's word.
  */
 #include <linux/fcntl.h>
 #include "mg_scratch.h"
+#include "mg_spoken.h"
 #include "mg_syscalls.h"
 #include "mg_unix.h"
 
@@ -45,12 +46,14 @@ struct mg_open_key {
 };
 
 /* Opens: the oldest make room, and what they had counted but not sent goes with them. */
-struct {
+struct mg_opens {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
-	__type(key, struct mg_open_key);
-	__type(value, struct mg_sum);
-} mg_open_sums SEC(".maps");
+	__uint(key_size, sizeof(struct mg_open_key));
+	__uint(value_size, sizeof(struct mg_sum));
+};
+
+MG_PER_SLOT(mg_open_sums, struct mg_opens);
 
 struct mg_refused_key {
 	__u64 life;
@@ -62,18 +65,15 @@ struct mg_refused_key {
 };
 
 /* Refusals: nothing makes room; a full map means that every further refusal is sent singly. */
-struct {
+struct mg_refusals {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 8192);
-	__type(key, struct mg_refused_key);
-	__type(value, struct mg_sum);
-} mg_refused_sums SEC(".maps");
+	__uint(key_size, sizeof(struct mg_refused_key));
+	__uint(value_size, sizeof(struct mg_sum));
+};
 
-static __always_inline int mg_outside(void)
-{
-	return bpf_get_current_cgroup_id() != mg_config.cgroup_id;
-}
+MG_PER_SLOT(mg_refused_sums, struct mg_refusals);
 
 /* One program in one process: a reused PID or another program in the same process starts new aggregates. */
 static __always_inline __u64 mg_life(void)
@@ -88,20 +88,22 @@ static __always_inline __u64 mg_life(void)
 SEC("raw_tp/sched_process_fork")
 int mg_forked(struct bpf_raw_tracepoint_args *ctx)
 {
+	const struct mg_session *session = mg_current_session();
 	struct task_struct *child = (void *)ctx->args[1];
 	struct mg_fork record = {};
 
-	if (mg_outside())
+	if (!session)
 		return 0;
 	record.child = BPF_CORE_READ(child, tgid);
 	if (record.child != BPF_CORE_READ(child, pid))
 		return 0; /* a thread */
 	mg_fill_head(&record.head, MG_RECORD_FORK);
-	mg_send(&record, sizeof(record), 0);
+	mg_send(session, &record, sizeof(record), 0);
 	return 0;
 }
 
-static __always_inline void mg_executed_record(struct mg_scratch *scratch, struct task_struct *task)
+static __always_inline void mg_executed_record(const struct mg_session *session, struct mg_scratch *scratch,
+					       struct task_struct *task)
 {
 	struct mg_exec *record = (void *)scratch->record;
 	struct mm_struct *mm = BPF_CORE_READ(task, mm);
@@ -125,20 +127,21 @@ static __always_inline void mg_executed_record(struct mg_scratch *scratch, struc
 		at += length;
 	}
 	if (at <= MG_RECORD_MASK)
-		mg_send(record, at, 0);
+		mg_send(session, record, at, 0);
 }
 
 SEC("raw_tp/sched_process_exec")
 int mg_executed(struct bpf_raw_tracepoint_args *ctx)
 {
+	const struct mg_session *session = mg_current_session();
 	struct mg_scratch *scratch;
 
-	if (mg_outside())
+	if (!session)
 		return 0;
-	scratch = mg_claim(0);
+	scratch = mg_claim(session, 0);
 	if (!scratch)
 		return 0;
-	mg_executed_record(scratch, (void *)ctx->args[0]);
+	mg_executed_record(session, scratch, (void *)ctx->args[0]);
 	mg_release(scratch);
 	return 0;
 }
@@ -146,16 +149,17 @@ int mg_executed(struct bpf_raw_tracepoint_args *ctx)
 SEC("raw_tp/sched_process_exit")
 int mg_exited(struct bpf_raw_tracepoint_args *ctx)
 {
+	const struct mg_session *session = mg_current_session();
 	struct task_struct *task = (void *)ctx->args[0];
 	struct mg_exit record = {};
 
-	if (mg_outside() || BPF_CORE_READ(task, signal, live.counter) != 0)
+	if (!session || BPF_CORE_READ(task, signal, live.counter) != 0)
 		return 0;
 	mg_fill_head(&record.head, MG_RECORD_EXIT);
 	record.code = BPF_CORE_READ(task, signal, flags) & MG_SIGNAL_GROUP_EXIT ?
 			      BPF_CORE_READ(task, signal, group_exit_code) :
 			      BPF_CORE_READ(task, exit_code);
-	mg_send(&record, sizeof(record), 0);
+	mg_send(session, &record, sizeof(record), 0);
 	return 0;
 }
 
@@ -230,7 +234,7 @@ static __always_inline __u8 mg_file_kind(struct file *file, struct inode *inode)
 
 	switch (BPF_CORE_READ(inode, i_mode) & MG_S_IFMT) {
 	case MG_S_IFREG:
-		return BPF_CORE_READ(mnt, mnt_flags) & MG_MNT_INTERNAL ? MG_MEMFD : MG_FILE;
+		return BPF_CORE_READ(mnt, mnt_flags) & MG_MNT_INTERNAL ? MG_MEMFD : MG_REGULAR;
 	case MG_S_IFDIR:
 		return MG_DIRECTORY;
 	case MG_S_IFCHR:
@@ -240,7 +244,7 @@ static __always_inline __u8 mg_file_kind(struct file *file, struct inode *inode)
 	return MG_OTHER;
 }
 
-__noinline int mg_opened(__u64 fd)
+__noinline int mg_opened(const struct mg_session *session, __u64 fd)
 {
 	struct file *file = mg_file(fd);
 	struct inode *inode = BPF_CORE_READ(file, f_inode);
@@ -251,7 +255,7 @@ __noinline int mg_opened(__u64 fd)
 	__u64 count, series;
 	__u8 cut = 0;
 
-	if (!inode)
+	if (!session || !inode)
 		return 0;
 	/* O_PATH is no access, but what a later /proc/PID/fd/N/... stands for can only be told with it. */
 	if (!(mode & MG_FMODE_PATH))
@@ -263,10 +267,10 @@ __noinline int mg_opened(__u64 fd)
 	key.generation = BPF_CORE_READ(inode, i_generation);
 	key.device = BPF_CORE_READ(inode, i_sb, s_dev);
 	key.pid = bpf_get_current_pid_tgid() >> 32;
-	count = mg_tally(&mg_open_sums, &key, &series);
+	count = mg_tally(session, mg_of_slot(&mg_open_sums, session->slot), &key, &series);
 	if (!count)
 		return 0;
-	scratch = mg_claim(0);
+	scratch = mg_claim(session, 0);
 	if (!scratch)
 		return 0;
 	record = (void *)scratch->record;
@@ -281,7 +285,7 @@ __noinline int mg_opened(__u64 fd)
 	record->path_length = mg_put_path(scratch, (__u64)&file->f_path, sizeof(*record), &cut);
 	record->cut = cut;
 	if (record->path_length <= MG_PATH_BYTES)
-		mg_send(record, sizeof(*record) + record->path_length, 0);
+		mg_send(session, record, sizeof(*record) + record->path_length, 0);
 	mg_release(scratch);
 	return 0;
 }
@@ -307,7 +311,8 @@ static long mg_hash_word(__u32 index, void *data)
 }
 
 /* Identical refusals of one process become one aggregate; the strings decide, all of them. */
-static __always_inline __u64 mg_tally_refused(struct mg_scratch *scratch, __u32 end, __u32 number)
+static __always_inline __u64 mg_tally_refused(const struct mg_session *session, struct mg_scratch *scratch, __u32 end,
+					      __u32 number)
 {
 	struct mg_path_call *record = (void *)scratch->record;
 	struct mg_hashing hashing = { .scratch = scratch };
@@ -327,7 +332,7 @@ static __always_inline __u64 mg_tally_refused(struct mg_scratch *scratch, __u32 
 	key.number = number;
 	key.result = record->result;
 	key.access = record->access;
-	return mg_tally(&mg_refused_sums, &key, &record->series);
+	return mg_tally(session, mg_of_slot(&mg_refused_sums, session->slot), &key, &record->series);
 }
 
 /* The directory that a relative path starts from, or the file itself for an empty path. */
@@ -437,8 +442,8 @@ static __always_inline void mg_settle_open(const struct mg_syscall *call, struct
 		record->access |= MG_WRITE;
 }
 
-static __always_inline void mg_path_call_record(struct mg_scratch *scratch, const struct mg_syscall *call,
-						const struct mg_shape *shape)
+static __always_inline void mg_path_call_record(const struct mg_session *session, struct mg_scratch *scratch,
+						const struct mg_syscall *call, const struct mg_shape *shape)
 {
 	struct mg_path_call *record = (void *)scratch->record;
 	struct mg_named named = {};
@@ -467,21 +472,21 @@ static __always_inline void mg_path_call_record(struct mg_scratch *scratch, cons
 	if (shape->kind == MG_SHAPE_OPEN)
 		mg_settle_open(call, record);
 	mg_settle(call, record);
-	record->count = refused ? mg_tally_refused(scratch, at, call->number) : 1;
+	record->count = refused ? mg_tally_refused(session, scratch, at, call->number) : 1;
 	if (record->count && at <= MG_RECORD_MASK)
-		mg_send(record, at, refused);
+		mg_send(session, record, at, refused);
 }
 
-__noinline int mg_path_call(const struct mg_syscall *call)
+__noinline int mg_path_call(const struct mg_session *session, const struct mg_syscall *call)
 {
 	struct mg_scratch *scratch;
 
-	if (!call)
+	if (!session || !call)
 		return 0;
-	scratch = mg_claim(call->result < 0);
+	scratch = mg_claim(session, call->result < 0);
 	if (!scratch)
 		return 0;
-	mg_path_call_record(scratch, call, &mg_shapes[call->number & (MG_CALLS - 1)]);
+	mg_path_call_record(session, scratch, call, &mg_shapes[call->number & (MG_CALLS - 1)]);
 	mg_release(scratch);
 	return 0;
 }
@@ -504,14 +509,14 @@ static __always_inline int mg_uninteresting(const struct mg_syscall *call, const
 	return 0;
 }
 
-__noinline int mg_refused_call(const struct mg_syscall *call)
+__noinline int mg_refused_call(const struct mg_session *session, const struct mg_syscall *call)
 {
 	struct mg_refused_key key = {};
 	const struct mg_shape *shape;
 	struct mg_call record = {};
 	__u64 argument;
 
-	if (!call)
+	if (!session || !call)
 		return 0;
 	shape = &mg_shapes[call->number & (MG_CALLS - 1)];
 	argument = mg_argument(call, shape->argument);
@@ -531,16 +536,16 @@ __noinline int mg_refused_call(const struct mg_syscall *call)
 	key.pid = record.head.pid;
 	key.number = record.number;
 	key.result = record.result;
-	record.count = mg_tally(&mg_refused_sums, &key, &record.series);
+	record.count = mg_tally(session, mg_of_slot(&mg_refused_sums, session->slot), &key, &record.series);
 	if (record.count)
-		mg_send(&record, sizeof(record), 1);
+		mg_send(session, &record, sizeof(record), 1);
 	return 0;
 }
 
 /* --- abstract socket names of the tree --- */
 
 /* After a bind: which socket took which abstract name, as the socket itself says. */
-__noinline int mg_bound_name(__u64 fd)
+__noinline int mg_bound_name(const struct mg_session *session, __u64 fd)
 {
 	struct file *file = mg_file(fd);
 	struct inode *inode = BPF_CORE_READ(file, f_inode);
@@ -549,19 +554,22 @@ __noinline int mg_bound_name(__u64 fd)
 	struct socket *socket;
 	struct sock *sk;
 	__u64 holder;
+	void *names;
 
-	if ((BPF_CORE_READ(inode, i_mode) & MG_S_IFMT) != MG_S_IFSOCK)
+	if (!session || (BPF_CORE_READ(inode, i_mode) & MG_S_IFMT) != MG_S_IFSOCK)
 		return 0;
 	socket = BPF_CORE_READ(file, private_data);
 	sk = BPF_CORE_READ(socket, sk);
-	if (!sk || !mg_is_tree_socket(sk))
+	if (!sk || !mg_is_tree_socket(sk, bpf_get_current_cgroup_id()))
 		return 0;
 	address = BPF_CORE_READ((struct unix_sock *)sk, addr);
 	if (!mg_read_name(&name, &address->name, BPF_CORE_READ(address, len)) || name.bytes[0])
 		return 0;
 	name.type = BPF_CORE_READ(sk, sk_type);
 	holder = (__u64)sk;
-	bpf_map_update_elem(&mg_own_names, &name, &holder, BPF_ANY);
+	names = mg_of_slot(&mg_own_names, session->slot);
+	if (names)
+		bpf_map_update_elem(names, &name, &holder, BPF_ANY);
 	return 0;
 }
 
@@ -583,35 +591,47 @@ static __always_inline int mg_is_refusal(const struct mg_shape *shape, long resu
 	return 0;
 }
 
+/* A word on a call that is no path call is about nothing that is on record here; it must not be taken for the next one. */
+static __always_inline void mg_forget_spoken(long result)
+{
+	if (result == -MG_EPERM || result == -MG_EACCES)
+		mg_take_spoken();
+}
+
+/* Most calls are of no interest: they leave before anything is asked. */
 SEC("raw_tp/sys_exit")
 int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct mg_syscall call = {};
+	const struct mg_session *session;
 	const struct mg_shape *shape;
+	struct mg_syscall call = {};
+	int spoken;
 
-	if (mg_outside())
-		return 0;
 	call.number = mg_number((void *)ctx->args[0]);
-	if (call.number >= MG_CALLS)
+	call.result = ctx->args[1];
+	if (call.number >= MG_CALLS || mg_shapes[call.number].kind == MG_SHAPE_NONE) {
+		mg_forget_spoken(call.result);
+		return 0;
+	}
+	session = mg_current_session();
+	if (!session)
 		return 0;
 	shape = &mg_shapes[call.number];
-	if (shape->kind == MG_SHAPE_NONE)
-		return 0;
-	call.result = ctx->args[1];
+	spoken = mg_take_spoken();
 	if (shape->kind == MG_SHAPE_BIND) {
 		if (call.result)
 			return 0;
 		mg_arguments((void *)ctx->args[0], &call);
-		return mg_bound_name(call.args[0]);
+		return mg_bound_name(session, call.args[0]);
 	}
 	if (call.result < 0) {
-		if (!mg_is_refusal(shape, call.result))
+		if (!mg_is_refusal(shape, call.result) || (spoken && shape->kind != MG_SHAPE_CALL))
 			return 0;
 	} else if (shape->kind == MG_SHAPE_OPEN) {
-		return mg_opened(call.result);
+		return mg_opened(session, call.result);
 	} else if (shape->kind == MG_SHAPE_EXEC || shape->kind == MG_SHAPE_CALL) {
 		return 0;
 	}
 	mg_arguments((void *)ctx->args[0], &call);
-	return shape->kind == MG_SHAPE_CALL ? mg_refused_call(&call) : mg_path_call(&call);
+	return shape->kind == MG_SHAPE_CALL ? mg_refused_call(session, &call) : mg_path_call(session, &call);
 }

@@ -43,7 +43,7 @@ enum mg_verdict { MG_ALLOW = 1, MG_DENY = 2, MG_AUDIT = 3 };
 
 enum mg_access { MG_READ = 1, MG_WRITE = 2, MG_EXECUTE = 4 };
 
-enum mg_file_kind { MG_FILE = 1, MG_DIRECTORY = 2, MG_DEVICE = 3, MG_MEMFD = 4, MG_OTHER = 5 };
+enum mg_file_kind { MG_REGULAR = 1, MG_DIRECTORY = 2, MG_DEVICE = 3, MG_MEMFD = 4, MG_OTHER = 5 };
 
 enum mg_protocol { MG_TCP = 1, MG_UDP = 2 };
 
@@ -206,7 +206,7 @@ struct mg_file {
 	__u8 detail;
 	__u8 cut;		/* the names are not whole: their ends only */
 	__u8 second;		/* the rule is about the second name */
-	__u8 reserved[6];
+	__u8 reserved[10];
 };
 
 struct mg_call {
@@ -248,7 +248,7 @@ struct mg_unix {
 	__u32 reserved;
 };
 
-/* Per object, set before load. */
+/* Per object, as compiled in. */
 struct mg_config {
 	__u32 abi_version;
 	__u32 reserved;
@@ -262,6 +262,7 @@ enum mg_session_flag {
 	MG_SESSION_NAMESPACES = 16,	/* user namespaces, and mounts inside them, may be made */
 	MG_SESSION_MEMORY_PROGRAMS = 32, /* what lives in memory only (memfd) may be executed */
 	MG_SESSION_IO_URING = 64,
+	MG_SESSION_ENDED = 128,		/* in mg_leaves only: nobody lives there any more; its sockets may finish, not begin */
 };
 
 /* Map mg_sessions: the guarded leaf by its cgroup id. Replaced as a whole, so a new policy begins between two decisions. */
@@ -270,6 +271,12 @@ struct mg_session {
 	__u32 flags;		/* enum mg_session_flag */
 	__u32 files;		/* index of the policy of its files; 0: none */
 	__u32 sockets;		/* index of the policy of its socket paths; 0: none */
+};
+
+/* Map mg_leaves, storage of the cgroup leaf: what the programs attached to it see of their session. Zero until it is written. */
+struct mg_leaf {
+	struct mg_session session;
+	__u64 id;		/* cgroup id of the leaf, never used again */
 };
 
 /* One 16-byte line of the tables of a path automaton (policy/image.py tells what it holds). */
@@ -324,7 +331,7 @@ struct mg_branch_key {
 	__u8 bytes[MG_BRANCH_BYTES];	/* the next piece; zero after the end */
 };
 
-/* Map mg_counters: one value, readable by mmap. `pending` moves into the next record's lost_before. */
+/* Map mg_counters, one for each session: one value, readable by mmap. `pending` moves into the next record's lost_before. */
 struct mg_counters {
 	__u64 series;
 	__u64 denials_lost;

@@ -11,17 +11,16 @@
 #define MG_AF_INET 2
 #define MG_AF_INET6 10
 
-#define MG_TABLE(name)						\
-	struct {						\
-		__uint(type, BPF_MAP_TYPE_LPM_TRIE);		\
-		__uint(map_flags, BPF_F_NO_PREALLOC);		\
-		__uint(max_entries, 16384);			\
-		__type(key, struct mg_prefix);			\
-		__type(value, struct mg_port_rules);		\
-	} name SEC(".maps")
+struct mg_prefixes {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__uint(key_size, sizeof(struct mg_prefix));
+	__uint(value_size, sizeof(struct mg_port_rules));
+};
 
-MG_TABLE(mg_connect);
-MG_TABLE(mg_listen);
+MG_PER_SLOT(mg_connect, struct mg_prefixes);
+MG_PER_SLOT(mg_listen, struct mg_prefixes);
 
 /* One address with port and protocol, in the form that the tables use. */
 struct mg_target {
@@ -53,21 +52,24 @@ struct mg_net_key {
 };
 
 /* Allowed traffic: the oldest entries make room. */
-struct {
+struct mg_net_allowed_sums {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
-	__type(key, struct mg_net_key);
-	__type(value, struct mg_sum);
-} mg_net_sums SEC(".maps");
+	__uint(key_size, sizeof(struct mg_net_key));
+	__uint(value_size, sizeof(struct mg_sum));
+};
 
 /* Refused traffic: nothing makes room; a full map means that every further refusal is sent singly. */
-struct {
+struct mg_net_denied_sums {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 8192);
-	__type(key, struct mg_net_key);
-	__type(value, struct mg_sum);
-} mg_net_denied SEC(".maps");
+	__uint(key_size, sizeof(struct mg_net_key));
+	__uint(value_size, sizeof(struct mg_sum));
+};
+
+MG_PER_SLOT(mg_net_sums, struct mg_net_allowed_sums);
+MG_PER_SLOT(mg_net_denied, struct mg_net_denied_sums);
 
 static __always_inline void mg_target_v4(struct mg_target *target, __u32 address)
 {
@@ -143,18 +145,23 @@ static long mg_try_rule(__u32 index, void *data)
  *
  * A function of its own to the verifier, as all that are not static: it is checked once, not once per caller and path.
  */
-__noinline int mg_match(__u32 table, const struct mg_target *target, struct mg_answer *answer)
+__noinline int mg_match(const struct mg_session *session, __u32 table, const struct mg_target *target,
+			struct mg_answer *answer)
 {
 	struct mg_prefix key = { .bits = 128 };
 	struct mg_search search = {};
 	struct mg_port_rules *rules;
+	void *prefixes;
 
-	if (!target || !answer)
+	if (!session || !target || !answer)
 		return 0;
 	__builtin_memset(answer, 0, sizeof(*answer));
 	__builtin_memcpy(key.address, target->bytes, sizeof(key.address));
-	rules = table == MG_TABLE_LISTEN ? bpf_map_lookup_elem(&mg_listen, &key) :
-					   bpf_map_lookup_elem(&mg_connect, &key);
+	prefixes = table == MG_TABLE_LISTEN ? mg_of_slot(&mg_listen, session->slot) :
+					      mg_of_slot(&mg_connect, session->slot);
+	if (!prefixes)
+		return 0;
+	rules = bpf_map_lookup_elem(prefixes, &key);
 	if (!rules)
 		return 0;
 	search.rules = rules;
@@ -174,14 +181,15 @@ struct mg_owner {
 };
 
 /* Put a verdict on record; `owner` empty: the current task. */
-__noinline int mg_report(const struct mg_target *target, const struct mg_answer *answer, __u32 op,
-			 const struct mg_owner *owner)
+__noinline int mg_report(const struct mg_session *session, const struct mg_target *target,
+			 const struct mg_answer *answer, __u32 op, const struct mg_owner *owner)
 {
 	struct mg_net record = {};
 	struct mg_net_key key = {};
+	void *sums;
 	int denial;
 
-	if (!target || !answer)
+	if (!session || !target || !answer)
 		return 0;
 	denial = answer->verdict != MG_ALLOW;
 	mg_fill_head(&record.head, MG_RECORD_NET);
@@ -199,8 +207,8 @@ __noinline int mg_report(const struct mg_target *target, const struct mg_answer 
 	key.op = op;
 	key.verdict = answer->verdict;
 	key.detail = answer->detail;
-	record.count = denial ? mg_tally(&mg_net_denied, &key, &record.series)
-			      : mg_tally(&mg_net_sums, &key, &record.series);
+	sums = denial ? mg_of_slot(&mg_net_denied, session->slot) : mg_of_slot(&mg_net_sums, session->slot);
+	record.count = mg_tally(session, sums, &key, &record.series);
 	if (!record.count)
 		return 0;
 	__builtin_memcpy(record.address, target->bytes, sizeof(record.address));
@@ -210,7 +218,7 @@ __noinline int mg_report(const struct mg_target *target, const struct mg_answer 
 	record.op = op;
 	record.verdict = answer->verdict;
 	record.detail = answer->detail;
-	mg_send(&record, sizeof(record), denial);
+	mg_send(session, &record, sizeof(record), denial);
 	return 0;
 }
 

@@ -1,36 +1,40 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What every object shares: its configuration, the two rings, the counters and the aggregates.
+/* What a session's records go through: two rings, the counters, the aggregates. Each session has its own.
  *
- * The rings, counters and sums are created once by the loader and lent to each object, so a session has one ring of
- * denials whatever wrote to it. No denial waits behind activity, and nothing is dropped without being counted.
+ * Whatever object writes, a session has one ring of denials. No denial waits behind activity, and nothing is dropped without
+ * being counted.
  */
 #ifndef MG_RING_H
 #define MG_RING_H
 
 #include "mg_abi.h"
 #include "mg_kernel.h"
+#include "mg_session.h"
 
-const volatile struct mg_config mg_config SEC(".rodata.config") = { .abi_version = MG_ABI_VERSION };
-
-/* Sizes are placeholders: the loader lends maps of the real size. */
-struct {
+/* The size is a placeholder: the loader makes rings of the real size. */
+struct mg_ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 4096);
-} mg_denials SEC(".maps"), mg_activity SEC(".maps");
+};
 
-struct {
+struct mg_counters_of_one {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct mg_counters);
-} mg_counters SEC(".maps");
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct mg_counters));
+};
 
-static __always_inline struct mg_counters *mg_count(void)
+MG_PER_SLOT(mg_denials, struct mg_ring);
+MG_PER_SLOT(mg_activity, struct mg_ring);
+MG_PER_SLOT(mg_counters, struct mg_counters_of_one);
+
+static __always_inline struct mg_counters *mg_count(const struct mg_session *session)
 {
+	void *counters = mg_of_slot(&mg_counters, session->slot);
 	__u32 zero = 0;
 
-	return bpf_map_lookup_elem(&mg_counters, &zero);
+	return counters ? bpf_map_lookup_elem(counters, &zero) : 0;
 }
 
 static __always_inline void mg_fill_head(struct mg_head *head, __u32 kind)
@@ -48,9 +52,9 @@ static __always_inline void mg_fill_head(struct mg_head *head, __u32 kind)
 }
 
 /* Count one record that did not fit. */
-static __always_inline void mg_lost(int denial)
+static __always_inline void mg_lost(const struct mg_session *session, int denial)
 {
-	struct mg_counters *counters = mg_count();
+	struct mg_counters *counters = mg_count(session);
 
 	if (!counters)
 		return;
@@ -64,9 +68,9 @@ static __always_inline void mg_lost(int denial)
 }
 
 /* The losses that the next record has to report; the exchange gives each loss to one record only. */
-static __always_inline __u32 mg_take_lost(int denial)
+static __always_inline __u32 mg_take_lost(const struct mg_session *session, int denial)
 {
-	struct mg_counters *counters = mg_count();
+	struct mg_counters *counters = mg_count(session);
 	__u64 *pending;
 
 	if (!counters)
@@ -79,29 +83,27 @@ static __always_inline __u32 mg_take_lost(int denial)
 enum { MG_LONGEST_RECORD = 16383 };
 
 /* Send a record; a full ring gives the taken losses back and adds this one. */
-static __always_inline void mg_send(void *record, __u64 size, int denial)
+static __always_inline void mg_send(const struct mg_session *session, void *record, __u64 size, int denial)
 {
+	void *ring = denial ? mg_of_slot(&mg_denials, session->slot) : mg_of_slot(&mg_activity, session->slot);
 	struct mg_head *head = record;
 	struct mg_counters *counters;
-	long failed;
 
-	head->lost_before = mg_take_lost(denial);
+	head->lost_before = mg_take_lost(session, denial);
 	barrier_var(size);
 	size &= MG_LONGEST_RECORD;
-	failed = denial ? bpf_ringbuf_output(&mg_denials, record, size, 0)
-			: bpf_ringbuf_output(&mg_activity, record, size, 0);
-	if (!failed)
+	if (ring && !bpf_ringbuf_output(ring, record, size, 0))
 		return;
-	mg_lost(denial);
-	counters = mg_count();
+	mg_lost(session, denial);
+	counters = mg_count(session);
 	if (counters && head->lost_before)
 		__sync_fetch_and_add(denial ? &counters->denials_pending : &counters->activity_pending,
 				     head->lost_before);
 }
 
-static __always_inline __u64 mg_next_series(void)
+static __always_inline __u64 mg_next_series(const struct mg_session *session)
 {
-	struct mg_counters *counters = mg_count();
+	struct mg_counters *counters = mg_count(session);
 
 	return counters ? __sync_fetch_and_add(&counters->series, 1) + 1 : 0;
 }
@@ -110,15 +112,21 @@ static __always_inline __u64 mg_next_series(void)
  *
  * The first is sent at once, later ones when the total reaches a power of two. What was counted and not yet sent stays
  * in the map, for the final reading. A full map sends each one singly (series 0), so nothing goes uncounted.
+ *
+ * `map` is the session's own, from mg_of_slot().
  */
-static __always_inline __u64 mg_tally(void *map, const void *key, __u64 *series)
+static __always_inline __u64 mg_tally(const struct mg_session *session, void *map, const void *key, __u64 *series)
 {
 	struct mg_sum fresh = { .total = 1, .reported = 1 };
-	struct mg_sum *sum = bpf_map_lookup_elem(map, key);
 	__u64 total, reported;
+	struct mg_sum *sum;
 
+	*series = 0;
+	if (!map)
+		return 1;
+	sum = bpf_map_lookup_elem(map, key);
 	if (!sum) {
-		fresh.series = mg_next_series();
+		fresh.series = mg_next_series(session);
 		*series = fresh.series;
 		if (!bpf_map_update_elem(map, key, &fresh, BPF_NOEXIST))
 			return 1;

@@ -31,7 +31,7 @@ struct {
 } mg_scratches SEC(".maps");
 
 /* Claim a buffer; 0: none is free, and the loss is counted. */
-static __always_inline struct mg_scratch *mg_claim(int denial)
+static __always_inline struct mg_scratch *mg_claim(const struct mg_session *session, int denial)
 {
 	struct mg_counters *counters;
 	struct mg_scratch *scratch;
@@ -44,10 +44,10 @@ static __always_inline struct mg_scratch *mg_claim(int denial)
 		if (scratch && !__sync_val_compare_and_swap(&scratch->busy, 0, 1))
 			return scratch;
 	}
-	counters = mg_count();
+	counters = mg_count(session);
 	if (counters)
 		__sync_fetch_and_add(&counters->scratch_busy, 1);
-	mg_lost(denial);
+	mg_lost(session, denial);
 	return 0;
 }
 

@@ -28,7 +28,9 @@ static __always_inline struct mg_session *mg_current_session(void)
 	return bpf_map_lookup_elem(&mg_sessions, &id);
 }
 
-/* An outer map with one inner map a slot. */
+/* An outer map with one inner map a slot; slots without a session are empty. `inner` is a struct that names sizes, not types:
+ * the compiler describes no types that only an inner map mentions.
+ */
 #define MG_PER_SLOT(name, inner)				\
 	struct {						\
 		__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);	\

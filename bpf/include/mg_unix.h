@@ -7,15 +7,17 @@
 
 enum { MG_AF_UNIX = 1, MG_NAME_ROOM = 112, MG_SUN_PATH_AT = 2 };
 
-/* Abstract names that the tree bound, and the socket. A hint only: mg_holds_name() asks the socket itself. Lent to each
- * object by the loader; the record of system calls fills it, the verdict on connect reads it.
+/* Abstract names that the tree bound, and the socket. A hint only: mg_holds_name() asks the socket itself. The record of system
+ * calls fills it, the verdict on connect reads it.
  */
-struct {
+struct mg_names {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
-	__type(key, struct mg_name);
-	__type(value, __u64);
-} mg_own_names SEC(".maps");
+	__uint(key_size, sizeof(struct mg_name));
+	__uint(value_size, sizeof(__u64));
+};
+
+MG_PER_SLOT(mg_own_names, struct mg_names);
 
 /* Copy the name part of a socket address; `size` counts from the family on. An abstract name is all of it, a path ends at
  * its first zero byte. 0: there is none.
@@ -40,10 +42,11 @@ static __always_inline int mg_read_name(struct mg_name *name, const void *addres
 	return length > 1;
 }
 
-static __always_inline int mg_is_tree_socket(struct sock *sk)
+/* Was it made in this leaf? */
+static __always_inline int mg_is_tree_socket(struct sock *sk, __u64 leaf)
 {
 	return BPF_CORE_READ(sk, __sk_common.skc_family) == MG_AF_UNIX &&
-	       BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id) == mg_config.cgroup_id;
+	       BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id) == leaf;
 }
 
 #endif

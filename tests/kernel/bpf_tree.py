@@ -1,4 +1,4 @@
-"""A guarded tree of our own making: a cgroup leaf with the real BPF objects on it, and functions run inside and outside.
+"""A guarded tree of our own making: a cgroup leaf with a session of the real engine, and functions run inside and outside.
 
 No launcher, no namespaces, no seccomp: what is refused here is refused by these programs alone.
 """
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from mcpguard.backends import base, cgroup_bpf, tracing
-from mcpguard.kernel.bpf import Shared
+from mcpguard.backends import cgroup_bpf
+from mcpguard.backends.engine import Engine, Session
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.kernel.ring import Ring
 from mcpguard.model.access import Effect
-from mcpguard.wire import decode
+from mcpguard.wire import _abi, decode
 from mcpguard.wire.encode import NetRow
 from mcpguard.wire.records import NetRecord, Record, UnixRecord
 
@@ -45,42 +45,55 @@ def _row(address: str, prefix: int, ports: tuple[int, int], protocols: int, effe
 
 @dataclass
 class Tree:
-    """One armed leaf."""
+    """One leaf in the engine. The record of system calls is made for every session; a tree shows it after `trace`."""
 
     leaf: Leaf
-    shared: Shared
+    engine: Engine
+    session: Session
     network: cgroup_bpf.CgroupAttachment | None = None
-    tracing: tracing.TracingAttachment | None = None
+    traced: bool = False
+    flags: int = _abi.MG_SESSION_LIVE
     rings: dict[str, Ring] = field(default_factory=dict)
     seen: dict[str, list[Record]] = field(default_factory=lambda: {"mg_denials": [], "mg_activity": []})
 
     @classmethod
-    def plant(cls, leaf: Leaf) -> Tree:
-        """A leaf with rings and nothing attached."""
-        shared = base.create_shared()
-        tree = cls(leaf, shared)
-        for name, size in shared.sizes.items():
-            tree.rings[name] = Ring(shared.fds[name], size)
+    def plant(cls, leaf: Leaf, **sizes: int) -> Tree:
+        """A leaf with a session, and nothing attached."""
+        engine = Engine.open()
+        tree = cls(leaf, engine, engine.add_session(leaf.fd, leaf.id, **sizes))
+        for name, size in tree.session.sizes.items():
+            tree.rings[name] = Ring(os.dup(tree.session.fds[name]), size)
         return tree
 
-    def guard(self, **settings: Any) -> Tree:
-        """Attach the network programs."""
-        settings.setdefault("guard_unix", False)
-        self.network = cgroup_bpf.attach(cgroup_bpf.Settings(**settings), self.leaf.fd, self.leaf.id, self.shared)
+    def guard(self, *, guard_unix: bool = False, **settings: Any) -> Tree:
+        """Attach the network programs and give them rules."""
+        chosen = cgroup_bpf.Settings(**settings)
+        self.network = cgroup_bpf.attach(self.session, guard_unix=guard_unix)
+        self.network.set_rules(chosen)
+        self.flags |= chosen.flags
+        self.session.set_state(self.flags)
         return self
 
     def trace(self) -> Tree:
-        """Attach the tracing programs."""
-        self.tracing = tracing.attach(self.leaf.id, self.shared)
+        """Show the record of system calls from now on."""
+        self.session.set_state(self.flags)
+        self.traced = True
         return self
+
+    def let_go(self) -> None:
+        """Close all descriptors but those of the rings, as when we are killed."""
+        self.session.close()
+        self.engine.close()
 
     def close(self) -> None:
         for ring in self.rings.values():
             ring.close()
-        for attachment in (self.network, self.tracing):
-            if attachment is not None:
-                attachment.close()
-        self.shared.close()
+            os.close(ring.fd)
+        self.leaf.kill()
+        self.leaf.await_empty()
+        if self.session.maps:
+            self.session.remove()
+        self.let_go()
 
     def run(self, function: Callable[[], R]) -> R:
         """Run a function in a child inside the leaf; its result travels as JSON."""
@@ -96,7 +109,7 @@ class Tree:
 
     def _drained(self, name: str) -> list[Record]:
         while samples := self.rings[name].drain():
-            self.seen[name] += [decode.record(sample) for sample in samples]
+            self.seen[name] += [record for record in map(decode.record, samples) if self.traced or _is_verdict(record)]
         return self.seen[name]
 
     def net_denials(self) -> list[NetRecord]:
@@ -115,6 +128,10 @@ class Tree:
             left = deadline - time.monotonic()
             assert left > 0, f"no such denial among {self.denials()}"
             select.select([self.rings["mg_denials"]], [], [], left)
+
+
+def _is_verdict(record: Record) -> bool:
+    return isinstance(record, NetRecord | UnixRecord)
 
 
 def in_child(function: Callable[[], R], before: Callable[[], None] = lambda: None) -> R:

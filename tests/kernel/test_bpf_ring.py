@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 from bpf_tree import Tree, errno_of, in_child
 
-from mcpguard.backends import base, tracing
-from mcpguard.errors import HostError, KernelError
-from mcpguard.kernel import bpf
+from mcpguard.errors import KernelError
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.kernel.ring import Counters, Ring
 from mcpguard.wire import _abi, decode
@@ -56,8 +54,7 @@ def test_batches_keep_the_order_and_take_everything(tree: Tree) -> None:
 
 
 def test_records_that_wrap_around_the_end_are_whole(leaf: Leaf) -> None:
-    shared = bpf.create_shared(_abi.MG_COUNTERS.size, _abi.MG_NAME.size, denials=4096, activity=4096)
-    tree = Tree(leaf, shared, rings={name: Ring(shared.fds[name], size) for name, size in shared.sizes.items()})
+    tree = Tree.plant(leaf, denials=4096, activity=4096)
     try:
         tree.guard()
         seen: list[int] = []
@@ -70,9 +67,8 @@ def test_records_that_wrap_around_the_end_are_whole(leaf: Leaf) -> None:
 
 
 def test_what_does_not_fit_is_counted_and_told_by_the_next_record(leaf: Leaf) -> None:
-    shared = bpf.create_shared(_abi.MG_COUNTERS.size, _abi.MG_NAME.size, denials=4096, activity=4096)
-    tree = Tree(leaf, shared, rings={name: Ring(shared.fds[name], size) for name, size in shared.sizes.items()})
-    counters = Counters(shared.fds["mg_counters"], _abi.MG_COUNTERS.size)
+    tree = Tree.plant(leaf, denials=4096, activity=4096)
+    counters = Counters(tree.session.fds["mg_counters"], _abi.MG_COUNTERS.size)
     try:
         tree.guard()
         tree.run(lambda: knock(range(1, 301)))
@@ -105,8 +101,8 @@ def test_a_process_without_privilege_reads_a_ring_that_it_was_given(tree: Tree, 
     tree.guard()
     tree.run(lambda: knock(range(1, 11)))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    socket.send_fds(ours, [b"x"], [tree.shared.fds["mg_denials"], tree.shared.fds["mg_counters"]])
-    size = tree.shared.sizes["mg_denials"]
+    socket.send_fds(ours, [b"x"], [tree.session.fds["mg_denials"], tree.session.fds["mg_counters"]])
+    size = tree.session.sizes["mg_denials"]
 
     def act() -> list[int]:
         os.setgroups([])
@@ -122,26 +118,16 @@ def test_a_process_without_privilege_reads_a_ring_that_it_was_given(tree: Tree, 
 
 
 def test_the_maps_of_a_verdict_are_not_handed_out(tree: Tree) -> None:
-    tree.guard()
-    assert tree.network is not None
-    names = {name for name in tree.network.fds if not name.startswith("sums.")}
+    names = {name for name in tree.session.fds if not name.startswith("sums.")}
     assert names == {"mg_denials", "mg_activity", "mg_counters"}
+    sums = {name.removeprefix("sums.") for name in tree.session.fds} - names
+    assert all(one.endswith(("_sums", "_denied")) for one in sums)
+    assert {"mg_connect", "mg_listen", "mg_unix_rules", "mg_own_names", "mg_askers"} <= tree.session.maps.keys() - sums
 
 
 def test_something_that_is_no_ring_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "f").open("wb") as file, pytest.raises(KernelError):
         Ring(file.fileno(), 4096)
-
-
-def test_an_object_of_another_version_is_refused(leaf: Leaf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_abi, "ABI_VERSION", _abi.ABI_VERSION + 1)
-    shared = base.create_shared()
-    try:
-        with pytest.raises(HostError) as caught:
-            tracing.attach(leaf.id, shared)
-        assert caught.value.code == "host.object-version"
-    finally:
-        shared.close()
 
 
 def test_activity_and_denials_do_not_share_a_ring(tree: Tree, tmp_path: Path) -> None:

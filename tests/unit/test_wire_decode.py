@@ -62,7 +62,7 @@ def test_cut_arguments_keep_their_last_piece() -> None:
 
 @given(strings)
 def test_an_open_keeps_any_path(path: bytes) -> None:
-    raw = _abi.MG_OPEN.pack(head(_abi.MG_RECORD_OPEN), 5, 7, 9, 0, len(path), 3, _abi.MG_FILE, 1, 0) + path
+    raw = _abi.MG_OPEN.pack(head(_abi.MG_RECORD_OPEN), 5, 7, 9, 0, len(path), 3, _abi.MG_REGULAR, 1, 0) + path
     record = decode.record(raw)
     assert isinstance(record, OpenRecord)
     assert record.path == text(path)
@@ -128,7 +128,7 @@ def test_any_other_bytes_are_refused_and_nothing_else_happens(raw: bytes) -> Non
 
 
 def test_a_string_beyond_the_end_is_refused() -> None:
-    raw = _abi.MG_OPEN.pack(head(_abi.MG_RECORD_OPEN), 5, 7, 9, 0, 100, 1, _abi.MG_FILE, 0, 0) + b"/short"
+    raw = _abi.MG_OPEN.pack(head(_abi.MG_RECORD_OPEN), 5, 7, 9, 0, 100, 1, _abi.MG_REGULAR, 0, 0) + b"/short"
     with pytest.raises(ValueError, match="record"):
         decode.record(raw)
 

@@ -6,16 +6,14 @@ cannot be attached stops the launch; only the unix socket part, which old kernel
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from mcpguard.backends import base
+from mcpguard.backends.engine import UNIX_PROGRAMS, Session
 from mcpguard.errors import KernelError
 from mcpguard.kernel import bpf
-from mcpguard.wire import encode
+from mcpguard.wire import _abi, encode
 
 # Attach types of the kernel, by program.
 NETWORK = {
@@ -31,10 +29,6 @@ NETWORK = {
     "mg_recvmsg4": 19,
     "mg_recvmsg6": 20,
 }
-UNIX = {"mg_connect_unix": 49, "mg_sendmsg_unix": 50}
-_PROGRAM_CGROUP_SOCK_ADDR = 18
-# What kernels before 6.7 answer to an attach type or a function that they do not know.
-_NO_SUCH_HOOK = (errno.EINVAL, errno.ESRCH, errno.ENOENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +37,7 @@ class Settings:
 
     Attributes:
         connect, listen: rows of `wire.encode.NetRow`.
-        unix: rows of `wire.encode.UnixRow`; `guard_unix` False leaves unix sockets alone.
+        unix: rows of `wire.encode.UnixRow`.
         audit: what only the default denies is let through and recorded.
         allow_relative: let relative unix socket paths without `..` through; only right when every directory that the tree can
             work in is one whose sockets are allowed.
@@ -52,22 +46,32 @@ class Settings:
     connect: tuple[encode.NetRow, ...] = ()
     listen: tuple[encode.NetRow, ...] = ()
     unix: tuple[encode.UnixRow, ...] = ()
-    guard_unix: bool = True
     audit: bool = False
     allow_relative: bool = False
 
+    @property
+    def flags(self) -> int:
+        """What the session's state has to say of them."""
+        return (self.audit and _abi.MG_SESSION_AUDIT) | (self.allow_relative and _abi.MG_SESSION_RELATIVE)
+
 
 @dataclass(slots=True)
-class CgroupAttachment(base.Attachment):
-    """The armed backend. `unix` tells whether unix sockets are enforced (kernel 6.7 and newer)."""
+class CgroupAttachment:
+    """The armed backend.
 
-    cgroup: int = -1
-    unix: bool = False
-    _table: bpf.Map | None = None
-    _listen: bpf.Map | None = None
-    _unix: bpf.Map | None = None
+    Attributes:
+        programs: kernel numbers of the attached programs, by name.
+    """
+
+    session: Session
+    programs: dict[str, int] = field(default_factory=dict)
     _rows: dict[bytes, bytes] = field(default_factory=dict)
     _update: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def unix(self) -> bool:
+        """Whether unix sockets are enforced (kernel 6.7 and newer)."""
+        return not UNIX_PROGRAMS.keys() - self.programs.keys()
 
     def set_rules(self, settings: Settings) -> None:
         """Fill the tables. Until then every destination, listener and socket is refused.
@@ -77,11 +81,10 @@ class CgroupAttachment(base.Attachment):
             KernelError: a map refused one.
         """
         self.update_connect(settings.connect)
-        if self._listen is not None:
-            for key, value in encode.prefix_table(settings.listen).items():
-                self._listen.set(key, value)
-        if self._unix is not None:
-            self._unix.set(bytes(4), encode.unix_table(settings.unix))
+        for key, value in encode.prefix_table(settings.listen).items():
+            self.session.maps["mg_listen"].set(key, value)
+        if self.unix:
+            self.session.maps["mg_unix_rules"].set(bytes(4), encode.unix_table(settings.unix))
 
     def update_connect(self, rows: Iterable[encode.NetRow]) -> None:
         """Replace the destinations: new and changed ones first, then what is gone, so nothing allowed in both is ever refused.
@@ -91,92 +94,44 @@ class CgroupAttachment(base.Attachment):
             KernelError: the map refused one; earlier rows are in.
         """
         wanted = encode.prefix_table(rows)
+        table = self.session.maps["mg_connect"]
         with self._update:
-            if self._table is None:
-                raise ValueError("the attachment is closed")
             for key, value in wanted.items():
                 if self._rows.get(key) != value:
-                    self._table.set(key, value)
+                    table.set(key, value)
                     self._rows[key] = value
             for key in set(self._rows) - set(wanted):
-                self._table.delete(key)
+                table.delete(key)
                 del self._rows[key]
 
     def detach_verify(self) -> list[str]:
         """Programs that should be on the cgroup and are not; empty: all are armed."""
-        kinds = {**NETWORK, **UNIX}
+        kinds = {**NETWORK, **UNIX_PROGRAMS}
         return [
-            name for name, number in self.programs.items() if not base.has_program(self.cgroup, kinds[name], number)
+            name
+            for name, number in self.programs.items()
+            if not _has_program(self.session.leaf_fd, kinds[name], number)
         ]
 
-    def close(self) -> None:
-        """Close our descriptors. The programs stay on the cgroup."""
-        base.Attachment.close(self)
-        with self._update:
-            for table in (self._table, self._listen, self._unix):
-                if table is not None:
-                    table.close()
-            self._table = self._listen = self._unix = None
-        if self.cgroup >= 0:
-            os.close(self.cgroup)
-            self.cgroup = -1
 
-
-def attach(settings: Settings, cgroup_fd: int, cgroup_id: int, shared: bpf.Shared) -> CgroupAttachment:
-    """Load and attach everything to the leaf.
-
-    Args:
-        cgroup_fd: an open directory of the leaf; a copy is kept.
-        cgroup_id: what `bpf_get_current_cgroup_id` gives inside.
-        shared: from `base.create_shared`.
+def attach(session: Session, *, guard_unix: bool = True) -> CgroupAttachment:
+    """Attach everything to the session's leaf. Until the session's state says that it lives, all is refused.
 
     Raises:
-        HostError, KernelError, PolicyError: nothing that matters was attached; remove the leaf.
+        KernelError: nothing that matters was attached; remove the leaf.
     """
-    attachment = CgroupAttachment(cgroup=os.dup(cgroup_fd))
-    config = encode.configuration(cgroup_id, audit=settings.audit, allow_relative=settings.allow_relative)
-    try:
-        base.lend_out(attachment, shared)
-        _arm_network(attachment, shared, config)
-        if settings.guard_unix:
-            attachment.unix = _arm_unix(attachment, shared, config)
-        attachment.set_rules(settings)
-    except BaseException:
-        attachment.close()
-        raise
+    attachment = CgroupAttachment(session)
+    unix = UNIX_PROGRAMS if guard_unix and all(map(session.engine.has, UNIX_PROGRAMS)) else {}
+    for name, kind in {**NETWORK, **unix}.items():
+        program = session.engine.program(name)
+        bpf.attach_cgroup(program, session.leaf_fd, kind, name)
+        attachment.programs[name] = bpf.program_id(program)
     return attachment
 
 
-def _arm_network(attachment: CgroupAttachment, shared: bpf.Shared, config: bytes) -> None:
-    with base.opened("network", shared, config) as loaded:
-        loaded.load()
-        attachment._table = loaded.map("mg_connect")
-        attachment._listen = loaded.map("mg_listen")
-        for name in ("mg_net_sums", "mg_net_denied"):
-            attachment.fds[f"sums.{name}"] = loaded.map(name).fd
-        _attach_all(attachment, loaded, NETWORK)
-
-
-def _arm_unix(attachment: CgroupAttachment, shared: bpf.Shared, config: bytes) -> bool:
-    """Arm the unix socket programs; False where the kernel has no such hook."""
-    with base.opened("unix", shared, config) as loaded:
-        for name, kind in UNIX.items():
-            loaded.set_kind(name, _PROGRAM_CGROUP_SOCK_ADDR, kind)
-        try:
-            loaded.load()
-        except KernelError as error:
-            if error.errno in _NO_SUCH_HOOK:
-                return False
-            raise
-        attachment._unix = loaded.map("mg_unix_rules")
-        for name in ("mg_unix_sums", "mg_unix_denied"):
-            attachment.fds[f"sums.{name}"] = loaded.map(name).fd
-        _attach_all(attachment, loaded, UNIX)
-    return True
-
-
-def _attach_all(attachment: CgroupAttachment, loaded: bpf.Object, kinds: dict[str, int]) -> None:
-    for name, kind in kinds.items():
-        program = loaded.program(name)
-        bpf.attach_cgroup(program, attachment.cgroup, kind, name)
-        attachment.programs[name] = bpf.program_id(program)
+def _has_program(cgroup: int, kind: int, program: int) -> bool:
+    """Whether the kernel still lists this program on the cgroup; a question it refuses counts as no."""
+    try:
+        return program in bpf.attached_programs(cgroup, kind)
+    except KernelError:
+        return False

@@ -3,74 +3,75 @@
 from __future__ import annotations
 
 import contextlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from mcpguard.backends import base, cgroup_bpf, tracing
+from mcpguard.backends import cgroup_bpf, tracing
+from mcpguard.backends import engine as shared
 from mcpguard.broker.canary import ADDRESS
 from mcpguard.errors import HostError
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Effect
+from mcpguard.wire import _abi
 from mcpguard.wire.encode import NetRow, UnixRow
 
-_RINGS = ("mg_denials", "mg_activity")
+_RINGS = (shared.DENIALS, shared.ACTIVITY)
 _ALL_PORTS = (0, 65535)
 _TCP_AND_UDP = 3
 
 
 class Engine:
-    """Armed from `__enter__` on. What is attached to the leaf outlives this object; tracing lives while a link is held."""
+    """Armed from `__enter__` on. What is armed outlives this process for as long as anything lives in the leaf."""
 
     def __init__(self, leaf: Leaf, audit: bool) -> None:
-        self._audit = audit
+        self._closed = cgroup_bpf.Settings(audit=audit)
         self._leaf = leaf
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Engine:
         try:
-            shared = base.create_shared()
-            self._stack.callback(shared.close)
-            # The kernel verifies programs without our interpreter's lock: side by side they load 25 ms sooner.
-            with ThreadPoolExecutor(1) as pool:
-                trace = pool.submit(tracing.attach, self._leaf.id, shared)
-                closed = cgroup_bpf.Settings(audit=self._audit)
-                self._network = cgroup_bpf.attach(closed, self._leaf.fd, self._leaf.id, shared)
-                self._stack.callback(self._network.close)
-                self._tracing = trace.result()
-                self._stack.callback(self._tracing.close)
-            missing = [*self._network.detach_verify(), *self._tracing.detach_verify()]
+            engine = shared.Engine.open()
+            self._stack.callback(engine.close)
+            self._session = engine.add_session(self._leaf.fd, self._leaf.id)
+            self._stack.callback(self._session.close)
+            self._stack.callback(self.release)
+            self._network = cgroup_bpf.attach(self._session)
+            self._session.set_state(_abi.MG_SESSION_LIVE | self._closed.flags)
+            missing = [*self._network.detach_verify(), *tracing.detach_verify(engine)]
+            if missing:
+                raise HostError(
+                    "not every BPF program is armed, so nothing was started",
+                    why=f"the kernel does not list {', '.join(missing)} for the session",
+                    do="run `mcpguard doctor` and report its output",
+                    code="run.not-armed",
+                )
         except BaseException:
             self._stack.close()
             raise
-        if missing:
-            self._stack.close()
-            raise HostError(
-                "not every BPF program is armed, so nothing was started",
-                why=f"the kernel does not list {', '.join(missing)} on the session's cgroup",
-                do="run `mcpguard doctor` and report its output",
-                code="run.not-armed",
-            )
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
+    def release(self) -> None:
+        """End what lives in the leaf, then take the session out; what cannot be ended stays guarded. Safe to call twice."""
+        with contextlib.suppress(OSError):
+            self._leaf.kill()
+        if self._leaf.await_empty():
+            self._session.remove()
+
     def set_rules(self, network: dict[str, Any]) -> None:
         """Fill the tables from the request; before this every destination is refused."""
         self._network.set_rules(_settings(network))
 
-    def _shared_out(self) -> dict[str, int]:
-        return {**self._network.fds, **self._tracing.fds}
-
     def descriptors(self) -> tuple[int, ...]:
-        """Rings, counters, sums and links, in the order of `facts()["descriptors"]`."""
-        return tuple(self._shared_out().values())
+        """Rings, counters and sums, in the order of `facts()["descriptors"]`."""
+        return tuple(self._session.fds.values())
 
     def facts(self) -> dict[str, Any]:
         """What the user's process needs to know about the descriptors it gets."""
         return {
-            "descriptors": list(self._shared_out()),
-            "rings": {name: self._network.sizes[name] for name in _RINGS},
+            "descriptors": list(self._session.fds),
+            "rings": {name: self._session.sizes[name] for name in _RINGS},
             "unix": self._network.unix,
         }
 
@@ -80,8 +81,7 @@ class Engine:
 
     def final(self) -> dict[str, Any]:
         """Counts that no record has reported yet, as `[series, count]`; to be read when the tree has ended."""
-        sums = [*self._network.final_counts(), *self._tracing.final_counts()]
-        return {"sums": [[one.series, one.count] for one in sums]}
+        return {"sums": [[one.series, one.count] for one in self._session.final_counts()]}
 
 
 def _settings(network: dict[str, Any]) -> cgroup_bpf.Settings:

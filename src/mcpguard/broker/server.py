@@ -136,6 +136,7 @@ class _Session:
             leftover = max(0, len(leaf.pids()) if leaf.populated() else 0)
             leaf.kill()
             self._tell({"exited": status, "leftover": leftover, **engine.final()})
+            engine.release()
             self._until_client_leaves()
 
     def _request(self) -> LaunchRequest | None:

@@ -1,4 +1,4 @@
-"""BPF objects and maps: open, configure, load, attach. The rings that all objects of a session share are made here.
+"""BPF objects, programs and maps: open, load, attach, pin, read and write.
 
 It knows names and bytes, not their meaning; `wire` does. What is attached to a cgroup stays as long as the cgroup; a map, a
 program or a link as long as a descriptor or a pin.
@@ -23,50 +23,6 @@ LOG_BYTES = 1 << 20
 CONFIG_SECTION = ".rodata.config"
 _BATCH = 4096  # more than one bucket can ever hold, or the kernel refuses the batch
 _LONGEST_KEY = 256
-DENIALS_BYTES = 1 << 20
-ACTIVITY_BYTES = 8 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """Maps that every object of a session writes to.
-
-    Attributes:
-        fds: `mg_denials` and `mg_activity` (ring buffers), `mg_counters` (one value, can be mapped for reading),
-            `mg_own_names` (abstract sockets of the tree; part of a verdict, so nobody outside the kernel may write it).
-        sizes: bytes of each ring's data area.
-    """
-
-    fds: dict[str, int]
-    sizes: dict[str, int]
-
-    def close(self) -> None:
-        """Close our descriptors; objects that borrowed the maps keep them."""
-        for fd in self.fds.values():
-            os.close(fd)
-        self.fds.clear()
-
-
-def create_shared(
-    counters_bytes: int, name_bytes: int, denials: int = DENIALS_BYTES, activity: int = ACTIVITY_BYTES
-) -> Shared:
-    """Make the two rings (sizes in bytes, powers of two) and the counters.
-
-    Raises:
-        KernelError: the kernel refused one; nothing is left open.
-    """
-    shared = Shared({}, {"mg_denials": denials, "mg_activity": activity})
-    try:
-        for name, size in shared.sizes.items():
-            shared.fds[name] = create_map(libbpf.MAP_TYPE_RINGBUF, name, 0, 0, size)
-        shared.fds["mg_own_names"] = create_map(libbpf.MAP_TYPE_LRU_HASH, "mg_own_names", name_bytes, 8, 1024)
-        shared.fds["mg_counters"] = create_map(
-            libbpf.MAP_TYPE_ARRAY, "mg_counters", 4, counters_bytes, 1, libbpf.F_MMAPABLE
-        )
-    except KernelError:
-        shared.close()
-        raise
-    return shared
 
 
 def create_map(kind: int, name: str, key_bytes: int, value_bytes: int, entries: int, flags: int = 0) -> int:
@@ -90,9 +46,9 @@ class Shape(NamedTuple):
 
 
 class Object:
-    """One compiled object: opened, given its configuration and borrowed maps, loaded. Close it when its programs run.
+    """One compiled object: opened, given borrowed maps, loaded. Close it when its programs are pinned or attached.
 
-    Programs stay in the kernel while they are attached or a descriptor of theirs is open; `close` ends only our hold.
+    Programs stay in the kernel while they are attached, pinned or open; `close` ends only our hold.
     """
 
     def __init__(self, name: str) -> None:
@@ -134,24 +90,8 @@ class Object:
             found = getattr(library, step)(self._handle, found)
 
     def configuration(self) -> bytes:
-        """The value of the object's configuration section, as compiled in or as set."""
+        """The value of the object's configuration section, as compiled in."""
         return bytes(self._configuration())
-
-    def configure(self, value: bytes) -> None:
-        """Set the configuration; only before `load`.
-
-        Raises:
-            HostError: its size is not the object's.
-        """
-        area = self._configuration()
-        if len(area) != len(value):
-            raise HostError(
-                f"the BPF object {self.name} does not fit this mcpguard",
-                why=f"its configuration has {len(area)} bytes, expected {len(value)}",
-                do="reinstall mcpguard; in a source tree run `make bpf`",
-                code="host.object-version",
-            )
-        ctypes.memmove(area, value, len(value))
 
     def _configuration(self) -> ctypes.Array[ctypes.c_ubyte]:
         size = ctypes.c_size_t()
@@ -177,9 +117,9 @@ class Object:
         libbpf.call("bpf_program__set_attach_target", pointer, 0, function.encode(), about=program)
 
     def skip(self, programs: Iterable[str]) -> None:
-        """Leave these programs out of the kernel."""
+        """Leave these programs out of the kernel, and out of what this object has."""
         for program in programs:
-            libbpf.call("bpf_program__set_autoload", self._programs[program], False, about=program)
+            libbpf.call("bpf_program__set_autoload", self._programs.pop(program), False, about=program)
 
     def load(self) -> None:
         """Verify and load. Raises KernelError with the verifier's last words."""
@@ -198,7 +138,7 @@ class Object:
         return tuple(name for name in self._maps if "." not in name)
 
     def inner_shape(self, name: str) -> Shape | None:
-        """From what the inner maps of a map of maps are made; None for a map of another kind."""
+        """From what the inner maps of a map of maps are made; None for a map of another kind. Known until `load`."""
         library = libbpf.library()
         inner = library.bpf_map__inner_map(self._maps[name])
         if not inner:
@@ -213,7 +153,7 @@ class Object:
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """Names of all programs of the object."""
+        """Names of the programs of the object, but for those that were left out."""
         return tuple(self._programs)
 
     def map(self, name: str) -> Map:

@@ -11,7 +11,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mcpguard.kernel.syscalls import libc
+
 PARENT = "mcpguard"
+_HANDLE_OF_KERNFS = 0xFE
+
+
+class _FileHandle(ctypes.Structure):
+    """file_handle of the cgroup file system; its payload is the id."""
+
+    _fields_ = (("size", ctypes.c_uint), ("type", ctypes.c_int), ("id", ctypes.c_uint64))
 
 
 def unified_mount() -> str | None:
@@ -38,8 +47,7 @@ class Leaf:
             procs.write(b"0")
 
     def populated(self) -> bool:
-        with open(f"{self.path}/cgroup.events", encoding="ascii") as events:
-            return "populated 1" in events.read()
+        return is_populated(self.fd)
 
     def pids(self) -> list[int]:
         with open(f"{self.path}/cgroup.procs", encoding="ascii") as procs:
@@ -49,6 +57,15 @@ class Leaf:
         """End every process inside at once (cgroup.kill, Linux 5.14)."""
         with open(f"{self.path}/cgroup.kill", "wb", buffering=0) as kill:
             kill.write(b"1")
+
+    def await_empty(self, timeout_s: float = 2.0) -> bool:
+        """Wait until no process lives here any more. True when it is so."""
+        deadline = time.monotonic() + timeout_s
+        while self.populated():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.001)
+        return True
 
     def remove(self, timeout_s: float = 2.0) -> bool:
         """Remove the leaf, waiting for the kernel to let go of the last process. True when it is gone."""
@@ -94,16 +111,39 @@ def _locked(directory: str) -> Iterator[None]:
 def cgroup_id(path: str) -> int:
     """The 64-bit id the kernel knows the cgroup by: the payload of its file handle (name_to_handle_at(2))."""
 
-    class FileHandle(ctypes.Structure):
-        _fields_ = (("size", ctypes.c_uint), ("type", ctypes.c_int), ("id", ctypes.c_uint64))
-
-    handle = FileHandle(size=8)
+    handle = _FileHandle(size=8)
     mount_id = ctypes.c_int()
-    libc = ctypes.CDLL(None, use_errno=True)
     if libc.name_to_handle_at(-100, os.fsencode(path), ctypes.byref(handle), ctypes.byref(mount_id), 0) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
     return int(handle.id)
+
+
+def exists(fd: int, number: int) -> bool:
+    """Whether a cgroup with this id is there; `fd` is any open directory of the cgroup v2 tree. In doubt it is.
+
+    Asked by the id itself, so that neither a namespace nor another mount can hide it.
+    """
+    handle = _FileHandle(8, _HANDLE_OF_KERNFS, number)
+    found = libc.open_by_handle_at(fd, ctypes.byref(handle), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if found >= 0:
+        os.close(found)
+        return True
+    return ctypes.get_errno() not in (errno.ESTALE, errno.ENOENT)
+
+
+def is_populated(fd: int) -> bool:
+    """Whether any process lives in the cgroup of this open directory, or below; one that was removed has none."""
+    try:
+        events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENODEV)
+    try:
+        return b"populated 1" in os.read(events, 256)
+    except OSError as error:
+        return error.errno != errno.ENODEV
+    finally:
+        os.close(events)
 
 
 def remove_stale(mount: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-ABI_VERSION: Final = 1
+ABI_VERSION: Final = 2
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -16,6 +16,10 @@ MG_ARGV_BYTES: Final = 2048
 MG_PORT_RULES_LIMIT: Final = 32
 MG_SUN_BYTES: Final = 108
 MG_UNIX_RULES_LIMIT: Final = 64
+MG_SESSIONS_LIMIT: Final = 256
+MG_POLICIES_LIMIT: Final = 1024
+MG_FACTORS_LIMIT: Final = 8
+MG_BRANCH_BYTES: Final = 64
 
 MG_RECORD_FORK: Final = 1
 MG_RECORD_EXEC: Final = 2
@@ -25,6 +29,7 @@ MG_RECORD_PATH_CALL: Final = 5
 MG_RECORD_CALL: Final = 6
 MG_RECORD_NET: Final = 7
 MG_RECORD_UNIX: Final = 8
+MG_RECORD_FILE: Final = 9
 
 MG_ALLOW: Final = 1
 MG_DENY: Final = 2
@@ -34,7 +39,7 @@ MG_READ: Final = 1
 MG_WRITE: Final = 2
 MG_EXECUTE: Final = 4
 
-MG_FILE: Final = 1
+MG_REGULAR: Final = 1
 MG_DIRECTORY: Final = 2
 MG_DEVICE: Final = 3
 MG_MEMFD: Final = 4
@@ -54,6 +59,16 @@ MG_DETAIL_NONE: Final = 0
 MG_DETAIL_NARROWED: Final = 1
 MG_DETAIL_OWN: Final = 2
 MG_DETAIL_NOT_PLAIN: Final = 3
+MG_DETAIL_BELOW: Final = 4
+MG_DETAIL_WIDENS: Final = 5
+MG_DETAIL_UNKNOWN: Final = 6
+MG_DETAIL_DETACHED: Final = 7
+MG_DETAIL_DEEP: Final = 8
+MG_DETAIL_UNSTABLE: Final = 9
+MG_DETAIL_NO_POLICY: Final = 10
+MG_DETAIL_MEMORY: Final = 11
+MG_DETAIL_RECEIVED: Final = 12
+MG_DETAIL_MAPPED: Final = 13
 
 MG_UNIX_EXACT: Final = 0
 MG_UNIX_SUBTREE: Final = 1
@@ -78,6 +93,12 @@ MG_OP_UTIMES: Final = 16
 MG_OP_STAT: Final = 17
 MG_OP_READLINK: Final = 18
 MG_OP_CHDIR: Final = 19
+MG_OP_MAP: Final = 20
+MG_OP_RECEIVE: Final = 21
+MG_OP_WATCH: Final = 22
+MG_OP_IOCTL: Final = 23
+MG_OP_CONNECT: Final = 24
+MG_OP_SEND: Final = 25
 
 MG_CALL_SOCKET: Final = 1
 MG_CALL_PTRACE: Final = 2
@@ -98,6 +119,19 @@ MG_CALL_CHROOT: Final = 16
 MG_CALL_HANDLE: Final = 17
 MG_CALL_IDENTITY: Final = 18
 
+MG_SESSION_LIVE: Final = 1
+MG_SESSION_AUDIT: Final = 2
+MG_SESSION_RELATIVE: Final = 4
+MG_SESSION_FILES: Final = 8
+MG_SESSION_NAMESPACES: Final = 16
+MG_SESSION_MEMORY_PROGRAMS: Final = 32
+MG_SESSION_IO_URING: Final = 64
+MG_SESSION_ENDED: Final = 128
+
+MG_KINDRED_TMPFS: Final = 1
+MG_KINDRED_PROC: Final = 2
+MG_KINDRED_DEVPTS: Final = 3
+
 # when_ns kind lost_before pid tid ppid reserved comm
 MG_HEAD: Final = struct.Struct("=QIIIIII16s")
 
@@ -117,6 +151,9 @@ MG_OPEN: Final = struct.Struct("=48sQQIIIBBBB")
 # reserved
 MG_PATH_CALL: Final = struct.Struct("=48sQQIHHHHBBBBB7s")
 
+# head series count rule device device2 name_length name2_length op access verdict detail cut second reserved
+MG_FILE: Final = struct.Struct("=48sQQIIIHHBBBBBB10s")
+
 # head series count argument argument2 number result op reserved
 MG_CALL: Final = struct.Struct("=48sQQQQIIII")
 
@@ -126,8 +163,32 @@ MG_NET: Final = struct.Struct("=48sQQ16sIHHBBB5s")
 # head series count rule op verdict detail path_length path reserved
 MG_UNIX: Final = struct.Struct("=48sQQIBBBB108sI")
 
-# cgroup_id abi_version audit allow_relative reserved
-MG_CONFIG: Final = struct.Struct("=QIIII")
+# abi_version reserved
+MG_CONFIG: Final = struct.Struct("=II")
+
+# slot flags files sockets
+MG_SESSION: Final = struct.Struct("=IIII")
+
+# session id
+MG_LEAF: Final = struct.Struct("=16sQ")
+
+# words
+MG_LINE: Final = struct.Struct("=16s")
+
+# guard_masks factors protect_from rules guards
+MG_POLICY: Final = struct.Struct("=24sIIII")
+
+# at ranks reserved matched excepted
+MG_STATE: Final = struct.Struct("=32s12sIQQ")
+
+# state node known
+MG_PLACE: Final = struct.Struct("=64sII")
+
+# policy device
+MG_ROOT_KEY: Final = struct.Struct("=II")
+
+# policy device node length name
+MG_BRANCH_KEY: Final = struct.Struct("=IIII64s")
 
 # series denials_lost denials_pending activity_lost activity_pending scratch_busy
 MG_COUNTERS: Final = struct.Struct("=QQQQQQ")

@@ -28,7 +28,7 @@ from mcpguard.wire.records import (
 
 _VERDICTS: Final = {_abi.MG_ALLOW: Verdict.ALLOW, _abi.MG_DENY: Verdict.DENY, _abi.MG_AUDIT: Verdict.AUDIT}
 _FILE_KINDS: Final = {
-    _abi.MG_FILE: "file",
+    _abi.MG_REGULAR: "file",
     _abi.MG_DIRECTORY: "directory",
     _abi.MG_DEVICE: "device",
     _abi.MG_MEMFD: "memfd",

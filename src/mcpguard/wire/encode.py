@@ -91,14 +91,9 @@ def _unix_rule(pattern: str, effect: Effect | str, rule: int) -> bytes:
     return _abi.MG_UNIX_RULE.pack(rule, _verdict(effect), match, len(encoded), 0, encoded)
 
 
-def configuration(cgroup_id: int, *, audit: bool = False, allow_relative: bool = False) -> bytes:
-    """The configuration section of an object."""
-    return _abi.MG_CONFIG.pack(cgroup_id, _abi.ABI_VERSION, audit, allow_relative, 0)
-
-
 def configured_version(value: bytes) -> int:
     """The ABI version that a compiled object carries."""
-    return int(_abi.MG_CONFIG.unpack(value)[1])
+    return int(_abi.MG_CONFIG.unpack(value)[0])
 
 
 def _verdict(effect: Effect | str) -> int:

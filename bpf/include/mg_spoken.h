@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Threads whose refusal is on record already, by the hook that refused, so that the system call's own record would be a second
+ * one. Only ever about the call that the thread is in. The oldest make room: the price is a refusal that is told twice.
+ */
+#ifndef MG_SPOKEN_H
+#define MG_SPOKEN_H
+
+#include "mg_session.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);	/* tid */
+	__type(value, __u32);
+} mg_spoken SEC(".maps");
+
+/* Was there a word on this call of the current thread? It counts once. */
+static __always_inline int mg_take_spoken(void)
+{
+	__u32 tid = bpf_get_current_pid_tgid();
+
+	return bpf_map_lookup_elem(&mg_spoken, &tid) && !bpf_map_delete_elem(&mg_spoken, &tid);
+}
+
+#endif

@@ -1,0 +1,513 @@
+"""The BPF programs of this host: loaded once, pinned until the next boot, shared by all sessions.
+
+A run adds a session: a slot, maps of its own in it (rings, counters, rules, sums), and its leaf in the map of sessions.
+Nothing of that needs a process of ours: killed at any moment, we leave guarded what was guarded, and the next run clears away
+what nobody lives in any more. Only the links, which cost every process of the host a little, exist just while a session does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mcpguard.errors import HostError, KernelError
+from mcpguard.kernel import bpf, cgroup, libbpf, pins
+from mcpguard.wire import _abi, decode, encode
+from mcpguard.wire.records import SumRecord
+
+# Raise it when what is pinned changes in a way that the objects do not show.
+LAYOUT = 1
+DENIALS, ACTIVITY, COUNTERS = "mg_denials", "mg_activity", "mg_counters"
+SESSIONS, LEAVES = "mg_sessions", "mg_leaves"
+_SUMS = ("_sums", "_denied")
+_FACTS, _FACTS_BYTES = "facts", 1 << 14
+_FIRST = bytes(4)
+# A host that is short of something for a moment is no host without the hooks.
+_MOMENTARY = (errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENFILE, errno.EMFILE)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectSpec:
+    """One object of the engine.
+
+    Attributes:
+        prepare: called when it is open, before it is loaded: kinds, targets, programs to leave out.
+        optional: a kernel may refuse it, because it has no such hooks; then the engine does without, and says so.
+        links: programs that are attached for the whole host while any session lives; with the name of their raw tracepoint, or
+            None: to the function that they were loaded for (LSM, modify-return).
+    """
+
+    name: str
+    prepare: Callable[[bpf.Object], None] = lambda _object: None
+    optional: bool = False
+    links: Mapping[str, str | None] = field(default_factory=dict)
+
+
+# Attach types of the kernel, by program; libbpf learned these later than the kernel.
+UNIX_PROGRAMS = {"mg_connect_unix": 49, "mg_sendmsg_unix": 50}
+_PROGRAM_CGROUP_SOCK_ADDR = 18
+
+
+def _name_unix_kinds(opened: bpf.Object) -> None:
+    for program, attach in UNIX_PROGRAMS.items():
+        opened.set_kind(program, _PROGRAM_CGROUP_SOCK_ADDR, attach)
+
+
+OBJECTS: tuple[ObjectSpec, ...] = (
+    ObjectSpec("network"),
+    ObjectSpec("unix", _name_unix_kinds, optional=True),
+    ObjectSpec(
+        "trace",
+        links={
+            "mg_forked": "sched_process_fork",
+            "mg_executed": "sched_process_exec",
+            "mg_exited": "sched_process_exit",
+            "mg_sys_exit": "sys_exit",
+        },
+    ),
+)
+
+
+class Engine:
+    """The pinned engine of this build, open in this process."""
+
+    def __init__(self, folder: str) -> None:
+        """Open what is pinned in `folder`; a few system calls. See `open`."""
+        self._folder = folder
+        self._held = pins.hold(folder)
+        self._maps: dict[str, bpf.Map] = {}
+        self._programs: dict[str, int] = {}
+        try:
+            self._facts = _read_facts(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, objects: Iterable[ObjectSpec] = OBJECTS) -> Engine:
+        """Find the engine of this build or load it, then clear away what sessions and other builds left behind.
+
+        Raises:
+            HostError: an object is missing or of another contract, or the pins cannot be had.
+            KernelError: libbpf or the kernel refused an object.
+        """
+        name = pins.version(bpf.OBJECTS, LAYOUT)
+        with pins.locked():
+            pins.prepare()
+            folder = f"{pins.ROOT}/{name}"
+            if not os.path.isdir(folder):
+                _load(objects, name)
+            engine = cls(folder)
+            try:
+                engine._sweep()
+                _remove_others(name)
+            except BaseException:
+                engine.close()
+                raise
+        return engine
+
+    @property
+    def absent(self) -> dict[str, str]:
+        """Optional objects that this kernel refused, with its words."""
+        return dict(self._facts["absent"])
+
+    def has(self, program: str) -> bool:
+        """Whether the program is loaded; it is not when its object is absent or left it out."""
+        return program in self._facts["programs"]
+
+    def map(self, name: str) -> bpf.Map:
+        """A map that is shared by all sessions, or an outer map; it stays the engine's to close."""
+        if name not in self._maps:
+            self._maps[name] = bpf.Map(name, bpf.pinned(f"{self._folder}/{pins.MAPS}/{name}"))
+        return self._maps[name]
+
+    def program(self, name: str) -> int:
+        """Descriptor of a program; it stays the engine's to close."""
+        if name not in self._programs:
+            self._programs[name] = bpf.pinned(f"{self._folder}/{pins.PROGRAMS}/{name}")
+        return self._programs[name]
+
+    def linked(self) -> set[str]:
+        """Programs that are attached for the whole host now."""
+        return set(os.listdir(f"{self._folder}/{pins.LINKS}"))
+
+    def add_session(self, leaf_fd: int, leaf_id: int, *, denials: int = 1 << 20, activity: int = 8 << 20) -> Session:
+        """Give a leaf a slot with maps of its own. Until `Session.set_state` everything that its programs judge is refused.
+
+        Args:
+            leaf_fd: an open directory of the leaf; a copy is kept.
+            leaf_id: what `bpf_get_current_cgroup_id` gives inside.
+            denials, activity: bytes of the rings, powers of two.
+
+        Raises:
+            HostError: too many sessions.
+            KernelError: the kernel refused something; nothing of the session is left.
+        """
+        sizes = {DENIALS: denials, ACTIVITY: activity}
+        with pins.locked():
+            slot = self._free_slot()
+            session = Session(self, os.dup(leaf_fd), leaf_id, slot, sizes)
+            try:
+                session._make_maps(self._facts["inner"])
+                self._link()
+                self.map(SESSIONS).set(_key64(leaf_id), _abi.MG_SESSION.pack(slot, 0, 0, 0))
+                session._move_in()
+            except BaseException:
+                session._forget()
+                session.close()
+                raise
+        return session
+
+    def _free_slot(self) -> int:
+        taken = {_abi.MG_SESSION.unpack(value)[0] for value in self._sessions().values()}
+        free = next((slot for slot in range(1, _abi.MG_SESSIONS_LIMIT) if slot not in taken), None)
+        if free is None:
+            raise HostError(
+                "too many guarded sessions at once",
+                why=f"{len(taken)} sessions live on this host, and there is room for {_abi.MG_SESSIONS_LIMIT - 1}",
+                do="end some of them: `mcpguard sessions` lists yours",
+                code="host.too-many-sessions",
+            )
+        return free
+
+    def _sessions(self) -> dict[int, bytes]:
+        sessions = self.map(SESSIONS)
+        found = {key: sessions.get(key, _abi.MG_SESSION.size) for key in sessions.keys(8)}
+        return {_number64(key): value for key, value in found.items() if value is not None}
+
+    def _link(self) -> None:
+        """Attach what is attached for the whole host, as far as it is not."""
+        there = self.linked()
+        for program, tracepoint in self._facts["links"].items():
+            if program in there:
+                continue
+            fd = self.program(program)
+            link = bpf.attach_raw_tracepoint(tracepoint, fd) if tracepoint else bpf.attach_traced(fd, program)
+            try:
+                bpf.pin(link, f"{self._folder}/{pins.LINKS}/{program}")
+            finally:
+                os.close(link)
+
+    def _unlink(self) -> None:
+        for program in self.linked():
+            os.unlink(f"{self._folder}/{pins.LINKS}/{program}")
+
+    def _sweep(self) -> None:
+        """Forget sessions whose leaf is gone; without any, take the links away."""
+        sessions = self._sessions()
+        for leaf_id in _gone(sessions):
+            self._clear(leaf_id, int(_abi.MG_SESSION.unpack(sessions.pop(leaf_id))[0]))
+        if not sessions:
+            self._unlink()
+
+    def _clear(self, leaf_id: int, slot: int) -> None:
+        """Take a session out that nobody lives in any more. Its sockets may outlive it: they may finish, not begin."""
+        ended = _abi.MG_LEAF.pack(_abi.MG_SESSION.pack(0, _abi.MG_SESSION_ENDED, 0, 0), leaf_id)
+        _set_if_there(self.map(LEAVES), _key64(leaf_id), ended)
+        self.map(SESSIONS).delete(_key64(leaf_id))
+        # Each of these waits until no program uses the map any more; together they wait once.
+        _together([_deletion(self.map(name), _key32(slot)) for name in self._facts["inner"]])
+
+    def close(self) -> None:
+        """Close our descriptors; what is pinned stays. Safe to call twice."""
+        for one in self._maps.values():
+            one.close()
+        for fd in self._programs.values():
+            os.close(fd)
+        self._maps, self._programs = {}, {}
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+
+class Session:
+    """One guarded leaf in the engine.
+
+    Attributes:
+        slot: the index of its maps.
+        leaf_fd, leaf_id: the cgroup.
+        fds: what may be handed to the user's process: rings, counters, sums (`sums.*`). Closing them ends nothing.
+        sizes: bytes of each ring's data area, by the names in `fds`.
+        maps: all maps of its own by name; those that are not in `fds` are part of verdicts and stay here.
+    """
+
+    def __init__(self, engine: Engine, leaf_fd: int, leaf_id: int, slot: int, sizes: dict[str, int]) -> None:
+        self.engine = engine
+        self.leaf_fd = leaf_fd
+        self.leaf_id = leaf_id
+        self.slot = slot
+        self.sizes = sizes
+        self.maps: dict[str, bpf.Map] = {}
+        self._moving: threading.Thread | None = None
+        self._trouble: list[BaseException] = []
+
+    @property
+    def fds(self) -> dict[str, int]:
+        carried = {name: self.maps[name].fd for name in (DENIALS, ACTIVITY, COUNTERS)}
+        sums = {f"sums.{name}": one.fd for name, one in self.maps.items() if name.endswith(_SUMS)}
+        return {**carried, **sums}
+
+    def set_state(self, flags: int, files: int = 0, sockets: int = 0) -> None:
+        """Say what the session is from now on; for one reader all of it changes in one step.
+
+        Args:
+            flags: MG_SESSION_*, or-ed; without MG_SESSION_LIVE everything is refused.
+            files, sockets: indices of policies; 0: none.
+
+        Raises:
+            KernelError: the kernel refused; what was said before still counts.
+        """
+        self._moved_in()
+        value = _abi.MG_SESSION.pack(self.slot, flags, files, sockets)
+        with pins.locked():
+            _set_if_there(self.engine.map(LEAVES), _key64(self.leaf_id), _abi.MG_LEAF.pack(value, self.leaf_id))
+            self.engine.map(SESSIONS).set(_key64(self.leaf_id), value)
+            if cgroup.is_populated(self.leaf_fd):
+                self._await_readers()
+
+    def _await_readers(self) -> None:
+        """Wait until no program reads the value that was replaced: its memory may become another session's entry.
+
+        Changing a map of maps waits for that, also when nothing changes.
+        """
+        self.engine.map(COUNTERS).set_fd(_key32(self.slot), self.maps[COUNTERS].fd)
+
+    def final_counts(self) -> list[SumRecord]:
+        """What the aggregates had counted and not yet sent; to be read when the tree has ended.
+
+        Together with all records it gives the exact numbers, unless an aggregate of activity was pushed out by newer ones
+        or the ring was full.
+
+        Raises:
+            KernelError: a map cannot be read.
+        """
+        counts = []
+        for name, fd in self.fds.items():
+            if name.startswith("sums."):
+                counts += decode.remainders(bpf.read_values(fd, _abi.MG_SUM.size, name))
+        return counts
+
+    def remove(self) -> bool:
+        """Take the session out of the engine, if no process lives in its leaf any more; else it stays guarded.
+
+        The last one takes the links with it. The maps live on for those who hold their descriptors.
+
+        Returns:
+            whether it is gone.
+        """
+        self._wait_for_moving()
+        if cgroup.is_populated(self.leaf_fd):
+            return False
+        with pins.locked():
+            self._forget()
+            if not self.engine._sessions():
+                self.engine._unlink()
+        return True
+
+    def close(self) -> None:
+        """Close our descriptors; the session goes on as it is. Safe to call twice."""
+        self._wait_for_moving()
+        for one in self.maps.values():
+            one.close()
+        self.maps = {}
+        if self.leaf_fd >= 0:
+            os.close(self.leaf_fd)
+            self.leaf_fd = -1
+
+    def _make_maps(self, shapes: Mapping[str, list[int]]) -> None:
+        for name, numbers in shapes.items():
+            shape = bpf.Shape(*numbers)
+            if name in self.sizes:
+                shape = shape._replace(entries=self.sizes[name])
+            self.maps[name] = bpf.Map(name, bpf.create_map(shape.kind, name, *shape[1:]))
+
+    def _move_in(self) -> None:
+        """Put the maps into the slot. The kernel makes each of these wait for all programs, so it happens meanwhile."""
+        moves = [_insertion(self.engine.map(name), _key32(self.slot), one.fd) for name, one in self.maps.items()]
+        self._moving = threading.Thread(target=_together, args=(moves, self._trouble))
+        self._moving.start()
+
+    def _wait_for_moving(self) -> None:
+        if self._moving is not None:
+            self._moving.join()
+            self._moving = None
+
+    def _moved_in(self) -> None:
+        self._wait_for_moving()
+        if self._trouble:
+            raise self._trouble[0]
+
+    def _forget(self) -> None:
+        self._wait_for_moving()
+        self.engine._clear(self.leaf_id, self.slot)
+
+
+def _load(objects: Iterable[ObjectSpec], name: str) -> None:
+    """Load every object and pin what it has, maps of one name once; to be called under the lock."""
+    folder = pins.begin(name)
+    facts: dict[str, Any] = {"inner": {}, "programs": [], "links": {}, "absent": {}}
+    shared: dict[str, int] = {}
+    try:
+        for spec in objects:
+            opened = bpf.Object(spec.name)
+            try:
+                _load_one(spec, opened, folder, facts, shared)
+            finally:
+                opened.close()
+        _write_facts(folder, facts)
+        pins.finish(folder, name)
+    except BaseException:
+        pins.remove(folder)
+        raise
+    finally:
+        for fd in shared.values():
+            os.close(fd)
+
+
+def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str, Any], shared: dict[str, int]) -> None:
+    _check_contract(opened)
+    spec.prepare(opened)
+    opened.lend(shared)
+    inner = {name: shape for name in opened.maps if (shape := opened.inner_shape(name))}
+    try:
+        opened.load()
+    except KernelError as error:
+        if not spec.optional or error.errno in _MOMENTARY:
+            raise
+        facts["absent"][spec.name] = error.why[:500]
+        return
+    for name in opened.maps:
+        if name in shared:
+            continue
+        shared[name] = opened.map(name).fd
+        bpf.pin(shared[name], f"{folder}/{pins.MAPS}/{name}")
+    facts["inner"].update(inner)
+    for name in opened.programs:
+        bpf.pin(opened.program(name), f"{folder}/{pins.PROGRAMS}/{name}")
+        facts["programs"].append(name)
+        if name in spec.links:
+            facts["links"][name] = spec.links[name]
+
+
+def _check_contract(opened: bpf.Object) -> None:
+    version = encode.configured_version(opened.configuration())
+    if version != _abi.ABI_VERSION:
+        raise HostError(
+            f"the BPF object {opened.name} does not fit this mcpguard",
+            why=f"it speaks version {version} of the contract, this is version {_abi.ABI_VERSION}",
+            do="reinstall mcpguard; in a source tree run `make bpf`",
+            code="host.object-version",
+        )
+
+
+def _write_facts(folder: str, facts: dict[str, Any]) -> None:
+    """What was loaded, beside what was loaded: a BPF file system holds no plain files, but a map can hold a text."""
+    fd = bpf.create_map(libbpf.MAP_TYPE_ARRAY, "mg_facts", 4, _FACTS_BYTES, 1)
+    try:
+        bpf.Map(_FACTS, fd).set(_FIRST, json.dumps(facts).encode().ljust(_FACTS_BYTES, b"\0"))
+        bpf.pin(fd, f"{folder}/{_FACTS}")
+    finally:
+        os.close(fd)
+
+
+def _read_facts(folder: str) -> dict[str, Any]:
+    try:
+        one = bpf.Map(_FACTS, bpf.pinned(f"{folder}/{_FACTS}"))
+        with contextlib.closing(one):
+            text = one.get(_FIRST, _FACTS_BYTES) or b""
+        facts: dict[str, Any] = json.loads(text.rstrip(b"\0"))
+        return facts
+    except (KernelError, ValueError) as error:
+        raise HostError(
+            "the loaded BPF programs cannot be found",
+            why=f"{folder} is not whole: {error}",
+            do=f"end all guarded sessions, then: rm -r {folder}",
+            code="host.engine-damaged",
+        ) from error
+
+
+def _remove_others(name: str) -> None:
+    """Remove engines of other builds that no session and no process uses; to be called under the lock."""
+    for folder in pins.others(name):
+        if pins.is_unfinished(folder) or not (pins.is_held(folder) or _has_sessions(folder)):
+            with contextlib.suppress(OSError):  # whatever it is, it is not in our way
+                pins.remove(folder)
+
+
+def _has_sessions(folder: str) -> bool:
+    """Whether a leaf that is known there exists. A build may change all but this: the keys of its sessions are cgroup ids."""
+    try:
+        sessions = bpf.Map(SESSIONS, bpf.pinned(f"{folder}/{pins.MAPS}/{SESSIONS}"))
+    except KernelError as error:
+        return error.errno != errno.ENOENT
+    with contextlib.closing(sessions):
+        known = {_number64(key) for key in sessions.keys(8)}
+    return len(known) > len(_gone(known))
+
+
+def _gone(leaves: Iterable[int]) -> set[int]:
+    """Which of these cgroups do not exist any more."""
+    asked = set(leaves)
+    mount = cgroup.unified_mount() if asked else None
+    if mount is None:
+        return set()
+    fd = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return {leaf for leaf in asked if not cgroup.exists(fd, leaf)}
+    finally:
+        os.close(fd)
+
+
+def _set_if_there(storage: bpf.Map, key: bytes, value: bytes) -> None:
+    """A leaf's storage exists from its first attached program on."""
+    try:
+        storage.set(key, value)
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
+
+
+def _insertion(outer: bpf.Map, key: bytes, fd: int) -> Callable[[], None]:
+    return lambda: outer.set_fd(key, fd)
+
+
+def _deletion(outer: bpf.Map, key: bytes) -> Callable[[], None]:
+    return lambda: outer.delete(key)
+
+
+def _together(calls: Iterable[Callable[[], None]], trouble: list[BaseException] | None = None) -> None:
+    """Make all calls side by side and wait for them; what goes wrong is collected, or raised at the end."""
+    collected: list[BaseException] = [] if trouble is None else trouble
+
+    def guarded(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            collected.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if trouble is None and collected:
+        raise collected[0]
+
+
+def _key32(number: int) -> bytes:
+    return number.to_bytes(4, sys.byteorder)
+
+
+def _key64(number: int) -> bytes:
+    return number.to_bytes(8, sys.byteorder)
+
+
+def _number64(key: bytes) -> int:
+    return int.from_bytes(key, sys.byteorder)

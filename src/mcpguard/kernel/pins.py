@@ -1,0 +1,146 @@
+"""Where maps, programs and links live on when no process of ours does: a directory of root's on the BPF file system.
+
+One directory for each build of the BPF objects, made beside its place and renamed when it is whole. All changes happen
+under one lock. Who uses a directory holds a shared lock on it, so that nobody takes it away meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from mcpguard.errors import HostError
+from mcpguard.kernel import syscalls
+
+FILE_SYSTEM = "/sys/fs/bpf"
+ROOT = f"{FILE_SYSTEM}/mcpguard"
+LOCK = "/run/mcpguard/engine.lock"
+MAPS, PROGRAMS, LINKS = "maps", "programs", "links"
+_UNFINISHED = "new-"
+_MAGIC = 0xCAFE4A11
+_MOUNT_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
+
+
+@contextlib.contextmanager
+def locked() -> Iterator[None]:
+    """Alone among all processes of mcpguard on this host. Nobody but root can open the lock, so nobody can hold us up."""
+    os.makedirs(os.path.dirname(LOCK), mode=0o755, exist_ok=True)
+    fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        # Said aloud: a child that was forked meanwhile still has the descriptor.
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
+
+
+def version(objects: Path, layout: int) -> str:
+    """One name for all compiled objects together: another byte anywhere is another engine."""
+    try:
+        from _blake2 import blake2b  # hashlib would bring all of OpenSSL
+    except ImportError:
+        from hashlib import blake2b
+    digest = blake2b(layout.to_bytes(4, "big"), digest_size=12)
+    for path in sorted(objects.glob("*.bpf.o")):
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode())
+        digest.update(content)
+    return str(digest.hexdigest())
+
+
+def prepare() -> None:
+    """Have the BPF file system mounted and our directory in it, root's own.
+
+    Raises:
+        HostError: it cannot be mounted, or the directory is not root's alone.
+    """
+    if not _is_bpf_file_system():
+        result = syscalls.libc.mount(b"bpf", FILE_SYSTEM.encode(), b"bpf", ctypes.c_ulong(_MOUNT_FLAGS), b"mode=0700")
+        if result < 0:
+            raise HostError(
+                "there is no BPF file system on this host",
+                why=f"mounting one at {FILE_SYSTEM}: {os.strerror(ctypes.get_errno())}",
+                do=f"mount -t bpf bpf {FILE_SYSTEM}",
+                code="host.no-bpffs",
+            )
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(ROOT, 0o700)
+    found = os.lstat(ROOT)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o077:
+        raise HostError(
+            f"{ROOT} is not root's alone",
+            why=f"it has mode {found.st_mode & 0o7777:04o} and owner {found.st_uid}; somebody else made it",
+            do=f"look at what it is, remove it, and try again: rm -r {ROOT}",
+            code="host.pins-not-ours",
+        )
+
+
+def _is_bpf_file_system() -> bool:
+    status = (ctypes.c_long * 32)()
+    if syscalls.libc.statfs(FILE_SYSTEM.encode(), ctypes.byref(status)) < 0:
+        return False
+    return bool(status[0] == _MAGIC)
+
+
+def begin(name: str) -> str:
+    """An empty directory to build in; to be called under the lock."""
+    folder = f"{ROOT}/{_UNFINISHED}{name}-{os.getpid()}"
+    remove(folder)
+    for path in (folder, *(f"{folder}/{part}" for part in (MAPS, PROGRAMS, LINKS))):
+        os.mkdir(path, 0o700)
+    return folder
+
+
+def finish(folder: str, name: str) -> str:
+    """Put a whole directory in its place, in one step."""
+    place = f"{ROOT}/{name}"
+    os.rename(folder, place)
+    return place
+
+
+def hold(folder: str) -> int:
+    """A descriptor that keeps the directory from being removed by others for as long as it is open."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return fd
+
+
+def is_held(folder: str) -> bool:
+    """Whether any process uses the directory."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def others(name: str) -> list[str]:
+    """Directories of other builds, and what a killed process left unfinished; to be called under the lock."""
+    with os.scandir(ROOT) as entries:
+        return [e.path for e in entries if e.name != name and e.is_dir(follow_symlinks=False)]
+
+
+def is_unfinished(folder: str) -> bool:
+    return os.path.basename(folder).startswith(_UNFINISHED)
+
+
+def remove(folder: str) -> None:
+    """Remove a directory and what is pinned in it, links first; one that is not there is no error."""
+    for part in (LINKS, PROGRAMS, MAPS, ""):
+        place = f"{folder}/{part}" if part else folder
+        try:
+            names = os.listdir(place)
+        except FileNotFoundError:
+            continue
+        for name in names:
+            os.unlink(f"{place}/{name}")
+        os.rmdir(place)
