@@ -75,14 +75,6 @@ struct mg_refusals {
 
 MG_PER_SLOT(mg_refused_sums, struct mg_refusals);
 
-/* One program in one process: a reused PID or another program in the same process starts new aggregates. */
-static __always_inline __u64 mg_life(void)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-
-	return BPF_CORE_READ(task, group_leader, start_time) + BPF_CORE_READ(task, self_exec_id);
-}
-
 /* --- processes ------------------------------------------------------------------------------------------------ */
 
 SEC("raw_tp/sched_process_fork")

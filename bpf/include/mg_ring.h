@@ -51,6 +51,14 @@ static __always_inline void mg_fill_head(struct mg_head *head, __u32 kind)
 	bpf_core_read(&head->comm, sizeof(head->comm), &task->comm);
 }
 
+/* One program in one process: a reused PID or another program in the same process starts new aggregates. */
+static __always_inline __u64 mg_life(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, group_leader, start_time) + BPF_CORE_READ(task, self_exec_id);
+}
+
 /* Count one record that did not fit. */
 static __always_inline void mg_lost(const struct mg_session *session, int denial)
 {

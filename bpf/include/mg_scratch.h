@@ -30,10 +30,9 @@ struct {
 	__type(value, struct mg_scratch);
 } mg_scratches SEC(".maps");
 
-/* Claim a buffer; 0: none is free, and the loss is counted. */
-static __always_inline struct mg_scratch *mg_claim(const struct mg_session *session, int denial)
+/* Claim a buffer; 0: none is free. */
+static __always_inline struct mg_scratch *mg_claim_quietly(void)
 {
-	struct mg_counters *counters;
 	struct mg_scratch *scratch;
 	__u32 i;
 
@@ -44,6 +43,17 @@ static __always_inline struct mg_scratch *mg_claim(const struct mg_session *sess
 		if (scratch && !__sync_val_compare_and_swap(&scratch->busy, 0, 1))
 			return scratch;
 	}
+	return 0;
+}
+
+/* The same; that none was free is a record lost, and counted. */
+static __always_inline struct mg_scratch *mg_claim(const struct mg_session *session, int denial)
+{
+	struct mg_scratch *scratch = mg_claim_quietly();
+	struct mg_counters *counters;
+
+	if (scratch)
+		return scratch;
 	counters = mg_count(session);
 	if (counters)
 		__sync_fetch_and_add(&counters->scratch_busy, 1);

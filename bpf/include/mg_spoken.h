@@ -14,6 +14,14 @@ struct {
 	__type(value, __u32);
 } mg_spoken SEC(".maps");
 
+/* Say that the current thread's call is on record. */
+static __always_inline void mg_speak(void)
+{
+	__u32 tid = bpf_get_current_pid_tgid(), one = 1;
+
+	bpf_map_update_elem(&mg_spoken, &tid, &one, BPF_ANY);
+}
+
 /* Was there a word on this call of the current thread? It counts once. */
 static __always_inline int mg_take_spoken(void)
 {
