@@ -13,7 +13,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 const volatile struct {
 	__u32 names_judged;
 	__u32 reserved;
-} mg_layout SEC(".rodata.layout") = {};
+} mg_names SEC(".rodata.names") = {};
 
 static __always_inline int mg_ask_peer(__u64 address, __u8 op)
 {
@@ -31,7 +31,7 @@ static __always_inline int mg_ask_peer(__u64 address, __u8 op)
 	if (!dentry) {
 		if (!BPF_CORE_READ(peer, addr))
 			return 0; /* it has no name: a pair, or a client that answers are sent to */
-		return mg_layout.names_judged ? 0 : -MG_EPERM;
+		return mg_names.names_judged ? 0 : -MG_EPERM;
 	}
 	mg_look_up(session->files, (__u64)dentry, MG_READ, &seen);
 	missing = MG_READ & seen.protected;

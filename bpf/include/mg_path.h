@@ -145,6 +145,17 @@ static __always_inline struct mg_line *mg_line_at(struct mg_machine *machine, __
 	return bpf_map_lookup_elem(machine->lines, &at);
 }
 
+/* A key must lie on the stack on older kernels, so the number is copied. */
+static __always_inline void *mg_lines_of(__u32 policy)
+{
+	return bpf_map_lookup_elem(&mg_tables, &policy);
+}
+
+static __always_inline struct mg_policy *mg_policy_of(__u32 policy)
+{
+	return bpf_map_lookup_elem(&mg_policies, &policy);
+}
+
 static __always_inline int mg_enter(struct mg_machine *machine, __u32 at)
 {
 	struct mg_line *line = mg_line_at(machine, at);
@@ -228,7 +239,7 @@ __noinline int mg_feed_chunk(struct mg_lookup *walk)
 
 	if (!walk)
 		return 0;
-	machine.lines = bpf_map_lookup_elem(&mg_tables, &walk->policy);
+	machine.lines = mg_lines_of(walk->policy);
 	if (!machine.lines)
 		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
 	bpf_loop(MG_FACTORS_LIMIT, mg_feed_factor, &machine, 0);
@@ -457,7 +468,7 @@ static long mg_conclude_access(__u32 index, void *data)
 	struct mg_machine *machine = &concluding->machine;
 	struct mg_lookup *walk = machine->walk;
 	struct mg_seen *seen = concluding->seen;
-	struct mg_policy *policy = bpf_map_lookup_elem(&mg_policies, &walk->policy);
+	struct mg_policy *policy = mg_policy_of(walk->policy);
 	__u32 rank, guard, bit = 1 << (index & 3);
 
 	if (index >= 3 || !policy)
@@ -505,7 +516,7 @@ static __always_inline void mg_conclude(struct mg_lookup *walk, struct mg_seen *
 {
 	struct mg_concluding concluding = { .machine = { .walk = walk }, .seen = seen };
 
-	concluding.machine.lines = bpf_map_lookup_elem(&mg_tables, &walk->policy);
+	concluding.machine.lines = mg_lines_of(walk->policy);
 	if (!concluding.machine.lines) {
 		mg_refuse(walk, MG_DETAIL_NO_POLICY);
 		return;
@@ -614,7 +625,7 @@ static __always_inline __u32 mg_device(struct super_block *sb)
 __noinline int mg_look_up(__u32 policy, __u64 object, __u32 asked, struct mg_seen *seen)
 {
 	struct mg_looking looking = { .walk = { .leaf = object, .policy = policy, .asked = asked } };
-	struct mg_policy *head = bpf_map_lookup_elem(&mg_policies, &policy);
+	struct mg_policy *head = mg_policy_of(policy);
 	struct dentry *dentry = (void *)object;
 	struct super_block *sb = BPF_CORE_READ(dentry, d_sb);
 

@@ -93,10 +93,24 @@ class Object:
         """The value of the object's configuration section, as compiled in."""
         return bytes(self._configuration())
 
+    def set_constants(self, section: str, value: bytes) -> None:
+        """Set a section of constants; only before `load`.
+
+        Raises:
+            ValueError: its size is not the object's.
+        """
+        area = self._constants(section)
+        if len(area) != len(value):
+            raise ValueError(f"{section} of {self.name} has {len(area)} bytes, not {len(value)}")
+        ctypes.memmove(area, value, len(value))
+
     def _configuration(self) -> ctypes.Array[ctypes.c_ubyte]:
+        return self._constants(CONFIG_SECTION)
+
+    def _constants(self, section: str) -> ctypes.Array[ctypes.c_ubyte]:
         size = ctypes.c_size_t()
-        section = next(pointer for name, pointer in self._maps.items() if name.endswith(CONFIG_SECTION))
-        address = libbpf.call("bpf_map__initial_value", section, ctypes.byref(size), about=CONFIG_SECTION)
+        pointer = next(pointer for name, pointer in self._maps.items() if name.endswith(section))
+        address = libbpf.call("bpf_map__initial_value", pointer, ctypes.byref(size), about=section)
         return (ctypes.c_ubyte * size.value).from_address(address)
 
     def lend(self, fds: Mapping[str, int]) -> None:
