@@ -19,7 +19,8 @@ MG_UNIX_RULES_LIMIT: Final = 64
 MG_SESSIONS_LIMIT: Final = 256
 MG_POLICIES_LIMIT: Final = 1024
 MG_FACTORS_LIMIT: Final = 8
-MG_BRANCH_BYTES: Final = 64
+MG_NAMES_LIMIT: Final = 4
+MG_BRANCH_BYTES: Final = 32
 
 MG_RECORD_FORK: Final = 1
 MG_RECORD_EXEC: Final = 2
@@ -69,6 +70,7 @@ MG_DETAIL_NO_POLICY: Final = 10
 MG_DETAIL_MEMORY: Final = 11
 MG_DETAIL_RECEIVED: Final = 12
 MG_DETAIL_MAPPED: Final = 13
+MG_DETAIL_NAMES: Final = 14
 
 MG_UNIX_EXACT: Final = 0
 MG_UNIX_SUBTREE: Final = 1
@@ -181,14 +183,14 @@ MG_POLICY: Final = struct.Struct("=24sIIII")
 # at ranks reserved matched excepted
 MG_STATE: Final = struct.Struct("=32s12sIQQ")
 
-# state node known
+# state node names
 MG_PLACE: Final = struct.Struct("=64sII")
 
-# policy device
-MG_ROOT_KEY: Final = struct.Struct("=II")
+# policy device name reserved
+MG_ROOT_KEY: Final = struct.Struct("=IIII")
 
-# policy device node length name
-MG_BRANCH_KEY: Final = struct.Struct("=IIII64s")
+# policy device node left name bytes
+MG_BRANCH_KEY: Final = struct.Struct("=IIIHH32s")
 
 # series denials_lost denials_pending activity_lost activity_pending scratch_busy
 MG_COUNTERS: Final = struct.Struct("=QQQQQQ")
