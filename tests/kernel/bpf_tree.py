@@ -89,6 +89,7 @@ class Tree:
         for ring in self.rings.values():
             ring.close()
             os.close(ring.fd)
+        self.rings = {}
         self.leaf.kill()
         self.leaf.await_empty()
         if self.session.maps:

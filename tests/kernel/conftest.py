@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -32,9 +33,8 @@ def _keep(leaf: Leaf) -> int:
     return pid
 
 
-@pytest.fixture
-def leaf() -> Iterator[Leaf]:
-    """An empty cgroup v2 leaf; whatever still lives in it at the end is killed with it."""
+@contextlib.contextmanager
+def _planted() -> Iterator[Leaf]:
     from harness import need_root
 
     need_root()
@@ -49,3 +49,17 @@ def leaf() -> Iterator[Leaf]:
         os.waitpid(keeper, 0)
         os.close(made.fd)
         assert made.remove(), f"{made.path} is still populated by {made.pids()}"
+
+
+@pytest.fixture
+def leaf() -> Iterator[Leaf]:
+    """An empty cgroup v2 leaf; whatever still lives in it at the end is killed with it."""
+    with _planted() as made:
+        yield made
+
+
+@pytest.fixture
+def other_leaf() -> Iterator[Leaf]:
+    """A second one."""
+    with _planted() as made:
+        yield made

@@ -122,7 +122,7 @@ def test_the_maps_of_a_verdict_are_not_handed_out(tree: Tree) -> None:
     assert names == {"mg_denials", "mg_activity", "mg_counters"}
     sums = {name.removeprefix("sums.") for name in tree.session.fds} - names
     assert all(one.endswith(("_sums", "_denied")) for one in sums)
-    assert {"mg_connect", "mg_listen", "mg_unix_rules", "mg_own_names", "mg_askers"} <= tree.session.maps.keys() - sums
+    assert {"mg_connect", "mg_listen", "mg_own_names", "mg_askers"} <= tree.session.maps.keys() - sums
 
 
 def test_something_that_is_no_ring_is_refused(tmp_path: Path) -> None:

@@ -239,6 +239,23 @@ class Map:
         os.close(self.fd)
 
 
+def inner_map(outer: Map, index: int) -> Map:
+    """The map that lies in a map of maps; it is the caller's to close. Raises KernelError, ENOENT when there is none."""
+    found = ctypes.create_string_buffer(4)
+    key = index.to_bytes(4, sys.byteorder)
+    libbpf.call("bpf_map_lookup_elem", outer.fd, key, found, about=outer.name)
+    fd = libbpf.call("bpf_map_get_fd_by_id", int.from_bytes(found.raw, sys.byteorder), about=outer.name)
+    return Map(outer.name, int(fd))
+
+
+def map_id(fd: int) -> int:
+    """The kernel's number for a map."""
+    info = libbpf.MapInfo()
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    libbpf.call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(size), about="map")
+    return int(info.id)
+
+
 def read_values(fd: int, value_bytes: int, about: str) -> list[bytes]:
     """All values of a hash map, read in batches. While others write, one may be missed or seen twice. Raises KernelError."""
     keys = ctypes.create_string_buffer(_BATCH * _LONGEST_KEY)
