@@ -198,6 +198,11 @@ class Map:
         """Write one entry, in one step for every reader. Raises KernelError."""
         libbpf.call("bpf_map_update_elem", self.fd, key, value, libbpf.ANY, about=self.name)
 
+    def set_many(self, keys: bytes, values: bytes, count: int) -> None:
+        """Write `count` entries in one call; keys and values stand one behind the other. Raises KernelError."""
+        written = ctypes.c_uint32(count)
+        libbpf.call("bpf_map_update_batch", self.fd, keys, values, ctypes.byref(written), None, about=self.name)
+
     def set_fd(self, key: bytes, fd: int) -> None:
         """Put a map into a map of maps; when this returns, no program uses what was there before. Raises KernelError."""
         self.set(key, fd.to_bytes(4, sys.byteorder))

@@ -60,6 +60,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_raw_tracepoint_open": (_int, (_text, _int)),
     "bpf_map_create": (_int, (_int, _text, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, _pointer)),
     "bpf_map_update_elem": (_int, (_int, _text, _text, ctypes.c_uint64)),
+    "bpf_map_update_batch": (_int, (_int, _text, _text, _pointer, _pointer)),
     "bpf_map_delete_elem": (_int, (_int, _text)),
     "bpf_map_lookup_elem": (_int, (_int, _text, _pointer)),
     "bpf_map_get_next_key": (_int, (_int, _text, _pointer)),

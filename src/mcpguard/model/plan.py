@@ -60,3 +60,28 @@ class FilesPlan:
     open_directories: tuple[str, ...] = ()
     gaps: tuple[str, ...] = ()
     visited: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TablePlan:
+    """One path automaton for the kernel, in the bytes that its maps hold; the index of the policy is put in front of each key.
+
+    Attributes:
+        lines, head: from `policy.image`.
+        roots, branches: entries one behind the other, key without the policy's index, then value.
+        shared_memory: the value for the session's own /dev/shm, whose file system does not exist yet.
+    """
+
+    lines: bytes
+    head: bytes
+    roots: bytes
+    branches: bytes
+    shared_memory: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GuardPlan:
+    """How tiers 1 and 2 carry the file rules and the paths of the socket rules."""
+
+    files: TablePlan
+    sockets: TablePlan

@@ -16,6 +16,7 @@ from mcpguard.wire.records import (
     CallRecord,
     ExecRecord,
     ExitRecord,
+    FileRecord,
     ForkRecord,
     Head,
     NetRecord,
@@ -68,6 +69,27 @@ _PATH_OPS: Final = {
     _abi.MG_OP_STAT: "stat",
     _abi.MG_OP_READLINK: "readlink",
     _abi.MG_OP_CHDIR: "chdir",
+    _abi.MG_OP_MAP: "map",
+    _abi.MG_OP_RECEIVE: "receive",
+    _abi.MG_OP_WATCH: "watch",
+    _abi.MG_OP_IOCTL: "ioctl",
+    _abi.MG_OP_CONNECT: "connect",
+    _abi.MG_OP_SEND: "send",
+}
+# What is told of a refusal that no rule explains, or not alone.
+FILE_DETAILS: Final = {
+    _abi.MG_DETAIL_NONE: "",
+    _abi.MG_DETAIL_BELOW: "a protected path lies below it",
+    _abi.MG_DETAIL_WIDENS: "the new name would open the file wider",
+    _abi.MG_DETAIL_UNKNOWN: "its file system was not mounted when the session began",
+    _abi.MG_DETAIL_DETACHED: "its name leads to no mounted place",
+    _abi.MG_DETAIL_DEEP: "it lies deeper than names can be followed",
+    _abi.MG_DETAIL_UNSTABLE: "directories kept moving while its name was read",
+    _abi.MG_DETAIL_NO_POLICY: "the session has no rules yet",
+    _abi.MG_DETAIL_MEMORY: "a program that exists in memory only",
+    _abi.MG_DETAIL_RECEIVED: "a descriptor that another process sent",
+    _abi.MG_DETAIL_MAPPED: "mapped as code",
+    _abi.MG_DETAIL_NAMES: "it is mounted in more places than can be judged",
 }
 _CALL_OPS: Final = {
     _abi.MG_CALL_SOCKET: "socket",
@@ -218,6 +240,30 @@ def _unix(sample: bytes, head: Head) -> UnixRecord:
     return UnixRecord(head, _NET_OPS[op], _VERDICTS[verdict], text, rule, _DETAILS[detail], count, series)
 
 
+def _file(sample: bytes, head: Head) -> FileRecord:
+    _, series, count, rule, device, device2, length, length2, op, access, _verdict, detail, cut, second, _ = (
+        _abi.MG_FILE.unpack_from(sample)
+    )
+    tail = _Tail(sample, _abi.MG_FILE.size)
+    name = tail.text(length)
+    both = length2 > 0
+    return FileRecord(
+        head,
+        _PATH_OPS[op],
+        Access(access),
+        device,
+        name,
+        device2 if both else None,
+        tail.text(length2) if both else None,
+        rule,
+        bool(second),
+        bool(cut),
+        FILE_DETAILS[detail],
+        count,
+        series,
+    )
+
+
 def remainders(sums: Iterable[bytes]) -> list[SumRecord]:
     """The values of a map of aggregates as records; those that were sent in full are left out."""
     found = []
@@ -243,4 +289,5 @@ _DECODERS: Final[dict[int, Callable[[bytes, Head], Record]]] = {
     _abi.MG_RECORD_CALL: _call,
     _abi.MG_RECORD_NET: _net,
     _abi.MG_RECORD_UNIX: _unix,
+    _abi.MG_RECORD_FILE: _file,
 }

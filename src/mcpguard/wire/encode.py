@@ -6,6 +6,7 @@ prefixes say (`policy.network.connect_table` does that), and denies are put firs
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 from mcpguard.errors import PolicyError
@@ -94,6 +95,39 @@ def _unix_rule(pattern: str, effect: Effect | str, rule: int) -> bytes:
 def configured_version(value: bytes) -> int:
     """The ABI version that a compiled object carries."""
     return int(_abi.MG_CONFIG.unpack(value)[0])
+
+
+def policy_head(
+    guard_masks: tuple[int, int, int], factors: int, protect_from: int, rules: int, guards: int
+) -> bytes:
+    """Value of the map `mg_policies`; see `policy.image.Image`."""
+    masks = b"".join(mask.to_bytes(8, sys.byteorder) for mask in guard_masks)
+    return _abi.MG_POLICY.pack(masks, factors, protect_from, rules, guards)
+
+
+def place(
+    at: Sequence[int], ranks: Sequence[int], matched: int, excepted: int, *, node: int = 0, names: int = 1
+) -> bytes:
+    """Value of the maps `mg_roots` and `mg_branches`.
+
+    Args:
+        at, ranks, matched, excepted: a state of the automaton, as `policy.image.Image.place` gives it.
+        node: of the tree of mount roots; 0: no mount root lies below.
+        names: mount points that show this very place; 0: it is only on the way to one.
+    """
+    lines = b"".join(one.to_bytes(4, sys.byteorder) for one in at).ljust(4 * _abi.MG_FACTORS_LIMIT, b"\0")
+    raised = b"".join(one.to_bytes(4, sys.byteorder) for one in ranks)
+    return _abi.MG_PLACE.pack(_abi.MG_STATE.pack(lines, raised, 0, matched, excepted), node, names)
+
+
+def root_key(policy: int, device: int, name: int = 0) -> bytes:
+    """Key of the map `mg_roots`; `name` counts the mount points of one place from 0."""
+    return _abi.MG_ROOT_KEY.pack(policy, device, name, 0)
+
+
+def branch_key(policy: int, device: int, node: int, rest: bytes, name: int = 0) -> bytes:
+    """Key of the map `mg_branches`: the next piece of a name of which `rest` is left."""
+    return _abi.MG_BRANCH_KEY.pack(policy, device, node, len(rest), name, rest[: _abi.MG_BRANCH_BYTES])
 
 
 def _verdict(effect: Effect | str) -> int:

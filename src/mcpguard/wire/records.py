@@ -110,6 +110,37 @@ class PathCallRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A request on a file that the kernel's own hooks refused, with the object and the rule that they decided on.
+
+    Attributes:
+        op: as in PathCallRecord, and map, receive, watch, ioctl, connect, send.
+        access: what was asked and is not allowed.
+        device, name: the file system (the kernel's s_dev) and the name inside it, from its root on.
+        device2, name2: the second object of rename and link; None otherwise.
+        rule: index into `Policy.rules`; 0: the default, or `detail` tells.
+        second: the rule is about the second object.
+        cut: the names are only the ends of the real ones.
+        detail: why, where no rule says it; one of the keys of `decode.FILE_DETAILS`.
+        count, series: aggregated as in OpenRecord.
+    """
+
+    head: Head
+    op: str
+    access: Access
+    device: int
+    name: str
+    device2: int | None
+    name2: str | None
+    rule: int
+    second: bool
+    cut: bool
+    detail: str
+    count: int = 1
+    series: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CallRecord:
     """A refused system call without a path.
 
@@ -184,4 +215,6 @@ class SumRecord:
     count: int
 
 
-Record = ForkRecord | ExecRecord | ExitRecord | OpenRecord | PathCallRecord | CallRecord | NetRecord | UnixRecord
+Record = (
+    ForkRecord | ExecRecord | ExitRecord | OpenRecord | PathCallRecord | CallRecord | NetRecord | UnixRecord | FileRecord
+)

@@ -1,0 +1,149 @@
+"""Where the kernel's path automaton begins: the state at the root of every file system and at every mounted part of one.
+
+The hooks name a file from the root of its file system. What the host calls that place stands in the mount table, so each
+mount point is walked here and its state kept for the kernel. Reads no file but the mount table; changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from mcpguard.kernel import mounts
+from mcpguard.model.plan import GuardPlan, TablePlan
+from mcpguard.model.policy import Policy
+from mcpguard.policy.automaton import Automaton
+from mcpguard.policy.decide import automaton_of, socket_automaton
+from mcpguard.policy.image import Image, image_of
+from mcpguard.wire import _abi, encode
+
+SHARED_MEMORY = "/dev/shm"
+_LONGEST = 2 * _abi.MG_BRANCH_BYTES
+_INDEX_BYTES = 4
+# Kernels have one device number of 12 and 20 bits for both of a mount table's.
+_MINOR_BITS = 20
+
+
+def guard_plan(policy: Policy, mounted: Sequence[mounts.Mount]) -> GuardPlan:
+    """The automata of a policy, placed on this host as it is mounted now.
+
+    Args:
+        mounted: the mount table, in its order.
+    """
+    return GuardPlan(
+        _table(automaton_of(policy.tables), policy, mounted),
+        _table(socket_automaton(policy.sockets), policy, mounted),
+    )
+
+
+def _table(automaton: Automaton, policy: Policy, mounted: Sequence[mounts.Mount]) -> TablePlan:
+    image = image_of(automaton.tables)
+    trees = _trees(mounted)
+    roots: list[bytes] = []
+    branches: list[bytes] = []
+    for device, tree in trees.items():
+        _entries(automaton, image, device, tree, roots, branches)
+    for device, path in (
+        (_abi.MG_KINDRED_TMPFS, policy.tmp),
+        (_abi.MG_KINDRED_PROC, "/proc"),
+        (_abi.MG_KINDRED_DEVPTS, "/dev/pts"),
+    ):
+        roots.append(encode.root_key(0, device)[_INDEX_BYTES:] + _value(automaton, image, path))
+    return TablePlan(
+        lines=image.lines,
+        head=encode.policy_head(
+            image.guard_masks, len(image.factors), image.protect_from, image.rules, image.guards
+        ),
+        roots=b"".join(roots),
+        branches=b"".join(branches),
+        shared_memory=_value(automaton, image, SHARED_MEMORY),
+    )
+
+
+@dataclass(slots=True)
+class _Node:
+    """One directory of a file system on the way to a mount root.
+
+    Attributes:
+        points: where it is mounted; empty: it is only on the way.
+        number: of its tree; set when it has children.
+    """
+
+    points: list[str] = field(default_factory=list)
+    below: dict[bytes, _Node] = field(default_factory=dict)
+    number: int = 0
+
+
+def _trees(mounted: Sequence[mounts.Mount]) -> dict[int, _Node]:
+    """For each device, the tree of its mount roots. What cannot be reached by its path any more is left out."""
+    trees: dict[int, _Node] = {}
+    for number, mount in enumerate(mounted):
+        if not mount.root.startswith("/") or mount.root.endswith("//deleted") or _covered(mount, mounted[number + 1 :]):
+            continue
+        node = trees.setdefault(device_number(mount.device), _Node())
+        for name in _names(mount.root):
+            node = node.below.setdefault(name, _Node())
+        if len(node.points) < _abi.MG_NAMES_LIMIT and mount.point not in node.points:
+            node.points.append(mount.point)
+    for tree in trees.values():
+        _number(tree, 0)
+    return trees
+
+
+def _covered(mount: mounts.Mount, later: Iterable[mounts.Mount]) -> bool:
+    return any(mounts.below(mount.point, other.point) for other in later)
+
+
+def _names(root: str) -> list[bytes]:
+    return [name.encode("utf-8", "surrogateescape") for name in root.split("/") if name]
+
+
+def _number(node: _Node, taken: int) -> int:
+    if node.below:
+        taken += 1
+        node.number = taken
+        for child in node.below.values():
+            taken = _number(child, taken)
+            if not child.number:
+                taken += 1  # a name of two pieces needs a number between them
+    return taken
+
+
+def device_number(device: str) -> int:
+    """`major:minor` of the mount table as the kernel's own number."""
+    major, _, minor = device.partition(":")
+    return int(major) << _MINOR_BITS | int(minor)
+
+
+def _entries(
+    automaton: Automaton, image: Image, device: int, tree: _Node, roots: list[bytes], branches: list[bytes]
+) -> None:
+    for name, value in enumerate(_values(automaton, image, tree)):
+        roots.append(encode.root_key(0, device, name)[_INDEX_BYTES:] + value)
+    waiting = [tree]
+    spare = 1 << 16
+    while waiting:
+        node = waiting.pop()
+        for name, child in node.below.items():
+            waiting.append(child)
+            if len(name) > _LONGEST:
+                continue  # nothing below it is known, so all of it is refused
+            above = node.number
+            if len(name) > _abi.MG_BRANCH_BYTES:
+                spare += 1
+                between = encode.place((), (0, 0, 0), 0, 0, node=spare, names=0)
+                branches.append(encode.branch_key(0, device, above, name)[_INDEX_BYTES:] + between)
+                above, name = spare, name[_abi.MG_BRANCH_BYTES :]
+            for number, value in enumerate(_values(automaton, image, child)):
+                branches.append(encode.branch_key(0, device, above, name, number)[_INDEX_BYTES:] + value)
+
+
+def _values(automaton: Automaton, image: Image, node: _Node) -> list[bytes]:
+    """One value for each mount point; one without a state for a directory that is only on the way."""
+    if not node.points:
+        return [encode.place((), (0, 0, 0), 0, 0, node=node.number, names=0)]
+    return [_value(automaton, image, point, node=node.number, names=len(node.points)) for point in node.points]
+
+
+def _value(automaton: Automaton, image: Image, path: str, *, node: int = 0, names: int = 1) -> bytes:
+    return encode.place(*image.place(automaton.walk(path)), node=node, names=names)
