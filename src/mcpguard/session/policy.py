@@ -15,6 +15,7 @@ from pathlib import Path
 import mcpguard
 from mcpguard.errors import McpguardError, PolicyError, UsageError
 from mcpguard.model.access import Access, Effect
+from mcpguard.model.paths import is_below
 from mcpguard.model.policy import Policy, User
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import FileRule, NetDirection, NetRule, Origin
@@ -218,7 +219,7 @@ def temporary_directory(home: str) -> str:
     """
     wanted = os.environ.get("TMPDIR", "")
     tmp = str(Path(wanted if wanted.startswith("/") and Path(wanted).is_dir() else "/tmp").resolve())
-    if _inside(home, tmp) and (tmp == home or not any(_inside(tmp, shared) for shared in _SHARED_TEMPORARY)):
+    if is_below(home, tmp) and (tmp == home or not any(is_below(tmp, shared) for shared in _SHARED_TEMPORARY)):
         raise PolicyError(
             f"the temporary directory {tmp} holds the home directory {home}",
             why="the agent may write everywhere below {tmp}",
@@ -226,10 +227,6 @@ def temporary_directory(home: str) -> str:
             code="policy.tmp",
         )
     return tmp
-
-
-def _inside(path: str, directory: str) -> bool:
-    return path == directory or directory == "/" or path.startswith(directory + "/")
 
 
 def own_paths() -> tuple[str, ...]:
