@@ -161,6 +161,14 @@ def rule_errors(profile: Profile) -> list[McpguardError]:
     return found
 
 
+def idle_slashes(profile: Profile) -> list[FileRule]:
+    """Rules with a closing slash that would make a folder if they named one place in the home."""
+    own = ("~/", "{home}/", current_user().home + "/")
+    written = [rule for rule in profile.files if rule.effect is Effect.ALLOW and Access.WRITE in rule.access]
+    slashed = [rule for rule in written if rule.pattern.endswith("/")]
+    return [rule for rule in slashed if not (rule.may_make_folder and rule.pattern.startswith(own))]
+
+
 def _patterns(profile: Profile) -> Iterator[tuple[str, Origin]]:
     for rule in profile.files:
         for pattern in (rule.pattern, *rule.exceptions):
@@ -261,7 +269,7 @@ def _absolute(path: str) -> str:
     """A path relative to the current directory, as in any command; patterns of profiles pass as they are."""
     if path.startswith(("/", "~", "{", "**")):
         return path
-    return os.path.normpath(Path.cwd() / path)
+    return os.path.normpath(Path.cwd() / path) + ("/" if path.endswith("/") else "")
 
 
 def _net_rule(target: str) -> NetRule:
