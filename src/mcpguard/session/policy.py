@@ -51,12 +51,16 @@ def load_policy(
             the current directory.
 
     Raises:
-        UsageError: there is no such profile or directory.
+        UsageError: there is no such profile or directory, or `write` opens far more than can be meant.
         ProfileError, PolicyError: it cannot be loaded or compiled, with `file:line`.
     """
     place = workspace_directory(workspace)
+    if write:
+        from mcpguard.session.wide import refuse_writes
+
+        refuse_writes([(path, typed_pattern(path)) for path in write], current_user().home, place)
     kept = _kept_name(
-        profile, place, (audit, [_absolute(path) for path in read], [_absolute(path) for path in write], net)
+        profile, place, (audit, [typed_pattern(path) for path in read], [typed_pattern(path) for path in write], net)
     )
     directory = store.state_directory() / "policies"
     if kept and (found := policy_cache.load(directory, kept)):
@@ -161,6 +165,15 @@ def rule_errors(profile: Profile) -> list[McpguardError]:
     return found
 
 
+def wide_writes(profile: Profile) -> list[FileRule]:
+    """Rules of a profile, or of its parents, that let the whole home be changed."""
+    from mcpguard.session.wide import opened
+
+    home = current_user().home
+    written = [rule for rule in profile.files if rule.effect is Effect.ALLOW and Access.WRITE in rule.access]
+    return [rule for rule in written if opened(rule.pattern, rule.origin.place, home, "/workspace") == "home"]
+
+
 def idle_slashes(profile: Profile) -> list[FileRule]:
     """Rules with a closing slash that would make a folder if they named one place in the home."""
     own = ("~/", "{home}/", current_user().home + "/")
@@ -260,12 +273,12 @@ def _environment_rules() -> list[FileRule]:
 def _file_rules(option: str, access: Access, paths: Sequence[str]) -> list[FileRule]:
     granted = Access.READ | access
     return [
-        FileRule(Effect.ALLOW, granted, _absolute(path), Origin(COMMAND_LINE, COMMAND_LINE, 0, f"{option} {path}"))
+        FileRule(Effect.ALLOW, granted, typed_pattern(path), Origin(COMMAND_LINE, COMMAND_LINE, 0, f"{option} {path}"))
         for path in paths
     ]
 
 
-def _absolute(path: str) -> str:
+def typed_pattern(path: str) -> str:
     """A path relative to the current directory, as in any command; patterns of profiles pass as they are."""
     if path.startswith(("/", "~", "{", "**")):
         return path
