@@ -147,7 +147,8 @@ def exit_code(status: int) -> int:
 
 def _not_started(program: str, number: int) -> HostError:
     if number in (errno.ENOENT, errno.ENOTDIR):
-        do = "check the name and PATH; what is not readable inside looks as if it were not there: `mcpguard why execute PATH`"
+        seen = "what is not readable inside looks as if it were not there: `mcpguard why execute PATH`"
+        do = f"install it, or correct the name or PATH; {seen}"
         return HostError(f"{program}: not found", why=os.strerror(number), do=do, code="run.not-found")
     do = (
         "begin the file with a #! line, or name its interpreter"
