@@ -208,6 +208,35 @@ def test_show_resolved_names_the_place_of_each_rule(shell: Shell) -> None:
     assert {"rule": "file read /data", "because": "", "file": str(path), "line": 3} in rules
 
 
+def test_show_resolved_names_the_place_of_what_is_no_rule_on_an_object_too(shell: Shell) -> None:
+    path = shell.own(
+        "mine",
+        "extends: [base]\ncommand: [a, b]\nenvironment:\n  remove:\n    - MINE\n  keep: [LANG]\nsystem:\n  io_uring: true\n",
+    )
+    rules = json.loads(shell("profile", "show", "mine", "--resolved", "--format", "json").stdout)["rules"]
+    places = {rule["rule"]: (rule["file"], rule["line"]) for rule in rules}
+    assert places["command a b"] == (str(path), 2)
+    assert places["environment remove MINE"] == (str(path), 5)
+    assert places["environment keep LANG"] == (str(path), 6)
+    assert places["system io_uring true"] == (str(path), 8)
+    assert places["environment remove LD_PRELOAD"][0] == "builtin:base.yaml"
+
+
+def test_show_resolved_says_which_folders_are_made(shell: Shell) -> None:
+    shell.own("mine", "files: {write: [~/.mine/, ~/.other]}\n")
+    rules = json.loads(shell("profile", "show", "mine", "--format", "json").stdout)["rules"]
+    reasons = {rule["rule"]: rule["because"] for rule in rules}
+    assert reasons == {"file write ~/.mine/": "made for a run where it is not there", "file write ~/.other": ""}
+
+
+def test_check_notes_a_closing_slash_that_makes_nothing(shell: Shell) -> None:
+    path = shell.own("mine", "files:\n  write:\n    - ~/.mine/\n    - '~/.mine*/'\n    - /opt/mine/\n  read: [/srv/]\n")
+    done = shell("profile", "check", "mine")
+    assert done.returncode == 0
+    noted = [line.split(": ")[1] for line in done.stderr.splitlines() if line.startswith("note: ")]
+    assert noted == [f"{path}:4", f"{path}:5"]
+
+
 def test_check_prints_every_mistake_and_exits_1(shell: Shell) -> None:
     path = shell.own("sick", "fils: {}\nfiles:\n  read: [no]\n")
     done = shell("profile", "check")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from events_help import AGENT, OPEN_POLICY, make_policy
+from events_help import AGENT, OPEN_POLICY, Bench, connection, head, make_policy
 
-from mcpguard.events.finding import QUIET
+from mcpguard.events.finding import QUIET, is_quiet
 from mcpguard.events.habits import habit
-from mcpguard.model.access import Access
+from mcpguard.model.access import Access, Verdict
+from mcpguard.model.rule import Origin
+from mcpguard.wire.records import NetRecord, Record
 
 POLICY = replace(make_policy(*OPEN_POLICY), workspace="/root/src/project")
 
 
-def is_quiet(exe: str, access: Access, path: str) -> bool:
+def is_habit(exe: str, access: Access, path: str) -> bool:
     return (habit(POLICY, replace(AGENT, exe=exe, comm=""), access, path) or "").startswith(QUIET)
 
 
@@ -30,7 +33,7 @@ def is_quiet(exe: str, access: Access, path: str) -> bool:
     ],
 )
 def test_a_program_that_cannot_keep_its_own_history_is_quiet(exe: str, name: str) -> None:
-    assert is_quiet(exe, Access.WRITE, f"/root/{name}")
+    assert is_habit(exe, Access.WRITE, f"/root/{name}")
 
 
 @pytest.mark.parametrize(
@@ -44,19 +47,19 @@ def test_a_program_that_cannot_keep_its_own_history_is_quiet(exe: str, name: str
     ],
 )
 def test_anybody_elses_hand_on_a_history_is_an_alarm(exe: str, access: Access, path: str) -> None:
-    assert not is_quiet(exe, access, path)
+    assert not is_habit(exe, access, path)
 
 
 def test_a_run_time_that_looks_for_a_tracer_is_quiet() -> None:
     marker = "/sys/kernel/debug/tracing/trace_marker"
-    assert is_quiet("/usr/local/bin/bun", Access.WRITE, marker)
-    assert not is_quiet("/usr/bin/cat", Access.WRITE, marker)
+    assert is_habit("/usr/local/bin/bun", Access.WRITE, marker)
+    assert not is_habit("/usr/bin/cat", Access.WRITE, marker)
 
 
 @pytest.mark.parametrize("name", [".git", ".gitignore", "CLAUDE.md", "package.json"])
 @pytest.mark.parametrize("folder", ["/root/src", "/root", ""])
 def test_what_programs_look_for_above_the_workspace_is_quiet(folder: str, name: str) -> None:
-    assert is_quiet("/usr/bin/node", Access.READ, f"{folder}/{name}")
+    assert is_habit("/usr/bin/node", Access.READ, f"{folder}/{name}")
 
 
 @pytest.mark.parametrize(
@@ -69,8 +72,88 @@ def test_what_programs_look_for_above_the_workspace_is_quiet(folder: str, name: 
     ],
 )
 def test_other_files_and_folders_are_no_habit(access: Access, path: str) -> None:
-    assert not is_quiet("/usr/bin/node", access, path)
+    assert not is_habit("/usr/bin/node", access, path)
 
 
 def test_an_unknown_process_is_excused_nothing() -> None:
     assert habit(POLICY, None, Access.READ, "/root/package.json") is None
+
+
+@pytest.mark.parametrize("folder", ["/", "/root", "/root/src", "/opt/agent/lib", "/opt/agent", "/opt"])
+@pytest.mark.parametrize("exe", ["/usr/bin/node", "/opt/agent/bin/opencode.exe"])
+def test_a_run_time_that_lists_the_folders_above_the_workspace_and_its_program_is_quiet(exe: str, folder: str) -> None:
+    process = replace(AGENT, exe=exe, comm="", argv=("node", "/opt/agent/lib/agent.js"))
+    assert (habit(POLICY, process, Access.READ, folder) or "").startswith(QUIET)
+
+
+@pytest.mark.parametrize(
+    ("exe", "access", "folder"),
+    [
+        ("/usr/bin/ls", Access.READ, "/root"),
+        ("/usr/bin/node", Access.WRITE, "/root"),
+        ("/usr/bin/node", Access.READ, "/root/Documents"),
+        ("/usr/bin/node", Access.READ, "/root/src/other"),
+        ("/usr/bin/node", Access.READ, "/opt/agent/lib/agent.js"),
+    ],
+)
+def test_another_look_at_a_folder_is_no_habit(exe: str, access: Access, folder: str) -> None:
+    process = replace(AGENT, exe=exe, comm="", argv=("node", "/opt/agent/lib/agent.js"))
+    assert habit(POLICY, process, access, folder) is None
+
+
+def test_a_rule_makes_a_habit_loud_except_a_built_in_one_on_the_tracer() -> None:
+    marker, process = "/sys/kernel/debug/tracing/trace_marker", replace(AGENT, exe="/opt/opencode", comm="")
+    built_in, own = Origin("base", "builtin:base.yaml", 1, "deny x"), Origin("own", "/own.yaml", 1, "deny x")
+    assert habit(POLICY, process, Access.WRITE, marker, built_in)
+    assert habit(POLICY, process, Access.WRITE, marker, own) is None
+    assert habit(POLICY, process, Access.READ, "/root", built_in) is None
+
+
+PEER = "203.0.113.7"
+
+
+def datagram(port: int, *, op: str = "connect", rule: int = 0) -> NetRecord:
+    return NetRecord(head(), op, Verdict.DENY, PEER, port, "udp", rule, "", 1)
+
+
+def loud(bench: Bench, *records: Record) -> set[tuple[str, str | None, int | None]]:
+    """(op, protocol, port) of the stored denials that a person is shown."""
+    denials = [event for event in bench.all_events(*records) if event.verdict is Verdict.DENY]
+    assert len(denials) == len(records), "all are on record"
+    return {(event.op, event.protocol, event.port) for event in denials if not is_quiet(event)}
+
+
+@pytest.mark.parametrize("port", [0, 9, 53, 443, 65535])
+def test_a_datagram_socket_that_only_sorts_addresses_is_quiet(tmp_path: Path, port: int) -> None:
+    tcp = replace(connection(PEER, Verdict.DENY), port=443)
+    assert loud(Bench(tmp_path), datagram(port), tcp) == {("connect", "tcp", 443)}
+
+
+def test_an_address_of_an_allowed_name_needs_no_connection(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.names[PEER] = "api.example.com"
+    assert loud(bench, datagram(53), datagram(5353)) == {("connect", "udp", 5353)}
+
+
+@pytest.mark.parametrize("port", [9, 53, 443, 65535])
+def test_a_datagram_socket_of_a_process_that_never_connects_is_an_alarm(tmp_path: Path, port: int) -> None:
+    assert loud(Bench(tmp_path), datagram(port)) == {("connect", "udp", port)}
+
+
+def test_nothing_can_be_sent_to_port_0(tmp_path: Path) -> None:
+    assert loud(Bench(tmp_path), datagram(0)) == set()
+
+
+def test_another_port_than_the_connections_is_an_alarm(tmp_path: Path) -> None:
+    assert ("connect", "udp", 4444) in loud(Bench(tmp_path), datagram(4444), connection(PEER, Verdict.DENY))
+
+
+def test_another_address_or_process_than_the_connections_is_an_alarm(tmp_path: Path) -> None:
+    elsewhere = connection("203.0.113.8", Verdict.DENY)
+    another = replace(connection(PEER, Verdict.DENY), head=head(1001))
+    assert ("connect", "udp", 53) in loud(Bench(tmp_path), datagram(53), elsewhere, another)
+
+
+@pytest.mark.parametrize("record", [datagram(53, op="sendmsg"), datagram(0, op="sendmsg"), datagram(53, rule=1)])
+def test_what_was_to_be_sent_and_what_a_rule_denies_is_an_alarm(tmp_path: Path, record: NetRecord) -> None:
+    assert (record.op, "udp", record.port or None) in loud(Bench(tmp_path), record, connection(PEER, Verdict.DENY))

@@ -144,6 +144,11 @@ def test_why_is_asked_about_a_destination_by_name_or_address(bench: Bench) -> No
     assert "why -p test connect 192.0.2.1:443" in text_of(bench, connection("192.0.2.1", Verdict.DENY))
 
 
+def test_why_is_asked_about_a_datagram_as_one(bench: Bench) -> None:
+    record = replace(connection("192.0.2.1", Verdict.DENY, port=5353), protocol="udp", op="connect")
+    assert text_of(bench, record).endswith("why -p test connect 192.0.2.1:5353/udp")
+
+
 def test_names_cannot_steer_the_terminal(bench: Bench) -> None:
     found = summary_of(bench, refused("open", "/ws/secret/\x1b[2J\r\udcff", errno.EACCES))
     assert all(line.isprintable() for line in render(found, "/ws", warning="\x1b"))

@@ -71,6 +71,15 @@ def test_a_table_line_holds_verdict_process_object_and_place_of_the_rule(bench: 
     assert "\x1b" not in line, "no colour in a pipe"
 
 
+def test_a_person_is_told_that_nothing_matches_and_a_script_is_not(bench: Bench) -> None:
+    for words, note in (((), f"no event of session {bench.session} matches\n"), (("--format", "json"), "")):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "mcpguard", "log", "--path", "/nowhere", *words],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", note)
+
+
 def test_csv_has_a_header_and_a_row_per_event(bench: Bench) -> None:
     rows = list(csv.DictReader(io.StringIO(run("log", "--format", "csv"))))
     assert [row["rule_line"] for row in rows] == ["12", "12", "11"]

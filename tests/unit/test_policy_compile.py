@@ -349,3 +349,45 @@ def test_a_socket_allow_does_not_follow_a_planted_symlink_and_a_deny_does() -> N
     assert decide_unix(planted, "/run/docker.sock").verdict is Verdict.DENY
     both = [socket("/run"), socket("{workspace}/s", Effect.DENY)]
     assert decide_unix(compiled(sockets=both, links=links), "/run/docker.sock").rule != 0
+
+
+@pytest.mark.parametrize(
+    ("pattern", "folders"),
+    [
+        ("~/.agent/", ("/home/u/.agent",)),
+        ("{home}/.agent/", ("/home/u/.agent",)),
+        ("/home/u/.agent/", ("/home/u/.agent",)),
+        ("~/.config/agent/", ("/home/u/.config", "/home/u/.config/agent")),
+        ("~/.local/share/a/b/", ("/home/u/.local", "/home/u/.local/share", "/home/u/.local/share/a/b")),
+        ("~/.agent", ()),
+        ("~/.agent*/", ()),
+        ("~/", ()),
+        ("/", ()),
+        ("{workspace}/own/", ()),
+        ("{tmp}/own/", ()),
+        ("/opt/agent/", ()),
+        ("/home/user2/.agent/", ()),
+    ],
+)
+def test_a_closing_slash_after_write_names_a_folder_of_the_home(pattern: str, folders: tuple[str, ...]) -> None:
+    assert compiled(write(pattern)).folders == folders
+
+
+def test_a_closing_slash_elsewhere_means_nothing() -> None:
+    policy = compiled(read("~/.a/"), deny("~/.b/"), readonly("~/.c/"))
+    assert policy.folders == ()
+    assert {path.pattern for path in policy.paths} == {"/home/u/.a", "/home/u/.b", "/home/u/.c"}
+
+
+@pytest.mark.parametrize("rule", [deny("~/.agent"), readonly("~/.agent"), deny("~/.agent/state/"), readonly("/home/u")])
+def test_no_folder_is_made_where_a_rule_refuses_it(rule: FileRule) -> None:
+    assert "/home/u/.agent/state" not in compiled(write("~/.agent/state/"), rule).folders
+
+
+def test_no_folder_is_made_in_our_own_place_or_when_the_home_is_the_workspace() -> None:
+    assert compiled(write("~/.config/mcpguard/x/"), own_paths=["/home/u/.config/mcpguard"]).folders == ()
+    assert compiled(write("~/.agent/"), workspace="/home/u").folders == ()
+
+
+def test_folders_count_in_the_digest() -> None:
+    assert compiled(write("~/.agent/")).digest != compiled(write("~/.agent")).digest

@@ -205,3 +205,24 @@ def test_programs_start_from_the_system_the_workspace_and_language_managers_only
 
 def test_no_built_in_profile_opens_user_namespaces_or_io_uring() -> None:
     assert not any(policy_of(name).system.user_namespaces or policy_of(name).system.io_uring for name in BUILTIN)
+
+
+@pytest.mark.parametrize(
+    ("agent", "folder"),
+    [
+        ("claude-code", "~/.claude"),
+        ("codex", "~/.codex"),
+        ("gemini-cli", "~/.gemini"),
+        ("opencode", "~/.config/opencode"),
+        ("opencode", "~/.local/share/opencode"),
+        ("opencode", "~/.local/state/opencode"),
+        ("opencode", "~/.cache/opencode"),
+        ("qwen-code", "~/.qwen"),
+    ],
+)
+def test_an_agents_own_folder_is_made_for_its_first_run(agent: str, folder: str) -> None:
+    assert place(folder) in policy_of(agent).folders
+
+
+def test_a_profile_without_an_agent_makes_no_folder() -> None:
+    assert policy_of("default").folders == ()

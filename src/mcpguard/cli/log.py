@@ -76,7 +76,8 @@ def log(
         chosen = store.session(session).id
         found = query.follow(store, chosen, wanted, time.sleep) if follow else query.events(store, chosen, wanted)
         try:
-            _write(found, format, home)
+            if not _write(found, format, home) and format == "table" and not follow:
+                render.note(f"no event of session {chosen} matches")
         except KeyboardInterrupt:
             # Ctrl-C is how a person ends --follow.
             pass
@@ -85,13 +86,17 @@ def log(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _write(events: Iterable[Event], format: str, home: str) -> None:
+def _write(events: Iterable[Event], format: str, home: str) -> bool:
+    """Whether there was a line to write; the header of CSV is always one."""
     if format == "csv":
         _write_csv(events)
-        return
+        return True
+    written = False
     for line in map(json_line, events) if format == "json" else _table(events, home):
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
+        written = True
+    return written
 
 
 def _write_csv(events: Iterable[Event]) -> None:

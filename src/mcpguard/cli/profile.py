@@ -17,9 +17,11 @@ from mcpguard.profile.effective import difference, effective
 from mcpguard.profile.load import inspect, inspect_text, load, locate
 from mcpguard.profile.parse import valid_name
 from mcpguard.session.network import wildcard_rules
-from mcpguard.session.policy import trial
+from mcpguard.session.policy import idle_slashes, trial, wide_writes
 
 _WILDCARD = "this version cannot look a name with * up; name the hosts, or their addresses"
+_WIDE = "it opens the whole home, also for start-up files that do not exist yet; name the folders that are needed"
+_SLASH = "a closing slash makes a folder only of one fixed path in the home; here it means nothing"
 Format = Annotated[Literal["text", "json"], typer.Option("--format", help="How to print it.")]
 
 
@@ -85,13 +87,12 @@ def _show_resolved(profile: Profile, format: str) -> None:
     lines = effective(profile)
     if format == "json":
         rules = [
-            {"rule": line.text, "because": line.because}
-            | ({"file": line.origin.file, "line": line.origin.line} if line.origin else {})
+            {"rule": line.text, "because": line.because, "file": line.origin.file, "line": line.origin.line}
             for line in lines
         ]
         render.as_json({"name": profile.name, "ancestors": profile.ancestors, "rules": rules})
         return
-    rows = [[line.text, line.origin.place if line.origin else "", line.because] for line in lines]
+    rows = [[line.text, line.origin.place, line.because] for line in lines]
     render.table(("rule", "written in", "because"), rows)
 
 
@@ -166,6 +167,10 @@ def _is_sound(name: str) -> bool:
         for rule in wildcard_rules(profile):
             effect = "allows" if rule.effect is Effect.ALLOW else "denies"
             render.note(f"note: {rule.origin.place}: {rule.target} {effect} nothing: {_WILDCARD}")
+        for wide in wide_writes(profile):
+            render.note(f"note: {wide.origin.place}: write {wide.pattern}: {_WIDE}")
+        for slashed in idle_slashes(profile):
+            render.note(f"note: {slashed.origin.place}: write {slashed.pattern}: {_SLASH}")
     return not problems
 
 

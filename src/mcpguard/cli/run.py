@@ -109,6 +109,10 @@ def main(arguments: list[str]) -> int:
         options = parse(arguments)
         from mcpguard.session.start import Start
 
+        if options.read:
+            from mcpguard.session.wide import read_notes
+
+            sys.stderr.writelines(f"mcpguard: {note}\n" for note in read_notes(options.read))
         start = Start(options)
         try:
             from mcpguard.session.run import run

@@ -145,8 +145,10 @@ class Attributor:
         if refusal is not None:
             if private and self._is_own(int(private["pid"])):
                 quiet = None
-            if refusal.rule == 0 and target is None:
-                quiet = quiet or habit(self._policy, self._processes.get(record.head.pid), refusal.access, path)
+            if refusal.rule is not None and target is None:
+                ruled = self._origin(refusal.rule or None)
+                process = self._processes.get(record.head.pid)
+                quiet = quiet or habit(self._policy, process, refusal.access, path, ruled)
             detail = _join(quiet, _which_end(refusal, path, target))
             rule = self._origin(refusal.rule)
             return Finding(kind, record.op, Verdict.DENY, refusal.access.word, path, target, rule, detail)

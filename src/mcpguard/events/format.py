@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from mcpguard.events.schema import clean
 from mcpguard.model.event import Event, Kind
+from mcpguard.model.paths import is_below
 
 # The order of the contract; `rule` stands for its four parts in CSV.
 KEYS = (
@@ -118,7 +119,7 @@ def place_of(event: Event) -> str:
 
 def shorten(path: str, home: str) -> str:
     """`~` for the home directory."""
-    if home not in ("", "/") and (path == home or path.startswith(home + "/")):
+    if home not in ("", "/") and is_below(path, home):
         return "~" + path[len(home) :]
     return path
 

@@ -1,7 +1,8 @@
 """Refusals that honest programs run into every day: on record as denied, left out of summaries.
 
-Each habit names its program, its file and its access. A rule that names the file makes it an alarm again: quiet is only
-what no rule speaks of. Nothing here changes a verdict.
+Each habit of files names its program, its file and its access; that of addresses names how it is done. A rule that names the
+object makes it an alarm again: quiet is only what no rule speaks of, and what a built-in rule refuses a program's run time at
+every start. Nothing here changes a verdict.
 """
 
 from __future__ import annotations
@@ -12,11 +13,20 @@ import re
 from mcpguard.events.finding import QUIET
 from mcpguard.events.processes import Process
 from mcpguard.model.access import Access
+from mcpguard.model.paths import is_below
 from mcpguard.model.policy import Policy
+from mcpguard.model.rule import Origin
 
 # A reader of this many environments looks at all processes, as `ps` does, and not at one.
 SWEEP = 5
 EVERY_PROCESS = f"{QUIET}: as ps does for every process"
+# Before it connects, a program sorts the addresses of a name (RFC 6724): it connects a datagram socket to each, which sends
+# nothing, and looks which of the host's own addresses the kernel chose.
+SORTS = f"{QUIET}: a datagram socket chose the way to an address; nothing was sent"
+# The same, if the program also connects to that address over TCP (see `tally.Quiet`); else it wanted to send datagrams.
+MAY_SORT = f"{QUIET}: a datagram socket was to be connected"
+# What resolvers take for the port where nothing else is at hand: glibc 0, Go 9, c-ares (curl, node) 53, musl 65535.
+SORTING_PORTS = frozenset({0, 9, 53, 65535})
 _LOOKS_AT_ALL = frozenset({"ps", "pgrep", "pkill", "pidof", "killall5", "top", "htop"})
 _SYSTEM_FOLDERS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 # Beginning of a name in the home -> who keeps its history there.
@@ -27,14 +37,17 @@ _HISTORIES = {
     ".bash_history": re.compile(r"bash"),
     ".node_repl_history": re.compile(r"node"),
 }
+_BUILT_IN = "builtin:"
 _TRACE_MARKERS = frozenset({"/sys/kernel/debug/tracing/trace_marker", "/sys/kernel/tracing/trace_marker"})
+_RUN_TIMES = frozenset({"bun", "node", "claude", "opencode", "opencode.exe"})
 _CLIMBED_FOR = frozenset({".git", ".gitignore", "CLAUDE.md", "package.json"})
 
 
-def habit(policy: Policy, process: Process | None, access: Access, path: str) -> str | None:
-    """The detail of a refusal that no rule speaks of, when it is such a habit.
+def habit(policy: Policy, process: Process | None, access: Access, path: str, rule: Origin | None = None) -> str | None:
+    """The detail of a refusal, when it is such a habit.
 
     Args:
+        rule: what refuses it; None: no rule speaks of it.
         process: who was refused; None: unknown, and then nothing is excused.
         access: what was refused.
         path: the object, symlinks followed.
@@ -43,19 +56,45 @@ def habit(policy: Policy, process: Process | None, access: Access, path: str) ->
         return None
     program = posixpath.basename(process.exe)
     folder, name = posixpath.split(path)
+    if (
+        path in _TRACE_MARKERS
+        and {program, process.comm} & _RUN_TIMES
+        and (not rule or rule.file.startswith(_BUILT_IN))
+    ):
+        return f"{QUIET}: the program's run time looks for a tracer and does without"
+    if rule is not None:
+        return None
     if access == Access.WRITE and folder == policy.user.home and _keeps_history(program, name):
         return f"{QUIET}: {program} keeps a history and does without"
-    if path in _TRACE_MARKERS and {program, process.comm} & {"bun", "claude"}:
-        return f"{QUIET}: the program's run time looks for a tracer and does without"
+    if access == Access.READ and {program, process.comm} & _RUN_TIMES and _lies_above(path, policy, process):
+        return f"{QUIET}: the program's run time lists every folder above the workspace and above its own program"
     if access == Access.READ and name in _CLIMBED_FOR and policy.workspace.startswith(folder.rstrip("/") + "/"):
         return f"{QUIET}: programs look for it in every folder above the workspace"
     return None
+
+
+def sorting(op: str, protocol: str, port: int, *, known: bool) -> str | None:
+    """The detail of a refused request to an address that no rule speaks of, when it is or may be such a habit.
+
+    Args:
+        known: the address is one of a name that the policy lets it reach.
+    """
+    if op != "connect" or protocol != "udp":
+        return None
+    return SORTS if port == 0 or (known and port in SORTING_PORTS) else MAY_SORT
 
 
 def looks_at_all_processes(exe: str | None) -> bool:
     """True for the system's own programs that list processes; a program elsewhere may only bear the name."""
     folder, name = posixpath.split(exe or "")
     return folder in _SYSTEM_FOLDERS and name in _LOOKS_AT_ALL
+
+
+def _lies_above(path: str, policy: Policy, process: Process) -> bool:
+    own = [word for word in (process.exe, *process.argv[:2]) if word.startswith("/")]
+    return path == policy.user.home or any(
+        path != place and is_below(place, path) for place in (policy.workspace, policy.user.home, *own)
+    )
 
 
 def _keeps_history(program: str, name: str) -> bool:

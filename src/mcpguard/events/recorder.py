@@ -176,6 +176,7 @@ class Recorder:
         if event is None:
             self.counters.plain += _count(record)
         else:
+            self._quiet.note(event)
             self._sort(event, now_ns)
         if isinstance(record, ExitRecord):
             self._waiting_denials += self._quiet.take_process(record.head.pid)

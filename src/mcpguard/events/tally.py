@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 
-from mcpguard.events.habits import EVERY_PROCESS, SWEEP, looks_at_all_processes
-from mcpguard.model.event import Event
+from mcpguard.events.habits import EVERY_PROCESS, MAY_SORT, SORTING_PORTS, SORTS, SWEEP, looks_at_all_processes
+from mcpguard.model.event import Event, Kind
+
+# (process, address) pairs whose TCP ports are remembered.
+MAX_PEERS = 4_096
 
 
 class Sums:
@@ -66,18 +69,27 @@ class Repeats:
 class Quiet:
     """Ordinary habits, one event per process and kind of act: written when the process ends or the interval is over.
 
-    Looks at the environment of a few processes are no habit, and come out as what they are: one denial each.
+    Looks at the environment of a few processes are no habit, and come out as what they are: one denial each. So does a refused
+    datagram socket whose process does not connect to the same address over TCP.
     """
 
     def __init__(self, interval_ns: int) -> None:
         self._interval_ns = interval_ns
         self._held: dict[tuple[Hashable, ...], _Held] = {}
+        self._peers: dict[tuple[int | None, str | None], set[int | None]] = {}
 
     def __len__(self) -> int:
         return len(self._held)
 
+    def note(self, event: Event) -> None:
+        """Remember where a process connects to over TCP, allowed or not: it may have sorted addresses for that."""
+        if event.kind is Kind.NET and event.op == "connect" and event.protocol == "tcp":
+            self._peers.setdefault((event.pid, event.address), set()).add(event.port)
+            if len(self._peers) > MAX_PEERS:
+                del self._peers[next(iter(self._peers))]
+
     def add(self, event: Event, now_ns: int) -> None:
-        key = (event.pid, event.kind, event.op, event.detail)
+        key = (event.pid, event.kind, event.op, event.detail, event.address, event.port)
         held = self._held.get(key)
         if held is None:
             held = self._held[key] = _Held(event, now_ns)
@@ -100,7 +112,11 @@ class Quiet:
         )
 
     def _take(self, keys: list[tuple[Hashable, ...]]) -> list[Event]:
-        return [event for held in map(self._held.pop, keys) for event in held.events()]
+        return [event for held in map(self._held.pop, keys) for event in held.events(self._sorted_for)]
+
+    def _sorted_for(self, event: Event) -> bool:
+        ports = self._peers.get((event.pid, event.address), set())
+        return bool(ports) if (event.port or 0) in SORTING_PORTS else event.port in ports
 
 
 @dataclass(slots=True)
@@ -111,8 +127,12 @@ class _Held:
     since_ns: int
     each: dict[str | None, tuple[Event, int]] = field(default_factory=dict)
 
-    def events(self) -> list[Event]:
+    def events(self, sorted_for: Callable[[Event], bool]) -> list[Event]:
         detail = self.event.detail or ""
+        if detail.startswith(MAY_SORT):
+            rest = detail.removeprefix(MAY_SORT)
+            known = SORTS + rest if sorted_for(self.event) else rest.removeprefix("; ") or None
+            return [replace(self.event, detail=known)]
         if not detail.startswith(EVERY_PROCESS) or len(self.each) >= SWEEP or looks_at_all_processes(self.event.exe):
             return [self.event]
         under = detail.removeprefix(EVERY_PROCESS).removeprefix("; ") or None

@@ -12,6 +12,7 @@ from dataclasses import replace
 from mcpguard.events.attribute import Attributor
 from mcpguard.events.calls import judge_call
 from mcpguard.events.finding import Finding
+from mcpguard.events.habits import sorting
 from mcpguard.events.judge import Judge
 from mcpguard.events.processes import Process, ProcessTable
 from mcpguard.events.sockets import SocketJudge
@@ -110,6 +111,8 @@ class Translator:
     def _net(self, record: NetRecord) -> Event:
         rule = self._rule(record.rule, record.verdict)
         detail = record.detail or (f"{record.protocol} socket" if record.op == "socket" and record.protocol else None)
+        if record.verdict is Verdict.DENY and record.rule == 0:
+            detail = sorting(record.op, record.protocol, record.port, known=record.address in self._names) or detail
         finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=detail)
         return replace(
             self._event(record.head, finding),

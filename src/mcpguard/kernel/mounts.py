@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from mcpguard.kernel import syscalls
+from mcpguard.model.paths import is_below
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWIPC = 0x08000000
@@ -98,7 +99,7 @@ def covering(path: str, mounted: list[Mount]) -> Mount:
     """The mount that `path` lies on: the longest mount point above it, the newest where there are several."""
     best = mounted[0]
     for mount in mounted:
-        if _below(path, mount.point) and len(mount.point) >= len(best.point):
+        if is_below(path, mount.point) and len(mount.point) >= len(best.point):
             best = mount
     return best
 
@@ -110,7 +111,7 @@ def aliases(path: str, mounted: list[Mount]) -> list[str]:
     found = {
         _joined(mount.point, _rest(inner, mount.root))
         for mount in mounted
-        if mount.device == home.device and mount is not home and _below(inner, mount.root)
+        if mount.device == home.device and mount is not home and is_below(inner, mount.root)
     }
     return sorted(found - {path})
 
@@ -118,13 +119,9 @@ def aliases(path: str, mounted: list[Mount]) -> list[str]:
 def real_place(mount: Mount, mounted: list[Mount]) -> str | None:
     """The path under which another mount of the same file system shows what `mount` shows; None when there is none."""
     for other in mounted:
-        if other.device == mount.device and other.point != mount.point and _below(mount.root, other.root):
+        if other.device == mount.device and other.point != mount.point and is_below(mount.root, other.root):
             return _joined(other.point, _rest(mount.root, other.root))
     return None
-
-
-def _below(path: str, root: str) -> bool:
-    return root == "/" or path == root or path.startswith(root + "/")
 
 
 def _rest(path: str, root: str) -> str:

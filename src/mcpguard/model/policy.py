@@ -90,6 +90,8 @@ class Policy:
         paths: the file rules it was made from, for tools that must know patterns (mount plan, `why`).
         connect, listen: address rules; names: destinations by name (connect only).
         audit: let through and record everything but denies.
+        folders: the agent's own folders in the home, and the standard ones on the way to them, parents first: made for a run
+            where they do not exist, and taken away after it where they are still empty.
     """
 
     digest: str
@@ -110,3 +112,4 @@ class Policy:
     environment_keep: tuple[str, ...]
     system: SystemSwitches
     audit: bool = False
+    folders: tuple[str, ...] = ()

@@ -49,6 +49,12 @@ class FileRule:
     exceptions: tuple[str, ...] = ()
     because: str = ""
 
+    @property
+    def may_make_folder(self) -> bool:
+        """`write` with a closing slash and no wildcard names a folder of the agent's own; see `Policy.folders`."""
+        writes = self.effect is Effect.ALLOW and Access.WRITE in self.access
+        return writes and self.pattern.endswith("/") and not any(char in self.pattern for char in "*?[")
+
 
 class NetDirection(enum.StrEnum):
     CONNECT = "connect"

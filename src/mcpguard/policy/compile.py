@@ -18,17 +18,20 @@ from typing import Any
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access, Effect
+from mcpguard.model.paths import is_below
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import FileRule, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.links import Links, ReadLink, read_link
 from mcpguard.policy.network import connect_table, parse_rule
-from mcpguard.policy.patterns import quote
+from mcpguard.policy.patterns import expand, literal_path, quote
 from mcpguard.policy.places import Places
 
 DEFAULT = Origin("default", "default", 0, "no rule allows it")
 OWN_REASON = "mcpguard protects itself"
+# Folders of the home that any program may expect or make (XDG base directories): made on the way to an agent's own.
+STANDARD_FOLDERS = (".cache", ".config", ".local", ".local/share", ".local/state")
 _Key = tuple[Any, ...]
 Ids = Mapping[FileRule | NetRule | SocketRule, int]
 
@@ -77,6 +80,7 @@ def compile_policy(
 
     places = Places(links, variables, files)
     paths = tuple(sorted({path for rule in (*files, *own) for path in places.paths(rule, ids[rule])}, key=_path_key))
+    automaton = Automaton.build(paths)
     policy = Policy(
         digest="",
         profile=profile.name,
@@ -86,7 +90,7 @@ def compile_policy(
         tmp=variables["tmp"],
         rules=(DEFAULT, *(rule.origin for rule in written)),
         reasons=("", *(rule.because if isinstance(rule, FileRule) else "" for rule in written)),
-        tables=Automaton.build(paths).to_bytes(),
+        tables=automaton.to_bytes(),
         paths=paths,
         connect=_addresses(network, ids, NetDirection.CONNECT),
         listen=_addresses(network, ids, NetDirection.LISTEN),
@@ -96,6 +100,7 @@ def compile_policy(
         environment_keep=tuple(sorted(set(profile.environment_keep))),
         system=profile.system,
         audit=audit,
+        folders=_folders(files, variables, automaton),
     )
     return replace(policy, digest=_digest(policy))
 
@@ -136,6 +141,23 @@ def _workspace(path: str, links: Links) -> str:
 def _own_rule(path: str) -> FileRule:
     origin = Origin("mcpguard", "mcpguard", 0, f"readonly {path}")
     return FileRule(Effect.READONLY, Access.WRITE, quote(path), origin, because=OWN_REASON)
+
+
+def _folders(files: Iterable[FileRule], variables: Mapping[str, str], automaton: Automaton) -> tuple[str, ...]:
+    """The agent's own folders: below the home, outside the workspace, and refused by no rule."""
+    home, workspace = variables["home"], variables["workspace"]
+    written = (expand(rule.pattern, rule.origin.place, variables) for rule in files if rule.may_make_folder)
+    own = {
+        folder
+        for folder in map(literal_path, written)
+        if folder is not None
+        and home not in ("/", folder)
+        and is_below(folder, home)
+        and not is_below(folder, workspace)
+        and Access.WRITE in automaton.decision(automaton.walk(folder)).allowed
+    }
+    standard = {f"{home}/{name}" for name in STANDARD_FOLDERS}
+    return tuple(sorted(own | {way for way in standard if any(is_below(folder, way) for folder in own)}))
 
 
 def _addresses(rules: Sequence[NetRule], ids: Ids, direction: NetDirection) -> tuple[NetEntry, ...]:
@@ -201,6 +223,7 @@ def _digest(policy: Policy) -> str:
         "environment": [policy.environment_remove, policy.environment_keep],
         "system": asdict(policy.system),
         "audit": policy.audit,
+        "folders": policy.folders,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
 

@@ -10,6 +10,7 @@ A pattern names a subtree: the path that it matches and everything below.
     **       as a whole component: any number of components, none included; at the end: everything below
     ~ {home} {workspace} {tmp}   at the beginning; their values are taken literally
     **/x     floating: `x` at any depth below `/`
+    x/       the same as `x`; after `write` it says more (`model.rule.FileRule.may_make_folder`)
 
 Matching is on the bytes of a path (UTF-8; other bytes by surrogateescape). A `/` is only matched by a `/` or by `**`.
 """

@@ -5,35 +5,51 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mcpguard.model.profile import Profile
-from mcpguard.model.rule import Origin
+from mcpguard.model.rule import FileRule, Origin
 
 
 class Line(NamedTuple):
-    """One effective rule; `text` is the same wherever it was written, `origin` is None for what is no rule."""
+    """One effective rule; `text` is the same wherever it was written."""
 
     text: str
-    origin: Origin | None
+    origin: Origin
     because: str
+
+
+MADE = "made for a run where it is not there"
 
 
 def effective(profile: Profile) -> list[Line]:
     """Every rule, kind by kind, sorted; the same rule in two files stands here twice, with both places."""
-    system = profile.system
     groups = (
-        [Line(f"command {' '.join(profile.command)}", None, "")] if profile.command else [],
-        [Line(f"file {rule.origin.text}", rule.origin, rule.because) for rule in profile.files],
+        _written(profile, command_text(profile.command)) if profile.command else [],
+        [Line(f"file {rule.origin.text}", rule.origin, _because(rule)) for rule in profile.files],
         [Line(rule.origin.text, rule.origin, "") for rule in profile.network],
         [Line(rule.origin.text, rule.origin, "") for rule in profile.sockets],
-        [Line(f"environment remove {name}", None, "") for name in profile.environment_remove],
-        [Line(f"environment keep {name}", None, "") for name in profile.environment_keep],
-        [Line("system user_namespaces true", None, "")] if system.user_namespaces else [],
-        [Line("system io_uring true", None, "")] if system.io_uring else [],
+        *(_written(profile, f"environment remove {name}") for name in profile.environment_remove),
+        *(_written(profile, f"environment keep {name}") for name in profile.environment_keep),
+        _written(profile, "system user_namespaces true"),
+        _written(profile, "system io_uring true"),
     )
     return [line for group in groups for line in sorted(group, key=_order)]
 
 
+def command_text(command: tuple[str, ...]) -> str:
+    """The command of a profile as one line of it."""
+    return f"command {' '.join(command)}"
+
+
+def _because(rule: FileRule) -> str:
+    return rule.because or (MADE if rule.may_make_folder else "")
+
+
+def _written(profile: Profile, text: str) -> list[Line]:
+    """What is no rule on an object, at every place where it is written."""
+    return [Line(text, origin, "") for origin in profile.origins if origin.text == text]
+
+
 def _order(line: Line) -> tuple[str, str, int]:
-    return (line.text, line.origin.file if line.origin else "", line.origin.line if line.origin else 0)
+    return (line.text, line.origin.file, line.origin.line)
 
 
 def difference(old: Profile, new: Profile) -> tuple[list[str], list[str]]:

@@ -16,6 +16,7 @@ from mcpguard.model.access import Access, Effect
 from mcpguard.model.rule import FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
 from mcpguard.profile.draft import Draft, Parent, Raw, Word, items, keys, text, unquoted, words, wrong_type
+from mcpguard.profile.effective import command_text
 from mcpguard.profile.schema import ENTRY_KEYS, Key, Type, keys_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -96,6 +97,7 @@ def _read_text(draft: Draft, key: Key, node: yaml.Node) -> None:
 
 def _read_command(draft: Draft, key: Key, node: yaml.Node) -> None:
     draft.command = [word.text for word in words(draft, key, node)]
+    draft.origin(nodes.line_of(node), command_text(tuple(draft.command)))
 
 
 def _read_names(draft: Draft, key: Key, node: yaml.Node) -> None:
@@ -179,6 +181,7 @@ def _read_variables(draft: Draft, key: Key, node: yaml.Node) -> None:
     for word in words(draft, key, node):
         if _VARIABLE.fullmatch(word.text):
             draft.variables[key.name].append(word.text)
+            draft.origin(word.line, f"environment {key.name} {word.text}")
         else:
             what = f'"{word.text}" in {key.path} is not the name of a variable'
             why = "a name holds letters, digits and _, with * and ? as wildcards"
@@ -188,6 +191,7 @@ def _read_variables(draft: Draft, key: Key, node: yaml.Node) -> None:
 def _read_switch(draft: Draft, key: Key, node: yaml.Node) -> None:
     if isinstance(node, yaml.ScalarNode) and nodes.plain_kind(node) == "bool" and node.value in ("true", "false"):
         draft.switches[key.name] = node.value == "true"
+        draft.origin(nodes.line_of(node), f"system {key.name} {node.value}")
     else:
         shown = f'"{node.value}"' if isinstance(node, yaml.ScalarNode) and node.value else nodes.shape(node)
         draft.refuse(nodes.line_of(node), "type", f"{key.path} is {shown}", "it is a switch", "write true or false")

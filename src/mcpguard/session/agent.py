@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from mcpguard.errors import McpguardError, ProfileError, UsageError
+from mcpguard.model.paths import is_below
 from mcpguard.model.policy import Policy
 from mcpguard.session.options import RunOptions
 from mcpguard.session.policy import load_policy
@@ -99,5 +100,4 @@ def working_directory(policy: Policy) -> str:
         current = str(Path.cwd().resolve())
     except FileNotFoundError:
         return policy.workspace
-    inside = current == policy.workspace or current.startswith(policy.workspace + "/")
-    return current if inside else policy.workspace
+    return current if is_below(current, policy.workspace) else policy.workspace

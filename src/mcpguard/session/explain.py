@@ -14,6 +14,7 @@ from pathlib import Path
 from mcpguard.errors import PolicyError, UsageError
 from mcpguard.events.attribute import OUTSIDE, PRIVATE
 from mcpguard.model.access import Access, Effect, Verdict
+from mcpguard.model.paths import is_below
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, Policy
 from mcpguard.model.rule import NetDirection, NetRule, Origin
 from mcpguard.policy.decide import Answer, decide_connect, decide_file, decide_name, decide_unix
@@ -85,13 +86,9 @@ def _through_link(policy: Policy, rule: int, judged: str) -> str:
     named = next((word for word in words if word.startswith(("/", "~/"))), "")
     written = policy.user.home + named[1:] if named.startswith("~") else named
     real = _real(written) if written else ""
-    if not written or real == written or _holds(written, judged) or not _holds(real, judged):
+    if not written or real == written or is_below(judged, written) or not is_below(judged, real):
         return ""
     return f"{named} is a link to {real}"
-
-
-def _holds(folder: str, path: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def _real(path: str) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from mcpguard.errors import PolicyError
 from mcpguard.kernel import mounts
 from mcpguard.model.access import Access, Effect
+from mcpguard.model.paths import is_below
 from mcpguard.model.plan import FilesPlan, Grant, MountStep
 from mcpguard.model.policy import PathRule, Policy
 from mcpguard.policy.automaton import Automaton, State
@@ -122,7 +123,7 @@ def _mask_sockets(walk: Walk) -> None:
     """Hide the sockets themselves: the network hook sees only the string a program gave, and a symlink could stand for it."""
     hidden = {step.path for step in walk.steps if step.op in ("mask", "hide")}
     for path in walk.sockets:
-        if not any(path == mask or path.startswith(mask + "/") for mask in hidden):
+        if not any(is_below(path, mask) for mask in hidden):
             walk.add(MountStep("hide", path))
 
 
@@ -228,16 +229,12 @@ def _find_open_directory(walk: Walk, policy: Policy, rule: PathRule) -> None:
         if os.path.lexists(base):
             return
         missing, base = base, os.path.dirname(base)
-        if _below(base, home) and (base == home or not os.path.isdir(base)):
+        if is_below(base, home) and (base == home or not os.path.isdir(base)):
             walk.missing.append(missing)
             return
-    if rest[:1] == ["**"] or home == "/" or not _below(base, home):
+    if rest[:1] == ["**"] or home == "/" or not is_below(base, home):
         return
     if not os.path.isdir(base) or os.path.realpath(base) != base:
         return
     if Access.WRITE not in walk.automaton.decision(walk.automaton.walk(base)).allowed:
         walk.open_directories.add(base)
-
-
-def _below(path: str, root: str) -> bool:
-    return path == root or path.startswith(root + "/")

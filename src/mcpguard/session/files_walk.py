@@ -9,6 +9,7 @@ import os
 import stat
 
 from mcpguard.model.access import Access
+from mcpguard.model.paths import is_below
 from mcpguard.model.plan import MaskEntry, MountStep
 from mcpguard.policy.automaton import State
 from mcpguard.session.files_state import MAX_STAND_INS, OPEN, Walk, listed
@@ -110,7 +111,7 @@ def _visit_entry(
 
 
 def _inside(path: str, roots: tuple[str, ...]) -> bool:
-    return any(path == root or path.startswith(root + "/") for root in roots if root != "/")
+    return any(is_below(path, root) for root in roots if root != "/")
 
 
 def _top(path: str) -> str:

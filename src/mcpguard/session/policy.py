@@ -15,6 +15,7 @@ from pathlib import Path
 import mcpguard
 from mcpguard.errors import McpguardError, PolicyError, UsageError
 from mcpguard.model.access import Access, Effect
+from mcpguard.model.paths import is_below
 from mcpguard.model.policy import Policy, User
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import FileRule, NetDirection, NetRule, Origin
@@ -50,12 +51,16 @@ def load_policy(
             the current directory.
 
     Raises:
-        UsageError: there is no such profile or directory.
+        UsageError: there is no such profile or directory, or `write` opens far more than can be meant.
         ProfileError, PolicyError: it cannot be loaded or compiled, with `file:line`.
     """
     place = workspace_directory(workspace)
+    if write:
+        from mcpguard.session.wide import refuse_writes
+
+        refuse_writes([(path, typed_pattern(path)) for path in write], current_user().home, place)
     kept = _kept_name(
-        profile, place, (audit, [_absolute(path) for path in read], [_absolute(path) for path in write], net)
+        profile, place, (audit, [typed_pattern(path) for path in read], [typed_pattern(path) for path in write], net)
     )
     directory = store.state_directory() / "policies"
     if kept and (found := policy_cache.load(directory, kept)):
@@ -160,6 +165,23 @@ def rule_errors(profile: Profile) -> list[McpguardError]:
     return found
 
 
+def wide_writes(profile: Profile) -> list[FileRule]:
+    """Rules of a profile, or of its parents, that let the whole home be changed."""
+    from mcpguard.session.wide import opened
+
+    home = current_user().home
+    written = [rule for rule in profile.files if rule.effect is Effect.ALLOW and Access.WRITE in rule.access]
+    return [rule for rule in written if opened(rule.pattern, rule.origin.place, home, "/workspace") == "home"]
+
+
+def idle_slashes(profile: Profile) -> list[FileRule]:
+    """Rules with a closing slash that would make a folder if they named one place in the home."""
+    own = ("~/", "{home}/", current_user().home + "/")
+    written = [rule for rule in profile.files if rule.effect is Effect.ALLOW and Access.WRITE in rule.access]
+    slashed = [rule for rule in written if rule.pattern.endswith("/")]
+    return [rule for rule in slashed if not (rule.may_make_folder and rule.pattern.startswith(own))]
+
+
 def _patterns(profile: Profile) -> Iterator[tuple[str, Origin]]:
     for rule in profile.files:
         for pattern in (rule.pattern, *rule.exceptions):
@@ -218,7 +240,7 @@ def temporary_directory(home: str) -> str:
     """
     wanted = os.environ.get("TMPDIR", "")
     tmp = str(Path(wanted if wanted.startswith("/") and Path(wanted).is_dir() else "/tmp").resolve())
-    if _inside(home, tmp) and (tmp == home or not any(_inside(tmp, shared) for shared in _SHARED_TEMPORARY)):
+    if is_below(home, tmp) and (tmp == home or not any(is_below(tmp, shared) for shared in _SHARED_TEMPORARY)):
         raise PolicyError(
             f"the temporary directory {tmp} holds the home directory {home}",
             why="the agent may write everywhere below {tmp}",
@@ -226,10 +248,6 @@ def temporary_directory(home: str) -> str:
             code="policy.tmp",
         )
     return tmp
-
-
-def _inside(path: str, directory: str) -> bool:
-    return path == directory or directory == "/" or path.startswith(directory + "/")
 
 
 def own_paths() -> tuple[str, ...]:
@@ -255,16 +273,16 @@ def _environment_rules() -> list[FileRule]:
 def _file_rules(option: str, access: Access, paths: Sequence[str]) -> list[FileRule]:
     granted = Access.READ | access
     return [
-        FileRule(Effect.ALLOW, granted, _absolute(path), Origin(COMMAND_LINE, COMMAND_LINE, 0, f"{option} {path}"))
+        FileRule(Effect.ALLOW, granted, typed_pattern(path), Origin(COMMAND_LINE, COMMAND_LINE, 0, f"{option} {path}"))
         for path in paths
     ]
 
 
-def _absolute(path: str) -> str:
+def typed_pattern(path: str) -> str:
     """A path relative to the current directory, as in any command; patterns of profiles pass as they are."""
     if path.startswith(("/", "~", "{", "**")):
         return path
-    return os.path.normpath(Path.cwd() / path)
+    return os.path.normpath(Path.cwd() / path) + ("/" if path.endswith("/") else "")
 
 
 def _net_rule(target: str) -> NetRule:

@@ -22,7 +22,7 @@ from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketE
 from mcpguard.model.profile import SystemSwitches
 from mcpguard.model.rule import Origin
 
-FORMAT = 1
+FORMAT = 2
 # One file each; the oldest go.
 KEPT = 32
 Links = dict[str, str | None]
@@ -113,6 +113,7 @@ def _plain(policy: Policy) -> dict[str, Any]:
         "keep": policy.environment_keep,
         "system": [policy.system.user_namespaces, policy.system.io_uring],
         "audit": policy.audit,
+        "folders": policy.folders,
     }
 
 
@@ -149,6 +150,7 @@ def _policy(kept: dict[str, Any]) -> Policy:
         environment_keep=tuple(kept["keep"]),
         system=SystemSwitches(namespaces, io_uring),
         audit=kept["audit"],
+        folders=tuple(kept["folders"]),
     )
 
 

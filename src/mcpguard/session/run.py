@@ -22,6 +22,7 @@ from mcpguard.session import agent, coverage, network, seccomp, sockets
 from mcpguard.session.environment import SESSION_VARIABLE, scrub
 from mcpguard.session.files_plan import plan_files
 from mcpguard.session.files_state import TerminalProgress
+from mcpguard.session.first_run import own_folders
 from mcpguard.session.options import RunOptions
 from mcpguard.session.recording import Recording
 from mcpguard.session.start import Start
@@ -37,7 +38,8 @@ def run(options: RunOptions, start: Start) -> int:
     """
     coverage.check_tier(options.tier)
     command, policy = agent.choose(options)
-    return _guard(options, command, network.with_resolvers(policy), start)
+    with own_folders(policy, quiet=options.quiet):
+        return _guard(options, command, network.with_resolvers(policy), start)
 
 
 def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start: Start) -> int:
@@ -145,7 +147,8 @@ def exit_code(status: int) -> int:
 
 def _not_started(program: str, number: int) -> HostError:
     if number in (errno.ENOENT, errno.ENOTDIR):
-        do = "check the name and PATH; what is not readable inside looks as if it were not there: `mcpguard why execute PATH`"
+        seen = "what is not readable inside looks as if it were not there: `mcpguard why execute PATH`"
+        do = f"install it, or correct the name or PATH; {seen}"
         return HostError(f"{program}: not found", why=os.strerror(number), do=do, code="run.not-found")
     do = (
         "begin the file with a #! line, or name its interpreter"

@@ -149,7 +149,8 @@ def _question(group: Group) -> str | None:
     event = group.example
     if event.kind is Kind.NET and event.op == "connect" and event.address:
         address = f"[{event.address}]" if ":" in event.address else event.address
-        return f"connect {shlex.quote(printable(f'{event.host or address}:{event.port}'))}"
+        udp = "/udp" if event.protocol == "udp" else ""
+        return f"connect {shlex.quote(printable(f'{event.host or address}:{event.port}{udp}'))}"
     if event.kind is Kind.UNIX and event.path:
         return f"unix {shlex.quote(printable(event.path))}"
     if event.kind in (Kind.FILE, Kind.EXEC) and event.access and event.path:

@@ -1,0 +1,131 @@
+"""An agent's first run: its own folder is there for it, and gone again when it had no use for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import Sandbox, mcpguard_command, need_root, sandbox
+
+pytestmark = pytest.mark.kernel
+
+SAVE = ["sh", "-c", 'mkdir -p ~/.codex/sessions && echo "$0" > ~/.codex/sessions/a && cat ~/.codex/sessions/a', "kept"]
+PROFILE = "name: agent\nextends: [dev-tools]\nfiles:\n  write: [{pattern}]\n"
+PATIENCE_SECONDS = 30
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    need_root()
+    with sandbox("codex") as made:
+        assert not (made.world.home / ".codex").exists()
+        yield made
+
+
+def test_codex_makes_its_state_on_a_home_without_it(box: Sandbox) -> None:
+    ran = box.run(SAVE)
+    assert (ran.code, ran.out) == (0, "kept\n"), ran.err
+    folder = box.world.home / ".codex"
+    assert (folder / "sessions/a").read_text() == "kept\n"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert "~/.codex" in ran.err.splitlines()[-1]
+    assert box.denials() == []
+
+
+def test_without_the_slash_it_is_refused_and_without_mcpguard_it_is_not(box: Sandbox) -> None:
+    box.write_profile("agent", PROFILE.format(pattern="~/.codex"))
+    ran = box.run(SAVE)
+    assert ran.code != 0
+    assert not (box.world.home / ".codex").exists()
+    assert str(box.world.home / ".codex") in {event.get("path") for event in box.denials()}
+    assert box.control(SAVE).code == 0
+
+
+def test_nothing_is_left_of_a_folder_that_stayed_empty(box: Sandbox) -> None:
+    before = sorted(box.world.home.rglob("*"))
+    box.profile = "opencode"
+    ran = box.run(["ls", "-d", str(box.world.home / ".local/share/opencode")])
+    assert ran.code == 0, ran.err
+    assert sorted(box.world.home.rglob("*")) == before
+    assert "made for the agent" not in ran.err
+
+
+def test_nothing_is_left_when_the_run_could_not_start(box: Sandbox) -> None:
+    assert box.run(["no-such-program"]).code == 127
+    assert box.run(["true"], options=["--tier", "1"]).code == 125
+    assert not (box.world.home / ".codex").exists()
+
+
+def test_beside_the_agents_folder_the_home_stays_closed(box: Sandbox) -> None:
+    for act in (
+        ["mkdir", "-p", str(box.world.home / ".local/share/applications")],
+        ["touch", str(box.world.home / "x")],
+    ):
+        assert box.run(act).code != 0
+        assert box.control(act).code == 0
+
+
+def test_a_symlink_in_its_place_is_not_followed(box: Sandbox) -> None:
+    elsewhere = box.world.root / "elsewhere"
+    (box.world.home / ".codex").symlink_to(elsewhere)
+    act = ["mkdir", "-p", str(elsewhere)]
+    assert box.run(act).code != 0
+    assert not elsewhere.exists()
+    assert box.control(act).code == 0
+
+
+def test_a_second_session_keeps_the_folder_that_the_first_one_made(box: Sandbox) -> None:
+    folder = box.world.home / ".codex"
+    os.mkfifo(box.world.project / "fifo")
+    with start(box, ["cat", "fifo"]) as first:
+        wait_for(folder)
+        with start(box, ["sh", "-c", "echo > second; cat fifo2; echo late > ~/.codex/late"]) as second:
+            os.mkfifo(box.world.project / "fifo2")
+            wait_for(box.world.project / "second")
+            (box.world.project / "fifo").write_text("end")
+            assert first.wait(PATIENCE_SECONDS) == 0
+            (box.world.project / "fifo2").write_text("end")
+            assert second.wait(PATIENCE_SECONDS) == 0
+    assert (folder / "late").exists()
+
+
+def test_a_killed_mcpguard_leaves_at_most_an_empty_folder(box: Sandbox) -> None:
+    os.mkfifo(box.world.project / "fifo")
+    folder = box.world.home / ".codex"
+    with start(box, ["sh", "-c", "echo > ready; cat fifo"]) as process:
+        wait_for(box.world.project / "ready")
+        process.send_signal(signal.SIGKILL)
+    # The agent lives on, confined; it ends when it can read.
+    (box.world.project / "fifo").write_text("end")
+    assert list(folder.iterdir()) == []
+    # A later session finds the folder there, uses it, and takes away nothing that it did not make.
+    assert box.run(["ls", str(folder)]).code == 0
+    assert folder.exists()
+
+
+def test_why_and_show_tell_about_it(box: Sandbox) -> None:
+    shown = box.mcpguard("profile", "show", "codex", "--format", "json")
+    rules = {rule["rule"]: rule["because"] for rule in json.loads(shown.out)["rules"]}
+    assert rules["file write ~/.codex/"] == "made for a run where it is not there"
+    assert box.mcpguard("why", "-p", "codex", "write", str(box.world.home / ".codex/a")).code == 0
+
+
+def start(box: Sandbox, command: list[str]) -> subprocess.Popen[bytes]:
+    words = [*mcpguard_command(), "run", "-q", "-p", box.profile, "-w", str(box.world.project), "--", *command]
+    return subprocess.Popen(
+        words, cwd=box.world.project, env=box.world.environment(), stdin=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.01)
