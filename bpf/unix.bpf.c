@@ -273,6 +273,9 @@ static __always_inline int mg_judge(struct bpf_sock_addr *ctx, __u8 op)
 			answer.detail = MG_DETAIL_OWN;
 		}
 	}
+	/* Behind a path stands a file, and where the kernel's own hooks judge peers they judge that. */
+	if (!answer.verdict && name.length && name.bytes[0] && leaf->session.flags & MG_SESSION_PEERS)
+		return MG_PASS;
 	if (!answer.verdict) {
 		answer.verdict = leaf->session.flags & MG_SESSION_AUDIT ? MG_AUDIT : MG_DENY;
 		answer.detail = plain ? MG_DETAIL_NONE : MG_DETAIL_NOT_PLAIN;
