@@ -81,7 +81,7 @@ class Engine:
 
     def final(self) -> dict[str, Any]:
         """Counts that no record has reported yet, as `[series, count]`; to be read when the tree has ended."""
-        return {"sums": [[one.series, one.count] for one in self._session.final_counts()]}
+        return {"sums": self._session.final_counts()}
 
 
 def _settings(network: dict[str, Any]) -> cgroup_bpf.Settings:
