@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.model.access import Access, Verdict
-from mcpguard.wire import _abi, decode
+from mcpguard.wire import _abi, decode, sums
 from mcpguard.wire.records import (
     CallRecord,
     ExecRecord,
@@ -16,7 +16,6 @@ from mcpguard.wire.records import (
     NetRecord,
     OpenRecord,
     PathCallRecord,
-    SumRecord,
     UnixRecord,
 )
 
@@ -134,5 +133,5 @@ def test_a_string_beyond_the_end_is_refused() -> None:
 
 
 def test_only_what_was_not_sent_remains() -> None:
-    sums = [_abi.MG_SUM.pack(10, 8, 1), _abi.MG_SUM.pack(4, 4, 2)]
-    assert decode.remainders(sums) == [SumRecord(1, 2)]
+    values = [_abi.MG_SUM.pack(10, 8, 1), _abi.MG_SUM.pack(4, 4, 2)]
+    assert sums.remainders(values) == [(1, 2)]

@@ -19,8 +19,7 @@ from typing import Any
 
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, libbpf, pins
-from mcpguard.wire import _abi, decode, encode
-from mcpguard.wire.records import SumRecord
+from mcpguard.wire import _abi, encode, sums
 
 # Raise it when what is pinned changes in a way that the objects do not show.
 LAYOUT = 1
@@ -256,12 +255,13 @@ class Session:
         self.maps: dict[str, bpf.Map] = {}
         self._moving: threading.Thread | None = None
         self._trouble: list[BaseException] = []
+        self._gone = False
 
     @property
     def fds(self) -> dict[str, int]:
         carried = {name: self.maps[name].fd for name in (DENIALS, ACTIVITY, COUNTERS)}
-        sums = {f"sums.{name}": one.fd for name, one in self.maps.items() if name.endswith(_SUMS)}
-        return {**carried, **sums}
+        counted = {f"sums.{name}": one.fd for name, one in self.maps.items() if name.endswith(_SUMS)}
+        return {**carried, **counted}
 
     def set_state(self, flags: int, files: int = 0, sockets: int = 0) -> None:
         """Say what the session is from now on; for one reader all of it changes in one step.
@@ -288,8 +288,8 @@ class Session:
         """
         self.engine.map(COUNTERS).set_fd(_key32(self.slot), self.maps[COUNTERS].fd)
 
-    def final_counts(self) -> list[SumRecord]:
-        """What the aggregates had counted and not yet sent; to be read when the tree has ended.
+    def final_counts(self) -> list[tuple[int, int]]:
+        """What the aggregates had counted and not yet sent, as series and count; to be read when the tree has ended.
 
         Together with all records it gives the exact numbers, unless an aggregate of activity was pushed out by newer ones
         or the ring was full.
@@ -300,17 +300,19 @@ class Session:
         counts = []
         for name, fd in self.fds.items():
             if name.startswith("sums."):
-                counts += decode.remainders(bpf.read_values(fd, _abi.MG_SUM.size, name))
+                counts += sums.remainders(bpf.read_values(fd, _abi.MG_SUM.size, name))
         return counts
 
     def remove(self) -> bool:
         """Take the session out of the engine, if no process lives in its leaf any more; else it stays guarded.
 
-        The last one takes the links with it. The maps live on for those who hold their descriptors.
+        Safe to call twice. The last one takes the links with it. The maps live on for those who hold their descriptors.
 
         Returns:
             whether it is gone.
         """
+        if self._gone:
+            return True
         self._wait_for_moving()
         if cgroup.is_populated(self.leaf_fd):
             return False
@@ -318,6 +320,7 @@ class Session:
             self._forget()
             if not self.engine._sessions():
                 self.engine._unlink()
+        self._gone = True
         return True
 
     def close(self) -> None:

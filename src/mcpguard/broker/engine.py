@@ -127,7 +127,7 @@ class Engine:
     def final(self) -> dict[str, Any]:
         """Counts that no record has reported yet, as `[series, count]`; to be read when the tree has ended."""
         return {
-            "sums": [[one.series, one.count] for one in self._session.final_counts()],
+            "sums": self._session.final_counts(),
             "missed": self._guard.missed() if self._guard is not None else 0,
         }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from mcpguard.model.access import Access, Verdict
@@ -23,7 +23,6 @@ from mcpguard.wire.records import (
     OpenRecord,
     PathCallRecord,
     Record,
-    SumRecord,
     UnixRecord,
 )
 
@@ -262,16 +261,6 @@ def _file(sample: bytes, head: Head) -> FileRecord:
         count,
         series,
     )
-
-
-def remainders(sums: Iterable[bytes]) -> list[SumRecord]:
-    """The values of a map of aggregates as records; those that were sent in full are left out."""
-    found = []
-    for value in sums:
-        total, reported, series = _abi.MG_SUM.unpack(value)
-        if total > reported:
-            found.append(SumRecord(series, total - reported))
-    return found
 
 
 def address_text(address: bytes) -> str:
