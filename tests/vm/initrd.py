@@ -10,8 +10,8 @@ from kernels import Kernel
 
 FIRST_PROGRAM = Path(__file__).with_name("init.sh")
 FOLDERS = ("bin", "modules", "proc", "sys", "dev", "host", "scratch", "newroot", "control")
-# The host's root comes by 9p over virtio, and an overlay makes it writable.
-ROOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+# The host's root comes by 9p over virtio, and an overlay makes it writable. `dummy` makes one network interface.
+ALWAYS = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "dummy")
 
 
 class Archive:
@@ -48,7 +48,7 @@ def build(kernel: Kernel, busybox: Path, modules: Iterable[str]) -> bytes:
     archive.add("bin/busybox", busybox.read_bytes(), stat.S_IFREG | 0o755)
     archive.add("init", FIRST_PROGRAM.read_bytes(), stat.S_IFREG | 0o755)
     order = []
-    for name, content in kernel.modules([*ROOT_MODULES, *modules]):
+    for name, content in kernel.modules([*ALWAYS, *modules]):
         archive.add(f"modules/{name}.ko", content)
         order.append(f"{name}.ko\n")
     archive.add("modules/order", "".join(order).encode())

@@ -112,29 +112,64 @@ def cache() -> Path:
 
 def fetch(series: str) -> Kernel:
     """The newest kernel of a series (6.1, 6.12, ...) or of a named package: from the cache, else downloaded."""
-    image = _image_package(series)
-    target = cache() / image.folder
-    if not target.exists():
-        _into_cache(_parts(image), target, _cut_down)
-        _drop_older(image, target)
-    return Kernel(target)
+    return Kernel(_cached(lambda: _fetch_image(series), lambda: _cached_builds(series)))
 
 
 def busybox() -> Path:
     """A statically linked busybox: the guest's first programs run before there is a root file system."""
-    package = _candidate("busybox-static")
-    target = cache() / package.folder
-    if not target.exists():
-        _into_cache([package], target, lambda folder: None)
-    return next(path for path in (target / "bin/busybox", target / "usr/bin/busybox") if path.exists())
+    folder = _cached(_fetch_busybox, lambda: sorted(cache().glob("busybox-static_*")))
+    return next(path for path in (folder / "bin/busybox", folder / "usr/bin/busybox") if path.exists())
 
 
 def newer() -> list[str]:
     """Series beyond the stock ones in the suites that this host's apt knows; often none."""
     names = _apt("pkgnames", "linux-image-").split()
-    found = {(int(match[1]), int(match[2])) for name in names if (match := IMAGE.fullmatch(name))}
+    generic = (IMAGE.fullmatch(name) for name in names if not VARIANTS.search(name))
+    found = {(int(match[1]), int(match[2])) for match in generic if match}
     known = max(tuple(map(int, series.split("."))) for series in STOCK)
     return [f"{major}.{minor}" for major, minor in sorted(found) if (major, minor) > known]
+
+
+def _cached(get: Callable[[], Path], older: Callable[[], list[Path]]) -> Path:
+    """What `get` finds or downloads. Package lists that are too old are refreshed; without a network the last one stays."""
+    try:
+        return get()
+    except LaneError:
+        if os.geteuid() == 0:
+            subprocess.run(["apt-get", "update", "-qq"], check=False, capture_output=True, timeout=DOWNLOAD_SECONDS)
+    try:
+        return get()
+    except LaneError as error:
+        found = older()
+        if not found:
+            raise
+        print(f"vm lane: {error}\nvm lane: using the cached {found[-1].name}", file=sys.stderr, flush=True)
+        return found[-1]
+
+
+def _fetch_image(series: str) -> Path:
+    image = _image_package(series)
+    target = cache() / image.folder
+    if not target.exists():
+        _into_cache(_parts(image), target, _cut_down)
+        for other in _cached_builds(series):
+            if other != target:  # the cache would grow with every security update
+                shutil.rmtree(other, ignore_errors=True)
+    return target
+
+
+def _fetch_busybox() -> Path:
+    package = _candidate("busybox-static")
+    target = cache() / package.folder
+    if not target.exists():
+        _into_cache([package], target, lambda folder: None)
+    return target
+
+
+def _cached_builds(series: str) -> list[Path]:
+    """What the cache has of a series; nothing for a package that was asked for by its name."""
+    folders = {folder: IMAGE.fullmatch(folder.name.split("_")[0]) for folder in sorted(cache().glob("linux-image-*_*"))}
+    return [folder for folder, match in folders.items() if match and f"{match[1]}.{match[2]}" == series]
 
 
 def _module_name(path: Path) -> str:
@@ -268,12 +303,3 @@ def _uncompressed(image: Path) -> bytes:
                 return plain
             start = content.find(magic, start + 1)
     raise LaneError(f"{image.name} holds no kernel that xz, zstd, lz4 or gzip unpacks")
-
-
-def _drop_older(image: Package, keep: Path) -> None:
-    """Remove other builds of the same series; the cache would grow with every security update."""
-    match = IMAGE.fullmatch(image.name)
-    for other in cache().glob("linux-image-*_*"):
-        same = IMAGE.fullmatch(other.name.split("_")[0])
-        if match and same and same.groups() == match.groups() and other != keep:
-            shutil.rmtree(other, ignore_errors=True)

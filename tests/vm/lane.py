@@ -1,6 +1,7 @@
 """Boot Debian's kernels and run things in them.
 
-python tests/vm/lane.py run --kernel 6.12 --disk ext4 -- .venv/bin/python -m pytest tests/kernel/test_files_read.py
+python tests/vm/lane.py run --kernel 6.12 --disk ext4 -- uname -a
+python tests/vm/lane.py matrix --only ci
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import boot
 import kernels
+import suite
 
 GUEST_DIED = 125
 
@@ -42,6 +44,22 @@ def run(arguments: argparse.Namespace) -> int:
     return ended.code
 
 
+def matrix(arguments: argparse.Namespace) -> int:
+    """Boot the chosen lanes one after the other; fails when one of them did."""
+    reports = []
+    for lane in suite.choose(arguments.only or ["all"]):
+        report = suite.run(lane)
+        print(*report.lines(), sep="\n", flush=True)
+        reports.append(report)
+    failed = [report.lane.name for report in reports if not report.ok]
+    print(
+        f"{len(reports)} lanes, {len(failed)} failed: {', '.join(failed)}"
+        if failed
+        else f"{len(reports)} lanes, all ok"
+    )
+    return 1 if failed else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -61,9 +79,13 @@ def main() -> int:
     verb.add_argument("--out", type=Path, metavar="FOLDER", help="gets $MCPGUARD_LANE_OUT and the console's log")
     verb.add_argument("-v", "--verbose", action="store_true")
     verb.add_argument("command", nargs="+", metavar="-- COMMAND")
+    verb.set_defaults(do=run)
+    verb = verbs.add_parser("matrix", help="boot every lane and run the tests of tests/vm/guest in each")
+    verb.add_argument("--only", action="append", metavar="LANE", help="a lane, a pattern such as '6.12-*', or ci")
+    verb.set_defaults(do=matrix)
     arguments = parser.parse_args()
     try:
-        return run(arguments)
+        return int(arguments.do(arguments))
     except kernels.LaneError as error:
         print(f"vm lane: {error}", file=sys.stderr)
         return GUEST_DIED

@@ -19,6 +19,10 @@ mount -t securityfs -o nosuid,nodev,noexec securityfs /sys/kernel/security
 mount -t tracefs -o nosuid,nodev,noexec tracefs /sys/kernel/tracing
 mount -t debugfs -o nosuid,nodev,noexec debugfs /sys/kernel/debug
 ip link set lo up
+# An address that is not loopback, as every host has one; nobody answers there, and nothing else can be reached.
+ip link set dummy0 up
+ip address add 192.0.2.2/24 dev dummy0
+ip -6 address add 2001:db8::2/64 dev dummy0
 hostname vmlane
 ulimit -Hn 524288
 
