@@ -84,7 +84,7 @@ class Ended:
         code: the command's exit code; None when the guest died or hung before there was one.
         why: what happened when there is no code.
         release: the kernel's release.
-        seconds: how long it took, and how long until the command ran.
+        seconds: how long it took, from the start of qemu to its end.
     """
 
     code: int | None
@@ -112,7 +112,8 @@ def boot(
     if shutil.which(QEMU) is None:
         raise LaneError(f"{QEMU} is not installed: tools/packages.sh vm")
     kernel = kernels.fetch(machine.kernel)
-    with tempfile.TemporaryDirectory(prefix="mcpguard-vm-") as scratch:
+    # A guest may leave a folder there that an ordinary user of the host cannot empty.
+    with tempfile.TemporaryDirectory(prefix="mcpguard-vm-", ignore_cleanup_errors=True) as scratch:
         work = Path(scratch)
         control = work / "control"
         (control / "out").mkdir(parents=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -84,6 +85,8 @@ def main() -> int:
     verb.add_argument("--only", action="append", metavar="LANE", help="a lane, a pattern such as '6.12-*', or ci")
     verb.set_defaults(do=matrix)
     arguments = parser.parse_args()
+    # Ended from outside, the guest and the scratch files go as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return int(arguments.do(arguments))
     except kernels.LaneError as error:

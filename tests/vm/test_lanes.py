@@ -64,15 +64,18 @@ def test_a_guest_that_died_after_its_tests_fails_the_lane(tmp_path: Path) -> Non
 
 @pytest.mark.timeout(300)
 def test_the_exit_code_and_the_files_come_back_and_the_host_is_not_written(tmp_path: Path) -> None:
-    target = tmp_path / "of-the-host"
-    target.write_text("before")
-    script = f"cat {target}; echo in the guest >{target}; cat {target}; cat {target} >$MCPGUARD_LANE_OUT/copy; exit 7"
+    # Not in /tmp, where the guest has a folder of its own.
+    target = suite.RESULTS / "of-the-host"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("of the host\n")
+    script = f"cat {target}; echo of the guest >{target}; cp {target} $MCPGUARD_LANE_OUT/copy; exit 7"
     with (tmp_path / "output").open("wb") as output:
         results = tmp_path / "results"
         ended = boot.boot(SHORT, ["sh", "-c", script], folder=Path("/"), output=output, results=results)
     assert ended.code == 7, ended.why
-    assert (results / "copy").read_text() == "in the guest\n"
-    assert target.read_text() == "before"
+    assert (tmp_path / "output").read_text() == "of the host\n"
+    assert (results / "copy").read_text() == "of the guest\n"
+    assert target.read_text() == "of the host\n"
 
 
 @pytest.mark.timeout(300)
