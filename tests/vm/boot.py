@@ -43,7 +43,7 @@ MAKERS: dict[str, tuple[str, ...]] = {"ext4": ("mkfs.ext4", "-q", "-F"), "btrfs"
 DISK_BYTES = 512 * 1024 * 1024
 # Quiet, without a moving base address and with no work for defects that an emulated processor does not have.
 # rcu_expedited: one processor would wait for ticks at each attach and detach.
-QUICK = "quiet nokaslr mitigations=off audit=0 nowatchdog cryptomgr.notests no_timer_check random.trust_cpu=on"
+QUICK = "quiet nokaslr mitigations=off nowatchdog cryptomgr.notests no_timer_check random.trust_cpu=on"
 ALWAYS = f"console=ttyS0 8250.nr_uarts=2 panic=-1 mcpguard.vm=1 rcupdate.rcu_expedited=1 {QUICK}"
 # After the command's exit code has arrived, qemu gets this long to go by itself.
 POWER_OFF_SECONDS = 20

@@ -30,8 +30,9 @@ def judged(tmp_path: Path, *cases: str, code: int | None = 0, why: str = "") -> 
     return suite.judge(LANE, Ended(code, why, "6.12.1", 1.0), junit, "output")
 
 
-@pytest.mark.timeout(suite.SECONDS + 300)
-@pytest.mark.parametrize("lane", CHOSEN, ids=lambda lane: lane.name)
+@pytest.mark.parametrize(
+    "lane", [pytest.param(lane, id=lane.name, marks=pytest.mark.timeout(lane.seconds + 900)) for lane in CHOSEN]
+)
 def test_lane(lane: Lane, capfd: pytest.CaptureFixture[str]) -> None:
     report = suite.run(lane)
     with capfd.disabled():
