@@ -77,7 +77,7 @@ def arrange_mounts(plan: FilesPlan, user: User) -> list[Masked]:
 
 
 def arrange_own_places() -> list[Masked]:
-    """Tier 1: a private mount namespace with a /dev/shm of its own and without the terminals of others; nothing else changes."""
+    """Tier 1: a private mount namespace with its own /dev/shm and without the terminals of others; nothing else changes."""
     mounts.enter_private_namespace()
     _make_stage()
     mounts.mount_tmpfs(SHARED_MEMORY, "mode=1777")

@@ -20,7 +20,9 @@ SHARED_ADDRESSES = "names are resolved at launch and refreshed: every name on th
 LATER_SOCKETS = "a socket made after launch can be reached through a symlink for about two seconds, until it is hidden"
 NO_UNIX_HOOK = "only sockets that exist at launch are hidden; the connect hook for unix sockets needs Linux 6.7"
 ABSTRACT_SOCKETS = "abstract sockets of others need Landlock ABI 6 (Linux 6.12)"
-SKIPPED_HOOKS = "this kernel preempts at will, so its hooks can be skipped (tier 2): skipped calls are counted, what tier 3 says holds"
+SKIPPED_HOOKS = (
+    "this kernel preempts at will, so hooks can be skipped (tier 2): that is counted, and what tier 3 says holds"
+)
 ABSTRACT_REFUSED = "abstract sockets of others are refused also where a rule allows them, before Linux 6.7"
 _HOOKS = {
     1: "BPF programs on the kernel's security hooks",
