@@ -88,6 +88,7 @@ def read_until_gone(pipe: int, pid: int) -> str:
 def main() -> int:
     import acts_escape  # noqa: F401 - each registers its acts
     import acts_file  # noqa: F401
+    import acts_names  # noqa: F401
     import acts_net  # noqa: F401
 
     with open(sys.argv[1]) as plan:
