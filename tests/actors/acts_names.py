@@ -11,6 +11,7 @@ import mmap
 import os
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -37,7 +38,7 @@ FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, NODUMP = 0x80086601, 0x40086602, 0x40
 FICLONE, SUBVOL_CREATE, SNAP_CREATE_V2 = 0x40049409, 0x5000940E, 0x50009417
 READ_IMPLIES_EXEC = 0x0400000
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
-WAIT_SECONDS = 25
+WAIT_SECONDS = 60
 
 
 def ask(door: str, request: str) -> list[int]:
@@ -341,12 +342,10 @@ def own_sandbox(folder: str, vault: str, locked: str) -> str:
     """
     enter_own_namespaces()
     pid = os.fork()
-    reader, writer = os.pipe() if pid == 0 else (0, 0)
     if pid:
         os.waitpid(pid, 0)
         with open(f"{folder}/told") as file:
             return file.read()
-    del reader, writer
     told: dict[str, str] = {}
 
     def note(name: str, work: Callable[[], object]) -> None:
@@ -415,3 +414,16 @@ def cat(path: str) -> str:
     if pid == 0:
         os.execv("/usr/bin/cat", ["cat", path])
     return str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+@act
+def run_storm(command: list[str]) -> str:
+    """Run a program that counts by itself what it could do; what it says counts, and not how it ends."""
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
+
+
+@act
+def read_both(door: str, paths: list[str], times: int) -> str:
+    """Meet another session outside, then read each file many times; what became of each."""
+    ask(door, "meet")
+    return json.dumps([sorted({outcome(path) for _ in range(times)}) for path in paths])
