@@ -24,7 +24,7 @@ SKIPPED_HOOKS = (
     "this kernel preempts at will, so hooks can be skipped (tier 2): that is counted, and what tier 3 says holds"
 )
 ABSTRACT_REFUSED = "abstract sockets of others are refused also where a rule allows them, before Linux 6.7"
-_HOOKS = {
+HOOKS = {
     1: "BPF programs on the kernel's security hooks",
     2: "BPF modify-return programs, over Landlock and mount masks",
 }
@@ -84,7 +84,7 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
     if not offer.hooks_hold:
         files, execute, sockets, processes = _of_landlock(plan, offer)
         return (files, execute, network, sockets, processes, events)
-    by = _HOOKS[offer.tier]
+    by = HOOKS[offer.tier]
     return (
         Coverage("files", Strength.FULL, by),
         Coverage("execute", Strength.FULL, by),
