@@ -23,7 +23,6 @@ ABSTRACT_SOCKETS = "abstract sockets of others need Landlock ABI 6 (Linux 6.12)"
 SKIPPED_HOOKS = (
     "this kernel preempts at will, so hooks can be skipped (tier 2): that is counted, and what tier 3 says holds"
 )
-ABSTRACT_REFUSED = "abstract sockets of others are refused also where a rule allows them, before Linux 6.7"
 HOOKS = {
     1: "BPF programs on the kernel's security hooks",
     2: "BPF modify-return programs, over Landlock and mount masks",
@@ -40,7 +39,6 @@ FIXES = {
     ABSTRACT_SOCKETS: "use Linux 6.12 or newer",
     SIGNALS: "use Linux 6.12 or newer",
     SKIPPED_HOOKS: "boot with preempt=voluntary, or put bpf into lsm= for tier 1",
-    ABSTRACT_REFUSED: "use Linux 6.7 or newer, or a socket that is a file",
 }
 
 TIER_NAMES = {1: "1 bpf-lsm", 2: "2 bpf-modify-return", 3: "3 landlock"}
@@ -89,9 +87,7 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
         Coverage("files", Strength.FULL, by),
         Coverage("execute", Strength.FULL, by),
         network,
-        Coverage("unix sockets", Strength.FULL, f"{by}, cgroup BPF")
-        if offer.unix_hook
-        else Coverage("unix sockets", Strength.PARTIAL, by, (ABSTRACT_REFUSED,), fix=FIXES[ABSTRACT_REFUSED]),
+        Coverage("unix sockets", Strength.FULL, f"{by}, cgroup BPF"),
         Coverage("processes", Strength.FULL, f"cgroup leaf, seccomp, {by}"),
         events,
     )
