@@ -14,10 +14,10 @@ PROJECT := pyproject.toml hatch_build.py
 PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check
 export MCPGUARD_KERNEL_TESTS ?= auto
 
-.PHONY: help demo test lint bpf wheel clean
+.PHONY: help demo test test-vm lint bpf wheel clean
 
 help: ## show these targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(STAMPS)/installed $(STAMPS)/objects ## install what is missing, then run a guarded agent and show what was refused
 	@if [[ $$(id -u) -ne 0 ]]; then $(VENV)/bin/mcpguard setup; fi
@@ -31,6 +31,10 @@ test: $(STAMPS)/test-installed $(STAMPS)/objects ## install what is missing, the
 		$(PYTHON) -m pytest -m "not kernel and not agent" $(PYTEST_ARGS)
 		sudo -E env PATH="$$PATH" PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -m "kernel or agent" $(PYTEST_ARGS)
 	fi
+
+# BPF programs are compiled on the host: in an emulated guest that takes sixteen times as long.
+test-vm: $(STAMPS)/test-installed $(STAMPS)/objects $(STAMPS)/packages-vm ## boot Debian's kernels in qemu and test in them (LANES=ci: the part that CI runs)
+	@MCPGUARD_VM_LANES="$(or $(LANES),all)" $(PYTHON) -m pytest tests/vm/test_lanes.py $(PYTEST_ARGS)
 
 lint: $(STAMPS)/test-installed ## ruff, mypy and the layer rules
 	@$(VENV)/bin/ruff check .
@@ -56,6 +60,10 @@ $(STAMPS)/packages-build: tools/packages.sh
 
 $(STAMPS)/packages-test: tools/packages.sh
 	@tools/packages.sh test
+	mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/packages-vm: tools/packages.sh
+	@tools/packages.sh vm
 	mkdir -p $(STAMPS) && touch $@
 
 # The first python that is new enough; the system's own comes first because root can trust it.

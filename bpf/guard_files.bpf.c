@@ -9,7 +9,6 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum {
-	MG_FMODE_BACKING = 1 << 25,
 	MG_O_TRUNC = 01000,
 	MG_PROT_EXEC = 4,
 	MG_S_IFMT = 0xf000,
@@ -21,7 +20,6 @@ enum {
 	MG_ATTR_SIZE = 1 << 3,
 	MG_ATTR_FORCE = 1 << 9,
 	MG_ATTR_BY_PATH = MG_ATTR_MODE | MG_ATTR_UID | MG_ATTR_GID | MG_ATTR_SIZE,
-	MG_CAP_SYS_ADMIN = 1 << 21,
 };
 
 /* Set by the loader before load: where this kernel's hooks have what, and which set of hooks is in use. */
@@ -49,12 +47,10 @@ MG_HOOK(file_open)
 	__u32 mode, access;
 	__u64 dentry;
 
-	if (!session)
+	if (!session || mg_on_behalf())
 		return 0;
 	file = (void *)mg_given(ctx, 0);
 	mode = BPF_CORE_READ(file, f_mode);
-	if (mode & MG_FMODE_BACKING)
-		return 0; /* a layer of an overlay: judged once, at the overlay */
 	access = mg_mode_access(mode);
 	if (BPF_CORE_READ(file, f_flags) & MG_O_TRUNC)
 		access |= MG_WRITE;
@@ -252,17 +248,6 @@ MG_HOOK(path_chown)
 MG_HOOK(path_truncate)
 {
 	return mg_change_at_path(ctx, MG_OP_TRUNCATE);
-}
-
-/* A stacked file system does the same again on the layer below, with the rights of who mounted it. No guarded task has such. */
-static __always_inline int mg_on_behalf(void)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	const struct cred *cred = BPF_CORE_READ(task, cred);
-	__u32 capabilities = 0;
-
-	bpf_core_read(&capabilities, sizeof(capabilities), &cred->cap_effective);
-	return capabilities & MG_CAP_SYS_ADMIN && !BPF_CORE_READ(cred, user_ns, level);
 }
 
 static __always_inline int mg_change_attribute(__u64 *ctx, __u32 place, __u8 op)

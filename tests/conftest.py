@@ -11,6 +11,8 @@ from collections.abc import Generator
 
 import pytest
 
+# Boots kernels in an emulator, for minutes: `make test-vm` runs it.
+collect_ignore = ["vm"]
 REQUIRED = os.environ.get("MCPGUARD_KERNEL_TESTS", "auto") == "require"
 
 

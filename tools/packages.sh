@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Install the Debian or Ubuntu packages that are missing, and only those.
 #
-# usage: tools/packages.sh build|test
+# usage: tools/packages.sh build|test|vm
 #   build  what `make demo` needs: compiler for the BPF programs, loader libraries, Python's venv, git
 #   test   the same, and what the suites drive: gcc, make, node, npm, ip, script, useradd, curl, bpftool
+#   vm     the same as build, and what tests/vm boots with: qemu, a kernel's decompressors, makers of file systems
 # Each line names the package and the thing that proves it is there: a command, or a file below a library folder.
 # Never uninstalls, never changes sources, never asks a question.
 set -euo pipefail
@@ -60,6 +61,16 @@ if [[ ${1:-build} == test ]]; then
     need curl have_command curl
     # The layout of the records is compared with the compiled header's; Ubuntu ships the tool with its kernels.
     need "$(. /etc/os-release && [[ $ID == ubuntu ]] && echo linux-tools-common || echo bpftool)" have_command bpftool
+fi
+
+if [[ ${1:-build} == vm ]]; then
+    # Kernels and a static busybox are only downloaded and unpacked, by tests/vm/kernels.py; nothing boots from them.
+    need qemu-system-x86 have_command qemu-system-x86_64
+    need zstd have_command zstd
+    need xz-utils have_command xz
+    need e2fsprogs have_command mkfs.ext4
+    need btrfs-progs have_command mkfs.btrfs
+    need dpkg have_command dpkg-deb
 fi
 
 if [[ ${#missing[@]} -eq 0 ]]; then

@@ -262,6 +262,7 @@ enum mg_session_flag {
 	MG_SESSION_NAMESPACES = 16,	/* user namespaces, and mounts inside them, may be made */
 	MG_SESSION_MEMORY_PROGRAMS = 32, /* what lives in memory only (memfd) may be executed */
 	MG_SESSION_IO_URING = 64,
+	MG_SESSION_PEERS = 256,		/* the hooks judge unix peers by the files behind their names */
 	MG_SESSION_ENDED = 128,		/* in mg_leaves only: nobody lives there any more; its sockets may finish, not begin */
 };
 

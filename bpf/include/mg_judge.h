@@ -12,7 +12,7 @@
 #include "mg_scratch.h"
 #include "mg_spoken.h"
 
-enum { MG_EPERM = 1, MG_EACCES = 13 };
+enum { MG_EPERM = 1, MG_EACCES = 13, MG_CAP_SYS_ADMIN = 1 << 21 };
 
 /* `name` is the hook's, `function` the one that calls it: mostly security_<name>. */
 #define MG_HOOK_OF(name, function)						\
@@ -44,6 +44,19 @@ static __always_inline struct mg_session *mg_guarded(void)
 	struct mg_session *session = mg_current_session();
 
 	return session && session->flags & MG_SESSION_FILES ? session : 0;
+}
+
+/* A stacked file system (overlay) does the same again on the layer below, with the rights of who mounted it; the act was judged
+ * above. A guarded task itself has no capability, and inside a user namespace none that counts here.
+ */
+static __always_inline int mg_on_behalf(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	const struct cred *cred = BPF_CORE_READ(task, cred);
+	__u32 capabilities = 0;
+
+	bpf_core_read(&capabilities, sizeof(capabilities), &cred->cap_effective);
+	return capabilities & MG_CAP_SYS_ADMIN && !BPF_CORE_READ(cred, user_ns, level);
 }
 
 static __always_inline __u64 mg_dentry_of_path(__u64 address)

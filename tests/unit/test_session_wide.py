@@ -47,7 +47,9 @@ def test_a_link_to_the_home_is_the_home(home: Path) -> None:
         load_policy("default", write=[str(link)])
 
 
-@pytest.mark.parametrize("path", ["~/notes", "~/.config/tool", "~/.tool*", "~/*.log", "/opt", "{workspace}", "**/out"])
+@pytest.mark.parametrize(
+    "path", ["~/notes", "~/.config/tool", "~/.tool*", "~/*.log", "/opt", "{workspace}", "{tmp}", "**/out"]
+)
 def test_a_folder_of_its_own_is_taken(home: Path, path: str) -> None:
     assert any(rule.text == f"--write {path}" for rule in load_policy("default", write=[path]).rules)
 

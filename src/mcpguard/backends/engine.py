@@ -90,19 +90,23 @@ class Engine:
             raise
 
     @classmethod
-    def open(cls, objects: Iterable[ObjectSpec] = OBJECTS) -> Engine:
+    def open(cls, more: Callable[[], Iterable[ObjectSpec]] = tuple, kind: str = "") -> Engine:
         """Find the engine of this build or load it, then clear away what sessions and other builds left behind.
+
+        Args:
+            more: the objects besides OBJECTS, asked for only when there is something to load.
+            kind: names engines of one build that differ in those.
 
         Raises:
             HostError: an object is missing or of another contract, or the pins cannot be had.
             KernelError: libbpf or the kernel refused an object.
         """
-        name = pins.version(bpf.OBJECTS, LAYOUT)
+        name = pins.version(bpf.OBJECTS, LAYOUT) + kind
         with pins.locked():
             pins.prepare()
             folder = f"{pins.ROOT}/{name}"
             if not os.path.isdir(folder):
-                _load(objects, name)
+                _load((*OBJECTS, *more()), name)
             engine = cls(folder)
             try:
                 engine._sweep()
@@ -116,6 +120,11 @@ class Engine:
     def absent(self) -> dict[str, str]:
         """Optional objects that this kernel refused, with its words."""
         return dict(self._facts["absent"])
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """All loaded programs."""
+        return tuple(self._facts["programs"])
 
     def has(self, program: str) -> bool:
         """Whether the program is loaded; it is not when its object is absent or left it out."""

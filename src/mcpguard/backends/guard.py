@@ -6,15 +6,24 @@ differ in what hooks they have; what a policy cannot do without is required, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import sys
+from array import array
 from dataclasses import dataclass
 from functools import partial
 
-from mcpguard.kernel import bpf, btf
+from mcpguard.backends.engine import Engine, ObjectSpec, Session
+from mcpguard.errors import HostError
+from mcpguard.kernel import bpf, btf, libbpf
+from mcpguard.model.plan import GuardPlan, TablePlan
+from mcpguard.wire import _abi, encode
 
 LSM, MODIFY_RETURN = "lsm", "modify-return"
 _PREFIX = {LSM: "mg_lsm_", MODIFY_RETURN: "mg_mod_"}
-_LAYOUT_SECTION = ".rodata.layout"
+_LAYOUT, _NAMES = ".rodata.layout", ".rodata.names"
+_LINE = _abi.MG_LINE.size
+# Two policies of a session and, while an edit goes live, two more.
+_PER_SLOT = _abi.MG_POLICIES_LIMIT // _abi.MG_SESSIONS_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,8 @@ class Hook:
         return f"bpf_lsm_{self.name}" if way == LSM else self.function or f"security_{self.name}"
 
 
+# The kernel function that the programs on the cgroup need to see an abstract name.
+_UNIX_HOOK = "bpf_sock_addr_set_sun_path"
 _PATHS = ("mknod", "mkdir", "symlink", "unlink", "rmdir", "link", "rename", "chmod", "chown", "truncate")
 HOOKS: dict[str, tuple[Hook, ...]] = {
     "guard_files": (
@@ -100,6 +111,7 @@ class Choice:
         missing: hooks that it lacks and the tier needs; not empty: the tier cannot be had.
         setattr_dentry: place of the dentry among the arguments of inode_setattr.
         inode_hooks: the path_* hooks are missing as a whole and the inode_* ones stand in.
+        names_judged: programs on the cgroup judge abstract unix names (Linux 6.7 and newer).
     """
 
     way: str
@@ -108,6 +120,7 @@ class Choice:
     missing: tuple[str, ...]
     setattr_dentry: int
     inode_hooks: bool
+    names_judged: bool
 
 
 def choose(way: str, *, without_paths: bool = False) -> Choice:
@@ -121,7 +134,7 @@ def choose(way: str, *, without_paths: bool = False) -> Choice:
         KernelError: the kernel does not describe its types.
     """
     hooks = [hook for group in HOOKS.values() for hook in group]
-    found = btf.function_parameters({hook.target(way) for hook in hooks})
+    found = btf.function_parameters({_UNIX_HOOK, *(hook.target(way) for hook in hooks)})
     named = {f"path_{name}" for name in _PATHS}
     if without_paths:
         for name in named:
@@ -144,28 +157,126 @@ def choose(way: str, *, without_paths: bool = False) -> Choice:
         missing=tuple(sorted(needed - there)),
         setattr_dentry=found.get(Hook("inode_setattr", "").target(way), 3) - 2,
         inode_hooks=inode_hooks,
+        names_judged=_UNIX_HOOK in found,
     )
 
 
-def prepare(choice: Choice, opened: bpf.Object) -> None:
+def open_engine(way: str) -> Engine:
+    """The engine of this build with the hooks that this kernel has, loaded or found.
+
+    Raises:
+        HostError: a hook that the tier needs is missing.
+        KernelError: the kernel refuses such programs.
+    """
+    return Engine.open(lambda: _specs(choose(way)), f"-{way}")
+
+
+def _specs(choice: Choice) -> tuple[ObjectSpec, ...]:
+    if choice.missing:
+        raise HostError(
+            "the kernel lacks hooks that this tier needs",
+            why=f"there are no programs for {', '.join(choice.missing)}",
+            do="use a tier that needs less: --tier 3",
+            code="host.no-hooks",
+        )
+    return tuple(
+        ObjectSpec(group, partial(_prepare, choice), links=dict.fromkeys(programs))
+        for group, programs in choice.programs.items()
+    )
+
+
+def _prepare(choice: Choice, opened: bpf.Object) -> None:
     """Make an open object fit: leave programs out, say where arguments stand."""
-    wanted = set(choice.programs[opened.name])
-    opened.skip(set(opened.programs) - wanted)
+    opened.skip(set(opened.programs) - set(choice.programs[opened.name]))
     if opened.name == "guard_files":
-        opened.set_constants(_LAYOUT_SECTION, _words(choice.setattr_dentry, choice.inode_hooks))
+        opened.set_constants(_LAYOUT, _numbers(choice.setattr_dentry, choice.inode_hooks))
+    if opened.name == "guard_sockets":
+        opened.set_constants(_NAMES, _numbers(choice.names_judged, 0))
 
 
-def preparing(choice: Choice) -> partial[None]:
-    """`prepare` with its choice."""
-    return partial(prepare, choice)
+def _numbers(*values: int) -> bytes:
+    return b"".join(int(value).to_bytes(4, sys.byteorder) for value in values)
 
 
-def _words(*numbers: int) -> bytes:
-    import sys
-
-    return b"".join(int(number).to_bytes(4, sys.byteorder) for number in numbers)
+# --- one session ------------------------------------------------------------------------------------------------
 
 
-def links(choice: Choice) -> Iterable[str]:
-    """All programs that are attached."""
-    return [program for group in choice.programs.values() for program in group]
+class Guard:
+    """The policies of one session in the kernel. A new one is written beside the old one, then takes its place in one step."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._generation = 0
+        self._misses = self._count_misses()
+
+    def set_policy(self, plan: GuardPlan) -> tuple[int, int]:
+        """Write both automata where no decision looks yet; returns their indices, for `Session.set_state`.
+
+        Raises:
+            KernelError: the kernel refused something; decisions are made as before.
+        """
+        self._generation += 1
+        first = self.session.slot * _PER_SLOT + 2 * (self._generation % 2)
+        self._write(first, plan.files)
+        self._write(first + 1, plan.sockets)
+        return first, first + 1
+
+    def add_shared_memory(self, indices: tuple[int, int], device: int, plan: GuardPlan) -> None:
+        """Tell of the session's own /dev/shm, which exists only now."""
+        roots = self.session.engine.map("mg_roots")
+        for index, table in zip(indices, (plan.files, plan.sockets), strict=True):
+            roots.set(encode.root_key(index, device), table.shared_memory)
+
+    def missed(self) -> int:
+        """How often the kernel skipped a program of ours since the session began, for whatever process (`recursion_misses`)."""
+        return self._count_misses() - self._misses
+
+    def forget(self) -> None:
+        """Remove what no session needs any more."""
+        for index in range(self.session.slot * _PER_SLOT, (self.session.slot + 1) * _PER_SLOT):
+            self._clear(index)
+
+    def _write(self, index: int, plan: TablePlan) -> None:
+        self._clear(index)
+        engine = self.session.engine
+        lines = len(plan.lines) // _LINE
+        tables = bpf.Map(
+            "mg_lines", bpf.create_map(libbpf.MAP_TYPE_ARRAY, "mg_lines", 4, _LINE, lines, libbpf.F_INNER_MAP)
+        )
+        with contextlib.closing(tables):
+            tables.set_many(array("I", range(lines)).tobytes(), plan.lines, lines)
+            engine.map("mg_tables").set_fd(_numbers(index), tables.fd)
+        for name, rows, key_bytes in (
+            ("mg_roots", plan.roots, _abi.MG_ROOT_KEY.size),
+            ("mg_branches", plan.branches, _abi.MG_BRANCH_KEY.size),
+        ):
+            table = engine.map(name)
+            size = key_bytes - 4 + _abi.MG_PLACE.size
+            for at in range(0, len(rows), size):
+                row = rows[at : at + size]
+                table.set(_numbers(index) + row[: key_bytes - 4], row[key_bytes - 4 :])
+        engine.map("mg_policies").set(_numbers(index), plan.head)
+
+    def _clear(self, index: int) -> None:
+        engine = self.session.engine
+        engine.map("mg_policies").set(_numbers(index), bytes(_abi.MG_POLICY.size))
+        engine.map("mg_tables").delete(_numbers(index))
+        for name, size in (("mg_roots", _abi.MG_ROOT_KEY.size), ("mg_branches", _abi.MG_BRANCH_KEY.size)):
+            table = engine.map(name)
+            for key in table.keys(size):
+                if key[:4] == _numbers(index):
+                    table.delete(key)
+
+    def _count_misses(self) -> int:
+        engine = self.session.engine
+        return sum(bpf.program_facts(engine.program(name)).recursion_misses for name in _programs(engine))
+
+
+def detach_verify(engine: Engine) -> list[str]:
+    """Programs that should be attached and are not; empty: all are armed."""
+    linked = engine.linked()
+    return [name for name in _programs(engine) if name not in linked]
+
+
+def _programs(engine: Engine) -> list[str]:
+    return [name for name in engine.programs if name.startswith(tuple(_PREFIX.values()))]

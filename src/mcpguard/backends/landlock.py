@@ -76,6 +76,16 @@ def arrange_mounts(plan: FilesPlan, user: User) -> list[Masked]:
     return hidden
 
 
+def arrange_own_places() -> list[Masked]:
+    """Tier 1: a private mount namespace with its own /dev/shm and without the terminals of others; nothing else changes."""
+    mounts.enter_private_namespace()
+    _make_stage()
+    mounts.mount_tmpfs(SHARED_MEMORY, "mode=1777")
+    _hide_other_terminals()
+    _seal_stage()
+    return []
+
+
 def put_back(step: MountStep, user: User) -> None:
     """Run one covering step again, in the namespace that `arrange_mounts` made.
 

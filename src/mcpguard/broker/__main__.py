@@ -1,4 +1,4 @@
-"""Entry of the privileged half: `python -I -S .../mcpguard/broker/__main__.py (--fd N | --socket NAME) [--audit]`.
+"""Entry of the privileged half: `python -I -S .../mcpguard/broker/__main__.py (--fd N | --socket NAME) [--audit] [--tier N]`.
 
 Isolated on purpose: no site packages, no environment, no working directory on the path. The package's own parent is put
 on the path by hand, and `mcpguard setup` has put it where only root can write.
@@ -20,8 +20,11 @@ from mcpguard.broker.server import serve
 
 def main(arguments: list[str]) -> int:
     """Connect to the user's process and serve it. Returns the exit code."""
-    audit = arguments[2:] == ["--audit"]
-    if os.geteuid() != 0 or len(arguments) != 2 + audit or arguments[0] not in ("--fd", "--socket"):
+    options = arguments[2:]
+    audit = options[:1] == ["--audit"]
+    tier = int(options[-1]) if options[audit:-1] == ["--tier"] and options[-1] in ("1", "2", "3") else None
+    understood = 2 + audit + (2 if tier else 0)
+    if os.geteuid() != 0 or len(arguments) != understood or arguments[0] not in ("--fd", "--socket"):
         sys.stderr.write("mcpguard: the broker is started by `mcpguard run`, not by hand\n")
         return 125
     if arguments[0] == "--fd":
@@ -36,7 +39,7 @@ def main(arguments: list[str]) -> int:
             sys.stderr.write("mcpguard: the other end of the broker's socket is not who called sudo\n")
             return 125
     os.set_inheritable(connection.fileno(), False)
-    serve(Channel(connection), caller, _peer_pid(connection), audit=audit)
+    serve(Channel(connection), caller, _peer_pid(connection), audit=audit, tier=tier)
     return 0
 
 

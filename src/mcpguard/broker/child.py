@@ -1,8 +1,8 @@
 """The guarded child: everything between fork and exec, in the one order that works.
 
     as root   cgroup -> private mounts -> groups, bounding set
-    as user   ids -> no_new_privs -> Landlock -> capabilities -> seccomp -> canary
-    then      wait for the word, exec
+    as user   ids -> no_new_privs -> Landlock -> capabilities -> seccomp
+    then      wait until the hooks are armed, canary, wait for the word, exec
 
 Nothing of the agent runs before the broker has said go. Any failure is reported and ends the child.
 """
@@ -26,8 +26,11 @@ from mcpguard.kernel.cgroup import Leaf
 NOT_FOUND, NOT_EXECUTABLE, FAILED = 127, 126, 125
 
 
-def become_agent(request: LaunchRequest, leaf: Leaf, line: socket.socket, target: canary.Target) -> NoReturn:
-    """Confine this process and turn it into the agent. `line` reports to the broker and is closed by exec."""
+def become_agent(request: LaunchRequest, tier: int, leaf: Leaf, line: socket.socket, target: canary.Target) -> NoReturn:
+    """Confine this process and turn it into the agent. `line` reports to the broker and is closed by exec.
+
+    In tier 1 the kernel's hooks carry all rules about files: neither covers nor Landlock are needed for them.
+    """
     signal.set_wakeup_fd(-1)
     step = "start"
     try:
@@ -36,7 +39,7 @@ def become_agent(request: LaunchRequest, leaf: Leaf, line: socket.socket, target
         step = "take the user's groups"
         os.setgroups(request.user.groups)
         step = "arrange the private mounts"
-        hidden = files.arrange_mounts(request.files, request.user)
+        hidden = files.arrange_mounts(request.files, request.user) if tier > 1 else files.arrange_own_places()
         step = "close inherited descriptors"
         privileges.close_from(3, {line.fileno()})
         step = "give up privilege"
@@ -48,12 +51,17 @@ def become_agent(request: LaunchRequest, leaf: Leaf, line: socket.socket, target
         os.chdir(request.cwd)
         os.umask(request.umask)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        step = "apply Landlock"
-        files.restrict(request.files, landlock.abi())
+        if tier > 1:
+            step = "apply Landlock"
+            files.restrict(request.files, landlock.abi())
         step = "give up capabilities"
         privileges.drop_capabilities()
         step = "install the system-call filter"
         privileges.install_seccomp(request.seccomp)
+        step = "wait for the hooks"
+        _report(line, {"confined": True})
+        if line.recv(3) != b"arm":
+            os._exit(FAILED)
         step = "try the canary"
         everything = files.grants_reading(request.files, files.CANARY)
         failures, pid = canary.run_inside(target, hidden, reads_everything=everything)

@@ -18,6 +18,7 @@ from mcpguard.errors import HostError, PrivilegeError
 
 if TYPE_CHECKING:
     from mcpguard.broker.protocol import LaunchRequest
+    from mcpguard.model.plan import GuardPlan
 
 _SUDO = ("/usr/bin/sudo", "/bin/sudo", "/usr/local/bin/sudo", "/run/wrappers/bin/sudo")
 _PROMPT = "mcpguard loads its sandbox as root, then drops it. Password for %u: "
@@ -48,6 +49,14 @@ class Broker:
     channel: Channel
     descriptors: dict[str, int] = field(default_factory=dict)
 
+    def offer(self) -> dict[str, Any]:
+        """What the broker can give on this host: the tier, and why each better one is not it. To be taken once, first.
+
+        Raises:
+            HostError: nothing can be given; nothing was started.
+        """
+        return self._answer()[0]
+
     def request(self, launch: LaunchRequest) -> dict[str, Any]:
         """Have the child made and confined; returns the broker's facts. The child waits for `go`.
 
@@ -57,6 +66,11 @@ class Broker:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             # A broker that has failed already says why before it ends.
             self.channel.send(launch.to_json())
+        message, descriptors = self._answer()
+        self.descriptors = dict(zip(message["descriptors"], descriptors, strict=True))
+        return message
+
+    def _answer(self) -> tuple[dict[str, Any], tuple[int, ...]]:
         received = self.channel.receive()
         if received is None:
             raise HostError(
@@ -65,13 +79,11 @@ class Broker:
                 do="run `mcpguard doctor`",
                 code="broker.died",
             )
-        message, descriptors = received
-        if "error" in message:
+        if "error" in received[0]:
             from mcpguard.broker.protocol import error_from_json
 
-            raise error_from_json(message)
-        self.descriptors = dict(zip(message["descriptors"], descriptors, strict=True))
-        return message
+            raise error_from_json(received[0])
+        return received
 
     def go(self) -> None:
         self.channel.send({"go": True})
@@ -79,6 +91,12 @@ class Broker:
     def update_connect(self, rows: list[Any]) -> None:
         """Replace the table of destinations while the session runs."""
         self.channel.send({"connect": rows})
+
+    def update_guard(self, plan: GuardPlan) -> None:
+        """Replace the policy in the kernel's hooks while the session runs."""
+        from mcpguard.broker.protocol import guard_to_json
+
+        self.channel.send({"guard": guard_to_json(plan)})
 
     def hide(self, paths: list[str]) -> None:
         """Cover sockets that appeared while the session runs."""
@@ -97,10 +115,10 @@ class Broker:
         self.channel.close()
 
 
-def start(program: BrokerProgram, *, audit: bool) -> Broker:
+def start(program: BrokerProgram, *, audit: bool, tier: str | None = None) -> Broker:
     """Start the broker: directly as root, else through sudo, which asks for a password on the terminal if it must.
 
-    It loads while the caller goes on; `audit` must be known by then.
+    It loads while the caller goes on; `audit` and `tier` must be known by then.
 
     Raises:
         PrivilegeError: sudo is missing or said no.
@@ -108,22 +126,22 @@ def start(program: BrokerProgram, *, audit: bool) -> Broker:
     if os.geteuid() == 0:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [*program.command, "--fd", str(theirs.fileno()), *_flags(audit)]
+            command = [*program.command, "--fd", str(theirs.fileno()), *_flags(audit, tier)]
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         return Broker(process, Channel(ours))
-    return _start_with_sudo(program, audit)
+    return _start_with_sudo(program, audit, tier)
 
 
-def _flags(audit: bool) -> list[str]:
-    return ["--audit"] if audit else []
+def _flags(audit: bool, tier: str | None) -> list[str]:
+    return [*(["--audit"] if audit else []), *(["--tier", tier] if tier else [])]
 
 
-def _start_with_sudo(program: BrokerProgram, audit: bool) -> Broker:
+def _start_with_sudo(program: BrokerProgram, audit: bool, tier: str | None) -> Broker:
     name = f"mcpguard-{os.getpid()}-{os.urandom(16).hex()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(b"\0" + name.encode())
         listener.listen(4)
-        command = [_sudo(), "-p", _PROMPT, "--", *program.command, "--socket", name, *_flags(audit)]
+        command = [_sudo(), "-p", _PROMPT, "--", *program.command, "--socket", name, *_flags(audit, tier)]
         try:
             process = subprocess.Popen(command)
         except OSError as error:

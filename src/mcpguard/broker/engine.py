@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from mcpguard.backends import cgroup_bpf, tracing
+from mcpguard.backends import cgroup_bpf, guard, tracing
 from mcpguard.backends import engine as shared
+from mcpguard.broker import tiers
 from mcpguard.broker.canary import ADDRESS
 from mcpguard.errors import HostError
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Effect
+from mcpguard.model.plan import GuardPlan
 from mcpguard.wire import _abi
 from mcpguard.wire.encode import NetRow, UnixRow
 
@@ -22,21 +24,29 @@ _TCP_AND_UDP = 3
 class Engine:
     """Armed from `__enter__` on. What is armed outlives this process for as long as anything lives in the leaf."""
 
-    def __init__(self, leaf: Leaf, audit: bool) -> None:
-        self._closed = cgroup_bpf.Settings(audit=audit)
+    def __init__(self, leaf: Leaf, audit: bool, tier: int | None) -> None:
+        self._flags = _abi.MG_SESSION_LIVE | cgroup_bpf.Settings(audit=audit).flags
         self._leaf = leaf
+        self._asked = tier
+        self._guard: guard.Guard | None = None
+        self._policies = (0, 0)
+        self._plan: GuardPlan | None = None
+        self._shared_memory: int | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Engine:
         try:
-            engine = shared.Engine.open()
-            self._stack.callback(engine.close)
-            self._session = engine.add_session(self._leaf.fd, self._leaf.id)
+            armed = tiers.arm(self._leaf, self._asked)
+            self.tier, self._reasons = armed.tier, armed.reasons
+            self._session = armed.session
+            self._stack.callback(armed.engine.close)
             self._stack.callback(self._session.close)
             self._stack.callback(self.release)
+            if self.tier != tiers.LANDLOCK:
+                self._guard = guard.Guard(self._session)
             self._network = cgroup_bpf.attach(self._session)
-            self._session.set_state(_abi.MG_SESSION_LIVE | self._closed.flags)
-            missing = [*self._network.detach_verify(), *tracing.detach_verify(engine)]
+            self._session.set_state(self._flags)
+            missing = [*self._network.detach_verify(), *tracing.detach_verify(armed.engine)]
             if missing:
                 raise HostError(
                     "not every BPF program is armed, so nothing was started",
@@ -56,12 +66,48 @@ class Engine:
         """End what lives in the leaf, then take the session out; what cannot be ended stays guarded. Safe to call twice."""
         with contextlib.suppress(OSError):
             self._leaf.kill()
-        if self._leaf.await_empty():
-            self._session.remove()
+        if self._leaf.await_empty() and self._session.remove() and self._guard is not None:
+            self._guard.forget()
+            self._guard = None
 
     def set_rules(self, network: dict[str, Any]) -> None:
         """Fill the tables from the request; before this every destination is refused."""
         self._network.set_rules(_settings(network))
+
+    def offer(self) -> dict[str, Any]:
+        """What the user's process must know before it plans."""
+        return {
+            "tier": self.tier,
+            "reasons": {str(tier): why for tier, why in self._reasons.items()},
+            "preemption": tiers.preemption() if self.tier == 2 else "",
+            "unix": self._network.unix,
+        }
+
+    def set_guard(self, plan: GuardPlan, switches: int) -> None:
+        """Write the policy of files and sockets where `arm` or the next decision finds it.
+
+        Args:
+            switches: MG_SESSION_* of what the profile permits besides.
+        """
+        if self._guard is None:
+            return
+        self._plan = plan
+        self._policies = self._guard.set_policy(plan)
+        self._flags |= switches | (_abi.MG_SESSION_PEERS if self.tier == 1 else 0)
+        if self._shared_memory is not None:
+            self.arm(self._shared_memory)
+
+    def arm(self, shared_memory: int) -> None:
+        """From now on the hooks judge every act of the leaf by the policy.
+
+        Args:
+            shared_memory: number of the file system that the session has as its own /dev/shm.
+        """
+        if self._guard is None or self._plan is None:
+            return
+        self._shared_memory = shared_memory
+        self._guard.add_shared_memory(self._policies, shared_memory, self._plan)
+        self._session.set_state(self._flags | _abi.MG_SESSION_FILES, *self._policies)
 
     def descriptors(self) -> tuple[int, ...]:
         """Rings, counters and sums, in the order of `facts()["descriptors"]`."""
@@ -72,7 +118,6 @@ class Engine:
         return {
             "descriptors": list(self._session.fds),
             "rings": {name: self._session.sizes[name] for name in _RINGS},
-            "unix": self._network.unix,
         }
 
     def update_connect(self, rows: list[Any]) -> None:
@@ -81,7 +126,10 @@ class Engine:
 
     def final(self) -> dict[str, Any]:
         """Counts that no record has reported yet, as `[series, count]`; to be read when the tree has ended."""
-        return {"sums": self._session.final_counts()}
+        return {
+            "sums": self._session.final_counts(),
+            "missed": self._guard.missed() if self._guard is not None else 0,
+        }
 
 
 def _settings(network: dict[str, Any]) -> cgroup_bpf.Settings:

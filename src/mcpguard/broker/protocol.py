@@ -11,14 +11,19 @@ from typing import Any
 
 from mcpguard.errors import HostError, McpguardError
 from mcpguard.model.access import Access
-from mcpguard.model.plan import FilesPlan, Grant, MaskEntry, MountStep
+from mcpguard.model.plan import FilesPlan, Grant, GuardPlan, MaskEntry, MountStep, TablePlan
 from mcpguard.model.policy import User
+from mcpguard.wire import _abi
 
-VERSION = 1
+VERSION = 2
 
 # Where a bounded request would overflow first, with room to spare.
 MAX_ARGUMENTS = 100_000
 MAX_ENVIRONMENT = 100_000
+_MOST_TABLE_BYTES = 12 << 20  # in base64
+_MOST_PLACES = 8_192
+_TABLE_FIELDS = ("lines", "head", "roots", "branches", "shared_memory")
+_SWITCHES = _abi.MG_SESSION_NAMESPACES | _abi.MG_SESSION_MEMORY_PROGRAMS | _abi.MG_SESSION_IO_URING
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,8 @@ class LaunchRequest:
     """Everything the broker needs for one session; plain values, already compiled.
 
     Attributes:
+        guard: the policy in the kernel's hooks; None in tier 3.
+        switches: MG_SESSION_* of what the profile permits besides.
         network: fields of the network backend's settings, JSON form.
         seccomp: the filter as an array of `struct sock_filter`.
         cwd: canonical; entered as the user after the mounts are in place.
@@ -38,6 +45,8 @@ class LaunchRequest:
     cwd: str
     umask: int
     files: FilesPlan
+    guard: GuardPlan | None
+    switches: int
     network: dict[str, Any]
     seccomp: bytes
 
@@ -52,6 +61,8 @@ class LaunchRequest:
             "umask": self.umask,
             "grants": [[grant.path, int(grant.access)] for grant in self.files.grants],
             "steps": [_step_to_json(step) for step in self.files.steps],
+            "guard": None if self.guard is None else guard_to_json(self.guard),
+            "switches": self.switches,
             "network": self.network,
             "seccomp": base64.b64encode(self.seccomp).decode(),
         }
@@ -92,6 +103,8 @@ class LaunchRequest:
                     tuple(Grant(_path(path), Access(_number(access))) for path, access in message["grants"]),
                     tuple(_step_from_json(step) for step in message["steps"]),
                 ),
+                guard=None if message["guard"] is None else guard_from_json(message["guard"]),
+                switches=_number(message["switches"]) & _SWITCHES,
                 network=_mapping(message["network"], 1000),
                 seccomp=base64.b64decode(message["seccomp"], validate=True),
             )
@@ -111,6 +124,45 @@ def checked_paths(value: object) -> list[str]:
         ValueError: something else came.
     """
     return [_path(path) for path in _list(value, MAX_ARGUMENTS)]
+
+
+def guard_to_json(plan: GuardPlan) -> list[list[str]]:
+    """A plan for the hooks as it crosses the line; also to replace the one of a running session."""
+    return [
+        [base64.b64encode(getattr(table, name)).decode() for name in _TABLE_FIELDS]
+        for table in (plan.files, plan.sockets)
+    ]
+
+
+def guard_from_json(value: object) -> GuardPlan:
+    """Check and convert. What the bytes mean is the user's own business: they decide about the user's own session only, and
+    the kernel follows them nowhere but inside their own maps.
+
+    Raises:
+        ValueError: something else came.
+    """
+    files, sockets = [_table_from_json(table) for table in _list(value, 2)]
+    return GuardPlan(files, sockets)
+
+
+def _table_from_json(value: object) -> TablePlan:
+    parts = [
+        base64.b64decode(_text(part, _MOST_TABLE_BYTES), validate=True) for part in _list(value, len(_TABLE_FIELDS))
+    ]
+    lines, head, roots, branches, shared_memory = parts
+    plan = TablePlan(lines, head, roots, branches, shared_memory)
+    root, branch = (key.size - 4 + _abi.MG_PLACE.size for key in (_abi.MG_ROOT_KEY, _abi.MG_BRANCH_KEY))
+    if (
+        not plan.lines
+        or len(plan.lines) % _abi.MG_LINE.size
+        or len(plan.head) != _abi.MG_POLICY.size
+        or len(plan.roots) % root
+        or len(plan.branches) % branch
+        or len(plan.roots) // root + len(plan.branches) // branch > _MOST_PLACES
+        or len(plan.shared_memory) != _abi.MG_PLACE.size
+    ):
+        raise ValueError("tables of an impossible size")
+    return plan
 
 
 def _step_to_json(step: MountStep) -> list[Any]:

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mcpguard.backends import landlock as files
-from mcpguard.broker import canary
+from mcpguard.broker import canary, tiers
 from mcpguard.broker.channel import Channel
 from mcpguard.broker.child import become_agent
 from mcpguard.broker.engine import Engine
-from mcpguard.broker.protocol import LaunchRequest, checked_paths, error_to_json
+from mcpguard.broker.protocol import LaunchRequest, checked_paths, error_to_json, guard_from_json
 from mcpguard.broker.rearm import INTERVAL_S, Covers
 from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
-from mcpguard.kernel import cgroup, landlock
+from mcpguard.kernel import cgroup, landlock, mounts
 
 MINIMUM_LANDLOCK = 3
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -41,13 +41,13 @@ class _Running:
     canary_pid: int
 
 
-def serve(channel: Channel, caller_uid: int, caller_pid: int, *, audit: bool) -> None:
+def serve(channel: Channel, caller_uid: int, caller_pid: int, *, audit: bool, tier: int | None) -> None:
     """Serve one session on `channel` for the user `caller_uid`, then return.
 
     Loading takes longer than anything else and needs nothing of the request, so it begins before the request is there.
     """
     try:
-        _Session(channel, caller_uid, caller_pid, audit).run()
+        _Session(channel, caller_uid, caller_pid, audit, tier).run()
     except McpguardError as error:
         with contextlib.suppress(OSError):
             channel.send(error_to_json(error))
@@ -74,11 +74,12 @@ def _check_user(request: LaunchRequest, caller_uid: int) -> None:
 
 
 class _Session:
-    def __init__(self, channel: Channel, caller_uid: int, caller_pid: int, audit: bool) -> None:
+    def __init__(self, channel: Channel, caller_uid: int, caller_pid: int, audit: bool, tier: int | None) -> None:
         self.channel = channel
         self.caller_uid = caller_uid
         self.caller_pid = caller_pid
         self.audit = audit
+        self.tier = tier
         self.client_gone = False
 
     def run(self) -> None:
@@ -90,34 +91,29 @@ class _Session:
                 do="mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1",
                 code="host.no-cgroup2",
             )
-        abi = landlock.abi()
-        if abi < MINIMUM_LANDLOCK:
-            raise HostError(
-                "files cannot be guarded on this host",
-                why=f"Landlock ABI {MINIMUM_LANDLOCK} is needed (Linux 6.2), this kernel has {abi or 'none'}",
-                do="boot a newer kernel, or add landlock to the lsm= boot parameter",
-                code="host.landlock-too-old",
-            )
         os.makedirs(files.STAGE, mode=0o755, exist_ok=True)
         cgroup.remove_stale(mount)
         leaf = cgroup.make_leaf(mount, f"{self.caller_pid}-{os.urandom(4).hex()}")
         try:
-            self._guard(leaf, abi)
+            self._guard(leaf)
         finally:
             with contextlib.suppress(OSError):
                 leaf.kill()
             leaf.remove()
 
-    def _guard(self, leaf: cgroup.Leaf, abi: int) -> None:
-        signals = abi >= 6
-        target = canary.Target.open(outside_pid=self.caller_pid, signals=signals)
+    def _guard(self, leaf: cgroup.Leaf) -> None:
         wakeup = _watch_signals()
-        with Engine(leaf, self.audit) as engine:
+        with Engine(leaf, self.audit, self.tier) as engine:
+            abi = _insist_on_landlock(engine.tier)
+            self.channel.send(engine.offer())
             request = self._request()
             if request is None:
                 return
             engine.set_rules(request.network)
-            running = self._start(request, leaf, target)
+            if request.guard is not None:
+                engine.set_guard(request.guard, request.switches)
+            target = canary.Target.open(outside_pid=self.caller_pid, signals=abi >= 6 or engine.tier < tiers.LANDLOCK)
+            running = self._start(request, leaf, target, engine)
             target.close()
             # While the child waits it is there to be looked at; a quick program has ended before we get to it again.
             covers = Covers(running.pid, request.files.steps, request.user)
@@ -148,16 +144,19 @@ class _Session:
         _check_user(request, self.caller_uid)
         return request
 
-    def _start(self, request: LaunchRequest, leaf: cgroup.Leaf, target: canary.Target) -> _Running:
-        """Fork the child and wait until it has confined itself and its canary was refused."""
+    def _start(self, request: LaunchRequest, leaf: cgroup.Leaf, target: canary.Target, engine: Engine) -> _Running:
+        """Fork the child, arm the hooks once it has confined itself, and wait until its canary was refused."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
             ours.close()
-            become_agent(request, leaf, theirs, target)
+            become_agent(request, engine.tier, leaf, theirs, target)
         theirs.close()
-        answer = ours.recv(1 << 16)
-        report: dict[str, Any] = json.loads(answer) if answer else _DIED
+        report = _read_report(ours)
+        if report.get("confined"):
+            engine.arm(_device_at(pid, files.SHARED_MEMORY))
+            ours.send(b"arm")
+            report = _read_report(ours)
         if not report.get("ready"):
             os.waitpid(pid, 0)
             raise _child_error(report)
@@ -208,6 +207,9 @@ class _Session:
             os.close(fd)
         if "connect" in message:
             engine.update_connect(message["connect"])
+        if "guard" in message:
+            with contextlib.suppress(ValueError):  # what was decided before still counts
+                engine.set_guard(guard_from_json(message["guard"]), 0)
         if "hide" in message:
             covers.add(checked_paths(message["hide"]))
             with contextlib.suppress(OSError):
@@ -227,6 +229,32 @@ class _Session:
                     return
             except (OSError, ValueError):
                 return
+
+
+def _read_report(line: socket.socket) -> dict[str, Any]:
+    answer = line.recv(1 << 16)
+    report: dict[str, Any] = json.loads(answer) if answer else _DIED
+    return report
+
+
+def _device_at(pid: int, point: str) -> int:
+    """The kernel's number of the file system that is mounted last at a place in the namespace of a process."""
+    found = [mount.device for mount in mounts.table(f"/proc/{pid}/mountinfo") if mount.point == point]
+    return mounts.device_number(found[-1]) if found else 0
+
+
+def _insist_on_landlock(tier: int) -> int:
+    """The Landlock ABI; tier 3 is nothing without it, tier 2 stands on it, tier 1 does without."""
+    abi = landlock.abi()
+    least = {1: 0, 2: 1}.get(tier, MINIMUM_LANDLOCK)
+    if abi < least:
+        raise HostError(
+            "files cannot be guarded on this host",
+            why=f"Landlock ABI {least} is needed, this kernel has {abi or 'none'}",
+            do="boot a newer kernel, or add landlock to the lsm= boot parameter",
+            code="host.landlock-too-old",
+        )
+    return abi
 
 
 def _child_error(report: dict[str, Any]) -> McpguardError:

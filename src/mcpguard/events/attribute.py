@@ -19,13 +19,14 @@ from mcpguard.events.habits import EVERY_PROCESS, habit
 from mcpguard.events.hostpath import Caller, resolve
 from mcpguard.events.judge import Judge, Refusal, answer
 from mcpguard.events.links import Links
+from mcpguard.events.mounted import MountedPlaces
 from mcpguard.events.processes import ProcessTable
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Kind
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
 from mcpguard.policy.automaton import Decision
-from mcpguard.wire.records import OpenRecord, PathCallRecord
+from mcpguard.wire.records import FileRecord, OpenRecord, PathCallRecord
 
 # Errors that a sandbox makes; every other one is the file system's own answer.
 OUR_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV})
@@ -51,6 +52,7 @@ class Attributor:
         self._judge = judge
         self._processes = processes
         self._links = Links()
+        self._places = MountedPlaces()
 
     def path_call(self, record: PathCallRecord) -> Finding | None:
         """The finding of a path call; None: it is not ours to report (plain permissions, a missing file, ...)."""
@@ -115,6 +117,25 @@ class Attributor:
             listing = record.kind == "directory" and access == Access.READ
             detail = LISTED if listing else _not_stopped(op, record.created)
         return Finding(Kind.FILE, op, Verdict.AUDIT, _word(refused), record.path, None, self._origin(rule), detail)
+
+    def refused_by_hook(self, record: FileRecord) -> Finding:
+        """The finding of a refusal by the kernel's own hooks: they tell the object and the rule, so nothing is guessed."""
+        path = self._places.path(record.device, record.name, cut=record.cut)
+        target = None
+        if record.name2 is not None and record.device2 is not None:
+            target = self._places.path(record.device2, record.name2, cut=record.cut)
+        number: int | None = record.rule
+        if record.detail and not record.rule:
+            below = self._judge.refusal(record.op, record.access, path, target) if target is not None else None
+            number = below.rule if below is not None and below.below else 0
+        kind = {"exec": Kind.EXEC, "map": Kind.EXEC, "connect": Kind.UNIX, "send": Kind.UNIX}.get(record.op, Kind.FILE)
+        access = record.access.word or None
+        process = self._processes.get(record.head.pid)
+        quiet = habit(self._policy, process, record.access, path) if not record.rule and not record.detail else None
+        if record.op == "open" and (private := PRIVATE.fullmatch(path)) and not self._is_own(int(private["pid"])):
+            quiet = EVERY_PROCESS if private["what"] == "environ" else quiet
+        detail = _join(quiet, record.detail, f"decided by {target}" if record.second and target else None)
+        return Finding(kind, record.op, Verdict.DENY, access, path, target, self._origin(number), detail)
 
     def executed(self, path: str) -> Finding:
         """The finding of a program that was started."""

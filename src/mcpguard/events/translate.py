@@ -25,6 +25,7 @@ from mcpguard.wire.records import (
     CallRecord,
     ExecRecord,
     ExitRecord,
+    FileRecord,
     ForkRecord,
     Head,
     NetRecord,
@@ -87,6 +88,8 @@ class Translator:
                 return self._net(record)
             case UnixRecord():
                 return self._unix(record)
+            case FileRecord():
+                return self._event(record.head, self._attributor.refused_by_hook(record), count=record.count)
 
     def _fork(self, record: ForkRecord) -> Event:
         return self._process(record.head, self.processes.forked(record), "fork")

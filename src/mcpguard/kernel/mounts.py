@@ -28,6 +28,7 @@ _OPEN_TREE_CLONE = 1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOVE_F_EMPTY_PATH = 0x04
 _MOVE_T_EMPTY_PATH = 0x40
+_MINOR_BITS = 20
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_NO_MAGICLINKS = 0x02
 
@@ -93,6 +94,12 @@ def table(path: str = "/proc/self/mountinfo") -> list[Mount]:
     with open(path, encoding="utf-8", errors="surrogateescape") as lines:
         found = [line.split(" ") for line in lines]
     return [Mount(f[2], _unescaped(f[3]), _unescaped(f[4]), "ro" in f[5].split(",")) for f in found]
+
+
+def device_number(device: str) -> int:
+    """`major:minor` of the mount table as the kernel's own number (s_dev)."""
+    major, _, minor = device.partition(":")
+    return int(major) << _MINOR_BITS | int(minor)
 
 
 def covering(path: str, mounted: list[Mount]) -> Mount:

@@ -13,6 +13,7 @@ class SystemSwitches:
 
     user_namespaces: bool = False
     io_uring: bool = False
+    memory_programs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,11 @@ class Automaton:
         return pack(self._tables)
 
     @property
+    def tables(self) -> Tables:
+        """The arrays themselves, for other layouts of them."""
+        return self._tables
+
+    @property
     def states(self) -> int:
         """How many states all factors have together."""
         return sum(len(factor.base) for factor in self._tables.factors)

@@ -116,7 +116,7 @@ def decide_unix(policy: Policy, target: str) -> Answer:
     file = automaton.decision(automaton.walk(target))
     if not file.allowed & Access.READ and file.read_rule:
         return Answer(Verdict.DENY, file.read_rule)
-    sockets = _socket_automaton(policy.sockets)
+    sockets = socket_automaton(policy.sockets)
     decision = sockets.decision(sockets.walk(target))
     if decision.allowed & Access.READ:
         return Answer(Verdict.ALLOW, decision.read_rule)
@@ -171,6 +171,7 @@ def _abstract_matches(pattern: str, target: str) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _socket_automaton(entries: tuple[SocketEntry, ...]) -> Automaton:
+def socket_automaton(entries: tuple[SocketEntry, ...]) -> Automaton:
+    """The automaton of the socket rules that are paths; connecting is judged as reading."""
     paths = [entry for entry in entries if not entry.pattern.startswith("@")]
     return Automaton.build([PathRule(entry.effect, _ALL, entry.pattern, (), entry.rule) for entry in paths])

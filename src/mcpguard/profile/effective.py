@@ -30,6 +30,7 @@ def effective(profile: Profile) -> list[Line]:
         *(_written(profile, f"environment keep {name}") for name in profile.environment_keep),
         _written(profile, "system user_namespaces true"),
         _written(profile, "system io_uring true"),
+        _written(profile, "system memory_programs true"),
     )
     return [line for group in groups for line in sorted(group, key=_order)]
 

@@ -65,6 +65,11 @@ KEYS = (
     Key("system", Type.SECTION, "kernel features that are closed unless a profile asks"),
     Key("system.user_namespaces", Type.SWITCH, "programs may make user namespaces"),
     Key("system.io_uring", Type.SWITCH, "programs may use io_uring"),
+    Key(
+        "system.memory_programs",
+        Type.SWITCH,
+        "programs that exist in memory only (memfd) may be started (tiers 1 and 2)",
+    ),
     Key("mcp", Type.RESERVED, "servers and tools; must be empty in this version"),
 )
 

@@ -1,23 +1,32 @@
-"""What tier 3 really enforces of a policy on this host, kind by kind, and when that is too little to start."""
+"""What a tier really enforces of a policy on this host, kind by kind, and when that is too little to start."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from mcpguard.errors import HostError, UsageError
+from mcpguard.errors import HostError
 from mcpguard.kernel import landlock
 from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
 from mcpguard.session.network import wildcards
 
-# What this tier leaves open, said in the same words wherever it is said.
+# What a tier leaves open, said in the same words wherever it is said.
 LATER_NAMES = "a protected name that is created after launch is reported, not stopped"
 MEMORY_PROGRAMS = "a program that exists only in memory (memfd) can be executed; it is on record"
 SHARED_ADDRESSES = "names are resolved at launch and refreshed: every name on the same address is reached too"
 LATER_SOCKETS = "a socket made after launch can be reached through a symlink for about two seconds, until it is hidden"
 NO_UNIX_HOOK = "only sockets that exist at launch are hidden; the connect hook for unix sockets needs Linux 6.7"
 ABSTRACT_SOCKETS = "abstract sockets of others need Landlock ABI 6 (Linux 6.12)"
+SKIPPED_HOOKS = (
+    "this kernel preempts at will, so hooks can be skipped (tier 2): that is counted, and what tier 3 says holds"
+)
+HOOKS = {
+    1: "BPF programs on the kernel's security hooks",
+    2: "BPF modify-return programs, over Landlock and mount masks",
+}
 SIGNALS = "signals to the user's other processes need Landlock ABI 6 (Linux 6.12)"
 
 # What closes a gap, or keeps it small; a gap without an entry has nothing that helps.
@@ -29,49 +38,79 @@ FIXES = {
     NO_UNIX_HOOK: "use Linux 6.7 or newer",
     ABSTRACT_SOCKETS: "use Linux 6.12 or newer",
     SIGNALS: "use Linux 6.12 or newer",
+    SKIPPED_HOOKS: "boot with preempt=voluntary, or put bpf into lsm= for tier 1",
 }
 
-TIER = "3"
-TIER_NAME = "3 landlock"
+TIER_NAMES = {1: "1 bpf-lsm", 2: "2 bpf-modify-return", 3: "3 landlock"}
+# Preemption models of the kernel under which a modify-return program is never skipped.
+SAFE_PREEMPTION = ("none", "voluntary")
 _SHOWN_NAMES = 3
 
 
-def check_tier(asked: str | None) -> None:
-    """Refuse a tier that this version does not have; never fall back in silence."""
-    if asked not in (None, TIER):
-        raise UsageError(
-            f"tier {asked} is not available",
-            why="this version enforces files with Landlock and mount masks (tier 3) on every host",
-            do="leave --tier out, or say --tier 3",
-            code="run.tier-unavailable",
-        )
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What this host gives, as the broker found it.
+
+    Attributes:
+        tier: 1, 2 or 3.
+        reasons: why each better tier is not it.
+        preemption: how the kernel preempts; empty where it cannot be told.
+        unix_hook: the kernel has the connect_unix hook (6.7).
+    """
+
+    tier: int
+    reasons: Mapping[int, str]
+    preemption: str
+    unix_hook: bool
+
+    @staticmethod
+    def from_broker(message: Mapping[str, Any]) -> Offer:
+        """From the broker's plain values."""
+        reasons = {int(tier): str(why) for tier, why in message["reasons"].items()}
+        return Offer(int(message["tier"]), reasons, str(message["preemption"]), bool(message["unix"]))
+
+    @property
+    def hooks_hold(self) -> bool:
+        """Whether the kernel's hooks alone carry what the policy says of files and processes."""
+        return self.tier == 1 or (self.tier == 2 and self.preemption in SAFE_PREEMPTION)
 
 
-def of_plan(policy: Policy, plan: FilesPlan, *, unix_hook: bool = True) -> tuple[Coverage, ...]:
-    """Coverage of every rule kind. `unix_hook`: the kernel has the connect_unix hook (6.7)."""
+def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, ...]:
+    """Coverage of every rule kind in the tier that the host gives."""
+    network = _network(policy)
+    events = Coverage("events", Strength.FULL, "BPF tracepoints and cgroup programs, keyed by the cgroup")
+    if not offer.hooks_hold:
+        files, execute, sockets, processes = _of_landlock(plan, offer)
+        return (files, execute, network, sockets, processes, events)
+    by = HOOKS[offer.tier]
+    return (
+        Coverage("files", Strength.FULL, by),
+        Coverage("execute", Strength.FULL, by),
+        network,
+        Coverage("unix sockets", Strength.FULL, f"{by}, cgroup BPF"),
+        Coverage("processes", Strength.FULL, f"cgroup leaf, seccomp, {by}"),
+        events,
+    )
+
+
+def _of_landlock(plan: FilesPlan, offer: Offer) -> tuple[Coverage, ...]:
     abi = landlock.abi()
+    gaps = plan.gaps if offer.tier == 3 else (*plan.gaps, SKIPPED_HOOKS)
     return (
         Coverage(
             "files",
-            Strength.PARTIAL if plan.gaps else Strength.FULL,
+            Strength.PARTIAL if gaps else Strength.FULL,
             f"Landlock ABI {abi} and a private mount namespace",
-            plan.gaps,
+            gaps,
         ),
-        Coverage(
-            "execute",
-            Strength.PARTIAL,
-            f"Landlock ABI {abi}",
-            (MEMORY_PROGRAMS,),
-        ),
-        _network(policy),
-        _sockets(abi, unix_hook),
+        Coverage("execute", Strength.PARTIAL, f"Landlock ABI {abi}", (MEMORY_PROGRAMS,)),
+        _sockets(abi, offer.unix_hook),
         Coverage(
             "processes",
             Strength.FULL if abi >= 6 else Strength.PARTIAL,
             "cgroup leaf, seccomp, Landlock",
             () if abi >= 6 else (SIGNALS,),
         ),
-        Coverage("events", Strength.FULL, "BPF tracepoints and cgroup programs, keyed by the cgroup"),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mcpguard.kernel import mounts
+from mcpguard.model.paths import is_below
 from mcpguard.model.plan import GuardPlan, TablePlan
 from mcpguard.model.policy import Policy
 from mcpguard.policy.automaton import Automaton
@@ -20,8 +21,8 @@ from mcpguard.wire import _abi, encode
 SHARED_MEMORY = "/dev/shm"
 _LONGEST = 2 * _abi.MG_BRANCH_BYTES
 _INDEX_BYTES = 4
-# Kernels have one device number of 12 and 20 bits for both of a mount table's.
-_MINOR_BITS = 20
+# Numbers of the places between the two pieces of a long name; no file system has so many mount roots.
+_FIRST_SPARE = 1 << 16
 
 
 def guard_plan(policy: Policy, mounted: Sequence[mounts.Mount]) -> GuardPlan:
@@ -51,9 +52,7 @@ def _table(automaton: Automaton, policy: Policy, mounted: Sequence[mounts.Mount]
         roots.append(encode.root_key(0, device)[_INDEX_BYTES:] + _value(automaton, image, path))
     return TablePlan(
         lines=image.lines,
-        head=encode.policy_head(
-            image.guard_masks, len(image.factors), image.protect_from, image.rules, image.guards
-        ),
+        head=encode.policy_head(image.guard_masks, len(image.factors), image.protect_from, image.rules, image.guards),
         roots=b"".join(roots),
         branches=b"".join(branches),
         shared_memory=_value(automaton, image, SHARED_MEMORY),
@@ -80,7 +79,7 @@ def _trees(mounted: Sequence[mounts.Mount]) -> dict[int, _Node]:
     for number, mount in enumerate(mounted):
         if not mount.root.startswith("/") or mount.root.endswith("//deleted") or _covered(mount, mounted[number + 1 :]):
             continue
-        node = trees.setdefault(device_number(mount.device), _Node())
+        node = trees.setdefault(mounts.device_number(mount.device), _Node())
         for name in _names(mount.root):
             node = node.below.setdefault(name, _Node())
         if len(node.points) < _abi.MG_NAMES_LIMIT and mount.point not in node.points:
@@ -91,7 +90,7 @@ def _trees(mounted: Sequence[mounts.Mount]) -> dict[int, _Node]:
 
 
 def _covered(mount: mounts.Mount, later: Iterable[mounts.Mount]) -> bool:
-    return any(mounts.below(mount.point, other.point) for other in later)
+    return any(is_below(mount.point, other.point) for other in later)
 
 
 def _names(root: str) -> list[bytes]:
@@ -104,24 +103,16 @@ def _number(node: _Node, taken: int) -> int:
         node.number = taken
         for child in node.below.values():
             taken = _number(child, taken)
-            if not child.number:
-                taken += 1  # a name of two pieces needs a number between them
     return taken
-
-
-def device_number(device: str) -> int:
-    """`major:minor` of the mount table as the kernel's own number."""
-    major, _, minor = device.partition(":")
-    return int(major) << _MINOR_BITS | int(minor)
 
 
 def _entries(
     automaton: Automaton, image: Image, device: int, tree: _Node, roots: list[bytes], branches: list[bytes]
 ) -> None:
-    for name, value in enumerate(_values(automaton, image, tree)):
-        roots.append(encode.root_key(0, device, name)[_INDEX_BYTES:] + value)
+    for number, value in enumerate(_values(automaton, image, tree)):
+        roots.append(encode.root_key(0, device, number)[_INDEX_BYTES:] + value)
     waiting = [tree]
-    spare = 1 << 16
+    spare = _FIRST_SPARE
     while waiting:
         node = waiting.pop()
         for name, child in node.below.items():

@@ -27,6 +27,10 @@ from mcpguard.wire import _abi, decode
 from mcpguard.wire.records import SumRecord
 
 _CANARY_WAIT_S = 5.0
+# Counted for all processes of the host: whether one was the agent's cannot be told, so it may have been.
+SKIPPED = (
+    "times that the kernel skipped a program on its hooks, for whatever process, so that something may have got through"
+)
 
 
 class Recording:
@@ -108,6 +112,7 @@ class Recording:
             sums = [SumRecord(int(series), int(count)) for series, count in message.get("sums", ())]
             self._recorder.add_sums(one for one in sums if one.series not in self._before)
             self._count_last_losses(self._recorder)
+            self._recorder.lost(SKIPPED, int(message.get("missed", 0)))
             self._recorder.finish()
 
     def _count_last_losses(self, recorder: Recorder) -> None:

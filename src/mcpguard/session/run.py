@@ -14,6 +14,7 @@ from mcpguard.broker import client
 from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.errors import HostError
 from mcpguard.model.access import Verdict
+from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.decide import decide_unix
@@ -23,9 +24,11 @@ from mcpguard.session.environment import SESSION_VARIABLE, scrub
 from mcpguard.session.files_plan import plan_files
 from mcpguard.session.files_state import TerminalProgress
 from mcpguard.session.first_run import own_folders
+from mcpguard.session.hooks import Hooks
 from mcpguard.session.options import RunOptions
 from mcpguard.session.recording import Recording
 from mcpguard.session.start import Start
+from mcpguard.wire import _abi
 
 FAILED = 125
 
@@ -36,7 +39,6 @@ def run(options: RunOptions, start: Start) -> int:
     Raises:
         McpguardError: nothing was started.
     """
-    coverage.check_tier(options.tier)
     command, policy = agent.choose(options)
     with own_folders(policy, quiet=options.quiet):
         return _guard(options, command, network.with_resolvers(policy), start)
@@ -46,23 +48,16 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     broker, watch = start.broker(), start.watch
     names = network.Names(policy)
     names.begin()
-    automaton = Automaton.from_bytes(policy.tables)
     # Our own folders are protected like everything that exists; one that did not could be made inside.
     for ours in (user_directory(), state_directory()):
         with contextlib.suppress(OSError):  # a home that nobody can write needs no protection there
             ours.mkdir(mode=0o700, parents=True, exist_ok=True)
-    progress = TerminalProgress(_progress_line)
-
-    def may_connect(path: str) -> bool:
-        return decide_unix(policy, path).verdict is Verdict.ALLOW
-
-    refused = sockets.refused(may_connect)
-    later = sockets.LaterSockets(may_connect, refused, broker.hide)
-    plan = plan_files(policy, automaton, sockets=refused, progress=progress)
-    progress.clear()
-    holds = coverage.of_plan(policy, plan)
+    offer = coverage.Offer.from_broker(broker.offer())
+    plan, later = _plan(policy, offer, broker)
+    hooks = Hooks.of(policy, offer, broker)
+    holds = coverage.of_policy(policy, plan, offer)
     coverage.insist(holds, best_effort=options.best_effort)
-    recording = Recording.begin(policy, command, coverage.TIER_NAME, holds)
+    recording = Recording.begin(policy, command, coverage.TIER_NAMES[offer.tier], holds)
     environment = scrub(os.environ, policy.environment_remove, policy.environment_keep)
     environment[SESSION_VARIABLE] = recording.session
     facts = broker.request(
@@ -74,8 +69,10 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             cwd=agent.working_directory(policy),
             umask=_umask(),
             files=plan,
+            guard=hooks.plan if hooks else None,
+            switches=_switches(policy),
             network=network.settings(policy, names.rows(network.LAUNCH_WAIT_S)),
-            seccomp=seccomp.cached_filter(policy.system, state_directory()),
+            seccomp=seccomp.cached_filter(policy.system, state_directory(), mounts=offer.tier == 1),
         )
     )
     try:
@@ -83,12 +80,18 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         broker.go()
         watch.agent_started(int(facts["pid"]))
         names.keep_fresh(broker.update_connect)
-        later.start()
+        if later:
+            later.start()
+        if hooks:
+            hooks.start()
         code, trouble = _wait_for_agent(broker, command, recording)
     finally:
         watch.agent_ended()
         names.close()
-        later.close()
+        if later:
+            later.close()
+        if hooks:
+            hooks.close()
     recording.stop()
     # A sudo that relays the terminal keeps it raw until it ends; what is said before that comes out as a staircase.
     start.close()
@@ -96,6 +99,33 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         sys.stderr.write("\n".join(trouble.lines()) + "\n")
     recording.end(code, quiet=options.quiet)
     return code
+
+
+def _plan(
+    policy: Policy, offer: coverage.Offer, broker: client.Broker
+) -> tuple[FilesPlan, sockets.LaterSockets | None]:
+    """What Landlock and mounts are to do. In tier 1 the hooks do it all, so no tree is walked and no socket looked for."""
+    if offer.tier == 1:
+        return FilesPlan((), ()), None
+
+    def may_connect(path: str) -> bool:
+        return decide_unix(policy, path).verdict is Verdict.ALLOW
+
+    progress = TerminalProgress(_progress_line)
+    refused = sockets.refused(may_connect)
+    plan = plan_files(policy, Automaton.from_bytes(policy.tables), sockets=refused, progress=progress)
+    progress.clear()
+    return plan, sockets.LaterSockets(may_connect, refused, broker.hide)
+
+
+def _switches(policy: Policy) -> int:
+    system = policy.system
+    chosen = {
+        _abi.MG_SESSION_NAMESPACES: system.user_namespaces,
+        _abi.MG_SESSION_IO_URING: system.io_uring,
+        _abi.MG_SESSION_MEMORY_PROGRAMS: system.memory_programs,
+    }
+    return sum(flag for flag, wanted in chosen.items() if wanted)
 
 
 def _progress_line(text: str) -> None:

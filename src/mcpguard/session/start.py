@@ -33,6 +33,7 @@ class Start:
         """Raises McpguardError: nothing is running."""
         refuse_nesting()
         self._audit = options.audit
+        self._tier = options.tier
         self.watch = SignalWatch()
         self._broker: client.Broker | None = None
         if os.geteuid() == 0:
@@ -43,7 +44,7 @@ class Start:
         if self._broker is None:
             location = install.broker_location()
             program = client.BrokerProgram(location.python, location.package_root)
-            self._broker = client.start(program, audit=self._audit)
+            self._broker = client.start(program, audit=self._audit, tier=self._tier)
             self.watch.start(self._broker.process.pid)
         return self._broker
 

@@ -22,12 +22,16 @@ _NOBODYS_NAME = "\x01"
 def opened(pattern: str, place: str, home: str, workspace: str) -> str | None:
     """What a pattern opens that is too much: `home`, or the path of a folder of mcpguard's own; None: nothing of the kind.
 
+    `{workspace}` and `{tmp}` are chosen elsewhere and checked there.
+
     Args:
         pattern: as written; `place` is where, for the error.
 
     Raises:
         PolicyError: the pattern cannot be read.
     """
+    if pattern.startswith(("{workspace}", "{tmp}")):
+        return None
     written = expand(pattern, place, {"home": home, "workspace": workspace, "tmp": "/tmp"})
     base, rest = split_literal(written)
     forms = {written, (quote(os.path.realpath(base)).rstrip("/") + rest) or "/"}

@@ -216,5 +216,13 @@ class SumRecord:
 
 
 Record = (
-    ForkRecord | ExecRecord | ExitRecord | OpenRecord | PathCallRecord | CallRecord | NetRecord | UnixRecord | FileRecord
+    ForkRecord
+    | ExecRecord
+    | ExitRecord
+    | OpenRecord
+    | PathCallRecord
+    | CallRecord
+    | NetRecord
+    | UnixRecord
+    | FileRecord
 )

@@ -1,0 +1,159 @@
+"""Which tier this host gives: the best one whose own programs refuse what they must, tried and not guessed.
+
+What the kernel refused once it refuses until the next boot; it is remembered in a directory of root's, so that a launch need
+not try again. A tier that was asked for by name is tried in any case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mcpguard.backends import guard
+from mcpguard.backends.engine import Engine, Session
+from mcpguard.backends.landlock import STAGE
+from mcpguard.broker import rehearsal
+from mcpguard.errors import HostError, KernelError
+from mcpguard.kernel.cgroup import Leaf
+from mcpguard.wire import _abi
+
+WAYS = {1: guard.LSM, 2: guard.MODIFY_RETURN}
+LANDLOCK = 3
+_ACTIVE_MODULES = "/sys/kernel/security/lsm"
+_BOOT = "/proc/sys/kernel/random/boot_id"
+
+
+@dataclass(slots=True)
+class Armed:
+    """A session in the engine of the tier that was chosen.
+
+    Attributes:
+        tier: 1, 2 or 3.
+        reasons: why each better tier is not it.
+    """
+
+    tier: int
+    engine: Engine
+    session: Session
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+def arm(leaf: Leaf, asked: int | None) -> Armed:
+    """Open the engine of the best tier and give the leaf a session in it, in which everything is refused still.
+
+    Args:
+        asked: the only tier that will do; None: the best there is.
+
+    Raises:
+        HostError, KernelError: the asked tier cannot be had, or none.
+    """
+    if asked is not None:
+        return _try(leaf, asked)
+    reasons = _remembered()
+    found = dict(reasons)
+    for tier in WAYS:
+        if tier in found:
+            continue
+        try:
+            armed = _try(leaf, tier)
+        except (HostError, KernelError) as error:
+            found[tier] = error.why
+            continue
+        armed.reasons = {better: found[better] for better in found if better < tier}
+        return armed
+    if found != reasons:
+        _remember(found)
+    armed = _try(leaf, LANDLOCK)
+    armed.reasons = found
+    return armed
+
+
+def forget_remembered() -> None:
+    """Try everything anew at the next launch."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_memory())
+
+
+def preemption() -> str:
+    """How this kernel preempts now: none, voluntary, full, lazy or rt; empty where it cannot be told."""
+    from mcpguard.kernel import probe
+
+    return probe.preemption_now() or ""
+
+
+def _try(leaf: Leaf, tier: int) -> Armed:
+    if tier == LANDLOCK:
+        engine = Engine.open()
+    else:
+        _insist_on_module(tier)
+        engine = guard.open_engine(WAYS[tier])
+    try:
+        session = engine.add_session(leaf.fd, leaf.id)
+    except BaseException:
+        engine.close()
+        raise
+    try:
+        if tier != LANDLOCK:
+            session.set_state(_abi.MG_SESSION_LIVE | _abi.MG_SESSION_FILES)
+            _rehearse(leaf, session, tier)
+            session.set_state(0)
+    except BaseException:
+        session.remove()
+        session.close()
+        engine.close()
+        raise
+    return Armed(tier, engine, session)
+
+
+def _insist_on_module(tier: int) -> None:
+    """Spare the kernel the work where its own list says that LSM programs are never called."""
+    with contextlib.suppress(OSError), open(_ACTIVE_MODULES, encoding="ascii") as modules:
+        active = modules.read().strip()
+        if tier == 1 and "bpf" not in active.split(","):
+            raise HostError(
+                "tier 1 cannot be had",
+                why=f"bpf is not among the active security modules ({active})",
+                do=f"boot with lsm={active},bpf",
+                code="host.no-bpf-lsm",
+            )
+
+
+def _rehearse(leaf: Leaf, session: Session, tier: int) -> None:
+    missing = guard.detach_verify(session.engine)
+    done = rehearsal.not_refused(leaf) if not missing else []
+    if missing or done:
+        why = (
+            f"the kernel does not list {', '.join(missing)}"
+            if missing
+            else f"the programs are attached, and yet these were not refused: {', '.join(done)}"
+        )
+        raise HostError(f"tier {tier} does not hold on this host", why=why, do="mcpguard doctor", code="host.tier")
+
+
+def _memory() -> str:
+    return f"{STAGE}/tiers.json"
+
+
+def _key() -> list[str]:
+    from mcpguard.backends.engine import LAYOUT
+    from mcpguard.kernel import bpf, pins
+
+    return [Path(_BOOT).read_text(encoding="ascii").strip(), pins.version(bpf.OBJECTS, LAYOUT)]
+
+
+def _remembered() -> dict[int, str]:
+    try:
+        kept = json.loads(Path(_memory()).read_text(encoding="utf-8"))
+        return {int(tier): str(why) for tier, why in kept["refused"].items()} if kept["key"] == _key() else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _remember(refused: dict[int, str]) -> None:
+    made = f"{_memory()}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        Path(made).write_text(json.dumps({"key": _key(), "refused": refused}), encoding="utf-8")
+        os.replace(made, _memory())

@@ -1,0 +1,37 @@
+"""What the host asked this guest to be; `conftest.py` tells where that stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+# The two folders of btrfs are subvolumes of one file system, each mounted by itself.
+PLACES = {
+    "tmpfs": ("/vmtmp",),
+    "ext4": ("/vmext4",),
+    "btrfs": ("/vmbtrfs/a", "/vmbtrfs/b"),
+    "overlay": ("/vmoverlay",),
+}
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What this guest was booted to be."""
+
+    kernel: str
+    lsm: str
+    preempt: str
+    disks: tuple[str, ...]
+
+    def places(self, disk: str) -> list[Path]:
+        """Where a file system is mounted."""
+        if disk not in self.disks:
+            self.not_here(f"no {disk}")
+        return [Path(place) for place in PLACES[disk]]
+
+    def not_here(self, why: str) -> NoReturn:
+        """End a test that is about what this lane does not have."""
+        pytest.skip(f"not on this lane: {why}")

@@ -1,0 +1,196 @@
+"""The lanes, and what pytest in each guest had to say.
+
+A lane is one boot: a kernel, whether the BPF LSM is active in it, how it preempts itself, and the tests to run. Every lane
+has every file system. What is not proved to have passed has failed: a guest that dies, hangs, skips or finds no tests.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import boot
+import kernels
+from boot import REPOSITORY, Ended, Machine
+from kernels import LaneError
+
+DISKS = ("ext4", "btrfs", "overlay", "tmpfs")
+# Modules that an ordinary host loads when somebody asks for what is in them; the guest has nothing that does.
+LOADED = ("veth", "nfnetlink")
+GUEST_TESTS = ("tests/vm/guest",)
+# Suites of tests/kernel that say something in a guest. Not there: on 6.1 everything that starts `mcpguard run`, which needs
+# Landlock ABI 3, and the hooks for unix sockets, which came with 6.7; on both, what must be done within some seconds.
+SUITES = {
+    "6.1": ("bpf_network", "bpf_listen", "bpf_ring", "bpf_trace"),
+    "6.12": (
+        *("bpf_network", "bpf_listen", "bpf_ring", "bpf_trace", "bpf_unix"),
+        *("network_run", "sockets_run", "files_write", "supervisor"),
+    ),
+}
+# A guest's test that says so is reported, and is no failure: some kernels lack what it is about.
+NOT_HERE = "not on this lane: "
+SECONDS = 900
+SUITES_SECONDS = 3600
+# What a change must pass before it is taken: both kernels, both LSM lists, and the preemption that skips programs.
+CHOSEN = ("6.1-bpf-voluntary", "6.1-bpf-full", "6.12-bpf-voluntary", "6.12-plain-voluntary")
+RESULTS = REPOSITORY / ".cache" / "vm"
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One boot; `preempt` may be "default", which leaves it to the kernel.
+
+    Attributes:
+        suites: run these of tests/kernel, in place of the guest's own tests.
+    """
+
+    kernel: str
+    lsm: str
+    preempt: str
+    suites: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel}-{self.lsm}-{self.preempt}{'-suites' if self.suites else ''}"
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        return tuple(f"tests/kernel/test_{suite}.py" for suite in self.suites) or GUEST_TESTS
+
+    @property
+    def seconds(self) -> float:
+        """When this is over the lane hangs."""
+        return SUITES_SECONDS if self.suites else SECONDS
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test of a guest: `outcome` is passed, failed, skipped, xfailed or not-here; `text` says why."""
+
+    name: str
+    outcome: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came back from one lane: its tests, and what was wrong besides them."""
+
+    lane: Lane
+    cases: tuple[Case, ...]
+    problem: str = ""
+    seconds: float = 0.0
+    release: str = ""
+
+    @property
+    def failed(self) -> list[Case]:
+        return [case for case in self.cases if case.outcome in ("failed", "skipped")]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problem and not self.failed
+
+    def lines(self) -> list[str]:
+        """One line for each test, then what is wrong, then one for the lane."""
+        lines = [f"{self.lane.name}: {case.outcome:8} {case.name}" for case in self.cases]
+        for case in self.failed:
+            lines += [f"--- {self.lane.name}: {case.name}: {case.outcome}", case.text]
+        if self.problem:
+            lines += [f"--- {self.lane.name}: {self.problem}"]
+        passed = sum(case.outcome == "passed" for case in self.cases)
+        verdict = "ok" if self.ok else "FAILED"
+        lines.append(f"{self.lane.name}: {verdict}, {passed} of {len(self.cases)} passed in {self.seconds:.0f} s")
+        return lines
+
+
+def lanes() -> list[Lane]:
+    """The whole matrix: the stock kernels, and any newer one that this host's apt can get."""
+    stock = [
+        Lane(kernel, lsm, preempt)
+        for kernel in kernels.STOCK
+        for lsm in ("bpf", "plain")
+        for preempt in ("voluntary", "full")
+    ]
+    suites = [Lane(kernel, "bpf", "voluntary", SUITES[kernel]) for kernel in kernels.STOCK]
+    # The newest kernels no longer know "voluntary".
+    return stock + suites + [Lane(kernel, lsm, "default") for kernel in kernels.newer() for lsm in ("bpf", "plain")]
+
+
+def choose(words: Iterable[str]) -> list[Lane]:
+    """Lanes by name, by a pattern such as `6.12-*`, or by `all` or `ci`; a word that names none is an error."""
+    known = lanes()
+    chosen: list[Lane] = []
+    for word in words:
+        patterns = {"all": ("*",), "ci": CHOSEN}.get(word, (word,))
+        found = [lane for lane in known if any(fnmatch.fnmatchcase(lane.name, pattern) for pattern in patterns)]
+        if not found:
+            raise LaneError(f"no lane is called {word}; there are: all, ci, {', '.join(lane.name for lane in known)}")
+        chosen += [lane for lane in found if lane not in chosen]
+    return chosen
+
+
+def run(lane: Lane) -> Report:
+    """Boot the lane and run pytest in it; the logs stay in .cache/vm/LANE."""
+    folder = RESULTS / lane.name
+    folder.mkdir(parents=True, exist_ok=True)
+    junit = folder / "junit.xml"
+    junit.unlink(missing_ok=True)
+    preempt = "" if lane.preempt == "default" else lane.preempt
+    machine = Machine(lane.kernel, lane.lsm, preempt, DISKS, load=LOADED, seconds=lane.seconds)
+    variables = {
+        "MCPGUARD_KERNEL_TESTS": "require",
+        "MCPGUARD_LANE_KERNEL": lane.kernel,
+        "MCPGUARD_LANE_LSM": lane.lsm,
+        "MCPGUARD_LANE_PREEMPT": preempt,
+        "MCPGUARD_LANE_DISKS": " ".join(DISKS),
+    }
+    # A file system that has everything: tmpfs has no extended attributes before 6.6.
+    pytest = [".venv/bin/python", "-m", "pytest", "-o", f"timeout={lane.seconds:.0f}", "--basetemp=/vmext4/pytest"]
+    command = ["sh", "-c", 'exec "$@" --junitxml="$MCPGUARD_LANE_OUT/junit.xml"', "sh", *pytest, *lane.tests]
+    with (folder / "output.log").open("wb") as output:
+        ended = boot.boot(machine, command, folder=REPOSITORY, variables=variables, output=output, results=folder)
+    return judge(lane, ended, junit, (folder / "output.log").read_text(errors="replace"))
+
+
+def judge(lane: Lane, ended: Ended, junit: Path, output: str) -> Report:
+    """Hold the guest's end against its results: only what is there and passed counts."""
+    cases: tuple[Case, ...] = ()
+    problem = ended.why
+    if junit.exists():
+        try:
+            cases = _cases(junit)
+        except ElementTree.ParseError as error:
+            problem = problem or f"the guest's results cannot be read: {error}"
+    elif not problem:
+        problem = "the guest left no results"
+    passed = [case for case in cases if case.outcome == "passed"]
+    failed = [case for case in cases if case.outcome in ("failed", "skipped")]
+    if not problem and not passed:
+        problem = "no test passed in the guest"
+    if not problem and ended.code != 0 and not failed:
+        problem = f"pytest in the guest ended with exit code {ended.code}"
+    if problem:
+        problem = f"{problem}\nthe guest's last output:\n{output[-3000:]}"
+    return Report(lane, cases, problem, ended.seconds, ended.release)
+
+
+def _cases(junit: Path) -> tuple[Case, ...]:
+    return tuple(_case(element) for element in ElementTree.parse(junit).iter("testcase"))
+
+
+def _case(element: ElementTree.Element) -> Case:
+    name = f"{element.get('classname')}::{element.get('name')}"
+    for tag in ("failure", "error"):
+        found = element.find(tag)
+        if found is not None:
+            return Case(name, "failed", found.text or found.get("message") or "")
+    skipped = element.find("skipped")
+    if skipped is None:
+        return Case(name, "passed")
+    why = skipped.get("message") or ""
+    if skipped.get("type") == "pytest.xfail":
+        return Case(name, "xfailed", why)
+    return Case(name, "not-here" if why.startswith(NOT_HERE) else "skipped", why)
