@@ -70,6 +70,11 @@ class Offer:
         return Offer(int(message["tier"]), reasons, str(message["preemption"]), bool(message["unix"]))
 
     @property
+    def words(self) -> str:
+        """The tier, and why it is no better one."""
+        return "; ".join((TIER_NAMES[self.tier], *(f"not {TIER_NAMES[t]}: {why}" for t, why in self.reasons.items())))
+
+    @property
     def hooks_hold(self) -> bool:
         """Whether the kernel's hooks alone carry what the policy says of files and processes."""
         return self.tier == 1 or (self.tier == 2 and self.preemption in SAFE_PREEMPTION)
@@ -78,12 +83,14 @@ class Offer:
 def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, ...]:
     """Coverage of every rule kind in the tier that the host gives."""
     network = _network(policy)
+    tier = Coverage("tier", Strength.FULL, offer.words)
     events = Coverage("events", Strength.FULL, "BPF tracepoints and cgroup programs, keyed by the cgroup")
     if not offer.hooks_hold:
         files, execute, sockets, processes = _of_landlock(plan, offer)
-        return (files, execute, network, sockets, processes, events)
+        return (tier, files, execute, network, sockets, processes, events)
     by = HOOKS[offer.tier]
     return (
+        tier,
         Coverage("files", Strength.FULL, by),
         Coverage("execute", Strength.FULL, by),
         network,
