@@ -75,6 +75,7 @@ REFUSED: dict[str, str] = {
     "loader": "",
     "not executable": "",
     "library": "",
+    "script on the shelf": "",
     "script with denied interpreter": "vault",
     "script with interpreter on the shelf": "",
     "script of a script": "",
@@ -110,14 +111,13 @@ DETAILS = {
     "map personality": MAPPED,
     "too deep": TOO_DEEP_TOLD,
 }
-# Refused by the filter of system calls or by a hook of the kernel that keeps no record of its own.
 ALLOWED = (
     *("env example created", "link in the workspace", "folder with a glob below moved", "exchange in the workspace"),
     *("nameless in the workspace", "received harmless", "executed in the workspace", "map in the workspace"),
     *("long name nearby", "deep plain", "not utf-8 plain", "own socket", "own datagram", "own abstract", "watch free"),
     *(f"free {how}" for how in ATTRIBUTES),
 )
-LATE = "read late"
+LATE = "receive late"
 
 
 def tasks(world: World, outside: Outside, pid: int) -> list[Task]:
@@ -165,6 +165,7 @@ def tasks(world: World, outside: Outside, pid: int) -> list[Task]:
         "loader": ("run_program", {"command": [loader, f"{shelf}/true"]}),
         "not executable": ("run_program", {"command": [f"{shelf}/true"]}),
         "library": ("load_library", {"path": f"{shelf}/library.so"}),
+        "script on the shelf": ("run_program", {"command": [f"{shelf}/script"]}),
         "script with denied interpreter": ("run_program", {"command": [f"{project}/script1"]}),
         "script with interpreter on the shelf": ("run_program", {"command": [f"{project}/script2"]}),
         "script of a script": ("run_program", {"command": [f"{project}/script3"]}),
@@ -194,7 +195,7 @@ def tasks(world: World, outside: Outside, pid: int) -> list[Task]:
         "own socket": ("talk_to_own", {"address": f"{side}/own", "kind": STREAM}),
         "own datagram": ("talk_to_own", {"address": f"{side}/own-d", "kind": DGRAM}),
         "own abstract": ("talk_to_own", {"address": f"@{world.root.name}-own", "kind": STREAM}),
-        LATE: ("read_late", {"door": door, "folder": f"{project}/late"}),
+        LATE: ("receive_late", {"door": door}),
     }
     return [Task(id, act, args) for id, (act, args) in wanted.items()]
 
@@ -229,6 +230,8 @@ def furnish(world: World) -> None:
         script = project / f"script{number}"
         script.write_text(f"#!{interpreter}\n")
         script.chmod(0o755)
+    (shelf / "script").write_text("#!/bin/sh\nexit 0\n")
+    (shelf / "script").chmod(0o755)
     (project / "to-stream").symlink_to(world.root / "services/stream")
 
 
@@ -281,6 +284,8 @@ ANSWERS: dict[str, arena.Answer] = {
     "dig": lambda world: dig(world.project / "pit", TOO_DEEP.count("d")),
     "send vault": lambda world: [os.open(world.project / "vault/key", os.O_RDONLY)],
     "send free": lambda world: [os.open(world.project / "free/file", os.O_RDONLY)],
+    "send late": lambda world: [os.open(world.project / "late/free", os.O_RDONLY)],
+    "send late vault": lambda world: [os.open(world.project / "late/vault/key", os.O_RDONLY)],
     "send locked": lambda world: [os.open(world.project / "locked/file", os.O_RDWR)],
     "mount while it stands": mount_late,
     "go on": lambda world: stand(world, "CONT"),
@@ -370,9 +375,9 @@ def test_no_secret_came_out(files: Duel) -> None:
 
 def test_a_file_system_mounted_in_between_is_refused_until_the_guard_has_seen_it(files: Duel) -> None:
     control, guarded = files.control[LATE], files.guarded[LATE]
-    assert json.loads(control.out) == {"first": "read", "free": "read", "vault": "read"}
+    assert json.loads(control.out) == {"first": "read", "later": "read", "vault": "read"}
     assert guarded.ok, guarded
-    assert json.loads(guarded.out) == {"first": "Permission denied", "free": "read", "vault": "Permission denied"}
+    assert json.loads(guarded.out) == {"first": "nothing", "later": "read", "vault": "nothing"}
     told = files.denials(LATE)
     assert [event for event in told if "was not mounted" in event.get("detail", "")], told
     assert [event for event in told if "late/vault" in event.get("rule", {}).get("text", "")], told
