@@ -10,7 +10,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum {
 	MG_O_TRUNC = 01000,
+	MG_PROT_READ = 1,
 	MG_PROT_EXEC = 4,
+	MG_READ_IMPLIES_EXEC = 0x0400000,	/* a personality that a task may give itself */
 	MG_S_IFMT = 0xf000,
 	MG_S_IFDIR = 0x4000,
 	MG_RENAME_EXCHANGE = 2,
@@ -32,11 +34,8 @@ const volatile struct {
 
 static __always_inline __u32 mg_mode_access(__u32 mode)
 {
-	__u32 access;
+	__u32 access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0);
 
-	if (mode & MG_FMODE_EXEC)
-		return MG_EXECUTE;
-	access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0);
 	return access ? access : MG_READ; /* for its ioctl commands only */
 }
 
@@ -44,15 +43,15 @@ MG_HOOK(file_open)
 {
 	struct mg_session *session = mg_guarded();
 	struct file *file;
-	__u32 mode, access;
+	__u32 flags, access;
 	__u64 dentry;
 
 	if (!session || mg_on_behalf())
 		return 0;
 	file = (void *)mg_given(ctx, 0);
-	mode = BPF_CORE_READ(file, f_mode);
-	access = mg_mode_access(mode);
-	if (BPF_CORE_READ(file, f_flags) & MG_O_TRUNC)
+	flags = BPF_CORE_READ(file, f_flags);
+	access = flags & MG_OPEN_FOR_EXEC ? MG_EXECUTE : mg_mode_access(BPF_CORE_READ(file, f_mode));
+	if (flags & MG_O_TRUNC)
 		access |= MG_WRITE;
 	dentry = mg_dentry_of_file((__u64)file);
 	if (mg_is_internal(dentry) && access & MG_EXECUTE && !(session->flags & MG_SESSION_MEMORY_PROGRAMS)) {
@@ -87,11 +86,21 @@ static __always_inline int mg_map_code(const struct mg_session *session, struct 
 	return mg_ask(session, mg_dentry_of_file((__u64)file), MG_EXECUTE, MG_OP_MAP, MG_DETAIL_MAPPED);
 }
 
+/* What was asked for is not all that is given. */
+static __always_inline int mg_becomes_code(__u64 protection)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	if (protection & MG_PROT_EXEC)
+		return 1;
+	return protection & MG_PROT_READ && BPF_CORE_READ(task, personality) & MG_READ_IMPLIES_EXEC;
+}
+
 MG_HOOK(mmap_file)
 {
 	struct mg_session *session = mg_guarded();
 
-	if (!session || !(mg_given(ctx, 1) & MG_PROT_EXEC))
+	if (!session || !mg_becomes_code(mg_given(ctx, 1)))
 		return 0;
 	return mg_map_code(session, (void *)mg_given(ctx, 0));
 }
@@ -101,7 +110,7 @@ MG_HOOK(file_mprotect)
 	struct mg_session *session = mg_guarded();
 	struct vm_area_struct *area;
 
-	if (!session || !(mg_given(ctx, 1) & MG_PROT_EXEC))
+	if (!session || !mg_becomes_code(mg_given(ctx, 1)))
 		return 0;
 	area = (void *)mg_given(ctx, 0);
 	return mg_map_code(session, BPF_CORE_READ(area, vm_file));

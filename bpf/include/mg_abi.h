@@ -123,6 +123,7 @@ enum mg_call_op {
 	MG_CALL_CHROOT = 16,
 	MG_CALL_HANDLE = 17,
 	MG_CALL_IDENTITY = 18,
+	MG_CALL_PROCESS = 19,	/* refused by a hook: priority, scheduling or memory of another process, signals by a file */
 };
 
 /* First part of every record. */

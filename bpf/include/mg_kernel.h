@@ -14,7 +14,7 @@
 
 #define MG_FMODE_READ 0x1
 #define MG_FMODE_WRITE 0x2
-#define MG_FMODE_EXEC 0x20
+#define MG_OPEN_FOR_EXEC 0x20	/* in f_flags; no program can give it */
 #define MG_FMODE_PATH 0x4000
 #define MG_FMODE_CREATED 0x100000
 #define MG_MNT_INTERNAL 0x4000
@@ -197,6 +197,7 @@ struct task_struct {
 	int pid;
 	int tgid;
 	int exit_code;
+	unsigned int personality;
 	__u64 start_time;
 	__u64 self_exec_id;
 	struct task_struct *real_parent;
