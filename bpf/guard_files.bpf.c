@@ -10,6 +10,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum {
 	MG_O_TRUNC = 01000,
+	MG_O_EXECUTE = 0x20,	/* the kernel's own opens of a program; among the flags, never in the mode */
 	MG_PROT_EXEC = 4,
 	MG_S_IFMT = 0xf000,
 	MG_S_IFDIR = 0x4000,
@@ -34,8 +35,6 @@ static __always_inline __u32 mg_mode_access(__u32 mode)
 {
 	__u32 access;
 
-	if (mode & MG_FMODE_EXEC)
-		return MG_EXECUTE;
 	access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0);
 	return access ? access : MG_READ; /* for its ioctl commands only */
 }
@@ -44,15 +43,15 @@ MG_HOOK(file_open)
 {
 	struct mg_session *session = mg_guarded();
 	struct file *file;
-	__u32 mode, access;
+	__u32 flags, access;
 	__u64 dentry;
 
 	if (!session || mg_on_behalf())
 		return 0;
 	file = (void *)mg_given(ctx, 0);
-	mode = BPF_CORE_READ(file, f_mode);
-	access = mg_mode_access(mode);
-	if (BPF_CORE_READ(file, f_flags) & MG_O_TRUNC)
+	flags = BPF_CORE_READ(file, f_flags);
+	access = flags & MG_O_EXECUTE ? MG_EXECUTE : mg_mode_access(BPF_CORE_READ(file, f_mode));
+	if (flags & MG_O_TRUNC)
 		access |= MG_WRITE;
 	dentry = mg_dentry_of_file((__u64)file);
 	if (mg_is_internal(dentry) && access & MG_EXECUTE && !(session->flags & MG_SESSION_MEMORY_PROGRAMS)) {

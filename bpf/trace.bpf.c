@@ -251,8 +251,7 @@ __noinline int mg_opened(const struct mg_session *session, __u64 fd)
 		return 0;
 	/* O_PATH is no access, but what a later /proc/PID/fd/N/... stands for can only be told with it. */
 	if (!(mode & MG_FMODE_PATH))
-		key.access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0) |
-			     (mode & MG_FMODE_EXEC ? MG_EXECUTE : 0);
+		key.access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0);
 	key.created = !!(mode & MG_FMODE_CREATED);
 	key.life = mg_life();
 	key.inode = BPF_CORE_READ(inode, i_ino);
