@@ -242,8 +242,8 @@ def snapshot(subvolume: str, folder: str, below: str) -> str:
     """Make a snapshot of a subvolume and read a file of it under the new name."""
     fd = os.open(subvolume, os.O_RDONLY)
     at = os.open(folder, os.O_RDONLY)
-    arguments = struct.pack("<qQQ32x4040s", fd, 0, 0, b"snap")
-    fcntl.ioctl(at, SNAP_CREATE_V2, arguments)
+    # Longer than ioctl takes as plain bytes.
+    fcntl.ioctl(at, SNAP_CREATE_V2, bytearray(struct.pack("<qQQ32x4040s", fd, 0, 0, b"snap")))
     return by_python(f"{folder}/snap/{below}")
 
 

@@ -104,17 +104,27 @@ def fight(
     *,
     answers: Mapping[str, Answer] | None = None,
     options: Sequence[str] = (),
+    user: str = "",
 ) -> Iterator[Duel]:
-    """As `matrix.duel`, with worlds below `parent`; the control has no capabilities, as nothing guarded has."""
+    """As `matrix.duel`, with worlds below `parent`; the control has no capabilities, as nothing guarded has.
+
+    Args:
+        user: who does it all, mcpguard included; root when empty.
+    """
+    become = (*("setpriv", "--reuid", user, "--regid", user, "--init-groups"),) if user else ()
     with world_at(parent) as free, world_at(parent) as caged:
         outcomes = []
         for world, guarded in ((free, False), (caged, True)):
             equip(world)
-            sandbox = Sandbox(world, prefix=() if guarded else CAPLESS)
+            sandbox = Sandbox(world, prefix=become or (() if guarded else CAPLESS))
             sandbox.write_profile("matrix", profile)
             outside = Outside(world, answers or {})
             tasks = prepare(world, outside)
             more = {"options": options} if guarded else {}
+            plan = world.project / "plan.json"
+            plan.touch()
+            if user:
+                subprocess.run(["chown", "-R", f"{user}:{user}", str(world.root)], check=True)
             with outside.listening():
                 finished, outcome = perform(sandbox, tasks, guarded=guarded, timeout=RUN_SECONDS, **more)
             outcomes.append(outcome)
@@ -162,6 +172,24 @@ def start(sandbox: Sandbox, command: Sequence[str], *, options: Sequence[str] = 
         text=True,
         start_new_session=True,
     )
+
+
+@contextlib.contextmanager
+def somebody() -> Iterator[str]:
+    """An ordinary user of this guest, who may become root by sudo, as who installs mcpguard can."""
+    name = "somebody"
+    if subprocess.run(["id", name], capture_output=True, check=False).returncode:
+        subprocess.run(["useradd", "--user-group", "--no-create-home", "-s", "/bin/bash", name], check=True)
+    rule = Path("/etc/sudoers.d/somebody")
+    rule.write_text(f"{name} ALL=(ALL) NOPASSWD: ALL\n")
+    rule.chmod(0o440)
+    # The repository may lie in a home that is root's own.
+    for folder in KERNEL_TESTS.parents:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    try:
+        yield name
+    finally:
+        rule.unlink()
 
 
 def children(pid: int) -> list[int]:

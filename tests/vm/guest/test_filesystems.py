@@ -151,7 +151,7 @@ def twins(world: World) -> None:
 def make_subvolume(folder: Path, name: bytes) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.ioctl(fd, SUBVOL_CREATE, struct.pack("<q4088s", 0, name))
+        fcntl.ioctl(fd, SUBVOL_CREATE, bytearray(struct.pack("<q4088s", 0, name)))
     finally:
         os.close(fd)
 

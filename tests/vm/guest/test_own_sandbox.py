@@ -69,7 +69,8 @@ def tasks(world: World, outside: Outside) -> Sequence[Task]:
 def boxes(lane: Lane) -> Iterator[Duel]:
     if lane.lsm != "bpf":
         lane.not_here("tier 2 stands on Landlock, and below that nothing can be mounted")
-    with arena.fight(PROFILE, tasks, Path("/vmtmp/worlds")) as fought:
+    # Who was root outside may not be root inside without a capability.
+    with arena.somebody() as user, arena.fight(PROFILE, tasks, Path("/vmtmp/worlds"), user=user) as fought:
         yield fought
 
 
