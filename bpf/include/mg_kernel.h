@@ -196,6 +196,7 @@ struct task_struct {
 	int pid;
 	int tgid;
 	int exit_code;
+	unsigned int personality;
 	__u64 start_time;
 	__u64 self_exec_id;
 	struct task_struct *real_parent;
