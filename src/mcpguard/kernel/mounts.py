@@ -81,8 +81,12 @@ def attach(mount_fd: int, place_fd: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of the mount table: file system, which part of it, where, whether read-only; its number, and that of the one that
-    it stands on.
+    """One line of the mount table.
+
+    Attributes:
+        device, root: the file system, and which part of it.
+        point: where.
+        number, parent: its own number, and that of the mount it stands on.
     """
 
     device: str
