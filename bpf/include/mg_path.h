@@ -602,7 +602,7 @@ static long mg_feed(__u32 index, void *data)
 }
 
 /* The device of a superblock for `mg_roots`: its own, or for what the tree mounted in a user namespace of its own, what it
- * is judged like.
+ * is judged like. Others of those have none: the number of one that is gone is given to the next.
  */
 static __always_inline __u32 mg_device(struct super_block *sb)
 {
@@ -616,7 +616,7 @@ static __always_inline __u32 mg_device(struct super_block *sb)
 	case MG_MAGIC_DEVPTS:
 		return MG_KINDRED_DEVPTS;
 	}
-	return BPF_CORE_READ(sb, s_dev);
+	return 0;
 }
 
 /* Judge the object that a dentry stands for; it need not exist yet. In `seen`: what is allowed, and the rules of those

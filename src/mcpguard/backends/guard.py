@@ -97,6 +97,7 @@ HOOKS: dict[str, tuple[Hook, ...]] = {
     "guard_sockets": (
         Hook("unix_stream_connect", "unix sockets"),
         Hook("unix_may_send", "unix datagram sockets"),
+        Hook("socket_create", "other socket families"),
     ),
 }
 
@@ -215,10 +216,11 @@ class Guard:
         Raises:
             KernelError: the kernel refused something; decisions are made as before.
         """
-        self._generation += 1
-        first = self.session.slot * _PER_SLOT + 2 * (self._generation % 2)
+        # Counted when it is whole: after a failure the next attempt must not write over the policy that counts.
+        first = self.session.slot * _PER_SLOT + 2 * ((self._generation + 1) % 2)
         self._write(first, plan.files)
         self._write(first + 1, plan.sockets)
+        self._generation += 1
         return first, first + 1
 
     def add_shared_memory(self, indices: tuple[int, int], device: int, plan: GuardPlan) -> None:

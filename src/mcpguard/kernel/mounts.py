@@ -81,19 +81,29 @@ def attach(mount_fd: int, place_fd: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of the mount table: file system, which part of it, where, and whether read-only."""
+    """One line of the mount table.
+
+    Attributes:
+        device, root: the file system, and which part of it.
+        point: where.
+        number, parent: its own number, and that of the mount it stands on.
+    """
 
     device: str
     root: str
     point: str
     read_only: bool
+    number: int = 0
+    parent: int = 0
 
 
 def table(path: str = "/proc/self/mountinfo") -> list[Mount]:
     """The mounts of a namespace, this one's by default, in the order they were made."""
     with open(path, encoding="utf-8", errors="surrogateescape") as lines:
         found = [line.split(" ") for line in lines]
-    return [Mount(f[2], _unescaped(f[3]), _unescaped(f[4]), "ro" in f[5].split(",")) for f in found]
+    return [
+        Mount(f[2], _unescaped(f[3]), _unescaped(f[4]), "ro" in f[5].split(","), int(f[0]), int(f[1])) for f in found
+    ]
 
 
 def device_number(device: str) -> int:

@@ -6,7 +6,7 @@ mount point is walked here and its state kept for the kernel. Reads no file but 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mcpguard.kernel import mounts
@@ -76,21 +76,46 @@ class _Node:
 def _trees(mounted: Sequence[mounts.Mount]) -> dict[int, _Node]:
     """For each device, the tree of its mount roots. What cannot be reached by its path any more is left out."""
     trees: dict[int, _Node] = {}
-    for number, mount in enumerate(mounted):
-        if not mount.root.startswith("/") or mount.root.endswith("//deleted") or _covered(mount, mounted[number + 1 :]):
+    covered = _covered(mounted)
+    for mount in mounted:
+        if mount.number in covered or not mount.root.startswith("/") or mount.root.endswith("//deleted"):
             continue
         node = trees.setdefault(mounts.device_number(mount.device), _Node())
         for name in _names(mount.root):
             node = node.below.setdefault(name, _Node())
-        if len(node.points) < _abi.MG_NAMES_LIMIT and mount.point not in node.points:
+        if mount.point not in node.points:
             node.points.append(mount.point)
     for tree in trees.values():
         _number(tree, 0)
     return trees
 
 
-def _covered(mount: mounts.Mount, later: Iterable[mounts.Mount]) -> bool:
-    return any(is_below(mount.point, other.point) for other in later)
+def _covered(mounted: Sequence[mounts.Mount]) -> set[int]:
+    """Numbers of the mounts that no path leads to: something else was mounted on them, or between them and what they stand on.
+
+    The order of the table says nothing about that: the root of a booted system is younger than the /proc that moved into it.
+    """
+    there = {mount.number: mount for mount in mounted}
+    on: dict[int, set[str]] = {}
+    for mount in mounted:
+        if mount.parent != mount.number:
+            on.setdefault(mount.parent, set()).add(mount.point)
+
+    def is_cut_off(mount: mounts.Mount) -> bool:
+        return any(point != mount.point and is_below(mount.point, point) for point in on.get(mount.parent, ()))
+
+    def way(mount: mounts.Mount) -> Iterator[mounts.Mount]:
+        for _ in mounted:
+            yield mount
+            if mount.parent not in there:
+                return
+            mount = there[mount.parent]
+
+    return {
+        mount.number
+        for mount in mounted
+        if mount.point in on.get(mount.number, ()) or any(is_cut_off(step) for step in way(mount))
+    }
 
 
 def _names(root: str) -> list[bytes]:
@@ -130,10 +155,14 @@ def _entries(
 
 
 def _values(automaton: Automaton, image: Image, node: _Node) -> list[bytes]:
-    """One value for each mount point; one without a state for a directory that is only on the way."""
+    """One value for each mount point that the rules tell from the others; one without a state for a directory that is only on
+    the way. What has more than MG_NAMES_LIMIT of them is refused as a whole by the kernel: none of them may be left out.
+    """
     if not node.points:
         return [encode.place((), (0, 0, 0), 0, 0, node=node.number, names=0)]
-    return [_value(automaton, image, point, node=node.number, names=len(node.points)) for point in node.points]
+    states = dict.fromkeys(automaton.walk(point) for point in node.points)
+    kept = list(states)[: _abi.MG_NAMES_LIMIT + 1]
+    return [encode.place(*image.place(state), node=node.number, names=len(kept)) for state in kept]
 
 
 def _value(automaton: Automaton, image: Image, path: str, *, node: int = 0, names: int = 1) -> bytes:
