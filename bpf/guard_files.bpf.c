@@ -12,7 +12,7 @@ enum {
 	MG_O_TRUNC = 01000,
 	MG_PROT_READ = 1,
 	MG_PROT_EXEC = 4,
-	MG_READ_IMPLIES_EXEC = 0x0400000,	/* a personality that a task may give itself */
+	MG_READ_IMPLIES_EXEC = 0x400000,
 	MG_S_IFMT = 0xf000,
 	MG_S_IFDIR = 0x4000,
 	MG_RENAME_EXCHANGE = 2,
@@ -34,8 +34,9 @@ const volatile struct {
 
 static __always_inline __u32 mg_mode_access(__u32 mode)
 {
-	__u32 access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0);
+	__u32 access;
 
+	access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0);
 	return access ? access : MG_READ; /* for its ioctl commands only */
 }
 
@@ -78,42 +79,42 @@ MG_HOOK(file_receive)
 
 /* --- code ----------------------------------------------------------------------------------------------------- */
 
-/* The loader can be asked to run any file, and a library can be loaded from anywhere: both map the file as code. */
-static __always_inline int mg_map_code(const struct mg_session *session, struct file *file)
-{
-	if (!file)
-		return 0;
-	return mg_ask(session, mg_dentry_of_file((__u64)file), MG_EXECUTE, MG_OP_MAP, MG_DETAIL_MAPPED);
-}
-
-/* What was asked for is not all that is given. */
-static __always_inline int mg_becomes_code(__u64 protection)
+/* The session of a task that maps code. Its personality can make code of all that it reads. */
+static __always_inline struct mg_session *mg_maps_code(__u64 protection)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
+	struct mg_session *session = mg_guarded();
 
-	if (protection & MG_PROT_EXEC)
-		return 1;
-	return protection & MG_PROT_READ && BPF_CORE_READ(task, personality) & MG_READ_IMPLIES_EXEC;
+	if (!session || protection & MG_PROT_EXEC)
+		return session;
+	return protection & MG_PROT_READ && BPF_CORE_READ(task, personality) & MG_READ_IMPLIES_EXEC ? session : 0;
+}
+
+/* The loader can be asked to run any file, and a library can be loaded from anywhere: both map the file as code. */
+static __always_inline int mg_map_code(const struct mg_session *session, __u64 dentry)
+{
+	return mg_ask(session, dentry, MG_EXECUTE, MG_OP_MAP, MG_DETAIL_MAPPED);
 }
 
 MG_HOOK(mmap_file)
 {
-	struct mg_session *session = mg_guarded();
+	struct mg_session *session = mg_maps_code(mg_given(ctx, 1));
+	__u64 file = mg_given(ctx, 0);
 
-	if (!session || !mg_becomes_code(mg_given(ctx, 1)))
-		return 0;
-	return mg_map_code(session, (void *)mg_given(ctx, 0));
+	return session && file ? mg_map_code(session, mg_dentry_of_file(file)) : 0;
 }
 
 MG_HOOK(file_mprotect)
 {
-	struct mg_session *session = mg_guarded();
+	struct mg_session *session = mg_maps_code(mg_given(ctx, 1));
 	struct vm_area_struct *area;
+	struct file *file;
 
-	if (!session || !mg_becomes_code(mg_given(ctx, 1)))
+	if (!session)
 		return 0;
 	area = (void *)mg_given(ctx, 0);
-	return mg_map_code(session, BPF_CORE_READ(area, vm_file));
+	file = BPF_CORE_READ(area, vm_file);
+	return file ? mg_map_code(session, mg_dentry_of_file((__u64)file)) : 0;
 }
 
 /* --- names: made, removed, moved ------------------------------------------------------------------------------ */

@@ -71,3 +71,31 @@ MG_HOOK(unix_may_send)
 
 	return mg_guarded() ? mg_ask_peer((__u64)BPF_CORE_READ(other, sk), MG_OP_SEND) : 0;
 }
+
+enum { MG_AF_INET = 2, MG_AF_INET6 = 10, MG_AF_NETLINK = 16, MG_SOCK_RAW = 3, MG_SOCK_PACKET = 10 };
+
+/* What the filter of system calls refuses, for sockets that are made past it, through io_uring. */
+MG_HOOK(socket_create)
+{
+	__u32 family = mg_given(ctx, 0), type = mg_given(ctx, 1), protocol = mg_given(ctx, 2), kernel = mg_given(ctx, 3);
+
+	if (!mg_guarded() || kernel)
+		return 0;
+	switch (family) {
+	case MG_AF_UNIX:
+		return 0;
+	case MG_AF_INET:
+	case MG_AF_INET6:
+		if (type == MG_SOCK_RAW)
+			break;
+		barrier_var(type); /* or the compiler computes the answer, and the verifier cannot tell what it is */
+		if (type == MG_SOCK_PACKET)
+			break;
+		return 0;
+	case MG_AF_NETLINK:
+		if (protocol)
+			break;
+		return 0;
+	}
+	return -MG_EPERM;
+}

@@ -29,7 +29,7 @@ _SUMS = ("_sums", "_denied")
 _FACTS, _FACTS_BYTES = "facts", 1 << 14
 _FIRST = bytes(4)
 # A host that is short of something for a moment is no host without the hooks.
-_MOMENTARY = (errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENFILE, errno.EMFILE)
+MOMENTARY = (errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENFILE, errno.EMFILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,7 +397,7 @@ def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str
     try:
         opened.load()
     except KernelError as error:
-        if not spec.optional or error.errno in _MOMENTARY:
+        if not spec.optional or error.errno in MOMENTARY:
             raise
         facts["absent"][spec.name] = error.why[:500]
         return

@@ -91,8 +91,8 @@ class Engine:
         """
         if self._guard is None:
             return
-        self._plan = plan
         self._policies = self._guard.set_policy(plan)
+        self._plan = plan
         self._flags |= switches | (_abi.MG_SESSION_PEERS if self.tier == 1 else 0)
         if self._shared_memory is not None:
             self.arm(self._shared_memory)

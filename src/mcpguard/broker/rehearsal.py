@@ -15,6 +15,7 @@ from mcpguard.backends.landlock import STAGE
 from mcpguard.kernel import privileges
 from mcpguard.kernel.cgroup import Leaf
 
+NOT_TRIED = "the process that was to try could not"
 _TRIED = f"{STAGE}/rehearsal"
 
 
@@ -47,7 +48,7 @@ def not_refused(leaf: Leaf) -> list[str]:
     _pid, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     if code < 0 or code >> len(acts):
-        return ["the process that was to try could not"]
+        return [NOT_TRIED]
     return [name for place, (name, _number, _act) in enumerate(acts) if code >> place & 1]
 
 

@@ -208,7 +208,7 @@ class _Session:
         if "connect" in message:
             engine.update_connect(message["connect"])
         if "guard" in message:
-            with contextlib.suppress(ValueError):  # what was decided before still counts
+            with contextlib.suppress(ValueError, KernelError):  # what was decided before still counts
                 engine.set_guard(guard_from_json(message["guard"]), 0)
         if "hide" in message:
             covers.add(checked_paths(message["hide"]))

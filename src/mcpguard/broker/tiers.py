@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcpguard.backends import guard
-from mcpguard.backends.engine import Engine, Session
+from mcpguard.backends.engine import MOMENTARY, Engine, Session
 from mcpguard.backends.landlock import STAGE
 from mcpguard.broker import rehearsal
 from mcpguard.errors import HostError, KernelError
@@ -22,6 +22,7 @@ from mcpguard.wire import _abi
 
 WAYS = {1: guard.LSM, 2: guard.MODIFY_RETURN}
 LANDLOCK = 3
+_LASTING = ("host.no-bpf-lsm", "host.no-hooks", "host.tier")
 _ACTIVE_MODULES = "/sys/kernel/security/lsm"
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
@@ -52,8 +53,8 @@ def arm(leaf: Leaf, asked: int | None) -> Armed:
     """
     if asked is not None:
         return _try(leaf, asked)
-    reasons = _remembered()
-    found = dict(reasons)
+    remembered = _remembered()
+    found, lasting = dict(remembered), dict(remembered)
     for tier in WAYS:
         if tier in found:
             continue
@@ -61,14 +62,25 @@ def arm(leaf: Leaf, asked: int | None) -> Armed:
             armed = _try(leaf, tier)
         except (HostError, KernelError) as error:
             found[tier] = error.why
+            if _lasts(error):
+                lasting[tier] = error.why
             continue
         armed.reasons = {better: found[better] for better in found if better < tier}
         return armed
-    if found != reasons:
-        _remember(found)
+    if lasting != remembered:
+        _remember(lasting)
     armed = _try(leaf, LANDLOCK)
     armed.reasons = found
     return armed
+
+
+def _lasts(error: HostError | KernelError) -> bool:
+    """Whether the next launch would meet the same. A host that is short of something for a moment, by an agent's doing perhaps,
+    keeps its tier.
+    """
+    if isinstance(error, KernelError):
+        return error.errno not in MOMENTARY
+    return error.code in _LASTING
 
 
 def forget_remembered() -> None:
@@ -130,7 +142,8 @@ def _rehearse(leaf: Leaf, session: Session, tier: int) -> None:
             if missing
             else f"the programs are attached, and yet these were not refused: {', '.join(done)}"
         )
-        raise HostError(f"tier {tier} does not hold on this host", why=why, do="mcpguard doctor", code="host.tier")
+        code = "host.tier" if missing or done != [rehearsal.NOT_TRIED] else "host.rehearsal"
+        raise HostError(f"tier {tier} does not hold on this host", why=why, do="mcpguard doctor", code=code)
 
 
 def _memory() -> str:

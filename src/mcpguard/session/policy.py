@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mcpguard
 from mcpguard.errors import McpguardError, PolicyError, UsageError
+from mcpguard.kernel import cgroup, pins
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import Policy, User
@@ -251,12 +252,20 @@ def temporary_directory(home: str) -> str:
 
 
 def own_paths() -> tuple[str, ...]:
-    """What the agent may never write: this program with everything it imports, its profiles and its records."""
+    """What the agent may never write: this program with everything it imports, its profiles and its records, and the places in
+    the kernel that make it a member of its tree and hold what guards that. An agent of root's could write there.
+    """
     package = Path(mcpguard.__file__).resolve().parent
     libraries = package.parent if package.parent.name in ("site-packages", "dist-packages") else package
     environment = [Path(sys.prefix)] if sys.prefix != sys.base_prefix else []
     ours = (libraries, *environment, store.config_directory(), store.state_directory(), Path(PRIVILEGED_COPY))
-    return tuple(sorted({str(path.resolve()) for path in ours}))
+    tree = (
+        Path("/sys/fs/cgroup"),
+        Path(cgroup.unified_mount() or "/sys/fs/cgroup"),
+        Path(pins.ROOT),
+        Path(pins.LOCK).parent,
+    )
+    return tuple(sorted({str(path.resolve()) for path in (*ours, *tree)}))
 
 
 def _environment_rules() -> list[FileRule]:

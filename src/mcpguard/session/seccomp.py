@@ -52,6 +52,9 @@ SELF_SANDBOX = """
 chroot fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree open_tree_attr pivot_root setdomainname
 sethostname setns umount umount2
 """.split()  # noqa: SIM905 - as above
+# clone3 hides its flags in memory that a filter cannot read, and with them it can put a child of root's into another cgroup,
+# which is out of the tree. C libraries fall back to clone.
+CLONE3 = "clone3"
 # Programs try these first and do without them.
 MISSING = ("io_uring_setup", "io_uring_enter", "io_uring_register")
 
@@ -59,7 +62,7 @@ MISSING = ("io_uring_setup", "io_uring_enter", "io_uring_register")
 def cached_filter(switches: SystemSwitches, directory: Path, *, mounts: bool = False) -> bytes:
     """`build_filter`, kept in `directory` (the state directory, which no guarded process can write): loading libseccomp costs
     more than all the rest of a launch's planning."""
-    key = repr((__version__, platform.machine(), switches, mounts, REFUSED, MISSING)).encode()
+    key = repr((__version__, platform.machine(), switches, mounts, REFUSED, MISSING, CLONE3)).encode()
     path = directory / f"seccomp-{zlib.crc32(key):08x}-{len(key)}.bpf"
     try:
         program = path.read_bytes()
@@ -114,9 +117,8 @@ def build_filter(switches: SystemSwitches, *, mounts: bool = False) -> bytes:
     if not switches.io_uring:
         for name in MISSING:
             add(missing, name)
+    add(missing, CLONE3)
     if not switches.user_namespaces:
-        # clone3 hides its flags in memory that a filter cannot read; C libraries fall back to clone.
-        add(missing, "clone3")
         for flag in _NAMESPACE_FLAGS.values():
             add(refuse, "clone", arg(0, masked, flag, flag))
             add(refuse, "unshare", arg(0, masked, flag, flag))

@@ -1,0 +1,195 @@
+"""What a guarded tree of root's tries to get out, to be judged by another name, or to run what it may not.
+
+Each act of the attacker says what came of it; the controls show that it would succeed unguarded or where a rule allows it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from asked import Lane
+
+REPOSITORY = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.kernel
+
+ATTACKER = r"""
+import ctypes, errno, json, mmap, os, socket, struct, subprocess, sys
+place = json.loads(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+seen = {}
+
+def act(name, do):
+    try:
+        answer = do()
+        seen[name] = "done" if answer is None else answer
+    except OSError as error:
+        seen[name] = errno.errorcode.get(error.errno, str(error))
+
+def checked(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "a call")
+    return result
+
+def execute(path, *words):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.execv(path, [str(path), *words])
+        except OSError as error:
+            os._exit(error.errno)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        raise OSError(abs(code), "execution")
+
+def in_memory():
+    fd = os.memfd_create("program", 0)
+    with open("/bin/true", "rb") as program:
+        os.write(fd, program.read())
+    return fd
+
+def leave():
+    other = os.open("/sys/fs/cgroup", os.O_PATH)
+    words = struct.pack("=11Q", 0x200000000, 0, 0, 0, 17, 0, 0, 0, 0, 0, other)
+    pid = libc.syscall(435, words, len(words))
+    if pid == 0:
+        with open("/proc/self/cgroup") as groups:
+            os._exit("mcpguard" not in groups.read())
+    if os.waitstatus_to_exitcode(os.waitpid(checked(pid), 0)[1]):
+        return "left"
+
+def map_as_code():
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    fd = os.open(place["program"], os.O_RDONLY)
+    libc.personality(0x400000)
+    address = libc.mmap(None, 4096, mmap.PROT_READ, mmap.MAP_PRIVATE, fd, 0)
+    libc.personality(0)
+    if address == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), "mmap")
+
+def through_ring(family):
+    facts = ctypes.create_string_buffer(120)
+    ring = checked(libc.syscall(425, 8, facts))
+    entries, completions = struct.unpack_from("=2I", facts.raw, 0)
+    submission, completion = struct.unpack_from("=10I", facts.raw, 40), struct.unpack_from("=10I", facts.raw, 80)
+    size = max(submission[6] + entries * 4, completion[5] + completions * 16)
+    shared = mmap.mmap(ring, size)
+    queue = mmap.mmap(ring, entries * 64, offset=0x10000000)
+    queue[0:64] = struct.pack("=BBHiQQII", 45, 0, 0, family, socket.SOCK_STREAM, 0, 0, 0) + bytes(32)
+    struct.pack_into("=I", shared, submission[6], 0)
+    struct.pack_into("=I", shared, submission[1], 1)
+    checked(libc.syscall(426, ring, 1, 1, 1, None, 0))
+    result = struct.unpack_from("=Qi", shared, completion[5])[1]
+    if result < 0:
+        raise OSError(-result, "a request")
+
+act("read.allowed", lambda: open(place["allowed"]).close())
+act("read.fifth-name", lambda: open(place["fifth"]).close())
+act("cgroup.clone3", leave)
+act("cgroup.write", lambda: open("/sys/fs/cgroup/cgroup.procs", "a").close())
+act("pins.write", lambda: os.mkdir("/sys/fs/bpf/mcpguard/made"))
+act("execute.allowed", lambda: execute("/bin/true"))
+act("execute.script", lambda: execute(place["script"]))
+act("execute.program", lambda: execute(place["program"]))
+act("execute.memory", lambda: execute(f"/proc/self/fd/{in_memory()}"))
+act("map.personality", map_as_code)
+act("ring.inet", lambda: through_ring(socket.AF_INET))
+act("ring.alg", lambda: through_ring(socket.AF_ALG))
+print(json.dumps(seen))
+"""
+
+PROFILE = """
+name: attacked
+extends: [base]
+files:
+  read: [/]
+  write: [/]
+  execute: [{python}]
+  deny: [{fifth}/secret]
+system:
+  user_namespaces: true
+  io_uring: true
+"""
+
+
+@pytest.fixture(scope="module")
+def scene(lane: Lane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """A file system whose root has five names, with a rule on the fifth; a program and a script that may not be executed."""
+    folder = tmp_path_factory.mktemp("attacks")
+    names = [folder / f"name{number}" for number in range(1, 6)]
+    for name in names:
+        name.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "attacks", names[0]], check=True)
+    for name in names[1:]:
+        subprocess.run(["mount", "--bind", names[0], name], check=True)
+    (names[0] / "secret").write_text("secret")
+    tools = folder / "tools"
+    tools.mkdir()
+    (tools / "program").write_bytes(Path("/bin/true").read_bytes())
+    (tools / "script").write_text("#!/bin/sh\nexit 0\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    (folder / "workspace").mkdir()
+    (folder / "allowed").write_text("allowed")
+    yield {"folder": folder, "fifth": names[4], "through": names[0] / "secret", "tools": tools}
+    for name in reversed(names):
+        subprocess.run(["umount", name], check=False)
+
+
+@pytest.fixture(scope="module")
+def acts(lane: Lane, scene: dict[str, Path]) -> dict[str, str]:
+    """What came of each act of one guarded attacker, in the tier of this lane's hooks."""
+    folder = scene["folder"]
+    profile = folder / "attacked.yaml"
+    profile.write_text(PROFILE.format(python=sys.base_prefix, fifth=scene["fifth"]))
+    place = {
+        "allowed": str(folder / "allowed"),
+        "fifth": str(scene["through"]),
+        "script": str(scene["tools"] / "script"),
+        "program": str(scene["tools"] / "program"),
+    }
+    tier = "1" if lane.lsm == "bpf" else "2"
+    python = os.path.realpath(sys.executable)
+    command = ["run", "--tier", tier, "-p", str(profile), "--", python, "-I", "-S", "-c", ATTACKER, json.dumps(place)]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "mcpguard", *command],
+        cwd=folder / "workspace",
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "MCPGUARD_HOME": str(folder / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.stdout, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("act", ["read.allowed", "execute.allowed", "ring.inet"])
+def test_what_is_allowed_is_done(acts: dict[str, str], act: str) -> None:
+    assert acts[act] == "done"
+
+
+@pytest.mark.parametrize(
+    ("act", "refusals"),
+    [
+        ("read.fifth-name", ("EACCES",)),
+        ("cgroup.clone3", ("ENOSYS",)),
+        ("cgroup.write", ("EACCES", "EROFS")),
+        ("pins.write", ("EACCES", "EROFS")),
+        ("execute.script", ("EACCES",)),
+        ("execute.program", ("EACCES",)),
+        ("execute.memory", ("EACCES",)),
+        ("map.personality", ("EACCES",)),
+        ("ring.alg", ("EPERM",)),
+    ],
+)
+def test_what_would_lead_out_is_refused(acts: dict[str, str], act: str, refusals: tuple[str, ...]) -> None:
+    assert acts[act] in refusals
