@@ -20,7 +20,12 @@ PROFILE = """\
 name: matrix
 extends: [dev-tools]
 files:
-  write: ["{workspace}"]
+  write:
+    - "{workspace}"
+    # What makes a namespace usable; the kernel lets only its maker write them, once.
+    - "/proc/*/uid_map"
+    - "/proc/*/gid_map"
+    - "/proc/*/setgroups"
   execute: ["{workspace}"]
   readonly: ["{workspace}/locked"]
   deny: ["{workspace}/vault"]
