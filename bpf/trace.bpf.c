@@ -605,16 +605,20 @@ int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	const struct mg_session *session;
 	const struct mg_shape *shape;
 	struct mg_syscall call = {};
+	__u32 place;
 	int spoken;
 
 	call.number = mg_number((void *)ctx->args[0]);
 	call.result = ctx->args[1];
-	if (call.number >= MG_CALLS || mg_shapes[call.number].kind == MG_SHAPE_NONE)
+	/* Older verifiers forget the bounds of what comes back from the stack, so the place is masked and not compared. */
+	place = call.number;
+	barrier_var(place);
+	shape = &mg_shapes[place & (MG_CALLS - 1)];
+	if (call.number >= MG_CALLS || shape->kind == MG_SHAPE_NONE)
 		return mg_unlisted(ctx, &call);
 	session = mg_current_session();
 	if (!session)
 		return 0;
-	shape = &mg_shapes[call.number];
 	spoken = mg_take_word() == MG_SPOKEN;
 	if (shape->kind == MG_SHAPE_BIND) {
 		if (call.result)
