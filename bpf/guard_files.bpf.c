@@ -10,7 +10,6 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum {
 	MG_O_TRUNC = 01000,
-	MG_O_EXECUTE = 0x20,	/* the kernel's own opens of a program; among the flags, never in the mode */
 	MG_PROT_READ = 1,
 	MG_PROT_EXEC = 4,
 	MG_READ_IMPLIES_EXEC = 0x400000,
@@ -52,7 +51,7 @@ MG_HOOK(file_open)
 		return 0;
 	file = (void *)mg_given(ctx, 0);
 	flags = BPF_CORE_READ(file, f_flags);
-	access = flags & MG_O_EXECUTE ? MG_EXECUTE : mg_mode_access(BPF_CORE_READ(file, f_mode));
+	access = flags & MG_OPEN_FOR_EXEC ? MG_EXECUTE : mg_mode_access(BPF_CORE_READ(file, f_mode));
 	if (flags & MG_O_TRUNC)
 		access |= MG_WRITE;
 	dentry = mg_dentry_of_file((__u64)file);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Verdicts on what is no file: other processes, namespaces and mounts, and the kernel itself.
  *
- * The record of system calls tells of these refusals; nothing is written here.
+ * The record of system calls tells of these refusals. Where programs make such calls all the time and the kernel itself often
+ * says no, it lists only what was refused here.
  */
 #include "mg_judge.h"
 
@@ -16,6 +17,12 @@ static __always_inline __u64 mg_cgroup_of(__u64 address)
 	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 }
 
+static __always_inline int mg_refuse_told(void)
+{
+	mg_say(MG_OWED);
+	return -MG_EPERM;
+}
+
 /* Is a task of the caller's own tree? */
 static __always_inline int mg_is_own_task(__u64 task)
 {
@@ -28,15 +35,22 @@ static __always_inline int mg_is_own_task(__u64 task)
 		return mg_guarded() && !mg_is_own_task(mg_given(ctx, 0)) ? -MG_EPERM : 0; \
 	}
 
+/* The same for a call that is on record for our word alone. */
+#define MG_OWN_TREE_ONLY_TOLD(hook)							\
+	MG_HOOK(hook)									\
+	{										\
+		return mg_guarded() && !mg_is_own_task(mg_given(ctx, 0)) ? mg_refuse_told() : 0; \
+	}
+
 #define MG_OWN_TREE_ONLY(hook) MG_OWN_TREE_ONLY_OF(hook, security_##hook)
 
 MG_OWN_TREE_ONLY(ptrace_access_check)
 MG_OWN_TREE_ONLY(ptrace_traceme)
 MG_OWN_TREE_ONLY(task_kill)
-MG_OWN_TREE_ONLY(task_setnice)
-MG_OWN_TREE_ONLY(task_setioprio)
-MG_OWN_TREE_ONLY(task_setscheduler)
-MG_OWN_TREE_ONLY(task_movememory)
+MG_OWN_TREE_ONLY_TOLD(task_setnice)
+MG_OWN_TREE_ONLY_TOLD(task_setioprio)
+MG_OWN_TREE_ONLY_TOLD(task_setscheduler)
+MG_OWN_TREE_ONLY_TOLD(task_movememory)
 
 /* Who may send a signal when a file is ready is checked by user alone, so nobody else may be named. */
 MG_HOOK(file_fcntl)
@@ -48,11 +62,11 @@ MG_HOOK(file_fcntl)
 		return 0;
 	command = mg_given(ctx, 1);
 	if (command == MG_F_SETOWN_EX)
-		return -MG_EPERM;
+		return mg_refuse_told();
 	if (command != MG_F_SETOWN)
 		return 0;
 	pid = mg_given(ctx, 2);
-	return !pid || pid == (__s32)(bpf_get_current_pid_tgid() >> 32) ? 0 : -MG_EPERM;
+	return !pid || pid == (__s32)(bpf_get_current_pid_tgid() >> 32) ? 0 : mg_refuse_told();
 }
 
 #define MG_NEVER_OF(hook, function)			\

@@ -5,7 +5,7 @@
  * the tree made is its own business.
  */
 #include "mg_judge.h"
-#include "mg_unix.h"
+#include "mg_unix_rules.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -15,10 +15,25 @@ const volatile struct {
 	__u32 reserved;
 } mg_names SEC(".rodata.names") = {};
 
-static __always_inline int mg_ask_peer(__u64 address, __u8 op)
+/* By the rules for names, as the programs on the cgroup would. A function of its own, for the room on the stack. */
+static __noinline int mg_ask_name(const struct mg_session *session, struct unix_address *address, __u8 op)
+{
+	struct mg_answer answer = {};
+	struct mg_name name = {};
+
+	mg_read_name(&name, &address->name, BPF_CORE_READ(address, len));
+	mg_match_unix(session, &name, &answer);
+	if (!answer.verdict)
+		answer.verdict = session->flags & MG_SESSION_AUDIT ? MG_AUDIT : MG_DENY;
+	mg_report_unix(session, &name, &answer, op == MG_OP_SEND ? MG_NET_SENDMSG : MG_NET_CONNECT);
+	return answer.verdict == MG_DENY ? -MG_EPERM : 0;
+}
+
+static __always_inline int mg_ask_peer(__u64 socket, __u8 op)
 {
 	struct mg_session *session = mg_guarded();
-	struct unix_sock *peer = (void *)address;
+	struct unix_sock *peer = (void *)socket;
+	struct unix_address *address;
 	struct dentry *dentry;
 	struct mg_seen seen;
 	__u32 missing;
@@ -29,9 +44,10 @@ static __always_inline int mg_ask_peer(__u64 address, __u8 op)
 		return 0;
 	dentry = BPF_CORE_READ(peer, path.dentry);
 	if (!dentry) {
-		if (!BPF_CORE_READ(peer, addr))
-			return 0; /* it has no name: a pair, or a client that answers are sent to */
-		return mg_names.names_judged ? 0 : -MG_EPERM;
+		address = BPF_CORE_READ(peer, addr);
+		if (!address || mg_names.names_judged)
+			return 0; /* no name at all: a pair, or a client that answers are sent to */
+		return mg_ask_name(session, address, op);
 	}
 	mg_look_up(session->files, (__u64)dentry, MG_READ, &seen);
 	missing = MG_READ & seen.protected;

@@ -520,7 +520,7 @@ __noinline int mg_refused_call(const struct mg_session *session, const struct mg
 	record.argument2 = mg_argument(call, shape->argument + 1);
 	record.number = call->number;
 	record.result = -call->result;
-	record.op = shape->op;
+	record.op = shape->op ? shape->op : MG_CALL_PROCESS;
 	key.life = mg_life();
 	key.hash[0] = record.argument;
 	key.hash[1] = record.argument2;
@@ -582,11 +582,20 @@ static __always_inline int mg_is_refusal(const struct mg_shape *shape, long resu
 	return 0;
 }
 
-/* A word on a call that is no path call is about nothing that is on record here; it must not be taken for the next one. */
-static __always_inline void mg_forget_spoken(long result)
+/* A call that is on no list: a hook that refused it may have asked for a record. Any other word is about nothing that is on
+ * record here, and must not be taken for the next call.
+ */
+static __always_inline int mg_unlisted(struct bpf_raw_tracepoint_args *ctx, struct mg_syscall *call)
 {
-	if (result == -MG_EPERM || result == -MG_EACCES)
-		mg_take_spoken();
+	const struct mg_session *session;
+
+	if ((call->result != -MG_EPERM && call->result != -MG_EACCES) || mg_take_word() != MG_OWED)
+		return 0;
+	session = mg_current_session();
+	if (!session)
+		return 0;
+	mg_arguments((void *)ctx->args[0], call);
+	return mg_refused_call(session, call);
 }
 
 /* Most calls are of no interest: they leave before anything is asked. */
@@ -596,19 +605,21 @@ int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	const struct mg_session *session;
 	const struct mg_shape *shape;
 	struct mg_syscall call = {};
+	__u32 place;
 	int spoken;
 
 	call.number = mg_number((void *)ctx->args[0]);
 	call.result = ctx->args[1];
-	if (call.number >= MG_CALLS || mg_shapes[call.number].kind == MG_SHAPE_NONE) {
-		mg_forget_spoken(call.result);
-		return 0;
-	}
+	/* Older verifiers forget the bounds of what comes back from the stack, so the place is masked and not compared. */
+	place = call.number;
+	barrier_var(place);
+	shape = &mg_shapes[place & (MG_CALLS - 1)];
+	if (call.number >= MG_CALLS || shape->kind == MG_SHAPE_NONE)
+		return mg_unlisted(ctx, &call);
 	session = mg_current_session();
 	if (!session)
 		return 0;
-	shape = &mg_shapes[call.number];
-	spoken = mg_take_spoken();
+	spoken = mg_take_word() == MG_SPOKEN;
 	if (shape->kind == MG_SHAPE_BIND) {
 		if (call.result)
 			return 0;

@@ -107,13 +107,22 @@ def _accept_prebuilt(objects: Iterable[Path]) -> None:
 
 def _compile(stale: dict[Path, Path], clang: str) -> None:
     OBJECTS.mkdir(parents=True, exist_ok=True)
-    strip = find_strip(clang)
     for source, target in stale.items():
-        fresh = target.with_suffix(".new")
-        _run([clang, *_flags(), "-c", str(source), "-o", str(fresh)])
-        if strip:  # DWARF doubles the size and nothing reads it; BTF stays
-            _run([strip, "-g", str(fresh)])
-        fresh.replace(target)
+        compile_program(source, target, clang)
+
+
+def compile_program(source: Path, target: Path, clang: str) -> None:
+    """Compile one BPF program.
+
+    Raises:
+        BuildError: the compiler's own words when it refuses.
+    """
+    strip = find_strip(clang)
+    fresh = target.with_suffix(".new")
+    _run([clang, *_flags(), "-c", str(source), "-o", str(fresh)])
+    if strip:  # DWARF doubles the size and nothing reads it; BTF stays
+        _run([strip, "-g", str(fresh)])
+    fresh.replace(target)
 
 
 def _flags() -> list[str]:

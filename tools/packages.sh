@@ -70,6 +70,12 @@ if [[ ${1:-build} == vm ]]; then
     need xz-utils have_command xz
     need e2fsprogs have_command mkfs.ext4
     need btrfs-progs have_command mkfs.btrfs
+    # What the guests' tests drive: a sandbox that agents use, another user, and the static actor.
+    need bubblewrap have_command bwrap
+    need sudo have_command sudo
+    need passwd have_command useradd
+    need gcc have_command gcc
+    need libc6-dev have_file /usr/include/stdio.h
     need dpkg have_command dpkg-deb
 fi
 

@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 2
+#define MG_ABI_VERSION 3
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -24,7 +24,7 @@ enum mg_limit {
 	MG_POLICIES_LIMIT = 1024,	/* a session has one of files and one of sockets, and new ones while an edit goes live */
 	MG_FACTORS_LIMIT = 8,
 	MG_NAMES_LIMIT = 4,	/* of one object, by mounts */
-	MG_BRANCH_BYTES = 32,	/* of a name on the way to a mount root; a longer one takes two steps, up to twice as many bytes */
+	MG_BRANCH_BYTES = 32,	/* of a name on the way to a mount root; a longer one takes several steps */
 };
 
 enum mg_record_kind {
@@ -123,6 +123,7 @@ enum mg_call_op {
 	MG_CALL_CHROOT = 16,
 	MG_CALL_HANDLE = 17,
 	MG_CALL_IDENTITY = 18,
+	MG_CALL_PROCESS = 19,	/* refused by a hook: priority, scheduling or memory of another process, signals by a file */
 };
 
 /* First part of every record. */
@@ -296,9 +297,9 @@ struct mg_policy {
 
 /* What the automaton knows at a place. */
 struct mg_state {
-	__u32 at[MG_FACTORS_LIMIT];	/* line of each factor's state */
+	__u32 at[MG_FACTORS_LIMIT];	/* line of the state where each factor begins the next name */
 	__u32 ranks[3];
-	__u32 reserved;
+	__u32 pinned;		/* a rule would lose hold of something below, if this place moved */
 	__u64 matched;
 	__u64 excepted;
 };

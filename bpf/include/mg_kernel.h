@@ -14,10 +14,35 @@
 
 #define MG_FMODE_READ 0x1
 #define MG_FMODE_WRITE 0x2
+#define MG_OPEN_FOR_EXEC 0x20	/* in f_flags; no program can give it */
 #define MG_FMODE_PATH 0x4000
 #define MG_FMODE_CREATED 0x100000
 #define MG_MNT_INTERNAL 0x4000
 #define MG_SIGNAL_GROUP_EXIT 0x4
+
+/* Kernels from 6.2 on let a program read a word at any address without a call; the programs live off such reads. */
+extern void *bpf_rdonly_cast(void *object, __u32 type) __ksym __weak;
+
+enum special_kfunc_type {
+	KF_bpf_rdonly_cast,
+};
+
+#define MG_READS_FREELY bpf_core_enum_value_exists(enum special_kfunc_type, KF_bpf_rdonly_cast)
+
+/* A field, or a field of a struct in it, of the object at an address; 0 where nothing can be read. */
+#define MG_READ(type, address, field)								\
+	({											\
+		type *object_ = (void *)(__u64)(address);					\
+		__u64 value_;									\
+												\
+		if (MG_READS_FREELY) {								\
+			object_ = bpf_rdonly_cast(object_, bpf_core_type_id_kernel(type));	\
+			value_ = (__u64)object_->field;						\
+		} else {									\
+			value_ = (__u64)BPF_CORE_READ(object_, field);				\
+		}										\
+		value_;										\
+	})
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -53,7 +78,23 @@ struct inode {
 	struct super_block *i_sb;
 };
 
+/* Two words in a row. */
+struct list_head {
+	struct list_head *next;
+	struct list_head *prev;
+};
+
+/* The kernel's own are called by their typedefs, and hold more where locks are debugged. */
+struct seqcount {
+	__u32 sequence;
+};
+
+struct seqcount_spinlock {
+	struct seqcount seqcount;
+};
+
 struct dentry {
+	struct seqcount_spinlock d_seq;
 	struct dentry *d_parent;
 	struct qstr d_name;
 	struct inode *d_inode;

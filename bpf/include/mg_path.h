@@ -5,8 +5,10 @@
  * Where the host has mounted which part of which file system is known beforehand: `mg_roots` and `mg_branches` hold the state
  * of the automaton at those places. A part that is mounted twice has two names, and a rule on either counts.
  *
- * A program can be preempted on some kernels, so all state lives on the stack. There is little of it: the directories above
- * are kept MG_BLOCK at a time, and a deep path is climbed once for each block.
+ * A program can be preempted on some kernels, so all state lives on the stack. There is little of it: of the directories above
+ * MG_BLOCK are kept at a time, and the way to each further block is climbed from a mark.
+ *
+ * What a walk costs is calls: of helpers, and of the functions that loops call. Reading one more word costs nothing beside them.
  */
 #ifndef MG_PATH_H
 #define MG_PATH_H
@@ -15,6 +17,7 @@
 
 enum {
 	MG_BLOCK = 8,	/* a power of two, to be masked with */
+	MG_MARKS = 2,	/* another one */
 	MG_CHUNK = 16,
 	MG_LONGEST_NAME = 255,
 	MG_DEEPEST_PATH = 1024,	/* directories and the file */
@@ -22,8 +25,8 @@ enum {
 	MG_MOST_STEPS = 1 << 17,
 };
 
-/* A state line: base, other, slash, out; then what `out` and the flags of an output row mean (policy/image.py). */
-enum { MG_CARRIES = 1u << 31, MG_OUT_LINE = ~MG_CARRIES, MG_PINNED = 1 << 10 };
+/* A state line: base, other, slash, out; then what `out` means (policy/image.py). */
+enum { MG_CARRIES = 1u << 31, MG_PINNED = 1u << 30, MG_OUT_LINE = MG_PINNED - 1 };
 
 enum { MG_SB_NOUSER = 1u << 31, MG_SB_KERNMOUNT = 1 << 22 };
 enum { MG_MAGIC_TMPFS = 0x01021994, MG_MAGIC_PROC = 0x9fa0, MG_MAGIC_DEVPTS = 0x1cd1, MG_MAGIC_HUGETLBFS = 0x958458f6 };
@@ -67,8 +70,7 @@ struct {
 } mg_branches SEC(".maps");
 
 /* The kernel's own sequence count of every rename; odd while one is going on. Kernels that keep no names of data have it
- * under no name: there a name may be read while it changes, half old and half new. The tree itself can only move directories
- * between places below which all is judged alike, so it gains nothing by that.
+ * under no name.
  */
 extern const void rename_lock __ksym __weak;
 
@@ -88,31 +90,38 @@ struct mg_seen {
  */
 struct mg_lookup {
 	struct mg_state state;
-	__u64 chain[MG_BLOCK];	/* dentries from position `filled` on; position 0 is the object itself */
-	__u8 chunk[MG_CHUNK];
+	__u64 chain[MG_BLOCK];	/* addresses of names, of `filled` and the next positions; position 0 is the object itself */
+	__u8 lengths[MG_BLOCK];
+	__u64 marks[MG_MARKS];	/* the dentries at each MG_BLOCK positions */
+	union {
+		__u8 chunk[MG_CHUNK];
+		__u64 words[2];
+	};
 	__u64 leaf;
 	__u64 root;
 	union {
 		__u64 here;	/* while climbing */
 		__u64 name;	/* address of what is left of the current name */
 	};
-	__u32 line, base, other, slash, out; /* the current state of the current factor */
 	__u32 policy;
 	__u32 device;
-	__u32 sequence;
+	__u32 sequence;		/* differs when something was renamed: on the host, or when `careful` on the way to the root */
 	__u32 node;		/* of the tree of mount roots; 0: none below */
 	__u16 depth;
 	__u16 todo;		/* positions from here to 0 are still to be fed */
 	__u16 filled;
 	__u16 left;		/* bytes of the current name */
+	__u16 met;		/* names met so far in this pass */
 	__u8 bytes;		/* of them in `chunk` */
 	__u8 factors;
+	__u8 settled;		/* factors that no further name can change */
 	__u8 asked;
 	__u8 which;		/* the name that this pass is about */
-	__u8 met;		/* names met so far in this pass */
 	__u8 known;		/* the state counts */
 	__u8 begins;		/* `chunk` begins a name */
 	__u8 going;		/* a pass has begun */
+	__u8 careful;
+	__u8 moving;		/* something was just being renamed */
 	__u8 done;
 	__u8 detail;
 	__u8 tries;
@@ -156,52 +165,12 @@ static __always_inline struct mg_policy *mg_policy_of(__u32 policy)
 	return bpf_map_lookup_elem(&mg_policies, &policy);
 }
 
-static __always_inline int mg_enter(struct mg_machine *machine, __u32 at)
-{
-	struct mg_line *line = mg_line_at(machine, at);
-	struct mg_lookup *walk = machine->walk;
-
-	if (!line)
-		return 0;
-	walk->line = at;
-	walk->base = line->words[0];
-	walk->other = line->words[1];
-	walk->slash = line->words[2];
-	walk->out = line->words[3];
-	return 1;
-}
-
-static long mg_feed_byte(__u32 index, void *data)
-{
-	struct mg_machine *machine = data;
-	struct mg_lookup *walk = machine->walk;
-	__u32 cell, next = walk->other;
-	struct mg_line *line;
-
-	if (index >= MG_CHUNK || index >= walk->bytes)
-		return 1;
-	if (walk->base) {
-		cell = walk->base + walk->chunk[index];
-		line = mg_line_at(machine, cell >> 1);
-		if (!line)
-			return mg_refuse(walk, MG_DETAIL_NO_POLICY);
-		cell = (cell & 1) * 2;
-		if (line->words[cell] == walk->line)
-			next = line->words[cell + 1];
-	} else if (next == walk->line) {
-		return 1; /* whatever follows in this name, the state stays */
-	}
-	if (next != walk->line && !mg_enter(machine, next))
-		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
-	return 0;
-}
-
 /* What holds from this place on: ranks rise, guards are added. */
-static __always_inline int mg_carry(struct mg_machine *machine)
+static __always_inline int mg_carry(struct mg_machine *machine, __u32 row)
 {
 	struct mg_lookup *walk = machine->walk;
-	struct mg_line *ranks = mg_line_at(machine, walk->out & MG_OUT_LINE);
-	struct mg_line *guards = mg_line_at(machine, (walk->out & MG_OUT_LINE) + 1);
+	struct mg_line *ranks = mg_line_at(machine, row);
+	struct mg_line *guards = mg_line_at(machine, row + 1);
 
 	if (!ranks || !guards)
 		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
@@ -216,20 +185,63 @@ static __always_inline int mg_carry(struct mg_machine *machine)
 	return 0;
 }
 
+/* One factor takes the bytes in `chunk`; at the end of a name it is left where the next one begins. */
 static long mg_feed_factor(__u32 index, void *data)
 {
 	struct mg_machine *machine = data;
 	struct mg_lookup *walk = machine->walk;
+	struct mg_line *state, *cell;
+	__u32 from, at, base, other, byte, only = 0;
 
-	if (index >= MG_FACTORS_LIMIT || index >= walk->factors)
+	if (index >= MG_FACTORS_LIMIT)
 		return 1;
-	if (!mg_enter(machine, walk->state.at[index]) || (walk->begins && !mg_enter(machine, walk->slash)))
+	if (walk->settled >> index & 1)
+		return 0;
+	from = at = walk->state.at[index];
+	state = mg_line_at(machine, at);
+	if (!state)
 		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
-	bpf_loop(MG_CHUNK, mg_feed_byte, machine, 0);
-	walk->state.at[index] = walk->line;
-	if (!walk->left && walk->out & MG_CARRIES)
-		return mg_carry(machine);
-	return 0;
+	base = state->words[0];
+	other = state->words[1];
+	if (walk->begins && !base)
+		only = other; /* every name begins alike */
+	for (byte = 0; byte < MG_CHUNK; byte++) {
+		if (byte >= walk->bytes)
+			break;
+		if (base) {
+			cell = mg_line_at(machine, base + walk->chunk[byte]);
+			if (!cell)
+				return mg_refuse(walk, MG_DETAIL_NO_POLICY);
+			if (cell->words[0] == at) {
+				at = cell->words[1];
+				base = cell->words[2];
+				other = cell->words[3];
+				state = 0;
+				continue;
+			}
+		} else if (other == at) {
+			break; /* whatever follows in this name, the state stays */
+		}
+		at = other;
+		state = mg_line_at(machine, at);
+		if (!state)
+			return mg_refuse(walk, MG_DETAIL_NO_POLICY);
+		base = state->words[0];
+		other = state->words[1];
+	}
+	walk->state.at[index] = at;
+	if (walk->left)
+		return 0;
+	if (!state)
+		state = mg_line_at(machine, at);
+	if (!state)
+		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
+	walk->state.at[index] = state->words[2];
+	if (state->words[3] & MG_PINNED)
+		walk->state.pinned = 1;
+	else if (at == only && !base && other == at && state->words[2] == from)
+		walk->settled |= 1 << index; /* and ends alike, where it began */
+	return state->words[3] & MG_CARRIES ? mg_carry(machine, state->words[3] & MG_OUT_LINE) : 0;
 }
 
 /* Every factor takes the bytes in `chunk`. */
@@ -242,17 +254,39 @@ __noinline int mg_feed_chunk(struct mg_lookup *walk)
 	machine.lines = mg_lines_of(walk->policy);
 	if (!machine.lines)
 		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
-	bpf_loop(MG_FACTORS_LIMIT, mg_feed_factor, &machine, 0);
+	walk->state.pinned = 0;
+	bpf_loop(walk->factors, mg_feed_factor, &machine, 0);
 	return 0;
 }
 
 /* --- the way to the root -------------------------------------------------------------------------------------- */
 
-static __always_inline __u64 mg_parent(__u64 address)
-{
-	struct dentry *dentry = (void *)address;
+/* Three of a dentry's own words, as they lie in almost every kernel. */
+struct mg_entry {
+	__u64 parent;
+	__u32 hash;
+	__u32 length;
+	__u64 name;
+};
 
-	return (__u64)BPF_CORE_READ(dentry, d_parent);
+static __always_inline void mg_read_entry(struct mg_entry *entry, __u64 dentry)
+{
+	__u32 at = bpf_core_field_offset(struct dentry, d_parent);
+
+	if (!MG_READS_FREELY &&
+	    bpf_core_field_offset(struct dentry, d_name.len) == at + __builtin_offsetof(struct mg_entry, length) &&
+	    bpf_core_field_offset(struct dentry, d_name.name) == at + __builtin_offsetof(struct mg_entry, name)) {
+		bpf_probe_read_kernel(entry, sizeof(*entry), (void *)(dentry + at));
+		return;
+	}
+	entry->parent = MG_READ(struct dentry, dentry, d_parent);
+	entry->length = MG_READ(struct dentry, dentry, d_name.len);
+	entry->name = MG_READ(struct dentry, dentry, d_name.name);
+}
+
+static __always_inline __u64 mg_parent(__u64 dentry)
+{
+	return MG_READ(struct dentry, dentry, d_parent);
 }
 
 static __always_inline __u32 mg_sequence(void)
@@ -264,20 +298,40 @@ static __always_inline __u32 mg_sequence(void)
 	return sequence;
 }
 
+/* Each directory has a count of its own, too. */
+static __always_inline void mg_count_moves(struct mg_lookup *walk)
+{
+	__u32 sequence = MG_READ(struct dentry, walk->here, d_seq.seqcount.sequence);
+
+	walk->sequence = mg_mix(mg_mix(walk->sequence, walk->here), sequence);
+	walk->moving |= sequence & 1;
+}
+
+static __always_inline void mg_keep_name(struct mg_lookup *walk, __u32 position, const struct mg_entry *entry)
+{
+	position &= MG_BLOCK - 1;
+	walk->chain[position] = entry->name;
+	walk->lengths[position] = entry->length > MG_LONGEST_NAME ? 0 : entry->length;
+}
+
 /* A loop's data must lie on the stack of who calls it, so these three get the address of a pointer. */
 static long mg_climb(__u32 index, void *data)
 {
 	struct mg_lookup *walk = *(struct mg_lookup **)data;
-	__u64 parent;
+	struct mg_entry entry = {};
+	__u32 mark = index / MG_BLOCK;
 
 	if (walk->here == walk->root)
 		return 1;
-	if (index < MG_BLOCK)
-		walk->chain[index] = walk->here;
-	parent = mg_parent(walk->here);
-	if (parent == walk->here || !parent)
+	if (walk->careful)
+		mg_count_moves(walk);
+	mg_read_entry(&entry, walk->here);
+	mg_keep_name(walk, index, &entry);
+	if (!(index % MG_BLOCK) && mark - 1 < MG_MARKS)
+		walk->marks[(mark - 1) & (MG_MARKS - 1)] = walk->here;
+	if (entry.parent == walk->here || !entry.parent)
 		return mg_refuse(walk, MG_DETAIL_DETACHED);
-	walk->here = parent;
+	walk->here = entry.parent;
 	walk->depth = index + 1;
 	return 0;
 }
@@ -289,11 +343,12 @@ __noinline int mg_measure(struct mg_lookup *walk)
 		return 0;
 	walk->done = 0;
 	walk->detail = MG_DETAIL_NONE;
-	walk->sequence = mg_sequence();
+	walk->sequence = walk->careful ? 0 : mg_sequence();
+	walk->moving = walk->sequence & 1;
 	walk->here = walk->leaf;
 	walk->depth = 0;
-	walk->filled = 0;
 	bpf_loop(MG_DEEPEST_PATH, mg_climb, &walk, 0);
+	walk->filled = walk->depth > MG_BLOCK ? walk->depth - MG_BLOCK : 0;
 	if (!walk->done && walk->here != walk->root)
 		mg_refuse(walk, MG_DETAIL_DEEP);
 	return 0;
@@ -310,37 +365,44 @@ static long mg_ascend(__u32 index, void *data)
 static long mg_keep(__u32 index, void *data)
 {
 	struct mg_lookup *walk = *(struct mg_lookup **)data;
+	struct mg_entry entry = {};
 
-	if (index >= MG_BLOCK)
-		return 1;
-	walk->chain[index] = walk->here;
-	walk->here = mg_parent(walk->here);
+	mg_read_entry(&entry, walk->here);
+	mg_keep_name(walk, index, &entry);
+	walk->here = entry.parent;
+	return 0;
+}
+
+/* Keep the names of the block that holds position `todo`. */
+__noinline int mg_keep_block(struct mg_lookup *walk)
+{
+	__u32 from, mark;
+
+	if (!walk)
+		return 0;
+	from = walk->todo & ~(MG_BLOCK - 1);
+	mark = from / MG_BLOCK;
+	if (mark > MG_MARKS)
+		mark = MG_MARKS;
+	walk->here = mark ? walk->marks[(mark - 1) & (MG_MARKS - 1)] : walk->leaf;
+	bpf_loop((from - mark * MG_BLOCK) & (MG_DEEPEST_PATH - 1), mg_ascend, &walk, 0);
+	bpf_loop(MG_BLOCK, mg_keep, &walk, 0);
+	walk->filled = from;
 	return 0;
 }
 
 /* Begin the name at position `todo`. */
-__noinline int mg_next_name(struct mg_lookup *walk)
+static __always_inline void mg_next_name(struct mg_lookup *walk)
 {
-	struct dentry *dentry;
-	__u32 at, from;
+	__u32 at = walk->todo & (MG_BLOCK - 1);
 
-	if (!walk)
-		return 0;
-	at = walk->todo & (MG_BLOCK - 1);
-	from = walk->todo & ~(MG_BLOCK - 1);
-	if (walk->filled != from) {
-		walk->here = walk->leaf;
-		bpf_loop(from & (MG_DEEPEST_PATH - 1), mg_ascend, &walk, 0);
-		bpf_loop(MG_BLOCK, mg_keep, &walk, 0);
-		walk->filled = from;
-	}
-	dentry = (void *)walk->chain[at];
+	if ((__u32)(walk->todo - walk->filled) >= MG_BLOCK)
+		mg_keep_block(walk);
 	walk->begins = 1;
-	walk->left = BPF_CORE_READ(dentry, d_name.len);
-	walk->name = (__u64)BPF_CORE_READ(dentry, d_name.name);
-	if (!walk->left || walk->left > MG_LONGEST_NAME || !walk->name)
+	walk->left = walk->lengths[at];
+	walk->name = walk->chain[at];
+	if (!walk->left || !walk->name)
 		mg_refuse(walk, MG_DETAIL_DETACHED);
-	return 0;
 }
 
 /* --- places that are mounted ---------------------------------------------------------------------------------- */
@@ -351,6 +413,7 @@ static __always_inline void mg_meet(struct mg_lookup *walk, const struct mg_plac
 	if (walk->which >= walk->met && walk->which - walk->met < place->names) {
 		walk->state = other ? other->state : place->state;
 		walk->known = 1;
+		walk->settled = 0;
 	}
 	walk->met += place->names;
 	walk->node = place->node;
@@ -387,7 +450,7 @@ static __always_inline struct mg_place *mg_next_piece(struct mg_lookup *walk, st
 {
 	__u32 bytes = walk->left - from;
 
-	if (bytes > 2 * MG_BRANCH_BYTES)
+	if (bytes > MG_LONGEST_NAME)
 		return 0;
 	key->left = bytes;
 	if (bytes > MG_BRANCH_BYTES)
@@ -398,31 +461,49 @@ static __always_inline struct mg_place *mg_next_piece(struct mg_lookup *walk, st
 	return bpf_map_lookup_elem(&mg_branches, key);
 }
 
+struct mg_stepping {
+	struct mg_lookup *walk;
+	struct mg_branch_key key;
+	__u32 from;
+};
+
+/* A piece of a long name that is not its last one. */
+static long mg_pass_piece(__u32 index, void *data)
+{
+	struct mg_stepping *stepping = data;
+	struct mg_place *place;
+
+	if (stepping->walk->left - stepping->from <= MG_BRANCH_BYTES)
+		return 1;
+	place = mg_next_piece(stepping->walk, &stepping->key, stepping->from);
+	stepping->key.node = place ? place->node : 0;
+	stepping->from += MG_BRANCH_BYTES;
+	return !place;
+}
+
 /* The current name may be a step on the way to a mount root. Where this pass's name of the object begins at it, its state
  * is known, and nothing of the name is left to be fed.
  */
 __noinline int mg_branch(struct mg_lookup *walk)
 {
+	struct mg_stepping stepping = { .walk = walk };
 	struct mg_place *place, *other = 0;
-	struct mg_branch_key key = {};
-	__u8 met;
+	__u16 met;
 
 	if (!walk)
 		return 0;
-	key.policy = walk->policy;
-	key.device = walk->device;
-	key.node = walk->node;
+	stepping.key.policy = walk->policy;
+	stepping.key.device = walk->device;
+	stepping.key.node = walk->node;
 	walk->node = 0;
-	place = mg_next_piece(walk, &key, 0);
-	if (place && key.left > MG_BRANCH_BYTES) {
-		key.node = place->node;
-		place = mg_next_piece(walk, &key, MG_BRANCH_BYTES);
-	}
+	if (walk->left > MG_BRANCH_BYTES)
+		bpf_loop(MG_LONGEST_NAME / MG_BRANCH_BYTES, mg_pass_piece, &stepping, 0);
+	place = stepping.key.node ? mg_next_piece(walk, &stepping.key, stepping.from) : 0;
 	if (!place)
 		return 0;
 	if (walk->which > walk->met && walk->which - walk->met < place->names) {
-		key.name = walk->which - walk->met;
-		other = bpf_map_lookup_elem(&mg_branches, &key);
+		stepping.key.name = walk->which - walk->met;
+		other = bpf_map_lookup_elem(&mg_branches, &stepping.key);
 		if (!other)
 			return mg_refuse(walk, MG_DETAIL_NO_POLICY);
 	}
@@ -456,77 +537,46 @@ static __always_inline __u32 mg_highest(__u64 bits)
 	return bits ? place + 1 : 0;
 }
 
-struct mg_concluding {
-	struct mg_machine machine;
-	struct mg_seen *seen;
-};
-
-/* One access. A rule that protects wins over what any name allows. */
-static long mg_conclude_access(__u32 index, void *data)
-{
-	struct mg_concluding *concluding = data;
-	struct mg_machine *machine = &concluding->machine;
-	struct mg_lookup *walk = machine->walk;
-	struct mg_seen *seen = concluding->seen;
-	struct mg_policy *policy = mg_policy_of(walk->policy);
-	__u32 rank, guard, bit = 1 << (index & 3);
-
-	if (index >= 3 || !policy)
-		return 1;
-	rank = walk->state.ranks[index];
-	seen->below = mg_mix(seen->below, rank);
-	guard = mg_highest(walk->state.matched & ~walk->state.excepted & policy->guard_masks[index]);
-	if (guard) {
-		guard = mg_word(machine, policy->guards, guard - 1);
-		if (guard > rank)
-			rank = guard;
-	}
-	if (rank && rank < policy->protect_from) {
-		seen->allowed |= bit;
-		return 0;
-	}
-	if (rank) {
-		seen->protected |= bit;
-		seen->pinned = 1;
-	}
-	if (walk->asked & bit && (rank || !seen->rules[index]))
-		seen->rules[index] = mg_word(machine, policy->rules, rank);
-	return 0;
-}
-
-/* What lies below: the flags of every factor, and what they would do after a slash. */
-static long mg_look_below(__u32 index, void *data)
-{
-	struct mg_concluding *concluding = data;
-	struct mg_machine *machine = &concluding->machine;
-	struct mg_lookup *walk = machine->walk;
-	struct mg_line *ranks;
-
-	if (index >= MG_FACTORS_LIMIT || index >= walk->factors || !mg_enter(machine, walk->state.at[index]))
-		return 1;
-	ranks = mg_line_at(machine, walk->out & MG_OUT_LINE);
-	if (!ranks || ranks->words[3] & MG_PINNED)
-		concluding->seen->pinned = 1;
-	concluding->seen->below = mg_mix(concluding->seen->below, walk->slash);
-	return 0;
-}
-
-/* Add what one name of the object says. */
+/* Add what one name of the object says. A rule that protects wins over what any name allows. */
 static __always_inline void mg_conclude(struct mg_lookup *walk, struct mg_seen *seen)
 {
-	struct mg_concluding concluding = { .machine = { .walk = walk }, .seen = seen };
+	struct mg_machine machine = { .lines = mg_lines_of(walk->policy), .walk = walk };
+	struct mg_policy *policy = mg_policy_of(walk->policy);
+	__u32 rank, guard, index;
 
-	concluding.machine.lines = mg_lines_of(walk->policy);
-	if (!concluding.machine.lines) {
+	if (!machine.lines || !policy) {
 		mg_refuse(walk, MG_DETAIL_NO_POLICY);
 		return;
 	}
-	bpf_loop(3, mg_conclude_access, &concluding, 0);
-	bpf_loop(MG_FACTORS_LIMIT, mg_look_below, &concluding, 0);
-	seen->below = mg_mix(mg_mix(seen->below, walk->state.matched), walk->state.excepted);
+	for (index = 0; index < 3; index++) {
+		rank = walk->state.ranks[index];
+		seen->below = mg_mix(seen->below, rank);
+		guard = mg_highest(walk->state.matched & ~walk->state.excepted & policy->guard_masks[index]);
+		if (guard) {
+			guard = mg_word(&machine, policy->guards, guard - 1);
+			if (guard > rank)
+				rank = guard;
+		}
+		if (rank && rank < policy->protect_from) {
+			seen->allowed |= 1 << index;
+			continue;
+		}
+		if (rank) {
+			seen->protected |= 1 << index;
+			seen->pinned = 1;
+		}
+		if (walk->asked >> index & 1 && (rank || !seen->rules[index]))
+			seen->rules[index] = mg_word(&machine, policy->rules, rank);
+	}
+	for (index = 0; index < MG_FACTORS_LIMIT; index++)
+		seen->below = mg_mix(seen->below, walk->state.at[index]);
+	seen->below = mg_mix(mg_mix(mg_mix(seen->below, walk->state.matched), walk->state.excepted), walk->node);
+	/* What is mounted elsewhere and lies below is known by its way there. */
+	if (walk->state.pinned || walk->node)
+		seen->pinned = 1;
 }
 
-/* A pass has come to its end: is another one needed, for another name, or because directories moved meanwhile? */
+/* A pass has come to its end. 1: it was the last one; 0: another one is needed, for another name. */
 __noinline int mg_end_pass(struct mg_lookup *walk, struct mg_seen *seen)
 {
 	if (!walk || !seen)
@@ -542,22 +592,41 @@ __noinline int mg_end_pass(struct mg_lookup *walk, struct mg_seen *seen)
 			return 0;
 		mg_refuse(walk, MG_DETAIL_NAMES);
 	}
-	walk->done = 1;
-	if (!(walk->sequence & 1) && walk->sequence == mg_sequence())
-		return 0;
-	walk->detail = MG_DETAIL_UNSTABLE;
-	walk->which = 0;
-	if (++walk->tries < MG_MOST_TRIES) {
-		walk->done = 0;
-		__builtin_memset(seen, 0, sizeof(*seen));
-	}
-	return 0;
+	return 1;
 }
 
 struct mg_looking {
 	struct mg_lookup walk;
 	struct mg_seen *seen;
 };
+
+/* All passes have come to their end. Was nothing that they read moved meanwhile? If it was, they begin anew; where something is
+ * always renamed somewhere, only what is renamed on the way to this object's root counts.
+ */
+static __always_inline int mg_end(struct mg_lookup *walk, struct mg_seen *seen)
+{
+	__u32 sequence = walk->sequence;
+	__u8 detail = walk->detail;
+	__u8 moving = walk->moving;
+
+	if (walk->careful) {
+		mg_measure(walk);
+		moving |= walk->moving;
+	} else {
+		walk->sequence = mg_sequence();
+	}
+	walk->detail = detail;
+	walk->done = 1;
+	if (!moving && walk->sequence == sequence)
+		return 1;
+	walk->detail = MG_DETAIL_UNSTABLE;
+	walk->which = 0;
+	walk->careful = 1;
+	__builtin_memset(seen, 0, sizeof(*seen));
+	if (++walk->tries < MG_MOST_TRIES)
+		walk->done = 0;
+	return walk->done;
+}
 
 /* The next piece of a name: at most MG_CHUNK bytes of one component. */
 static long mg_feed(__u32 index, void *data)
@@ -574,8 +643,7 @@ static long mg_feed(__u32 index, void *data)
 		walk->going = 1;
 	}
 	if (walk->done || (!walk->left && !walk->todo)) {
-		mg_end_pass(walk, looking->seen);
-		return walk->done != 0;
+		return mg_end_pass(walk, looking->seen) && mg_end(walk, looking->seen);
 	}
 	if (!walk->left) {
 		walk->todo--;
@@ -588,7 +656,10 @@ static long mg_feed(__u32 index, void *data)
 	bytes = walk->left;
 	if (bytes > MG_CHUNK)
 		bytes = MG_CHUNK;
-	if (bpf_probe_read_kernel(walk->chunk, bytes, (void *)walk->name)) {
+	if (MG_READS_FREELY) { /* what lies behind the name is read and not looked at */
+		walk->words[0] = MG_READ(struct list_head, walk->name, next);
+		walk->words[1] = MG_READ(struct list_head, walk->name, prev);
+	} else if (bpf_probe_read_kernel(walk->chunk, bytes, (void *)walk->name)) {
 		mg_refuse(walk, MG_DETAIL_DETACHED);
 		return 0;
 	}
@@ -604,11 +675,13 @@ static long mg_feed(__u32 index, void *data)
 /* The device of a superblock for `mg_roots`: its own, or for what the tree mounted in a user namespace of its own, what it
  * is judged like. Others of those have none: the number of one that is gone is given to the next.
  */
-static __always_inline __u32 mg_device(struct super_block *sb)
+static __always_inline __u32 mg_device(__u64 sb)
 {
-	if (!BPF_CORE_READ(sb, s_user_ns, level))
-		return BPF_CORE_READ(sb, s_dev);
-	switch (BPF_CORE_READ(sb, s_magic)) {
+	__u32 device = MG_READ(struct super_block, sb, s_dev);
+
+	if (!MG_READ(struct user_namespace, MG_READ(struct super_block, sb, s_user_ns), level))
+		return device;
+	switch (MG_READ(struct super_block, sb, s_magic)) {
 	case MG_MAGIC_TMPFS:
 		return MG_KINDRED_TMPFS;
 	case MG_MAGIC_PROC:
@@ -626,8 +699,7 @@ __noinline int mg_look_up(__u32 policy, __u64 object, __u32 asked, struct mg_see
 {
 	struct mg_looking looking = { .walk = { .leaf = object, .policy = policy, .asked = asked } };
 	struct mg_policy *head = mg_policy_of(policy);
-	struct dentry *dentry = (void *)object;
-	struct super_block *sb = BPF_CORE_READ(dentry, d_sb);
+	__u64 sb = MG_READ(struct dentry, object, d_sb);
 
 	if (!seen)
 		return 0;
@@ -637,8 +709,9 @@ __noinline int mg_look_up(__u32 policy, __u64 object, __u32 asked, struct mg_see
 		return 0;
 	looking.seen = seen;
 	looking.walk.factors = head->factors;
+	looking.walk.careful = !&rename_lock;
 	looking.walk.device = mg_device(sb);
-	looking.walk.root = (__u64)BPF_CORE_READ(sb, s_root);
+	looking.walk.root = MG_READ(struct super_block, sb, s_root);
 	bpf_loop(MG_MOST_STEPS, mg_feed, &looking, 0);
 	seen->device = looking.walk.device;
 	seen->detail = looking.walk.done ? looking.walk.detail : MG_DETAIL_DEEP;

@@ -14,20 +14,35 @@ struct {
 	__type(value, __u32);
 } mg_spoken SEC(".maps");
 
-/* Say that the current thread's call is on record. */
-static __always_inline void mg_speak(void)
-{
-	__u32 tid = bpf_get_current_pid_tgid(), one = 1;
+enum mg_word {
+	MG_SILENT = 0,
+	MG_SPOKEN = 1,	/* the refusal is on record */
+	MG_OWED = 2,	/* it is not, and the record of system calls knows the call only by this */
+};
 
-	bpf_map_update_elem(&mg_spoken, &tid, &one, BPF_ANY);
-}
-
-/* Was there a word on this call of the current thread? It counts once. */
-static __always_inline int mg_take_spoken(void)
+static __always_inline void mg_say(__u32 word)
 {
 	__u32 tid = bpf_get_current_pid_tgid();
 
-	return bpf_map_lookup_elem(&mg_spoken, &tid) && !bpf_map_delete_elem(&mg_spoken, &tid);
+	bpf_map_update_elem(&mg_spoken, &tid, &word, BPF_ANY);
+}
+
+/* Say that the current thread's call is on record. */
+static __always_inline void mg_speak(void)
+{
+	mg_say(MG_SPOKEN);
+}
+
+/* The word on this call of the current thread. It counts once. */
+static __always_inline __u32 mg_take_word(void)
+{
+	__u32 tid = bpf_get_current_pid_tgid(), word;
+	__u32 *found = bpf_map_lookup_elem(&mg_spoken, &tid);
+
+	if (!found)
+		return MG_SILENT;
+	word = *found;
+	return bpf_map_delete_elem(&mg_spoken, &tid) ? MG_SILENT : word;
 }
 
 #endif

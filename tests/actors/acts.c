@@ -159,6 +159,148 @@ static int cat_32bit(char **words)
 }
 #endif
 
+/* What a storm of opens met. It succeeds when even one of them gets the file. */
+static struct {
+	char *path, *other;
+	long times;
+	int opened, refused, missing, stop;
+} storming;
+
+static int tell_storm(void)
+{
+	printf("opened %d refused %d missing %d\n", storming.opened, storming.refused, storming.missing);
+	fflush(stdout);
+	return storming.opened ? 0 : EACCES;
+}
+
+static void ask_once(char *path)
+{
+	int fd = open(path, O_RDONLY);
+
+	if (fd >= 0)
+		close(fd);
+	__atomic_add_fetch(fd >= 0 ? &storming.opened : errno == EACCES ? &storming.refused : &storming.missing, 1,
+			   __ATOMIC_RELAXED);
+}
+
+static void *ask_often(void *unused)
+{
+	(void)unused;
+	for (long i = 0; i < storming.times; i++) {
+		ask_once(storming.path);
+		if (storming.other)
+			ask_once(storming.other);
+	}
+	return NULL;
+}
+
+static void *rename_often(void *unused)
+{
+	char *names[] = { strdup(storming.path), strdup(storming.other) };
+
+	(void)unused;
+	for (int i = 0; i < 2; i++)
+		*strrchr(names[i], '/') = '\0';
+	for (int i = 0; !__atomic_load_n(&storming.stop, __ATOMIC_RELAXED); i = !i)
+		rename(names[i], names[!i]);
+	return NULL;
+}
+
+static void run_threads(long count, void *(*work)(void *))
+{
+	pthread_t threads[128];
+	long made = 0;
+
+	while (made < count && made < 128 && !pthread_create(&threads[made], NULL, work, NULL))
+		made++;
+	while (made--)
+		pthread_join(threads[made], NULL);
+}
+
+/* words: a file, threads, opens of each; all on one processor. */
+static int storm(char **words)
+{
+	cpu_set_t one;
+
+	CPU_ZERO(&one);
+	CPU_SET(0, &one);
+	sched_setaffinity(0, sizeof(one), &one);
+	storming.path = words[0];
+	storming.times = atol(words[2]);
+	run_threads(atol(words[1]), ask_often);
+	return tell_storm();
+}
+
+/* words: a file and the name that it has when its folder is renamed, which happens all the time; opens of each. */
+static int rename_storm(char **words)
+{
+	pthread_t renaming;
+
+	storming.path = words[0];
+	storming.other = words[1];
+	storming.times = atol(words[2]);
+	if (pthread_create(&renaming, NULL, rename_often, NULL))
+		return EAGAIN;
+	run_threads(4, ask_often);
+	__atomic_store_n(&storming.stop, 1, __ATOMIC_RELAXED);
+	pthread_join(renaming, NULL);
+	return tell_storm();
+}
+
+static void *fork_often(void *unused)
+{
+	int status;
+
+	(void)unused;
+	for (long i = 0; i < storming.times; i++) {
+		pid_t child = fork();
+
+		if (child == 0) {
+			int fd = open(storming.path, O_RDONLY);
+
+			_exit(fd >= 0 ? 0 : errno);
+		}
+		if (child < 0 || waitpid(child, &status, 0) < 0 || !WIFEXITED(status))
+			continue;
+		__atomic_add_fetch(!WEXITSTATUS(status) ? &storming.opened : WEXITSTATUS(status) == EACCES ?
+				   &storming.refused : &storming.missing, 1, __ATOMIC_RELAXED);
+	}
+	return NULL;
+}
+
+static void *fork_after_main(void *main_thread)
+{
+	pthread_join(*(pthread_t *)main_thread, NULL);
+	run_threads(4, fork_often);
+	exit(tell_storm());
+}
+
+/* words: a file, forks of each thread; the first thread has ended when the forks begin. */
+static int fork_storm(char **words)
+{
+	static pthread_t first;
+	pthread_t second;
+
+	storming.path = words[0];
+	storming.times = atol(words[1]);
+	first = pthread_self();
+	if (pthread_create(&second, NULL, fork_after_main, &first))
+		return EAGAIN;
+	pthread_exit(NULL);
+}
+
+/* words: a folder, files to ask for in it: many different refusals, so that each is a record of its own. */
+static int many(char **words)
+{
+	char path[4096];
+
+	for (long i = 0; i < atol(words[1]); i++) {
+		snprintf(path, sizeof(path), "%s/%ld", words[0], i);
+		ask_once(path);
+	}
+	return tell_storm();
+}
+
 static const struct {
 	const char *name;
 	int (*act)(char **words);
@@ -170,6 +312,10 @@ static const struct {
 	{ "vfork", vfork_cat, 1 },
 	{ "uring", uring, 1 },
 	{ "type-ahead", type_ahead, 1 },
+	{ "storm", storm, 3 },
+	{ "rename-storm", rename_storm, 3 },
+	{ "fork-storm", fork_storm, 2 },
+	{ "many", many, 2 },
 #ifdef __x86_64__
 	{ "cat-32bit", cat_32bit, 1 },
 #endif

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-ACT_SECONDS = 40
+ACT_SECONDS = 120
 OUT_LIMIT = 20_000
 ACTS: dict[str, Callable[..., object]] = {}
 
@@ -88,6 +88,7 @@ def read_until_gone(pipe: int, pid: int) -> str:
 def main() -> int:
     import acts_escape  # noqa: F401 - each registers its acts
     import acts_file  # noqa: F401
+    import acts_names  # noqa: F401
     import acts_net  # noqa: F401
 
     with open(sys.argv[1]) as plan:

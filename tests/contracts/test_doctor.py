@@ -15,7 +15,6 @@ from mcpguard.kernel import probe
 from mcpguard.model.coverage import Strength
 from mcpguard.session import doctor, foreign
 from mcpguard.session.canary import CanaryResult
-from mcpguard.session.trampolines import Rehearsal
 
 ACTS = {
     "read.honest": "done",
@@ -32,7 +31,7 @@ ACTS = {
 
 
 def strengths(result: CanaryResult) -> dict[str, Strength]:
-    return {row.kind: row.strength for row in doctor.coverage_of(result, probe.facts())}
+    return {row.kind: row.strength for row in doctor.coverage_of(result, probe.facts(), 3)}
 
 
 def test_every_kind_of_rule_has_a_row() -> None:
@@ -56,17 +55,17 @@ def test_nothing_holds_when_no_guarded_run_was_possible() -> None:
 
 
 def test_a_partial_row_names_its_gap() -> None:
-    for row in doctor.coverage_of(CanaryResult(ACTS, True, ""), probe.facts()):
+    for row in doctor.coverage_of(CanaryResult(ACTS, True, ""), probe.facts(), 3):
         assert bool(row.gaps) is (row.strength is not Strength.FULL), row
 
 
 def test_a_gap_comes_with_what_helps() -> None:
-    for row in doctor.coverage_of(CanaryResult(ACTS, True, ""), probe.facts()):
+    for row in doctor.coverage_of(CanaryResult(ACTS, True, ""), probe.facts(), 3):
         assert bool(row.fix) is bool(row.gaps), row
 
 
 def test_nothing_is_claimed_about_events_when_nothing_was_tried() -> None:
-    events = doctor.coverage_of(CanaryResult({}, False, "no"), probe.facts())[-1]
+    events = doctor.coverage_of(CanaryResult({}, False, "no"), probe.facts(), 3)[-1]
     assert events.kind == "events"
     assert "not rehearsed" in events.gaps[0]
 
@@ -75,8 +74,7 @@ def test_a_user_without_sudo_is_told_so_once(monkeypatch: pytest.MonkeyPatch) ->
     trouble = "ada is not in the sudoers file.\nmcpguard: sudo did not start the broker\n  why   ended\n  do    x"
     able = dataclasses.replace(probe.facts(), uid=0, guarded=False, landlock_abi=7, seccomp_library="x")
     monkeypatch.setattr(probe, "facts", lambda: able)
-    monkeypatch.setattr(doctor.canary, "run_canary", lambda: CanaryResult({}, False, trouble))
-    monkeypatch.setattr(doctor.trampolines, "rehearse", lambda: (Rehearsal(None, "not tried"),) * 2)
+    monkeypatch.setattr(doctor.canary, "run_canary", lambda tier: CanaryResult({}, False, trouble))
     stops = [problem for problem in doctor.examine().problems if problem.stops]
     assert [(problem.what, problem.fix) for problem in stops] == [
         ("this user may not use sudo, and every run needs root", "ask for it, or run as root")
@@ -87,12 +85,28 @@ def test_a_denial_that_is_not_on_record_is_no_full_coverage() -> None:
     assert strengths(CanaryResult(ACTS, False, ""))["events"] is Strength.NONE
 
 
-def test_old_landlock_stops_a_run_and_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    old = dataclasses.replace(probe.facts(), landlock_abi=2, guarded=False)
+def test_old_landlock_is_a_problem_with_a_fix_and_stops_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = dataclasses.replace(probe.facts(), uid=0, landlock_abi=2, guarded=False, seccomp_library="x")
     monkeypatch.setattr(probe, "facts", lambda: old)
+    monkeypatch.setattr(
+        doctor.canary, "run_canary", lambda tier: CanaryResult({**ACTS}, True, "" if tier == 1 else "no")
+    )
     report = doctor.examine()
-    assert not report.enforced
-    assert any("ABI 2" in problem.what and problem.stops and problem.fix for problem in report.problems)
+    assert (report.enforced, report.tier) == (True, "1 bpf-lsm")
+    assert any("ABI 2" in problem.what and not problem.stops and problem.fix for problem in report.problems)
+
+
+def test_the_best_tier_that_works_is_the_one_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    able = dataclasses.replace(
+        probe.facts(), uid=0, guarded=False, landlock_abi=7, seccomp_library="x", preemption="none"
+    )
+    monkeypatch.setattr(probe, "facts", lambda: able)
+    leaks = {**ACTS, "read.denied": "done"}
+    results = {1: CanaryResult(leaks, True, ""), 2: CanaryResult(ACTS, True, ""), 3: CanaryResult(ACTS, True, "")}
+    monkeypatch.setattr(doctor.canary, "run_canary", results.__getitem__)
+    report = doctor.examine()
+    assert [(tier.works, tier.used) for tier in report.tiers] == [(False, False), (True, True), (True, False)]
+    assert {row.strength for row in report.coverage} == {Strength.FULL, Strength.PARTIAL}  # names share addresses
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 from typing import Any
@@ -10,16 +11,17 @@ import pytest
 
 from mcpguard.broker import client
 from mcpguard.broker.channel import Channel
-from mcpguard.broker.protocol import LaunchRequest
+from mcpguard.broker.protocol import LaunchRequest, guard_to_json
 from mcpguard.cli.run import parse
 from mcpguard.errors import HostError, PrivilegeError, UsageError
 from mcpguard.model.access import Access
 from mcpguard.model.coverage import Coverage, Strength
-from mcpguard.model.plan import FilesPlan, Grant, MaskEntry, MountStep
+from mcpguard.model.plan import FilesPlan, Grant, GuardPlan, MaskEntry, MountStep, TablePlan
 from mcpguard.model.policy import User
 from mcpguard.session import coverage
 from mcpguard.session.environment import scrub
 from mcpguard.session.run import exit_code
+from mcpguard.wire import _abi
 
 
 @pytest.mark.parametrize(
@@ -69,6 +71,21 @@ def test_rules_that_nothing_enforces_stop_the_run_unless_that_is_accepted() -> N
     coverage.insist(holds[:1], best_effort=False)
 
 
+# One line, no mount point but the root's.
+TABLE = TablePlan(
+    lines=bytes(16),
+    head=bytes(_abi.MG_POLICY.size),
+    roots=bytes(_abi.MG_ROOT_KEY.size - 4 + _abi.MG_PLACE.size),
+    branches=b"",
+    shared_memory=bytes(_abi.MG_PLACE.size),
+)
+
+
+def tables(**changes: bytes) -> list[list[str]]:
+    """Two tables as they cross the line, one of them changed."""
+    return guard_to_json(GuardPlan(TABLE, dataclasses.replace(TABLE, **changes)))
+
+
 def request(**changes: Any) -> dict[str, Any]:
     steps = (MountStep("mask", "/h/.ssh", True, entries=(MaskEntry("known_hosts", "keep", False),)),)
     made = LaunchRequest(
@@ -79,6 +96,8 @@ def request(**changes: Any) -> dict[str, Any]:
         cwd="/w",
         umask=0o022,
         files=FilesPlan((Grant("/w", Access.READ | Access.WRITE),), steps),
+        guard=GuardPlan(TABLE, TABLE),
+        switches=_abi.MG_SESSION_NAMESPACES,
         network={"connect": [], "listen": [], "unix": []},
         seccomp=bytes(8),
     )
@@ -103,6 +122,15 @@ def test_a_request_survives_the_privilege_line() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"guard": tables(lines=b"")},
+        {"guard": tables(lines=bytes(17))},
+        {"guard": tables(head=bytes(4))},
+        {"guard": tables(roots=bytes(3))},
+        {"guard": tables(branches=bytes(100))},
+        {"guard": tables(shared_memory=b"")},
+        {"guard": tables()[:1]},
+        {"guard": [["*"] * 5] * 2},
+        {"switches": -1},
         {"version": 0},
         {"cwd": "relative"},
         {"cwd": "/w/../etc"},

@@ -83,7 +83,7 @@ class CgroupAttachment:
         self.update_connect(settings.connect)
         for key, value in encode.prefix_table(settings.listen).items():
             self.session.maps["mg_listen"].set(key, value)
-        if self.unix:
+        if "mg_unix_rules" in self.session.maps:
             self.session.maps["mg_unix_rules"].set(bytes(4), encode.unix_table(settings.unix))
 
     def update_connect(self, rows: Iterable[encode.NetRow]) -> None:

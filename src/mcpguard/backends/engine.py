@@ -2,7 +2,7 @@
 
 A run adds a session: a slot, maps of its own in it (rings, counters, rules, sums), and its leaf in the map of sessions.
 Nothing of that needs a process of ours: killed at any moment, we leave guarded what was guarded, and the next run clears away
-what nobody lives in any more. Only the links, which cost every process of the host a little, exist just while a session does.
+what nobody lives in any more. Links to tracepoints, for which every process of the host pays, exist just while a session does.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class Engine:
             HostError: an object is missing or of another contract, or the pins cannot be had.
             KernelError: libbpf or the kernel refused an object.
         """
-        name = pins.version(bpf.OBJECTS, LAYOUT) + kind
+        build = pins.version(bpf.OBJECTS, LAYOUT)
+        name = build + kind
         with pins.locked():
             pins.prepare()
             folder = f"{pins.ROOT}/{name}"
@@ -110,7 +111,7 @@ class Engine:
             engine = cls(folder)
             try:
                 engine._sweep()
-                _remove_others(name)
+                _remove_others(build)
             except BaseException:
                 engine.close()
                 raise
@@ -204,8 +205,13 @@ class Engine:
                 os.close(link)
 
     def _unlink(self) -> None:
+        """Take the tracepoint links away, for which every system call of the host pays.
+
+        Programs on hooks stay until the next boot: they cost one look-up, and attaching them anew would hold up each launch.
+        """
         for program in self.linked():
-            os.unlink(f"{self._folder}/{pins.LINKS}/{program}")
+            if self._facts["links"].get(program):
+                os.unlink(f"{self._folder}/{pins.LINKS}/{program}")
 
     def _sweep(self) -> None:
         """Forget sessions whose leaf is gone; without any, take the links away."""
@@ -445,9 +451,9 @@ def _read_facts(folder: str) -> dict[str, Any]:
         ) from error
 
 
-def _remove_others(name: str) -> None:
+def _remove_others(build: str) -> None:
     """Remove engines of other builds that no session and no process uses; to be called under the lock."""
-    for folder in pins.others(name):
+    for folder in pins.others(build):
         if pins.is_unfinished(folder) or not (pins.is_held(folder) or _has_sessions(folder)):
             with contextlib.suppress(OSError):  # whatever it is, it is not in our way
                 pins.remove(folder)

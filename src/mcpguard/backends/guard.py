@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -199,6 +200,44 @@ def _numbers(*values: int) -> bytes:
     return b"".join(int(value).to_bytes(4, sys.byteorder) for value in values)
 
 
+def write_policy(map_of: Callable[[str], bpf.Map], index: int, plan: TablePlan) -> None:
+    """Write one automaton where no decision looks yet.
+
+    Args:
+        map_of: gives a map by its name.
+
+    Raises:
+        KernelError: the kernel refused something; then nothing is allowed by this policy.
+    """
+    clear_policy(map_of, index)
+    lines = len(plan.lines) // _LINE
+    tables = bpf.Map("mg_lines", bpf.create_map(libbpf.MAP_TYPE_ARRAY, "mg_lines", 4, _LINE, lines, libbpf.F_INNER_MAP))
+    with contextlib.closing(tables):
+        tables.set_many(array("I", range(lines)).tobytes(), plan.lines, lines)
+        map_of("mg_tables").set_fd(_numbers(index), tables.fd)
+    for name, rows, key_bytes in (
+        ("mg_roots", plan.roots, _abi.MG_ROOT_KEY.size),
+        ("mg_branches", plan.branches, _abi.MG_BRANCH_KEY.size),
+    ):
+        table = map_of(name)
+        size = key_bytes - 4 + _abi.MG_PLACE.size
+        for at in range(0, len(rows), size):
+            row = rows[at : at + size]
+            table.set(_numbers(index) + row[: key_bytes - 4], row[key_bytes - 4 :])
+    map_of("mg_policies").set(_numbers(index), plan.head)
+
+
+def clear_policy(map_of: Callable[[str], bpf.Map], index: int) -> None:
+    """Take an automaton out; whoever asks it is refused."""
+    map_of("mg_policies").set(_numbers(index), bytes(_abi.MG_POLICY.size))
+    map_of("mg_tables").delete(_numbers(index))
+    for name, size in (("mg_roots", _abi.MG_ROOT_KEY.size), ("mg_branches", _abi.MG_BRANCH_KEY.size)):
+        table = map_of(name)
+        for key in table.keys(size):
+            if key[:4] == _numbers(index):
+                table.delete(key)
+
+
 # --- one session ------------------------------------------------------------------------------------------------
 
 
@@ -218,8 +257,8 @@ class Guard:
         """
         # Counted when it is whole: after a failure the next attempt must not write over the policy that counts.
         first = self.session.slot * _PER_SLOT + 2 * ((self._generation + 1) % 2)
-        self._write(first, plan.files)
-        self._write(first + 1, plan.sockets)
+        write_policy(self.session.engine.map, first, plan.files)
+        write_policy(self.session.engine.map, first + 1, plan.sockets)
         self._generation += 1
         return first, first + 1
 
@@ -236,38 +275,7 @@ class Guard:
     def forget(self) -> None:
         """Remove what no session needs any more."""
         for index in range(self.session.slot * _PER_SLOT, (self.session.slot + 1) * _PER_SLOT):
-            self._clear(index)
-
-    def _write(self, index: int, plan: TablePlan) -> None:
-        self._clear(index)
-        engine = self.session.engine
-        lines = len(plan.lines) // _LINE
-        tables = bpf.Map(
-            "mg_lines", bpf.create_map(libbpf.MAP_TYPE_ARRAY, "mg_lines", 4, _LINE, lines, libbpf.F_INNER_MAP)
-        )
-        with contextlib.closing(tables):
-            tables.set_many(array("I", range(lines)).tobytes(), plan.lines, lines)
-            engine.map("mg_tables").set_fd(_numbers(index), tables.fd)
-        for name, rows, key_bytes in (
-            ("mg_roots", plan.roots, _abi.MG_ROOT_KEY.size),
-            ("mg_branches", plan.branches, _abi.MG_BRANCH_KEY.size),
-        ):
-            table = engine.map(name)
-            size = key_bytes - 4 + _abi.MG_PLACE.size
-            for at in range(0, len(rows), size):
-                row = rows[at : at + size]
-                table.set(_numbers(index) + row[: key_bytes - 4], row[key_bytes - 4 :])
-        engine.map("mg_policies").set(_numbers(index), plan.head)
-
-    def _clear(self, index: int) -> None:
-        engine = self.session.engine
-        engine.map("mg_policies").set(_numbers(index), bytes(_abi.MG_POLICY.size))
-        engine.map("mg_tables").delete(_numbers(index))
-        for name, size in (("mg_roots", _abi.MG_ROOT_KEY.size), ("mg_branches", _abi.MG_BRANCH_KEY.size)):
-            table = engine.map(name)
-            for key in table.keys(size):
-                if key[:4] == _numbers(index):
-                    table.delete(key)
+            clear_policy(self.session.engine.map, index)
 
     def _count_misses(self) -> int:
         engine = self.session.engine

@@ -79,7 +79,7 @@ class Engine:
         return {
             "tier": self.tier,
             "reasons": {str(tier): why for tier, why in self._reasons.items()},
-            "preemption": tiers.preemption(),
+            "preemption": tiers.preemption() if self.tier == 2 else "",
             "unix": self._network.unix,
         }
 

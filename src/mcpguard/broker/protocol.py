@@ -141,15 +141,16 @@ def guard_from_json(value: object) -> GuardPlan:
     Raises:
         ValueError: something else came.
     """
-    tables = [_table_from_json(table) for table in _list(value, 2)]
-    return GuardPlan(*tables)
+    files, sockets = [_table_from_json(table) for table in _list(value, 2)]
+    return GuardPlan(files, sockets)
 
 
 def _table_from_json(value: object) -> TablePlan:
     parts = [
         base64.b64decode(_text(part, _MOST_TABLE_BYTES), validate=True) for part in _list(value, len(_TABLE_FIELDS))
     ]
-    plan = TablePlan(*parts)
+    lines, head, roots, branches, shared_memory = parts
+    plan = TablePlan(lines, head, roots, branches, shared_memory)
     root, branch = (key.size - 4 + _abi.MG_PLACE.size for key in (_abi.MG_ROOT_KEY, _abi.MG_BRANCH_KEY))
     if (
         not plan.lines

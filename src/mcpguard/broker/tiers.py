@@ -24,7 +24,6 @@ WAYS = {1: guard.LSM, 2: guard.MODIFY_RETURN}
 LANDLOCK = 3
 _LASTING = ("host.no-bpf-lsm", "host.no-hooks", "host.tier")
 _ACTIVE_MODULES = "/sys/kernel/security/lsm"
-_PREEMPTION = "/sys/kernel/debug/sched/preempt"
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
 
@@ -91,13 +90,10 @@ def forget_remembered() -> None:
 
 
 def preemption() -> str:
-    """How this kernel preempts now: none, voluntary, full or lazy; empty where it cannot be told."""
-    try:
-        with open(_PREEMPTION, encoding="ascii") as models:
-            text = models.read()
-        return text.partition("(")[2].partition(")")[0]
-    except OSError:
-        return ""
+    """How this kernel preempts now: none, voluntary, full, lazy or rt; empty where it cannot be told."""
+    from mcpguard.kernel import probe
+
+    return probe.preemption_now() or ""
 
 
 def _try(leaf: Leaf, tier: int) -> Armed:

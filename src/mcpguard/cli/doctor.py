@@ -69,6 +69,6 @@ def _tiers(report: session.Report) -> Table:
     works = {True: "yes", False: "no", None: "unknown"}
     table = Table("tier", "works", "used", "because", box=None, pad_edge=False)
     for tier in report.tiers:
-        used = "yes" if tier.used else "not used by this version"
+        used = "yes" if tier.used else "no"
         table.add_row(f"{tier.number} {tier.name}", works[tier.works], used, escape(tier.reason))
     return table

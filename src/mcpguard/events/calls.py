@@ -29,6 +29,7 @@ _FILTERED = {
     "mount": ("mount", "no mounts"),
     "chroot": ("chroot", "no change of root"),
     "handle": ("handle", "no file handles, which name files without a path"),
+    "process": ("process", "no control of other processes"),
     "identity": ("identity", "no other user, group or capability"),
     "keyctl": ("keyctl", "no kernel keys"),
     "module": ("module", "no kernel modules"),

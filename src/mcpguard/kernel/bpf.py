@@ -51,14 +51,17 @@ class Object:
     Programs stay in the kernel while they are attached, pinned or open; `close` ends only our hold.
     """
 
-    def __init__(self, name: str) -> None:
-        """Read and open `<name>.bpf.o` of the package; nothing is in the kernel yet.
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        """Read and open `<name>.bpf.o`; nothing is in the kernel yet.
+
+        Args:
+            folder: where it lies, if not in the package.
 
         Raises:
             HostError: the object is not in the package.
             KernelError: it is not a BPF object.
         """
-        path = OBJECTS / f"{name}.bpf.o"
+        path = (folder or OBJECTS) / f"{name}.bpf.o"
         try:
             self._bytes = path.read_bytes()
         except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mcpguard.kernel import syscalls
@@ -81,29 +82,54 @@ def attach(mount_fd: int, place_fd: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of the mount table.
+    """One line of the mount table: file system, which part of it, where, and whether read-only.
 
     Attributes:
-        device, root: the file system, and which part of it.
-        point: where.
-        number, parent: its own number, and that of the mount it stands on.
+        id, parent: numbers of this mount and of the one that it is mounted on; 0: not known.
     """
 
     device: str
     root: str
     point: str
     read_only: bool
-    number: int = 0
+    id: int = 0
     parent: int = 0
 
 
 def table(path: str = "/proc/self/mountinfo") -> list[Mount]:
-    """The mounts of a namespace, this one's by default, in the order they were made."""
+    """The mounts of a namespace, this one's by default, in the order of the kernel's list: it says nothing."""
     with open(path, encoding="utf-8", errors="surrogateescape") as lines:
         found = [line.split(" ") for line in lines]
     return [
         Mount(f[2], _unescaped(f[3]), _unescaped(f[4]), "ro" in f[5].split(","), int(f[0]), int(f[1])) for f in found
     ]
+
+
+def visible(mounted: Iterable[Mount]) -> list[Mount]:
+    """Those whose root the path of their mount point leads to: nothing is mounted over it, or over a directory above."""
+    mounted = list(mounted)
+    by_id = {mount.id: mount for mount in mounted if mount.id}
+    on: dict[int, list[Mount]] = {}
+    for mount in mounted:
+        on.setdefault(mount.parent, []).append(mount)
+
+    def passed_by(mount: Mount) -> bool:
+        """The way to it leads into another mount."""
+        while mount.parent:
+            if any(is_below(mount.point, other.point) for other in on[mount.parent] if other is not mount):
+                return True
+            above = by_id.get(mount.parent)
+            if above is None or above is mount:
+                return False
+            mount = above
+        return False
+
+    def covered(mount: Mount) -> bool:
+        return bool(mount.id) and any(
+            other.point == mount.point for other in on.get(mount.id, ()) if other is not mount
+        )
+
+    return [mount for mount in mounted if not covered(mount) and not passed_by(mount)]
 
 
 def device_number(device: str) -> int:

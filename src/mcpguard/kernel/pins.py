@@ -123,10 +123,10 @@ def is_held(folder: str) -> bool:
     return False
 
 
-def others(name: str) -> list[str]:
+def others(build: str) -> list[str]:
     """Directories of other builds, and what a killed process left unfinished; to be called under the lock."""
     with os.scandir(ROOT) as entries:
-        return [e.path for e in entries if e.name != name and e.is_dir(follow_symlinks=False)]
+        return [e.path for e in entries if not e.name.startswith(build) and e.is_dir(follow_symlinks=False)]
 
 
 def is_unfinished(folder: str) -> bool:

@@ -64,7 +64,7 @@ def facts() -> HostFacts:
         cgroup_mount=cgroup.unified_mount(),
         btf=Path("/sys/kernel/btf/vmlinux").exists(),
         unprivileged_bpf=int(unprivileged) if unprivileged else None,
-        preemption=preemption(_text("/sys/kernel/debug/sched/preempt"), platform.version(), _text("/proc/cmdline")),
+        preemption=preemption_now(),
         wsl="microsoft" in release.lower(),
         container=any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")),
         uid=os.geteuid(),
@@ -78,6 +78,11 @@ def facts() -> HostFacts:
 def is_guarded() -> bool:
     """Whether this process lives in a leaf that mcpguard made."""
     return f"/{cgroup.PARENT}/" in (_text("/proc/self/cgroup") or "")
+
+
+def preemption_now() -> str | None:
+    """The running preemption model of this host; None when it cannot be told."""
+    return preemption(_text("/sys/kernel/debug/sched/preempt"), platform.version(), _text("/proc/cmdline"))
 
 
 def preemption(debugfs: str | None, version: str, boot_line: str | None) -> str | None:

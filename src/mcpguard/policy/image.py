@@ -1,35 +1,56 @@
 """The path automaton as the kernel reads it: the tables of `policy.tables` laid out in lines of four 32-bit words.
 
-Pure. One array of lines holds everything, and states are known by their line, so a step in the kernel is one look-up for a
-cell and one for a state. `bpf/include/mg_path.h` evaluates it; a shared case file and a property test hold both alike.
+Pure. One array of lines holds everything, and states are known by their line. So a step in the kernel is one look-up, of a
+cell; where another state owns the cell, a second one, of the state `other`. `bpf/include/mg_path.h` evaluates it; a shared case
+file and a property test hold both alike.
 
     line 0               zero: a state whose `base` is 0 has no edges of its own
     state lines          base, other, slash, out
-    cell lines           two cells each, (owner, next); `base + byte` counts cells from the beginning of the array
+    cell lines           owner, next, and next's base and other; `base + byte` is the line of a cell
     output rows          two lines each: rank for read, write, execute, flags; guards matched (low, high), excepted (low, high)
     rule ids             four ranks a line
     ranks of guards      four a line
 
-`other`, `slash`, `owner`, `next` are lines of states. `out` is the first line of an output row; its highest bit says that
-the row raises a rank or adds a guard.
+`other`, `slash`, `owner`, `next` are lines of states. `out` is the first line of an output row; its highest bit (CARRIES) says
+that the row raises a rank or adds a guard, the next one (PINNED) repeats that flag.
 """
 
 from __future__ import annotations
 
+import struct
 import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mcpguard.policy.automaton import State
 from mcpguard.policy.boundary import ACCESSES
+from mcpguard.policy.tables import PINNED as PINNED_FLAG
 from mcpguard.policy.tables import Factor, Tables
 
 CARRIES = 1 << 31
+PINNED = 1 << 30
 LINE_BYTES = 16
 _WORDS = 4
 _ROW = 8
 _CARRIED = 5
+_LINE = struct.Struct("<4I")
+
+
+class Place(NamedTuple):
+    """What the automaton knows at a place.
+
+    Attributes:
+        at: the lines where the factors begin the next name.
+        pinned: a factor has the flag PINNED.
+    """
+
+    at: tuple[int, ...] = ()
+    ranks: tuple[int, int, int] = (0, 0, 0)
+    matched: int = 0
+    excepted: int = 0
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +72,16 @@ class Image:
     guards: int
     factors: tuple[int, ...]
 
-    def place(self, state: State) -> tuple[tuple[int, ...], tuple[int, int, int], int, int]:
-        """A state of the automaton as the kernel holds it: lines of the factors' states, three ranks, guards matched and
-        excepted."""
+    def place(self, state: State) -> Place:
+        """A state of the automaton as the kernel holds it."""
         read, write, execute, matched, excepted = state[-_CARRIED:]
-        at = tuple(first + one for first, one in zip(self.factors, state[:-_CARRIED], strict=True))
-        return at, (read, write, execute), matched, excepted
+        lines = [self._line(first + one) for first, one in zip(self.factors, state[:-_CARRIED], strict=True)]
+        pinned = any(out & PINNED for _, _, _, out in lines)
+        return Place(tuple(slash for _, _, slash, _ in lines), (read, write, execute), matched, excepted, pinned)
+
+    def _line(self, number: int) -> tuple[int, int, int, int]:
+        base, other, slash, out = _LINE.unpack_from(self.lines, number * LINE_BYTES)
+        return base, other, slash, out
 
 
 def image_of(tables: Tables) -> Image:
@@ -87,20 +112,21 @@ def _append(words: array[int], values: Sequence[int]) -> int:
 def _append_factor(words: array[int], factor: Factor) -> None:
     states = len(words) // _WORDS
     cells = states + len(factor.base)
-    rows = cells + (len(factor.owner) + 1) // 2
+    rows = cells + len(factor.owner)
     lonely = _without_edges(factor)
+    bases: list[int] = []
     for state, (base, other, slash, out) in enumerate(
         zip(factor.base, factor.other, factor.slash, factor.out, strict=True)
     ):
         row = factor.outputs[out * _ROW : out * _ROW + _ROW]
-        carries = CARRIES if any(row[: _ROW - 1]) else 0
-        words.extend(
-            (0 if lonely[state] else 2 * cells + base, states + other, states + slash, carries | rows + 2 * out)
-        )
+        carries = (CARRIES if any(row[: _ROW - 1]) else 0) | (PINNED if row[-1] & PINNED_FLAG else 0)
+        bases.append(0 if lonely[state] else cells + base)
+        words.extend((bases[-1], states + other, states + slash, carries | rows + 2 * out))
     for owner, following in zip(factor.owner, factor.next, strict=True):
-        # What nobody owns is owned by line 0, which is no state.
-        words.extend((states + owner, states + following) if owner < len(factor.base) else (0, 0))
-    words.extend([0] * (-len(words) % _WORDS))
+        if owner < len(factor.base):
+            words.extend((states + owner, states + following, bases[following], states + factor.other[following]))
+        else:
+            words.extend((0, 0, 0, 0))  # what nobody owns is owned by line 0, which is no state
     for at in range(0, len(factor.outputs), _ROW):
         read, write, execute, low, high, except_low, except_high, flags = factor.outputs[at : at + _ROW]
         words.extend((read, write, execute, flags, low, high, except_low, except_high))

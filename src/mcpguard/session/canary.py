@@ -1,6 +1,6 @@
 """A real guarded run of a small program that tries forbidden and honest acts of every kind, and reports each errno.
 
-This rehearses the tier that this version enforces with: it uses `mcpguard run` as a person would, with a profile, a
+This rehearses a tier: it uses `mcpguard run` as a person would, with a profile, a
 workspace and a store of its own in a scratch folder, and leaves nothing behind. It draws no conclusions; `doctor` does.
 """
 
@@ -86,14 +86,27 @@ class CanaryResult:
     trouble: str
 
 
-def run_canary() -> CanaryResult:
-    """Run it; takes about as long as two guarded launches. Never raises for a host that cannot: that is the result."""
+def run_canary(tier: int) -> CanaryResult:
+    """Run it in one tier; takes about as long as two launches. Never raises for a host that cannot: that is the result."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mcpguard-doctor-"))).resolve()
         place = stack.enter_context(_scene(folder))
         profile = _write_profile(folder, place["allowed"])
         python = os.path.realpath(sys.executable)
-        command = ["run", "-p", str(profile), "--", python, "-I", "-S", "-c", PROGRAM, json.dumps(place)]
+        command = [
+            "run",
+            "--tier",
+            str(tier),
+            "-p",
+            str(profile),
+            "--",
+            python,
+            "-I",
+            "-S",
+            "-c",
+            PROGRAM,
+            json.dumps(place),
+        ]
         try:
             done = _mcpguard(folder, command)
         except subprocess.TimeoutExpired:

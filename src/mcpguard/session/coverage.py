@@ -23,8 +23,7 @@ ABSTRACT_SOCKETS = "abstract sockets of others need Landlock ABI 6 (Linux 6.12)"
 SKIPPED_HOOKS = (
     "this kernel preempts at will, so hooks can be skipped (tier 2): that is counted, and what tier 3 says holds"
 )
-ABSTRACT_REFUSED = "abstract sockets of others are refused also where a rule allows them, before Linux 6.7"
-_HOOKS = {
+HOOKS = {
     1: "BPF programs on the kernel's security hooks",
     2: "BPF modify-return programs, over Landlock and mount masks",
 }
@@ -40,7 +39,6 @@ FIXES = {
     ABSTRACT_SOCKETS: "use Linux 6.12 or newer",
     SIGNALS: "use Linux 6.12 or newer",
     SKIPPED_HOOKS: "boot with preempt=voluntary, or put bpf into lsm= for tier 1",
-    ABSTRACT_REFUSED: "use Linux 6.7 or newer, or a socket that is a file",
 }
 
 TIER_NAMES = {1: "1 bpf-lsm", 2: "2 bpf-modify-return", 3: "3 landlock"}
@@ -72,6 +70,11 @@ class Offer:
         return Offer(int(message["tier"]), reasons, str(message["preemption"]), bool(message["unix"]))
 
     @property
+    def words(self) -> str:
+        """The tier, and why it is no better one."""
+        return "; ".join((TIER_NAMES[self.tier], *(f"not {TIER_NAMES[t]}: {why}" for t, why in self.reasons.items())))
+
+    @property
     def hooks_hold(self) -> bool:
         """Whether the kernel's hooks alone carry what the policy says of files and processes."""
         return self.tier == 1 or (self.tier == 2 and self.preemption in SAFE_PREEMPTION)
@@ -80,18 +83,18 @@ class Offer:
 def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, ...]:
     """Coverage of every rule kind in the tier that the host gives."""
     network = _network(policy)
+    tier = Coverage("tier", Strength.FULL, offer.words)
     events = Coverage("events", Strength.FULL, "BPF tracepoints and cgroup programs, keyed by the cgroup")
     if not offer.hooks_hold:
         files, execute, sockets, processes = _of_landlock(plan, offer)
-        return (files, execute, network, sockets, processes, events)
-    by = _HOOKS[offer.tier]
+        return (tier, files, execute, network, sockets, processes, events)
+    by = HOOKS[offer.tier]
     return (
+        tier,
         Coverage("files", Strength.FULL, by),
         Coverage("execute", Strength.FULL, by),
         network,
-        Coverage("unix sockets", Strength.FULL, f"{by}, cgroup BPF")
-        if offer.unix_hook
-        else Coverage("unix sockets", Strength.PARTIAL, by, (ABSTRACT_REFUSED,), fix=FIXES[ABSTRACT_REFUSED]),
+        Coverage("unix sockets", Strength.FULL, f"{by}, cgroup BPF"),
         Coverage("processes", Strength.FULL, f"cgroup leaf, seccomp, {by}"),
         events,
     )

@@ -1,6 +1,6 @@
 """What this host can enforce, found out by doing it, and what to change where it cannot.
 
-Facts come from `kernel.probe`, proofs from the rehearsals in `session.trampolines` and `session.canary`.
+Facts come from `kernel.probe`, proofs from guarded runs in each tier (`session.canary`).
 Changes nothing on the host, prints nothing.
 """
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from mcpguard.errors import McpguardError
 from mcpguard.kernel import probe
 from mcpguard.model.coverage import Coverage, Strength
-from mcpguard.session import canary, coverage, foreign, install, trampolines
+from mcpguard.session import canary, coverage, foreign, install
 
-TIER = "landlock"
+LANDLOCK = 3
 OLDEST_LANDLOCK = 3
 _REPORT = "please report this with the output of doctor"
 # sudo's own words for a user whom it does not know, once it has the password.
@@ -67,25 +67,34 @@ class Report:
 
 
 def examine() -> Report:
-    """Rehearse everything; takes about a second, and may ask for the sudo password as `run` would."""
+    """Rehearse every tier; takes seconds, and may ask for the sudo password as `run` would."""
     facts = probe.facts()
     problems = _problems(facts)
-    if any(problem.stops for problem in problems):
-        result = canary.CanaryResult({}, False, next(problem.what for problem in problems if problem.stops))
-    else:
-        result = canary.run_canary()
-        if result.trouble:
-            problems.append(_start_problem(result.trouble))
-    held = coverage_of(result, facts)
-    works = not result.trouble and all(part.strength is not Strength.NONE for part in held)
+    stop = next((problem.what for problem in problems if problem.stops), "")
+    results = {tier: _try(tier, stop) for tier in coverage.TIER_NAMES}
+    if not stop and all(result.trouble for result in results.values()):
+        problems.append(_start_problem(results[LANDLOCK].trouble))
+    held = {tier: coverage_of(result, facts, tier) for tier, result in results.items()}
+    works = {
+        tier: not result.trouble and all(part.strength is not Strength.NONE for part in held[tier])
+        for tier, result in results.items()
+    }
+    used = next((tier for tier, good in works.items() if good), LANDLOCK)
     return Report(
         facts=facts,
-        tier=TIER,
-        enforced=works,
-        tiers=(*_upper_tiers(facts), Tier(3, TIER, works, _reason(result, held), used=True)),
-        coverage=held,
+        tier=coverage.TIER_NAMES[used],
+        enforced=works[used],
+        tiers=tuple(
+            Tier(tier, name.partition(" ")[2], works[tier], _reason(results[tier], held[tier]), used=tier == used)
+            for tier, name in coverage.TIER_NAMES.items()
+        ),
+        coverage=held[used],
         problems=tuple(problems),
     )
+
+
+def _try(tier: int, stop: str) -> canary.CanaryResult:
+    return canary.CanaryResult({}, False, stop) if stop else canary.run_canary(tier)
 
 
 def _problems(facts: probe.HostFacts) -> list[Problem]:
@@ -100,6 +109,13 @@ def _problems(facts: probe.HostFacts) -> list[Problem]:
         found += _privilege_problems(facts)
     found += [Problem(what, fix, stops=False) for what, fix in foreign.namesakes()]
     return found
+
+
+def _said(trouble: str) -> str:
+    """The reason in a run's own four lines, and what to do where that is about the boot."""
+    said = {line[:8].strip(): line[8:].strip() for line in trouble.splitlines() if line.startswith("  ")}
+    do = said.get("do", "")
+    return said.get("why", trouble.splitlines()[-1]) + (f"; do: {do}" if do.startswith("boot ") else "")
 
 
 def _start_problem(trouble: str) -> Problem:
@@ -118,11 +134,11 @@ def _landlock_problem(facts: probe.HostFacts) -> Problem:
     if facts.landlock_abi:
         return Problem(
             f"Landlock has ABI {facts.landlock_abi}, {OLDEST_LANDLOCK} is needed (it cannot refuse truncation)",
-            "use a kernel of 6.2 or newer",
-            stops=True,
+            "use a kernel of 6.2 or newer, or tier 1",
+            stops=False,
         )
     active = ",".join(facts.active_lsms or ()) or "the present list"
-    return Problem("Landlock is missing or switched off", f"boot with lsm=landlock,{active}", stops=True)
+    return Problem("Landlock is missing or switched off", f"boot with lsm=landlock,{active}", stops=False)
 
 
 def _privilege_problems(facts: probe.HostFacts) -> list[Problem]:
@@ -135,49 +151,54 @@ def _privilege_problems(facts: probe.HostFacts) -> list[Problem]:
     return []
 
 
-def _upper_tiers(facts: probe.HostFacts) -> tuple[Tier, Tier]:
-    lsm, modify_return = trampolines.rehearse()
-    if lsm.works is False and facts.active_lsms is not None and "bpf" not in facts.active_lsms:
-        reason = f"{lsm.reason}; bpf is not in the active list ({','.join(facts.active_lsms)})"
-        lsm = trampolines.Rehearsal(False, reason)
-    return (
-        Tier(1, "bpf-lsm", lsm.works, lsm.reason, used=False),
-        Tier(2, "bpf-modify-return", modify_return.works, modify_return.reason, used=False),
-    )
-
-
 def _reason(result: canary.CanaryResult, held: tuple[Coverage, ...]) -> str:
     if result.trouble:
-        return "a guarded run does not start"
+        return _said(result.trouble)
     broken = [part.kind for part in held if part.strength is Strength.NONE]
     return f"not enforced: {', '.join(broken)}" if broken else "a guarded run refused every forbidden act"
 
 
-def coverage_of(result: canary.CanaryResult, facts: probe.HostFacts) -> tuple[Coverage, ...]:
+def coverage_of(result: canary.CanaryResult, facts: probe.HostFacts, tier: int) -> tuple[Coverage, ...]:
     """Per kind of rule, what the canary proved.
 
     A kind whose forbidden act got through, or whose honest act did not, has strength none: it does not hold.
     """
+    by, known = _by_hooks(tier) if _hooks_hold(facts, tier) else _by_landlock(facts, tier)
+    rows = [_row(KINDS[prefix], by[prefix], known.get(prefix, ()), _acts(result, prefix)) for prefix in KINDS]
+    network = next(row for row in rows if row.kind == "network")
+    rows.insert(4, _names_row(network))
+    rows.append(_events_row(result))
+    return tuple(rows)
+
+
+def _hooks_hold(facts: probe.HostFacts, tier: int) -> bool:
+    return coverage.Offer(tier, {}, facts.preemption or "", unix_hook=True).hooks_hold
+
+
+def _by_hooks(tier: int) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    by = coverage.HOOKS[tier]
+    return {**dict.fromkeys(KINDS, by), "network": "cgroup BPF"}, {}
+
+
+def _by_landlock(facts: probe.HostFacts, tier: int) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    masks = f"Landlock ABI {facts.landlock_abi} and mount masks"
+    skipped = (coverage.SKIPPED_HOOKS,) if tier < LANDLOCK else ()
     by = {
-        "read": f"Landlock ABI {facts.landlock_abi} and mount masks",
-        "write": f"Landlock ABI {facts.landlock_abi} and mount masks",
+        "read": masks,
+        "write": masks,
         "execute": f"Landlock ABI {facts.landlock_abi}",
         "network": "cgroup BPF",
         "unix": "mount masks, Landlock scopes and cgroup BPF",
         "process": "Landlock scopes, seccomp and dropped capabilities",
     }
     known: dict[str, tuple[str, ...]] = {
-        "read": (coverage.LATER_NAMES,),
-        "write": (coverage.LATER_NAMES,),
-        "execute": (coverage.MEMORY_PROGRAMS,),
+        "read": (coverage.LATER_NAMES, *skipped),
+        "write": (coverage.LATER_NAMES, *skipped),
+        "execute": (coverage.MEMORY_PROGRAMS, *skipped),
         "unix": coverage.socket_gaps(facts.landlock_abi, unix_hook=True),
         "process": () if facts.landlock_abi >= 6 else (coverage.SIGNALS,),
     }
-    rows = [_row(KINDS[prefix], by[prefix], known.get(prefix, ()), _acts(result, prefix)) for prefix in KINDS]
-    network = next(row for row in rows if row.kind == "network")
-    rows.insert(4, _names_row(network))
-    rows.append(_events_row(result))
-    return tuple(rows)
+    return by, known
 
 
 def _acts(result: canary.CanaryResult, prefix: str) -> dict[str, str]:

@@ -6,11 +6,10 @@ mount point is walked here and its state kept for the kernel. Reads no file but 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mcpguard.kernel import mounts
-from mcpguard.model.paths import is_below
 from mcpguard.model.plan import GuardPlan, TablePlan
 from mcpguard.model.policy import Policy
 from mcpguard.policy.automaton import Automaton
@@ -19,9 +18,8 @@ from mcpguard.policy.image import Image, image_of
 from mcpguard.wire import _abi, encode
 
 SHARED_MEMORY = "/dev/shm"
-_LONGEST = 2 * _abi.MG_BRANCH_BYTES
 _INDEX_BYTES = 4
-# Numbers of the places between the two pieces of a long name; no file system has so many mount roots.
+# Numbers of the places between the pieces of a long name; no file system has so many mount roots.
 _FIRST_SPARE = 1 << 16
 
 
@@ -29,15 +27,20 @@ def guard_plan(policy: Policy, mounted: Sequence[mounts.Mount]) -> GuardPlan:
     """The automata of a policy, placed on this host as it is mounted now.
 
     Args:
-        mounted: the mount table, in its order.
+        mounted: the mount table.
     """
     return GuardPlan(
-        _table(automaton_of(policy.tables), policy, mounted),
-        _table(socket_automaton(policy.sockets), policy, mounted),
+        table_plan(automaton_of(policy.tables), policy.tmp, mounted),
+        table_plan(socket_automaton(policy.sockets), policy.tmp, mounted),
     )
 
 
-def _table(automaton: Automaton, policy: Policy, mounted: Sequence[mounts.Mount]) -> TablePlan:
+def table_plan(automaton: Automaton, tmp: str, mounted: Sequence[mounts.Mount]) -> TablePlan:
+    """One automaton, placed on a host with these mounts.
+
+    Args:
+        tmp: the temporary directory, like which a tmpfs of the tree's own is judged.
+    """
     image = image_of(automaton.tables)
     trees = _trees(mounted)
     roots: list[bytes] = []
@@ -45,7 +48,7 @@ def _table(automaton: Automaton, policy: Policy, mounted: Sequence[mounts.Mount]
     for device, tree in trees.items():
         _entries(automaton, image, device, tree, roots, branches)
     for device, path in (
-        (_abi.MG_KINDRED_TMPFS, policy.tmp),
+        (_abi.MG_KINDRED_TMPFS, tmp),
         (_abi.MG_KINDRED_PROC, "/proc"),
         (_abi.MG_KINDRED_DEVPTS, "/dev/pts"),
     ):
@@ -76,9 +79,8 @@ class _Node:
 def _trees(mounted: Sequence[mounts.Mount]) -> dict[int, _Node]:
     """For each device, the tree of its mount roots. What cannot be reached by its path any more is left out."""
     trees: dict[int, _Node] = {}
-    covered = _covered(mounted)
-    for mount in mounted:
-        if mount.number in covered or not mount.root.startswith("/") or mount.root.endswith("//deleted"):
+    for mount in mounts.visible(mounted):
+        if not mount.root.startswith("/") or mount.root.endswith("//deleted"):
             continue
         node = trees.setdefault(mounts.device_number(mount.device), _Node())
         for name in _names(mount.root):
@@ -86,36 +88,19 @@ def _trees(mounted: Sequence[mounts.Mount]) -> dict[int, _Node]:
         if mount.point not in node.points:
             node.points.append(mount.point)
     for tree in trees.values():
+        _prune(tree, frozenset())
         _number(tree, 0)
     return trees
 
 
-def _covered(mounted: Sequence[mounts.Mount]) -> set[int]:
-    """Numbers of the mounts that no path leads to: something else was mounted on them, or between them and what they stand on.
-
-    The order of the table says nothing about that: the root of a booted system is younger than the /proc that moved into it.
-    """
-    there = {mount.number: mount for mount in mounted}
-    on: dict[int, set[str]] = {}
-    for mount in mounted:
-        if mount.parent != mount.number:
-            on.setdefault(mount.parent, set()).add(mount.point)
-
-    def is_cut_off(mount: mounts.Mount) -> bool:
-        return any(point != mount.point and is_below(mount.point, point) for point in on.get(mount.parent, ()))
-
-    def way(mount: mounts.Mount) -> Iterator[mounts.Mount]:
-        for _ in mounted:
-            yield mount
-            if mount.parent not in there:
-                return
-            mount = there[mount.parent]
-
-    return {
-        mount.number
-        for mount in mounted
-        if mount.point in on.get(mount.number, ()) or any(is_cut_off(step) for step in way(mount))
-    }
+def _prune(node: _Node, known: frozenset[str]) -> None:
+    """Leave out what is mounted where it is anyway, by a mount of a directory above: it has no second name."""
+    node.points = [point for point in node.points if point not in known]
+    for name, child in list(node.below.items()):
+        last = name.decode("utf-8", "surrogateescape")
+        _prune(child, frozenset(f"{point.rstrip('/')}/{last}" for point in known.union(node.points)))
+        if not child.points and not child.below:
+            del node.below[name]
 
 
 def _names(root: str) -> list[bytes]:
@@ -137,33 +122,29 @@ def _entries(
     for number, value in enumerate(_values(automaton, image, tree)):
         roots.append(encode.root_key(0, device, number)[_INDEX_BYTES:] + value)
     waiting = [tree]
-    spare = _FIRST_SPARE
+    between: dict[bytes, int] = {}
     while waiting:
         node = waiting.pop()
         for name, child in node.below.items():
             waiting.append(child)
-            if len(name) > _LONGEST:
-                continue  # nothing below it is known, so all of it is refused
             above = node.number
-            if len(name) > _abi.MG_BRANCH_BYTES:
-                spare += 1
-                between = encode.place((), (0, 0, 0), 0, 0, node=spare, names=0)
-                branches.append(encode.branch_key(0, device, above, name)[_INDEX_BYTES:] + between)
-                above, name = spare, name[_abi.MG_BRANCH_BYTES :]
+            while len(name) > _abi.MG_BRANCH_BYTES:
+                key = encode.branch_key(0, device, above, name)[_INDEX_BYTES:]
+                above, name = between.setdefault(key, _FIRST_SPARE + len(between)), name[_abi.MG_BRANCH_BYTES :]
             for number, value in enumerate(_values(automaton, image, child)):
                 branches.append(encode.branch_key(0, device, above, name, number)[_INDEX_BYTES:] + value)
+    for key, number in between.items():
+        branches.append(key + encode.place(node=number, names=0))
 
 
 def _values(automaton: Automaton, image: Image, node: _Node) -> list[bytes]:
-    """One value for each mount point that the rules tell from the others; one without a state for a directory that is only on
-    the way. What has more than MG_NAMES_LIMIT of them is refused as a whole by the kernel: none of them may be left out.
-    """
+    """One value for each mount point that the rules tell from the others; one without a state for a directory that is only
+    on the way. More than MG_NAMES_LIMIT: the kernel refuses what is there, so one above it says as much as all."""
     if not node.points:
-        return [encode.place((), (0, 0, 0), 0, 0, node=node.number, names=0)]
-    states = dict.fromkeys(automaton.walk(point) for point in node.points)
-    kept = list(states)[: _abi.MG_NAMES_LIMIT + 1]
-    return [encode.place(*image.place(state), node=node.number, names=len(kept)) for state in kept]
+        return [encode.place(node=node.number, names=0)]
+    states = list(dict.fromkeys(automaton.walk(point) for point in node.points))[: _abi.MG_NAMES_LIMIT + 1]
+    return [encode.place(*image.place(state), node=node.number, names=len(states)) for state in states]
 
 
-def _value(automaton: Automaton, image: Image, path: str, *, node: int = 0, names: int = 1) -> bytes:
-    return encode.place(*image.place(automaton.walk(path)), node=node, names=names)
+def _value(automaton: Automaton, image: Image, path: str) -> bytes:
+    return encode.place(*image.place(automaton.walk(path)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-ABI_VERSION: Final = 2
+ABI_VERSION: Final = 3
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -120,6 +120,7 @@ MG_CALL_IOCTL: Final = 15
 MG_CALL_CHROOT: Final = 16
 MG_CALL_HANDLE: Final = 17
 MG_CALL_IDENTITY: Final = 18
+MG_CALL_PROCESS: Final = 19
 
 MG_SESSION_LIVE: Final = 1
 MG_SESSION_AUDIT: Final = 2
@@ -181,7 +182,7 @@ MG_LINE: Final = struct.Struct("=16s")
 # guard_masks factors protect_from rules guards
 MG_POLICY: Final = struct.Struct("=24sIIII")
 
-# at ranks reserved matched excepted
+# at ranks pinned matched excepted
 MG_STATE: Final = struct.Struct("=32s12sIQQ")
 
 # state node names

@@ -109,6 +109,7 @@ _CALL_OPS: Final = {
     _abi.MG_CALL_CHROOT: "chroot",
     _abi.MG_CALL_HANDLE: "handle",
     _abi.MG_CALL_IDENTITY: "identity",
+    _abi.MG_CALL_PROCESS: "process",
 }
 _PROTOCOLS: Final = {
     1: "icmp",

@@ -104,18 +104,25 @@ def policy_head(guard_masks: tuple[int, int, int], factors: int, protect_from: i
 
 
 def place(
-    at: Sequence[int], ranks: Sequence[int], matched: int, excepted: int, *, node: int = 0, names: int = 1
+    at: Sequence[int] = (),
+    ranks: Sequence[int] = (0, 0, 0),
+    matched: int = 0,
+    excepted: int = 0,
+    pinned: bool = False,
+    *,
+    node: int = 0,
+    names: int = 1,
 ) -> bytes:
     """Value of the maps `mg_roots` and `mg_branches`.
 
     Args:
-        at, ranks, matched, excepted: a state of the automaton, as `policy.image.Image.place` gives it.
+        at, ranks, matched, excepted, pinned: a state of the automaton, as `policy.image.Image.place` gives it.
         node: of the tree of mount roots; 0: no mount root lies below.
         names: mount points that show this very place; 0: it is only on the way to one.
     """
     lines = b"".join(one.to_bytes(4, sys.byteorder) for one in at).ljust(4 * _abi.MG_FACTORS_LIMIT, b"\0")
     raised = b"".join(one.to_bytes(4, sys.byteorder) for one in ranks)
-    return _abi.MG_PLACE.pack(_abi.MG_STATE.pack(lines, raised, 0, matched, excepted), node, names)
+    return _abi.MG_PLACE.pack(_abi.MG_STATE.pack(lines, raised, int(pinned), matched, excepted), node, names)
 
 
 def root_key(policy: int, device: int, name: int = 0) -> bytes:

@@ -27,3 +27,9 @@ def lane() -> Lane:
     """The lane as the host asked for it; a test must not trust it to be so."""
     asked = {name: os.environ[f"MCPGUARD_LANE_{name}"] for name in ("KERNEL", "LSM", "PREEMPT", "DISKS")}
     return Lane(asked["KERNEL"], asked["LSM"], asked["PREEMPT"], tuple(asked["DISKS"].split()))
+
+
+@pytest.fixture(scope="session")
+def tier(lane: Lane) -> int:
+    """The tier that this lane's kernel must give."""
+    return 1 if lane.lsm == "bpf" else 2

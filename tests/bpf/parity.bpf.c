@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* For tests only: the kernel's answer about one open file, asked by system call (BPF_PROG_TEST_RUN) in place of a hook.
+ *
+ * The tests compile it with the flags of the product's programs; it is never part of the package.
+ */
+#include "mg_path.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+struct mg_asked {
+	__u32 policy;
+	__u32 fd;	/* of the caller, O_PATH is enough */
+	__u32 asked;	/* enum mg_access, or-ed */
+	__u32 rounds;	/* ask so many times, to measure */
+	struct mg_seen seen;
+};
+
+struct mg_asking {
+	__u64 dentry;
+	__u32 policy;
+	__u32 access;
+	struct mg_seen seen;
+};
+
+static __always_inline struct file *mg_own_file(__u64 fd)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **files = BPF_CORE_READ(table, fd), *file = 0;
+
+	if (fd >= BPF_CORE_READ(table, max_fds))
+		return 0;
+	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
+	return file;
+}
+
+static long mg_ask_once(__u32 index, void *data)
+{
+	struct mg_asking *asking = data;
+
+	mg_look_up(asking->policy, asking->dentry, asking->access, &asking->seen);
+	return 0;
+}
+
+SEC("syscall")
+int mg_parity(struct mg_asked *asked)
+{
+	struct mg_asking asking = { .policy = asked->policy, .access = asked->asked };
+	struct file *file = mg_own_file(asked->fd);
+
+	if (!file)
+		return 1;
+	asking.dentry = (__u64)BPF_CORE_READ(file, f_path.dentry);
+	bpf_loop(asked->rounds, mg_ask_once, &asking, 0);
+	asked->seen = asking.seen;
+	return 0;
+}
