@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-ACT_SECONDS = 120
+ACT_SECONDS = 240
 OUT_LIMIT = 20_000
 ACTS: dict[str, Callable[..., object]] = {}
 

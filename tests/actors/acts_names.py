@@ -38,7 +38,7 @@ FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, NODUMP = 0x80086601, 0x40086602, 0x40
 FICLONE, SUBVOL_CREATE, SNAP_CREATE_V2 = 0x40049409, 0x5000940E, 0x50009417
 READ_IMPLIES_EXEC = 0x0400000
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
-WAIT_SECONDS = 60
+WAIT_SECONDS = 180
 
 
 def ask(door: str, request: str) -> list[int]:
@@ -409,6 +409,7 @@ def unmount(path: str) -> None:
 def outlive(door: str, path: str, result: str) -> None:
     """Read, have the guard's own processes killed, read again; what became of both goes into a file."""
     before = outcome(path)
+    time.sleep(3)  # what is on its way into the record gets there
     ask(door, "kill the guard")
     time.sleep(0.5)
     new_file(result, json.dumps({"before": before, "after": outcome(path), "cat": cat(path)}))
@@ -425,6 +426,17 @@ def cat(path: str) -> str:
 def run_storm(command: list[str]) -> str:
     """Run a program that counts by itself what it could do; what it says counts, and not how it ends."""
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
+
+
+@act
+def flood_ring(door: str, command: list[str]) -> str:
+    """Run a program while nobody reads the rings; end when the record has caught up."""
+    ask(door, "stand still")
+    try:
+        return run_storm(command)
+    finally:
+        ask(door, "go on")
+        ask(door, "wait for the record")
 
 
 @act

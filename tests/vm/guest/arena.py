@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from harness import Finished, Json, Sandbox  # noqa: E402
 from matrix import Duel, Task, equip, perform  # noqa: E402
 from world import World  # noqa: E402
 
+from mcpguard.errors import StoreError  # noqa: E402
 from mcpguard.events import query  # noqa: E402
 from mcpguard.events.format import json_line  # noqa: E402
 from mcpguard.events.sessions import Session  # noqa: E402
@@ -190,6 +192,25 @@ def somebody() -> Iterator[str]:
         yield name
     finally:
         rule.unlink()
+
+
+def stand(world: World, signal: str) -> None:
+    """Stop or continue the user's mcpguard of this world, if there is one."""
+    pattern = f"mcpguard run .*{world.project}"
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False)
+    for word in found.stdout.split():
+        subprocess.run(["kill", f"-{signal}", word], check=True)
+
+
+def await_quiet(world: World, seconds: float) -> None:
+    """Wait until nothing has been added to the record for a while; at once where there is none."""
+    with contextlib.suppress(StoreError), store_of(world) as store:
+        number, last, since = store.number(store.session(None).id), -1, time.monotonic()
+        while time.monotonic() - since < seconds:
+            now = store.last_seq(number)
+            if now != last:
+                last, since = now, time.monotonic()
+            time.sleep(0.5)
 
 
 def children(pid: int) -> list[int]:

@@ -118,6 +118,12 @@ ALLOWED = (
     *(f"free {how}" for how in ATTRIBUTES),
 )
 LATE = "receive late"
+# In tier 2 a cover stands before what exists at launch, so that no hook is asked; what is then missing in the record.
+NO_INTERPRETER = "the record of a script knows the script, and not the interpreter that a cover hides"
+NO_WATCH = "the record of system calls does not list inotify_add_watch"
+NO_CONNECT = "before Linux 6.7 the record does not see a connect to a socket that a cover hides"
+GAPS = {"script with denied interpreter": NO_INTERPRETER, "watch": NO_WATCH}
+SOCKET_GAPS = dict.fromkeys(("socket", "socket by symlink", "socket by relative name", "datagram"), NO_CONNECT)
 
 
 def tasks(world: World, outside: Outside, pid: int) -> list[Task]:
@@ -263,18 +269,10 @@ def recreate(world: World) -> None:
 def mount_late(world: World) -> None:
     """Mount a file system while the process that watches the mount table stands still."""
     late = world.project / "late"
-    stand(world, "STOP")
+    arena.stand(world, "STOP")
     subprocess.run(["mount", "-t", "tmpfs", "late", str(late)], check=True)
     (late / "free").write_text("free\n")
     world.plant(late / "vault/key")
-
-
-def stand(world: World, signal: str) -> None:
-    """Stop or continue the user's mcpguard of this world, if there is one."""
-    found = subprocess.run(["pgrep", "-f", f"mcpguard run .*{world.project}"], capture_output=True, text=True)
-    for word in found.stdout.split():
-        if Path(f"/proc/{word}/exe").exists() and "broker" not in Path(f"/proc/{word}/cmdline").read_text():
-            subprocess.run(["kill", f"-{signal}", word], check=True)
 
 
 ANSWERS: dict[str, arena.Answer] = {
@@ -288,7 +286,7 @@ ANSWERS: dict[str, arena.Answer] = {
     "send late vault": lambda world: [os.open(world.project / "late/vault/key", os.O_RDONLY)],
     "send locked": lambda world: [os.open(world.project / "locked/file", os.O_RDWR)],
     "mount while it stands": mount_late,
-    "go on": lambda world: stand(world, "CONT"),
+    "go on": lambda world: arena.stand(world, "CONT"),
 }
 
 
@@ -341,8 +339,13 @@ def files(lane: Lane) -> Iterator[Duel]:
 
 
 @pytest.mark.parametrize("id", REFUSED)
-def test_it_is_refused_and_on_record(id: str, files: Duel) -> None:
+def test_it_is_refused_and_on_record(
+    id: str, files: Duel, tier: int, lane: Lane, request: pytest.FixtureRequest
+) -> None:
     files.assert_refused(id)
+    gap = (GAPS | (SOCKET_GAPS if lane.kernel == "6.1" else {})).get(id) if tier == 2 else None
+    if gap:
+        request.applymarker(pytest.mark.xfail(reason=gap, strict=True))
     files.assert_recorded(id, REFUSED[id])
 
 

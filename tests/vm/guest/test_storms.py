@@ -41,7 +41,8 @@ files:
   execute: ["{workspace}"]
   deny: ["{workspace}/free"]
 """
-STORMS = ("opens on one processor", "renames above", "forks while the leader ends", "many refusals")
+STORMS = ("opens on one processor", "renames above", "forks while the leader ends", "refusals while nobody reads them")
+FLOOD = STORMS[3]
 PINS = ("a link unpinned", "the map of sessions unpinned", "the pins unmounted")
 SKIPPED = "skipped a program on its hooks"
 
@@ -61,7 +62,8 @@ def tasks(world: World, outside: Outside) -> Sequence[Task]:
         STORMS[2]: ["fork-storm", f"{project}/vault/key", str(FORKS)],
         STORMS[3]: ["many", f"{project}/vault", str(MANY)],
     }
-    acts = [Task(id, "run_storm", {"command": ["./acts", *words]}) for id, words in storms.items()]
+    acts = [Task(id, "run_storm", {"command": ["./acts", *words]}) for id, words in storms.items() if id != FLOOD]
+    acts.append(Task(FLOOD, "flood_ring", {"door": outside.door, "command": ["./acts", *storms[FLOOD]]}))
     link, sessions, mounted = pins_of(world)
     return [
         *acts,
@@ -102,7 +104,12 @@ def weather(lane: Lane) -> Iterator[Duel]:
         sandbox.write_profile("matrix", PROFILE)
         finished = sandbox.run(["true"], timeout=arena.RUN_SECONDS)
         assert finished.code == 0, finished
-    with arena.fight(PROFILE, tasks, Path("/vmtmp/worlds")) as fought:
+    answers: dict[str, arena.Answer] = {
+        "stand still": lambda world: arena.stand(world, "STOP"),
+        "go on": lambda world: arena.stand(world, "CONT"),
+        "wait for the record": lambda world: arena.await_quiet(world, 6),
+    }
+    with arena.fight(PROFILE, tasks, Path("/vmtmp/worlds"), answers=answers) as fought:
         yield fought
 
 
@@ -137,6 +144,7 @@ def test_every_refusal_of_a_storm_is_on_record_or_counted_as_lost(id: str, weath
     seen = sum(event.get("count", 1) for event in weather.denials(id) if event["kind"] == "file")
     lost = sum(event.get("count", 1) for event in losses(weather.events))
     assert seen + lost >= refused, (seen, lost, refused, losses(weather.events))
+    assert id != FLOOD or lost > 0, "the ring was full, and what did not fit was counted"
 
 
 def test_programs_that_the_kernel_skipped_are_told(weather: Duel, tier: int, lane: Lane) -> None:
