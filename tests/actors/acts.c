@@ -173,9 +173,9 @@ static int tell_storm(void)
 	return storming.opened ? 0 : EACCES;
 }
 
-static void ask_once(char *path)
+static void ask_once(char *path, int flags)
 {
-	int fd = open(path, O_RDONLY);
+	int fd = open(path, O_RDONLY | flags, 0600);
 
 	if (fd >= 0)
 		close(fd);
@@ -187,9 +187,9 @@ static void *ask_often(void *unused)
 {
 	(void)unused;
 	for (long i = 0; i < storming.times; i++) {
-		ask_once(storming.path);
+		ask_once(storming.path, 0);
 		if (storming.other)
-			ask_once(storming.other);
+			ask_once(storming.other, 0);
 	}
 	return NULL;
 }
@@ -289,14 +289,14 @@ static int fork_storm(char **words)
 	pthread_exit(NULL);
 }
 
-/* words: a folder, files to ask for in it: many different refusals, so that each is a record of its own. */
+/* words: a folder, files to make in it: many different refusals, so that each is a record of its own. */
 static int many(char **words)
 {
 	char path[4096];
 
 	for (long i = 0; i < atol(words[1]); i++) {
 		snprintf(path, sizeof(path), "%s/%ld", words[0], i);
-		ask_once(path);
+		ask_once(path, O_CREAT);
 	}
 	return tell_storm();
 }

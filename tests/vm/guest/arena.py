@@ -131,6 +131,8 @@ def fight(
                 finished, outcome = perform(sandbox, tasks, guarded=guarded, timeout=RUN_SECONDS, **more)
             outcomes.append(outcome)
             print(finished.err, file=sys.stderr)
+            if user:
+                subprocess.run(["chown", "-R", "0:0", str(world.state)], check=True)
         yield Duel(outcomes[0], outcomes[1], free, caged, recorded(caged))
 
 

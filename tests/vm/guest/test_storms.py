@@ -21,7 +21,7 @@ from mcpguard.kernel import pins
 
 pytestmark = pytest.mark.kernel
 
-THREADS, ASKS, RENAMED_ASKS, FORKS, MANY = 32, 60, 400, 12, 6000
+THREADS, ASKS, RENAMED_ASKS, FORKS, MANY = 32, 60, 400, 12, 12000
 WAIT_SECONDS = 150
 PROFILE = """\
 name: matrix
@@ -51,8 +51,6 @@ def tasks(world: World, outside: Outside) -> Sequence[Task]:
     project = world.project
     world.plant(project / "vault/key")
     world.plant(project / "storm/x/secret.txt")
-    for number in range(MANY):
-        (project / f"vault/{number}").touch()
     storms = {
         STORMS[0]: ["storm", f"{project}/vault/key", str(THREADS), str(ASKS)],
         STORMS[1]: [
