@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcpguard.kernel.mounts import Mount
+from mcpguard.kernel.mounts import Mount, visible
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.policy import PathRule
 from mcpguard.policy.automaton import Automaton
@@ -14,7 +14,7 @@ from mcpguard.wire import _abi
 
 
 def mount(number: int, parent: int, point: str, root: str = "/", device: str | None = None) -> Mount:
-    return Mount(device or f"0:{number}", root, point, read_only=False, number=number, parent=parent)
+    return Mount(device or f"0:{number}", root, point, read_only=False, id=number, parent=parent)
 
 
 def seen(*mounted: Mount) -> set[str]:
@@ -43,7 +43,7 @@ def test_a_root_that_stands_on_itself_is_not_covered_by_itself() -> None:
     ids=["on-it", "above-it", "above-what-it-stands-on", "below-the-newer", "below-the-older", "a-new-root"],
 )
 def test_what_no_path_leads_to_is_left_out(table: tuple[Mount, ...], left: set[int]) -> None:
-    assert {one.number for one in table} - places._covered(table) == left
+    assert {one.id for one in visible(table)} == left
 
 
 def automaton_and_values(*points: str) -> list[bytes]:

@@ -60,7 +60,7 @@ class Machine:
         lsm: "bpf" when the BPF LSM is active in the guest, "plain" when it is not.
         preempt: how the kernel preempts itself; "" leaves it to the kernel.
         disks: file systems to make and mount, of those in DISKS.
-        load: kernel modules to load besides.
+        load: kernel modules to load besides; those after a "?" where the kernel has them as modules.
         append: more words for the kernel's command line.
         seconds: when this is over on the host's clock, the guest is ended.
     """

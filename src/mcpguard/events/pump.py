@@ -18,7 +18,7 @@ from mcpguard.wire.records import Record
 
 WAKE_MS = 250
 # The last drain and its writes; the store itself waits a second at most for another writer.
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 60.0
 PROGRESS_AFTER_S = 1.0
 LAST_ROUNDS = 100
 UNREADABLE = "records that could not be read"

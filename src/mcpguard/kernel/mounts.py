@@ -111,12 +111,13 @@ def visible(mounted: Iterable[Mount]) -> list[Mount]:
     by_id = {mount.id: mount for mount in mounted if mount.id}
     on: dict[int, list[Mount]] = {}
     for mount in mounted:
-        on.setdefault(mount.parent, []).append(mount)
+        if not mount.id or mount.parent != mount.id:  # the first of all stands on itself
+            on.setdefault(mount.parent, []).append(mount)
 
     def passed_by(mount: Mount) -> bool:
         """The way to it leads into another mount."""
         while mount.parent:
-            if any(is_below(mount.point, other.point) for other in on[mount.parent] if other is not mount):
+            if any(is_below(mount.point, other.point) for other in on.get(mount.parent, ()) if other is not mount):
                 return True
             above = by_id.get(mount.parent)
             if above is None or above is mount:

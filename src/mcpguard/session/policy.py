@@ -259,12 +259,7 @@ def own_paths() -> tuple[str, ...]:
     libraries = package.parent if package.parent.name in ("site-packages", "dist-packages") else package
     environment = [Path(sys.prefix)] if sys.prefix != sys.base_prefix else []
     ours = (libraries, *environment, store.config_directory(), store.state_directory(), Path(PRIVILEGED_COPY))
-    tree = (
-        Path("/sys/fs/cgroup"),
-        Path(cgroup.unified_mount() or "/sys/fs/cgroup"),
-        Path(pins.ROOT),
-        Path(pins.LOCK).parent,
-    )
+    tree = (Path("/sys/fs/cgroup"), Path(cgroup.unified_mount() or "/sys/fs/cgroup"), Path(pins.ROOT))
     return tuple(sorted({str(path.resolve()) for path in (*ours, *tree)}))
 
 
