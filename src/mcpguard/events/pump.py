@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from mcpguard.errors import KernelError
@@ -21,6 +21,8 @@ WAKE_MS = 250
 STOP_TIMEOUT_S = 60.0
 PROGRESS_AFTER_S = 1.0
 LAST_ROUNDS = 100
+# More than a ring holds; a tree that writes faster than we read is read again in the next step.
+MOST_BATCHES = 16
 UNREADABLE = "records that could not be read"
 FAILED = "records that came with an unexpected error"
 
@@ -33,6 +35,15 @@ class Ring(Protocol):
     def drain(self) -> list[bytes]:
         """Records that are in it now, oldest first; perhaps not all of them."""
         ...
+
+
+def _emptied(ring: Ring) -> Iterator[bytes]:
+    """All that is in a ring. What explains a denial may stand behind a batch of other records, and must be known with it."""
+    for _ in range(MOST_BATCHES):
+        batch = ring.drain()
+        yield from batch
+        if not batch:
+            return
 
 
 class Pump:
@@ -96,7 +107,7 @@ class Pump:
         records: list[Record] = []
         lost: dict[str, int] = {}
         for name, ring in self._rings.items():
-            for raw in ring.drain():
+            for raw in _emptied(ring):
                 try:
                     record = self._decode(raw)
                 except (KernelError, ValueError):
