@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from mcpguard.backends.engine import UNIX_PROGRAMS, Session
 from mcpguard.errors import KernelError
 from mcpguard.kernel import bpf
+from mcpguard.model.values import dataclass, field
 from mcpguard.wire import _abi, encode
 
 # Attach types of the kernel, by program.

@@ -14,11 +14,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, libbpf, pins
+from mcpguard.model.values import dataclass, field
 from mcpguard.wire import _abi, encode, sums
 
 # Raise it when what is pinned changes in a way that the objects do not show.

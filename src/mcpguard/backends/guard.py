@@ -10,13 +10,13 @@ import contextlib
 import sys
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from mcpguard.backends.engine import Engine, ObjectSpec, Session
 from mcpguard.errors import HostError
 from mcpguard.kernel import bpf, btf, libbpf
 from mcpguard.model.plan import GuardPlan, TablePlan
+from mcpguard.model.values import dataclass
 from mcpguard.wire import _abi, encode
 
 LSM, MODIFY_RETURN = "lsm", "modify-return"

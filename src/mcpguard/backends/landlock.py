@@ -11,12 +11,12 @@ import os
 import resource
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mcpguard.kernel import landlock, mounts
 from mcpguard.model.access import Access
 from mcpguard.model.plan import FilesPlan, MaskEntry, MountStep
 from mcpguard.model.policy import User
+from mcpguard.model.values import dataclass
 
 # Root's own directory: the stand-ins for hidden files live in a tmpfs mounted over it, private to the session.
 STAGE = "/run/mcpguard"

@@ -12,10 +12,10 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from mcpguard.backends.landlock import CANARY, Masked
+from mcpguard.model.values import dataclass
 
 # In 127/8 every address is the host itself; no profile has a reason to name this one, and the broker denies it.
 ADDRESS = "127.86.71.1"

@@ -10,11 +10,11 @@ import os
 import select
 import socket
 import subprocess
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mcpguard.broker.channel import Channel, peer_uid
 from mcpguard.errors import HostError, PrivilegeError
+from mcpguard.model.values import dataclass, field
 
 if TYPE_CHECKING:
     from mcpguard.broker.protocol import LaunchRequest

@@ -6,13 +6,13 @@ The broker trusts nothing in a request that it can check: types, sizes, who the 
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from mcpguard.errors import HostError, McpguardError
 from mcpguard.model.access import Access
 from mcpguard.model.plan import FilesPlan, Grant, GuardPlan, MaskEntry, MountStep, TablePlan
 from mcpguard.model.policy import User
+from mcpguard.model.values import dataclass
 from mcpguard.wire import _abi
 
 VERSION = 2
@@ -54,7 +54,7 @@ class LaunchRequest:
         return {
             "version": VERSION,
             "session": self.session,
-            "user": asdict(self.user),
+            "user": {name: getattr(self.user, name) for name in ("uid", "gid", "groups", "name", "home")},
             "argv": list(self.argv),
             "environment": self.environment,
             "cwd": self.cwd,

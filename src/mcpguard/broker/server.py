@@ -15,7 +15,6 @@ import pwd
 import select
 import signal
 import socket
-from dataclasses import dataclass
 from typing import Any
 
 from mcpguard.backends import landlock as files
@@ -27,6 +26,7 @@ from mcpguard.broker.protocol import LaunchRequest, checked_paths, error_to_json
 from mcpguard.broker.rearm import INTERVAL_S, Covers
 from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
 from mcpguard.kernel import cgroup, landlock, mounts
+from mcpguard.model.values import dataclass
 
 MINIMUM_LANDLOCK = 3
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcpguard.backends import guard
@@ -18,6 +17,7 @@ from mcpguard.backends.landlock import STAGE
 from mcpguard.broker import rehearsal
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel.cgroup import Leaf
+from mcpguard.model.values import dataclass, field
 from mcpguard.wire import _abi
 
 WAYS = {1: guard.LSM, 2: guard.MODIFY_RETURN}

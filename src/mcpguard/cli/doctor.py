@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 import typer
@@ -37,7 +37,7 @@ def doctor(
 
 def as_json(report: session.Report) -> dict[str, object]:
     """The report as one object; keys are only ever added."""
-    return {"version": __version__, **dataclasses.asdict(report)}
+    return {"version": __version__, **asdict(report)}
 
 
 def show(report: session.Report, console: Console) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
+from mcpguard.model.values import dataclass
 
 # Details that begin so are ordinary habits of honest programs: on record, left out of summaries.
 QUIET = "quiet"

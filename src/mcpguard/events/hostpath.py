@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from mcpguard.model.values import dataclass
 
 MAX_LINKS = 40
 _PROC = re.compile(r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<link>root|cwd|exe|fd/\d+)")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.policy import PathRule
+from mcpguard.model.values import dataclass
 from mcpguard.policy.automaton import Automaton, Decision
 
 # Every path of a busy build is asked for several times within seconds; one entry is about 300 bytes.

@@ -8,8 +8,8 @@ guessed.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, replace
 
+from mcpguard.model.values import dataclass, replace
 from mcpguard.wire.records import ExecRecord, ExitRecord, ForkRecord, Head
 
 MAX_PROCESSES = 32_768

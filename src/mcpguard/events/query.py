@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatchcase
 
@@ -18,6 +17,7 @@ from mcpguard.events.store import Store
 from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.policy import PathRule
+from mcpguard.model.values import dataclass
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.patterns import expand
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from mcpguard.errors import StoreError
 from mcpguard.events.clock import Clock
@@ -21,6 +20,7 @@ from mcpguard.events.translate import Translator
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.policy import Policy
+from mcpguard.model.values import dataclass, replace
 from mcpguard.wire.records import CallRecord, ExitRecord, PathCallRecord, Record, SumRecord
 
 INTERVAL_NS = 1_000_000_000

@@ -9,11 +9,11 @@ import enum
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mcpguard.model.coverage import Coverage
+from mcpguard.model.values import dataclass
 
 # Letters and digits that nobody mistakes for one another.
 _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field, replace
 
 from mcpguard.events.habits import EVERY_PROCESS, MAY_SORT, SORTING_PORTS, SORTS, SWEEP, looks_at_all_processes
 from mcpguard.model.event import Event, Kind
+from mcpguard.model.values import dataclass, field, replace
 
 # (process, address) pairs whose TCP ports are remembered.
 MAX_PEERS = 4_096

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mcpguard.events.finding import LISTED, NOT_STOPPED, NOT_THERE, QUIET
 from mcpguard.events.schema import SELECT_EVENT, event_of
 from mcpguard.events.store import Store
 from mcpguard.model.event import Event
+from mcpguard.model.values import dataclass
 
 # Conditions on `events e`, for `total` and `groups`.
 LOUD = f"(e.detail IS NULL OR e.detail NOT LIKE '{QUIET}%')"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from mcpguard.events.attribute import Attributor
 from mcpguard.events.calls import judge_call
@@ -20,6 +19,7 @@ from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
+from mcpguard.model.values import replace
 from mcpguard.policy.automaton import Automaton
 from mcpguard.wire.records import (
     CallRecord,

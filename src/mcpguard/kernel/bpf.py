@@ -11,12 +11,12 @@ import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import libbpf
+from mcpguard.model.values import dataclass
 
 OBJECTS = Path(__file__).resolve().parent.parent / "_bpf"
 LOG_BYTES = 1 << 20

@@ -9,9 +9,9 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from mcpguard.kernel.syscalls import libc
+from mcpguard.model.values import dataclass
 
 PARENT = "mcpguard"
 _HANDLE_OF_KERNFS = 0xFE

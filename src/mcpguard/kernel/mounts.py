@@ -9,10 +9,10 @@ import ctypes
 import os
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from mcpguard.kernel import syscalls
 from mcpguard.model.paths import is_below
+from mcpguard.model.values import dataclass
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWIPC = 0x08000000

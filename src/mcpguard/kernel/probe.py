@@ -11,10 +11,10 @@ import os
 import platform
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from mcpguard.kernel import cgroup, landlock
+from mcpguard.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from mcpguard.model.values import dataclass
 
 
 class Strength(enum.StrEnum):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from mcpguard.model.access import Verdict
 from mcpguard.model.rule import Origin
+from mcpguard.model.values import dataclass
 
 
 class Kind(enum.StrEnum):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mcpguard.model.access import Access
+from mcpguard.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

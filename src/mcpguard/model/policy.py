@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.profile import SystemSwitches
 from mcpguard.model.rule import Origin
+from mcpguard.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

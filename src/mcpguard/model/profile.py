@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from mcpguard.model.rule import FileRule, NetRule, Origin, SocketRule
+from mcpguard.model.values import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

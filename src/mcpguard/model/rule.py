@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from mcpguard.model.access import Access, Effect
+from mcpguard.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ Bounds: MAX_BYTES serialised, MAX_STATES states over all factors. Above them: `p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.policy import PathRule
+from mcpguard.model.values import dataclass
 from mcpguard.policy.boundary import ACCESSES, RankedRule, rank_rules
 from mcpguard.policy.bytewise import TooManyStates, build_factor
 from mcpguard.policy.tables import (

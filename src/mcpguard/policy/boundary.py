@@ -12,11 +12,11 @@ effect the more specific pattern, then the smaller rule id. Rank 0 stands for th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.policy import PathRule
+from mcpguard.model.values import dataclass
 from mcpguard.policy.patterns import Component, parse, shape, weight
 
 ACCESSES = (Access.READ, Access.WRITE, Access.EXECUTE)

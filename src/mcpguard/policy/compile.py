@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from mcpguard.errors import PolicyError
@@ -22,6 +22,7 @@ from mcpguard.model.paths import is_below
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import FileRule, NetDirection, NetRule, Origin, SocketRule
+from mcpguard.model.values import replace
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.links import Links, ReadLink, read_link
 from mcpguard.policy.network import connect_table, parse_rule

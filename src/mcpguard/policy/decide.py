@@ -7,11 +7,11 @@ judged is a ValueError, never an allow.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 
 from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.policy import PROTO_TCP, NameEntry, NetEntry, PathRule, Policy, SocketEntry
+from mcpguard.model.values import dataclass
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.boundary import ACCESSES
 from mcpguard.policy.network import cut, deciding_order, mapped, name_matches

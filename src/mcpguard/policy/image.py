@@ -21,9 +21,9 @@ import struct
 import sys
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from mcpguard.model.values import dataclass
 from mcpguard.policy.automaton import State
 from mcpguard.policy.boundary import ACCESSES
 from mcpguard.policy.tables import PINNED as PINNED_FLAG

@@ -9,13 +9,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Effect
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry
 from mcpguard.model.rule import NetDirection, NetRule
+from mcpguard.model.values import dataclass
 
 MAX_PORT_RULES = 32
 PROTOCOLS = {"tcp": PROTO_TCP, "udp": PROTO_UDP}

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from mcpguard.errors import PolicyError
+from mcpguard.model.values import dataclass
 
 SLASH = 0x2F
 VARIABLES = ("home", "workspace", "tmp")

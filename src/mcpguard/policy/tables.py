@@ -36,9 +36,9 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from mcpguard.errors import PolicyError
+from mcpguard.model.values import dataclass
 
 MAGIC = 0x4150474D
 VERSION = 1

@@ -6,7 +6,6 @@ A wrong answer becomes an error with its line, and reading goes on; nothing is g
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import yaml
@@ -14,6 +13,7 @@ import yaml
 from mcpguard.errors import ProfileError
 from mcpguard.model.profile import Profile, SystemSwitches
 from mcpguard.model.rule import FileRule, NetRule, Origin, SocketRule
+from mcpguard.model.values import dataclass, field
 from mcpguard.profile import nodes
 from mcpguard.profile.schema import SECTIONS, Key, keys_of
 
@@ -40,7 +40,7 @@ class Word(NamedTuple):
     line: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Draft:
     """A profile while it is read. `source` is what `Origin.file` shows; errors are in the order they were found."""
 

@@ -7,7 +7,6 @@ chosen: the profile's own, else the only one among its parents. A switch is on w
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +14,7 @@ from typing import TypeVar
 from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.profile import Profile, SystemSwitches
 from mcpguard.model.rule import FileRule, NetRule, Origin, SocketRule
+from mcpguard.model.values import dataclass, field, replace
 from mcpguard.profile import nodes, store, trust
 from mcpguard.profile.draft import Parent, Raw
 from mcpguard.profile.parse import examine, valid_name
@@ -87,7 +87,7 @@ def is_path(name_or_path: str) -> bool:
     return "/" in name_or_path or name_or_path.endswith((store.SUFFIX, ".yml"))
 
 
-@dataclass
+@dataclass(slots=True)
 class _Loading:
     """Files read so far, by their path: a diamond is read once."""
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import mcpguard
 from mcpguard.errors import HostError
+from mcpguard.model.values import dataclass
 
 SUFFIX = ".yaml"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mcpguard.errors import HostError
@@ -11,6 +10,7 @@ from mcpguard.kernel import landlock
 from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
+from mcpguard.model.values import dataclass
 from mcpguard.session.network import wildcards
 
 # What a tier leaves open, said in the same words wherever it is said.

@@ -6,11 +6,10 @@ Changes nothing on the host, prints nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mcpguard.errors import McpguardError
 from mcpguard.kernel import probe
 from mcpguard.model.coverage import Coverage, Strength
+from mcpguard.model.values import dataclass
 from mcpguard.session import canary, coverage, foreign, install
 
 LANDLOCK = 3

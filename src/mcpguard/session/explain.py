@@ -8,7 +8,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 
 from mcpguard.errors import PolicyError, UsageError
@@ -17,6 +16,7 @@ from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, Policy
 from mcpguard.model.rule import NetDirection, NetRule, Origin
+from mcpguard.model.values import dataclass
 from mcpguard.policy.decide import Answer, decide_connect, decide_file, decide_name, decide_unix
 from mcpguard.policy.network import parse_rule
 from mcpguard.profile import store

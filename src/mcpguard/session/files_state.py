@@ -6,11 +6,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access
 from mcpguard.model.plan import MountStep
+from mcpguard.model.values import dataclass, field
 from mcpguard.policy.automaton import Automaton, State
 
 ALL = Access.READ | Access.WRITE | Access.EXECUTE

@@ -10,12 +10,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from mcpguard.events.format import printable, shorten
 from mcpguard.kernel import mounts
 from mcpguard.model.policy import Policy
+from mcpguard.model.values import dataclass
 from mcpguard.profile.store import state_directory
 
 MODE = 0o700

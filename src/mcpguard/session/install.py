@@ -14,11 +14,11 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import mcpguard
 from mcpguard.errors import HostError, PrivilegeError
+from mcpguard.model.values import dataclass
 from mcpguard.session.package import (
     digest_of,
     privileged_files,

@@ -13,7 +13,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from mcpguard.model.access import Effect
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Policy
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import NetDirection, NetRule, Origin
+from mcpguard.model.values import replace
 from mcpguard.policy.network import connect_table, mapped
 from mcpguard.policy.patterns import split_literal
 

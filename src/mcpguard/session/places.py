@@ -7,11 +7,11 @@ mount point is walked here and its state kept for the kernel. Reads no file but 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from mcpguard.kernel import mounts
 from mcpguard.model.plan import GuardPlan, TablePlan
 from mcpguard.model.policy import Policy
+from mcpguard.model.values import dataclass, field
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.decide import automaton_of, socket_automaton
 from mcpguard.policy.image import Image, image_of

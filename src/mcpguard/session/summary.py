@@ -7,7 +7,6 @@ is on the path of `run`.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 
 from mcpguard.events import totals
 from mcpguard.events.finding import REPEATS_OF_OPENS
@@ -15,6 +14,7 @@ from mcpguard.events.format import object_of, printable, shorten
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
 from mcpguard.model.event import Kind
+from mcpguard.model.values import dataclass
 
 TOP = 5
 RULE_WIDTH = 60

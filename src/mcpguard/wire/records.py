@@ -5,9 +5,8 @@ Plain values; `wire.decode` makes them, `events` turns them into `Event`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mcpguard.model.access import Access, Verdict
+from mcpguard.model.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ forgotten, and what is left of those is given as one number.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from mcpguard.model.values import replace
 from mcpguard.wire.records import CallRecord, NetRecord, OpenRecord, PathCallRecord, Record, SumRecord, UnixRecord
 
 Counted = OpenRecord | PathCallRecord | CallRecord | NetRecord | UnixRecord
@@ -41,6 +41,6 @@ class Series:
             if latest is None:
                 unknown += one.count
                 continue
-            head = dataclasses.replace(latest.head, lost_before=0)
-            owed.append(dataclasses.replace(latest, head=head, count=one.count))
+            head = replace(latest.head, lost_before=0)
+            owed.append(replace(latest, head=head, count=one.count))
         return owed, unknown
