@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mcpguard.errors import HostError, KernelError
-from mcpguard.kernel import bpf, cgroup, libbpf, pins
+from mcpguard.kernel import bpf, cgroup, libbpf, pins, privileges
 from mcpguard.model.values import dataclass, field
 from mcpguard.wire import _abi, encode, sums
 
@@ -222,12 +222,23 @@ class Engine:
             self._unlink()
 
     def _clear(self, leaf_id: int, slot: int) -> None:
-        """Take a session out that nobody lives in any more. Its sockets may outlive it: they may finish, not begin."""
+        """Take a session out that nobody lives in any more."""
+        self._end(leaf_id)
+        _together(self._slot_deletions(slot))
+
+    def _end(self, leaf_id: int) -> None:
+        """No decision finds the session any more. Its sockets may outlive it: they may finish, not begin."""
         ended = _abi.MG_LEAF.pack(_abi.MG_SESSION.pack(0, _abi.MG_SESSION_ENDED, 0, 0), leaf_id)
         _set_if_there(self.map(LEAVES), _key64(leaf_id), ended)
         self.map(SESSIONS).delete(_key64(leaf_id))
-        # Each of these waits until no program uses the map any more; together they wait once.
-        _together([_deletion(self.map(name), _key32(slot)) for name in self._facts["inner"]])
+
+    def _slot_deletions(self, slot: int) -> list[Callable[[], None]]:
+        """Each of these waits until no program uses the map any more; together they wait once."""
+        return [_deletion(self.map(name), _key32(slot)) for name in self._facts["inner"]]
+
+    def _fds(self) -> set[int]:
+        """What is open of it now."""
+        return {self._held, *(one.fd for one in self._maps.values()), *self._programs.values()}
 
     def close(self) -> None:
         """Close our descriptors; what is pinned stays. Safe to call twice."""
@@ -261,6 +272,7 @@ class Session:
         self.maps: dict[str, bpf.Map] = {}
         self._moving: threading.Thread | None = None
         self._trouble: list[BaseException] = []
+        self._leftovers: list[Callable[[], None]] = []
         self._gone = False
 
     @property
@@ -309,10 +321,18 @@ class Session:
                 counts += sums.remainders(bpf.read_values(fd, _abi.MG_SUM.size, name))
         return counts
 
-    def remove(self) -> bool:
+    def at_removal(self, act: Callable[[], None]) -> None:
+        """What else to take out when no decision finds the session any more, before its slot can be another's."""
+        self._leftovers.append(act)
+
+    def remove(self, *, apart: bool = False) -> bool:
         """Take the session out of the engine, if no process lives in its leaf any more; else it stays guarded.
 
         Safe to call twice. The last one takes the links with it. The maps live on for those who hold their descriptors.
+
+        Args:
+            apart: from the return on no decision finds the session; a child empties its slot, for which the kernel takes its
+                time, and nobody else touches the engine until it has.
 
         Returns:
             whether it is gone.
@@ -322,11 +342,33 @@ class Session:
         self._wait_for_moving()
         if cgroup.is_populated(self.leaf_fd):
             return False
-        with pins.locked():
-            self._forget()
+        with pins.locked() as lock:
+            self.engine._end(self.leaf_id)
             if not self.engine._sessions():
                 self.engine._unlink()
+            if apart:
+                lock.left_to_child = self._empty_apart(lock.fd)
+            if not lock.left_to_child:
+                self._empty()
         self._gone = True
+        return True
+
+    def _empty(self) -> None:
+        _together([*self.engine._slot_deletions(self.slot), *self._leftovers])
+
+    def _empty_apart(self, lock: int) -> bool:
+        """Have a child do it that holds nothing of ours but the engine and the lock; False: there can be none now."""
+        deletions = self.engine._slot_deletions(self.slot)  # opens what is not open yet
+        try:
+            child = os.fork()
+        except OSError:
+            return False
+        if child == 0:
+            try:
+                privileges.close_from(0, {lock, *self.engine._fds()})
+                _together([*deletions, *self._leftovers])
+            finally:
+                os._exit(0)
         return True
 
     def close(self) -> None:

@@ -248,6 +248,7 @@ class Guard:
         self.session = session
         self._generation = 0
         self._misses = self._count_misses()
+        session.at_removal(self._forget)
 
     def set_policy(self, plan: GuardPlan) -> tuple[int, int]:
         """Write both automata where no decision looks yet; returns their indices, for `Session.set_state`.
@@ -272,7 +273,7 @@ class Guard:
         """How often the kernel skipped a program of ours since the session began, for whatever process (`recursion_misses`)."""
         return self._count_misses() - self._misses
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """Remove what no session needs any more."""
         for index in range(self.session.slot * _PER_SLOT, (self.session.slot + 1) * _PER_SLOT):
             clear_policy(self.session.engine.map, index)

@@ -104,8 +104,13 @@ class Broker:
 
     def wait(self, timeout_s: float = 5.0) -> None:
         """Give it time to remove what it made; it does so also when nobody waits."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout_s)
+        if self.process.poll() is not None:
+            return
+        # Popen.wait would look now and then, and sleep in between.
+        ended = os.pidfd_open(self.process.pid)
+        if select.select([ended], (), (), timeout_s)[0]:
+            self.process.wait()
+        os.close(ended)
 
     def close(self) -> None:
         for fd in self.descriptors.values():

@@ -66,9 +66,8 @@ class Engine:
         """End what lives in the leaf, then take the session out; what cannot be ended stays guarded. Safe to call twice."""
         with contextlib.suppress(OSError):
             self._leaf.kill()
-        if self._leaf.await_empty() and self._session.remove() and self._guard is not None:
-            self._guard.forget()
-            self._guard = None
+        if self._leaf.await_empty():
+            self._session.remove(apart=True)
 
     def set_rules(self, network: dict[str, Any]) -> None:
         """Fill the tables from the request; before this every destination is refused."""

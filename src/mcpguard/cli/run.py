@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from typing import NoReturn
 
@@ -103,8 +105,16 @@ def _split(arguments: list[str]) -> tuple[list[str], bool, list[str]]:
     return arguments[:place], True, arguments[place + 1 :]
 
 
+def _leave(code: int) -> NoReturn:
+    """All is written and closed: taking the interpreter apart would only take as long as starting it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
 def main(arguments: list[str]) -> int:
-    """Run and return the exit code of the contract."""
+    """Run, and end with the exit code of the contract; returns it where nothing was run."""
     try:
         options = parse(arguments)
         from mcpguard.session.start import Start
@@ -117,9 +127,10 @@ def main(arguments: list[str]) -> int:
         try:
             from mcpguard.session.run import run
 
-            return run(options, start)
+            code = run(options, start)
         finally:
             start.close()
+        _leave(code)
     except McpguardError as error:
         sys.stderr.write("\n".join(error.lines()) + "\n")
         return FAILED

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mcpguard.errors import HostError
 from mcpguard.kernel import syscalls
+from mcpguard.model.values import dataclass
 
 FILE_SYSTEM = "/sys/fs/bpf"
 ROOT = f"{FILE_SYSTEM}/mcpguard"
@@ -26,18 +27,27 @@ _MAGIC = 0xCAFE4A11
 _MOUNT_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
 
 
+@dataclass(slots=True)
+class Lock:
+    """The lock while it is held. `left_to_child`: a forked child has it too, and holds it until it ends."""
+
+    fd: int
+    left_to_child: bool = False
+
+
 @contextlib.contextmanager
-def locked() -> Iterator[None]:
+def locked() -> Iterator[Lock]:
     """Alone among all processes of mcpguard on this host. Nobody but root can open the lock, so nobody can hold us up."""
     os.makedirs(os.path.dirname(LOCK), mode=0o755, exist_ok=True)
-    fd = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    lock = Lock(os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        fcntl.flock(lock.fd, fcntl.LOCK_EX)
+        yield lock
     finally:
-        # Said aloud: a child that was forked meanwhile still has the descriptor.
-        fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+        # Said aloud: a child that was forked meanwhile, for whatever else, still has the descriptor.
+        if not lock.left_to_child:
+            fcntl.flock(lock.fd, fcntl.LOCK_UN)
+        os.close(lock.fd)
 
 
 def version(objects: Path, layout: int) -> str:
