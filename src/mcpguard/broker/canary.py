@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import socket
-import traceback
 from collections.abc import Callable
 from functools import partial
 
@@ -63,8 +62,8 @@ def run_inside(target: Target, hidden: list[Masked], *, reads_everything: bool) 
         try:
             os.write(write, json.dumps(_not_refused(target, hidden, reads_everything)).encode())
             os._exit(0)
-        except BaseException:
-            os.write(write, json.dumps([traceback.format_exc(limit=2)]).encode())
+        except BaseException as error:
+            os.write(write, json.dumps([f"the canary failed: {error!r}"]).encode())
             os._exit(1)
     os.close(write)
     with os.fdopen(read, "rb") as pipe:

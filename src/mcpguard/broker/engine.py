@@ -22,7 +22,10 @@ _TCP_AND_UDP = 3
 
 
 class Engine:
-    """Armed from `__enter__` on. What is armed outlives this process for as long as anything lives in the leaf."""
+    """From `__enter__` on every act that the programs judge is refused, from `set_rules` on they go by the rules.
+
+    What is armed outlives this process for as long as anything lives in the leaf.
+    """
 
     def __init__(self, leaf: Leaf, audit: bool, tier: int | None) -> None:
         self._flags = _abi.MG_SESSION_LIVE | cgroup_bpf.Settings(audit=audit).flags
@@ -45,7 +48,6 @@ class Engine:
             if self.tier != tiers.LANDLOCK:
                 self._guard = guard.Guard(self._session)
             self._network = cgroup_bpf.attach(self._session)
-            self._session.set_state(self._flags)
             missing = [*self._network.detach_verify(), *tracing.detach_verify(armed.engine)]
             if missing:
                 raise HostError(
@@ -70,8 +72,12 @@ class Engine:
             self._session.remove(apart=True)
 
     def set_rules(self, network: dict[str, Any]) -> None:
-        """Fill the tables from the request; before this every destination is refused."""
+        """Fill the tables from the request, then have the programs ask them.
+
+        The session's maps may still be on their way into the kernel's slots; this waits for them, `__enter__` does not.
+        """
         self._network.set_rules(_settings(network))
+        self._session.set_state(self._flags)
 
     def offer(self) -> dict[str, Any]:
         """What the user's process must know before it plans."""

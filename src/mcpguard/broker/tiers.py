@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from pathlib import Path
 
 from mcpguard.backends import guard
 from mcpguard.backends.engine import MOMENTARY, Engine, Session
@@ -150,16 +149,21 @@ def _memory() -> str:
     return f"{STAGE}/tiers.json"
 
 
+def _text(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
 def _key() -> list[str]:
     from mcpguard.backends.engine import LAYOUT
     from mcpguard.kernel import bpf, pins
 
-    return [Path(_BOOT).read_text(encoding="ascii").strip(), pins.version(bpf.OBJECTS, LAYOUT)]
+    return [_text(_BOOT).strip(), pins.version(bpf.OBJECTS, LAYOUT)]
 
 
 def _remembered() -> dict[int, str]:
     try:
-        kept = json.loads(Path(_memory()).read_text(encoding="utf-8"))
+        kept = json.loads(_text(_memory()))
         return {int(tier): str(why) for tier, why in kept["refused"].items()} if kept["key"] == _key() else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -168,5 +172,6 @@ def _remembered() -> dict[int, str]:
 def _remember(refused: dict[int, str]) -> None:
     made = f"{_memory()}.{os.getpid()}"
     with contextlib.suppress(OSError):
-        Path(made).write_text(json.dumps({"key": _key(), "refused": refused}), encoding="utf-8")
+        with open(made, "w", encoding="utf-8") as file:
+            json.dump({"key": _key(), "refused": refused}, file)
         os.replace(made, _memory())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 import os
-import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,7 +80,11 @@ class Session:
         return State.RUNNING if self.supervisor.alive() else State.INTERRUPTED
 
 
-def new_id(now_ns: int, choose: Callable[[str], str] = secrets.choice) -> str:
+def _any(letters: str) -> str:
+    return letters[int.from_bytes(os.urandom(8), "big") % len(letters)]
+
+
+def new_id(now_ns: int, choose: Callable[[str], str] = _any) -> str:
     """A session id for a run that starts now; four random characters tell runs of one second apart."""
     stamp = datetime.fromtimestamp(now_ns // 1_000_000_000, UTC).strftime("%Y%m%d-%H%M%S")
     return f"{stamp}-{''.join(choose(_ALPHABET) for _ in range(4))}"

@@ -11,14 +11,13 @@ import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import libbpf
 from mcpguard.model.values import dataclass
 
-OBJECTS = Path(__file__).resolve().parent.parent / "_bpf"
+OBJECTS = f"{os.path.dirname(os.path.dirname(os.path.realpath(__file__)))}/_bpf"
 LOG_BYTES = 1 << 20
 CONFIG_SECTION = ".rodata.config"
 _BATCH = 4096  # more than one bucket can ever hold, or the kernel refuses the batch
@@ -51,7 +50,7 @@ class Object:
     Programs stay in the kernel while they are attached, pinned or open; `close` ends only our hold.
     """
 
-    def __init__(self, name: str, folder: Path | None = None) -> None:
+    def __init__(self, name: str, folder: str | None = None) -> None:
         """Read and open `<name>.bpf.o`; nothing is in the kernel yet.
 
         Args:
@@ -61,9 +60,10 @@ class Object:
             HostError: the object is not in the package.
             KernelError: it is not a BPF object.
         """
-        path = (folder or OBJECTS) / f"{name}.bpf.o"
+        path = f"{folder or OBJECTS}/{name}.bpf.o"
         try:
-            self._bytes = path.read_bytes()
+            with open(path, "rb") as file:
+                self._bytes = file.read()
         except OSError as error:
             raise HostError(
                 f"the BPF object {name} is missing",

@@ -10,12 +10,11 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from mcpguard.errors import HostError, KernelError
 
-BUNDLED = Path(__file__).resolve().parent.parent / "_lib"
+BUNDLED = f"{os.path.dirname(os.path.dirname(os.path.realpath(__file__)))}/_lib"
 # libz is everywhere; libelf must be in the process before libbpf asks for it by name.
 LIBRARIES = ("libelf.so.1", "libbpf.so.1")
 
@@ -147,9 +146,9 @@ def library() -> ctypes.CDLL:
     """
     found = None
     for name in LIBRARIES:
-        bundled = BUNDLED / name
+        bundled = f"{BUNDLED}/{name}"
         try:
-            found = ctypes.CDLL(str(bundled) if bundled.exists() else name, mode=os.RTLD_GLOBAL, use_errno=True)
+            found = ctypes.CDLL(bundled if os.path.exists(bundled) else name, mode=os.RTLD_GLOBAL, use_errno=True)
         except OSError as error:
             raise HostError(
                 f"{name} cannot be loaded",

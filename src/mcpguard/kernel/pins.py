@@ -12,10 +12,10 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 
 from mcpguard.errors import HostError
 from mcpguard.kernel import syscalls
+from mcpguard.model.digests import blake2b
 from mcpguard.model.values import dataclass
 
 FILE_SYSTEM = "/sys/fs/bpf"
@@ -50,16 +50,13 @@ def locked() -> Iterator[Lock]:
         os.close(lock.fd)
 
 
-def version(objects: Path, layout: int) -> str:
+def version(objects: str, layout: int) -> str:
     """One name for all compiled objects together: another byte anywhere is another engine."""
-    try:
-        from _blake2 import blake2b  # hashlib would bring all of OpenSSL
-    except ImportError:
-        from hashlib import blake2b
     digest = blake2b(layout.to_bytes(4, "big"), digest_size=12)
-    for path in sorted(objects.glob("*.bpf.o")):
-        content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)} ".encode())
+    for name in sorted(name for name in os.listdir(objects) if name.endswith(".bpf.o")):
+        with open(f"{objects}/{name}", "rb") as file:
+            content = file.read()
+        digest.update(f"{name} {len(content)} ".encode())
         digest.update(content)
     return str(digest.hexdigest())
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -21,7 +20,7 @@ LANDLOCK_ADD_RULE = 445
 LANDLOCK_RESTRICT_SELF = 446
 
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
-SECCOMP = _SECCOMP.get(platform.machine(), -1)
+SECCOMP = _SECCOMP.get(os.uname().machine, -1)
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000

@@ -1,7 +1,7 @@
-"""Classes of plain fields, as `dataclasses` makes them, at a fifth of the price.
+"""Classes of plain fields, as `dataclasses` makes them, at a twentieth of the price.
 
 A launch makes some ninety such classes in its two processes and waits for each. `dataclasses` compiles six methods for one,
-and imports half of a parser to do it; here one is compiled and the others are shared. Type checkers see the real thing, so
+and imports half of a parser to do it; here one is compiled, when it is needed, and the others are shared. Type checkers see the real thing, so
 only what works with both may be used: `frozen`, `field(default_factory=...)`, no inheritance. Slots there are always.
 """
 
@@ -51,7 +51,14 @@ else:
         made = type(cls)(cls.__name__, cls.__bases__, {**shared, **body, "__slots__": names})
         made.__qualname__ = cls.__qualname__
         made.__dataclass_fields__ = _Fields()
-        made.__init__ = _initializer(made, {name: cls.__dict__[name] for name in names if name in cls.__dict__})
+        defaults = {name: cls.__dict__[name] for name in names if name in cls.__dict__}
+
+        def first(self, *args, **named):
+            """Most classes of a program are never used in one run of it: the first object has the method compiled."""
+            made.__init__ = _initializer(made, defaults)
+            made.__init__(self, *args, **named)
+
+        made.__init__ = first
         return made
 
     def _initializer(cls, defaults):

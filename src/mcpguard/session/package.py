@@ -6,7 +6,6 @@ would be one more thing that can be stale. Standard library only, because root r
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -34,6 +33,8 @@ def privileged_files(package_root: Path) -> Iterator[Path]:
 
 def digest_of(package_root: Path) -> str:
     """SHA-256 in hex over names and contents of the privileged subset; compiled Python files do not count."""
+    import hashlib  # not needed where the running package is used, and slow to load
+
     total = hashlib.sha256()
     for relative in privileged_files(package_root):
         total.update(f"{relative}\0".encode())

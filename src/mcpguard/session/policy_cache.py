@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 import mcpguard
 from mcpguard.model.access import Access, Effect
+from mcpguard.model.digests import blake2b
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
 from mcpguard.model.profile import SystemSwitches
 from mcpguard.model.rule import Origin
@@ -38,7 +38,7 @@ def key(parts: Sequence[object], directories: Sequence[Path]) -> str:
     code = Path(mcpguard.__file__).parent
     files = [path for directory in (*directories, code / "policy", code / "profile") for path in _files(directory)]
     text = json.dumps([FORMAT, mcpguard.__version__, parts, files], default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _files(directory: Path) -> list[tuple[str, int, int, int]]:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import platform
 import socket
-import tempfile
 import zlib
 from pathlib import Path
 from typing import IO, cast
@@ -62,7 +60,7 @@ MISSING = ("io_uring_setup", "io_uring_enter", "io_uring_register")
 def cached_filter(switches: SystemSwitches, directory: Path, *, mounts: bool = False) -> bytes:
     """`build_filter`, kept in `directory` (the state directory, which no guarded process can write): loading libseccomp costs
     more than all the rest of a launch's planning."""
-    key = repr((__version__, platform.machine(), switches, mounts, REFUSED, MISSING, CLONE3)).encode()
+    key = repr((__version__, os.uname().machine, switches, mounts, REFUSED, MISSING, CLONE3)).encode()
     path = directory / f"seccomp-{zlib.crc32(key):08x}-{len(key)}.bpf"
     try:
         program = path.read_bytes()
@@ -90,6 +88,8 @@ def build_filter(switches: SystemSwitches, *, mounts: bool = False) -> bytes:
     Raises:
         HostError: libseccomp is missing or refuses.
     """
+    import tempfile
+
     try:
         import pyseccomp
     except (ImportError, RuntimeError, OSError) as error:

@@ -6,10 +6,11 @@ Imports as little as it can: everything else is imported while the broker loads 
 from __future__ import annotations
 
 import os
+import sys
 
+import mcpguard
 from mcpguard.broker import client
 from mcpguard.errors import HostError
-from mcpguard.session import install
 from mcpguard.session.options import RunOptions
 from mcpguard.session.signals import SignalWatch
 
@@ -24,6 +25,20 @@ def refuse_nesting() -> None:
                 do="ask the person at the keyboard to do this from a terminal of their own",
                 code="run.nested",
             )
+
+
+def _broker_place() -> tuple[str, str]:
+    """The interpreter and the folder of the package that the broker is started with; root's are those that run already.
+
+    Raises:
+        PrivilegeError: there is none that root may run for this user.
+    """
+    if os.geteuid() == 0:
+        return sys.executable, os.path.realpath(f"{mcpguard.__path__[0]}/..")
+    from mcpguard.session.install import broker_location
+
+    location = broker_location()
+    return location.python, location.package_root
 
 
 class Start:
@@ -42,8 +57,7 @@ class Start:
     def broker(self) -> client.Broker:
         """The broker, started now if it was not; sudo may ask for a password."""
         if self._broker is None:
-            location = install.broker_location()
-            program = client.BrokerProgram(location.python, location.package_root)
+            program = client.BrokerProgram(*_broker_place())
             self._broker = client.start(program, audit=self._audit, tier=self._tier)
             self.watch.start(self._broker.process.pid)
         return self._broker
