@@ -37,10 +37,10 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """What the resolver says: host -> addresses; a missing host does not exist."""
     known: dict[str, list[str]] = {}
 
-    def look_up(host: str, *_rest: object, **_named: object) -> list[Any]:
-        if host not in known:
+    def look_up(host: bytes, *_rest: object, **_named: object) -> list[Any]:
+        if host.decode() not in known:
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
-        return [(0, 0, 0, "", (address, 0)) for address in known[host]]
+        return [(0, 0, 0, "", (address, 0)) for address in known[host.decode()]]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     return known

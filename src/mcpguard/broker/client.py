@@ -57,15 +57,18 @@ class Broker:
         """
         return self._answer()[0]
 
-    def request(self, launch: LaunchRequest) -> dict[str, Any]:
-        """Have the child made and confined; returns the broker's facts. The child waits for `go`.
+    def request(self, launch: LaunchRequest) -> None:
+        """Have the child made and confined; `confined` waits for it."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            # A broker that has failed already says why before it ends.
+            self.channel.send(launch.to_json())
+
+    def confined(self) -> dict[str, Any]:
+        """The broker's facts about the confined child, which waits for `go`.
 
         Raises:
             HostError: it could not be done; nothing was started.
         """
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            # A broker that has failed already says why before it ends.
-            self.channel.send(launch.to_json())
         message, descriptors = self._answer()
         self.descriptors = dict(zip(message["descriptors"], descriptors, strict=True))
         return message

@@ -12,8 +12,8 @@ import os
 
 from mcpguard.backends import guard
 from mcpguard.backends.engine import MOMENTARY, Engine, Session
-from mcpguard.backends.landlock import STAGE
 from mcpguard.broker import rehearsal
+from mcpguard.broker.protocol import REFUSED_TIERS
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.values import dataclass, field
@@ -85,7 +85,7 @@ def _lasts(error: HostError | KernelError) -> bool:
 def forget_remembered() -> None:
     """Try everything anew at the next launch."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(_memory())
+        os.unlink(REFUSED_TIERS)
 
 
 def preemption() -> str:
@@ -145,10 +145,6 @@ def _rehearse(leaf: Leaf, session: Session, tier: int) -> None:
         raise HostError(f"tier {tier} does not hold on this host", why=why, do="mcpguard doctor", code=code)
 
 
-def _memory() -> str:
-    return f"{STAGE}/tiers.json"
-
-
 def _text(path: str) -> str:
     with open(path, encoding="utf-8") as file:
         return file.read()
@@ -163,15 +159,15 @@ def _key() -> list[str]:
 
 def _remembered() -> dict[int, str]:
     try:
-        kept = json.loads(_text(_memory()))
+        kept = json.loads(_text(REFUSED_TIERS))
         return {int(tier): str(why) for tier, why in kept["refused"].items()} if kept["key"] == _key() else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def _remember(refused: dict[int, str]) -> None:
-    made = f"{_memory()}.{os.getpid()}"
+    made = f"{REFUSED_TIERS}.{os.getpid()}"
     with contextlib.suppress(OSError):
         with open(made, "w", encoding="utf-8") as file:
             json.dump({"key": _key(), "refused": refused}, file)
-        os.replace(made, _memory())
+        os.replace(made, REFUSED_TIERS)

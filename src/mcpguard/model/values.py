@@ -1,8 +1,9 @@
 """Classes of plain fields, as `dataclasses` makes them, at a twentieth of the price.
 
 A launch makes some ninety such classes in its two processes and waits for each. `dataclasses` compiles six methods for one,
-and imports half of a parser to do it; here one is compiled, when it is needed, and the others are shared. Type checkers see the real thing, so
-only what works with both may be used: `frozen`, `field(default_factory=...)`, no inheritance. Slots there are always.
+and imports half of a parser to do it; here one is compiled, when it is needed, and the others are shared. Type checkers see
+the real thing, so only what works with both may be used: `frozen`, `field(default_factory=...)`, no inheritance. Slots there
+are always.
 """
 
 from __future__ import annotations

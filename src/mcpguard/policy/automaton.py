@@ -43,6 +43,7 @@ MULTIPLYING_STATES = 1_000
 MAX_REMEMBERED = 8_192
 State = tuple[int, ...]
 Listed = tuple[int, set[bytes]]
+Edges = dict[int, list[tuple[int, int]]]
 _CARRIED = 5
 
 
@@ -79,6 +80,7 @@ class Automaton:
         self._tables = tables
         self._decisions: dict[State, Decision] = {}
         self._listed: dict[tuple[int, int], Listed | None] = {}
+        self._edges: dict[int, Edges] = {}
 
     @classmethod
     def build(cls, paths: Sequence[PathRule]) -> Automaton:
@@ -200,7 +202,10 @@ class Automaton:
         """The names that a factor tells apart; a tree walk asks for the same few entries again and again."""
         key = (number, entry)
         if key not in self._listed:
-            self._listed[key] = _listed_names(self._tables.factors[number], entry)
+            factor = self._tables.factors[number]
+            if number not in self._edges:
+                self._edges[number] = factor.edges()
+            self._listed[key] = _listed_names(factor, self._edges[number], entry)
         return self._listed[key]
 
     def _flags(self, state: State) -> list[int]:
@@ -298,10 +303,10 @@ def _possible(flags: Sequence[int]) -> Access:
     return allowed
 
 
-def _listed_names(factor: Factor, entry: int) -> Listed | None:
+def _listed_names(factor: Factor, edges: Edges, entry: int) -> Listed | None:
     """(state of every other name, the names that lead elsewhere); None when a glob makes them uncountable."""
     sink = factor.other[entry]
-    if factor.other[sink] != sink or any(True for _ in factor.edges(sink)):
+    if factor.other[sink] != sink or sink in edges:
         return None
     ordinary = (factor.slash[sink], factor.out[sink])
     names: set[bytes] = set()
@@ -313,7 +318,7 @@ def _listed_names(factor: Factor, entry: int) -> Listed | None:
         if name and (factor.slash[state], factor.out[state]) != ordinary:
             names.add(name)
         if state != sink:
-            waiting.extend((name + bytes((byte,)), target) for byte, target in factor.edges(state))
+            waiting.extend((name + bytes((byte,)), target) for byte, target in edges.get(state, ()))
     return sink, names
 
 

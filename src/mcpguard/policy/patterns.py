@@ -28,6 +28,7 @@ from mcpguard.model.values import dataclass
 SLASH = 0x2F
 VARIABLES = ("home", "workspace", "tmp")
 _SPECIAL = re.compile(r"[*?\[\\]")
+_PLAIN = re.compile(r"(/(?!\.{1,2}(/|\Z))[^/*?\[\\\0]+)+")
 _VARIABLE = re.compile(r"\{([^{}/]*)\}")
 
 
@@ -118,6 +119,8 @@ def split_literal(pattern: str) -> tuple[str, str]:
         (path, rest): a plain path without pattern syntax (`/` when there is none), and the remaining pattern, beginning
         with `/`, or empty when the whole pattern is literal.
     """
+    if _PLAIN.fullmatch(pattern):  # nearly all of them, and a launch asks for hundreds
+        return pattern, ""
     names: list[bytes] = []
     components = parse(pattern)
     for component in components:

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.values import dataclass
@@ -86,12 +86,13 @@ class Factor:
         """The flags of a state."""
         return self.outputs[self.out[state] * _ROW + _ROW - 1]
 
-    def edges(self, state: int) -> Iterator[tuple[int, int]]:
-        """(byte, target) of every byte that does not lead to `other`."""
-        base = self.base[state]
-        for byte, owner in enumerate(self.owner[base : base + 256]):
-            if owner == state:
-                yield byte, self.next[base + byte]
+    def edges(self) -> dict[int, list[tuple[int, int]]]:
+        """By state, (byte, target) of every byte that does not lead to `other`; a state without any is left out."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for cell, (state, target) in enumerate(zip(self.owner, self.next, strict=True)):
+            if state != NOBODY:
+                found.setdefault(state, []).append((cell - self.base[state], target))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,8 @@ def _without_repeats(walk: Walk) -> Iterable[tuple[str, Access]]:
         ancestor = path
         while ancestor != "/":
             ancestor = os.path.dirname(ancestor)
-            above |= granted.get(ancestor, Access.NONE)
+            if ancestor in granted:
+                above |= granted[ancestor]
         if merged[path] & ~above:
             granted[path] = merged[path]
             yield path, merged[path]

@@ -189,7 +189,9 @@ class Names:
 
     def _look_up(self, entry: NameEntry) -> None:
         try:
-            answers = socket.getaddrinfo(entry.pattern, None, type=socket.SOCK_STREAM)
+            # As bytes, for a text would bring the tables of all scripts into a process that starts.
+            name = entry.pattern.encode() if entry.pattern.isascii() else entry.pattern
+            answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
         except OSError:
             return
         for answer in answers:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import sys
+from pathlib import Path
 
 from mcpguard.broker import client
-from mcpguard.broker.protocol import LaunchRequest
+from mcpguard.broker.protocol import REFUSED_TIERS, LaunchRequest
 from mcpguard.errors import HostError
 from mcpguard.model.access import Verdict
 from mcpguard.model.plan import FilesPlan
@@ -52,15 +54,17 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     for ours in (user_directory(), state_directory()):
         with contextlib.suppress(OSError):  # a home that nobody can write needs no protection there
             ours.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Best while the broker loads; where tier 1 may be had, which needs no plan, only when it is known.
+    planned = _plan(policy, broker) if _tier_1_failed(options.tier) else None
     offer = coverage.Offer.from_broker(broker.offer())
-    plan, later = _plan(policy, offer, broker)
+    plan, later = (FilesPlan((), ()), None) if offer.tier == 1 else planned or _plan(policy, broker)
     hooks = Hooks.of(policy, offer, broker)
     holds = coverage.of_policy(policy, plan, offer)
     coverage.insist(holds, best_effort=options.best_effort)
     recording = Recording.begin(policy, command, coverage.TIER_NAMES[offer.tier], holds)
     environment = scrub(os.environ, policy.environment_remove, policy.environment_keep)
     environment[SESSION_VARIABLE] = recording.session
-    facts = broker.request(
+    broker.request(
         LaunchRequest(
             session=recording.session,
             user=policy.user,
@@ -75,6 +79,8 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             seccomp=seccomp.cached_filter(policy.system, state_directory(), mounts=offer.tier == 1),
         )
     )
+    recording.load()
+    facts = broker.confined()
     try:
         recording.attach(broker.descriptors, facts, names.host_of)
         broker.go()
@@ -101,12 +107,17 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     return code
 
 
-def _plan(
-    policy: Policy, offer: coverage.Offer, broker: client.Broker
-) -> tuple[FilesPlan, sockets.LaterSockets | None]:
+def _tier_1_failed(asked: str | None) -> bool:
+    """Whether tier 1 was tried since the last boot and refused, or is not wanted. A hint: what the broker offers counts."""
+    if asked:
+        return asked != "1"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return "1" in json.loads(Path(REFUSED_TIERS).read_bytes())["refused"]
+    return False
+
+
+def _plan(policy: Policy, broker: client.Broker) -> tuple[FilesPlan, sockets.LaterSockets]:
     """What Landlock and mounts are to do. In tier 1 the hooks do it all, so no tree is walked and no socket looked for."""
-    if offer.tier == 1:
-        return FilesPlan((), ()), None
 
     def may_connect(path: str) -> bool:
         return decide_unix(policy, path).verdict is Verdict.ALLOW
