@@ -39,7 +39,8 @@ MAX_STATES = 120_000
 MAX_LISTED_NAMES = 4096
 # A group of rules such as `**/*a*` is halved when it needs more states than this: they can double with every rule.
 MULTIPLYING_STATES = 1_000
-# Decisions kept by one automaton; above it they are forgotten, as a guarded tree may ask for paths without end.
+# Decisions, and states of paths, kept by one automaton; above it they are forgotten, as a guarded tree may ask for paths
+# without end.
 MAX_REMEMBERED = 8_192
 State = tuple[int, ...]
 Listed = tuple[int, set[bytes]]
@@ -78,7 +79,9 @@ class Automaton:
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
+        self._rows = [factor.rows() for factor in tables.factors]
         self._decisions: dict[State, Decision] = {}
+        self._walked: dict[bytes, State] = {}
         self._listed: dict[tuple[int, int], Listed | None] = {}
         self._edges: dict[int, Edges] = {}
 
@@ -152,9 +155,18 @@ class Automaton:
         raw = _raw(path)
         if not raw.startswith(b"/"):
             raise ValueError(f"not an absolute path: {path!r}")
-        state = self.start
-        for name in raw.removesuffix(b"/")[1:].split(b"/") if raw != b"/" else ():
-            state = self.child(state, name)
+        # Paths begin alike: go on from the nearest place above that was asked for before.
+        way: list[tuple[bytes, bytes]] = []
+        above = raw.removesuffix(b"/")
+        while above and above not in self._walked:
+            place = above
+            above, _, name = place.rpartition(b"/")
+            way.append((place, name))
+        state = self._walked[above] if above else self.start
+        if len(self._walked) + len(way) > MAX_REMEMBERED:
+            self._walked.clear()
+        for place, name in reversed(way):
+            state = self._walked[place] = self.child(state, name)
         return state
 
     def decision(self, state: State) -> Decision:
@@ -218,9 +230,14 @@ class Automaton:
     def _carry(self, states: Sequence[int], carried: State) -> State:
         """New states, with what holds from them on added to what already held."""
         read, write, execute, matched, excepted = carried
-        for factor, at in zip(self._tables.factors, states, strict=True):
-            row = factor.output(at)
-            read, write, execute = max(read, row[0]), max(write, row[1]), max(execute, row[2])
+        for rows, at in zip(self._rows, states, strict=True):
+            row = rows[at]
+            if row[0] > read:
+                read = row[0]
+            if row[1] > write:
+                write = row[1]
+            if row[2] > execute:
+                execute = row[2]
             matched |= row[3] | row[4] << 32
             excepted |= row[5] | row[6] << 32
         return (*states, read, write, execute, matched, excepted)

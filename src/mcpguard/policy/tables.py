@@ -77,10 +77,10 @@ class Factor:
             state = following[cell] if owner[cell] == state else other[state]
         return state
 
-    def output(self, state: int) -> Words:
-        """The output row of a state: three ranks, matched low and high, excepted low and high, flags."""
-        at = self.out[state] * _ROW
-        return self.outputs[at : at + _ROW]
+    def rows(self) -> list[tuple[int, ...]]:
+        """The output row of every state: three ranks, matched low and high, excepted low and high, flags."""
+        rows = list(zip(*[iter(self.outputs)] * _ROW, strict=True))
+        return [rows[output] for output in self.out]
 
     def flags(self, state: int) -> int:
         """The flags of a state."""

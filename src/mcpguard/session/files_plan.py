@@ -201,9 +201,18 @@ def _grant(walk: Walk, path: str) -> None:
     if not os.path.lexists(path):
         return
     allowed = walk.automaton.decision(walk.automaton.walk(path)).allowed
-    if allowed and os.path.realpath(path) == path:
+    if allowed and _is_canonical(walk, path):
         # A policy holds the canonical form of a rule beside it, so a path through a symlink needs no grant of its own.
         walk.grants[path] = walk.grants.get(path, Access.NONE) | allowed
+
+
+def _is_canonical(walk: Walk, path: str) -> bool:
+    """No symlink on the way, nor at its end; of an existing path without detours."""
+    known = walk.canonical.get(path)
+    if known is None:
+        known = path == "/" or (not os.path.islink(path) and _is_canonical(walk, os.path.dirname(path)))
+        walk.canonical[path] = known
+    return known
 
 
 def _grant_below(walk: Walk, directory: str, state: State, depth: int) -> None:
@@ -235,7 +244,7 @@ def _find_open_directory(walk: Walk, policy: Policy, rule: PathRule) -> None:
             return
     if rest[:1] == ["**"] or home == "/" or not is_below(base, home):
         return
-    if not os.path.isdir(base) or os.path.realpath(base) != base:
+    if not os.path.isdir(base) or not _is_canonical(walk, base):
         return
     if Access.WRITE not in walk.automaton.decision(walk.automaton.walk(base)).allowed:
         walk.open_directories.add(base)

@@ -45,6 +45,8 @@ class Walk:
     visited: int = 0
     unscanned: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
+    # Existing paths, and whether they lead through no symlink.
+    canonical: dict[str, bool] = field(default_factory=dict)
     # Directories that this user may not list, though names in them could be opened.
     unlistable: set[str] = field(default_factory=set)
     # Names with which a floating pattern can begin, and whether any other name leaves a state as it is.
