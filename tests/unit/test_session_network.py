@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +18,7 @@ from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Pol
 from mcpguard.model.profile import SystemSwitches
 from mcpguard.model.rule import Origin
 from mcpguard.policy.network import mapped
+from mcpguard.session import answers as session_answers
 from mcpguard.session import network
 
 BOTH = PROTO_TCP | PROTO_UDP
@@ -106,6 +111,69 @@ def test_a_name_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyP
     assert [row[0] for row in names.rows(wait_s=0.01)] == [mapped("8.8.8.8").hex()]
     names.close()
     silent.set()
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """From now on the resolver says nothing."""
+    end = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_n: end.wait(30) and [])
+    yield
+    end.set()
+
+
+def test_a_name_that_answered_a_moment_ago_is_not_waited_for(
+    answers: dict[str, list[str]], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    answers["a.example.org"] = ["8.8.4.4", "10.0.0.1"]
+    kept = tmp_path / "names.json"
+    policy = make_policy(names=(name("a.example.org"), name("gone.example.org")))
+    first = network.Names(policy, kept)
+    first.begin()
+    rows = first.rows(wait_s=10)
+    first.close()
+    request.getfixturevalue("silent")
+    later = network.Names(policy, kept)
+    later.begin()
+    assert later.rows(wait_s=3600) == rows, "it would have waited an hour"
+    assert later.host_of == {"8.8.4.4": "a.example.org"}
+    later.close()
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"a.example.org": 1}',
+        '{"a.example.org": [NOW, ["nonsense"]]}',
+        '{"a.example.org": [OLD, ["8.8.4.4"]]}',
+    ],
+)
+def test_an_old_answer_or_a_broken_file_counts_for_nothing(tmp_path: Path, content: str) -> None:
+    kept = tmp_path / "names.json"
+    now = time.time()
+    kept.write_text(content.replace("NOW", str(now)).replace("OLD", str(now - session_answers.KEPT_S - 1)))
+    names = network.Names(make_policy(names=(name("a.example.org"),)), kept)
+    names.begin()
+    assert names.rows(wait_s=0.01) == []
+    names.close()
+
+
+def test_an_address_that_comes_late_is_published_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *_a, **_n: (answer.wait(30) and [(0, 0, 0, "", ("8.8.4.4", 0))]) or []
+    )
+    names = network.Names(make_policy(names=(name("slow.example.org"),)))
+    names.begin()
+    assert names.rows(wait_s=0.01) == []
+    published: queue.Queue[list[Any]] = queue.Queue()
+    names.keep_fresh(published.put)
+    answer.set()
+    assert [row[0] for row in published.get(timeout=30)] == [mapped("8.8.4.4").hex()]
+    names.close()
 
 
 def test_the_hosts_resolvers_are_reachable_only_when_a_name_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import sys
 from typing import NoReturn
@@ -115,6 +116,7 @@ def _leave(code: int) -> NoReturn:
 
 def main(arguments: list[str]) -> int:
     """Run, and end with the exit code of the contract; returns it where nothing was run."""
+    gc.disable()  # what a launch makes stays; `session.run` turns it on again when the agent runs
     try:
         options = parse(arguments)
         from mcpguard.session.start import Start

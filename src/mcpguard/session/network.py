@@ -23,6 +23,7 @@ from mcpguard.model.rule import NetDirection, NetRule, Origin
 from mcpguard.model.values import replace
 from mcpguard.policy.network import connect_table, mapped
 from mcpguard.policy.patterns import split_literal
+from mcpguard.session import answers
 
 REFRESH_S = 60.0
 LAUNCH_WAIT_S = 0.4
@@ -137,7 +138,15 @@ class Names:
     `host_of` maps a textual address to the name it was seen under, for events.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, kept: Path | None = None) -> None:
+        """
+        Args:
+            kept: where answers are kept from one launch to the next.
+        """
+        self._kept = kept
+        self._known = answers.load(kept) if kept and policy.names else {}
+        self._fresh: answers.Answers = {}
+        self._news = threading.Event()
         self._entries = [entry for entry in policy.names if not entry.pattern.startswith("*")]
         self._fixed = policy.connect
         self._found: dict[tuple[str, str], NetEntry] = {}
@@ -148,6 +157,10 @@ class Names:
     def begin(self) -> None:
         """Start looking everything up, in the background."""
         self._waiting = [threading.Event() for _ in self._entries]
+        for entry, done in zip(self._entries, self._waiting, strict=True):
+            if entry.pattern in self._known:
+                self._add(entry, self._known[entry.pattern][1])
+                done.set()
         todo = iter(list(zip(self._entries, self._waiting, strict=True)))
         for _ in range(min(_WORKERS, len(self._entries))):
             # Daemons: a resolver that does not answer must not hold up the end of the run.
@@ -158,15 +171,19 @@ class Names:
         deadline = time.monotonic() + wait_s
         for done in self._waiting:
             done.wait(max(0.0, deadline - time.monotonic()))
+        self._news.clear()
         return rows_to_json((*self._fixed, *list(self._found.values())))
 
     def keep_fresh(self, publish: Callable[[list[Any]], None]) -> None:
-        """Publish late answers soon, then look up again every minute, on a thread that ends with `close`."""
+        """Publish late answers at once, and look up again every minute, on a thread that ends with `close`."""
         if self._entries:
             threading.Thread(target=self._refresh, args=(publish,), name="names-refresh", daemon=True).start()
 
     def close(self) -> None:
         self._stop.set()
+        self._news.set()
+        if self._kept and self._fresh:
+            answers.save(self._kept, dict(self._fresh))
 
     def _work(self, todo: Iterator[tuple[NameEntry, threading.Event]]) -> None:
         for entry, done in todo:
@@ -176,14 +193,15 @@ class Names:
             done.set()
 
     def _refresh(self, publish: Callable[[list[Any]], None]) -> None:
-        known = len(self._found)
         next_round = time.monotonic() + REFRESH_S
-        while not self._stop.wait(1.0 if not all(done.is_set() for done in self._waiting) else 5.0):
-            if len(self._found) != known:
-                known = len(self._found)
+        while True:
+            news = self._news.wait(max(0.0, next_round - time.monotonic()))
+            if self._stop.is_set():
+                return
+            if news:
                 with contextlib.suppress(OSError):
                     publish(self.rows())
-            if time.monotonic() > next_round:
+            else:
                 next_round = time.monotonic() + REFRESH_S
                 self.begin()
 
@@ -191,20 +209,25 @@ class Names:
         try:
             # As bytes, for a text would bring the tables of all scripts into a process that starts.
             name = entry.pattern.encode() if entry.pattern.isascii() else entry.pattern
-            answers = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-        except OSError:
-            return
-        for answer in answers:
-            address = str(answer[4][0]).split("%")[0]
-            if not _acceptable(address):
+            found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            if error.errno not in (socket.EAI_NONAME, socket.EAI_NODATA):
+                return
+            found = []
+        addresses = [str(answer[4][0]).split("%")[0] for answer in found]
+        self._fresh[entry.pattern] = (time.time(), addresses)
+        self._add(entry, addresses)
+
+    def _add(self, entry: NameEntry, addresses: Iterable[str]) -> None:
+        for address in addresses:
+            key = (f"{entry.pattern}:{entry.port_low}", address)
+            if key in self._found or not _acceptable(address):
                 continue
             self.host_of[address] = entry.pattern
-            self._found.setdefault(
-                (f"{entry.pattern}:{entry.port_low}", address),
-                NetEntry(
-                    mapped(address), _HOST, entry.port_low, entry.port_high, entry.protocols, entry.effect, entry.rule
-                ),
+            self._found[key] = NetEntry(
+                mapped(address), _HOST, entry.port_low, entry.port_high, entry.protocols, entry.effect, entry.rule
             )
+            self._news.set()
 
 
 def _acceptable(address: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import sys
@@ -48,7 +49,7 @@ def run(options: RunOptions, start: Start) -> int:
 
 def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start: Start) -> int:
     broker, watch = start.broker(), start.watch
-    names = network.Names(policy)
+    names = network.Names(policy, state_directory() / "names.json")
     names.begin()
     # Our own folders are protected like everything that exists; one that did not could be made inside.
     for ours in (user_directory(), state_directory()):
@@ -85,6 +86,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         recording.attach(broker.descriptors, facts, names.host_of)
         broker.go()
         watch.agent_started(int(facts["pid"]))
+        gc.enable()
         names.keep_fresh(broker.update_connect)
         if later:
             later.start()
