@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 from mcpguard.broker.channel import Channel, peer_uid
@@ -33,7 +34,9 @@ class BrokerProgram:
 
     @property
     def command(self) -> list[str]:
-        return [self.python, "-I", "-S", "-B", f"{self.package_root}/mcpguard/broker/__main__.py"]
+        # Through sudo nothing is written beside the code; root itself may keep what it compiles, as everybody else does.
+        still = ["-B"] if os.geteuid() != 0 or sys.dont_write_bytecode else []
+        return [self.python, "-I", "-S", *still, f"{self.package_root}/mcpguard/broker/__main__.py"]
 
 
 @dataclass(slots=True)

@@ -85,14 +85,18 @@ class Store:
         coverage: Sequence[Coverage],
         now_ns: int,
         supervisor: Supervisor | None = None,
+        session: str = "",
     ) -> str:
         """Begin a session and store the policy's rules; returns its id.
+
+        Args:
+            session: the id, where it had to be known before.
 
         Raises:
             StoreError: it cannot be written.
         """
         who = supervisor or Supervisor.current()
-        session = new_id(now_ns)
+        session = session or new_id(now_ns)
         values = (
             *(session, policy.profile, policy.digest, schema.clean(policy.workspace)),
             *(json.dumps([schema.clean(word) for word in command]), tier, schema.coverage_text(coverage), now_ns),

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mcpguard.events.format import printable, shorten
 from mcpguard.kernel import mounts
 from mcpguard.model.policy import Policy
 from mcpguard.model.values import dataclass
@@ -39,6 +38,8 @@ def own_folders(policy: Policy, *, quiet: bool = False) -> Iterator[None]:
             # Children come before their parents.
             used = [folder for folder in reversed(made) if not (users.only_us(folder) and _remove(folder))]
     if used and not quiet:
+        from mcpguard.events.format import printable, shorten
+
         names = ", ".join(printable(shorten(folder, policy.user.home)) for folder in reversed(used))
         with contextlib.suppress(OSError):
             sys.stderr.write(f"  note     made for the agent, because it was not there: {names}\n")

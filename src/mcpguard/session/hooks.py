@@ -15,7 +15,6 @@ from mcpguard.broker.client import Broker
 from mcpguard.kernel import mounts
 from mcpguard.model.plan import GuardPlan
 from mcpguard.model.policy import Policy
-from mcpguard.session.coverage import Offer
 from mcpguard.session.places import guard_plan
 
 _TABLE = "/proc/self/mountinfo"
@@ -32,11 +31,6 @@ class Hooks:
         self._changes = os.open(_TABLE, os.O_RDONLY | os.O_CLOEXEC)
         self._thread: threading.Thread | None = None
         self.plan: GuardPlan = guard_plan(policy, mounts.table())
-
-    @staticmethod
-    def of(policy: Policy, offer: Offer, broker: Broker) -> Hooks | None:
-        """The hooks of a session; None in tier 3, which has none."""
-        return Hooks(policy, broker) if offer.tier < 3 else None
 
     def start(self) -> None:
         """Keep the plan true from now on."""

@@ -11,19 +11,18 @@ import select
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mcpguard.errors import HostError, StoreError
-from mcpguard.events.sessions import new_id
+from mcpguard.events.processes import Process
+from mcpguard.events.pump import Pump
+from mcpguard.events.recorder import Recorder
 from mcpguard.events.store import Store
 from mcpguard.kernel.ring import Counters, Ring
 from mcpguard.model.coverage import Coverage
 from mcpguard.model.policy import Policy
-from mcpguard.wire import _abi
-
-if TYPE_CHECKING:
-    from mcpguard.events.pump import Pump
-    from mcpguard.events.recorder import Recorder
+from mcpguard.wire import _abi, decode
+from mcpguard.wire.records import SumRecord
 
 _CANARY_WAIT_S = 5.0
 # Counted for all processes of the host: whether one was the agent's cannot be told, so it may have been.
@@ -51,24 +50,18 @@ class Recording:
         self._before: set[int] = set()
 
     @staticmethod
-    def begin(policy: Policy, command: Sequence[str], tier: str, holds: Sequence[Coverage]) -> Recording:
-        """Open the store and start a session in it."""
+    def begin(session: str, policy: Policy, command: Sequence[str], tier: str, holds: Sequence[Coverage]) -> Recording:
+        """Open the store and start the session in it."""
         now_ns = time.time_ns()
         try:
             store = Store.open()
             if store.note:
                 _warn(store.note)
-            session = store.start_session(policy, command=command, tier=tier, coverage=holds, now_ns=now_ns)
+            store.start_session(policy, command=command, tier=tier, coverage=holds, now_ns=now_ns, session=session)
             return Recording(policy, store, session, command)
         except StoreError as error:
             _warn(f"events are not stored: {error.what} ({error.why}); the sandbox is not affected")
-            return Recording(policy, None, new_id(now_ns), command)
-
-    @staticmethod
-    def load() -> None:
-        """Import what reads the rings: a good thing to do while the broker confines the child on the other processor."""
-        from mcpguard.events import processes, pump, recorder  # noqa: F401
-        from mcpguard.wire import decode  # noqa: F401
+            return Recording(policy, None, session, command)
 
     def attach(self, descriptors: Mapping[str, int], facts: Mapping[str, Any], names: Mapping[str, str]) -> None:
         """Read the rings from now on; the canary's refusal must already be in them.
@@ -76,11 +69,6 @@ class Recording:
         Raises:
             HostError: nothing came out of the ring of denials, so the run would not be on record.
         """
-        from mcpguard.events.processes import Process
-        from mcpguard.events.pump import Pump
-        from mcpguard.events.recorder import Recorder
-        from mcpguard.wire import decode
-
         sizes = facts["rings"]
         self._rings = {name: Ring(descriptors[name], int(sizes[name])) for name in ("mg_denials", "mg_activity")}
         self._counters = Counters(descriptors["mg_counters"], _abi.MG_COUNTERS.size)
@@ -95,8 +83,6 @@ class Recording:
 
     def _expect_canary(self, pid: int) -> None:
         """What the child and its canary did while being confined is no event of the agent: drained here, and checked."""
-        from mcpguard.wire import decode
-
         deadline = time.monotonic() + _CANARY_WAIT_S
         seen = False
         while not seen and time.monotonic() < deadline:
@@ -121,8 +107,6 @@ class Recording:
         self._leftover = int(message.get("leftover", 0))
         self._stop_pump()
         if self._recorder is not None:
-            from mcpguard.wire.records import SumRecord
-
             sums = [SumRecord(int(series), int(count)) for series, count in message.get("sums", ())]
             self._recorder.add_sums(one for one in sums if one.series not in self._before)
             self._count_last_losses(self._recorder)
@@ -175,7 +159,7 @@ class Recording:
             _warn("the record could not be finished in time; the last events are missing")
 
     def _summarise(self, store: Store, warning: str | None) -> None:
-        from mcpguard.session import summary
+        from mcpguard.session import summary  # for whoever wants one
 
         lines = summary.render(summary.summarise(store, self.session), self._policy.user.home, warning=warning)
         if self._restored:

@@ -11,11 +11,14 @@ import gc
 import json
 import os
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mcpguard.broker import client
 from mcpguard.broker.protocol import REFUSED_TIERS, LaunchRequest
 from mcpguard.errors import HostError
+from mcpguard.events.sessions import new_id
 from mcpguard.model.access import Verdict
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
@@ -27,11 +30,13 @@ from mcpguard.session.environment import SESSION_VARIABLE, scrub
 from mcpguard.session.files_plan import plan_files
 from mcpguard.session.files_state import TerminalProgress
 from mcpguard.session.first_run import own_folders
-from mcpguard.session.hooks import Hooks
 from mcpguard.session.options import RunOptions
-from mcpguard.session.recording import Recording
 from mcpguard.session.start import Start
 from mcpguard.wire import _abi
+
+if TYPE_CHECKING:
+    from mcpguard.session.hooks import Hooks
+    from mcpguard.session.recording import Recording
 
 FAILED = 125
 
@@ -59,15 +64,15 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     planned = _plan(policy, broker) if _tier_1_failed(options.tier) else None
     offer = coverage.Offer.from_broker(broker.offer())
     plan, later = (FilesPlan((), ()), None) if offer.tier == 1 else planned or _plan(policy, broker)
-    hooks = Hooks.of(policy, offer, broker)
+    hooks = _hooks(policy, broker) if offer.tier < 3 else None
     holds = coverage.of_policy(policy, plan, offer)
     coverage.insist(holds, best_effort=options.best_effort)
-    recording = Recording.begin(policy, command, coverage.TIER_NAMES[offer.tier], holds)
+    session = new_id(time.time_ns())
     environment = scrub(os.environ, policy.environment_remove, policy.environment_keep)
-    environment[SESSION_VARIABLE] = recording.session
+    environment[SESSION_VARIABLE] = session
     broker.request(
         LaunchRequest(
-            session=recording.session,
+            session=session,
             user=policy.user,
             argv=command,
             environment=environment,
@@ -80,7 +85,10 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             seccomp=seccomp.cached_filter(policy.system, state_directory(), mounts=offer.tier == 1),
         )
     )
-    recording.load()
+    # While the broker makes and confines the child, on another processor where there is one.
+    from mcpguard.session.recording import Recording
+
+    recording = Recording.begin(session, policy, command, coverage.TIER_NAMES[offer.tier], holds)
     facts = broker.confined()
     try:
         recording.attach(broker.descriptors, facts, names.host_of)
@@ -129,6 +137,12 @@ def _plan(policy: Policy, broker: client.Broker) -> tuple[FilesPlan, sockets.Lat
     plan = plan_files(policy, Automaton.from_bytes(policy.tables), sockets=refused, progress=progress)
     progress.clear()
     return plan, sockets.LaterSockets(may_connect, refused, broker.hide)
+
+
+def _hooks(policy: Policy, broker: client.Broker) -> Hooks:
+    from mcpguard.session.hooks import Hooks
+
+    return Hooks(policy, broker)
 
 
 def _switches(policy: Policy) -> int:
