@@ -13,6 +13,7 @@ from mcpguard.errors import McpguardError, UsageError
 from mcpguard.session.options import RunOptions
 
 FAILED = 125
+_WIDTH = 78
 
 HELP = """Launch an agent or any command guarded by a profile.
 
@@ -33,6 +34,13 @@ exit code: the command's own; 125 mcpguard failed before it; 126 not
 executable; 127 not found; 128+n ended by signal n."""
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Of a fixed width: to ask the terminal for its own, argparse imports half a dozen modules before each launch."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_WIDTH)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(
@@ -49,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         prog="mcpguard run",
         description=HELP,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         usage="mcpguard run [OPTIONS] AGENT [ARGS...] | mcpguard run [OPTIONS] -- CMD...",
         allow_abbrev=False,
     )

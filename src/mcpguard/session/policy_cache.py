@@ -25,6 +25,9 @@ from mcpguard.model.rule import Origin
 FORMAT = 2
 # One file each; the oldest go.
 KEPT = 32
+# Looked up for each of hundreds of rules.
+_EFFECTS = {effect.value: effect for effect in Effect}
+_ACCESSES = [Access(bits) for bits in range(8)]
 Links = dict[str, str | None]
 
 
@@ -61,7 +64,7 @@ def load(directory: Path, name: str) -> Policy | None:
         if any(read_link(link) != target for link, target in kept["links"].items()):
             return None
         return _policy(kept["policy"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
@@ -136,7 +139,7 @@ def _policy(kept: dict[str, Any]) -> Policy:
         reasons=tuple(kept["reasons"]),
         tables=base64.b64decode(kept["tables"]),
         paths=tuple(
-            PathRule(Effect(effect), Access(access), pattern, tuple(exceptions), rule)
+            PathRule(_EFFECTS[effect], _ACCESSES[access], pattern, tuple(exceptions), rule)
             for effect, access, pattern, exceptions, rule in kept["paths"]
         ),
         connect=tuple(_address(entry) for entry in kept["connect"]),

@@ -22,8 +22,7 @@ from mcpguard.events.sessions import new_id
 from mcpguard.model.access import Verdict
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
-from mcpguard.policy.automaton import Automaton
-from mcpguard.policy.decide import decide_unix
+from mcpguard.policy.decide import automaton_of, decide_unix
 from mcpguard.profile.store import state_directory, user_directory
 from mcpguard.session import agent, coverage, network, seccomp, sockets
 from mcpguard.session.environment import SESSION_VARIABLE, scrub
@@ -134,7 +133,7 @@ def _plan(policy: Policy, broker: client.Broker) -> tuple[FilesPlan, sockets.Lat
 
     progress = TerminalProgress(_progress_line)
     refused = sockets.refused(may_connect)
-    plan = plan_files(policy, Automaton.from_bytes(policy.tables), sockets=refused, progress=progress)
+    plan = plan_files(policy, automaton_of(policy.tables), sockets=refused, progress=progress)
     progress.clear()
     return plan, sockets.LaterSockets(may_connect, refused, broker.hide)
 

@@ -1,0 +1,52 @@
+"""What a launch imports: everybody waits for it, at every start of an agent. A budget in modules, for milliseconds lie.
+
+Whoever goes over it finds a later moment for the import, or a number that is worth it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent.parent / "src"
+# Each of these costs milliseconds, alone or with what it brings along, and nothing on the way needs it.
+NEVER = {
+    *("asyncio", "concurrent.futures", "dataclasses", "email", "hashlib", "importlib.metadata", "importlib.resources"),
+    *("inspect", "logging", "platform", "random", "secrets", "shutil", "tempfile", "traceback", "unittest", "uuid"),
+    *("click", "platformdirs", "psutil", "pyseccomp", "rich", "textual", "typer", "yaml"),
+    *("mcpguard.policy.compile", "mcpguard.profile.load", "mcpguard.profile.parse", "mcpguard.session.install"),
+}
+BEFORE_THE_BROKER = ("mcpguard.cli.main", "mcpguard.cli.run", "mcpguard.session.start")
+BEFORE_THE_REQUEST = (*BEFORE_THE_BROKER, "mcpguard.session.run")
+ALL = (*BEFORE_THE_REQUEST, "mcpguard.session.recording")
+BROKER = ("mcpguard.broker.__main__",)
+
+
+def imported(modules: tuple[str, ...]) -> set[str]:
+    """What these bring into an interpreter that has nothing else."""
+    code = (
+        "import sys; before = set(sys.modules); sys.path.insert(0, sys.argv[1]); import importlib\n"
+        "for name in sys.argv[2:]: importlib.import_module(name)\n"
+        "print(*(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(SOURCE), *modules], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+# The numbers of all modules leave room for what other versions of Python import by themselves.
+@pytest.mark.parametrize(
+    ("modules", "ours", "all_of_them"),
+    [(BEFORE_THE_BROKER, 16, 90), (BEFORE_THE_REQUEST, 61, 155), (ALL, 86, 185), (BROKER, 42, 115)],
+    ids=["before the broker", "before the request", "all", "broker"],
+)
+def test_a_launch_imports_no_more_than_it_needs(modules: tuple[str, ...], ours: int, all_of_them: int) -> None:
+    found = imported(modules)
+    assert not found & NEVER
+    own = {name for name in found if name.startswith("mcpguard")}
+    assert len(own) <= ours, sorted(own)
+    assert len(found) <= all_of_them, sorted(found - own)
