@@ -140,6 +140,20 @@ def test_a_name_that_answered_a_moment_ago_is_not_waited_for(
     later.close()
 
 
+def test_a_kept_answer_is_asked_for_again_when_the_agent_runs(answers: dict[str, list[str]], tmp_path: Path) -> None:
+    kept = tmp_path / "names.json"
+    session_answers.save(kept, {"a.example.org": (time.time(), ["8.8.4.4"])})
+    answers["a.example.org"] = ["8.8.8.8"]
+    names = network.Names(make_policy(names=(name("a.example.org"),)), kept)
+    names.begin()
+    assert [row[0] for row in names.rows()] == [mapped("8.8.4.4").hex()]
+    published: queue.Queue[list[Any]] = queue.Queue()
+    names.keep_fresh(published.put)
+    assert {row[0] for row in published.get(timeout=30)} == {mapped("8.8.4.4").hex(), mapped("8.8.8.8").hex()}
+    names.close()
+    assert session_answers.load(kept)["a.example.org"][1] == ["8.8.8.8"]
+
+
 @pytest.mark.usefixtures("silent")
 @pytest.mark.parametrize(
     "content",

@@ -1,6 +1,6 @@
 """The guarded child: everything between fork and exec, in the one order that works.
 
-    as root   cgroup -> private mounts -> groups, bounding set
+    as root   cgroup -> wait for the request -> private mounts -> groups, bounding set
     as user   ids -> no_new_privs -> Landlock -> capabilities -> seccomp
     then      wait until the hooks are armed, canary, wait for the word, exec
 
@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from mcpguard.backends import landlock as files
 from mcpguard.broker import canary
+from mcpguard.broker.channel import Channel
 from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.kernel import landlock, privileges
 from mcpguard.kernel.cgroup import Leaf
@@ -26,8 +27,12 @@ from mcpguard.kernel.cgroup import Leaf
 NOT_FOUND, NOT_EXECUTABLE, FAILED = 127, 126, 125
 
 
-def become_agent(request: LaunchRequest, tier: int, leaf: Leaf, line: socket.socket, target: canary.Target) -> NoReturn:
-    """Confine this process and turn it into the agent. `line` reports to the broker and is closed by exec.
+def become_agent(orders: Channel, tier: int, leaf: Leaf, line: socket.socket, target: canary.Target) -> NoReturn:
+    """Confine this process and turn it into the agent.
+
+    Args:
+        orders: gives the request, which the broker has checked.
+        line: reports to the broker; closed by exec.
 
     In tier 1 the kernel's hooks carry all rules about files: neither covers nor Landlock are needed for them.
     """
@@ -36,6 +41,11 @@ def become_agent(request: LaunchRequest, tier: int, leaf: Leaf, line: socket.soc
     try:
         step = "enter the cgroup"
         leaf.enter()
+        step = "take the request"
+        received = orders.receive()
+        if received is None:
+            os._exit(FAILED)
+        request = LaunchRequest.from_json(received[0])
         step = "take the user's groups"
         os.setgroups(request.user.groups)
         step = "arrange the private mounts"

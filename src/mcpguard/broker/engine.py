@@ -22,7 +22,7 @@ _TCP_AND_UDP = 3
 
 
 class Engine:
-    """From `__enter__` on every act that the programs judge is refused, from `set_rules` on they go by the rules.
+    """From `__enter__` on every act that the programs judge is refused; from `go_live` on they go by what `set_rules` says.
 
     What is armed outlives this process for as long as anything lives in the leaf.
     """
@@ -71,13 +71,16 @@ class Engine:
         if self._leaf.await_empty():
             self._session.remove(apart=True)
 
-    def set_rules(self, network: dict[str, Any]) -> None:
-        """Fill the tables from the request, then have the programs ask them.
+    def go_live(self) -> None:
+        """Have the programs ask the session's tables, which are empty still.
 
-        The session's maps may still be on their way into the kernel's slots; this waits for them, `__enter__` does not.
+        `__enter__` does not wait until the kernel has put the session's maps into its slots; this does.
         """
-        self._network.set_rules(_settings(network))
         self._session.set_state(self._flags)
+
+    def set_rules(self, network: dict[str, Any]) -> None:
+        """Fill the tables from the request; before this every destination is refused."""
+        self._network.set_rules(_settings(network))
 
     def offer(self) -> dict[str, Any]:
         """What the user's process must know before it plans."""

@@ -35,10 +35,17 @@ _DIED: dict[str, Any] = {"failed": "start", "errno": None, "words": "the child d
 
 
 @dataclass(slots=True)
-class _Running:
+class _Child:
+    """What becomes the agent.
+
+    Attributes:
+        orders: where it gets the request from.
+        line: where it reports; closed by exec.
+    """
+
     pid: int
+    orders: Channel
     line: socket.socket
-    canary_pid: int
 
 
 def serve(channel: Channel, caller_uid: int, caller_pid: int, *, audit: bool, tier: int | None) -> None:
@@ -106,28 +113,33 @@ class _Session:
         with Engine(leaf, self.audit, self.tier) as engine:
             abi = _insist_on_landlock(engine.tier)
             self.channel.send(engine.offer())
-            request = self._request()
-            if request is None:
+            # To be done while the user's process plans: the kernel takes its time to let a process into a cgroup.
+            engine.go_live()
+            target = canary.Target.open(outside_pid=self.caller_pid, signals=abi >= 6 or engine.tier < tiers.LANDLOCK)
+            child = _fork(engine.tier, leaf, target)
+            received = self.channel.receive()
+            if received is None:  # the user's process changed its mind
                 return
+            request = LaunchRequest.from_json(received[0])
+            _check_user(request, self.caller_uid)
             engine.set_rules(request.network)
             if request.guard is not None:
                 engine.set_guard(request.guard, request.switches)
-            target = canary.Target.open(outside_pid=self.caller_pid, signals=abi >= 6 or engine.tier < tiers.LANDLOCK)
-            running = self._start(request, leaf, target, engine)
+            canary_pid = _confine(child, received[0], engine)
             target.close()
             # While the child waits it is there to be looked at; a quick program has ended before we get to it again.
-            covers = Covers(running.pid, request.files.steps, request.user)
+            covers = Covers(child.pid, request.files.steps, request.user)
             _drop_to_idle()
-            facts = {"ready": True, "pid": running.pid, "canary_pid": running.canary_pid, "cgroup": leaf.path}
+            facts = {"ready": True, "pid": child.pid, "canary_pid": canary_pid, "cgroup": leaf.path}
             self.channel.send({**facts, **engine.facts()}, engine.descriptors())
             received = self.channel.receive()
             if received is None or received[0].get("go") is not True:
                 return
-            running.line.send(b"go")
-            answer = running.line.recv(4096)
+            child.line.send(b"go")
+            answer = child.line.recv(4096)
             if answer:
                 self._tell({"exec_failed": json.loads(answer)["exec"]})
-            status = self._wait(running, wakeup, engine, covers)
+            status = self._wait(child, wakeup, engine, covers)
             covers.close()
             leftover = max(0, len(leaf.pids()) if leaf.populated() else 0)
             leaf.kill()
@@ -135,41 +147,7 @@ class _Session:
             engine.release()
             self._until_client_leaves()
 
-    def _request(self) -> LaunchRequest | None:
-        """What to start; None when the user's process changed its mind."""
-        received = self.channel.receive()
-        if received is None:
-            return None
-        request = LaunchRequest.from_json(received[0])
-        _check_user(request, self.caller_uid)
-        return request
-
-    def _start(self, request: LaunchRequest, leaf: cgroup.Leaf, target: canary.Target, engine: Engine) -> _Running:
-        """Fork the child, arm the hooks once it has confined itself, and wait until its canary was refused."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            ours.close()
-            become_agent(request, engine.tier, leaf, theirs, target)
-        theirs.close()
-        report = _read_report(ours)
-        if report.get("confined"):
-            engine.arm(_device_at(pid, files.SHARED_MEMORY))
-            ours.send(b"arm")
-            report = _read_report(ours)
-        if not report.get("ready"):
-            os.waitpid(pid, 0)
-            raise _child_error(report)
-        if report["canary"]:
-            raise HostError(
-                "the sandbox does not hold on this host, so nothing was started",
-                why="the canary was not refused: " + "; ".join(report["canary"]),
-                do="run `mcpguard doctor` and report its output",
-                code="run.canary",
-            )
-        return _Running(pid, ours, int(report["canary_pid"]))
-
-    def _wait(self, running: _Running, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
+    def _wait(self, child: _Child, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
         """Wait for the agent to end; returns its wait status. Meanwhile, put back covers that come off."""
         while True:
             sources = [wakeup.fileno()] if self.client_gone else [wakeup.fileno(), self.channel.fileno()]
@@ -180,8 +158,8 @@ class _Session:
                 for number in wakeup.recv(4096):
                     if number in _FORWARDED:
                         with contextlib.suppress(ProcessLookupError):
-                            os.kill(running.pid, number)
-                status = _reap(running.pid)
+                            os.kill(child.pid, number)
+                status = _reap(child.pid)
                 if status is not None:
                     return status
             if self.channel.fileno() in ready:
@@ -229,6 +207,46 @@ class _Session:
                     return
             except (OSError, ValueError):
                 return
+
+
+def _fork(tier: int, leaf: cgroup.Leaf, target: canary.Target) -> _Child:
+    """The child, on its way into the leaf; there it waits for its orders."""
+    orders, theirs = socket.socketpair()
+    line, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        orders.close()
+        line.close()
+        become_agent(Channel(theirs), tier, leaf, end, target)
+    theirs.close()
+    end.close()
+    return _Child(pid, Channel(orders), line)
+
+
+def _confine(child: _Child, request: dict[str, Any], engine: Engine) -> int:
+    """Give the child its orders, arm the hooks once it has confined itself, and wait until its canary was refused.
+
+    Returns:
+        the canary's pid.
+    """
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # one that failed has said why
+        child.orders.send(request)
+    report = _read_report(child.line)
+    if report.get("confined"):
+        engine.arm(_device_at(child.pid, files.SHARED_MEMORY))
+        child.line.send(b"arm")
+        report = _read_report(child.line)
+    if not report.get("ready"):
+        os.waitpid(child.pid, 0)
+        raise _child_error(report)
+    if report["canary"]:
+        raise HostError(
+            "the sandbox does not hold on this host, so nothing was started",
+            why="the canary was not refused: " + "; ".join(report["canary"]),
+            do="run `mcpguard doctor` and report its output",
+            code="run.canary",
+        )
+    return int(report["canary_pid"])
 
 
 def _read_report(line: socket.socket) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import os
 import stat
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ def locked() -> Iterator[Lock]:
         os.close(lock.fd)
 
 
+@functools.cache
 def version(objects: str, layout: int) -> str:
     """One name for all compiled objects together: another byte anywhere is another engine."""
     digest = blake2b(layout.to_bytes(4, "big"), digest_size=12)

@@ -1,8 +1,8 @@
 """What the host's resolver said a while ago, so that a launch need not wait for it again.
 
 Kept as a resolver's own cache keeps it, for ten minutes, in the user's state directory, which no guarded process can write.
-Every name is looked up anew all the same: this only says what holds until that answer is there. A file that cannot be read
-or does not fit is as good as none.
+Every name is looked up anew as soon as the agent runs: this only says what holds until that answer is there. A file that
+cannot be read or does not fit is as good as none.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +155,22 @@ class Names:
         self.host_of: dict[str, str] = {}
 
     def begin(self) -> None:
-        """Start looking everything up, in the background."""
+        """Take what was answered before, and start looking up the rest, in the background."""
         self._waiting = [threading.Event() for _ in self._entries]
+        unknown = []
         for entry, done in zip(self._entries, self._waiting, strict=True):
             if entry.pattern in self._known:
                 self._add(entry, self._known[entry.pattern][1])
                 done.set()
-        todo = iter(list(zip(self._entries, self._waiting, strict=True)))
-        for _ in range(min(_WORKERS, len(self._entries))):
+            else:
+                unknown.append((entry, done))
+        self._start_work(unknown, _WORKERS)
+
+    def _start_work(self, todo: Sequence[tuple[NameEntry, threading.Event]], workers: int) -> None:
+        left = iter(todo)
+        for _ in range(min(workers, len(todo))):
             # Daemons: a resolver that does not answer must not hold up the end of the run.
-            threading.Thread(target=self._work, args=(todo,), name="names", daemon=True).start()
+            threading.Thread(target=self._work, args=(left,), name="names", daemon=True).start()
 
     def rows(self, wait_s: float = 0.0) -> list[Any]:
         """The table of destinations as known after at most `wait_s` seconds, in the JSON form of the broker."""
@@ -175,7 +181,7 @@ class Names:
         return rows_to_json((*self._fixed, *list(self._found.values())))
 
     def keep_fresh(self, publish: Callable[[list[Any]], None]) -> None:
-        """Publish late answers at once, and look up again every minute, on a thread that ends with `close`."""
+        """Publish late answers at once, and look up again what was not, and everything every minute, until `close`."""
         if self._entries:
             threading.Thread(target=self._refresh, args=(publish,), name="names-refresh", daemon=True).start()
 
@@ -193,6 +199,9 @@ class Names:
             done.set()
 
     def _refresh(self, publish: Callable[[list[Any]], None]) -> None:
+        pairs = zip(self._entries, self._waiting, strict=True)
+        self._start_work([pair for pair in pairs if pair[0].pattern in self._known], 1)
+        self._known = {}
         next_round = time.monotonic() + REFRESH_S
         while True:
             news = self._news.wait(max(0.0, next_round - time.monotonic()))
