@@ -1,7 +1,8 @@
-"""What a guarded launch costs, beside the neighbours that do a similar job.
+"""What a guarded launch costs, beside the neighbours that do a similar job, and where its time goes.
 
 Runs `true` bare, under `mcpguard run`, under bubblewrap and under the npm package @anthropic-ai/sandbox-runtime, one
 after the other in turns, so that a slow moment of the host hits all of them. Prints medians and ratios; judges nothing.
+The phases of `mcpguard run` are measured in runs of their own. The package is compiled before, as pip does it.
 
 usage: benchmarks/launch.py [--repetitions 20] [--json]
 Missing neighbours are named and left out; `apt-get install bubblewrap ripgrep socat npm` brings what they need.
@@ -10,6 +11,8 @@ Missing neighbours are named and left out; `apt-get install bubblewrap ripgrep s
 from __future__ import annotations
 
 import argparse
+import compileall
+import importlib.util
 import json
 import os
 import shutil
@@ -24,6 +27,37 @@ from pathlib import Path
 OURS = "mcpguard run -- true"
 NPM_PACKAGE = "@anthropic-ai/sandbox-runtime"
 LEAST_REPETITIONS = 15
+# Ends of phases as the command itself sees them; it prints nothing, so stdout is free for them.
+PHASES = r"""
+import sys, time
+from mcpguard.cli import run
+from mcpguard.broker import client
+ends = []
+def end(name):
+    ends.append(f"{time.monotonic() * 1000 - float(sys.argv[1])}\t{name}")
+def around(owner, attribute, before, after):
+    act = getattr(owner, attribute)
+    def timed(*args, **named):
+        if before:
+            end(before)
+        result = act(*args, **named)
+        if after:
+            end(after)
+        return result
+    setattr(owner, attribute, timed)
+around(client, "start", "interpreter, first imports, command line", None)
+around(client.Broker, "offer", "policy, plan (the broker loads meanwhile)", "waiting for the broker")
+around(client.Broker, "confined", "request; recorder loaded, session stored", "waiting until the child is confined")
+around(client.Broker, "go", "the canary's refusal read from the ring", None)
+def leave(code):
+    end("last records, closing, cleaning up")
+    print(*ends, sep="\n", flush=True)
+    leave_for_good(code)
+leave_for_good, run._leave = run._leave, leave
+from mcpguard.session import run as session
+around(session, "_wait_for_agent", None, "the agent")
+sys.exit(run.main(sys.argv[2:]))
+"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +99,13 @@ def contenders(folder: Path) -> tuple[list[Contender], list[str]]:
     return able, missing
 
 
+def compile_package() -> None:
+    """An installed package is compiled; a checkout may not be, and compiling at each start is not what is measured."""
+    package = importlib.util.find_spec("mcpguard")
+    if package and package.submodule_search_locations:
+        compileall.compile_dir(package.submodule_search_locations[0], quiet=2)
+
+
 def mcpguard() -> list[str]:
     """The console script beside this interpreter: what a person starts."""
     script = Path(sys.executable).with_name("mcpguard")
@@ -92,6 +133,23 @@ def start(contender: Contender, folder: Path) -> subprocess.CompletedProcess[str
     )
 
 
+def phases(repetitions: int, folder: Path) -> dict[str, list[float]]:
+    """Milliseconds of each phase of `mcpguard run`, one value a run, in their order."""
+    took: dict[str, list[float]] = {}
+    for _ in range(repetitions):
+        began = time.monotonic() * 1000
+        command = [sys.executable, "-P", "-c", PHASES, str(began), "-q", "--", "true"]
+        done = start(Contender("phases", command, {"MCPGUARD_HOME": str(folder / "home")}), folder)
+        if done.returncode:
+            raise SystemExit(f"the phases could not be measured: {done.stderr}")
+        before = 0.0
+        for line in done.stdout.splitlines():
+            when, name = line.split("\t")
+            took.setdefault(name, []).append(float(when) - before)
+            before = float(when)
+    return took
+
+
 def measure(able: list[Contender], repetitions: int, folder: Path) -> dict[str, list[float]]:
     """Milliseconds from start to end, one value a turn and contender."""
     took: dict[str, list[float]] = {contender.name: [] for contender in able}
@@ -105,7 +163,7 @@ def measure(able: list[Contender], repetitions: int, folder: Path) -> dict[str, 
     return took
 
 
-def report(took: dict[str, list[float]], missing: list[str]) -> None:
+def report(took: dict[str, list[float]], missing: list[str], parts: dict[str, list[float]]) -> None:
     ours = statistics.median(took[OURS]) if OURS in took else None
     bare = statistics.median(took["true"])
     print(f"{'command':28} {'median ms':>10} {'p90 ms':>8} {'added ms':>9} {'mcpguard is':>12}")
@@ -116,6 +174,11 @@ def report(took: dict[str, list[float]], missing: list[str]) -> None:
         print(f"{name:28} {middle:10.1f} {ninth:8.1f} {middle - bare:9.1f} {ratio:>12}")
     for line in missing:
         print(f"left out  {line}")
+    print(f"\n{'phase of mcpguard run':42} {'median ms':>10} {'until here':>11}")
+    until = 0.0
+    for name, values in parts.items():
+        until += statistics.median(values)
+        print(f"{name:42} {statistics.median(values):10.1f} {until:11.1f}")
 
 
 def main() -> int:
@@ -126,12 +189,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mcpguard-launch-") as name:
         folder = Path(name)
         (folder / "workspace").mkdir()
+        compile_package()
         able, missing = contenders(folder)
-        took = measure(able, max(arguments.repetitions, LEAST_REPETITIONS), folder)
+        repetitions = max(arguments.repetitions, LEAST_REPETITIONS)
+        took = measure(able, repetitions, folder)
+        parts = phases(repetitions, folder) if OURS in took else {}
     if arguments.json:
-        print(json.dumps({"milliseconds": took, "left_out": missing}))
+        print(json.dumps({"milliseconds": took, "phases": parts, "left_out": missing}))
     else:
-        report(took, missing)
+        report(took, missing, parts)
     return 0 if OURS in took else 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from harness import SYSTEM_PYTHON, mcpguard_command, sandbox
 
 from mcpguard.backends import cgroup_bpf, tracing
 from mcpguard.backends.engine import Engine
-from mcpguard.errors import HostError
+from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, pins
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.wire import _abi
@@ -250,6 +251,25 @@ def test_the_lowest_free_slot_is_taken_again(tree: Tree, other_leaf: Leaf) -> No
     assert third.slot <= slot
     assert third.remove()
     third.close()
+
+
+def test_a_slot_that_is_emptied_apart_is_nobodys_meanwhile(tree: Tree, tmp_path: Path) -> None:
+    """Whoever ends a run need not wait for the kernel, and the next run cannot get the slot before it is empty."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    tree.guard()
+    slot = tree.session.slot
+    tree.session.at_removal(lambda: fifo.read_bytes() and None)
+    tree.leaf.kill()
+    assert tree.leaf.await_empty()
+    assert tree.session.remove(apart=True)
+    assert tree.leaf.id not in known(tree.engine)
+    with open(pins.LOCK) as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fifo.write_bytes(b"go on")
+    with pins.locked(), pytest.raises(KernelError) as missing:
+        bpf.inner_map(tree.engine.map("mg_counters"), slot)
+    assert missing.value.errno == errno.ENOENT
 
 
 # --- what fails, fails closed ---

@@ -15,6 +15,7 @@ import pwd
 import select
 import signal
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from mcpguard.backends import landlock as files
@@ -109,8 +110,7 @@ class _Session:
             leaf.remove()
 
     def _guard(self, leaf: cgroup.Leaf) -> None:
-        wakeup = _watch_signals()
-        with Engine(leaf, self.audit, self.tier) as engine:
+        with _signals() as wakeup, Engine(leaf, self.audit, self.tier) as engine:
             abi = _insist_on_landlock(engine.tier)
             self.channel.send(engine.offer())
             # To be done while the user's process plans: the kernel takes its time to let a process into a cgroup.
@@ -290,7 +290,8 @@ def _child_error(report: dict[str, Any]) -> McpguardError:
     )
 
 
-def _watch_signals() -> socket.socket:
+@contextlib.contextmanager
+def _signals() -> Iterator[socket.socket]:
     """Turn signals into bytes to select on. What comes from the terminal reaches the agent by itself."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -302,7 +303,10 @@ def _watch_signals() -> socket.socket:
         signal.signal(number, signal.SIG_IGN)
     # The user's process blocks signals before it starts us; a mask is inherited.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    return ours
+    try:
+        yield ours
+    finally:
+        signal.set_wakeup_fd(-1)  # nobody reads any more that a child has ended
 
 
 def _reap(pid: int) -> int | None:

@@ -117,7 +117,7 @@ def _split(arguments: list[str]) -> tuple[list[str], bool, list[str]]:
 def _leave(code: int) -> NoReturn:
     """All is written and closed: taking the interpreter apart would only take as long as starting it."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)
 

@@ -3,7 +3,7 @@
 Root must never run code that the guarded user can write. So `setup` copies the privileged subset of this package to a
 directory owned by root; `run` starts that copy, and only when it is the same code as the running one.
 
-Standard library and `errors` only: the root half of `setup` runs this module under `python3 -I -S`.
+Standard library, `errors` and `model` only: the root half of `setup` runs this module under `python3 -I -S`.
 """
 
 from __future__ import annotations
