@@ -167,8 +167,8 @@ def _read_entry(draft: Draft, key: Key, mapping: yaml.MappingNode) -> None:
 def _add_restriction(
     draft: Draft, key: Key, path: Word, exceptions: tuple[str, ...], because: str, existing: str = ""
 ) -> None:
-    more = [*(["except", *exceptions] if exceptions else []), *(["existing", existing] if existing else [])]
-    origin = draft.origin(path.line, " ".join((key.name, path.text, *more)))
+    words_of_rule = [key.name, path.text, *(["except", *exceptions] if exceptions else [])]
+    origin = draft.origin(path.line, " ".join(words_of_rule))
     if key.type is Type.DENIED:
         draft.files.append(FileRule(Effect.DENY, _ALL, path.text, origin, exceptions, because))
     else:

@@ -187,7 +187,7 @@ def _line(group: Group, home: str) -> str:
 
 def _rule_text(text: str) -> str:
     """A rule in short: without its exceptions, and never a whole list; `log` and `why` have all of it."""
-    text = text.partition(" except ")[0].partition(" existing ")[0]
+    text = text.partition(" except ")[0]
     return text if len(text) <= RULE_WIDTH else f"{text[: RULE_WIDTH - 3]}..."
 
 
