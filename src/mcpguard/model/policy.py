@@ -89,6 +89,7 @@ class Policy:
         paths: the file rules it was made from, for tools that must know patterns (mount plan, `why`).
         connect, listen: address rules; names: destinations by name (connect only).
         audit: let through and record everything but denies.
+        socket_tables: as `tables`, from those of `sockets` that are paths; empty: not made yet.
         folders: the agent's own folders in the home, and the standard ones on the way to them, parents first: made for a run
             where they do not exist, and taken away after it where they are still empty.
     """
@@ -112,3 +113,4 @@ class Policy:
     system: SystemSwitches
     audit: bool = False
     folders: tuple[str, ...] = ()
+    socket_tables: bytes = b""

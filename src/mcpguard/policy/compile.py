@@ -24,6 +24,7 @@ from mcpguard.model.profile import Profile
 from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.model.values import replace
 from mcpguard.policy.automaton import Automaton
+from mcpguard.policy.decide import socket_automaton
 from mcpguard.policy.links import Links, ReadLink, read_link
 from mcpguard.policy.network import connect_table, parse_rule
 from mcpguard.policy.patterns import expand, literal_path, quote, split_literal
@@ -108,7 +109,7 @@ def compile_policy(
         audit=audit,
         folders=_folders(files, variables, automaton),
     )
-    return replace(policy, digest=_digest(policy))
+    return replace(policy, digest=_digest(policy), socket_tables=socket_automaton(policy.sockets).to_bytes())
 
 
 def _directory(name: str, path: str, links: Links) -> str:

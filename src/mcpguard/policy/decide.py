@@ -116,7 +116,7 @@ def decide_unix(policy: Policy, target: str) -> Answer:
     file = automaton.decision(automaton.walk(target))
     if not file.allowed & Access.READ and file.read_rule:
         return Answer(Verdict.DENY, file.read_rule)
-    sockets = socket_automaton(policy.sockets)
+    sockets = sockets_of(policy)
     decision = sockets.decision(sockets.walk(target))
     if decision.allowed & Access.READ:
         return Answer(Verdict.ALLOW, decision.read_rule)
@@ -168,6 +168,11 @@ def _abstract_matches(pattern: str, target: str) -> bool:
     if not pattern.startswith("@"):
         return False
     return target.startswith(pattern[:-1]) if pattern.endswith("*") else target == pattern
+
+
+def sockets_of(policy: Policy) -> Automaton:
+    """The automaton of a policy's socket rules."""
+    return automaton_of(policy.socket_tables) if policy.socket_tables else socket_automaton(policy.sockets)
 
 
 @lru_cache(maxsize=8)

@@ -13,7 +13,7 @@ from mcpguard.model.plan import GuardPlan, TablePlan
 from mcpguard.model.policy import Policy
 from mcpguard.model.values import dataclass, field
 from mcpguard.policy.automaton import Automaton
-from mcpguard.policy.decide import automaton_of, socket_automaton
+from mcpguard.policy.decide import automaton_of, sockets_of
 from mcpguard.policy.image import Image, image_of
 from mcpguard.wire import _abi, encode
 
@@ -31,7 +31,7 @@ def guard_plan(policy: Policy, mounted: Sequence[mounts.Mount]) -> GuardPlan:
     """
     return GuardPlan(
         table_plan(automaton_of(policy.tables), policy.tmp, mounted),
-        table_plan(socket_automaton(policy.sockets), policy.tmp, mounted),
+        table_plan(sockets_of(policy), policy.tmp, mounted),
     )
 
 

@@ -25,7 +25,7 @@ from mcpguard.model.rule import Found, Origin
 from mcpguard.model.values import dataclass, field
 from mcpguard.session.existing import search
 
-FORMAT = 3
+FORMAT = 4
 # One file each; the oldest go.
 KEPT = 32
 # Looked up for each of hundreds of rules.
@@ -128,6 +128,7 @@ def _plain(policy: Policy) -> dict[str, Any]:
         "rules": [[rule.profile, rule.file, rule.line, rule.text] for rule in policy.rules],
         "reasons": policy.reasons,
         "tables": base64.b64encode(policy.tables).decode(),
+        "socket_tables": base64.b64encode(policy.socket_tables).decode(),
         "paths": [[p.effect, int(p.access), p.pattern, p.exceptions, p.rule] for p in policy.paths],
         "connect": [_plain_address(entry) for entry in policy.connect],
         "listen": [_plain_address(entry) for entry in policy.listen],
@@ -177,6 +178,7 @@ def _policy(kept: dict[str, Any]) -> Policy:
         system=SystemSwitches(*kept["system"]),
         audit=kept["audit"],
         folders=tuple(kept["folders"]),
+        socket_tables=base64.b64decode(kept["socket_tables"]),
     )
 
 
