@@ -389,3 +389,16 @@ def test_more_deny_rules_with_exceptions_than_fit_are_refused() -> None:
     with pytest.raises(PolicyError) as caught:
         Automaton.build([deny(f"/a{number}", f"/a{number}/x", rule=number) for number in range(1, 66)])
     assert caught.value.code == "policy.too-large"
+
+
+def test_a_way_that_was_forgotten_or_failed_is_walked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_REMEMBERED", 4)
+    automaton = Automaton.build([allow("/a"), deny("**/.env"), readonly("/a/*/keep")])
+    paths = ["/", "/a", "/a/b/c/d/e/f", "/a/b/keep/x/y/z", "/a/b", "/x/.env/y", "/a/b/c/d/.env", "/a/", "/a/b/c"]
+    for path in [*paths, *reversed(paths)]:
+        with pytest.raises(ValueError):
+            automaton.walk(f"{path.rstrip('/')}/../x")
+        step_by_step = automaton.start
+        for name in [name for name in path.split("/") if name]:
+            step_by_step = automaton.child(step_by_step, name)
+        assert automaton.walk(path) == step_by_step

@@ -20,7 +20,7 @@ from mcpguard.model.event import Event, Kind
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import replace
-from mcpguard.policy.automaton import Automaton
+from mcpguard.policy.decide import automaton_of
 from mcpguard.wire.records import (
     CallRecord,
     ExecRecord,
@@ -63,7 +63,7 @@ class Translator:
         self._policy = policy
         self._names = names
         self._epoch_ns = epoch_ns
-        self._judge = Judge(Automaton.from_bytes(policy.tables), policy.paths)
+        self._judge = Judge(automaton_of(policy.tables), policy.paths)
         self._attributor = Attributor(policy, self._judge, self.processes)
         self._sockets = SocketJudge(policy, self._judge, began_ns)
 

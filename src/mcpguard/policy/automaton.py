@@ -156,17 +156,16 @@ class Automaton:
         if not raw.startswith(b"/"):
             raise ValueError(f"not an absolute path: {path!r}")
         # Paths begin alike: go on from the nearest place above that was asked for before.
+        walked = self._walked
         way: list[tuple[bytes, bytes]] = []
         above = raw.removesuffix(b"/")
-        while above and above not in self._walked:
-            place = above
-            above, _, name = place.rpartition(b"/")
-            way.append((place, name))
-        state = self._walked[above] if above else self.start
-        if len(self._walked) + len(way) > MAX_REMEMBERED:
-            self._walked.clear()
+        while (state := walked.get(above) if above else self.start) is None:
+            way.append((above, above.rpartition(b"/")[2]))
+            above = above.rpartition(b"/")[0]
+        if len(walked) + len(way) > MAX_REMEMBERED:
+            self._walked = walked = {}  # not emptied: another thread may be reading
         for place, name in reversed(way):
-            state = self._walked[place] = self.child(state, name)
+            state = walked[place] = self.child(state, name)
         return state
 
     def decision(self, state: State) -> Decision:
