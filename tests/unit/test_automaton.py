@@ -393,7 +393,7 @@ def test_more_deny_rules_with_exceptions_than_fit_are_refused() -> None:
 
 def test_a_way_that_was_forgotten_or_failed_is_walked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_REMEMBERED", 4)
-    automaton = Automaton.build([allow("/a"), deny("**/.env"), readonly("/a/*/keep")])
+    automaton = Automaton.build([allow("/a"), deny("/**/.env"), readonly("/a/*/keep")])
     paths = ["/", "/a", "/a/b/c/d/e/f", "/a/b/keep/x/y/z", "/a/b", "/x/.env/y", "/a/b/c/d/.env", "/a/", "/a/b/c"]
     for path in [*paths, *reversed(paths)]:
         with pytest.raises(ValueError):
