@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mcpguard.errors import StoreError
 from mcpguard.events import schema
+from mcpguard.profile.store import state_directory
 
 # How long a write waits for another run's write; the rings go on filling meanwhile, so not long.
 BUSY_TIMEOUT_S = 1.0
@@ -22,11 +23,7 @@ _SIDE_FILES = ("-wal", "-shm")
 
 def default_path() -> Path:
     """`$MCPGUARD_HOME/state/events.db`, else `$XDG_STATE_HOME/mcpguard/events.db` (`~/.local/state` by default)."""
-    if home := os.environ.get("MCPGUARD_HOME"):
-        return Path(home) / "state" / "events.db"
-    import platformdirs
-
-    return Path(platformdirs.user_state_dir("mcpguard")) / "events.db"
+    return state_directory() / "events.db"
 
 
 def connect(path: Path) -> tuple[sqlite3.Connection, str | None]:

@@ -156,12 +156,13 @@ class Store:
         Raises:
             StoreError: there is none (`store.no-session`), or several begin so (`store.ambiguous-session`).
         """
+        exact = self.read(f"SELECT {_SESSION_COLUMNS} FROM sessions WHERE id = ?", (text,))
+        if exact:  # a run asks for its own; the others may be thousands
+            return _session_of(exact[0])
         found = [s for s in self.sessions() if text is None or s.id.startswith(text)]
-        exact = [s for s in found if s.id == text]
-        if text is None or exact or len(found) == 1:
-            if found:
-                return (exact or found)[0]
-        elif found:
+        if found and (text is None or len(found) == 1):
+            return found[0]
+        if found:
             raise StoreError(
                 f"{len(found)} sessions begin with {text}",
                 why="the first two are " + " and ".join(s.id for s in found[:2]),

@@ -21,18 +21,20 @@ def config_directory() -> Path:
     """`$MCPGUARD_HOME/config`, else `$XDG_CONFIG_HOME/mcpguard` (`~/.config` by default)."""
     if home := os.environ.get("MCPGUARD_HOME"):
         return Path(home).absolute() / "config"
-    import platformdirs  # only this line needs it
-
-    return Path(platformdirs.user_config_dir("mcpguard"))
+    return _base("XDG_CONFIG_HOME", "~/.config") / "mcpguard"
 
 
 def state_directory() -> Path:
     """`$MCPGUARD_HOME/state`, else `$XDG_STATE_HOME/mcpguard` (`~/.local/state` by default)."""
     if home := os.environ.get("MCPGUARD_HOME"):
         return Path(home).absolute() / "state"
-    import platformdirs  # only this line needs it
+    return _base("XDG_STATE_HOME", "~/.local/state") / "mcpguard"
 
-    return Path(platformdirs.user_state_dir("mcpguard"))
+
+def _base(variable: str, default: str) -> Path:
+    """A base directory; as its specification wants it, a relative one counts for none."""
+    given = os.environ.get(variable, "")
+    return Path(given if given.startswith("/") else default).expanduser()
 
 
 def typed_path(text: str) -> Path:
