@@ -26,6 +26,7 @@ _SESSION_COLUMNS = (
     "id, profile, digest, workspace, command, tier, coverage, started_ns, supervisor_pid, supervisor_start, "
     "supervisor_boot, ended_ns, exit_code, unsaved"
 )
+_INSERT_RULE = "INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 class Store:
@@ -105,9 +106,13 @@ class Store:
         with self._write() as connection:
             marks = ", ".join("?" * len(values))
             connection.execute(f"INSERT INTO sessions ({_SESSION_COLUMNS}) VALUES ({marks})", values)
-            self._rules[session] = {}
+            reasons: dict[Origin, str] = {}
             for origin, because in zip(policy.rules, policy.reasons, strict=True):
-                self._add_rule(session, origin, because)
+                reasons.setdefault(origin, because)
+            self._rules[session] = {origin: number for number, origin in enumerate(reasons)}
+            number = self.number(session)
+            rows = [_rule_row(number, n, *rule) for n, rule in enumerate(reasons.items())]
+            connection.executemany(_INSERT_RULE, rows)
         return session
 
     def add(self, session: str, events: Sequence[Event]) -> None:
@@ -225,20 +230,19 @@ class Store:
             )
             self._rules[session] = {Origin(*row[1:]): row[0] for row in rows}
         known = self._rules[session].get(origin)
-        return self._add_rule(session, origin, "") if known is None else known
+        return self._add_rule(session, origin) if known is None else known
 
-    def _add_rule(self, session: str, origin: Origin, because: str) -> int:
+    def _add_rule(self, session: str, origin: Origin) -> int:
         known = self._rules[session]
         if origin not in known:
             known[origin] = len(known)
-            self._connection.execute(
-                "INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(self.number(session), known[origin], origin.profile, schema.clean(origin.file), origin.line),
-                    *(schema.clean(origin.text), schema.clean(because)),
-                ),
-            )
+            self._connection.execute(_INSERT_RULE, _rule_row(self.number(session), known[origin], origin, ""))
         return known[origin]
+
+
+def _rule_row(session: int, number: int, origin: Origin, because: str) -> tuple[object, ...]:
+    file, text, reason = schema.clean(origin.file), schema.clean(origin.text), schema.clean(because)
+    return (session, number, origin.profile, file, origin.line, text, reason)
 
 
 def _session_of(row: schema.Row) -> Session:
