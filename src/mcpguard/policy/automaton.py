@@ -42,6 +42,8 @@ MULTIPLYING_STATES = 1_000
 # Decisions, and states of paths, kept by one automaton; above it they are forgotten, as a guarded tree may ask for paths
 # without end.
 MAX_REMEMBERED = 8_192
+# To combine flags is slow, and a tree walk asks for hundreds of decisions.
+_BY_BITS = [Access(bits) for bits in range(8)]
 State = tuple[int, ...]
 Listed = tuple[int, set[bytes]]
 Edges = dict[int, list[tuple[int, int]]]
@@ -82,6 +84,7 @@ class Automaton:
         self._rows = [factor.rows() for factor in tables.factors]
         self._decisions: dict[State, Decision] = {}
         self._walked: dict[bytes, State] = {}
+        self._uniform: dict[State, bool] = {}
         self._listed: dict[tuple[int, int], Listed | None] = {}
         self._edges: dict[int, Edges] = {}
 
@@ -190,7 +193,12 @@ class Automaton:
 
     def uniform(self, state: State) -> bool:
         """True when every path at or below has the same allowed accesses as this one. False may be too careful."""
-        return _one_answer(self._flags(state))
+        known = self._uniform.get(state)
+        if known is None:
+            if len(self._uniform) >= MAX_REMEMBERED:
+                self._uniform.clear()
+            known = self._uniform[state] = _one_answer(self._flags(state))
+        return known
 
     def named_children(self, state: State) -> frozenset[str] | None:
         """Names of children at or below which something else may be allowed than here; None when a glob names them."""
@@ -272,17 +280,14 @@ class Automaton:
     def _decide(self, state: State) -> Decision:
         held = state[-_CARRIED:]
         ranks = [max(held[index], self._guarding(state, access)) for index, access in enumerate(ACCESSES)]
-        allowed = Access.NONE
-        for rank, access in zip(ranks, ACCESSES, strict=True):
-            if rank and not self._protects(rank):
-                allowed |= access
+        bits = sum(1 << index for index, rank in enumerate(ranks) if rank and not self._protects(rank))
         flags = 0
         for factor, at in self._each(state):
             flags |= factor.flags(at)
         read, write, execute = (self._tables.rules[rank] for rank in ranks)
         protected = any(self._protects(rank) for rank in ranks)
         return Decision(
-            allowed,
+            _BY_BITS[bits],
             read,
             write,
             execute,

@@ -102,7 +102,8 @@ def listed(walk: Walk, directory: str) -> list[os.DirEntry[str]]:
 def remember_way(walk: Walk, path: str) -> None:
     """Note every component on the way to `path`, so that the visit reaches it without listing directories."""
     while path != "/":
-        parent, name = os.path.split(path)
+        parent, _, name = path.rpartition("/")
+        parent = parent or "/"
         names = walk.wanted_children.setdefault(parent, set())
         if name in names:
             return
