@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketE
 from mcpguard.model.profile import SystemSwitches
 from mcpguard.model.rule import Origin
 
-FORMAT = 2
+FORMAT = 3
 # One file each; the oldest go.
 KEPT = 32
 Links = dict[str, str | None]
@@ -111,7 +112,7 @@ def _plain(policy: Policy) -> dict[str, Any]:
         "sockets": [[entry.pattern, entry.effect, entry.rule] for entry in policy.sockets],
         "remove": policy.environment_remove,
         "keep": policy.environment_keep,
-        "system": [policy.system.user_namespaces, policy.system.io_uring],
+        "system": asdict(policy.system),
         "audit": policy.audit,
         "folders": policy.folders,
     }
@@ -124,7 +125,6 @@ def _plain_address(entry: NetEntry) -> list[Any]:
 
 def _policy(kept: dict[str, Any]) -> Policy:
     uid, gid, groups, name, home = kept["user"]
-    namespaces, io_uring = kept["system"]
     return Policy(
         digest=kept["digest"],
         profile=kept["profile"],
@@ -148,7 +148,7 @@ def _policy(kept: dict[str, Any]) -> Policy:
         sockets=tuple(SocketEntry(pattern, Effect(effect), rule) for pattern, effect, rule in kept["sockets"]),
         environment_remove=tuple(kept["remove"]),
         environment_keep=tuple(kept["keep"]),
-        system=SystemSwitches(namespaces, io_uring),
+        system=SystemSwitches(**kept["system"]),
         audit=kept["audit"],
         folders=tuple(kept["folders"]),
     )
