@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mcpguard.errors import HostError, StoreError
+from mcpguard.events.format import printable
 from mcpguard.events.processes import Process
 from mcpguard.events.pump import Pump
 from mcpguard.events.recorder import Recorder
@@ -36,8 +37,11 @@ SKIPPED = (
 class Recording:
     """One session's record, from before the agent starts until the summary is out."""
 
-    def __init__(self, policy: Policy, store: Store | None, session: str, command: Sequence[str]) -> None:
+    def __init__(
+        self, policy: Policy, store: Store | None, session: str, command: Sequence[str], notes: Sequence[str] = ()
+    ) -> None:
         self.session = session
+        self._notes = tuple(notes)
         self._policy = policy
         self._store = store
         self._command = tuple(command)
@@ -52,15 +56,21 @@ class Recording:
         self._before: set[int] = set()
 
     @staticmethod
-    def begin(policy: Policy, command: Sequence[str], tier: str, holds: Sequence[Coverage]) -> Recording:
-        """Open the store and start a session in it."""
+    def begin(
+        policy: Policy, command: Sequence[str], tier: str, holds: Sequence[Coverage], notes: Sequence[str] = ()
+    ) -> Recording:
+        """Open the store and start a session in it.
+
+        Args:
+            notes: what the summary tells besides of how the session was set up.
+        """
         now_ns = time.time_ns()
         try:
             store = Store.open()
             if store.note:
                 _warn(store.note)
             session = store.start_session(policy, command=command, tier=tier, coverage=holds, now_ns=now_ns)
-            return Recording(policy, store, session, command)
+            return Recording(policy, store, session, command, notes)
         except StoreError as error:
             _warn(f"events are not stored: {error.what} ({error.why}); the sandbox is not affected")
             return Recording(policy, None, new_id(now_ns), command)
@@ -162,6 +172,7 @@ class Recording:
 
     def _summarise(self, store: Store, warning: str | None) -> None:
         lines = summary.render(summary.summarise(store, self.session), self._policy.user.home, warning=warning)
+        lines += [f"  note     {printable(note)}" for note in self._notes]
         if self._restored:
             names = ", ".join(sorted(self._restored))
             lines = [

@@ -57,7 +57,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     hooks = Hooks.of(policy, offer, broker)
     holds = coverage.of_policy(policy, plan, offer)
     coverage.insist(holds, best_effort=options.best_effort)
-    recording = Recording.begin(policy, command, coverage.TIER_NAMES[offer.tier], holds)
+    recording = Recording.begin(policy, command, coverage.TIER_NAMES[offer.tier], holds, plan.hidden)
     environment = scrub(os.environ, policy.environment_remove, policy.environment_keep)
     environment[SESSION_VARIABLE] = recording.session
     facts = broker.request(
