@@ -206,18 +206,6 @@ static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
 }
 #endif
 
-static __always_inline struct file *mg_file(__u64 fd)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **files = BPF_CORE_READ(table, fd), *file = 0;
-
-	if (fd >= BPF_CORE_READ(table, max_fds))
-		return 0;
-	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
-	return file;
-}
-
 /* --- opens that succeeded --- */
 
 static __always_inline __u8 mg_file_kind(struct file *file, struct inode *inode)
@@ -238,7 +226,7 @@ static __always_inline __u8 mg_file_kind(struct file *file, struct inode *inode)
 
 __noinline int mg_opened(const struct mg_session *session, __u64 fd)
 {
-	struct file *file = mg_file(fd);
+	struct file *file = mg_own_file(fd);
 	struct inode *inode = BPF_CORE_READ(file, f_inode);
 	unsigned int mode = BPF_CORE_READ(file, f_mode);
 	struct mg_open_key key = {};
@@ -334,7 +322,7 @@ static __always_inline __u32 mg_put_base(struct mg_scratch *scratch, int fd, __u
 
 	if (fd == AT_FDCWD)
 		return mg_put_path(scratch, (__u64)&BPF_CORE_READ(task, fs)->pwd, at, cut);
-	file = mg_file((__u32)fd);
+	file = mg_own_file((__u32)fd);
 	return file ? mg_put_path(scratch, (__u64)&file->f_path, at, cut) : 0;
 }
 
@@ -538,7 +526,7 @@ __noinline int mg_refused_call(const struct mg_session *session, const struct mg
 /* After a bind: which socket took which abstract name, as the socket itself says. */
 __noinline int mg_bound_name(const struct mg_session *session, __u64 fd)
 {
-	struct file *file = mg_file(fd);
+	struct file *file = mg_own_file(fd);
 	struct inode *inode = BPF_CORE_READ(file, f_inode);
 	struct unix_address *address;
 	struct mg_name name = {};
