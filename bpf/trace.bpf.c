@@ -172,7 +172,7 @@ struct pt_regs___arm64 {
 
 static __always_inline __u64 mg_number(void *regs)
 {
-	return BPF_CORE_READ((struct pt_regs___arm64 *)regs, syscallno);
+	return MG_READ(struct pt_regs___arm64, regs, syscallno);
 }
 
 /* The result has taken the place of the first argument by now; the kernel keeps that one apart. */
@@ -184,12 +184,14 @@ static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
 	call->args[0] = BPF_CORE_READ(real, orig_x0);
 }
 #else
+/* The kernel's name for it is not that of the headers. */
+struct pt_regs___x86 {
+	unsigned long orig_ax;
+} __attribute__((preserve_access_index));
+
 static __always_inline __u64 mg_number(void *regs)
 {
-	__u64 number = 0;
-
-	bpf_probe_read_kernel(&number, sizeof(number), &((struct pt_regs *)regs)->orig_rax);
-	return number;
+	return MG_READ(struct pt_regs___x86, regs, orig_ax);
 }
 
 static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
@@ -586,7 +588,9 @@ static __always_inline int mg_unlisted(struct bpf_raw_tracepoint_args *ctx, stru
 	return mg_refused_call(session, call);
 }
 
-/* Most calls are of no interest: they leave before anything is asked. */
+/* Most calls are of no interest: they leave before anything is asked, and before any helper is called where the kernel permits
+ * that. Every process of the host pays for each.
+ */
 SEC("raw_tp/sys_exit")
 int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
