@@ -59,6 +59,14 @@ static __always_inline int mg_on_behalf(void)
 	return capabilities & MG_CAP_SYS_ADMIN && !BPF_CORE_READ(cred, user_ns, level);
 }
 
+/* Is a task of the caller's own tree? */
+static __always_inline int mg_is_own_task(__u64 address)
+{
+	struct task_struct *task = (void *)address;
+
+	return task && BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id) == bpf_get_current_cgroup_id();
+}
+
 static __always_inline __u64 mg_dentry_of_path(__u64 address)
 {
 	struct path *path = (void *)address;

@@ -14,7 +14,7 @@ from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.plan import FilesPlan, MountStep
 from mcpguard.model.policy import PathRule, Policy, User
-from mcpguard.model.profile import SystemSwitches
+from mcpguard.model.profile import NAMESPACE_MAPS, SystemSwitches
 from mcpguard.policy.automaton import Automaton
 from mcpguard.session import files_plan, files_state, files_walk
 
@@ -143,6 +143,13 @@ def test_execution_is_taken_away_where_only_a_parent_may_execute(home: Path) -> 
 def test_a_literal_denial_is_hidden_where_directories_are_not_listed(home: Path) -> None:
     made = plan(home, allow("/etc", READ), deny("/etc/shadow"), deny("/**/.env*"))
     assert ("mask", "/etc/shadow") in steps(made)
+
+
+def test_files_of_every_process_are_not_looked_for_one_by_one(home: Path) -> None:
+    """What `system.user_namespaces` opens: there are hundreds of processes, and none of them is the agent's."""
+    made = plan(home, allow("/proc", READ), *(allow(pattern) for pattern in NAMESPACE_MAPS))
+    assert granted(made) == {"/proc": READ}
+    assert steps(made) == set()
 
 
 def test_a_refused_socket_is_hidden(home: Path) -> None:

@@ -18,6 +18,7 @@ from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.plan import FilesPlan, Grant, MountStep
 from mcpguard.model.policy import PathRule, Policy
+from mcpguard.model.profile import NAMESPACE_MAPS
 from mcpguard.policy.automaton import Automaton, State
 from mcpguard.policy.patterns import split_literal
 from mcpguard.session.files_state import ALL, OPEN, Progress, Walk, listed, remember_way, shown
@@ -45,10 +46,12 @@ def plan_files(
     if policy.audit:
         return _audit_plan(policy, automaton, sockets, progress)
     walk = _new_walk(policy, automaton, sockets, progress)
-    for rule in policy.paths:
+    # Landlock cannot grant what belongs to processes that do not exist yet, and those that do are not the agent's.
+    granting = [rule for rule in policy.paths if rule.pattern not in NAMESPACE_MAPS]
+    for rule in granting:
         for pattern in (rule.pattern, *rule.exceptions):
             _find_candidates(walk, pattern)
-    for rule in policy.paths:
+    for rule in granting:
         _find_open_directory(walk, policy, rule)
     return _finish(walk, policy.paths)
 
