@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,8 +39,8 @@ def wait_until(fact: Callable[[], bool], what: str) -> None:
 
 
 @contextlib.contextmanager
-def running(box: Sandbox, script: str = ASKS) -> Iterator[subprocess.Popen[str]]:
-    """A guarded run that waits for the word."""
+def started(box: Sandbox, script: str = ASKS) -> Iterator[subprocess.Popen[str]]:
+    """A guarded run on its way."""
     words = [*mcpguard_command(), "run", "-p", "kept", "-w", str(box.world.project), "--", "sh", "-c", script]
     with subprocess.Popen(
         words,
@@ -54,11 +53,24 @@ def running(box: Sandbox, script: str = ASKS) -> Iterator[subprocess.Popen[str]]
         start_new_session=True,
     ) as process:
         try:
-            wait_until((box.world.project / "ready").exists, "the guarded program")
             yield process
         finally:
             if process.poll() is None:
                 process.kill()
+
+
+@contextlib.contextmanager
+def running(box: Sandbox, script: str = ASKS) -> Iterator[subprocess.Popen[str]]:
+    """A guarded run that waits for the word."""
+    with started(box, script) as process:
+        wait_until((box.world.project / "ready").exists, "the guarded program")
+        yield process
+
+
+def await_words(process: subprocess.Popen[str], words: str) -> None:
+    """Read what it says until it says that."""
+    assert process.stderr is not None
+    assert any(words in line for line in iter(process.stderr.readline, "")), words
 
 
 def go(box: Sandbox) -> None:
@@ -137,10 +149,7 @@ def test_a_lock_on_the_store_during_the_end_costs_nothing(box: Sandbox) -> None:
     with running(box) as process:
         with lock(box):
             go(box)
-            pipe = process.stderr
-            assert pipe is not None
-            told = iter(pipe.readline, "")
-            assert any("still writing the record" in line for line in told)
+            await_words(process, "still writing the record")
         assert process.wait(RUN_SECONDS) == 0
     assert key_was_refused(box)
     assert losses(box) == []
@@ -161,13 +170,12 @@ def test_a_lock_that_outlasts_the_run_is_known_to_the_next_reader(box: Sandbox) 
 
 def test_a_lock_that_stands_before_the_run_is_waited_for(box: Sandbox) -> None:
     assert box.run(["true"]).code == 0
-    with lock(box) as other:
-        timer = threading.Timer(3, other.execute, ["ROLLBACK"])
-        timer.start()
-        finished = box.run(["cat", ".env"])
-        timer.join()
-    assert "waiting for the event store" in finished.err
-    assert [event["path"] for event in box.denials() if event["path"].endswith(".env")]
+    go(box)
+    with lock(box) as other, started(box) as process:
+        await_words(process, "waiting for the event store")
+        other.execute("ROLLBACK")
+        assert process.wait(RUN_SECONDS) == 0
+    assert [event["path"] for event in box.denials() if event.get("path", "").endswith(".env")]
     assert losses(box) == []
 
 
