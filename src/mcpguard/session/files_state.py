@@ -39,6 +39,8 @@ _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENOTCONN)
 _SEARCHED_LEVELS = 32
 _SHOWN_BYTES = 120
 
+_LEFT_BEHIND = "remove what does not belong there, as an earlier session may have left it, or deny it as a whole"
+
 Progress = Callable[[int, str], None]
 
 
@@ -94,7 +96,7 @@ class Walk:
             raise PolicyError(
                 f"more than {MAX_VISITED} files to look at; most are below {shown(heaviest(self.sizes))}",
                 why="a rule with ** or * must be checked against every name that exists at launch",
-                do="deny that folder as a whole, remove it, start in a smaller workspace, or make the patterns more specific",
+                do=f"{_LEFT_BEHIND}; or start in a smaller workspace, or make the patterns more specific",
                 code="plan.too-many-files",
             )
 
@@ -114,7 +116,7 @@ class Walk:
             raise PolicyError(
                 f"more than {MAX_STEPS} places to hide or protect; most are below {shown(heaviest(folders))}",
                 why="each needs a mount of its own",
-                do="deny that folder as a whole, remove it, or make the patterns more specific",
+                do=f"{_LEFT_BEHIND}; or make the patterns more specific",
                 code="plan.too-many-mounts",
             )
 
