@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -125,6 +126,23 @@ def test_bytes_that_are_no_record_are_counted_as_lost(bench: Bench) -> None:
     found = bench.events()
     assert [(e.count, e.detail) for e in found if e.kind is Kind.LOSS] == [(1, UNREADABLE)]
     assert len(found) == 2
+
+
+def test_an_error_of_the_decoder_that_nobody_foresaw_costs_one_record(bench: Bench) -> None:
+    def decode_or_fail(raw: bytes) -> Record:
+        if raw == b"odd":
+            raise struct.error("unpack requires a buffer of 8 bytes")
+        return DENIED
+
+    ring = FakeRing()
+    pump = Pump({"denials": ring}, decode_or_fail, bench.recorder)
+    ring.put(b"0", b"odd", b"0")
+    pump.start()
+    assert pump.stop()
+    assert isinstance(pump.failure, struct.error)
+    found = bench.events()
+    assert [e.count for e in found if e.verdict is Verdict.DENY] == [2]
+    assert [(e.count, e.detail) for e in found if e.kind is Kind.LOSS] == [(1, UNREADABLE)]
 
 
 def test_what_a_ring_dropped_is_a_loss_that_names_the_ring(bench: Bench) -> None:

@@ -132,7 +132,10 @@ class Pump:
             for raw in _emptied(ring):
                 try:
                     record = self._decode(raw)
-                except (KernelError, ValueError):
+                except Exception as error:
+                    # Whatever it is: what was drained with it is in no ring any more, and must not be lost for it.
+                    if not isinstance(error, (KernelError, ValueError)):
+                        self.failure = self.failure or error
                     lost[UNREADABLE] = lost.get(UNREADABLE, 0) + 1
                     continue
                 if record.head.lost_before:
