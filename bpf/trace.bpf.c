@@ -172,7 +172,7 @@ struct pt_regs___arm64 {
 
 static __always_inline __u64 mg_number(void *regs)
 {
-	return BPF_CORE_READ((struct pt_regs___arm64 *)regs, syscallno);
+	return MG_READ(struct pt_regs___arm64, regs, syscallno);
 }
 
 /* The result has taken the place of the first argument by now; the kernel keeps that one apart. */
@@ -184,12 +184,14 @@ static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
 	call->args[0] = BPF_CORE_READ(real, orig_x0);
 }
 #else
+/* The kernel's name for it is not that of the headers. */
+struct pt_regs___x86 {
+	unsigned long orig_ax;
+} __attribute__((preserve_access_index));
+
 static __always_inline __u64 mg_number(void *regs)
 {
-	__u64 number = 0;
-
-	bpf_probe_read_kernel(&number, sizeof(number), &((struct pt_regs *)regs)->orig_rax);
-	return number;
+	return MG_READ(struct pt_regs___x86, regs, orig_ax);
 }
 
 static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
@@ -205,18 +207,6 @@ static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
 	call->args[5] = words[1];
 }
 #endif
-
-static __always_inline struct file *mg_file(__u64 fd)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **files = BPF_CORE_READ(table, fd), *file = 0;
-
-	if (fd >= BPF_CORE_READ(table, max_fds))
-		return 0;
-	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
-	return file;
-}
 
 /* --- opens that succeeded --- */
 
@@ -238,7 +228,7 @@ static __always_inline __u8 mg_file_kind(struct file *file, struct inode *inode)
 
 __noinline int mg_opened(const struct mg_session *session, __u64 fd)
 {
-	struct file *file = mg_file(fd);
+	struct file *file = mg_own_file(fd);
 	struct inode *inode = BPF_CORE_READ(file, f_inode);
 	unsigned int mode = BPF_CORE_READ(file, f_mode);
 	struct mg_open_key key = {};
@@ -334,7 +324,7 @@ static __always_inline __u32 mg_put_base(struct mg_scratch *scratch, int fd, __u
 
 	if (fd == AT_FDCWD)
 		return mg_put_path(scratch, (__u64)&BPF_CORE_READ(task, fs)->pwd, at, cut);
-	file = mg_file((__u32)fd);
+	file = mg_own_file((__u32)fd);
 	return file ? mg_put_path(scratch, (__u64)&file->f_path, at, cut) : 0;
 }
 
@@ -538,7 +528,7 @@ __noinline int mg_refused_call(const struct mg_session *session, const struct mg
 /* After a bind: which socket took which abstract name, as the socket itself says. */
 __noinline int mg_bound_name(const struct mg_session *session, __u64 fd)
 {
-	struct file *file = mg_file(fd);
+	struct file *file = mg_own_file(fd);
 	struct inode *inode = BPF_CORE_READ(file, f_inode);
 	struct unix_address *address;
 	struct mg_name name = {};
@@ -598,7 +588,9 @@ static __always_inline int mg_unlisted(struct bpf_raw_tracepoint_args *ctx, stru
 	return mg_refused_call(session, call);
 }
 
-/* Most calls are of no interest: they leave before anything is asked. */
+/* Most calls are of no interest: they leave before anything is asked, and before any helper is called where the kernel permits
+ * that. Every process of the host pays for each.
+ */
 SEC("raw_tp/sys_exit")
 int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import AGENT, CHILD, Recorded, objects, until
+from conftest import AGENT, BEGAN_NS, CHILD, Recorded, objects, until
 from textual.widgets import DataTable, Input, Sparkline, Static, TabbedContent
 
+from mcpguard.events.missing import CUT_OFF
+from mcpguard.events.sessions import Supervisor
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
 from mcpguard.tui import stream
@@ -268,6 +270,21 @@ def test_a_loss_is_never_hidden(recorded: Recorded) -> None:
 
     async def steps(app: WatchApp, pilot: Any) -> None:
         await until(pilot, lambda: "7 LOST" in text(app, "#counts"))
+
+    watch(recorded, steps)
+
+
+def test_a_record_that_was_cut_off_says_so(recorded: Recorded) -> None:
+    dead = Supervisor(4_194_305, 1, Supervisor.current().boot)
+    recorded.id = recorded.store.start_session(
+        recorded.policy, command=("agent",), tier="3 landlock", coverage=(), now_ns=BEGAN_NS + 1, supervisor=dead
+    )
+    recorded.add(*recorded.opens(2))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: "1 LOST" in text(app, "#counts"))
+        assert "interrupted" in text(app, "#status")
+        assert [e.detail for e in app.query_one(EventStream).shown(1_000)][-1] == CUT_OFF
 
     watch(recorded, steps)
 

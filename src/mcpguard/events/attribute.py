@@ -26,7 +26,7 @@ from mcpguard.model.event import Kind
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
 from mcpguard.policy.automaton import Decision
-from mcpguard.wire.records import FileRecord, OpenRecord, PathCallRecord
+from mcpguard.wire.records import OUTSIDER, FileRecord, OpenRecord, PathCallRecord
 
 # Errors that a sandbox makes; every other one is the file system's own answer.
 OUR_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV})
@@ -36,6 +36,7 @@ _EVERYDAY = frozenset({errno.EBUSY, errno.EXDEV})
 _ATTRIBUTES = frozenset({"chmod", "chown", "utimes", "xattr"})
 # What `/proc` shows of a process and the system refuses of those outside.
 OUTSIDE = system_rule("no look into processes outside")
+CHANGE_OUTSIDE = system_rule("no change of processes outside")
 PRIVATE = re.compile(
     r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<what>environ|auxv|mem|maps|smaps|smaps_rollup|numa_maps|map_files|pagemap|"
     r"clear_refs|stack|syscall|personality|io|fd|fdinfo|ns|root|cwd|exe)(?:/.*)?"
@@ -135,7 +136,8 @@ class Attributor:
         if record.op == "open" and (private := PRIVATE.fullmatch(path)) and not self._is_own(int(private["pid"])):
             quiet = EVERY_PROCESS if private["what"] == "environ" else quiet
         detail = _join(quiet, record.detail, f"decided by {target}" if record.second and target else None)
-        return Finding(kind, record.op, Verdict.DENY, access, path, target, self._origin(number), detail)
+        rule = CHANGE_OUTSIDE if record.detail == OUTSIDER else self._origin(number)
+        return Finding(kind, record.op, Verdict.DENY, access, path, target, rule, detail)
 
     def executed(self, path: str) -> Finding:
         """The finding of a program that was started."""

@@ -54,8 +54,8 @@ class SocketJudge:
             return None
         try:
             real = os.path.realpath(path)
-        except OSError:
-            # A link through another process, which nobody may follow.
+        except (OSError, RecursionError):
+            # A link through another process, which nobody may follow, or more links than the kernel follows.
             return None
         answer = decide_unix(self._policy, real)
         if answer.verdict is not Verdict.DENY:

@@ -52,6 +52,7 @@ class FilesPlan:
         open_directories: directories in which new names can be made because a write rule names something that does not
             exist yet; a protected name made there is reported and not stopped.
         gaps: sentences about rules that this tier carries only in part.
+        hidden: those of them about directories that are hidden whole because they could not be looked at.
         visited: directory entries looked at.
     """
 
@@ -59,6 +60,7 @@ class FilesPlan:
     steps: tuple[MountStep, ...]
     open_directories: tuple[str, ...] = ()
     gaps: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
     visited: int = 0
 
 

@@ -91,7 +91,8 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
     by = HOOKS[offer.tier]
     return (
         tier,
-        Coverage("files", Strength.FULL, by),
+        # Nothing is open for what is hidden; but honest work there is refused, and that is to be told.
+        Coverage("files", Strength.FULL, by, plan.hidden),
         Coverage("execute", Strength.FULL, by),
         network,
         Coverage("unix sockets", Strength.FULL, f"{by}, cgroup BPF"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-ABI_VERSION: Final = 3
+ABI_VERSION: Final = 4
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -71,6 +71,7 @@ MG_DETAIL_MEMORY: Final = 11
 MG_DETAIL_RECEIVED: Final = 12
 MG_DETAIL_MAPPED: Final = 13
 MG_DETAIL_NAMES: Final = 14
+MG_DETAIL_OUTSIDER: Final = 15
 
 MG_UNIX_EXACT: Final = 0
 MG_UNIX_SUBTREE: Final = 1

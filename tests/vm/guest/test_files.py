@@ -299,7 +299,7 @@ def mount_late(world: World) -> None:
 ANSWERS: dict[str, arena.Answer] = {
     "replace settings": replace_settings,
     "recreate": recreate,
-    # Not before the run: tier 2 walks the workspace, and stops at once where that is so deep.
+    # Not before the run: tier 2 walks the workspace then, and hides what is so deep.
     "dig": lambda world: dig(world.project / "pit", TOO_DEEP.count("d")),
     "send vault": lambda world: [os.open(world.project / "vault/key", os.O_RDONLY)],
     "send free": lambda world: [os.open(world.project / "free/file", os.O_RDONLY)],
