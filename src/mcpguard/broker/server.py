@@ -92,6 +92,8 @@ class _Session:
         self.client_gone = False
         # The child inherits them. Held open here, so that no other terminal gets their numbers while the session lives.
         self.terminals = terminals.own()
+        for terminal in self.terminals:
+            terminals.hand_over(terminal, caller_uid)
 
     def run(self) -> None:
         mount = cgroup.unified_mount()

@@ -81,6 +81,18 @@ def _controlling() -> Terminal | None:
     return None
 
 
+def hand_over(terminal: Terminal, uid: int) -> None:
+    """Let a user open a terminal again that was made for this process alone and belongs to root.
+
+    With `use_pty` sudo runs what it starts on a terminal of its own. Its first process is our parent then; the user's own
+    terminal has another one, whoever that terminal belongs to.
+    """
+    if uid and os.fstat(terminal.fd).st_uid == 0 and os.getsid(0) == os.getppid():
+        with contextlib.suppress(OSError):
+            os.tcgetpgrp(terminal.fd)  # the controlling one of that session, and no other
+            os.fchown(terminal.fd, uid, -1)
+
+
 def take(wanted: Collection[int]) -> dict[int, int]:
     """Take these numbers in the instance that is mounted now, so that it gives them to nobody else.
 

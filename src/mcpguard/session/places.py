@@ -29,15 +29,19 @@ def guard_plan(
 
     Args:
         mounted: the mount table.
-        own_terminals: file system and number of those that the session was started on. No other terminal of the host's has a
-            place: the session has a devpts of its own.
+        own_terminals: file system and number of those that the session was started on.
     """
-    own = [mounts.Mount(device, f"/{index}", f"{terminals.FOLDER}/{index}", False) for device, index in own_terminals]
-    mounted = [*(mount for mount in mounts.visible(mounted) if mount.kind != terminals.FILE_SYSTEM), *own]
+    mounted = placed(mounted, own_terminals)
     return GuardPlan(
         table_plan(automaton_of(policy.tables), policy.tmp, mounted),
         table_plan(socket_automaton(policy.sockets), policy.tmp, mounted),
     )
+
+
+def placed(mounted: Sequence[mounts.Mount], own_terminals: Iterable[tuple[str, int]]) -> list[mounts.Mount]:
+    """What the policy has places for: no devpts of the host's, as the session has one of its own, but the own terminals."""
+    own = [mounts.Mount(device, f"/{index}", f"{terminals.FOLDER}/{index}", False) for device, index in own_terminals]
+    return [*(mount for mount in mounts.visible(mounted) if mount.kind != terminals.FILE_SYSTEM), *own]
 
 
 def table_plan(automaton: Automaton, tmp: str, mounted: Sequence[mounts.Mount]) -> TablePlan:

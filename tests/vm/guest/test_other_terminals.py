@@ -89,11 +89,12 @@ def box() -> Iterator[Sandbox]:
 
 @contextlib.contextmanager
 def run_on_terminal(box: Sandbox, *command: str) -> Iterator[tuple[subprocess.Popen[bytes], int, str]]:
-    """A guarded run on a controlling terminal of its own; yields it, the other end and the terminal's name."""
+    """A guarded run from a shell on a terminal of its own; yields the shell, the other end and the terminal's name."""
     master, slave = os.openpty()
     words = [sys.executable, "-P", "-m", "mcpguard", "run", "-p", box.profile, "-w", str(box.world.project), "--"]
+    # The kernel hangs a terminal up when the first process of its session ends, so that is another one.
     process = subprocess.Popen(
-        [*words, *command],
+        ["sh", "-c", '"$@"; exec sleep 10000', "sh", *words, *command],
         cwd=box.world.project,
         env=box.world.environment(),
         stdin=slave,
@@ -136,11 +137,12 @@ def test_the_own_terminal_keeps_its_name_and_a_kill_of_the_guard_leaves_nothing(
     others = [os.openpty() for _ in range(3)]  # so that its number is not the first
     with run_on_terminal(box, "/usr/bin/python3", "-c", NAMED) as (process, master, name):
         wait_for(master, f"named {name}\r\n")
-        (broker,) = arena.children(process.pid)
+        (run,) = arena.children(process.pid)
+        (broker,) = arena.children(run)
         (agent,) = arena.children(broker)
         # Three terminals outside, the one of this run, and in the session's own instance the one that keeps its number.
         assert allocated() == before + 5
-        for pid in (process.pid, broker):
+        for pid in (run, broker):
             os.kill(pid, signal.SIGKILL)
         wait_until(lambda: allocated() == before + 4, "the release of the number")
         os.write(master, b"\n")
