@@ -48,9 +48,14 @@ MADE = "a node with its number"
 
 
 class Terminals:
-    """Answers for `Outside`: each asks for a new terminal, whose holder lives until the end of the block."""
+    """Answers for `Outside`: each asks for a new terminal, whose holder lives until the end of the block.
 
-    def __init__(self) -> None:
+    Attributes:
+        become: words that make the holder who does the acts.
+    """
+
+    def __init__(self, become: tuple[str, ...] = CAPLESS) -> None:
+        self.become = become
         self._stack = contextlib.ExitStack()
         self._last = {"pid": 0, "fd": 0}
         self.answers: Mapping[str, Answer] = {"open a terminal": self._open, "send the terminal": self._send}
@@ -62,7 +67,7 @@ class Terminals:
         self._stack.close()
 
     def _open(self, world: World) -> None:
-        command = [*CAPLESS, SYSTEM_PYTHON, "-c", HOLDER]
+        command = [*self.become, SYSTEM_PYTHON, "-c", HOLDER]
         holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._stack.callback(_end, holder)
         assert holder.stdout is not None

@@ -5,6 +5,7 @@ Only in tier 1: below Landlock, which tier 2 stands on, no mount can be made at 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import arena
 import pytest
 from arena import Duel, Outside, Task, World
 from asked import Lane
+from terminals import TYPED, Terminals
 
 pytestmark = pytest.mark.kernel
 
@@ -29,6 +31,8 @@ files:
   execute: ["{workspace}"]
   readonly: ["{workspace}/locked"]
   deny: ["{workspace}/vault"]
+sockets:
+  allow: ["{workspace}/**"]
 system:
   user_namespaces: true
   memory_programs: true
@@ -44,7 +48,7 @@ OPENS_NOTHING = (
 )
 BWRAP = ("bwrap", "--dev-bind", "/", "/", "--proc", "/proc", "--tmpfs", "/tmp", "--unshare-all")
 REFUSED = {"bwrap vault": "vault", "bwrap vault bound": "vault", "bwrap locked": "locked"}
-ALLOWED = ("bwrap true", "bwrap free", "bwrap write", "memory program")
+ALLOWED = ("bwrap true", "bwrap free", "bwrap write", "bwrap terminal", "memory program")
 
 
 def tasks(world: World, outside: Outside) -> Sequence[Task]:
@@ -61,13 +65,27 @@ def tasks(world: World, outside: Outside) -> Sequence[Task]:
         "bwrap true": [*BWRAP, "true"],
         "bwrap free": [*BWRAP, "cat", f"{project}/free"],
         "bwrap write": [*BWRAP, "sh", "-c", f"echo x >{project}/written && echo y >/tmp/scratch && cat /tmp/scratch"],
+        "bwrap terminal": [
+            "bwrap",
+            "--bind",
+            "/",
+            "/",
+            "--dev",
+            "/dev",
+            "--unshare-all",
+            "script",
+            "-qc",
+            "tty",
+            "/dev/null",
+        ],
         "bwrap vault": [*BWRAP, "cat", vault],
         "bwrap vault bound": [*BWRAP, *bound, "cat", f"{project}/own/bound/key"],
         "bwrap locked": [*BWRAP, "sh", "-c", f"echo planted >>{locked}"],
     }
     acts = [Task(id, "run_program", {"command": command}) for id, command in commands.items()]
     sandbox = Task("own", "own_sandbox", {"folder": f"{project}/own", "vault": vault, "locked": locked})
-    return [*acts, sandbox, Task("memory program", "execute_memory", {"program": "/usr/bin/true"})]
+    terminal = Task("terminal", "dig_for_terminal", {"door": outside.door, "folder": f"{project}/dug"})
+    return [*acts, sandbox, terminal, Task("memory program", "execute_memory", {"program": "/usr/bin/true"})]
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +93,11 @@ def boxes(lane: Lane) -> Iterator[Duel]:
     if lane.lsm != "bpf":
         lane.not_here("tier 2 stands on Landlock, and below that nothing can be mounted")
     # Who was root outside may not be root inside without a capability.
-    with arena.somebody() as user, arena.fight(PROFILE, tasks, Path("/vmtmp/worlds"), user=user) as fought:
-        yield fought
+    with contextlib.ExitStack() as stack:
+        user = stack.enter_context(arena.somebody())
+        others = stack.enter_context(Terminals(("setpriv", "--reuid", user, "--regid", user, "--init-groups")))
+        parent = Path("/vmtmp/worlds")
+        yield stack.enter_context(arena.fight(PROFILE, tasks, parent, answers=others.answers, user=user))
 
 
 def told(boxes: Duel, *, guarded: bool) -> dict[str, str]:
@@ -121,3 +142,9 @@ def test_bubblewrap_opens_nothing(id: str, boxes: Duel) -> None:
 def test_bubblewrap_and_programs_in_memory_work(id: str, boxes: Duel) -> None:
     assert boxes.control[id].ok, boxes.control[id]
     assert boxes.guarded[id].ok, (boxes.guarded[id], boxes.denials(id))
+
+
+def test_no_terminal_of_others_comes_to_light(boxes: Duel) -> None:
+    boxes.assert_refused("terminal")
+    assert TYPED in boxes.control["terminal"].out
+    assert TYPED not in boxes.guarded["terminal"].out
