@@ -37,16 +37,25 @@ class Victim:
 
 
 @contextlib.contextmanager
-def victim(world: World) -> Iterator[Victim]:
-    """A waiting process of the same user, outside of every guarded tree."""
+def victim(world: World, become: tuple[str, ...] = ()) -> Iterator[Victim]:
+    """A waiting process of the same user, outside of every guarded tree.
+
+    Args:
+        become: words that take rights from it, where the acts have not all of root's.
+    """
     held = world.root / "held"
     world.plant(held)
     canary = world.plant(world.root / "told")
     descriptor = os.open(held, os.O_RDONLY)
     environment = world.environment(VICTIM_TOKEN=canary)
-    command = [SYSTEM_PYTHON, "-c", WAIT]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, pass_fds=[descriptor], text=True
+        [*become, SYSTEM_PYTHON, "-c", WAIT],
+        cwd=world.root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        pass_fds=[descriptor],
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
