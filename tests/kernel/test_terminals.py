@@ -39,6 +39,10 @@ def test_a_terminal_opened_after_the_launch_cannot_be_used(id: str, ways: Duel) 
     assert TYPED not in ways.guarded[id].out
 
 
+def test_the_attempt_by_its_number_is_on_record(ways: Duel) -> None:
+    ways.assert_recorded("number", "terminals of others")
+
+
 @pytest.mark.parametrize("id", NAMELESS)
 def test_its_name_does_not_exist_inside(id: str, ways: Duel) -> None:
     assert ways.guarded[id].errno == "ENOENT"

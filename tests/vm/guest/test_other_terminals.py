@@ -51,6 +51,10 @@ def test_its_name_does_not_exist_inside(id: str, ways: Duel) -> None:
     assert ways.guarded[id].errno == "ENOENT"
 
 
+def test_the_attempt_by_its_number_is_on_record(ways: Duel) -> None:
+    ways.assert_recorded("number", "terminals of others")
+
+
 @pytest.mark.parametrize("id", [*REFUSED, SENT])
 def test_the_attempt_on_its_holder_is_on_record(id: str, ways: Duel) -> None:
     ways.assert_recorded(id)
