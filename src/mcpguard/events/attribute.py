@@ -189,7 +189,7 @@ class Attributor:
     def _terminal(self, record: PathCallRecord) -> Finding | None:
         """A terminal that is not there in the session. Where there is one outside that the user could open, that was meant."""
         path = os.path.normpath(record.path)
-        if not _TERMINAL.fullmatch(path) or not os.path.exists(path):
+        if not _TERMINAL.fullmatch(path) or not os.path.lexists(path):
             return None
         if permissions.explain(record.op, record.access, path, errno.EACCES, self._policy.user):
             return None
