@@ -71,9 +71,10 @@ def test_terminals_made_inside_work_and_leave_no_denial(id: str, ways: Duel) -> 
 
 NEW_DEVPTS = "mount -t devpts -o mode=620,gid=5,ptmxmode=666 devpts /dev/pts"
 # As containers have it: a link beside, or the instance's own node bound to the usual place.
+BARE = """mount -t tmpfs dev /dev; mkdir /dev/shm
+    mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9; mknod -m 666 /dev/tty c 5 0"""
 FORMS = {
-    "link": f"""mount -t tmpfs dev /dev; mkdir /dev/pts /dev/shm; {NEW_DEVPTS}; ln -s pts/ptmx /dev/ptmx
-        mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9; mknod -m 666 /dev/tty c 5 0""",
+    "link": f"{BARE}; mkdir /dev/pts; {NEW_DEVPTS}; ln -s pts/ptmx /dev/ptmx",
     "bound": f"{NEW_DEVPTS}; mount --bind /dev/pts/ptmx /dev/ptmx",
     "covered twice": f"{NEW_DEVPTS}; {NEW_DEVPTS}",
 }
@@ -107,6 +108,17 @@ def test_terminals_are_made_inside_whatever_form_the_hosts_folder_has(form: str,
         done = run([SYSTEM_PYTHON, "-c", USES_OWN])
         assert "/dev/pts/0" in done.out, done
         assert "made True 5 0o620" in done.out, done
+
+
+def test_a_host_without_the_folder_is_no_trouble_and_a_second_place_is_taken_away(box: Sandbox) -> None:
+    second = box.world.project / "second"
+    second.mkdir()
+    box.prefix = arranged(f"mount --bind /dev/pts '{second}'; {BARE}")
+    with terminals.one_open() as name:
+        act = ["sh", "-c", f"echo fake prompt > {second}/{name.rpartition('/')[2]}"]
+        assert box.control(act).code == 0
+        assert box.run(act).code != 0
+    assert box.run(["sh", "-c", "echo honest"]).out == "honest\n"
 
 
 def test_the_hosts_terminals_in_a_second_place_are_taken_away_too(box: Sandbox) -> None:

@@ -224,3 +224,16 @@ def test_tmux_runs_inside(account: Account, workspace: Path) -> None:
         terminal.wait_for("got-hello")
         terminal.send("\r")
         assert terminal.end()[0] == 0
+
+
+def test_a_terminal_that_is_known_as_the_console_keeps_that_name(root: Account, tmp_path: Path) -> None:
+    """As in containers whose terminal lives in an instance of devpts that is not theirs."""
+    inner = "test -t 0 && echo at-$(tty)- && echo again > /dev/console && ls /dev/pts"
+    script = f"""mount --bind "$(tty)" /dev/console
+        mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
+        exec {shlex.join(run(root, "sh", "-c", inner))} </dev/console >/dev/console"""
+    with root.terminal(["unshare", "-m", "sh", "-ec", script], cwd=tmp_path) as terminal:
+        terminal.wait_for("at-/dev/console-")
+        terminal.wait_for("again")
+        code, shown = terminal.end()
+    assert (code, shown.split()[0]) == (0, "ptmx"), shown

@@ -33,12 +33,12 @@ def arrange(own: Sequence[Terminal]) -> list[int]:
     Raises:
         OSError: the host's terminals could not be taken away; the caller must not go on.
     """
-    if not os.path.isdir(terminals.FOLDER):
-        return []
     shown = _shown()
     options = next((mount.options for mount in shown if mount.point == terminals.FOLDER), _USUAL_OPTIONS)
     nodes = {terminal.index: node for terminal in own if (node := _node(terminal)) is not None}
     _detach_all(own)
+    if not os.path.isdir(terminals.FOLDER):
+        return []
     mounts.mount_devpts(terminals.FOLDER, ",".join(o for o in options.split(",") if o.startswith(_KEPT_OPTIONS)))
     if any(mount.point == _MULTIPLEXER for mount in shown):
         _show(f"{terminals.FOLDER}/ptmx", _MULTIPLEXER)
