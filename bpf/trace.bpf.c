@@ -14,6 +14,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum {
 	MG_EPERM = 1,
+	MG_ENOENT = 2,
 	MG_EACCES = 13,
 	MG_EBUSY = 16,
 	MG_EXDEV = 18,
@@ -572,6 +573,22 @@ static __always_inline int mg_is_refusal(const struct mg_shape *shape, long resu
 	return 0;
 }
 
+/* A terminal outside has no name inside: asked for by its number, it is not there. User space knows whether there is one. */
+static __always_inline int mg_asks_for_terminal(const struct mg_syscall *call, const struct mg_shape *shape)
+{
+	static const char folder[] = "/dev/pts/";
+	char path[sizeof(folder) - 1];
+	__u32 at;
+
+	if (bpf_probe_read_user(path, sizeof(path), (void *)mg_argument(call, shape->path)))
+		return 0;
+#pragma unroll
+	for (at = 0; at < sizeof(path); at++)
+		if (path[at] != folder[at])
+			return 0;
+	return 1;
+}
+
 /* A call that is on no list: a hook that refused it may have asked for a record. Any other word is about nothing that is on
  * record here, and must not be taken for the next call.
  */
@@ -619,8 +636,14 @@ int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		return mg_bound_name(session, call.args[0]);
 	}
 	if (call.result < 0) {
-		if (!mg_is_refusal(shape, call.result) || (spoken && shape->kind != MG_SHAPE_CALL))
+		if (spoken && shape->kind != MG_SHAPE_CALL)
 			return 0;
+		if (!mg_is_refusal(shape, call.result)) {
+			if (call.result != -MG_ENOENT || shape->kind != MG_SHAPE_OPEN)
+				return 0;
+			mg_arguments((void *)ctx->args[0], &call);
+			return mg_asks_for_terminal(&call, shape) ? mg_path_call(session, &call) : 0;
+		}
 	} else if (shape->kind == MG_SHAPE_OPEN) {
 		return mg_opened(session, call.result);
 	} else if (shape->kind == MG_SHAPE_EXEC || shape->kind == MG_SHAPE_CALL) {

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from events_help import AGENT, ALL, forked, head, make_policy, opened, refused
 
-from mcpguard.events.attribute import CHANGE_OUTSIDE, Attributor
+from mcpguard.events.attribute import CHANGE_OUTSIDE, OTHER_TERMINALS, Attributor
 from mcpguard.events.finding import NOT_STOPPED, NOT_THERE, QUIET, UNEXPLAINED, Finding
 from mcpguard.events.judge import Judge
 from mcpguard.events.processes import ProcessTable
@@ -413,3 +413,23 @@ def test_a_hooks_refusal_for_a_process_outside_names_the_rule_that_no_profile_ha
         *(Verdict.DENY, "/proc/1/uid_map", CHANGE_OUTSIDE, OUTSIDER),
     )
     assert place.refused_by_hook(replace(record, detail="")).rule != CHANGE_OUTSIDE
+
+
+def test_a_terminal_that_is_there_outside_only_was_meant(place: Place) -> None:
+    master, slave = os.openpty()
+    name = os.ttyname(slave)
+    try:
+        found = place.judge(refused("open", name, errno.ENOENT, access=READ | WRITE))
+        assert found is not None
+        assert (found.verdict, found.path, found.rule and found.rule.text) == (Verdict.DENY, name, OTHER_TERMINALS.text)
+        os.fchmod(slave, 0)
+        place.become_stranger()
+        assert place.judge(refused("open", name, errno.ENOENT, access=READ | WRITE)) is None
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+@pytest.mark.parametrize("path", ["/dev/pts/1048576", "/dev/pts/ptmx", "/dev/pts/../null", "/dev/null", "/nowhere"])
+def test_other_names_that_are_not_there_are_nobodys_refusal(path: str, place: Place) -> None:
+    assert place.judge(refused("open", path, errno.ENOENT)) is None

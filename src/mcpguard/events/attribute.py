@@ -37,6 +37,8 @@ _ATTRIBUTES = frozenset({"chmod", "chown", "utimes", "xattr"})
 # What `/proc` shows of a process and the system refuses of those outside.
 OUTSIDE = system_rule("no look into processes outside")
 CHANGE_OUTSIDE = system_rule("no change of processes outside")
+OTHER_TERMINALS = system_rule("no terminals of others")
+_TERMINAL = re.compile(r"/dev/pts/\d+")
 PRIVATE = re.compile(
     r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<what>environ|auxv|mem|maps|smaps|smaps_rollup|numa_maps|map_files|pagemap|"
     r"clear_refs|stack|syscall|personality|io|fd|fdinfo|ns|root|cwd|exe)(?:/.*)?"
@@ -57,6 +59,8 @@ class Attributor:
 
     def path_call(self, record: PathCallRecord) -> Finding | None:
         """The finding of a path call; None: it is not ours to report (plain permissions, a missing file, ...)."""
+        if record.result == errno.ENOENT:
+            return self._terminal(record)
         if record.result not in (0, *OUR_ERRORS):
             return None
         caller = Caller(record.head.pid, record.head.tid, record.base)
@@ -183,6 +187,15 @@ class Attributor:
             rule = self._origin(self._judge.rule_for(path, Access.WRITE))
             return Finding(kind, record.op, Verdict.DENY, access.word, path, target, rule, f"{NOT_THERE}: {path}")
         return Finding(kind, record.op, Verdict.DENY, access.word, path, target, None, UNEXPLAINED)
+
+    def _terminal(self, record: PathCallRecord) -> Finding | None:
+        """A terminal that is not there in the session. Where there is one outside that the user could open, that was meant."""
+        path = os.path.normpath(record.path)
+        if not _TERMINAL.fullmatch(path) or not os.path.lexists(path):
+            return None
+        if permissions.explain(record.op, record.access, path, errno.EACCES, self._policy.user):
+            return None
+        return Finding(Kind.FILE, record.op, Verdict.DENY, record.access.word or None, path, None, OTHER_TERMINALS)
 
     def _could_not_be_made(self, record: PathCallRecord, path: str) -> bool:
         """A rule lets the agent write it, but it did not exist at launch, and this tier grants what exists."""

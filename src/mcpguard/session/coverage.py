@@ -56,18 +56,21 @@ class Offer:
         reasons: why each better tier is not it.
         preemption: how the kernel preempts; empty where it cannot be told.
         unix_hook: the kernel has the connect_unix hook (6.7).
+        terminals: file system and number of those that the agent will be started on.
     """
 
     tier: int
     reasons: Mapping[int, str]
     preemption: str
     unix_hook: bool
+    terminals: tuple[tuple[str, int], ...] = ()
 
     @staticmethod
     def from_broker(message: Mapping[str, Any]) -> Offer:
         """From the broker's plain values."""
         reasons = {int(tier): str(why) for tier, why in message["reasons"].items()}
-        return Offer(int(message["tier"]), reasons, str(message["preemption"]), bool(message["unix"]))
+        own = tuple((str(device), int(index)) for device, index in message["terminals"])
+        return Offer(int(message["tier"]), reasons, str(message["preemption"]), bool(message["unix"]), own)
 
     @property
     def words(self) -> str:

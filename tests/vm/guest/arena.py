@@ -9,20 +9,18 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 KERNEL_TESTS = Path(__file__).parents[2] / "kernel"
 sys.path.insert(0, str(KERNEL_TESTS))
 
 from harness import Finished, Json, Sandbox  # noqa: E402
-from matrix import Duel, Task, equip, perform  # noqa: E402
+from matrix import CAPLESS, Duel, Task, equip, perform  # noqa: E402
+from outside import Answer, Outside  # noqa: E402
 from world import World  # noqa: E402
 
 from mcpguard.errors import StoreError  # noqa: E402
@@ -32,60 +30,6 @@ from mcpguard.events.sessions import Session  # noqa: E402
 from mcpguard.events.store import Store  # noqa: E402
 
 RUN_SECONDS = 400
-# What a guarded process has not either: a control that succeeds by a capability would prove nothing.
-CAPLESS = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--no-new-privs")
-Answer = Callable[[World], Sequence[int] | None]
-
-
-@dataclass
-class Outside:
-    """A process that is not guarded and does what the acts ask it by a socket in the workspace.
-
-    Attributes:
-        answers: by request; each may return descriptors to be sent.
-        pids: of the guarded run: mcpguard itself, once it was started.
-    """
-
-    world: World
-    answers: Mapping[str, Answer]
-    pids: list[int] = field(default_factory=list)
-
-    @property
-    def door(self) -> str:
-        return str(self.world.project / "outside.sock")
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Answer until the end of the block."""
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(self.door)
-            server.listen(8)
-            thread = threading.Thread(target=self._serve, args=(server,), daemon=True)
-            thread.start()
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    server.shutdown(socket.SHUT_RDWR)
-                thread.join()
-
-    def _serve(self, server: socket.socket) -> None:
-        while True:
-            try:
-                line, _ = server.accept()
-            except OSError:
-                return
-            with line:
-                request = line.recv(1000).decode()
-                try:
-                    sent = self.answers[request](self.world) or ()
-                    said = b"done"
-                except Exception as error:
-                    sent, said = (), f"{type(error).__name__}: {error}".encode()
-                with contextlib.suppress(OSError):
-                    socket.send_fds(line, [said], list(sent))
-                for fd in sent:
-                    os.close(fd)
 
 
 @contextlib.contextmanager
@@ -227,4 +171,4 @@ def copy_program(path: Path, to: Path) -> None:
     to.chmod(0o755)
 
 
-__all__ = ["Duel", "Finished", "Json", "Outside", "Sandbox", "Task", "World"]
+__all__ = ["CAPLESS", "Duel", "Finished", "Json", "Outside", "Sandbox", "Task", "World"]

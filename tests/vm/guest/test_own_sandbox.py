@@ -17,6 +17,7 @@ import arena
 import pytest
 from arena import Duel, Outside, Task, World
 from asked import Lane
+from terminals import TYPED, Terminals
 
 pytestmark = pytest.mark.kernel
 
@@ -28,6 +29,8 @@ files:
   execute: ["{workspace}"]
   readonly: ["{workspace}/locked"]
   deny: ["{workspace}/vault"]
+sockets:
+  allow: ["{workspace}/**"]
 system:
   user_namespaces: true
   memory_programs: true
@@ -43,12 +46,12 @@ OPENS_NOTHING = (
 )
 BWRAP = ("bwrap", "--dev-bind", "/", "/", "--proc", "/proc", "--tmpfs", "/tmp", "--unshare-all")
 REFUSED = {"bwrap vault": "vault", "bwrap vault bound": "vault", "bwrap locked": "locked"}
-ALLOWED = ("bwrap true", "bwrap free", "bwrap write", "memory program", "own oom_score_adj")
+ALLOWED = ("bwrap true", "bwrap free", "bwrap write", "bwrap terminal", "memory program", "own oom_score_adj")
 # Files of processes of the same user that are outside of the tree: the kernel lets both be written.
 OUTSIDERS = ("outside uid_map", "outside oom_score_adj")
 
 
-def tasks(world: World, unmapped: int, mapped: int, uid: int) -> Sequence[Task]:
+def tasks(world: World, outside: Outside, unmapped: int, mapped: int, uid: int) -> Sequence[Task]:
     """
     Args:
         unmapped, mapped: processes outside of the same user: in a user namespace without ids yet, and in that of everybody.
@@ -66,6 +69,19 @@ def tasks(world: World, unmapped: int, mapped: int, uid: int) -> Sequence[Task]:
         "bwrap true": [*BWRAP, "true"],
         "bwrap free": [*BWRAP, "cat", f"{project}/free"],
         "bwrap write": [*BWRAP, "sh", "-c", f"echo x >{project}/written && echo y >/tmp/scratch && cat /tmp/scratch"],
+        "bwrap terminal": [
+            "bwrap",
+            "--bind",
+            "/",
+            "/",
+            "--dev",
+            "/dev",
+            "--unshare-all",
+            "script",
+            "-qc",
+            "tty",
+            "/dev/null",
+        ],
         "bwrap vault": [*BWRAP, "cat", vault],
         "bwrap vault bound": [*BWRAP, *bound, "cat", f"{project}/own/bound/key"],
         "bwrap locked": [*BWRAP, "sh", "-c", f"echo planted >>{locked}"],
@@ -80,7 +96,8 @@ def tasks(world: World, unmapped: int, mapped: int, uid: int) -> Sequence[Task]:
         "own oom_score_adj": ("/proc/self/oom_score_adj", "100"),
     }
     writes = [Task(id, "write_file", {"path": path, "text": text}) for id, (path, text) in written.items()]
-    return [*acts, sandbox, *writes, Task("memory program", "execute_memory", {"program": "/usr/bin/true"})]
+    terminal = Task("terminal", "dig_for_terminal", {"door": outside.door, "folder": f"{project}/dug"})
+    return [*acts, sandbox, terminal, *writes, Task("memory program", "execute_memory", {"program": "/usr/bin/true"})]
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +106,15 @@ def boxes(lane: Lane) -> Iterator[Duel]:
         lane.not_here("tier 2 stands on Landlock, and below that nothing can be mounted")
     # Who was root outside may not be root inside without a capability.
     with arena.somebody() as user, contextlib.ExitStack() as stack:
+        others = stack.enter_context(Terminals(("setpriv", "--reuid", user, "--regid", user, "--init-groups")))
 
         def prepare(world: World, outside: Outside) -> Sequence[Task]:
             unmapped = stack.enter_context(sleeping(user, "unshare", "--user"))
             mapped = stack.enter_context(sleeping(user))
-            return tasks(world, unmapped, mapped, pwd.getpwnam(user).pw_uid)
+            return tasks(world, outside, unmapped, mapped, pwd.getpwnam(user).pw_uid)
 
-        yield stack.enter_context(arena.fight(PROFILE, prepare, Path("/vmtmp/worlds"), user=user))
+        parent = Path("/vmtmp/worlds")
+        yield stack.enter_context(arena.fight(PROFILE, prepare, parent, answers=others.answers, user=user))
 
 
 @contextlib.contextmanager
@@ -166,3 +185,9 @@ def test_a_process_outside_keeps_the_ids_that_it_has(boxes: Duel) -> None:
     """The kernel refuses that to everybody; no switch of a profile changes it."""
     assert boxes.control["outside mapped"].errno == "EPERM"
     assert not boxes.guarded["outside mapped"].ok
+
+
+def test_no_terminal_of_others_comes_to_light(boxes: Duel) -> None:
+    boxes.assert_refused("terminal")
+    assert TYPED in boxes.control["terminal"].out
+    assert TYPED not in boxes.guarded["terminal"].out
