@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,15 +203,13 @@ def stand(world: World, signal: str) -> None:
         subprocess.run(["kill", f"-{signal}", word], check=True)
 
 
-def await_quiet(world: World, seconds: float) -> None:
-    """Wait until nothing has been added to the record for a while; at once where there is none."""
+def look_for(world: World, name: str) -> None:
+    """Fail unless a refusal of this file of the project is on record; content where nothing is guarded."""
     with contextlib.suppress(StoreError), store_of(world) as store:
-        number, last, since = store.number(store.session(None).id), -1, time.monotonic()
-        while time.monotonic() - since < seconds:
-            now = store.last_seq(number)
-            if now != last:
-                last, since = now, time.monotonic()
-            time.sleep(0.5)
+        path = str(world.project / name)
+        assert store.read("SELECT 1 FROM events WHERE verdict = 'deny' AND path = ?", (path,)), (
+            f"{name} is not told yet"
+        )
 
 
 def children(pid: int) -> list[int]:

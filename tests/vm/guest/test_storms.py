@@ -43,14 +43,15 @@ files:
 """
 STORMS = ("opens on one processor", "renames above", "forks while the leader ends", "refusals while nobody reads them")
 FLOOD = STORMS[3]
+LATER = "vault/later"
 PINS = ("a link unpinned", "the map of sessions unpinned", "the pins unmounted")
 SKIPPED = "skipped a program on its hooks"
 
 
 def tasks(world: World, outside: Outside) -> Sequence[Task]:
     project = world.project
-    world.plant(project / "vault/key")
-    world.plant(project / "storm/x/secret.txt")
+    for name in ("vault/key", LATER, "storm/x/secret.txt"):
+        world.plant(project / name)
     storms = {
         STORMS[0]: ["storm", f"{project}/vault/key", str(THREADS), str(ASKS)],
         STORMS[1]: [
@@ -61,7 +62,8 @@ def tasks(world: World, outside: Outside) -> Sequence[Task]:
         STORMS[3]: ["many", f"{project}/vault", str(MANY)],
     }
     acts = [Task(id, "run_storm", {"command": ["./acts", *words]}) for id, words in storms.items() if id != FLOOD]
-    acts.append(Task(FLOOD, "flood_ring", {"door": outside.door, "command": ["./acts", *storms[FLOOD]]}))
+    flood = {"door": outside.door, "command": ["./acts", *storms[FLOOD]], "later": f"{project}/{LATER}"}
+    acts.append(Task(FLOOD, "flood_ring", flood))
     link, sessions, mounted = pins_of(world)
     return [
         *acts,
@@ -105,7 +107,7 @@ def weather(lane: Lane) -> Iterator[Duel]:
     answers: dict[str, arena.Answer] = {
         "stand still": lambda world: arena.stand(world, "STOP"),
         "go on": lambda world: arena.stand(world, "CONT"),
-        "wait for the record": lambda world: arena.await_quiet(world, 6),
+        "look for later": lambda world: arena.look_for(world, LATER),
     }
     with arena.fight(PROFILE, tasks, Path("/vmtmp/worlds"), answers=answers) as fought:
         yield fought
@@ -139,7 +141,8 @@ def test_a_storm_gets_nothing(id: str, weather: Duel, tier: int, lane: Lane) -> 
 @pytest.mark.parametrize("id", STORMS)
 def test_every_refusal_of_a_storm_is_on_record_or_counted_as_lost(id: str, weather: Duel) -> None:
     _opened, refused, _missing = counts(weather.guarded[id].out)
-    seen = sum(event.get("count", 1) for event in weather.denials(id) if event["kind"] == "file")
+    told = [event for event in weather.denials(id) if event["kind"] == "file" and LATER not in event["path"]]
+    seen = sum(event.get("count", 1) for event in told)
     lost = sum(event.get("count", 1) for event in losses(weather.events))
     assert seen + lost >= refused, (seen, lost, refused, losses(weather.events))
     assert id != FLOOD or lost > 0, "the ring was full, and what did not fit was counted"
