@@ -398,3 +398,27 @@ def test_a_directory_may_move_where_the_same_rules_hold_below_it() -> None:
     assert judge.refusal("rename", Access.WRITE, "/w/src", "/w/lib") is None
     moved = judge.refusal("rename", Access.WRITE, "/w/kept", "/w/other")
     assert moved is not None and moved.below
+
+
+def script(place: Place, name: str, interpreter: str | Path) -> Path:
+    path = place.root / "free" / name
+    path.write_text(f"#! {interpreter} -x\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_script_whose_interpreter_is_denied_names_the_interpreter(place: Place) -> None:
+    for direct in (script(place, "one", place.root / "secret/tool"), script(place, "two", place.root / "free/one")):
+        found = place.judge(refused("exec", direct, errno.EACCES, access=EXECUTE))
+        assert found is not None
+        assert (found.path, rule_text(found)) == (f"{place.root}/secret/tool", f"deny: {place.root}/secret")
+
+
+def test_a_script_that_names_itself_is_looked_at_only_so_often(place: Place) -> None:
+    found = place.judge(refused("exec", script(place, "own", place.root / "free/own"), errno.EACCES, access=EXECUTE))
+    assert found is not None and found.detail == UNEXPLAINED
+
+
+def test_what_stands_in_a_pipe_is_not_read(place: Place) -> None:
+    os.mkfifo(place.root / "free/pipe", 0o755)
+    assert place.judge(refused("exec", place.root / "free/pipe", errno.EACCES, access=EXECUTE)) is None
