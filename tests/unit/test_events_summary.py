@@ -129,6 +129,17 @@ def test_an_act_that_was_not_stopped_is_a_warning_with_its_rule(bench: Bench) ->
     assert "~/ro/new" in text and "test.yaml:13" in text
 
 
+def test_repositories_that_the_agent_made_are_named(bench: Bench) -> None:
+    text = text_of(
+        bench,
+        opened("/ws/new/.git/config.lock", Access.READ | Access.WRITE),
+        opened("/ws/new/.git/hooks/pre-commit", Access.WRITE),
+        opened("/ws/read/.git/config"),
+        opened("/elsewhere/.git/config", Access.WRITE),
+    )
+    assert "before you use git in: ~/new\n" in text
+
+
 def test_losses_are_a_warning(bench: Bench) -> None:
     text = text_of(bench, opened("/ws/a", who=head(lost=12)))
     assert "warning  the record is not complete: 12 records" in text

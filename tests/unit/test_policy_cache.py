@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.model.profile import SystemSwitches
 from mcpguard.session import policy_cache
 from mcpguard.session.policy import load_policy
 
@@ -96,3 +97,17 @@ def test_a_linked_worktree_is_never_kept(project: Path) -> None:
     (project / "project/.git").write_text("gitdir: /nowhere\n")
     load_policy("mine")
     assert kept(project) == []
+
+
+def test_a_repository_that_appeared_is_seen(project: Path) -> None:
+    before = load_policy("mine")
+    (project / "project/sub/.git").mkdir(parents=True)
+    after = load_policy("mine")
+    assert after.digest != before.digest
+    assert str(project / "project/sub/.git/hooks") in {path.pattern for path in after.paths}
+
+
+def test_every_switch_is_kept(project: Path) -> None:
+    text = "name: mine\nextends: [base]\nsystem: {user_namespaces: true, io_uring: true, memory_programs: true}\n"
+    (project / "guard/config/profiles/mine.yaml").write_text(text)
+    assert load_policy("mine").system == load_policy("mine").system == SystemSwitches(True, True, True)

@@ -22,6 +22,11 @@ NOT_STOPPED_ACTS = f"e.verdict = 'audit' AND e.detail LIKE '{NOT_STOPPED}%'"
 WOULD_BE_DENIED = (
     f"e.verdict = 'audit' AND (e.detail IS NULL OR NOT (e.detail LIKE '{NOT_STOPPED}%' OR e.detail LIKE '{LISTED}%'))"
 )
+# git writes its settings beside them and renames.
+NEW_REPOSITORIES = (
+    "e.kind = 'file' AND e.verdict = 'allow' AND e.access LIKE '%write%' "
+    "AND (e.path GLOB '*/.git/config' OR e.path GLOB '*/.git/config.lock' OR e.path GLOB '*/.git/hooks/*')"
+)
 # What an event without an object is about, without the chain of parents behind it.
 _ABOUT = (
     "CASE WHEN COALESCE(e.path, e.address) IS NULL THEN substr(e.detail, 1, instr(e.detail || '; under', '; under') - 1) "
@@ -73,6 +78,16 @@ def groups(store: Store, session: str, condition: str, most: int) -> tuple[list[
     firsts = list({row[2]: row for row in reversed(found)}.values())[::-1]
     others = [row for row in found if row not in firsts]
     return [_group(store, session, number, row[0], row[1]) for row in [*firsts, *others][:most]], len(found)
+
+
+def paths(store: Store, session: str, condition: str) -> list[str]:
+    """The different paths of the events that meet a condition, sorted.
+
+    Raises:
+        StoreError: it cannot be read, or there is no such session.
+    """
+    statement = f"SELECT DISTINCT e.path FROM events e WHERE e.session = ? AND {condition} ORDER BY e.path"
+    return [row[0] for row in store.read(statement, (store.number(session),))]
 
 
 def losses(store: Store, session: str) -> list[tuple[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mcpguard.model.access import Access, Effect
 
@@ -40,6 +41,8 @@ class FileRule:
         pattern: as written, variables not yet expanded.
         exceptions: patterns under a DENY that the rule leaves alone.
         because: the person's reason, shown with a denial; may be empty.
+        existing: a beginning of `pattern`: the rule holds below what that names at launch; empty for names at any time. The
+            whole of an absolute one: it means this name itself, not what a symlink there leads to.
     """
 
     effect: Effect
@@ -48,12 +51,27 @@ class FileRule:
     origin: Origin
     exceptions: tuple[str, ...] = ()
     because: str = ""
+    existing: str = ""
 
     @property
     def may_make_folder(self) -> bool:
         """`write` with a closing slash and no wildcard names a folder of the agent's own; see `Policy.folders`."""
         writes = self.effect is Effect.ALLOW and Access.WRITE in self.access
         return writes and self.pattern.endswith("/") and not any(char in self.pattern for char in "*?[")
+
+
+class Found(NamedTuple):
+    """What the `existing` of a rule names at launch: absolute paths.
+
+    Attributes:
+        directories: found, symlinks to directories not among them.
+        others: found: files and symlinks.
+        unknown: (directory, rest): nobody could look there; the rest of the pattern, beginning with `/`, may name anything.
+    """
+
+    directories: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    unknown: tuple[tuple[str, str], ...] = ()
 
 
 class NetDirection(enum.StrEnum):

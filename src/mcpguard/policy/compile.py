@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,11 +21,11 @@ from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
 from mcpguard.model.profile import Profile
-from mcpguard.model.rule import FileRule, NetDirection, NetRule, Origin, SocketRule
+from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.links import Links, ReadLink, read_link
 from mcpguard.policy.network import connect_table, parse_rule
-from mcpguard.policy.patterns import expand, literal_path, quote
+from mcpguard.policy.patterns import expand, literal_path, quote, split_literal
 from mcpguard.policy.places import Places
 
 DEFAULT = Origin("default", "default", 0, "no rule allows it")
@@ -33,6 +33,7 @@ OWN_REASON = "mcpguard protects itself"
 # Folders of the home that any program may expect or make (XDG base directories): made on the way to an agent's own.
 STANDARD_FOLDERS = (".cache", ".config", ".local", ".local/share", ".local/state")
 _Key = tuple[Any, ...]
+Find = Callable[[str, str], Found]
 Ids = Mapping[FileRule | NetRule | SocketRule, int]
 
 
@@ -44,6 +45,7 @@ def compile_policy(
     tmp: str,
     own_paths: Sequence[str] = (),
     resolve: ReadLink = read_link,
+    find: Find | None = None,
     audit: bool = False,
     extra_files: Sequence[FileRule] = (),
     extra_network: Sequence[NetRule] = (),
@@ -56,6 +58,8 @@ def compile_policy(
         workspace, tmp: absolute directories for `{workspace}` and `{tmp}`; their symlinked parents are followed.
         own_paths: our code, profiles, logs and runtime files: never written by the agent, whatever the profile says.
         resolve: where a symlink leads, see `links.Links`.
+        find: what an `existing` names, as a plain path and the rest of the pattern behind it; without it such rules hold
+            for names at any time.
         audit: let through and record what merely no rule allows.
         extra_files, extra_network, extra_sockets: rules from the command line.
 
@@ -71,7 +75,8 @@ def compile_policy(
         "workspace": _workspace(workspace, links),
         "tmp": _directory("tmp", tmp, links),
     }
-    files = sorted({*profile.files, *extra_files}, key=_file_key)
+    given = {*profile.files, *extra_files}
+    files = sorted(_written_out(given, variables, find) if find else given, key=_file_key)
     network = sorted({*profile.network, *extra_network}, key=_net_key)
     sockets = sorted({*profile.sockets, *extra_sockets}, key=_socket_key)
     own = [_own_rule(path) for path in sorted(set(own_paths))]
@@ -136,6 +141,26 @@ def _workspace(path: str, links: Links) -> str:
             code="policy.workspace-link",
         )
     return real
+
+
+def _written_out(rules: Iterable[FileRule], variables: Mapping[str, str], find: Find) -> Iterator[FileRule]:
+    """The same rules; one with `existing` stands there once for each place that was found.
+
+    A repository that the agent clones needs its settings written; one that the user had may not get other settings.
+    """
+    known: dict[str, Found] = {}
+    for rule in rules:
+        if not rule.existing:
+            yield rule
+            continue
+        pattern = expand(rule.existing, rule.origin.place, variables)
+        found = known[pattern] = known.get(pattern) or find(*split_literal(pattern))
+        rest = rule.pattern.removeprefix(rule.existing)
+        beginnings = [quote(path) for path in (*found.directories, *found.others)]
+        beginnings += [quote(path).rstrip("/") + more for path, more in found.unknown]
+        yield from (replace(rule, pattern=beginning + rest, existing="") for beginning in beginnings)
+        # A file `.git` names the repository, a symlink leads to it: changed, they would lead to another one.
+        yield from (replace(rule, pattern=quote(path), existing=quote(path)) for path in found.others)
 
 
 def _own_rule(path: str) -> FileRule:

@@ -29,7 +29,8 @@ class Places:
         """A file rule at every place where it holds."""
         opening = rule.effect is Effect.ALLOW
         exceptions = sorted({form for text in rule.exceptions for form in self._forms(text, rule, opening=True)})
-        forms = self._forms(rule.pattern, rule, opening=opening)
+        itself = rule.existing == rule.pattern
+        forms = {rule.pattern} if itself else self._forms(rule.pattern, rule, opening=opening)
         return [PathRule(rule.effect, rule.access, form, tuple(exceptions), number) for form in forms]
 
     def sockets(self, rule: SocketRule, number: int) -> list[SocketEntry]:

@@ -23,7 +23,7 @@ def effective(profile: Profile) -> list[Line]:
     """Every rule, kind by kind, sorted; the same rule in two files stands here twice, with both places."""
     groups = (
         _written(profile, command_text(profile.command)) if profile.command else [],
-        [Line(f"file {rule.origin.text}", rule.origin, _because(rule)) for rule in profile.files],
+        [Line(_file_text(rule), rule.origin, _because(rule)) for rule in profile.files],
         [Line(rule.origin.text, rule.origin, "") for rule in profile.network],
         [Line(rule.origin.text, rule.origin, "") for rule in profile.sockets],
         *(_written(profile, f"environment remove {name}") for name in profile.environment_remove),
@@ -38,6 +38,10 @@ def effective(profile: Profile) -> list[Line]:
 def command_text(command: tuple[str, ...]) -> str:
     """The command of a profile as one line of it."""
     return f"command {' '.join(command)}"
+
+
+def _file_text(rule: FileRule) -> str:
+    return f"file {rule.origin.text}" + (f" existing {rule.existing}" if rule.existing else "")
 
 
 def _because(rule: FileRule) -> str:

@@ -137,11 +137,14 @@ def _read_entry(draft: Draft, key: Key, mapping: yaml.MappingNode) -> None:
     path: Word | None = None
     exceptions: tuple[str, ...] = ()
     because = ""
+    existing: Word | None = None
     for inner, value in keys(draft, mapping, ENTRY_KEYS[key.type], key.path):
         if inner.type is Type.PATTERNS:
             exceptions = tuple(word.text for word in words(draft, inner, value))
         elif inner.name == "path":
             path = text(draft, value, f"{key.path} path")
+        elif inner.name == "existing":
+            existing = text(draft, value, f"{key.path} existing")
         elif word := text(draft, value, f"{key.path} because"):
             because = " ".join(word.text.split())
     if len(draft.errors) > before:
@@ -150,17 +153,26 @@ def _read_entry(draft: Draft, key: Key, mapping: yaml.MappingNode) -> None:
         what, why = f"an entry of {key.path} has no path", "it would mean nothing"
         do = 'write "- path: PATTERN"; a pattern that begins with { needs quotes'
         draft.refuse(nodes.line_of(mapping), "no-path", what, why, do)
+    elif existing and not path.text.startswith(existing.text + "/"):
+        what, why = (
+            f'"{existing.text}" is no beginning of "{path.text}"',
+            "`existing` names the folder that the path lies in",
+        )
+        do = 'write for instance {path: "{workspace}/**/.git/hooks", existing: "{workspace}/**/.git"}'
+        draft.refuse(existing.line, "existing", what, why, do)
     else:
-        _add_restriction(draft, key, path, exceptions, because)
+        _add_restriction(draft, key, path, exceptions, because, existing.text if existing else "")
 
 
-def _add_restriction(draft: Draft, key: Key, path: Word, exceptions: tuple[str, ...], because: str) -> None:
+def _add_restriction(
+    draft: Draft, key: Key, path: Word, exceptions: tuple[str, ...], because: str, existing: str = ""
+) -> None:
     words_of_rule = [key.name, path.text, *(["except", *exceptions] if exceptions else [])]
     origin = draft.origin(path.line, " ".join(words_of_rule))
     if key.type is Type.DENIED:
         draft.files.append(FileRule(Effect.DENY, _ALL, path.text, origin, exceptions, because))
     else:
-        draft.files.append(FileRule(Effect.READONLY, Access.WRITE, path.text, origin, (), because))
+        draft.files.append(FileRule(Effect.READONLY, Access.WRITE, path.text, origin, (), because, existing))
 
 
 def _read_targets(draft: Draft, key: Key, node: yaml.Node) -> None:

@@ -14,7 +14,7 @@ class Type(enum.StrEnum):
     SWITCH = "true or false"
     SECTION = "keys"
     PATTERNS = "list of path patterns"
-    PROTECTED = "list of path patterns, or of entries with path and because"
+    PROTECTED = "list of path patterns, or of entries with path, existing and because"
     DENIED = "list of path patterns, or of entries with path, except and because"
     NAMES = "list of profile names"
     TARGETS = "list of network targets"
@@ -76,10 +76,11 @@ KEYS = (
 SECTIONS = ("", *(key.name for key in KEYS if key.type is Type.SECTION))
 _PATH = Key("path", Type.TEXT, "the pattern")
 _BECAUSE = Key("because", Type.TEXT, "the reason, shown with a denial")
+_EXISTING = Key("existing", Type.TEXT, "a beginning of path; the rule holds below what that names at launch")
 _EXCEPT = Key("except", Type.PATTERNS, "patterns that the rule leaves alone")
 # Keys of one entry in a list of file rules.
 ENTRY_KEYS = {
-    Type.PROTECTED: {key.name: key for key in (_PATH, _BECAUSE)},
+    Type.PROTECTED: {key.name: key for key in (_PATH, _EXISTING, _BECAUSE)},
     Type.DENIED: {key.name: key for key in (_PATH, _EXCEPT, _BECAUSE)},
 }
 

@@ -19,9 +19,10 @@ from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import Policy, User
 from mcpguard.model.profile import Profile
-from mcpguard.model.rule import FileRule, NetDirection, NetRule, Origin
+from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin
 from mcpguard.profile import store
 from mcpguard.session import policy_cache
+from mcpguard.session.existing import search
 
 COMMAND_LINE = "command line"
 PRIVILEGED_COPY = "/usr/local/lib/mcpguard"
@@ -68,7 +69,7 @@ def load_policy(
         return found
     from mcpguard.profile.load import load
 
-    asked: policy_cache.Links = {}
+    asked = policy_cache.Asked()
     loaded = load(profile, workspace=place)
     policy = compile_for(loaded, place, audit=audit, read=read, write=write, net=net, asked=asked)
     if kept:
@@ -93,12 +94,12 @@ def compile_for(
     read: Sequence[str] = (),
     write: Sequence[str] = (),
     net: Sequence[str] = (),
-    asked: policy_cache.Links | None = None,
+    asked: policy_cache.Asked | None = None,
 ) -> Policy:
     """The same for a profile that is loaded already.
 
     Args:
-        asked: filled with every path that was looked at for a symlink, and where it leads.
+        asked: filled with what the compiler asked the file system, and the answers.
 
     Raises:
         PolicyError: beginning with the place of the rule where one is at fault.
@@ -106,11 +107,15 @@ def compile_for(
     from mcpguard.policy.compile import compile_policy
     from mcpguard.session.worktree import worktree_rules
 
+    noted = asked or policy_cache.Asked()
+
     def look(path: str) -> str | None:
-        target = policy_cache.read_link(path)
-        if asked is not None:
-            asked[path] = target
-        return target
+        noted.links[path] = policy_cache.read_link(path)
+        return noted.links[path]
+
+    def find(base: str, rest: str) -> Found:
+        noted.found[base, rest] = search(base, rest)
+        return noted.found[base, rest]
 
     user = current_user()
     return compile_policy(
@@ -120,6 +125,7 @@ def compile_for(
         tmp=temporary_directory(user.home),
         own_paths=own_paths(),
         resolve=look,
+        find=find,
         audit=audit,
         extra_files=[
             *_file_rules("--read", Access.READ, read),

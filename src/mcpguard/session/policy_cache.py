@@ -1,8 +1,9 @@
 """Compiled policies, kept in the user's state directory: reading and compiling a profile is most of what a launch computes.
 
 A kept policy is used only when everything it was made from is unchanged: this program, every profile file, the account, the
-workspace, the command line, and each symlink that the compiler asked about. What depends on more is not kept. No guarded
-process can write the directory; a file that cannot be read or does not fit is as good as none.
+workspace, the command line, each symlink that the compiler asked about, and what it found for rules with `existing`. What
+depends on more is not kept. No guarded process can write the directory; a file that cannot be read or does not fit is as good
+as none.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,25 @@ import mcpguard
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
 from mcpguard.model.profile import SystemSwitches
-from mcpguard.model.rule import Origin
+from mcpguard.model.rule import Found, Origin
+from mcpguard.session.existing import search
 
-FORMAT = 2
+FORMAT = 3
 # One file each; the oldest go.
 KEPT = 32
-Links = dict[str, str | None]
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a compiler asked the file system.
+
+    Attributes:
+        links: path -> where a symlink there leads; None where there is none.
+        found: (base, rest) -> what was found, see `existing.search`.
+    """
+
+    links: dict[str, str | None] = field(default_factory=dict)
+    found: dict[tuple[str, str], Found] = field(default_factory=dict)
 
 
 def key(parts: Sequence[object], directories: Sequence[Path]) -> str:
@@ -52,7 +67,7 @@ def _files(directory: Path) -> list[tuple[str, int, int, int]]:
 
 
 def load(directory: Path, name: str) -> Policy | None:
-    """The policy kept under `name`, if every symlink still leads where it did."""
+    """The policy kept under `name`, if the compiler would be told the same by the file system."""
     path = directory / f"{name}.json"
     try:
         if path.stat().st_uid != os.getuid():
@@ -60,17 +75,26 @@ def load(directory: Path, name: str) -> Policy | None:
         kept = json.loads(path.read_bytes())
         if any(read_link(link) != target for link, target in kept["links"].items()):
             return None
+        if any(search(base, rest) != _found(answer) for base, rest, answer in kept["found"]):
+            return None
         return _policy(kept["policy"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def save(directory: Path, name: str, policy: Policy, links: Links) -> None:
+def _found(kept: list[Any]) -> Found:
+    directories, others, unknown = kept
+    return Found(tuple(directories), tuple(others), tuple((path, rest) for path, rest in unknown))
+
+
+def save(directory: Path, name: str, policy: Policy, asked: Asked) -> None:
     """Keep a policy. A failure is none: the next launch compiles again."""
     made = directory / f".{name}.{os.getpid()}"
     with contextlib.suppress(OSError):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made.write_text(json.dumps({"links": links, "policy": _plain(policy)}, separators=(",", ":")))
+        found = [[*question, answer] for question, answer in asked.found.items()]
+        kept = {"links": asked.links, "found": found, "policy": _plain(policy)}
+        made.write_text(json.dumps(kept, separators=(",", ":")))
         made.replace(directory / f"{name}.json")
         _drop_oldest(directory)
 
@@ -111,7 +135,7 @@ def _plain(policy: Policy) -> dict[str, Any]:
         "sockets": [[entry.pattern, entry.effect, entry.rule] for entry in policy.sockets],
         "remove": policy.environment_remove,
         "keep": policy.environment_keep,
-        "system": [policy.system.user_namespaces, policy.system.io_uring],
+        "system": [getattr(policy.system, switch) for switch in SystemSwitches.__slots__],
         "audit": policy.audit,
         "folders": policy.folders,
     }
@@ -124,7 +148,6 @@ def _plain_address(entry: NetEntry) -> list[Any]:
 
 def _policy(kept: dict[str, Any]) -> Policy:
     uid, gid, groups, name, home = kept["user"]
-    namespaces, io_uring = kept["system"]
     return Policy(
         digest=kept["digest"],
         profile=kept["profile"],
@@ -148,7 +171,7 @@ def _policy(kept: dict[str, Any]) -> Policy:
         sockets=tuple(SocketEntry(pattern, Effect(effect), rule) for pattern, effect, rule in kept["sockets"]),
         environment_remove=tuple(kept["remove"]),
         environment_keep=tuple(kept["keep"]),
-        system=SystemSwitches(namespaces, io_uring),
+        system=SystemSwitches(*kept["system"]),
         audit=kept["audit"],
         folders=tuple(kept["folders"]),
     )

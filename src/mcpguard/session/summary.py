@@ -15,6 +15,7 @@ from mcpguard.events.format import object_of, printable, shorten
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
 from mcpguard.model.event import Kind
+from mcpguard.model.paths import is_below
 
 TOP = 5
 RULE_WIDTH = 60
@@ -32,6 +33,8 @@ class Summary:
         audited, would_be_denied, would_be_denied_kinds: what was let through and only recorded; of it, what the policy
             would deny, likewise.
         losses: what is missing from the record -> how many.
+        repositories: git repositories in the workspace whose settings or hooks were written: made in this session, for those
+            of others are protected.
         missing: paths that a rule allows, that were not there at launch, and that this tier could not let the agent make.
     """
 
@@ -49,6 +52,7 @@ class Summary:
     audited: int
     losses: tuple[tuple[str, int], ...]
     missing: tuple[str, ...] = ()
+    repositories: tuple[str, ...] = ()
     would_be_denied: tuple[Group, ...] = ()
     would_be_denied_kinds: int = 0
 
@@ -78,6 +82,7 @@ def summarise(store: Store, session: str) -> Summary:
         audited=let_through - totals.total(store, session, totals.NOT_STOPPED_ACTS),
         losses=tuple(totals.losses(store, session)),
         missing=_missing(store, session),
+        repositories=_repositories(store, session),
         would_be_denied=tuple(would_be_denied),
         would_be_denied_kinds=would_be_denied_kinds,
     )
@@ -86,6 +91,12 @@ def summarise(store: Store, session: str) -> Summary:
 def _missing(store: Store, session: str) -> tuple[str, ...]:
     groups, _kinds = totals.groups(store, session, totals.COULD_NOT_BE_MADE, TOP)
     return tuple(dict.fromkeys(group.example.path for group in groups if group.example.path))
+
+
+def _repositories(store: Store, session: str) -> tuple[str, ...]:
+    workspace = store.session(session).workspace
+    written = totals.paths(store, session, totals.NEW_REPOSITORIES)
+    return tuple(dict.fromkeys(path.partition("/.git/")[0] for path in written if is_below(path, workspace)))
 
 
 def render(summary: Summary, home: str, *, warning: str | None = None) -> list[str]:
@@ -107,6 +118,10 @@ def render(summary: Summary, home: str, *, warning: str | None = None) -> list[s
     if summary.missing:
         names = ", ".join(printable(shorten(path, home)) for path in summary.missing)
         lines.append(f"  advice   allowed, but not there at launch; make it before the next run: {names}")
+    if summary.repositories:
+        made = ", ".join(printable(shorten(path, home)) for path in summary.repositories[:TOP])
+        lines.append(f"  advice   made by the agent; look at .git/config and .git/hooks before you use git in: {made}")
+        lines += _more(len(summary.repositories) - TOP)
     if warning:
         lines.append(f"  warning  {printable(warning)}")
     return lines + _further(summary)

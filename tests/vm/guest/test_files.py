@@ -116,6 +116,7 @@ ALLOWED = (
     *("nameless in the workspace", "received harmless", "executed in the workspace", "map in the workspace"),
     *("long name nearby", "deep plain", "not utf-8 plain", "own socket", "own datagram", "own abstract", "watch free"),
     *(f"free {how}" for how in ATTRIBUTES),
+    *("repository made", "repository cloned", "worktree made"),
 )
 LATE = "receive late"
 
@@ -134,6 +135,10 @@ def tasks(world: World, outside: Outside, pid: int) -> list[Task]:
         "env example created": ("create", {"path": f"{project}/sub/.env.example"}),
         "hook created": ("create", {"path": f"{project}/.git/hooks/pre-push"}),
         "nested hook created": ("create", {"path": f"{project}/nested/.git/hooks/post-checkout"}),
+        # What the session makes itself is its own, hooks and settings included.
+        "repository made": git(project, "init own && cd own && git config user.name x && cp $0 .git/hooks/pre-commit"),
+        "repository cloned": git(project, "clone -q . cloned && git -C cloned config user.name x"),
+        "worktree made": git(project, "worktree add -q linked && git -C linked commit -q --allow-empty -m x"),
         "shell settings replaced outside": after(
             door, "replace settings", "write_file", {"path": f"{world.home}/.bashrc", "text": "planted"}
         ),
@@ -204,11 +209,27 @@ def after(door: str, request: str, act: str, args: dict[str, object]) -> tuple[s
     return "after_outside", {"door": door, "request": request, "name": act, "args": args}
 
 
+def git(project: Path, words: str) -> tuple[str, dict[str, object]]:
+    return "run_program", {"command": ["sh", "-c", f"cd {project} && git {words}", "/bin/true"]}
+
+
 def furnish(world: World) -> None:
     """The files that the acts are about."""
     project = world.project
-    for folder in ("locked", "vault", "free", "side", "holder", "globs", "long", "gone", "late", "nested", ".claude"):
-        (project / folder).mkdir()
+    for folder in (
+        "locked",
+        "vault",
+        "free",
+        "side",
+        "holder",
+        "globs",
+        "long",
+        "gone",
+        "late",
+        "nested/.git",
+        ".claude",
+    ):
+        (project / folder).mkdir(parents=True)
     for name in ("locked/file", "locked/white", "locked/x1", "locked/x2", "vault/x3", "holder/keep", "free/file"):
         (project / name).write_text("original\n")
     for name in ("x1", "x2", "x3", "x4", "x5"):
