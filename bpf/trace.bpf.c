@@ -489,8 +489,12 @@ __noinline int mg_path_call(const struct mg_session *session, const struct mg_sy
 
 enum bpf_attach_type___names_judged { BPF_CGROUP_UNIX_CONNECT___names_judged = 49 };
 
+/* Does the kernel have programs on the cgroup that see every request to a unix socket, before a path is looked up? */
+#define MG_NAMES_JUDGED \
+	bpf_core_enum_value_exists(enum bpf_attach_type___names_judged, BPF_CGROUP_UNIX_CONNECT___names_judged)
+
 /* The path in the address of a refused connect or send takes the place of the second argument. 0: nothing to record: another
- * family, a name without a file, or a kernel whose programs on the cgroup see every request before a path is looked up.
+ * family, or a name without a file.
  */
 static __always_inline int mg_peer_path(struct mg_syscall *call, const struct mg_shape *shape)
 {
@@ -500,8 +504,6 @@ static __always_inline int mg_peer_path(struct mg_syscall *call, const struct mg
 	} start = {};
 	__u64 address = shape->argument == 4 ? call->args[4] : call->args[1];
 
-	if (bpf_core_enum_value_exists(enum bpf_attach_type___names_judged, BPF_CGROUP_UNIX_CONNECT___names_judged))
-		return 0;
 	if (call->number == __NR_sendmsg && bpf_probe_read_user(&address, sizeof(address), (void *)address))
 		return 0;
 	if (bpf_probe_read_user(&start, MG_SUN_PATH_AT + 1, (void *)address))
@@ -644,6 +646,9 @@ int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	shape = &mg_shapes[place & (MG_CALLS - 1)];
 	if (call.number >= MG_CALLS || shape->kind == MG_SHAPE_NONE)
 		return mg_unlisted(ctx, &call);
+	/* Sends are frequent, and only some refusals of theirs are told here. */
+	if (shape->kind == MG_SHAPE_PEER && (MG_NAMES_JUDGED || !mg_is_refusal(shape, call.result)))
+		return mg_unlisted(ctx, &call);
 	session = mg_current_session();
 	if (!session)
 		return 0;
@@ -659,7 +664,7 @@ int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 			return 0;
 	} else if (shape->kind == MG_SHAPE_OPEN) {
 		return mg_opened(session, call.result);
-	} else if (shape->kind == MG_SHAPE_EXEC || shape->kind == MG_SHAPE_PEER || shape->kind == MG_SHAPE_CALL) {
+	} else if (shape->kind == MG_SHAPE_EXEC || shape->kind == MG_SHAPE_CALL) {
 		return 0;
 	}
 	mg_arguments((void *)ctx->args[0], &call);
