@@ -112,7 +112,7 @@ def fight(
     Args:
         user: who does it all, mcpguard included; root when empty.
     """
-    become = (*("setpriv", "--reuid", user, "--regid", user, "--init-groups"),) if user else ()
+    become = as_user(user) if user else ()
     with world_at(parent) as free, world_at(parent) as caged:
         outcomes = []
         for world, guarded in ((free, False), (caged, True)):
@@ -125,13 +125,13 @@ def fight(
             plan = world.project / "plan.json"
             plan.touch()
             if user:
-                subprocess.run(["chown", "-R", f"{user}:{user}", str(world.root)], check=True)
+                give(world.root, user)
             with outside.listening():
                 finished, outcome = perform(sandbox, tasks, guarded=guarded, timeout=RUN_SECONDS, **more)
             outcomes.append(outcome)
             print(finished.err, file=sys.stderr)
             if user:
-                subprocess.run(["chown", "-R", "0:0", str(world.state)], check=True)
+                give(world.state, "root")
         yield Duel(outcomes[0], outcomes[1], free, caged, recorded(caged))
 
 
@@ -166,7 +166,7 @@ def start(sandbox: Sandbox, command: Sequence[str], *, options: Sequence[str] = 
     """Begin a guarded run and leave it running."""
     words = [sys.executable, "-P", "-m", "mcpguard", "run", "-p", sandbox.profile, "-w", str(sandbox.world.project)]
     return subprocess.Popen(
-        [*words, *options, "--", *command],
+        [*sandbox.prefix, *words, *options, "--", *command],
         cwd=sandbox.world.project,
         env=sandbox.world.environment(),
         stdin=subprocess.DEVNULL,
@@ -177,13 +177,22 @@ def start(sandbox: Sandbox, command: Sequence[str], *, options: Sequence[str] = 
     )
 
 
+def as_user(name: str) -> tuple[str, ...]:
+    """What to put before a command of this user's."""
+    return ("setpriv", "--reuid", name, "--regid", name, "--init-groups")
+
+
+def give(folder: Path, user: str) -> None:
+    """Make a folder and all in it a user's own."""
+    subprocess.run(["chown", "-R", f"{user}:{user}", str(folder)], check=True)
+
+
 @contextlib.contextmanager
-def somebody() -> Iterator[str]:
+def somebody(name: str = "somebody") -> Iterator[str]:
     """An ordinary user of this guest, who may become root by sudo, as who installs mcpguard can."""
-    name = "somebody"
     if subprocess.run(["id", name], capture_output=True, check=False).returncode:
         subprocess.run(["useradd", "--user-group", "--no-create-home", "-s", "/bin/bash", name], check=True)
-    rule = Path("/etc/sudoers.d/somebody")
+    rule = Path("/etc/sudoers.d") / name
     rule.write_text(f"{name} ALL=(ALL) NOPASSWD: ALL\n")
     rule.chmod(0o440)
     # The repository may lie in a home that is root's own.
