@@ -24,6 +24,7 @@ enum {
 	MG_AT_REMOVEDIR = 0x200,
 	MG_AT_SYMLINK_NOFOLLOW = 0x100,
 	MG_AT_SYMLINK_FOLLOW = 0x400,
+	MG_IN_DONT_FOLLOW = 0x2000000,
 	MG_TIOCSTI = 0x5412,
 	MG_TIOCLINUX = 0x541c,
 	MG_S_IFMT = 0xf000,
@@ -380,6 +381,8 @@ static __always_inline __u8 mg_follows(const struct mg_syscall *call, const stru
 		return !(flags & MG_AT_SYMLINK_NOFOLLOW);
 	case MG_IF:
 		return !!(flags & MG_AT_SYMLINK_FOLLOW);
+	case MG_WATCHES:
+		return !(flags & MG_IN_DONT_FOLLOW);
 	}
 	return shape->follow;
 }
@@ -471,6 +474,33 @@ __noinline int mg_path_call(const struct mg_session *session, const struct mg_sy
 	mg_path_call_record(session, scratch, call, &mg_shapes[call->number & (MG_CALLS - 1)]);
 	mg_release(scratch);
 	return 0;
+}
+
+/* --- unix sockets that a cover hides --- */
+
+enum bpf_attach_type___names_judged { BPF_CGROUP_UNIX_CONNECT___names_judged = 49 };
+
+/* Does the kernel have programs on the cgroup that see every request to a unix socket, before a path is looked up? */
+#define MG_NAMES_JUDGED \
+	bpf_core_enum_value_exists(enum bpf_attach_type___names_judged, BPF_CGROUP_UNIX_CONNECT___names_judged)
+
+/* The path in the address of a refused connect or send takes the place of the second argument. 0: nothing to record: another
+ * family, or a name without a file.
+ */
+static __always_inline int mg_peer_path(struct mg_syscall *call, const struct mg_shape *shape)
+{
+	struct {
+		__u16 family;
+		char first;
+	} start = {};
+	__u64 address = shape->argument == 4 ? call->args[4] : call->args[1];
+
+	if (call->number == __NR_sendmsg && bpf_probe_read_user(&address, sizeof(address), (void *)address))
+		return 0;
+	if (bpf_probe_read_user(&start, MG_SUN_PATH_AT + 1, (void *)address))
+		return 0;
+	call->args[1] = address + MG_SUN_PATH_AT;
+	return start.family == MG_AF_UNIX && start.first;
 }
 
 /* --- refused calls without a path --- */
@@ -625,6 +655,9 @@ int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	shape = &mg_shapes[place & (MG_CALLS - 1)];
 	if (call.number >= MG_CALLS || shape->kind == MG_SHAPE_NONE)
 		return mg_unlisted(ctx, &call);
+	/* Sends are frequent, and only some refusals of theirs are told here. */
+	if (shape->kind == MG_SHAPE_PEER && (MG_NAMES_JUDGED || !mg_is_refusal(shape, call.result)))
+		return mg_unlisted(ctx, &call);
 	session = mg_current_session();
 	if (!session)
 		return 0;
@@ -650,5 +683,7 @@ int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	}
 	mg_arguments((void *)ctx->args[0], &call);
+	if (shape->kind == MG_SHAPE_PEER && !mg_peer_path(&call, shape))
+		return 0;
 	return shape->kind == MG_SHAPE_CALL ? mg_refused_call(session, &call) : mg_path_call(session, &call);
 }

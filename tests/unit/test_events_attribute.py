@@ -433,3 +433,27 @@ def test_a_terminal_that_is_there_outside_only_was_meant(place: Place) -> None:
 @pytest.mark.parametrize("path", ["/dev/pts/1048576", "/dev/pts/ptmx", "/dev/pts/../null", "/dev/null", "/nowhere"])
 def test_other_names_that_are_not_there_are_nobodys_refusal(path: str, place: Place) -> None:
     assert place.judge(refused("open", path, errno.ENOENT)) is None
+
+
+def script(place: Place, name: str, interpreter: str | Path) -> Path:
+    path = place.root / "free" / name
+    path.write_text(f"#! {interpreter} -x\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_script_whose_interpreter_is_denied_names_the_interpreter(place: Place) -> None:
+    for direct in (script(place, "one", place.root / "secret/tool"), script(place, "two", place.root / "free/one")):
+        found = place.judge(refused("exec", direct, errno.EACCES, access=EXECUTE))
+        assert found is not None
+        assert (found.path, rule_text(found)) == (f"{place.root}/secret/tool", f"deny: {place.root}/secret")
+
+
+def test_a_script_that_names_itself_is_looked_at_only_so_often(place: Place) -> None:
+    found = place.judge(refused("exec", script(place, "own", place.root / "free/own"), errno.EACCES, access=EXECUTE))
+    assert found is not None and found.detail == UNEXPLAINED
+
+
+def test_what_stands_in_a_pipe_is_not_read(place: Place) -> None:
+    os.mkfifo(place.root / "free/pipe", 0o755)
+    assert place.judge(refused("exec", place.root / "free/pipe", errno.EACCES, access=EXECUTE)) is None

@@ -17,6 +17,7 @@ from mcpguard.events import permissions
 from mcpguard.events.finding import LISTED, NOT_STOPPED, NOT_THERE, UNEXPLAINED, Finding, system_rule
 from mcpguard.events.habits import EVERY_PROCESS, habit
 from mcpguard.events.hostpath import Caller, resolve
+from mcpguard.events.interpreter import interpreters
 from mcpguard.events.judge import Judge, Refusal, answer
 from mcpguard.events.links import Links
 from mcpguard.events.mounted import MountedPlaces
@@ -77,6 +78,9 @@ class Attributor:
             return self._success(record, path, target, refusal)
         if refusal is None and record.follow:
             path, refusal = self._as_it_was(record, caller, path)
+        if refusal is None and record.op == "exec":
+            path, refusal = self._interpreter(record, caller, path)
+        refusal = refusal or self._by_another_name(record, path)
         return self._refused(record, path, target, refusal)
 
     def _foreign(self, record: PathCallRecord) -> Finding | None:
@@ -101,6 +105,22 @@ class Attributor:
             if refusal is not None:
                 return then, refusal
         return path, None
+
+    def _interpreter(self, record: PathCallRecord, caller: Caller, path: str) -> tuple[str, Refusal | None]:
+        """A script that may be executed, whose interpreter may not: that one is what was refused."""
+        for found in interpreters(path, lambda name: resolve(record.base, name, caller, follow=True)):
+            refusal = self._judge.refusal(record.op, record.access, found)
+            if refusal is not None:
+                return found, refusal
+        return path, None
+
+    def _by_another_name(self, record: PathCallRecord, path: str) -> Refusal | None:
+        """A cover lies on the file itself, so a rule that takes away counts under any of its names."""
+        for other in self._places.other_names(path):
+            refusal = self._judge.refusal(record.op, record.access, other)
+            if refusal is not None and self._judge.takes_away(refusal.rule):
+                return refusal
+        return None
 
     def opened(self, record: OpenRecord) -> Finding | None:
         """The finding of an open that succeeded; None for O_PATH, which gives no access."""
@@ -176,7 +196,7 @@ class Attributor:
                 ruled = self._origin(refusal.rule or None)
                 process = self._processes.get(record.head.pid)
                 quiet = quiet or habit(self._policy, process, refusal.access, path, ruled)
-            detail = _join(quiet, _which_end(refusal, path, target))
+            detail = _join(quiet, _which_end(refusal, path))
             rule = self._origin(refusal.rule)
             return Finding(kind, record.op, Verdict.DENY, refusal.access.word, path, target, rule, detail)
         if private:
@@ -266,12 +286,12 @@ def _second(op: str, target: str) -> str:
     return op if os.path.lexists(target) else "create"
 
 
-def _which_end(refusal: Refusal, path: str, target: str | None) -> str | None:
+def _which_end(refusal: Refusal, path: str) -> str | None:
     if refusal.widens:
         return "the new name would open the file wider"
     if refusal.below:
         return "a protected path lies below it"
-    return f"decided by {refusal.path}" if target is not None and refusal.path != path else None
+    return f"decided by {refusal.path}" if refusal.path != path else None
 
 
 def _not_stopped(op: str, new: bool) -> str:

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def fight(
     Args:
         user: who does it all, mcpguard included; root when empty.
     """
-    become = (*("setpriv", "--reuid", user, "--regid", user, "--init-groups"),) if user else ()
+    become = as_user(user) if user else ()
     with world_at(parent) as free, world_at(parent) as caged:
         outcomes = []
         for world, guarded in ((free, False), (caged, True)):
@@ -70,13 +71,13 @@ def fight(
             plan = world.project / "plan.json"
             plan.touch()
             if user:
-                subprocess.run(["chown", "-R", f"{user}:{user}", str(world.root)], check=True)
+                give(world.root, user)
             with outside.listening():
                 finished, outcome = perform(sandbox, tasks, guarded=guarded, timeout=RUN_SECONDS, **more)
             outcomes.append(outcome)
             print(finished.err, file=sys.stderr)
             if user:
-                subprocess.run(["chown", "-R", "0:0", str(world.state)], check=True)
+                give(world.state, "root")
         yield Duel(outcomes[0], outcomes[1], free, caged, recorded(caged))
 
 
@@ -111,7 +112,7 @@ def start(sandbox: Sandbox, command: Sequence[str], *, options: Sequence[str] = 
     """Begin a guarded run and leave it running."""
     words = [sys.executable, "-P", "-m", "mcpguard", "run", "-p", sandbox.profile, "-w", str(sandbox.world.project)]
     return subprocess.Popen(
-        [*words, *options, "--", *command],
+        [*sandbox.prefix, *words, *options, "--", *command],
         cwd=sandbox.world.project,
         env=sandbox.world.environment(),
         stdin=subprocess.DEVNULL,
@@ -122,13 +123,22 @@ def start(sandbox: Sandbox, command: Sequence[str], *, options: Sequence[str] = 
     )
 
 
+def as_user(name: str) -> tuple[str, ...]:
+    """What to put before a command of this user's."""
+    return ("setpriv", "--reuid", name, "--regid", name, "--init-groups")
+
+
+def give(folder: Path, user: str) -> None:
+    """Make a folder and all in it a user's own."""
+    subprocess.run(["chown", "-R", f"{user}:{user}", str(folder)], check=True)
+
+
 @contextlib.contextmanager
-def somebody() -> Iterator[str]:
+def somebody(name: str = "somebody") -> Iterator[str]:
     """An ordinary user of this guest, who may become root by sudo, as who installs mcpguard can."""
-    name = "somebody"
     if subprocess.run(["id", name], capture_output=True, check=False).returncode:
         subprocess.run(["useradd", "--user-group", "--no-create-home", "-s", "/bin/bash", name], check=True)
-    rule = Path("/etc/sudoers.d/somebody")
+    rule = Path("/etc/sudoers.d") / name
     rule.write_text(f"{name} ALL=(ALL) NOPASSWD: ALL\n")
     rule.chmod(0o440)
     # The repository may lie in a home that is root's own.
@@ -148,15 +158,13 @@ def stand(world: World, signal: str) -> None:
         subprocess.run(["kill", f"-{signal}", word], check=True)
 
 
-def await_quiet(world: World, seconds: float) -> None:
-    """Wait until nothing has been added to the record for a while; at once where there is none."""
+def look_for(world: World, name: str) -> None:
+    """Fail unless a refusal of this file of the project is on record; content where nothing is guarded."""
     with contextlib.suppress(StoreError), store_of(world) as store:
-        number, last, since = store.number(store.session(None).id), -1, time.monotonic()
-        while time.monotonic() - since < seconds:
-            now = store.last_seq(number)
-            if now != last:
-                last, since = now, time.monotonic()
-            time.sleep(0.5)
+        path = str(world.project / name)
+        assert store.read("SELECT 1 FROM events WHERE verdict = 'deny' AND path = ?", (path,)), (
+            f"{name} is not told yet"
+        )
 
 
 def children(pid: int) -> list[int]:
