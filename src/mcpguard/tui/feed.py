@@ -20,7 +20,7 @@ from mcpguard.events.query import Filter
 from mcpguard.events.sessions import Session, State
 from mcpguard.events.store import Store
 from mcpguard.model.event import Event
-from mcpguard.tui.processes import ProcessTable
+from mcpguard.session.process_tree import ProcessTable
 from mcpguard.tui.totals import Totals
 
 EVERY_S = 0.25
