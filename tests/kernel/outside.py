@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,19 +70,24 @@ SOCKETS = {
 }
 
 
-def socket_paths(world: World) -> dict[str, tuple[str, int]]:
-    """Where the outside sockets of a world are, with their kinds; those with @ are abstract."""
+def socket_paths(world: World, more: Mapping[str, str] | None = None) -> dict[str, tuple[str, int]]:
+    """Where the outside sockets of a world are, with their kinds; those with @ are abstract.
+
+    Args:
+        more: stream sockets besides, below the root of the world.
+    """
     places = {name: (str(world.root / "services" / path), int(kind)) for name, (path, kind) in SOCKETS.items()}
+    places |= {name: (str(world.root / path), int(socket.SOCK_STREAM)) for name, path in (more or {}).items()}
     places["abstract"] = (f"@mcpguard-test-{world.root.name}", int(socket.SOCK_STREAM))
     places["abstract datagrams"] = (f"@mcpguard-test-{world.root.name}-dgram", int(socket.SOCK_DGRAM))
     return places
 
 
 @contextlib.contextmanager
-def services(world: World) -> Iterator[Listener]:
+def services(world: World, more: Mapping[str, str] | None = None) -> Iterator[Listener]:
     """A listener at every outside socket of a world."""
     specs: list[dict[str, Any]] = []
-    for name, (path, kind) in socket_paths(world).items():
+    for name, (path, kind) in socket_paths(world, more).items():
         if not path.startswith("@"):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         specs.append({"name": name, "family": int(socket.AF_UNIX), "kind": kind, "address": path})

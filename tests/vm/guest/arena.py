@@ -32,6 +32,8 @@ from mcpguard.events.sessions import Session  # noqa: E402
 from mcpguard.events.store import Store  # noqa: E402
 
 RUN_SECONDS = 400
+# Added to every profile of the world: a socket of somebody outside is closed to the tree unless a rule names it.
+OPEN_DOOR = 'name: base\nextends: [base]\nsockets: {allow: ["{workspace}/outside.sock"]}\n'
 # What a guarded process has not either: a control that succeeds by a capability would prove nothing.
 CAPLESS = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--no-new-privs")
 Answer = Callable[[World], Sequence[int] | None]
@@ -57,6 +59,9 @@ class Outside:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Answer until the end of the block."""
+        profiles = self.world.state / "config" / "profiles"
+        profiles.mkdir(parents=True, exist_ok=True)
+        (profiles / "base.yaml").write_text(OPEN_DOOR)
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(self.door)
             server.listen(8)

@@ -96,6 +96,8 @@ REFUSED: dict[str, str] = {
     "socket by symlink": "",
     "socket by relative name": "",
     "datagram": "",
+    "socket among own": "",
+    "later socket among own": "",
     "abstract": "",
     "abstract datagram": "",
 }
@@ -124,7 +126,9 @@ NO_INTERPRETER = "the record of a script knows the script, and not the interpret
 NO_WATCH = "the record of system calls does not list inotify_add_watch"
 NO_CONNECT = "before Linux 6.7 the record does not see a connect to a socket that a cover hides"
 GAPS = {"script with denied interpreter": NO_INTERPRETER, "watch": NO_WATCH}
-SOCKET_GAPS = dict.fromkeys(("socket", "socket by symlink", "socket by relative name", "datagram"), NO_CONNECT)
+SOCKET_GAPS = dict.fromkeys(
+    ("socket", "socket by symlink", "socket by relative name", "datagram", "socket among own"), NO_CONNECT
+)
 
 
 def tasks(world: World, outside: Outside, pid: int) -> list[Task]:
@@ -201,6 +205,8 @@ def tasks(world: World, outside: Outside, pid: int) -> list[Task]:
         "socket by symlink": ("talk", {"address": f"{project}/to-stream", "kind": STREAM}),
         "socket by relative name": ("talk", {"address": "services/stream", "kind": STREAM, "folder": str(world.root)}),
         "datagram": ("talk", {"address": f"{services}/dgram", "kind": DGRAM}),
+        "socket among own": ("talk", {"address": f"{project}/theirs", "kind": STREAM}),
+        "later socket among own": after(door, "serve", "talk", {"address": f"{project}/late.sock", "kind": STREAM}),
         "abstract": ("talk", {"address": f"@{world.root.name}", "kind": STREAM}),
         "abstract datagram": ("talk", {"address": f"@{world.root.name}-d", "kind": DGRAM}),
         "own socket": ("talk_to_own", {"address": f"{side}/own", "kind": STREAM}),
@@ -296,7 +302,16 @@ def mount_late(world: World) -> None:
     world.plant(late / "vault/key")
 
 
+def serve(world: World) -> None:
+    """Somebody else's server where the session may have its own, for as long as this process lives."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(world.project / "late.sock"))
+    server.listen(8)
+    threading.Thread(target=greet, args=(server,), daemon=True).start()
+
+
 ANSWERS: dict[str, arena.Answer] = {
+    "serve": serve,
     "replace settings": replace_settings,
     "recreate": recreate,
     # Not before the run: tier 2 walks the workspace, and stops at once where that is so deep.
@@ -326,7 +341,7 @@ def services(world: World) -> Iterator[None]:
     """Listeners outside of the tree and of what its profile names."""
     folder = world.root / "services"
     folder.mkdir()
-    names = (str(folder / "stream"), STREAM), (str(folder / "dgram"), DGRAM)
+    names = (str(folder / "stream"), STREAM), (str(folder / "dgram"), DGRAM), (f"{world.project}/theirs", STREAM)
     abstract = ("\0" + world.root.name, STREAM), (f"\0{world.root.name}-d", DGRAM)
     with contextlib.ExitStack() as stack:
         for name, kind in (*names, *abstract):
