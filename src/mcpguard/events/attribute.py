@@ -38,7 +38,7 @@ _ATTRIBUTES = frozenset({"chmod", "chown", "utimes", "xattr"})
 OUTSIDE = system_rule("no look into processes outside")
 PRIVATE = re.compile(
     r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<what>environ|auxv|mem|maps|smaps|smaps_rollup|numa_maps|map_files|pagemap|"
-    r"clear_refs|stack|syscall|personality|io|fd|fdinfo|ns|root|cwd|exe)(?:/.*)?"
+    r"clear_refs|stack|syscall|personality|timers|io|fd|fdinfo|ns|root|cwd|exe)(?:/.*)?"
 )
 
 _BEHIND = re.compile(r"/proc/\d+(?:/task/\d+)?/(?:root|cwd|fd/\d+)/.+")
