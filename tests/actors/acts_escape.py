@@ -82,7 +82,7 @@ def seize(pid: int) -> None:
 
 
 @act
-def write_memory(pid: int, start: int) -> None:
+def copy_into_memory(pid: int, start: int) -> None:
     """Write into the memory of a process: the first byte of its stack, as it is."""
     byte = ctypes.create_string_buffer(1)
     mine = (ctypes.c_uint64 * 2)(ctypes.addressof(byte), 1)

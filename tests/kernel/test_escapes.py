@@ -38,9 +38,7 @@ files:
 """
 
 
-# What the kernel shows of a process to those only who may trace it.
-PRIVATE = ("maps", "auxv", "timers", "io", "syscall", "stack", "personality")
-# These can be opened and not read: the record has the opening.
+# Shown to those only who may trace the process. They can be opened and not read: the record has the opening.
 OPENED = ("io", "syscall", "stack", "personality")
 
 
@@ -63,8 +61,8 @@ def tasks_on(pid: int, fd: int, stack: tuple[int, int]) -> list[Task]:
         "signal to a thread": ("signal_thread", {"pid": pid}),
         "signal with a value": ("signal_with_value", {"pid": pid}),
         "seize": ("seize", {"pid": pid}),
-        "write memory": ("write_memory", {"pid": pid, "start": stack[0]}),
-        **{name: ("read_file", {"path": f"/proc/{pid}/{name}"}) for name in PRIVATE},
+        "memory copy for writing": ("copy_into_memory", {"pid": pid, "start": stack[0]}),
+        "timers": ("read_file", {"path": f"/proc/{pid}/timers"}),
         "adjust oom": ("write_file", {"path": f"/proc/{pid}/oom_score_adj", "text": "1000"}),
     }
     return [Task(id, act, args) for id, (act, args) in wanted.items()]
@@ -171,6 +169,7 @@ def escapes() -> Iterator[Duel]:
             ]
             memory = Task("nameless program", "execute_memory", {"program": "/usr/bin/true"})
             on_victim = tasks_on(outside.pid, outside.fd, outside.stack)
+            on_victim += [Task(name, "read_file", {"path": f"/proc/{outside.pid}/{name}"}) for name in OPENED]
             return [*tasks_on_guard(world), *on_victim, *tasks_away(world), *doors, memory]
 
         try:
@@ -206,8 +205,12 @@ def leaked(duel: Duel, id: str, guarded: bool) -> bool:
 @pytest.mark.parametrize("id", ON_VICTIM)
 def test_a_process_outside_cannot_be_touched(id: str, escapes: Duel) -> None:
     escapes.assert_refused(id)
-    if id not in OPENED:
-        escapes.assert_recorded(id)
+    escapes.assert_recorded(id)
+
+
+@pytest.mark.parametrize("id", OPENED)
+def test_what_a_process_outside_does_cannot_be_read(id: str, escapes: Duel) -> None:
+    escapes.assert_refused(id)
 
 
 @pytest.mark.parametrize("id", LEAKS_CANARY)

@@ -87,7 +87,7 @@ def settings(policy: Policy, rows: list[Any], *, peers: bool) -> dict[str, Any]:
 
     Args:
         rows: destinations, from `Names.rows`.
-        peers: the kernel's own hooks judge who made a socket.
+        peers: the kernel's own hooks alone judge sockets that have a path (tier 1), and know who made them.
     """
     return {
         "connect": rows,

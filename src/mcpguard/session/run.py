@@ -71,7 +71,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             files=plan,
             guard=hooks.plan if hooks else None,
             switches=_switches(policy),
-            network=network.settings(policy, names.rows(network.LAUNCH_WAIT_S), peers=offer.tier < 3),
+            network=network.settings(policy, names.rows(network.LAUNCH_WAIT_S), peers=offer.tier == 1),
             seccomp=seccomp.cached_filter(policy.system, state_directory(), mounts=offer.tier == 1),
         )
     )
