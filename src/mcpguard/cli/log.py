@@ -16,12 +16,13 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from mcpguard.cli import columns, render
+from mcpguard.cli import render
 from mcpguard.events import query
 from mcpguard.events.format import CSV_HEADER, Cells, cells, csv_row, json_line, printable
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
+from mcpguard.tui import columns
 
 _COLOURS = {"DENY": "bold red", "AUDIT": "yellow", "ALLOW": "green", "LOSS": "bold magenta"}
 # Columns in front of the object; object and rule share what a line leaves, in a pipe they take what they need.

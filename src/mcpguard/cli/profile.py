@@ -1,4 +1,4 @@
-"""`mcpguard profile`: list, show, edit, new, check, diff, trust."""
+"""`mcpguard profile`: list, show, edit, new, check, diff, learn, trust."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from mcpguard.cli import edit as editing
 from mcpguard.cli import exit_codes, render
+from mcpguard.cli.learn import learn
 from mcpguard.errors import McpguardError, UsageError
 from mcpguard.model.access import Effect
 from mcpguard.model.profile import Profile
@@ -37,7 +38,7 @@ def register(app: typer.Typer) -> None:
     """Add the group of commands."""
     group = typer.Typer(help="See, write and check profiles.", no_args_is_help=True)
     group.command("list")(list_)
-    for command in (show, edit, new, check, diff, trust_):
+    for command in (show, edit, new, check, diff, learn, trust_):
         group.command(command.__name__.rstrip("_"))(command)
     app.add_typer(group, name="profile")
 

@@ -13,12 +13,13 @@ import typer
 from rich.cells import cell_len
 from rich.text import Text
 
-from mcpguard.cli import columns, render
+from mcpguard.cli import render
 from mcpguard.errors import StoreError
 from mcpguard.events.format import printable, rfc3339, shorten
 from mcpguard.events.sessions import Session, State
 from mcpguard.events.store import Store
 from mcpguard.events.totals import denied_by_session
+from mcpguard.tui import columns
 
 # The id holds the year; the month and the day are the person's own, the id's are UTC.
 _HEADERS = ("session", "state", "profile", "started", "denied", "exit", "workspace", "command")

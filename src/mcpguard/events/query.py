@@ -35,6 +35,8 @@ class Filter:
         path: matches the path or the second path of an event; see `path_filter`.
         host: glob on the host name, or on the address.
         since_ns: nanoseconds since the Unix epoch.
+        process: glob on the program's name or path, or a PID.
+        text: somewhere in the event, upper and lower case the same.
     """
 
     verdict: Verdict | None = None
@@ -42,15 +44,23 @@ class Filter:
     path: Callable[[str], bool] | None = None
     host: str | None = None
     since_ns: int | None = None
+    process: str | None = None
+    text: str | None = None
+
+    @property
+    def has_globs(self) -> bool:
+        """Whether `keeps` has something to judge."""
+        return any(part is not None for part in (self.path, self.host, self.process, self.text))
 
     def keeps(self, event: Event) -> bool:
         """What SQL does not judge: globs."""
         if self.path is not None and not any(self.path(p) for p in (event.path, event.target) if p is not None):
             return False
-        if self.host is None:
-            return True
-        names = (event.host, event.address)
-        return any(fnmatchcase(name.lower(), self.host.lower()) for name in names if name is not None)
+        if self.host is not None and not _any_matches(self.host, event.host, event.address):
+            return False
+        if self.process is not None and not _any_matches(self.process, event.comm, event.exe, str(event.pid)):
+            return False
+        return self.text is None or self.text.lower() in _words(event).lower()
 
 
 def events(store: Store, session: str, wanted: Filter, *, after: int = 0) -> Iterator[Event]:
@@ -63,7 +73,7 @@ def events(store: Store, session: str, wanted: Filter, *, after: int = 0) -> Ite
         StoreError: it cannot be read, or there is no such session.
     """
     number = store.number(session)
-    where, values = _conditions(wanted)
+    where, values = conditions(wanted)
     while True:
         statement = f"{schema.SELECT_EVENT} WHERE e.session = ? AND e.seq > ?{where} ORDER BY e.seq LIMIT {PORTION}"
         rows = store.read(statement, (number, after, *values))
@@ -98,6 +108,16 @@ def follow(
         if not running:
             return
         wait(FOLLOW_EVERY_S)
+
+
+def _any_matches(pattern: str, *names: str | None) -> bool:
+    return any(fnmatchcase(name.lower(), pattern.lower()) for name in names if name is not None)
+
+
+def _words(event: Event) -> str:
+    rule = event.rule.text if event.rule else None
+    parts = (event.op, event.path, event.target, event.host, event.address, event.comm, event.exe, rule, event.detail)
+    return "\n".join(part for part in (*parts, *(event.argv or ())) if part)
 
 
 def path_filter(pattern: str, home: str) -> Callable[[str], bool]:
@@ -141,7 +161,8 @@ def since(text: str, now_ns: int) -> int:
     return int(when.timestamp()) * 1_000_000_000 + when.microsecond * 1_000
 
 
-def _conditions(wanted: Filter) -> tuple[str, list[object]]:
+def conditions(wanted: Filter) -> tuple[str, list[object]]:
+    """What SQL judges of a filter: more of a WHERE on `events e`, beginning with AND, and its values."""
     where, values = "", list[object]()
     for column, value in (("verdict", wanted.verdict), ("kind", wanted.kind)):
         if value is not None:

@@ -1,0 +1,168 @@
+"""`mcpguard profile learn`: from what sessions did to rules, shown with their evidence before anything is written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mcpguard.cli import exit_codes, render
+from mcpguard.errors import UsageError
+from mcpguard.events.format import shorten
+from mcpguard.events.store import Store
+from mcpguard.model.profile import Profile
+from mcpguard.profile import store
+from mcpguard.profile.amend import amend
+from mcpguard.profile.effective import difference
+from mcpguard.profile.load import inspect_text, load
+from mcpguard.profile.parse import valid_name
+from mcpguard.session.needs import Need, needs, unused_rules, workspaces
+from mcpguard.session.policy import current_user, temporary_directory, trial
+from mcpguard.session.propose import Proposal, propose
+
+
+def learn(
+    sessions: Annotated[
+        list[str] | None, typer.Argument(help="Session ids or their beginnings; the latest when left out.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Profile to write; the session's own name when left out.")
+    ] = None,
+    install: Annotated[bool, typer.Option("--install", help="Write it, after the changes were shown.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --install: do not ask.")] = False,
+    tighten: Annotated[
+        bool, typer.Option("--tighten", help="List the rules that these sessions never used, and nothing else.")
+    ] = False,
+    format: Annotated[Literal["text", "json"], typer.Option("--format", help="How to print it.")] = "text",
+) -> None:
+    """Propose rules for what sessions asked for and no rule allowed.
+
+    Run a task with `mcpguard run --audit`, then learn from it. The proposal is a profile on stdout; what a rule refuses on
+    purpose (keys, start-up files) is listed and left out. Read every rule: a session did what it was told, by whomever.
+    """
+    with Store.open(create=False) as events:
+        chosen = [events.session(one).id for one in sessions] if sessions else [events.session().id]
+        profile = events.session(chosen[0]).profile
+        if tighten:
+            _tighten(events, chosen, format)
+            return
+        found = needs(events, chosen)
+        places = workspaces(events, chosen)
+    if len(places) > 1:
+        raise UsageError(
+            "these sessions had different workspaces",
+            why="a path in one is {workspace}/..., in the other it is not: " + ", ".join(places[:3]),
+            do="learn from the sessions of one project at a time",
+            code="learn.workspaces",
+        )
+    target = name or profile
+    if not valid_name(target):
+        raise UsageError(
+            f'"{target}" is not a name',
+            why="learned rules are written to a profile of your own, by name",
+            do="choose one with --name",
+            code="usage.profile-name",
+        )
+    user = current_user()
+    variables = {"home": user.home, "workspace": places[0], "tmp": temporary_directory(user.home)}
+    proposals = propose(found, variables)
+    text = _text(target, profile, chosen, proposals)
+    entry = store.Entry(target, store.user_directory() / f"{target}{store.SUFFIX}", builtin=False)
+    made, errors = inspect_text(text, entry)
+    problems = [*errors, *(trial(made) if made else [])]
+    if made is None or problems:
+        for problem in problems:
+            render.error(problem)
+        raise typer.Exit(exit_codes.NEGATIVE)
+    if format == "json":
+        render.as_json(_json(proposals, found, text))
+    elif not install:
+        render.line(text.rstrip("\n"))
+    _explain(target, made, proposals, [need for need in found if need.refused], user.home)
+    if install:
+        raise typer.Exit(_install(entry, text, profile, ask=not yes))
+
+
+def _text(target: str, profile: str, sessions: Sequence[str], proposals: Sequence[Proposal]) -> str:
+    """The profile with the proposals: the user's own one with more rules, or a new one that extends the session's."""
+    own = store.own(target)
+    if own is not None:
+        before = own.path.read_text(encoding="utf-8")
+    else:
+        said = f"# Learned from {', '.join(sessions)}. Read every rule before you rely on it.\n"
+        before = f"{said}name: {target}\nextends: [{profile}]\n"
+    return amend(before, [proposal.addition() for proposal in proposals])
+
+
+def _explain(target: str, made: Profile, proposals: Sequence[Proposal], refused: Sequence[Need], home: str) -> None:
+    """What is proposed, what is left out, and what changes: on stderr, beside the profile on stdout."""
+    for proposal in proposals:
+        render.note(f"+ {proposal.key:<15} {proposal.value}  ({proposal.comment})")
+    if refused:
+        render.note("left out, because a rule refuses it on purpose:")
+        for need in refused:
+            assert need.refused is not None  # noqa: S101 - chosen so
+            origin, because = need.refused
+            reason = f" ({because})" if because else ""
+            render.note(
+                f"- {need.access:<8} {shorten(need.object, home)}  {shorten(origin.place, home)} {origin.text}{reason}"
+            )
+    if not proposals:
+        render.note("nothing to add: a rule allows, or refuses on purpose, everything that these sessions asked for")
+
+
+def _install(entry: store.Entry, text: str, parent: str, *, ask: bool) -> int:
+    """Show what changes for whoever uses the profile, or used its parent until now; ask; write."""
+    before = load(entry.name if store.find(entry.name) else parent)
+    made, errors = inspect_text(text, entry)
+    if made is None:
+        raise errors[0]
+    removed, added = difference(before, made)
+    render.changes(removed, added)
+    if not removed and not added:
+        render.note("no rule changes; nothing was written")
+        return exit_codes.DONE
+    if ask and not _confirmed():
+        render.note("nothing was written; --yes installs without asking")
+        return exit_codes.NEGATIVE
+    store.replace(entry.path, text.encode("utf-8", "surrogateescape"))
+    render.note(f"installed {entry.path}; running sessions keep their policy")
+    return exit_codes.DONE
+
+
+def _confirmed() -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    sys.stderr.write("install these rules? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _json(proposals: Sequence[Proposal], found: Sequence[Need], text: str) -> dict[str, object]:
+    return {
+        "profile": text,
+        "proposed": [
+            {"key": one.key, "value": one.value, "programs": one.evidence, "objects": sorted(one.objects)}
+            for one in proposals
+        ],
+        "left_out": [
+            {"access": one.access, "object": one.object, "rule": one.refused[0].text, "place": one.refused[0].place}
+            for one in found
+            if one.refused
+        ],
+    }
+
+
+def _tighten(events: Store, sessions: Sequence[str], format: str) -> None:
+    unused = unused_rules(events, sessions)
+    if format == "json":
+        render.as_json([{"rule": origin.text, "file": origin.file, "line": origin.line} for origin, _ in unused])
+        return
+    home = str(Path.home())
+    render.table(("never used", "written in"), [[origin.text, shorten(origin.place, home)] for origin, _ in unused])
+    render.note(
+        f"{len(unused)} rules allow what none of {len(sessions)} sessions used; rules of built-in profiles serve others too"
+    )

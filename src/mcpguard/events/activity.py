@@ -1,0 +1,146 @@
+"""What a session did, summed up by the database for a range of event numbers: files, destinations, programs, rules.
+
+Each function reads the events above `after` up to `last`, so that a screen can add what is new to what it has.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+from mcpguard.events.schema import SELECT_EVENT, event_of
+from mcpguard.events.store import Store
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event, Kind
+from mcpguard.model.rule import Origin
+
+# More paths than a person looks at; the rest is counted.
+MAX_PATHS = 50_000
+_RANGE = "e.session = ? AND e.seq > ? AND e.seq <= ?"
+
+
+class Span(NamedTuple):
+    """Which events: those of a session (`Store.number`) with numbers above `after` up to `last`."""
+
+    number: int
+    after: int
+    last: int
+
+
+class Touched(NamedTuple):
+    """A path and how often it was opened or changed; `access` as in an event."""
+
+    path: str
+    access: str
+    verdict: Verdict
+    times: int
+
+
+class Reached(NamedTuple):
+    """A destination, an own address, or a unix socket, and how often."""
+
+    kind: Kind
+    op: str
+    host: str
+    address: str
+    port: int
+    protocol: str
+    verdict: Verdict
+    times: int
+    last_ns: int
+
+
+class Started(NamedTuple):
+    """A program, how often it was started, and the words of the last time."""
+
+    path: str
+    verdict: Verdict
+    times: int
+    argv: tuple[str, ...]
+    pid: int
+    last_ns: int
+
+
+class RuleUse(NamedTuple):
+    """A rule of the session and how often it decided; `rule` is its number."""
+
+    rule: int
+    verdict: Verdict
+    times: int
+
+
+class Sum(NamedTuple):
+    """Events of one kind and verdict, counts added up."""
+
+    kind: Kind
+    verdict: Verdict
+    times: int
+
+
+def sums(store: Store, span: Span) -> list[Sum]:
+    """How much happened. Raises StoreError, as all of these."""
+    rows = store.read(
+        f"SELECT e.kind, e.verdict, SUM(e.count) FROM events e WHERE {_RANGE} GROUP BY e.kind, e.verdict", span
+    )
+    return [Sum(Kind(kind), Verdict(verdict), int(count)) for kind, verdict, count in rows]
+
+
+def touched(store: Store, span: Span) -> list[Touched]:
+    """Paths, refused ones first; at most MAX_PATHS rows."""
+    rows = store.read(
+        "SELECT e.path, COALESCE(e.access, ''), e.verdict, SUM(e.count) FROM events e "
+        f"WHERE {_RANGE} AND e.kind IN ('file', 'exec') AND e.path IS NOT NULL "
+        f"GROUP BY e.path, e.access, e.verdict ORDER BY e.verdict = 'allow' LIMIT {MAX_PATHS}",
+        span,
+    )
+    return [Touched(path, access, Verdict(verdict), int(count)) for path, access, verdict, count in rows]
+
+
+def reached(store: Store, span: Span) -> list[Reached]:
+    """Destinations, own addresses and unix sockets."""
+    rows = store.read(
+        "SELECT e.kind, e.op, COALESCE(e.host, ''), COALESCE(e.address, e.path, ''), COALESCE(e.port, 0), "
+        "COALESCE(e.protocol, ''), e.verdict, SUM(e.count), MAX(e.time_ns) FROM events e "
+        f"WHERE {_RANGE} AND e.kind IN ('net', 'unix', 'dns') GROUP BY 1, 2, 3, 4, 5, 6, 7 LIMIT {MAX_PATHS}",
+        span,
+    )
+    return [
+        Reached(Kind(kind), op, host, address, port, protocol, Verdict(verdict), int(times), last)
+        for kind, op, host, address, port, protocol, verdict, times, last in rows
+    ]
+
+
+def started(store: Store, span: Span) -> list[Started]:
+    """Programs; SQLite takes the other columns of a group from the row of its MAX."""
+    rows = store.read(
+        "SELECT COALESCE(e.path, '?'), e.verdict, SUM(e.count), e.argv, COALESCE(e.pid, 0), MAX(e.time_ns) FROM events e "
+        f"WHERE {_RANGE} AND e.kind = 'exec' GROUP BY e.path, e.verdict LIMIT {MAX_PATHS}",
+        span,
+    )
+    return [
+        Started(path, Verdict(verdict), int(count), tuple(json.loads(argv or "[]")), pid, last)
+        for path, verdict, count, argv, pid, last in rows
+    ]
+
+
+def rule_uses(store: Store, span: Span) -> list[RuleUse]:
+    """How often each rule decided."""
+    rows = store.read(
+        f"SELECT e.rule, e.verdict, SUM(e.count) FROM events e WHERE {_RANGE} AND e.rule IS NOT NULL GROUP BY 1, 2",
+        span,
+    )
+    return [RuleUse(int(rule), Verdict(verdict), int(count)) for rule, verdict, count in rows]
+
+
+def tree(store: Store, span: Span, session: str) -> list[Event]:
+    """The events that the process tree is made from: starts, forks, ends and refusals, in order."""
+    rows = store.read(
+        f"{SELECT_EVENT} WHERE {_RANGE} AND (e.kind IN ('process', 'exec') OR e.verdict = 'deny') ORDER BY e.seq", span
+    )
+    return [event_of(row, session) for row in rows]
+
+
+def rules(store: Store, number: int) -> dict[int, tuple[Origin, str]]:
+    """Every rule of the session: number -> (where it stands, because)."""
+    rows = store.read("SELECT n, profile, file, line, text, because FROM rules WHERE session = ? ORDER BY n", (number,))
+    return {n: (Origin(profile, file, line, text), because) for n, profile, file, line, text, because in rows}

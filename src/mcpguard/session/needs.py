@@ -1,0 +1,135 @@
+"""What sessions asked for and no rule allowed, read from their record: the raw material of a learned profile.
+
+Reads the event store; decides nothing. What a rule refused on purpose is kept apart: it is never proposed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from mcpguard.events.finding import LISTED, NOT_STOPPED, QUIET
+from mcpguard.events.store import Store
+from mcpguard.model.rule import Origin
+
+
+@dataclass(slots=True)
+class Need:
+    """One object and what was asked of it.
+
+    Attributes:
+        kind: `file`, `exec`, `net`, `unix`.
+        access: `read`, `write`, `execute`, `connect`, `listen`.
+        object: a path, `host:port`, `address:port` with `/udp` where it is, or a socket.
+        programs: program -> how often.
+        refused: the rule that refused it on purpose, and its reason; None: no rule allowed it.
+    """
+
+    kind: str
+    access: str
+    object: str
+    programs: dict[str, int] = field(default_factory=dict)
+    refused: tuple[Origin, str] | None = None
+
+    @property
+    def times(self) -> int:
+        return sum(self.programs.values())
+
+
+def needs(store: Store, sessions: Sequence[str]) -> list[Need]:
+    """Everything that these sessions were refused, or let do only because of `--audit`, in the order of objects.
+
+    Raises:
+        StoreError: it cannot be read, or there is no such session.
+    """
+    found: dict[tuple[str, str, str, bool], Need] = {}
+    for session in sessions:
+        for row in _rows(store, session):
+            for need in _of_row(*row):
+                key = (need.kind, need.access, need.object, need.refused is None)
+                known = found.setdefault(key, need)
+                if known is not need:
+                    for program, times in need.programs.items():
+                        known.programs[program] = known.programs.get(program, 0) + times
+    return sorted(found.values(), key=lambda need: (need.kind, need.object, need.access))
+
+
+def _rows(store: Store, session: str) -> list[Sequence[object]]:
+    return list(
+        store.read(
+            "SELECT e.kind, e.op, COALESCE(e.access, ''), e.path, e.target, e.host, e.address, e.port, e.protocol, "
+            "COALESCE(e.comm, '?'), SUM(e.count), r.profile, r.file, r.line, r.text, r.because, e.argv "
+            "FROM events e LEFT JOIN rules r ON r.session = e.session AND r.n = e.rule "
+            "WHERE e.session = ? AND e.verdict IN ('deny', 'audit') AND e.kind IN ('file', 'exec', 'net', 'unix') "
+            f"AND (e.detail IS NULL OR NOT (e.detail LIKE '{QUIET}%' OR e.detail LIKE '{LISTED}%')) "
+            "GROUP BY e.kind, e.op, e.access, e.path, e.target, e.host, e.address, e.port, e.protocol, e.comm, e.rule, "
+            f"e.detail LIKE '{NOT_STOPPED}%'",
+            (store.number(session),),
+        )
+    )
+
+
+def _of_row(*row: object) -> Iterable[Need]:
+    kind, op, access, path, target, host, address, port, protocol, comm, times, *rule, because, _argv = row
+    profile, file, line, text = rule
+    refused = None
+    if text is not None and file != "default":
+        refused = (Origin(str(profile), str(file), int(str(line)), str(text)), str(because or ""))
+    programs = {str(comm): int(str(times))}
+    if kind == "net":
+        asked = "connect" if op in ("connect", "sendmsg") else "listen"
+        if (
+            op not in ("connect", "sendmsg", "bind", "listen")
+            or address is None
+            or (port is None and asked == "connect")
+        ):
+            return
+        where = f"[{address}]" if ":" in str(address) else str(address)
+        udp = "/udp" if protocol == "udp" else ""
+        # The kernel chooses port 0's number: that needs a rule for every port.
+        yield Need("net", asked, f"{host or where}:{port or ''}{udp}", programs, refused)
+        return
+    for place in (path, target):
+        if place is None:
+            continue
+        if kind == "unix":
+            if op in ("connect", "sendmsg"):
+                yield Need("unix", "connect", str(place), programs, refused)
+        elif str(place).startswith("/"):
+            for word in str(access).split("+") if access else ():
+                yield Need(str(kind), word, str(place), programs, refused)
+
+
+def unused_rules(store: Store, sessions: Sequence[str]) -> list[tuple[Origin, str]]:
+    """Rules that allow something and that decided nothing in any of these sessions, by place.
+
+    Raises:
+        StoreError: it cannot be read, or there is no such session.
+    """
+    known: dict[Origin, int] = {}
+    reasons: dict[Origin, str] = {}
+    for session in sessions:
+        rows = store.read(
+            "SELECT r.profile, r.file, r.line, r.text, r.because, "
+            "(SELECT COUNT(*) FROM events e WHERE e.session = r.session AND e.rule = r.n) FROM rules r WHERE r.session = ?",
+            (store.number(session),),
+        )
+        for profile, file, line, text, because, uses in rows:
+            origin = Origin(profile, file, line, text)
+            known[origin] = known.get(origin, 0) + int(uses)
+            reasons[origin] = because
+    allowing = ("read ", "write ", "execute ", "network allow ", "network listen ", "sockets allow ")
+    found = [origin for origin, uses in known.items() if not uses and origin.text.startswith(allowing)]
+    return [(origin, reasons[origin]) for origin in sorted(found, key=lambda one: (one.file, one.line, one.text))]
+
+
+def workspaces(store: Store, sessions: Sequence[str]) -> list[str]:
+    """The workspaces of these sessions, each once."""
+    return list(dict.fromkeys(store.session(session).workspace for session in sessions))
+
+
+def command_of(store: Store, session: str) -> str:
+    """The command line of a session, for a comment."""
+    words = store.session(session).command
+    return json.dumps(" ".join(words), ensure_ascii=False)

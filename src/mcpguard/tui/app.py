@@ -1,0 +1,329 @@
+"""`mcpguard watch`: one session on the screen, live or from the record. Reads through `feed`, decides nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Footer, Input, Sparkline, Static, TabbedContent, TabPane
+
+from mcpguard.errors import McpguardError
+from mcpguard.events.format import json_line, printable, shorten
+from mcpguard.events.sessions import Session, State
+from mcpguard.events.store import Store
+from mcpguard.model.access import Verdict
+from mcpguard.model.coverage import Strength
+from mcpguard.model.event import Event
+from mcpguard.tui import filters
+from mcpguard.tui.details import describe
+from mcpguard.tui.export import export
+from mcpguard.tui.feed import Feed, Portion
+from mcpguard.tui.help import HelpScreen
+from mcpguard.tui.stream import EventStream
+from mcpguard.tui.tables import fill_programs, fill_reached, fill_rules, table
+from mcpguard.tui.trees import FilesTree, ProcessTree
+
+TABS = ("events", "files", "network", "executions", "mcp", "rules")
+_VERDICTS = (None, Verdict.DENY, Verdict.AUDIT, Verdict.ALLOW)
+_NARROW = 100
+DRAW_EVERY_S = 1.0
+
+
+class WatchApp(App[None]):
+    """The screen."""
+
+    TITLE = "mcpguard"
+    CSS_PATH = "watch.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "Quit"),
+        Binding("space", "follow", "Pause"),
+        Binding("d", "denied", "Verdict"),
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("escape", "clear", "Clear", show=False),
+        Binding("enter", "details", "Details", show=False),
+        Binding("p", "processes", "Processes"),
+        Binding("c", "copy", "Copy", show=False),
+        Binding("e", "export", "Export"),
+        Binding("t", "theme", "Theme", show=False),
+        Binding("question_mark", "help", "Help", key_display="?"),
+        *(Binding(str(n), f"tab('{name}')", name.title(), show=False) for n, name in enumerate(TABS, 1)),
+    ]
+
+    def __init__(self, open_store: Callable[[], Store], session: Session, home: str | None = None) -> None:
+        super().__init__()
+        self._home = home or str(Path.home())
+        self._open_store = open_store
+        self._session = session
+        self._feed = Feed(open_store, session.id, self._delivered)
+        self._totals = self._feed.totals
+        self._summed = self._last = self._skipped = 0
+        self._line = ""
+
+    def compose(self) -> ComposeResult:
+        # Held here and not looked up: while the screen closes, some are gone from it before others.
+        self._status, self._count_line = Static(id="status"), Static(id="counts")
+        self._rate = Sparkline(id="rate", summary_function=max)
+        self._processes = ProcessTree(id="processes")
+        self._tabs = TabbedContent(initial="events", id="tabs")
+        self._stream = EventStream(self._home, id="stream")
+        self._files = FilesTree(id="touched")
+        self._reached = table("reached", "verdict", "act", "destination", "address", "count", "last")
+        self._programs = table("programs", "verdict", "program", "count", "last command")
+        self._uses = table("uses", "allowed", "denied", "rule", "place", "because")
+        self._details = Static(id="details")
+        self._input = Input(placeholder=filters.HELP, id="filter")
+        with Horizontal(id="top"):
+            yield self._status
+            yield self._rate
+        yield self._count_line
+        with Horizontal(id="middle"):
+            yield self._processes
+            with Vertical(id="right"), self._tabs:
+                with TabPane("Events", id="events"):
+                    yield self._stream
+                with TabPane("Files", id="files"):
+                    yield self._files
+                with TabPane("Network", id="network"):
+                    yield self._reached
+                with TabPane("Executions", id="executions"):
+                    yield self._programs
+                with TabPane("MCP", id="mcp"):
+                    yield Static("No MCP event is on record for this session.", id="mcp-none")
+                with TabPane("Rules", id="rules"):
+                    yield self._uses
+        yield self._details
+        yield self._input
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self._input.display = False
+        self._stream.focus()
+        self._processes.display = self.size.width >= _NARROW
+        self._draw_status()
+        self._feed.start()
+        self.set_interval(DRAW_EVERY_S, self._draw)
+
+    def on_unmount(self) -> None:
+        self._feed.close()
+
+    # What the feed found.
+
+    def _delivered(self, portion: Portion) -> None:
+        """Called in the feed's thread; waits until the screen has taken it, so that nothing piles up."""
+        try:
+            self.call_from_thread(self._take, portion)
+        except RuntimeError:  # the screen is closed
+            return
+
+    def _take(self, portion: Portion) -> None:
+        if portion.error is not None:
+            self.notify(f"{portion.error.what}: {portion.error.why}", severity="error", timeout=30)
+            return
+        self._summed, self._last = portion.summed, portion.last
+        stream = self._stream
+        if portion.fresh:
+            self._skipped = 0
+            stream.begin(portion.events)
+        elif portion.events or portion.skipped:
+            self._skipped += portion.skipped
+            stream.append(portion.events)
+        if portion.session is not None:
+            self._session = portion.session
+            self._draw()
+        elif portion.fresh:
+            self._draw()
+
+    # Drawing.
+
+    def _draw(self) -> None:
+        self._totals.tick(int(time.monotonic()), self._last)
+        self._rate.data = list(self._totals.rates)
+        self._draw_status()
+        self._draw_processes()
+        self._draw_tab()
+
+    def _draw_processes(self) -> None:
+        tree = self._processes
+        if tree.display:
+            with self._feed.lock:
+                tree.show(self._feed.processes)
+
+    def _draw_tab(self) -> None:
+        active = self._tabs.active
+        with self._feed.lock:
+            self._fill_tab(active)
+
+    def _fill_tab(self, active: str) -> None:
+        if active == "files":
+            self._files.show(self._totals.paths)
+        elif active == "network":
+            fill_reached(self._reached, self._totals.places())
+        elif active == "executions":
+            fill_programs(self._programs, self._totals.programs.values(), self._home)
+        elif active == "rules":
+            fill_rules(self._uses, self._totals.uses, self._home)
+
+    def _draw_status(self) -> None:
+        session = self._session
+        state = session.state
+        ending = f", exit {session.exit_code}" if session.exit_code is not None else ""
+        status = Text(no_wrap=True, overflow="ellipsis")
+        status.append(f" {session.id} ", style="bold")
+        status.append(f"{state}{ending}", style="green" if state is State.RUNNING else "yellow")
+        status.append(f"  profile {printable(session.profile)}  tier {session.tier}")
+        self._status.update(status)
+        self._count_line.update(self._counts())
+
+    def _counts(self) -> Text:
+        verdicts = self._totals.verdicts
+        text = Text(no_wrap=True, overflow="ellipsis")
+        text.append(f" {self._totals.rates[-1]}/s", style="dim")
+        text.append(f"  {verdicts[Verdict.ALLOW]} allowed", style="green")
+        text.append(f"  {verdicts[Verdict.DENY]} denied", style="bold red" if verdicts[Verdict.DENY] else "dim")
+        if verdicts[Verdict.AUDIT]:
+            text.append(f"  {verdicts[Verdict.AUDIT]} audited", style="yellow")
+        if self._totals.lost:
+            text.append(f"  {self._totals.lost} LOST", style="bold red reverse")
+        if self._summed < self._last:
+            text.append(f"  summing up {self._summed} of {self._last}", style="yellow")
+        if self._skipped:
+            text.append(f"  {self._skipped} too fast to show, all in the log", style="yellow")
+        gaps = [held.kind for held in self._session.coverage if held.strength is not Strength.FULL]
+        text.append(f"  gaps: {', '.join(gaps)}" if gaps else "  no gaps", style="yellow" if gaps else "green")
+        if not self._stream.following:
+            text.append("  PAUSED", style="bold yellow")
+        if self._line:
+            text.append(f"  filter: {printable(self._line)}", style="cyan")
+        return text
+
+    def _draw_details(self, event: Event | None) -> None:
+        pane = self._details
+        if not pane.display:
+            return
+        with self._feed.lock:
+            because = next((u.because for u in self._totals.uses.values() if event and u.origin == event.rule), "")
+            chain = self._feed.processes.chain(event.pid if event else None)
+            pane.update(describe(event, chain, because, self._home))
+
+    # What a person does.
+
+    def on_event_stream_chosen(self, message: EventStream.Chosen) -> None:
+        self._draw_details(message.event)
+
+    def on_event_stream_paused(self, message: EventStream.Paused) -> None:
+        self._draw_status()
+
+    def on_tabbed_content_tab_activated(self) -> None:
+        self._draw_tab()
+
+    def on_tree_node_selected(self, message: ProcessTree.NodeSelected[int]) -> None:
+        """A process in the tree: its events."""
+        if message.node.tree is self._processes and message.node.data:
+            self._filter(f"process:{message.node.data}")
+
+    def on_input_submitted(self, message: Input.Submitted) -> None:
+        if self._filter(message.value):
+            message.input.display = False
+            self._stream.focus()
+
+    def action_follow(self) -> None:
+        """Pause or go on."""
+        stream = self._stream
+        stream.follow(not stream.following)
+
+    def action_denied(self) -> None:
+        """Only the next verdict: all, denied, audited, allowed."""
+        words = [word for word in self._line.split() if not word.startswith("verdict:")]
+        current = next((word.partition(":")[2] for word in self._line.split() if word.startswith("verdict:")), None)
+        names = [verdict.value if verdict else None for verdict in _VERDICTS]
+        following = names[(names.index(current) + 1) % len(names)] if current in names else None
+        self._filter(" ".join([*words, *([f"verdict:{following}"] if following else [])]))
+
+    def action_filter(self) -> None:
+        """Type a filter."""
+        line = self._input
+        line.value = self._line
+        line.display = True
+        line.focus()
+
+    def action_clear(self) -> None:
+        """Close the filter line, or take the filter away."""
+        line = self._input
+        if line.display:
+            line.display = False
+            self._stream.focus()
+        elif self._line:
+            self._filter("")
+
+    def action_details(self) -> None:
+        """Show or hide the details of the chosen event."""
+        pane = self._details
+        pane.display = not pane.display
+        self._draw_details(self._stream.chosen)
+
+    def action_processes(self) -> None:
+        """Show or hide the process tree."""
+        tree = self._processes
+        tree.display = not tree.display
+        self._draw_processes()
+
+    def action_tab(self, name: str) -> None:
+        """Another tab."""
+        self._tabs.active = name
+        if name == "events":
+            self._stream.focus()
+
+    def action_copy(self) -> None:
+        """The chosen event as a line of JSON into the clipboard."""
+        if event := self._stream.chosen:
+            self.copy_to_clipboard(json_line(event))
+            self.notify("the event is in the clipboard, as JSON")
+
+    def action_export(self) -> None:
+        """What the filter matches, as JSON lines, into a file in the current folder."""
+        wanted = filters.parse(self._line, self._home)
+        session = self._session.id
+
+        def work() -> None:
+            try:
+                path, count = export(self._open_store, session, wanted, Path.cwd())
+            except (OSError, McpguardError) as error:
+                self.call_from_thread(self.notify, f"not exported: {error}", severity="error")
+            else:
+                self.call_from_thread(self.notify, f"{count} events in {shorten(str(path), self._home)}")
+
+        self.run_worker(work, thread=True, exclusive=True, group="export")
+
+    def action_theme(self) -> None:
+        """Light or dark."""
+        self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
+
+    def action_help(self) -> None:
+        """The keys and the filter's words."""
+        self.push_screen(HelpScreen())
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        yield from super().get_system_commands(screen)
+        yield SystemCommand("Pause or follow", "Hold the event stream, or go on", self.action_follow)
+        yield SystemCommand("Filter", "Only some events", self.action_filter)
+        yield SystemCommand("Export", "Write the filtered events to a file", self.action_export)
+        for name in TABS:
+            yield SystemCommand(f"Show {name}", f"The {name} tab", lambda name=name: self.action_tab(name))
+
+    def _filter(self, line: str) -> bool:
+        try:
+            wanted = filters.parse(line, self._home)
+        except McpguardError as error:
+            self.notify(f"{error.why}; {error.do}", title=error.what, severity="error")
+            return False
+        self._line = line.strip()
+        self._feed.ask(wanted)
+        self._draw_status()
+        return True

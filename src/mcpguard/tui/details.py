@@ -1,0 +1,47 @@
+"""Everything about one event, for a person: its fields, its rule with file and line, and who started whom. Pure."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from mcpguard.events.format import as_json, object_of, printable, shorten
+from mcpguard.model.event import Event, Kind
+from mcpguard.tui.colours import VERDICTS
+from mcpguard.tui.processes import Process
+
+# Told in words above; the rest is listed as it is.
+_TOLD = frozenset(
+    ("time", "session", "kind", "op", "verdict", "access", "path", "rule", "pid", "ppid", "exe", "comm", "argv")
+)
+
+
+def describe(event: Event | None, chain: list[Process], because: str, home: str) -> Text:
+    """The details pane.
+
+    Args:
+        chain: the process and its parents, the nearest first; may be empty.
+        because: the profile's reason for the rule.
+    """
+    text = Text()
+    if event is None:
+        return text.append("no event chosen: up and down choose one", style="dim")
+    fields = as_json(event)
+    word = "LOSS" if event.kind is Kind.LOSS else event.verdict.value.upper()
+    text.append(word, style=VERDICTS[word])
+    text.append(f"  {event.kind} {event.op} {event.access or ''}  ")
+    text.append(printable(object_of(event, home)) + "\n", style="bold")
+    if event.rule is not None:
+        place = f"{shorten(event.rule.place, home)}  " if event.rule.line else ""
+        text.append("rule     ", style="dim").append(printable(f"{place}{event.rule.text}"))
+        text.append(
+            (f"  ({printable(because)})" if because else "") + f"  profile {printable(event.rule.profile)}\n", "dim"
+        )
+    if event.pid is not None:
+        text.append("process  ", style="dim").append(printable(f"{event.exe or event.comm or '?'} [{event.pid}]"))
+        parents = [f"{printable(process.name)[:40]} [{process.pid}]" for process in chain[1:]]
+        text.append("".join(f"  < {parent}" for parent in parents) or f"  < [{event.ppid}]", style="dim").append("\n")
+    if event.argv:
+        text.append("command  ", style="dim").append(printable(" ".join(event.argv)) + "\n")
+    others = [f"{key} {printable(str(value))}" for key, value in fields.items() if key not in _TOLD]
+    text.append("event    ", style="dim").append(f"{fields['time']}  " + "  ".join(others))
+    return text

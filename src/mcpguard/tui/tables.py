@@ -1,0 +1,102 @@
+"""The tables of the tabs. A table is made anew when it changed; the cursor stays on its row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from itertools import islice
+
+from rich.text import Text
+from textual.widgets import DataTable
+
+from mcpguard.events.activity import Reached, Started
+from mcpguard.events.format import printable, shorten
+from mcpguard.model.access import Verdict
+from mcpguard.tui.colours import VERDICTS
+from mcpguard.tui.totals import Use
+
+MAX_ROWS = 500
+Row = tuple[Text | str, ...]
+
+
+def table(id: str, *names: str) -> DataTable[Text | str]:
+    """An empty table."""
+    made: DataTable[Text | str] = DataTable(id=id, cursor_type="row", zebra_stripes=True)
+    for name in names:
+        made.add_column(name, key=name)
+    return made
+
+
+def fill_reached(shown: DataTable[Text | str], found: Iterable[Reached]) -> None:
+    """Destinations, own addresses and sockets."""
+    _fill(shown, (_reached(one) for one in found))
+
+
+def _reached(one: Reached) -> Row:
+    port = f":{one.port}" if one.port else ""
+    name = f"{one.host}{port}" if one.host else f"{one.address}{port}"
+    protocol = f"/{one.protocol}" if one.protocol else ""
+    return (
+        _verdict(one.verdict),
+        f"{one.kind} {one.op}",
+        printable(f"{name}{protocol}"),
+        printable(one.address if one.host else ""),
+        str(one.times),
+        _clock(one.last_ns),
+    )
+
+
+def fill_programs(shown: DataTable[Text | str], found: Iterable[Started], home: str) -> None:
+    """Programs, the most often started ones first."""
+    ordered = sorted(found, key=lambda one: (one.verdict is Verdict.ALLOW, -one.times))
+    _fill(
+        shown,
+        (
+            (
+                _verdict(one.verdict),
+                printable(shorten(one.path, home)),
+                str(one.times),
+                printable(" ".join(one.argv))[:200],
+            )
+            for one in ordered
+        ),
+    )
+
+
+def fill_rules(shown: DataTable[Text | str], uses: dict[int, Use], home: str) -> None:
+    """Rules, those that refused first, unused ones last and marked."""
+    ordered = sorted(uses.values(), key=lambda use: (-use.denied, -use.allowed, use.origin.file, use.origin.line))
+    _fill(shown, (_rule(use, home) for use in ordered))
+
+
+def _rule(use: Use, home: str) -> Row:
+    unused = not (use.allowed or use.denied)
+    style = "dim" if unused else ""
+    return (
+        Text("unused" if unused else str(use.allowed), style=style),
+        Text(str(use.denied) if use.denied else "", style=VERDICTS["DENY"]),
+        Text(printable(use.origin.text)[:120], style=style),
+        Text(printable(shorten(use.origin.place, home)), style=style),
+        Text(printable(use.because), style=style),
+    )
+
+
+def _fill(shown: DataTable[Text | str], rows: Iterable[Row]) -> None:
+    taken = list(islice(rows, MAX_ROWS))
+    if getattr(shown, "drawn", None) == taken:
+        return
+    row = shown.cursor_row
+    shown.clear()
+    for cells in taken:
+        shown.add_row(*cells)
+    shown.move_cursor(row=min(row, len(taken) - 1), animate=False)
+    shown.drawn = taken  # type: ignore[attr-defined]
+
+
+def _verdict(verdict: Verdict) -> Text:
+    word = verdict.value.upper()
+    return Text(word, style=VERDICTS[word])
+
+
+def _clock(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns / 1e9).astimezone().strftime("%H:%M:%S")

@@ -1,0 +1,148 @@
+"""What the tabs show, added up from the portions of the feed. Pure state; bounded."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from mcpguard.events.activity import MAX_PATHS, Reached, RuleUse, Started, Sum, Touched
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Kind
+from mcpguard.model.rule import Origin
+
+# Events a second, for this many seconds.
+REMEMBERED_S = 60
+
+
+@dataclass(slots=True)
+class Place:
+    """A path: what happened to itself, and how many refusals lie below."""
+
+    name: str
+    read: int = 0
+    written: int = 0
+    executed: int = 0
+    denied: int = 0
+    denied_below: int = 0
+    touched_below: int = 0
+    children: dict[str, Place] = field(default_factory=dict)
+
+    @property
+    def marks(self) -> str:
+        """Words for what happened: `read`, `written`, `executed`, `denied`, with how often."""
+        words = (
+            ("denied", self.denied),
+            ("written", self.written),
+            ("executed", self.executed),
+            ("read", self.read),
+        )
+        return "  ".join(f"{word} {count}" if count > 1 else word for word, count in words if count)
+
+
+@dataclass(slots=True)
+class Use:
+    """A rule and how often it decided."""
+
+    origin: Origin
+    because: str
+    allowed: int = 0
+    denied: int = 0
+
+
+class Totals:
+    """Sums of one session."""
+
+    def __init__(self) -> None:
+        self.verdicts: Counter[Verdict] = Counter()
+        self.lost = 0
+        self.mcp = 0
+        self.paths = Place("/")
+        self.path_count = 0
+        self.paths_left_out = 0
+        self.destinations: dict[tuple[str, ...], list[Reached]] = {}
+        self.programs: dict[tuple[str, Verdict], Started] = {}
+        self.uses: dict[int, Use] = {}
+        self.rates: deque[int] = deque([0] * REMEMBERED_S, maxlen=REMEMBERED_S)
+        self._second = 0
+        self._counted = 0
+
+    def add_sums(self, sums: Iterable[Sum]) -> None:
+        for found in sums:
+            if found.kind is Kind.LOSS:
+                self.lost += found.times
+            else:
+                self.verdicts[found.verdict] += found.times
+            self.mcp += found.times if found.kind is Kind.MCP else 0
+
+    def add_touched(self, touched: Iterable[Touched]) -> None:
+        for found in touched:
+            place = self._place(found.path, found.verdict is Verdict.DENY, found.times)
+            if place is None:
+                self.paths_left_out += 1
+            elif found.verdict is Verdict.DENY:
+                place.denied += found.times
+            else:
+                words = found.access.split("+")
+                place.read += found.times if "read" in words else 0
+                place.written += found.times if "write" in words else 0
+                place.executed += found.times if "execute" in words else 0
+
+    def add_reached(self, reached: Iterable[Reached]) -> None:
+        for found in reached:
+            key = (found.kind, found.op, found.host, found.address, str(found.port), found.protocol, found.verdict)
+            before = self.destinations.get(key)
+            times = found.times + (before[0].times if before else 0)
+            if before or len(self.destinations) < MAX_PATHS:
+                self.destinations[key] = [found._replace(times=times)]
+
+    def add_started(self, started: Iterable[Started]) -> None:
+        for found in started:
+            key = (found.path, found.verdict)
+            before = self.programs.get(key)
+            if before or len(self.programs) < MAX_PATHS:
+                self.programs[key] = found._replace(times=found.times + (before.times if before else 0))
+
+    def set_rules(self, rules: dict[int, tuple[Origin, str]]) -> None:
+        for number, (origin, because) in rules.items():
+            self.uses.setdefault(number, Use(origin, because))
+
+    def add_uses(self, uses: Iterable[RuleUse]) -> None:
+        for found in uses:
+            use = self.uses.get(found.rule)
+            if use is None:
+                continue
+            if found.verdict is Verdict.ALLOW:
+                use.allowed += found.times
+            else:
+                use.denied += found.times
+
+    def tick(self, second: int, last: int) -> None:
+        """Note how many events there were when `second` of any clock began."""
+        for _ in range(min(second - self._second, REMEMBERED_S) if self._second else 0):
+            self.rates.append(0)
+        if self._second:
+            self.rates[-1] += max(0, last - self._counted)
+        self._second, self._counted = second, last
+
+    def places(self) -> Iterator[Reached]:
+        """Destinations, refused ones first, then the busiest."""
+        found = [one for (one,) in self.destinations.values()]
+        return iter(sorted(found, key=lambda one: (one.verdict is Verdict.ALLOW, -one.times)))
+
+    def _place(self, path: str, denied: bool, count: int) -> Place | None:
+        place = self.paths
+        way = [place]
+        for name in path.strip("/").split("/"):
+            following = place.children.get(name)
+            if following is None:
+                if self.path_count >= MAX_PATHS:
+                    return None
+                following = place.children[name] = Place(name)
+                self.path_count += 1
+            place = following
+            way.append(place)
+        for above in way[:-1]:
+            above.touched_below += count
+            above.denied_below += count if denied else 0
+        return place

@@ -1,0 +1,131 @@
+"""The two trees of the screen: processes, and touched paths. They draw what `processes` and `totals` know."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from rich.text import Text
+from textual.widgets import Tree
+from textual.widgets.tree import TreeNode
+
+from mcpguard.events.format import printable
+from mcpguard.tui.processes import Process, ProcessTable
+from mcpguard.tui.totals import Place
+
+# Children of one folder that are shown; the others are counted.
+MAX_CHILDREN = 300
+
+
+class ProcessTree(Tree[int]):
+    """What runs, and what was refused to whom; what has ended quietly is a number."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__("processes", id=id)
+        self.show_root = False
+        self.guide_depth = 2
+
+    def show(self, table: ProcessTable) -> None:
+        """Draw the table as it is now."""
+        roots = [process for pid in table.roots if (process := table.get(pid))]
+        self._fill(self.root, roots, 0, table)
+        self.root.expand()
+
+    def _fill(self, node: TreeNode[int], processes: list[Process], ended: int, table: ProcessTable) -> None:
+        there = {child.data: child for child in node.children if child.data}
+        wanted = {process.pid for process in processes}
+        for child in list(node.children):
+            if child.data not in wanted and (child.data or not ended):
+                child.remove()
+        rest = next((child for child in node.children if not child.data), None)
+        for process in processes:
+            children, folded = table.shown_children(process)
+            child = there.get(process.pid) or node.add(_process(process), data=process.pid, expand=True, before=rest)
+            child.set_label(_process(process))
+            child.allow_expand = bool(children or folded)
+            self._fill(child, children, folded, table)
+        if ended:
+            text = Text(f"{ended} ended", style="dim")
+            (rest.set_label(text) if rest else node.add_leaf(text))
+
+
+def _process(process: Process) -> Text:
+    text = Text(no_wrap=True)
+    if process.denied:
+        text.append(f"{process.denied} denied ", style="bold red")
+    ended = process.ended_ns is not None
+    text.append(f"{printable(process.name)[:60]}", style="dim" if ended else "")
+    text.append(f" {process.pid}", style="dim")
+    if ended:
+        text.append(" ended", style="dim")
+        return text
+    text.append(f" {_age(time.time_ns() - process.started_ns)}", style="dim")
+    if process.cpu is not None and process.memory is not None:
+        text.append(f" {process.cpu:.0f}% {process.memory >> 20}M", style="cyan")
+    return text
+
+
+def _age(ns: int) -> str:
+    seconds = max(0, ns // 1_000_000_000)
+    if seconds < 60:
+        return f"{seconds}s"
+    return f"{seconds // 60}m" if seconds < 3600 else f"{seconds // 3600}h{seconds % 3600 // 60:02}m"
+
+
+class Shown(NamedTuple):
+    """A line of the tree: the first name of its chain, and the place at the chain's end."""
+
+    first: str
+    place: Place
+
+
+class FilesTree(Tree[Shown]):
+    """Touched paths. Folders are filled when they are opened; a chain of folders with one child is one line."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__("/", id=id)
+        self.show_root = False
+        self.guide_depth = 2
+
+    def show(self, root: Place) -> None:
+        """Draw what is new in every open folder."""
+        self.root.data = Shown("/", root)
+        self.root.expand()
+        self._fill(self.root)
+
+    def on_tree_node_expanded(self, event: Tree.NodeExpanded[Shown]) -> None:
+        self._fill(event.node)
+
+    def _fill(self, node: TreeNode[Shown]) -> None:
+        if node.data is None:
+            return
+        there = {child.data.first: child for child in node.children if child.data}
+        # Refused ones first, then by name.
+        places = node.data.place.children.values()
+        found = sorted(places, key=lambda one: (not (one.denied or one.denied_below), one.name))
+        for one in found[:MAX_CHILDREN]:
+            label, end = _folded(one)
+            child = there.get(one.name) or node.add(label, data=Shown(one.name, end))
+            if child.data is None or child.data.place is not end:  # a chain that got a branch
+                child.remove_children()
+                child.data = Shown(one.name, end)
+            child.set_label(label)
+            child.allow_expand = bool(end.children)
+            if child.is_expanded:
+                self._fill(child)
+        if len(found) > MAX_CHILDREN and not any(child.data is None for child in node.children):
+            node.add_leaf(Text(f"and {len(found) - MAX_CHILDREN} others: mcpguard log --path", style="dim"))
+
+
+def _folded(place: Place) -> tuple[Text, Place]:
+    names = [place.name]
+    while len(place.children) == 1 and not place.marks:
+        (place,) = place.children.values()
+        names.append(place.name)
+    text = Text(no_wrap=True)
+    text.append(printable("/".join(names)) + ("/" if place.children else ""))
+    if place.denied_below:
+        text.append(f"  {place.denied_below} denied below", style="red")
+    if place.marks:
+        text.append(f"  {place.marks}", style="bold red" if place.denied else "green" if place.written else "dim")
+    return text, place

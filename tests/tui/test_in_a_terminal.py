@@ -1,0 +1,112 @@
+"""`mcpguard watch` in a real terminal, beside a real guarded session."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.kernel
+
+MCPGUARD = (sys.executable, "-m", "mcpguard")
+WAIT_S = 60
+
+
+class Terminal:
+    """One tmux server of our own."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._tmux = ("tmux", "-S", str(folder / "tmux"), "-f", "/dev/null")
+        self._environment = environment
+
+    def open(self, name: str, *command: str, size: tuple[int, int] = (100, 30)) -> None:
+        words = ["new-session", "-d", "-s", name, "-x", str(size[0]), "-y", str(size[1]), shlex.join(command)]
+        subprocess.run([*self._tmux, *words], env=self._environment, check=True, timeout=30)
+
+    def keys(self, name: str, *keys: str) -> None:
+        subprocess.run([*self._tmux, "send-keys", "-t", name, *keys], check=True, timeout=30)
+
+    def screen(self, name: str) -> str:
+        done = subprocess.run(
+            [*self._tmux, "capture-pane", "-p", "-t", name], capture_output=True, text=True, timeout=30, check=False
+        )
+        return done.stdout
+
+    def wait_for(self, name: str, *words: str) -> str:
+        """The screen, once it holds these words."""
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            seen = self.screen(name)
+            if all(word in seen for word in words):
+                return seen
+            time.sleep(0.1)
+        pytest.fail(f"{words} never came: {self.screen(name)}")
+
+    def close(self) -> None:
+        subprocess.run([*self._tmux, "kill-server"], check=False, capture_output=True, timeout=30)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    if os.geteuid() != 0 or shutil.which("tmux") is None:
+        pytest.skip("needs root and tmux")
+    environment = dict(os.environ) | {"MCPGUARD_HOME": str(tmp_path / "guard"), "TERM": "xterm-256color", "TMUX": ""}
+    made = Terminal(tmp_path, environment)
+    yield made
+    made.close()
+
+
+def test_a_denial_of_a_running_session_shows_up(terminal: Terminal, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    script = "until [ -e go ]; do sleep 0.1; done; cat /etc/shadow; sleep 600"
+    terminal.open("agent", *MCPGUARD, "run", "-w", str(project), "--", "sh", "-c", f"cd {project}; {script}")
+    deadline = time.monotonic() + WAIT_S
+    while not (tmp_path / "guard/state/events.db").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    terminal.open("watch", *MCPGUARD, "watch")
+    terminal.wait_for("watch", "running", "profile default", "gaps:")
+    assert "denied" not in terminal.wait_for("watch", "0 denied").replace("0 denied", "")
+    (project / "go").touch()
+    terminal.wait_for("watch", "1 denied", "/etc/shadow")
+    terminal.keys("watch", "d")
+    terminal.wait_for("watch", "filter: verdict:deny", "DENY", "password hashes")
+    terminal.keys("watch", "q")
+    end = time.monotonic() + WAIT_S
+    while terminal.screen("watch") and time.monotonic() < end:
+        time.sleep(0.1)
+    assert terminal.screen("watch") == ""
+
+
+def test_without_colours_every_verdict_has_its_word(terminal: Terminal, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    environment = dict(os.environ) | {"MCPGUARD_HOME": str(tmp_path / "guard")}
+    subprocess.run(
+        [*MCPGUARD, "run", "-w", str(project), "--", "cat", "/etc/shadow"],
+        env=environment,
+        cwd=project,
+        capture_output=True,
+        check=False,
+        timeout=WAIT_S,
+    )
+    terminal.open("watch", "env", "NO_COLOR=1", *MCPGUARD, "watch", size=(80, 24))
+    terminal.wait_for("watch", "ended, exit 1", "tier 3", "gaps: files", "ALLOW", "1 denied")
+    terminal.keys("watch", "d")
+    terminal.wait_for("watch", "DENY", "/etc/shadow")
+
+
+def test_a_pipe_is_told_to_use_the_log(tmp_path: Path) -> None:
+    environment = dict(os.environ) | {"MCPGUARD_HOME": str(tmp_path / "guard")}
+    done = subprocess.run(
+        [*MCPGUARD, "watch"], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode != 0
+    assert "watch needs a terminal" in done.stderr and "mcpguard log --follow" in done.stderr

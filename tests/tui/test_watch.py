@@ -1,0 +1,351 @@
+"""`mcpguard watch`: every key and what is on the screen after it. States, not pixels."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import AGENT, CHILD, Recorded, objects, until
+from textual.widgets import DataTable, Input, Sparkline, Static, TabbedContent
+
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Kind
+from mcpguard.tui import stream
+from mcpguard.tui.app import TABS, WatchApp
+from mcpguard.tui.help import HelpScreen
+from mcpguard.tui.stream import EventStream
+from mcpguard.tui.trees import FilesTree, ProcessTree
+
+Steps = Callable[[WatchApp, Any], Awaitable[None]]
+
+
+def watch(recorded: Recorded, steps: Steps, size: tuple[int, int] = (120, 32)) -> None:
+    """Run the screen without a terminal, wait for the first events, and take the steps."""
+
+    async def scene() -> None:
+        app = recorded.app()
+        async with app.run_test(size=size) as pilot:
+            await until(pilot, lambda: len(app.query_one(EventStream)) > 0, "the first events")
+            await steps(app, pilot)
+
+    asyncio.run(scene())
+
+
+def text(app: WatchApp, id: str) -> str:
+    return str(app.query_one(id, Static).render())
+
+
+def shown(app: WatchApp) -> list[str]:
+    return objects(app.query_one(EventStream).shown(1_000))
+
+
+def cells(app: WatchApp, id: str) -> list[list[str]]:
+    table = app.query_one(id, DataTable)
+    return [[str(cell) for cell in table.get_row_at(row)] for row in range(table.row_count)]
+
+
+def labels(tree: ProcessTree | FilesTree) -> list[str]:
+    return [str(node.label) for node in tree._tree_nodes.values() if node is not tree.root]
+
+
+def test_the_first_look_shows_the_newest_event_and_everything_about_the_session(recorded: Recorded) -> None:
+    recorded.story()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        assert shown(app)[-1] == "exit"
+        await until(pilot, lambda: "2 denied" in text(app, "#counts"), "the sums")
+        status = text(app, "#status")
+        assert recorded.id in status and "running" in status and "tier 3 landlock" in status
+        assert "gaps: files" in text(app, "#counts") and "network" not in text(app, "#counts")
+        assert isinstance(app.query_one(Sparkline), Sparkline)
+
+    watch(recorded, steps)
+
+
+def test_an_ended_session_says_so_with_its_exit_code(recorded: Recorded) -> None:
+    recorded.story()
+    recorded.end()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        assert "ended, exit 3" in text(app, "#status")
+
+    watch(recorded, steps)
+
+
+def test_new_events_come_by_themselves(recorded: Recorded) -> None:
+    recorded.story()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        before = len(app.query_one(EventStream))
+        recorded.add(*recorded.opens(2, "/ws/late"))
+        await until(pilot, lambda: len(app.query_one(EventStream)) == before + 2, "two more events")
+        assert shown(app)[-1] == "/ws/late/f1"
+
+    watch(recorded, steps)
+
+
+def test_space_pauses_and_goes_on(recorded: Recorded) -> None:
+    recorded.add(*recorded.opens(50))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await pilot.press("space")
+        assert not app.query_one(EventStream).following
+        await until(pilot, lambda: "PAUSED" in text(app, "#counts"))
+        chosen = app.query_one(EventStream).chosen
+        recorded.add(*recorded.opens(5, "/ws/late"))
+        await until(pilot, lambda: len(app.query_one(EventStream)) == 55)
+        assert app.query_one(EventStream).chosen == chosen
+        await pilot.press("space")
+        assert objects([app.query_one(EventStream).chosen]) == ["/ws/late/f4"]
+
+    watch(recorded, steps)
+
+
+def test_the_cursor_moves_and_the_details_follow(recorded: Recorded) -> None:
+    recorded.story()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: bool(app._feed.processes.get(CHILD)))
+        await pilot.press("home", "down", "down", "down", "down", "down", "down")
+        await until(pilot, lambda: "/ws/secret/key" in text(app, "#details"))
+        details = text(app, "#details")
+        assert details.startswith("DENY") and "EACCES" in details
+        assert "test.yaml:12  deny: /ws/secret  (because 2)" in details
+        assert f"/usr/bin/cat [{CHILD}]" in details and f"agent --now [{AGENT}]" in details
+        await pilot.press("enter")
+        assert not app.query_one("#details").display
+        await pilot.press("enter", "end")
+        assert app.query_one("#details").display and app.query_one(EventStream).following
+
+    watch(recorded, steps)
+
+
+def test_d_goes_through_the_verdicts(recorded: Recorded) -> None:
+    recorded.story()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        everything = shown(app)
+        await pilot.press("d")
+        await until(pilot, lambda: shown(app) == ["/ws/secret/key", "192.0.2.9"], "only denials")
+        assert "filter: verdict:deny" in text(app, "#counts")
+        await pilot.press("d")
+        await until(pilot, lambda: shown(app) == [], "nothing was audited")
+        await pilot.press("d", "d")
+        await until(pilot, lambda: shown(app) == everything, "all again")
+
+    watch(recorded, steps)
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("kind:net", ["192.0.2.1", "192.0.2.9"]),
+        ("host:*.example.com", ["192.0.2.1"]),
+        ("path:/ws/secret", ["/ws/secret/key"]),
+        ("path:key", ["/ws/secret/key"]),
+        ("process:cat kind:file", ["/ws/secret/key"]),
+        (f"process:{CHILD} kind:exec", ["/usr/bin/cat"]),
+        ("SECRET", ["/ws/secret/key"]),
+        ("verdict:allow kind:net", ["192.0.2.1"]),
+    ],
+)
+def test_a_filter_is_typed(line: str, found: list[str], recorded: Recorded) -> None:
+    recorded.story()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        everything = shown(app)
+        await pilot.press("slash")
+        app.query_one("#filter", Input).value = line
+        await pilot.press("enter")
+        await until(pilot, lambda: shown(app) == found, line)
+        assert not app.query_one("#filter").display
+        await pilot.press("escape")
+        await until(pilot, lambda: shown(app) == everything, "the filter is gone")
+
+    watch(recorded, steps)
+
+
+@pytest.mark.parametrize("line", ["verdict:maybe", "kind:", "path:~bob/x", '"open'])
+def test_a_wrong_filter_is_told_and_changes_nothing(line: str, recorded: Recorded) -> None:
+    recorded.story()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        everything = shown(app)
+        await pilot.press("slash")
+        app.query_one("#filter", Input).value = line
+        await pilot.press("enter")
+        await until(pilot, lambda: any(note.severity == "error" for note in app._notifications))
+        assert app.query_one("#filter").display
+        assert shown(app) == everything
+        await pilot.press("escape")
+        assert not app.query_one("#filter").display
+
+    watch(recorded, steps)
+
+
+def test_the_process_tree_shows_who_started_whom_and_collapses_what_ended(recorded: Recorded) -> None:
+    recorded.story()
+    quiet = [
+        recorded.event(Kind.PROCESS, op, pid=CHILD + number, ppid=AGENT, comm="sh")
+        for number in (1, 2, 3)
+        for op in ("fork", "exit")
+    ]
+    recorded.add(*quiet)
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        tree = app.query_one(ProcessTree)
+        await until(pilot, lambda: any("3 ended" in label for label in labels(tree)), "three ended quietly")
+        agent = tree.root.children[0]
+        assert str(agent.label).startswith("1 denied agent --now")
+        assert [child.data for child in agent.children if child.data] == [CHILD]
+        assert "1 denied cat x" in str(agent.children[0].label) and "ended" in str(agent.children[0].label)
+        tree.focus()
+        tree.cursor_line = 1
+        await pilot.press("enter")
+        await until(pilot, lambda: f"process:{CHILD}" in text(app, "#counts"), "its events are shown")
+        await pilot.press("p")
+        assert not tree.display
+
+    watch(recorded, steps)
+
+
+def test_the_files_tab_has_a_tree_with_marks(recorded: Recorded) -> None:
+    recorded.story()
+    recorded.add(recorded.event(Kind.FILE, "create", access="write", path="/ws/src/new", rule=1))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: app._summed == app._last > 0)
+        await pilot.press("2")
+        tree = app.query_one(FilesTree)
+        await until(pilot, lambda: any(label.startswith("ws/") for label in labels(tree)))
+        (ws,) = [node for node in tree.root.children if str(node.label).startswith("ws/")]
+        assert "1 denied below" in str(ws.label)
+        ws.expand()
+        await until(pilot, lambda: len(ws.children) == 2)
+        assert str(ws.children[0].label) == "secret/key  denied"
+        ws.children[1].expand()
+        await until(pilot, lambda: "new  written" in labels(tree))
+        assert "f0  read" in labels(tree)
+
+    watch(recorded, steps)
+
+
+def test_the_other_tabs(recorded: Recorded) -> None:
+    recorded.story()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: app._summed == app._last > 0)
+        await pilot.press("3")
+        await until(pilot, lambda: len(cells(app, "#reached")) == 2)
+        assert cells(app, "#reached")[0][:5] == ["DENY", "net connect", "192.0.2.9:80/tcp", "", "1"]
+        assert cells(app, "#reached")[1][:4] == ["ALLOW", "net connect", "api.example.com:443/tcp", "192.0.2.1"]
+        await pilot.press("4")
+        await until(pilot, lambda: len(cells(app, "#programs")) == 2)
+        assert ["ALLOW", "/usr/bin/cat", "1", "cat x"] in cells(app, "#programs")
+        await pilot.press("6")
+        await until(pilot, lambda: len(cells(app, "#uses")) > 2)
+        rules = cells(app, "#uses")
+        assert {row[0] for row in rules[:2]} == {"0", "unused"} or rules[0][1] == "1"
+        assert any(row[0] == "unused" for row in rules)
+        for number, name in enumerate(TABS, 1):
+            await pilot.press(str(number))
+            assert app.query_one(TabbedContent).active == name
+
+    watch(recorded, steps)
+
+
+def test_a_loss_is_never_hidden(recorded: Recorded) -> None:
+    recorded.add(
+        *recorded.opens(1),
+        recorded.event(
+            Kind.LOSS, "loss", count=7, detail="records of a ring", pid=None, ppid=None, comm=None, exe=None
+        ),
+    )
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: "7 LOST" in text(app, "#counts"))
+
+    watch(recorded, steps)
+
+
+def test_export_writes_what_the_filter_matches_and_copy_takes_a_line(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded.story()
+    monkeypatch.chdir(tmp_path)
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await pilot.press("d")
+        await until(pilot, lambda: len(shown(app)) == 2)
+        await pilot.press("e")
+        await until(pilot, lambda: bool(list(tmp_path.glob("*.jsonl"))))
+        await app.workers.wait_for_complete()
+        (file,) = tmp_path.glob("*.jsonl")
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [line["verdict"] for line in lines] == ["deny", "deny"]
+        await pilot.press("c")
+        assert json.loads(app.clipboard)["address"] == "192.0.2.9"
+
+    watch(recorded, steps)
+
+
+def test_help_and_theme_and_quit(recorded: Recorded) -> None:
+    recorded.story()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await pilot.press("question_mark")
+        assert isinstance(app.screen, HelpScreen)
+        await pilot.press("escape")
+        assert not isinstance(app.screen, HelpScreen)
+        dark = app.current_theme.dark
+        await pilot.press("t")
+        assert app.current_theme.dark is not dark
+        await pilot.press("q")
+        assert app._exit
+
+    watch(recorded, steps)
+
+
+def test_a_small_terminal_has_room_for_the_events(recorded: Recorded) -> None:
+    recorded.story()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        assert not app.query_one(ProcessTree).display
+        assert app.query_one(EventStream).size.height >= 8
+        line = "".join(segment.text for segment in stream.line(app.query_one(EventStream).shown(9)[6], "/home/u", 80))
+        assert "DENY" in line and "/ws/secret/key" in line and len(line) == 80
+
+    watch(recorded, steps, size=(80, 24))
+
+
+def test_a_long_record_is_a_bounded_window_with_whole_sums(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcpguard.tui.feed.FIRST", 100)
+    monkeypatch.setattr("mcpguard.tui.feed.MOST", 50)
+    recorded.add(*recorded.opens(500))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        assert len(app.query_one(EventStream)) == 100
+        await until(pilot, lambda: app._totals.verdicts[Verdict.ALLOW] == 500)
+        recorded.add(*recorded.opens(300, "/ws/late"))
+        await until(pilot, lambda: app._totals.verdicts[Verdict.ALLOW] == 800)
+        assert len(app.query_one(EventStream)) == 150
+        assert shown(app)[-1] == "/ws/late/f299"
+        await until(pilot, lambda: "250 too fast to show" in text(app, "#counts"))
+
+    watch(recorded, steps)
+
+
+def test_names_cannot_steer_the_terminal(recorded: Recorded) -> None:
+    recorded.add(recorded.event(Kind.FILE, "open", access="read", path="/ws/\x1b[31m\x07[bold]x", rule=1))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        event = app.query_one(EventStream).chosen
+        assert event is not None
+        drawn = "".join(segment.text for segment in stream.line(event, "/home/u", 120)) + text(app, "#details")
+        assert "\x1b" not in drawn and "\x07" not in drawn and "[bold]x" in drawn
+
+    watch(recorded, steps)

@@ -1,0 +1,94 @@
+"""What the screen is drawn from: the process table, the sums, the filter line."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import AGENT, CHILD, Recorded
+
+from mcpguard.errors import UsageError
+from mcpguard.events.activity import Touched
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event, Kind
+from mcpguard.tui import filters, processes, totals
+from mcpguard.tui.processes import ProcessTable
+from mcpguard.tui.totals import Totals
+
+
+def process(op: str, pid: int, ppid: int, now: int = 1, verdict: Verdict = Verdict.ALLOW) -> Event:
+    kind = Kind.FILE if verdict is Verdict.DENY else Kind.PROCESS
+    return Event(now, "s", kind, op, verdict, pid=pid, ppid=ppid, exe="/bin/sh", comm="sh")
+
+
+def test_a_parent_that_is_heard_of_later_takes_its_children() -> None:
+    table = ProcessTable()
+    table.take([process("open", 12, 11, verdict=Verdict.DENY), process("fork", 11, 10), process("fork", 10, 1)])
+    assert table.roots == [10]
+    assert [p.pid for p in table.chain(12)] == [12, 11, 10]
+
+
+def test_a_number_that_is_used_again_is_another_process() -> None:
+    table = ProcessTable()
+    table.take([process("fork", 10, 1), process("fork", 11, 10), process("exit", 11, 10), process("fork", 11, 10, 5)])
+    again = table.get(11)
+    assert again is not None and again.ended_ns is None and again.started_ns == 5
+    assert table.living() == [10, 11]
+
+
+def test_the_table_is_bounded_and_keeps_denials_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "MAX_ENDED", 20)
+    table = ProcessTable()
+    table.take([process("fork", 10, 1)])
+    for pid in range(100, 1_100):
+        table.take([process("fork", pid, 10), process("exit", pid, 10)])
+        if pid == 100:
+            table.take([process("open", pid, 10, verdict=Verdict.DENY)])
+    root = table.get(10)
+    assert root is not None and len(table) <= 22
+    children, ended = table.shown_children(root)
+    assert [child.pid for child in children] == [100]
+    assert ended == 999
+
+
+def test_paths_are_bounded_and_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(totals, "MAX_PATHS", 3)
+    sums = Totals()
+    sums.add_touched([Touched(f"/a/f{number}", "read", Verdict.ALLOW, 1) for number in range(5)])
+    assert (sums.path_count, sums.paths_left_out) == (3, 3)
+
+
+def test_rates_are_those_of_the_last_minute() -> None:
+    sums = Totals()
+    sums.tick(100, 50)
+    sums.tick(101, 80)
+    sums.tick(103, 90)
+    assert list(sums.rates)[-4:] == [0, 30, 0, 10]
+
+
+def test_the_feed_reads_the_record_of_a_story(recorded: Recorded) -> None:
+    recorded.story()
+    table = ProcessTable()
+    from mcpguard.events import activity
+
+    number = recorded.store.number(recorded.id)
+    span = activity.Span(number, 0, recorded.store.last_seq(number))
+    table.take(activity.tree(recorded.store, span, recorded.id))
+    agent, child = table.get(AGENT), table.get(CHILD)
+    assert agent is not None and agent.name == "agent --now" and agent.denied == 1
+    assert child is not None and child.denied == 1 and child.ended_ns is not None
+    half = activity.Span(number, 0, 4)
+    rest = activity.Span(number, 4, span.last)
+    both = sum(one.times for part in (half, rest) for one in activity.touched(recorded.store, part))
+    assert both == sum(one.times for one in activity.touched(recorded.store, span))
+
+
+def test_a_filter_line_is_read() -> None:
+    wanted = filters.parse('verdict:deny kind:net process:git "two words"', "/home/u")
+    assert (wanted.verdict, wanted.kind, wanted.process, wanted.text) == (Verdict.DENY, Kind.NET, "git", "two words")
+    assert not filters.parse("", "/home/u").has_globs
+
+
+@pytest.mark.parametrize("line", ["verdict:x", "kind:x", "path:", "path:[", "'"])
+def test_a_wrong_filter_line_says_what_to_write(line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        filters.parse(line, "/home/u")
+    assert caught.value.why and caught.value.do
