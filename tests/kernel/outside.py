@@ -19,6 +19,8 @@ from netlab import Listener, listening
 from world import World
 
 Answer = Callable[[World], Sequence[int] | None]
+# Added to every profile of the world: a socket of somebody outside is closed to the tree unless a rule names it.
+OPEN_DOOR = 'name: base\nextends: [base]\nsockets: {allow: ["{workspace}/outside.sock"]}\n'
 WAIT = "import sys; print('ready', flush=True); sys.stdin.read()"
 
 
@@ -81,19 +83,24 @@ SOCKETS = {
 }
 
 
-def socket_paths(world: World) -> dict[str, tuple[str, int]]:
-    """Where the outside sockets of a world are, with their kinds; those with @ are abstract."""
+def socket_paths(world: World, more: Mapping[str, str] | None = None) -> dict[str, tuple[str, int]]:
+    """Where the outside sockets of a world are, with their kinds; those with @ are abstract.
+
+    Args:
+        more: stream sockets besides, below the root of the world.
+    """
     places = {name: (str(world.root / "services" / path), int(kind)) for name, (path, kind) in SOCKETS.items()}
+    places |= {name: (str(world.root / path), int(socket.SOCK_STREAM)) for name, path in (more or {}).items()}
     places["abstract"] = (f"@mcpguard-test-{world.root.name}", int(socket.SOCK_STREAM))
     places["abstract datagrams"] = (f"@mcpguard-test-{world.root.name}-dgram", int(socket.SOCK_DGRAM))
     return places
 
 
 @contextlib.contextmanager
-def services(world: World) -> Iterator[Listener]:
+def services(world: World, more: Mapping[str, str] | None = None) -> Iterator[Listener]:
     """A listener at every outside socket of a world."""
     specs: list[dict[str, Any]] = []
-    for name, (path, kind) in socket_paths(world).items():
+    for name, (path, kind) in socket_paths(world, more).items():
         if not path.startswith("@"):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         specs.append({"name": name, "family": int(socket.AF_UNIX), "kind": kind, "address": path})
@@ -121,6 +128,9 @@ class Outside:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Answer until the end of the block."""
+        profiles = self.world.state / "config" / "profiles"
+        profiles.mkdir(parents=True, exist_ok=True)
+        (profiles / "base.yaml").write_text(OPEN_DOOR)
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(self.door)
             os.chmod(self.door, 0o777)  # whoever does the acts may ask

@@ -29,15 +29,17 @@ def listening(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def judge_of(folder: Path, *, audit: bool = False, began_ns: int = 0) -> SocketJudge:
-    rules = (SocketEntry(f"{folder}/**", Effect.ALLOW, 1), SocketEntry(f"{folder}/tmux-*", Effect.DENY, 2))
+def judge_of(folder: Path, *, audit: bool = False, own: bool = False, began_ns: int = 0) -> SocketJudge:
+    rules = (SocketEntry(f"{folder}/**", Effect.ALLOW, 1, own), SocketEntry(f"{folder}/tmux-*", Effect.DENY, 2))[
+        : 2 - own
+    ]
     policy = replace(make_policy(*OPEN_POLICY, audit=audit), sockets=rules)
     return SocketJudge(policy, Judge(Automaton.from_bytes(policy.tables), policy.paths), began_ns)
 
 
-def judged(folder: Path, path: Path | str, *, later_ns: int = 0, audit: bool = False) -> Finding:
+def judged(folder: Path, path: Path | str, *, later_ns: int = 0, audit: bool = False, own: bool = False) -> Finding:
     """What comes of an allowed connect to `path`; the session began `later_ns` after the folder's last change."""
-    judge = judge_of(folder, audit=audit, began_ns=(folder / "tmux-1").stat().st_ctime_ns + later_ns)
+    judge = judge_of(folder, audit=audit, own=own, began_ns=(folder / "tmux-1").stat().st_ctime_ns + later_ns)
     return judge.finding(replace(unix(str(path), Verdict.ALLOW), rule=1))
 
 
@@ -61,6 +63,14 @@ def test_a_socket_that_was_made_later_is_on_record_as_not_stopped(listening: Pat
 def test_in_audit_mode_nothing_is_hidden_and_no_alarm_is_given(listening: Path) -> None:
     found = judged(listening.parents[1], listening, later_ns=60 * 10**9, audit=True)
     assert (found.verdict, found.detail) == (Verdict.AUDIT, None)
+
+
+def test_where_the_session_may_have_its_own_what_was_there_before_is_hidden(listening: Path) -> None:
+    found = judged(listening.parents[1], listening, later_ns=60 * 10**9, own=True)
+    assert (found.verdict, found.detail) == (Verdict.DENY, HIDDEN)
+    assert found.rule is not None and found.rule.line == 0, "no rule allows it"
+    assert judged(listening.parents[1], listening, later_ns=-60 * 10**9, own=True).verdict is Verdict.ALLOW
+    assert judged(listening.parents[1], listening, later_ns=60 * 10**9, own=True, audit=True).verdict is Verdict.AUDIT
 
 
 def test_a_denied_socket_that_never_was_is_quiet(listening: Path) -> None:

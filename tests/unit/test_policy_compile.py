@@ -345,6 +345,23 @@ def test_a_unix_socket_needs_a_socket_rule_whatever_the_file_rules_allow() -> No
     assert decide_unix(policy, "/run/docker.sock") == Answer(Verdict.DENY, 0)
 
 
+def test_an_own_rule_opens_nothing_that_others_made() -> None:
+    rules = [replace(socket("{workspace}/**"), own=True), socket("{workspace}/theirs")]
+    policy = compiled(sockets=rules)
+    mine = decide_unix(policy, "/home/u/p/s")
+    assert mine.verdict is Verdict.ALLOW
+    assert policy.reasons[mine.rule] == "only what the session itself made there"
+    assert decide_unix(policy, "/home/u/p/s", foreign=True) == Answer(Verdict.DENY, 0)
+    assert decide_unix(policy, "/home/u/p/theirs", foreign=True).verdict is Verdict.ALLOW
+    assert compiled(sockets=[replace(rule, own=False) for rule in rules]).digest != policy.digest
+
+
+def test_an_own_rule_names_a_path() -> None:
+    with pytest.raises(PolicyError) as refused:
+        compiled(sockets=[replace(socket("@mine"), own=True)])
+    assert "need no rule" in refused.value.why
+
+
 def test_a_file_deny_closes_a_socket_below_it() -> None:
     policy = compiled(deny("{workspace}/private"), sockets=[socket("{workspace}/**")])
     refused = decide_unix(policy, "/home/u/p/private/s")

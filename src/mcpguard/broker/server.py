@@ -140,7 +140,7 @@ class _Session:
             answer = running.line.recv(4096)
             if answer:
                 self._tell({"exec_failed": json.loads(answer)["exec"]})
-            status = self._wait(running, wakeup, engine, covers)
+            status = self._wait(running, leaf, wakeup, engine, covers)
             covers.close()
             leftover = max(0, len(leaf.pids()) if leaf.populated() else 0)
             leaf.kill()
@@ -182,7 +182,7 @@ class _Session:
             )
         return _Running(pid, ours, int(report["canary_pid"]), held)
 
-    def _wait(self, running: _Running, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
+    def _wait(self, running: _Running, leaf: cgroup.Leaf, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
         """Wait for the agent to end; returns its wait status. Meanwhile, put back covers that come off."""
         while True:
             sources = [wakeup.fileno()] if self.client_gone else [wakeup.fileno(), self.channel.fileno()]
@@ -194,7 +194,7 @@ class _Session:
                     if number in _FORWARDED:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(running.pid, number)
-                status = _reap(running.pid)
+                status = _reap(running.pid, leaf)
                 if status is not None:
                     return status
             if self.channel.fileno() in ready:
@@ -301,13 +301,18 @@ def _watch_signals() -> socket.socket:
     return ours
 
 
-def _reap(pid: int) -> int | None:
-    """The wait status if the agent ended. When it stopped itself, stop too, so that the shell takes the terminal back."""
+def _reap(pid: int, leaf: cgroup.Leaf) -> int | None:
+    """The wait status if the agent ended. When it stopped itself, stop too, so that the shell takes the terminal back.
+
+    All of the tree stands still meanwhile: nobody would put back covers that come off.
+    """
     found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
     if found == 0:
         return None
     if os.WIFSTOPPED(status):
+        leaf.freeze(True)
         os.kill(os.getpid(), signal.SIGSTOP)
+        leaf.freeze(False)
         # Continued: the shell woke the whole group, but an agent with a group of its own needs a word from us.
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)

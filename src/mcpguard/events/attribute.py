@@ -42,7 +42,7 @@ OTHER_TERMINALS = system_rule("no terminals of others")
 _TERMINAL = re.compile(r"/dev/pts/\d+")
 PRIVATE = re.compile(
     r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<what>environ|auxv|mem|maps|smaps|smaps_rollup|numa_maps|map_files|pagemap|"
-    r"clear_refs|stack|syscall|personality|io|fd|fdinfo|ns|root|cwd|exe)(?:/.*)?"
+    r"clear_refs|stack|syscall|personality|timers|io|fd|fdinfo|ns|root|cwd|exe)(?:/.*)?"
 )
 
 _BEHIND = re.compile(r"/proc/\d+(?:/task/\d+)?/(?:root|cwd|fd/\d+)/.+")

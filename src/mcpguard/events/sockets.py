@@ -75,7 +75,9 @@ class SocketJudge:
             # A link through another process, which nobody may follow, or more links than the kernel follows.
             return None
         answer = decide_unix(self._policy, real)
-        if answer.verdict is not Verdict.DENY:
+        if answer.verdict is Verdict.ALLOW and self._was_there(real):
+            answer = decide_unix(self._policy, real, foreign=True)
+        if answer.verdict is Verdict.ALLOW:
             return None
         verdict, detail = Verdict.AUDIT, None
         if not self._policy.audit:
@@ -84,17 +86,18 @@ class SocketJudge:
 
     def _outcome(self, path: str) -> tuple[Verdict, str]:
         """Whether it was there to be hidden; `path` has no symlinks."""
-        try:
-            made_ns = Path(path).stat().st_ctime_ns
-        except (FileNotFoundError, NotADirectoryError):
-            if self._never_was(path):
-                return Verdict.DENY, NO_SUCH_SOCKET
-        except OSError:
-            pass
-        else:
-            if made_ns <= self._began_ns:
-                return Verdict.DENY, HIDDEN
+        if self._was_there(path):
+            return Verdict.DENY, HIDDEN
+        if self._never_was(path):
+            return Verdict.DENY, NO_SUCH_SOCKET
         return Verdict.AUDIT, f"{NOT_STOPPED}: it did not exist at launch"
+
+    def _was_there(self, path: str) -> bool:
+        """It is older than the session; what was changed since does not count."""
+        try:
+            return Path(path).stat().st_ctime_ns <= self._began_ns
+        except OSError:
+            return False
 
     def _rule(self, record: UnixRecord) -> Origin | None:
         """Number 0 of something allowed (a socket of the tree itself) stands for no rule."""

@@ -73,11 +73,12 @@ class NameEntry:
 
 @dataclass(frozen=True, slots=True)
 class SocketEntry:
-    """A unix socket rule; `pattern` is absolute, or `@name` for an abstract socket."""
+    """A unix socket rule; `pattern` is absolute, or `@name` for an abstract socket. `own`: see `SocketRule`."""
 
     pattern: str
     effect: Effect
     rule: int
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

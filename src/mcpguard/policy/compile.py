@@ -94,7 +94,7 @@ def compile_policy(
         workspace=variables["workspace"],
         tmp=variables["tmp"],
         rules=(DEFAULT, *(rule.origin for rule in written)),
-        reasons=("", *(rule.because if isinstance(rule, FileRule) else "" for rule in written)),
+        reasons=("", *map(_reason, written)),
         tables=automaton.to_bytes(),
         paths=paths,
         connect=_addresses(network, ids, NetDirection.CONNECT),
@@ -108,6 +108,12 @@ def compile_policy(
         folders=_folders(files, variables, automaton),
     )
     return replace(policy, digest=_digest(policy))
+
+
+def _reason(rule: FileRule | NetRule | SocketRule) -> str:
+    if isinstance(rule, SocketRule) and rule.own:
+        return "only what the session itself made there"
+    return rule.because if isinstance(rule, FileRule) else ""
 
 
 def _directory(name: str, path: str, links: Links) -> str:
@@ -220,7 +226,7 @@ def _net_key(rule: NetRule) -> _Key:
 
 
 def _socket_key(rule: SocketRule) -> _Key:
-    return (rule.effect, rule.pattern, _origin_key(rule.origin))
+    return (rule.effect, rule.own, rule.pattern, _origin_key(rule.origin))
 
 
 def _path_key(path: PathRule) -> _Key:
@@ -237,7 +243,7 @@ def _name_entry_key(entry: NameEntry) -> _Key:
 
 
 def _socket_entry_key(entry: SocketEntry) -> _Key:
-    return (entry.pattern, entry.effect, entry.rule)
+    return (entry.pattern, entry.effect, entry.own, entry.rule)
 
 
 def _digest(policy: Policy) -> str:
@@ -252,7 +258,7 @@ def _digest(policy: Policy) -> str:
         "connect": _unique(_net_content(entry) for entry in policy.connect),
         "listen": _unique(_net_content(entry) for entry in policy.listen),
         "names": _unique([e.pattern, e.port_low, e.port_high, e.protocols, e.effect] for e in policy.names),
-        "sockets": _unique([entry.pattern, entry.effect] for entry in policy.sockets),
+        "sockets": _unique([entry.pattern, entry.effect, entry.own] for entry in policy.sockets),
         "environment": [policy.environment_remove, policy.environment_keep],
         "system": asdict(policy.system),
         "audit": policy.audit,

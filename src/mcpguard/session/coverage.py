@@ -17,7 +17,10 @@ from mcpguard.session.network import wildcards
 LATER_NAMES = "a protected name that is created after launch is reported, not stopped"
 MEMORY_PROGRAMS = "a program that exists only in memory (memfd) can be executed; it is on record"
 SHARED_ADDRESSES = "names are resolved at launch and refreshed: every name on the same address is reached too"
-LATER_SOCKETS = "a socket made after launch can be reached through a symlink for about two seconds, until it is hidden"
+LATER_SOCKETS = (
+    "a socket made after launch can be reached through a symlink for about two seconds, until it is hidden, "
+    "and where the session may have its own sockets it stays reachable"
+)
 NO_UNIX_HOOK = "only sockets that exist at launch are hidden; the connect hook for unix sockets needs Linux 6.7"
 ABSTRACT_SOCKETS = "abstract sockets of others need Landlock ABI 6 (Linux 6.12)"
 SKIPPED_HOOKS = (

@@ -13,7 +13,7 @@ from mcpguard.kernel import mounts, terminals
 from mcpguard.model.plan import OWN_PLACES, GuardPlan, TablePlan
 from mcpguard.model.policy import Policy
 from mcpguard.policy.automaton import Automaton
-from mcpguard.policy.decide import automaton_of, socket_automaton
+from mcpguard.policy.decide import automaton_of, not_own, socket_automaton
 from mcpguard.policy.image import Image, image_of
 from mcpguard.wire import _abi, encode
 
@@ -27,6 +27,8 @@ def guard_plan(
 ) -> GuardPlan:
     """The automata of a policy, placed on this host as it is mounted now.
 
+    The hooks know who made a socket, so they need no rule for the session's own.
+
     Args:
         mounted: the mount table.
         own_terminals: file system and number of those that the session was started on.
@@ -34,7 +36,7 @@ def guard_plan(
     mounted = placed(mounted, own_terminals)
     return GuardPlan(
         table_plan(automaton_of(policy.tables), policy.tmp, mounted),
-        table_plan(socket_automaton(policy.sockets), policy.tmp, mounted),
+        table_plan(socket_automaton(not_own(policy.sockets)), policy.tmp, mounted),
     )
 
 

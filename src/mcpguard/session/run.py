@@ -72,7 +72,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         files=plan,
         guard=hooks.plan if hooks else None,
         switches=_switches(policy),
-        network=network.settings(policy, names.rows(network.LAUNCH_WAIT_S)),
+        network=network.settings(policy, names.rows(network.LAUNCH_WAIT_S), peers=offer.tier == 1),
         seccomp=seccomp.cached_filter(policy.system, state_directory(), mounts=offer.tier == 1),
     )
     try:
@@ -126,10 +126,14 @@ def _plan(
         return FilesPlan((), ()), None
 
     def may_connect(path: str) -> bool:
-        return decide_unix(policy, path).verdict is Verdict.ALLOW
+        return decide_unix(policy, path).verdict is not Verdict.DENY
+
+    def may_connect_now(path: str) -> bool:
+        """The session has made nothing yet."""
+        return decide_unix(policy, path, foreign=True).verdict is not Verdict.DENY
 
     progress = TerminalProgress(_progress_line)
-    refused = sockets.refused(may_connect)
+    refused = sockets.refused(may_connect_now)
     plan = plan_files(policy, Automaton.from_bytes(policy.tables), sockets=refused, progress=progress)
     progress.clear()
     return plan, sockets.LaterSockets(may_connect, refused, broker.hide)

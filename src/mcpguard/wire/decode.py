@@ -112,6 +112,7 @@ _CALL_OPS: Final = {
     _abi.MG_CALL_HANDLE: "handle",
     _abi.MG_CALL_IDENTITY: "identity",
     _abi.MG_CALL_PROCESS: "process",
+    _abi.MG_CALL_HOST: "host",
 }
 _PROTOCOLS: Final = {
     1: "icmp",

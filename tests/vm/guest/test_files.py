@@ -96,6 +96,8 @@ REFUSED: dict[str, str] = {
     "socket by symlink": "",
     "socket by relative name": "",
     "datagram": "",
+    "socket among own": "",
+    "later socket among own": "",
     "abstract": "",
     "abstract datagram": "",
 }
@@ -195,6 +197,8 @@ def tasks(world: World, outside: Outside, pid: int) -> list[Task]:
         "socket by symlink": ("talk", {"address": f"{project}/to-stream", "kind": STREAM}),
         "socket by relative name": ("talk", {"address": "services/stream", "kind": STREAM, "folder": str(world.root)}),
         "datagram": ("talk", {"address": f"{services}/dgram", "kind": DGRAM}),
+        "socket among own": ("talk", {"address": f"{project}/theirs", "kind": STREAM}),
+        "later socket among own": after(door, "serve", "talk", {"address": f"{project}/late.sock", "kind": STREAM}),
         "abstract": ("talk", {"address": f"@{world.root.name}", "kind": STREAM}),
         "abstract datagram": ("talk", {"address": f"@{world.root.name}-d", "kind": DGRAM}),
         "own socket": ("talk_to_own", {"address": f"{side}/own", "kind": STREAM}),
@@ -290,7 +294,16 @@ def mount_late(world: World) -> None:
     world.plant(late / "vault/key")
 
 
+def serve(world: World) -> None:
+    """Somebody else's server where the session may have its own, for as long as this process lives."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(world.project / "late.sock"))
+    server.listen(8)
+    threading.Thread(target=greet, args=(server,), daemon=True).start()
+
+
 ANSWERS: dict[str, arena.Answer] = {
+    "serve": serve,
     "replace settings": replace_settings,
     "recreate": recreate,
     # Not before the run: tier 2 walks the workspace then, and hides what is so deep.
@@ -320,7 +333,7 @@ def services(world: World) -> Iterator[None]:
     """Listeners outside of the tree and of what its profile names."""
     folder = world.root / "services"
     folder.mkdir()
-    names = (str(folder / "stream"), STREAM), (str(folder / "dgram"), DGRAM)
+    names = (str(folder / "stream"), STREAM), (str(folder / "dgram"), DGRAM), (f"{world.project}/theirs", STREAM)
     abstract = ("\0" + world.root.name, STREAM), (f"\0{world.root.name}-d", DGRAM)
     with contextlib.ExitStack() as stack:
         for name, kind in (*names, *abstract):

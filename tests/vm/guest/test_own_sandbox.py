@@ -37,12 +37,12 @@ system:
 """
 WORKS = (
     *("tmpfs", "use tmpfs", "read tmpfs", "bind of everything", "new proc", "read new proc", "pivot"),
-    *("free after pivot", "cat after pivot", "bind of the vault", "bind of locked"),
+    *("free after pivot", "cat after pivot", "bind of the vault", "bind of locked", "overlay"),
 )
 OPENS_NOTHING = (
     *("vault by bind", "vault by bound file", "vault by new proc", "vault by new root's name"),
     *("vault after pivot", "vault by old root", "write locked by bind", "create in locked by bind"),
-    "write locked after pivot",
+    *("write locked after pivot", "vault by overlay"),
 )
 BWRAP = ("bwrap", "--dev-bind", "/", "/", "--proc", "/proc", "--tmpfs", "/tmp", "--unshare-all")
 REFUSED = {"bwrap vault": "vault", "bwrap vault bound": "vault", "bwrap locked": "locked"}
@@ -57,7 +57,7 @@ def tasks(world: World, outside: Outside, unmapped: int, mapped: int, uid: int) 
         unmapped, mapped: processes outside of the same user: in a user namespace without ids yet, and in that of everybody.
     """
     project = world.project
-    for folder in ("locked", "vault", "own", "own/bound", "own/bound2", "own/root", "own/new"):
+    for folder in ("locked", "vault", "own", "own/bound", "own/bound2", "own/root", "own/new", "own/layered"):
         (project / folder).mkdir()
     (project / "own/onto").write_text("")
     (project / "locked/file").write_text("original\n")
