@@ -349,7 +349,7 @@ def test_a_long_record_is_a_bounded_window_with_whole_sums(recorded: Recorded, m
         await until(pilot, lambda: app._totals.verdicts[Verdict.ALLOW] == 500)
         recorded.add(*recorded.opens(300, "/ws/late"))
         await until(pilot, lambda: app._totals.verdicts[Verdict.ALLOW] == 800)
-        assert len(app.query_one(EventStream)) == 150
+        await until(pilot, lambda: len(app.query_one(EventStream)) == 150)
         assert shown(app)[-1] == "/ws/late/f299"
         await until(pilot, lambda: "250 too fast to show" in text(app, "#counts"))
 
