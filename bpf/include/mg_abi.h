@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 3
+#define MG_ABI_VERSION 4
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -72,6 +72,7 @@ enum mg_detail {
 	MG_DETAIL_RECEIVED = 12, /* a descriptor sent by another process */
 	MG_DETAIL_MAPPED = 13,	/* mapped as code into a running program */
 	MG_DETAIL_NAMES = 14,	/* mounted in more places than can be judged */
+	MG_DETAIL_OUTSIDER = 15, /* it belongs to a process that is not of the tree */
 };
 
 enum mg_unix_match { MG_UNIX_EXACT = 0, MG_UNIX_SUBTREE = 1, MG_UNIX_BEGINNING = 2 };
@@ -124,6 +125,7 @@ enum mg_call_op {
 	MG_CALL_HANDLE = 17,
 	MG_CALL_IDENTITY = 18,
 	MG_CALL_PROCESS = 19,	/* refused by a hook: priority, scheduling or memory of another process, signals by a file */
+	MG_CALL_HOST = 20,	/* what configures the host, or watches all of it */
 };
 
 /* First part of every record. */

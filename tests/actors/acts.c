@@ -84,6 +84,39 @@ static int into_cgroup(char **words)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : ECHILD;
 }
 
+/* words: a file; it is read by a child that this process's own parent gets, not this process. */
+static int siblings(char **words)
+{
+	int line[2], result = ECHILD;
+	pid_t child;
+
+	if (pipe(line) < 0)
+		return errno;
+	child = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+	if (child < 0)
+		return errno;
+	if (child == 0) {
+		result = show(open(words[0], O_RDONLY));
+		_exit(write(line[1], &result, sizeof(result)) < 0);
+	}
+	close(line[1]);
+	return read(line[0], &result, sizeof(result)) == sizeof(result) ? result : ECHILD;
+}
+
+/* words: a file, and how many processes live and die before it is read: whoever lists processes has a long list then. */
+static int many_lives(char **words)
+{
+	for (long i = 0; i < atol(words[1]); i++) {
+		pid_t child = fork();
+
+		if (child == 0)
+			_exit(0);
+		if (child < 0 || waitpid(child, NULL, 0) < 0)
+			return errno;
+	}
+	return show(open(words[0], O_RDONLY));
+}
+
 /* The parent stands still until the child has ended. Not by clone3, which a sandbox may not offer at all. */
 static int vfork_cat(char **words)
 {
@@ -310,6 +343,8 @@ static const struct {
 	{ "late", late, 1 },
 	{ "into-cgroup", into_cgroup, 2 },
 	{ "vfork", vfork_cat, 1 },
+	{ "siblings", siblings, 1 },
+	{ "many-lives", many_lives, 2 },
 	{ "uring", uring, 1 },
 	{ "type-ahead", type_ahead, 1 },
 	{ "storm", storm, 3 },

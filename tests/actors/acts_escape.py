@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
+import stat
 import struct
 import threading
 import time
+from collections.abc import Callable
 
 from acts import act
 from acts_file import by_python, checked, libc, output_of
@@ -17,7 +20,13 @@ SYS_PTRACE, SYS_BPF, SYS_PERF = (101, 321, 298) if X86 else (117, 280, 241)
 SYS_ADD_KEY, SYS_KEYCTL, SYS_VM_READV = (248, 250, 310) if X86 else (217, 219, 270)
 SYS_VM_WRITEV, SYS_INIT_MODULE, SYS_HANDLE_AT = (311, 175, 304) if X86 else (271, 105, 265)
 SYS_PIDFD_OPEN, SYS_PIDFD_GETFD, SYS_PIDFD_SEND = 434, 438, 424
-PTRACE_ATTACH, PTRACE_DETACH = 16, 17
+SYS_TGKILL, SYS_SIGQUEUE = (234, 129) if X86 else (131, 138)
+SYS_SETHOSTNAME, SYS_ACCT, SYS_SYSLOG = (170, 163, 103) if X86 else (161, 89, 116)
+SYS_USERFAULTFD, SYS_KCMP, SYS_FANOTIFY = (323, 312, 300) if X86 else (282, 272, 262)
+SYS_QUOTACTL, SYS_SETTIMEOFDAY, SYS_MOUNT = (179, 164, 165) if X86 else (60, 170, 40)
+SYS_OPEN_TREE, SYS_FSOPEN = 428, 430
+PTRACE_ATTACH, PTRACE_DETACH, PTRACE_SEIZE = 16, 17, 0x4206
+F_SETSIG, SYSLOG_SIZE, Q_SYNC = 10, 10, 0x80000100
 
 
 def call(number: int, *words: object) -> int:
@@ -36,6 +45,65 @@ def signal_to(pid: int, number: int) -> None:
 def signal_by_pidfd(pid: int, number: int) -> None:
     """The same by a handle."""
     call(SYS_PIDFD_SEND, os.pidfd_open(pid), number, None, 0)
+
+
+@act
+def signal_group(pid: int) -> None:
+    """Send nothing to a whole process group, as a try."""
+    os.killpg(os.getpgid(pid), 0)
+
+
+@act
+def signal_thread(pid: int) -> None:
+    """The same to one thread."""
+    call(SYS_TGKILL, pid, pid, 0)
+
+
+@act
+def signal_with_value(pid: int) -> None:
+    """The same with a value, which a debugger would send."""
+    call(SYS_SIGQUEUE, pid, 0, ctypes.create_string_buffer(struct.pack("iii", 0, 0, -1), 128))
+
+
+@act
+def signal_by_arrival(pid: int, number: int) -> None:
+    """Have the kernel send a signal when something arrives in a pipe of one's own."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(reader, fcntl.F_SETOWN, pid)
+    fcntl.fcntl(reader, F_SETSIG, number)
+    fcntl.fcntl(reader, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    os.write(writer, b"x")
+
+
+@act
+def seize(pid: int) -> None:
+    """Take a process over without stopping it."""
+    call(SYS_PTRACE, PTRACE_SEIZE, pid, None, None)
+
+
+@act
+def copy_into_memory(pid: int, start: int) -> None:
+    """Write into the memory of a process: the first byte of its stack, as it is."""
+    byte = ctypes.create_string_buffer(1)
+    mine = (ctypes.c_uint64 * 2)(ctypes.addressof(byte), 1)
+    theirs = (ctypes.c_uint64 * 2)(start, 1)
+    call(SYS_VM_READV, pid, ctypes.byref(mine), 1, ctypes.byref(theirs), 1, 0)
+    call(SYS_VM_WRITEV, pid, ctypes.byref(mine), 1, ctypes.byref(theirs), 1, 0)
+
+
+@act
+def reach_guard(how: str) -> None:
+    """The process that started the first of all acts, which is the guard where there is one."""
+    with open(f"/proc/{os.getppid()}/stat") as stat:
+        guard = int(stat.read().rpartition(")")[2].split()[1])
+    if how == "signal":
+        os.kill(guard, 0)
+    elif how == "descriptor":
+        os.close(call(SYS_PIDFD_GETFD, os.pidfd_open(guard), 1, 0))
+    elif how == "open file":
+        os.close(os.open(f"/proc/{guard}/fd/0", os.O_RDONLY))
+    else:
+        read_file(f"/proc/{guard}/{how}")
 
 
 @act
@@ -70,6 +138,28 @@ def copy_memory(pid: int, start: int, size: int) -> str:
     theirs = (ctypes.c_uint64 * 2)(start, size)
     call(SYS_VM_READV, pid, ctypes.byref(mine), 1, ctypes.byref(theirs), 1, 0)
     return text.raw.decode(errors="replace")[-4096:]
+
+
+@act
+def write_memory(pid: int, address: int) -> None:
+    """Write what stands there already through /proc/PID/mem."""
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(address)
+        there = memory.read(8)
+        memory.seek(address)
+        memory.write(there)
+
+
+@act
+def read_link(path: str) -> str:
+    """Where a link leads."""
+    return os.readlink(path)
+
+
+@act
+def list_folder(path: str) -> str:
+    """The names in a folder."""
+    return " ".join(os.listdir(path))
 
 
 @act
@@ -169,6 +259,42 @@ def add_key() -> None:
 def read_keyrings() -> None:
     """Ask for the keyring of the session."""
     call(SYS_KEYCTL, 0, -3, 0)
+
+
+HOST = os.uname().nodename.encode()
+# Calls that configure the host, or watch it; each does nothing, or nothing that lasts.
+KERNEL_CALLS: dict[str, Callable[[], int]] = {
+    "name the host": lambda: call(SYS_SETHOSTNAME, HOST, len(HOST)),
+    "stop accounting": lambda: call(SYS_ACCT, None),
+    "ask for the kernel's log": lambda: call(SYS_SYSLOG, SYSLOG_SIZE, None, 0),
+    "handle page faults": lambda: call(SYS_USERFAULTFD, 0),
+    "compare processes": lambda: call(SYS_KCMP, os.getpid(), os.getpid(), 0, 0, 0),
+    "set the clock": lambda: call(SYS_SETTIMEOFDAY, None, None),
+    "watch a file system": lambda: call(SYS_FANOTIFY, 0, 0),
+    "write quotas": lambda: call(SYS_QUOTACTL, Q_SYNC, None, 0, None),
+    "clone a mount": lambda: call(SYS_OPEN_TREE, -100, b"/", 1),
+    "make a file system": lambda: call(SYS_FSOPEN, b"tmpfs", 0),
+}
+
+
+@act
+def call_kernel(name: str) -> None:
+    """Make one of those calls."""
+    KERNEL_CALLS[name]()
+
+
+@act
+def make_device(path: str) -> None:
+    """A way to the first disk, past every file system."""
+    os.mknod(path, 0o600 | stat.S_IFBLK, os.makedev(8, 0))
+    os.unlink(path)
+
+
+@act
+def give_capability(path: str) -> None:
+    """Have a program start with every capability."""
+    with open(path, "w"):
+        os.setxattr(path, "security.capability", struct.pack("<IIIII", 0x02000001, 0xFFFFFFFF, 0, 0, 0))
 
 
 @act

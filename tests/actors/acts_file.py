@@ -382,6 +382,13 @@ def change(how: str, folder: str, side: str) -> None:
 
 
 @act
+def move_and_back(path: str) -> None:
+    """Give a folder another name, and the old one again."""
+    os.rename(path, f"{path}-moved")
+    os.rename(f"{path}-moved", path)
+
+
+@act
 def create(path: str) -> None:
     """Make a file that did not exist, with the folders that lead to it."""
     os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -334,8 +334,9 @@ def enter_own_namespaces() -> None:
     checked(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "mount / private")
 
 
-def do_mount(source: str, target: str, kind: str | None, flags: int = 0) -> None:
-    words = (source.encode(), target.encode(), kind.encode() if kind else None, ctypes.c_ulong(flags), None)
+def do_mount(source: str, target: str, kind: str | None, flags: int = 0, options: str = "") -> None:
+    more = options.encode() if options else None
+    words = (source.encode(), target.encode(), kind.encode() if kind else None, ctypes.c_ulong(flags), more)
     checked(libc.mount(*words), f"mount {target}")
 
 
@@ -371,6 +372,9 @@ def own_sandbox(folder: str, vault: str, locked: str) -> str:
         note("tmpfs", lambda: do_mount("tmpfs", new, "tmpfs"))
         note("use tmpfs", lambda: new_file(f"{new}/file"))
         note("read tmpfs", lambda: by_python(f"{new}/file"))
+        layers = f"lowerdir={os.path.dirname(vault)}:{os.path.dirname(locked)}"
+        note("overlay", lambda: do_mount("overlay", f"{folder}/layered", "overlay", options=layers))
+        note("vault by overlay", lambda: by_python(f"{folder}/layered/{os.path.basename(vault)}"))
         note("bind of everything", lambda: do_mount("/", root, None, MS_BIND | MS_REC))
         note("new proc", lambda: do_mount("proc", f"{root}/proc", "proc"))
         note("read new proc", lambda: by_python(f"{root}/proc/self/status")[:5])
@@ -429,14 +433,20 @@ def run_storm(command: list[str]) -> str:
 
 
 @act
-def flood_ring(door: str, command: list[str]) -> str:
-    """Run a program while nobody reads the rings; end when the record has caught up."""
+def flood_ring(door: str, command: list[str], later: str) -> str:
+    """Run a program while nobody reads the rings; end when a refusal of `later` is on record, so that there is room again."""
     ask(door, "stand still")
     try:
-        return run_storm(command)
+        out = run_storm(command)
     finally:
         ask(door, "go on")
-        ask(door, "wait for the record")
+    while True:
+        outcome(later)
+        try:
+            ask(door, "look for later")
+            return out
+        except OSError:
+            time.sleep(2)
 
 
 @act

@@ -17,7 +17,7 @@ from world import World
 
 pytestmark = pytest.mark.kernel
 
-FLOOD, THREADS, ASKS = 100_000, 32, 100
+FLOOD, THREADS, ASKS, LIVES = 100_000, 32, 100, 5000
 NEW_USER, NEW_MOUNTS, NEW_NET, NEW_PIDS = 0x10000000, 0x00020000, 0x40000000, 0x20000000
 MOUNTS = Path("/proc/self/mounts").read_text().splitlines()
 CGROUPS = next(line.split()[1] for line in MOUNTS if line.split()[2] == "cgroup2")
@@ -38,6 +38,10 @@ files:
 """
 
 
+# Shown to those only who may trace the process. They can be opened and not read: the record has the opening.
+OPENED = ("io", "syscall", "stack", "personality")
+
+
 def tasks_on(pid: int, fd: int, stack: tuple[int, int]) -> list[Task]:
     """Acts on the process outside."""
     wanted: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,9 +54,24 @@ def tasks_on(pid: int, fd: int, stack: tuple[int, int]) -> list[Task]:
         "descriptor": ("take_descriptor", {"pid": pid, "fd": fd}),
         "environ": ("read_file", {"path": f"/proc/{pid}/environ"}),
         "environ by thread": ("read_file", {"path": f"/proc/{pid}/task/{pid}/environ"}),
+        "memory file for writing": ("write_memory", {"pid": pid, "address": stack[0] + stack[1] - 16}),
+        "memory map": ("read_file", {"path": f"/proc/{pid}/maps"}),
+        "auxiliary values": ("read_file", {"path": f"/proc/{pid}/auxv"}),
+        "program": ("read_file", {"path": f"/proc/{pid}/exe"}),
+        "working folder": ("read_file", {"path": f"/proc/{pid}/cwd/held"}),
+        "working folder by thread": ("read_file", {"path": f"/proc/{pid}/task/{pid}/cwd/held"}),
+        "list of the working folder": ("list_folder", {"path": f"/proc/{pid}/cwd/."}),
         "open file": ("read_file", {"path": f"/proc/{pid}/fd/{fd}"}),
+        "open file by thread": ("read_file", {"path": f"/proc/{pid}/task/{pid}/fd/{fd}"}),
+        "name of the open file": ("read_link", {"path": f"/proc/{pid}/fd/{fd}"}),
         "root of process": ("read_file", {"path": f"/proc/{pid}/root/etc/hostname"}),
         "namespace": ("join_namespace", {"pid": pid, "kind": "mnt"}),
+        "signal to the group": ("signal_group", {"pid": pid}),
+        "signal to a thread": ("signal_thread", {"pid": pid}),
+        "signal with a value": ("signal_with_value", {"pid": pid}),
+        "seize": ("seize", {"pid": pid}),
+        "memory copy for writing": ("copy_into_memory", {"pid": pid, "start": stack[0]}),
+        "timers": ("read_file", {"path": f"/proc/{pid}/timers"}),
         "adjust oom": ("write_file", {"path": f"/proc/{pid}/oom_score_adj", "text": "1000"}),
     }
     return [Task(id, act, args) for id, (act, args) in wanted.items()]
@@ -66,6 +85,9 @@ def tasks_away(world: World) -> list[Task]:
         "sudo": ["sudo", "-n", "cat", secret],
         "setpriv": ["setpriv", "--reuid", "65534", "cat", "/etc/hostname"],
         "new namespaces by program": ["unshare", "-Urm", "true"],
+        "su": ["su", "-c", f"cat {secret}"],
+        "a child of its parent": ["./acts", "siblings", secret],
+        "after many lives": ["./acts", "many-lives", secret, str(LIVES)],
         "born in another cgroup": ["./acts", "into-cgroup", secret, str(cgroup)],
     }
     wanted: dict[str, tuple[str, dict[str, Any]]] = {
@@ -89,6 +111,12 @@ def tasks_away(world: World) -> list[Task]:
 
 # To be removed at the end, when nobody is left in them.
 made_cgroups: list[Path] = []
+KERNEL_CALLS = (
+    *("name the host", "stop accounting", "ask for the kernel's log", "handle page faults", "compare processes"),
+    *("set the clock", "watch a file system", "write quotas", "clone a mount", "make a file system"),
+)
+KERNEL_FILES = {"program for core dumps": "/proc/sys/kernel/core_pattern", "the kernel's own log": "/dev/kmsg"}
+GUARD = ("signal", "descriptor", "open file", "environ", "maps")
 KERNEL_DOORS = ("load_bpf_map", "open_perf", "add_key", "read_keyrings")
 
 
@@ -113,11 +141,16 @@ def tasks_on_guard(world: World) -> list[Task]:
         "cat",
         secret,
     ]
+    # The refusal to nest is a courtesy; an attacker brings a copy without it.
+    words = f"import sys, mcpguard.session.start as s; s.refuse_nesting = lambda: None; sys.argv[1:] = {nested[4:]!r}"
+    talked_over = [sys.executable, "-P", "-c", f"{words}; from mcpguard.cli.main import main; sys.exit(main())"]
     return [
         Task("profiles", "tamper", {"folder": str(profiles)}),
         Task("state", "tamper", {"folder": str(world.state / "state")}),
         Task("remove state", "remove", {"path": str(world.state / "state" / "filled")}),
         Task("mcpguard inside", "run_program", {"command": nested}),
+        Task("mcpguard inside, talked over", "run_program", {"command": talked_over}),
+        *(Task(f"guard {how}", "reach_guard", {"how": how}) for how in GUARD),
     ]
 
 
@@ -137,8 +170,15 @@ def escapes() -> Iterator[Duel]:
         def tasks(world: World) -> Sequence[Task]:
             outside = stack.enter_context(victim(world))
             doors = [Task(door, door) for door in KERNEL_DOORS]
+            doors += [Task(name, "call_kernel", {"name": name}) for name in KERNEL_CALLS]
+            doors += [Task(name, "write_file", {"path": path, "text": ""}) for name, path in KERNEL_FILES.items()]
+            doors += [
+                Task("device", "make_device", {"path": str(world.project / "disk")}),
+                Task("capability", "give_capability", {"path": str(world.project / "capable")}),
+            ]
             memory = Task("nameless program", "execute_memory", {"program": "/usr/bin/true"})
             on_victim = tasks_on(outside.pid, outside.fd, outside.stack)
+            on_victim += [Task(name, "read_file", {"path": f"/proc/{outside.pid}/{name}"}) for name in OPENED]
             return [*tasks_on_guard(world), *on_victim, *tasks_away(world), *doors, memory]
 
         try:
@@ -149,10 +189,21 @@ def escapes() -> Iterator[Duel]:
 
 
 ON_VICTIM = [task.id for task in tasks_on(1, 0, (0, 0))]
-LEAKS_CANARY = ("memory file", "memory copy", "descriptor", "environ", "environ by thread", "open file")
+LEAKS_CANARY = (
+    *("memory file", "memory copy", "descriptor", "environ", "environ by thread", "open file", "open file by thread"),
+    *("working folder", "working folder by thread"),
+)
 READS_SECRET = (
     *("sudo", "born in another cgroup", "move to a cgroup", "move to the root", "open by handle", "another's name"),
-    *("storm", "flood", "mcpguard inside"),
+    *(
+        "storm",
+        "flood",
+        "mcpguard inside",
+        "mcpguard inside, talked over",
+        "su",
+        "a child of its parent",
+        "after many lives",
+    ),
 )
 LEAVES = ("setpriv", "new namespaces by program", "make a cgroup", "user namespace", "mount namespace", "chroot")
 MORE_NAMESPACES = ("net namespace", "pid namespace")
@@ -169,6 +220,11 @@ def test_a_process_outside_cannot_be_touched(id: str, escapes: Duel) -> None:
     escapes.assert_recorded(id)
 
 
+@pytest.mark.parametrize("id", OPENED)
+def test_what_a_process_outside_does_cannot_be_read(id: str, escapes: Duel) -> None:
+    escapes.assert_refused(id)
+
+
 @pytest.mark.parametrize("id", LEAKS_CANARY)
 def test_a_process_outside_keeps_its_secrets(id: str, escapes: Duel) -> None:
     assert leaked(escapes, id, guarded=False), escapes.control[id]
@@ -183,7 +239,7 @@ def test_the_secret_stays_out_of_reach_whatever_the_reader_becomes(id: str, esca
 
 
 # sudo and mcpguard say no by themselves; clone3 does not exist in the tree, so that no library tries it twice.
-UNRECORDED = ("sudo", "mcpguard inside", "born in another cgroup")
+UNRECORDED = ("sudo", "su", "mcpguard inside", "born in another cgroup")
 
 
 @pytest.mark.parametrize("id", [id for id in READS_SECRET if id not in UNRECORDED])
@@ -197,6 +253,22 @@ def test_the_tree_cannot_leave_its_surroundings(id: str, escapes: Duel) -> None:
     # Becoming somebody else is for the capable; to a process without capabilities it is refused everywhere.
     if id != "setpriv":
         escapes.assert_recorded(id)
+
+
+@pytest.mark.parametrize("how", GUARD)
+def test_the_guard_itself_is_a_process_outside(how: str, escapes: Duel) -> None:
+    escapes.assert_refused(f"guard {how}")
+    escapes.assert_recorded(f"guard {how}")
+
+
+@pytest.mark.parametrize("name", [*KERNEL_CALLS, *KERNEL_FILES, "device", "capability"])
+def test_the_host_cannot_be_configured(name: str, escapes: Duel) -> None:
+    escapes.assert_refused(name)
+
+
+@pytest.mark.parametrize("name", [*KERNEL_CALLS, *KERNEL_FILES])
+def test_an_attempt_to_configure_the_host_is_recorded(name: str, escapes: Duel) -> None:
+    escapes.assert_recorded(name)
 
 
 @pytest.mark.parametrize("door", KERNEL_DOORS)

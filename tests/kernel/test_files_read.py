@@ -52,6 +52,7 @@ def tasks(world: World) -> Sequence[Task]:
     world.plant(vault)
     world.plant(world.project / "vault/tool", before="#!/bin/sh\necho ", mode=0o755)
     world.plant(world.root / "elsewhere/notes")
+    world.plant(world.root / "project-2/notes")
     harmless = world.project / "harmless"
     harmless.write_text("nothing of interest\n")
     places = {"home": str(world.home / ".ssh/id_ed25519"), "vault": str(vault)}
@@ -63,7 +64,11 @@ def tasks(world: World) -> Sequence[Task]:
         ]
         wanted += [Task(f"{place} {way}", way, {"path": path}) for way in ODD_WAYS[:2]]
         wanted.append(Task(f"{place} {ODD_WAYS[2]}", ODD_WAYS[2], {"path": path, "harmless": str(harmless)}))
-    paths = {".env": world.project / ".env", "unnamed": world.root / "elsewhere/notes"}
+    paths = {
+        ".env": world.project / ".env",
+        "unnamed": world.root / "elsewhere/notes",
+        "sibling": world.root / "project-2/notes",
+    }
     wanted += [Task(id, "read", {"reader": "cat", "alias": "direct", "path": str(path)}) for id, path in paths.items()]
     wanted.append(Task("execute", "execute", {"path": str(world.project / "vault/tool")}))
     wanted.append(Task("ring", "read", {"reader": "uring", "alias": "direct", "path": str(harmless)}))
@@ -103,7 +108,7 @@ def test_a_denied_file_cannot_be_read_from_a_thread_a_daemon_or_through_a_flippi
     assert_secret_kept(readers, f"{place} {way}")
 
 
-@pytest.mark.parametrize("id", [".env", "unnamed"])
+@pytest.mark.parametrize("id", [".env", "unnamed", "sibling"])
 def test_a_glob_and_the_default_deny_as_well(id: str, readers: Duel) -> None:
     assert_secret_kept(readers, id)
     readers.assert_recorded(id)

@@ -55,6 +55,14 @@ MISSING = {
     "an editor's tasks": "{project}/.vscode/tasks.json",
 }
 
+# Folders above what is protected: a new one in its place would hold whatever the tree wants.
+ANCESTORS = {
+    "of a hook": "{project}/.git",
+    "of the workspace": "{project}",
+    "of a key": "{home}/.ssh",
+    "of all": "{home}",
+}
+
 # What the protected folders of each world looked like before the acts, by the root of the world and the place.
 remembered: dict[Path, dict[str, dict[str, tuple[object, ...]]]] = {}
 
@@ -78,6 +86,9 @@ def tasks(world: World) -> Sequence[Task]:
     for name, path in (PERSISTENCE | MISSING).items():
         filled = path.format(home=world.home, project=world.project)
         wanted.append(Task(name, "create", {"path": filled}))
+    for name, path in ANCESTORS.items():
+        filled = path.format(home=world.home, project=world.project)
+        wanted.append(Task(name, "move_and_back", {"path": filled}))
     remembered[world.root] = {place: snapshot(target(world, place)) for place in PROTECTED}
     return wanted
 
@@ -114,6 +125,12 @@ def test_a_change_to_a_protected_file_is_refused(how: str, place: str, writers: 
 @pytest.mark.parametrize("place", PROTECTED)
 def test_nothing_about_the_protected_files_changed(place: str, writers: Duel) -> None:
     assert snapshot(target(writers.caged, place)) == remembered[writers.caged.root][place]
+
+
+@pytest.mark.parametrize("name", ANCESTORS)
+def test_a_folder_above_what_is_protected_stays_where_it_is(name: str, writers: Duel) -> None:
+    writers.assert_refused(name)
+    writers.assert_recorded(name)
 
 
 @pytest.mark.parametrize("name", PERSISTENCE)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from harness import SYSTEM_PYTHON, Sandbox, need_root, sandbox
+from matrix import equip
 
 pytestmark = pytest.mark.kernel
 
@@ -121,6 +124,20 @@ def test_shared_memory_of_others_is_out_of_sight(box: Sandbox) -> None:
         assert box.run(["sh", "-c", "echo mine > /dev/shm/own && cat /dev/shm/own"]).out == "mine\n"
     finally:
         outside.unlink()
+
+
+def test_a_process_outside_is_not_killed_when_something_arrives_in_a_pipe(box: Sandbox) -> None:
+    equip(box.world)
+    for run, alive in ((box.control, False), (box.run, True)):
+        with subprocess.Popen(["sleep", "60"]) as victim:
+            args = {"pid": victim.pid, "number": int(signal.SIGKILL)}
+            (box.world.project / "plan.json").write_text(
+                json.dumps([{"id": "x", "act": "signal_by_arrival", "args": args}])
+            )
+            run([SYSTEM_PYTHON, "-B", "acts.py", "plan.json"])
+            # What was sent has arrived when the sender has ended.
+            assert (victim.poll() is None) is alive
+            victim.kill()
 
 
 def test_limits_of_a_process_outside_cannot_be_set(box: Sandbox) -> None:

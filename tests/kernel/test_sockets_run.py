@@ -24,8 +24,6 @@ extends: [dev-tools]
 files:
   write: ["{workspace}"]
   execute: ["{workspace}"]
-sockets:
-  allow: ["{workspace}/**"]
 """
 ROADS = {
     "direct": "unix_connect",
@@ -33,7 +31,9 @@ ROADS = {
     "held folder": "unix_connect_in_held_folder",
     "own folder": "unix_connect_from_its_folder",
 }
-OUTSIDE = (*SOCKETS, "abstract", "abstract datagrams")
+# Somebody else's, where the session may have its own.
+AMONG_OWN = {"a database in the temporary folder": "tmp/.s.PGSQL.5432", "an editor in the workspace": "project/nvim.1"}
+OUTSIDE = (*SOCKETS, "abstract", "abstract datagrams", *AMONG_OWN)
 GLOB_PROFILE = """\
 name: glob
 extends: [dev-tools]
@@ -63,7 +63,7 @@ class Sockets:
 def tasks(world: World) -> Sequence[Task]:
     tokens[world.root] = {}
     wanted = []
-    for name, (path, kind) in socket_paths(world).items():
+    for name, (path, kind) in socket_paths(world, AMONG_OWN).items():
         id = f"{name} direct"
         tokens[world.root][id] = secrets.token_hex(8)
         args = {"path": path, "kind": kind, "token": tokens[world.root][id]}
@@ -79,6 +79,7 @@ def tasks(world: World) -> Sequence[Task]:
         wanted.append(Task(f"{name} unconnected", "unix_send", args))
     own = str(world.project / "own.sock")
     wanted.append(Task("own", "unix_serve_itself", {"path": own}))
+    wanted.append(Task("own in the temporary folder", "unix_serve_itself", {"path": str(world.tmp / "own.sock")}))
     wanted.append(Task("own abstract", "unix_serve_itself", {"path": f"@{world.root.name}-own"}))
     return wanted
 
@@ -90,7 +91,7 @@ def sockets() -> Iterator[Sockets]:
         listeners: list[Listener] = []
 
         def prepare(world: World) -> Sequence[Task]:
-            listeners.append(stack.enter_context(services(world)))
+            listeners.append(stack.enter_context(services(world, AMONG_OWN)))
             return tasks(world)
 
         fought = stack.enter_context(duel(PROFILE, prepare))
@@ -118,7 +119,7 @@ def test_the_refusal_is_recorded(name: str, id: str, sockets: Sockets) -> None:
     sockets.duel.assert_recorded(id)
 
 
-@pytest.mark.parametrize("id", ["own", "own abstract"])
+@pytest.mark.parametrize("id", ["own", "own in the temporary folder", "own abstract"])
 def test_the_tree_talks_over_its_own_sockets(id: str, sockets: Sockets) -> None:
     sockets.duel.assert_allowed(id)
     assert sockets.duel.guarded[id].out == "hello"

@@ -49,6 +49,7 @@ def judge(
         ("keyctl", "keyctl"),
         ("perf", "perf"),
         ("module", "module"),
+        ("host", "host"),
         ("ioctl", "ioctl"),
     ],
 )

@@ -140,6 +140,37 @@ def test_repositories_that_the_agent_made_are_named(bench: Bench) -> None:
     assert "before you use git in: ~/new\n" in text
 
 
+def test_what_tools_obey_without_being_asked_is_named(bench: Bench) -> None:
+    plant = "/ws/venv/lib/python3.11/site-packages/evil.pth"
+    moved = refused("rename", "/ws/x", 0, access=Access.WRITE, path2=plant)
+    summary = summary_of(
+        bench,
+        opened("/ws/.pre-commit-config.yaml", Access.WRITE),
+        opened("/ws/sub/.vscode/tasks.json", Access.READ | Access.WRITE),
+        opened("/ws/venv/bin/activate.fish", Access.WRITE),
+        moved,
+        opened("/ws/lefthook.yml"),
+        opened("/elsewhere/lefthook.yml", Access.WRITE),
+        opened("/ws/app.py", Access.WRITE),
+    )
+    names = (".pre-commit-config.yaml", "sub/.vscode/tasks.json", "venv/bin/activate.fish", plant.removeprefix("/ws/"))
+    assert summary.unasked == tuple(f"/ws/{name}" for name in names)
+    assert "without being asked: ~/.pre-commit-config.yaml, ~/sub/.vscode/tasks.json" in "\n".join(
+        render(summary, "/ws")
+    )
+
+
+def test_a_repository_and_an_environment_of_the_agents_own_are_not_named_file_by_file(bench: Bench) -> None:
+    summary = summary_of(
+        bench,
+        opened("/ws/new/.git/config.lock", Access.WRITE),
+        opened("/ws/new/.pre-commit-config.yaml", Access.WRITE),
+        opened("/ws/venv/pyvenv.cfg", Access.WRITE),
+        opened("/ws/venv/bin/activate", Access.WRITE),
+    )
+    assert (summary.repositories, summary.unasked) == (("/ws/new",), ())
+
+
 def test_losses_are_a_warning(bench: Bench) -> None:
     text = text_of(bench, opened("/ws/a", who=head(lost=12)))
     assert "warning  the record is not complete: 12 records" in text

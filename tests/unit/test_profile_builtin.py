@@ -142,14 +142,18 @@ def test_servers_under_test_listen_on_this_host_only(profile: str) -> None:
 @pytest.mark.parametrize("profile", BUILTIN)
 @pytest.mark.parametrize("socket", listed("foreign-sockets"))
 def test_sockets_of_programs_outside_the_tree_are_refused(profile: str, socket: str) -> None:
-    assert decide_unix(policy_of(profile), place(socket)).verdict is Verdict.DENY
+    assert decide_unix(policy_of(profile), place(socket), foreign=True).verdict is Verdict.DENY
 
 
-@pytest.mark.parametrize(
-    "socket", ["{workspace}/a.sock", "{tmp}/pymp-abc/listener-1", "/run/systemd/userdb/io.systemd.NameServiceSwitch"]
-)
-def test_sockets_of_the_tree_itself_and_of_name_services_are_reached(socket: str) -> None:
+@pytest.mark.parametrize("socket", ["{workspace}/a.sock", "{tmp}/pymp-abc/listener-1"])
+def test_sockets_of_the_tree_itself_are_reached_and_those_of_others_in_the_same_place_are_not(socket: str) -> None:
     assert decide_unix(policy_of("dev-tools"), place(socket)).verdict is Verdict.ALLOW
+    assert decide_unix(policy_of("dev-tools"), place(socket), foreign=True).verdict is Verdict.DENY
+
+
+def test_name_services_are_reached() -> None:
+    socket = "/run/systemd/userdb/io.systemd.NameServiceSwitch"
+    assert decide_unix(policy_of("dev-tools"), socket, foreign=True).verdict is Verdict.ALLOW
 
 
 def inherited(profile: str, name: str) -> bool:

@@ -93,13 +93,18 @@ def test_network_rules_know_their_direction() -> None:
 
 def test_every_key_of_a_full_profile_is_read() -> None:
     raw = read(
-        "name: x\ndescription: >\n  two\n  lines\nextends: [base]\ncommand: [a, -b]\nsockets: {allow: ['@a'], deny: [/b]}\n"
+        "name: x\ndescription: >\n  two\n  lines\nextends: [base]\ncommand: [a, -b]\n"
+        "sockets: {allow: ['@a'], own: [/c], deny: [/b]}\n"
         "environment: {remove: ['A_*'], keep: [A_B]}\nsystem: {user_namespaces: true, io_uring: false}\nmcp: {}\n"
     )
     profile = raw.profile
     assert (profile.name, profile.description, profile.command) == ("x", "two lines", ("a", "-b"))
     assert (raw.parents[0].name, raw.parents[0].line) == ("base", 5)
-    assert [(rule.effect, rule.pattern) for rule in profile.sockets] == [(Effect.ALLOW, "@a"), (Effect.DENY, "/b")]
+    assert [(rule.effect, rule.pattern, rule.own) for rule in profile.sockets] == [
+        (Effect.ALLOW, "@a", False),
+        (Effect.ALLOW, "/c", True),
+        (Effect.DENY, "/b", False),
+    ]
     assert (profile.environment_remove, profile.environment_keep) == (("A_*",), ("A_B",))
     assert (profile.system.user_namespaces, profile.system.io_uring) == (True, False)
 

@@ -218,7 +218,7 @@ def test_socket_rules_cross_as_subtrees_in_both_spellings_of_run() -> None:
         SocketEntry("/tmp/mine-*/s", Effect.ALLOW, 6),
         SocketEntry("/tmp/*/s", Effect.DENY, 7),
     )
-    rows = network.unix_rows(make_policy(sockets=sockets))
+    rows = network.unix_rows(sockets)
     assert ["/w", 1, 1] in rows
     assert ["/run/docker.sock", 0, 2] in rows
     assert ["@name*", 1, 3] in rows

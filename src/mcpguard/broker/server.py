@@ -15,7 +15,7 @@ import pwd
 import select
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mcpguard.backends import landlock as files
@@ -26,10 +26,12 @@ from mcpguard.broker.engine import Engine
 from mcpguard.broker.protocol import LaunchRequest, checked_paths, error_to_json, guard_from_json
 from mcpguard.broker.rearm import INTERVAL_S, Covers
 from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
-from mcpguard.kernel import cgroup, landlock, mounts
-from mcpguard.model.values import dataclass
+from mcpguard.kernel import cgroup, landlock, mounts, terminals
+from mcpguard.model.plan import OWN_PLACES
+from mcpguard.model.values import dataclass, field
 
 MINIMUM_LANDLOCK = 3
+_MOST_HELD = 8
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 _DIED: dict[str, Any] = {"failed": "start", "errno": None, "words": "the child died"}
@@ -42,11 +44,13 @@ class _Child:
     Attributes:
         orders: where it gets the request from.
         line: where it reports; closed by exec.
+        held: what keeps the names of its terminals taken; open as long as we are.
     """
 
     pid: int
     orders: Channel
     line: socket.socket
+    held: list[int] = field(default_factory=list)
 
 
 def serve(channel: Channel, caller_uid: int, caller_pid: int, *, audit: bool, tier: int | None) -> None:
@@ -89,6 +93,10 @@ class _Session:
         self.audit = audit
         self.tier = tier
         self.client_gone = False
+        # The child inherits them. Held open here, so that no other terminal gets their numbers while the session lives.
+        self.terminals = terminals.own()
+        for terminal in self.terminals:
+            terminals.hand_over(terminal, caller_uid)
 
     def run(self) -> None:
         mount = cgroup.unified_mount()
@@ -112,11 +120,11 @@ class _Session:
     def _guard(self, leaf: cgroup.Leaf) -> None:
         with _signals() as wakeup, Engine(leaf, self.audit, self.tier) as engine:
             abi = _insist_on_landlock(engine.tier)
-            self.channel.send(engine.offer())
+            self.channel.send({**engine.offer(), "terminals": [[own.device, own.index] for own in self.terminals]})
             # To be done while the user's process plans: the kernel takes its time to let a process into a cgroup.
             engine.go_live()
             target = canary.Target.open(outside_pid=self.caller_pid, signals=abi >= 6 or engine.tier < tiers.LANDLOCK)
-            child = _fork(engine.tier, leaf, target)
+            child = _fork(engine.tier, leaf, target, self.terminals)
             received = self.channel.receive()
             if received is None:  # the user's process changed its mind
                 return
@@ -139,7 +147,7 @@ class _Session:
             answer = child.line.recv(4096)
             if answer:
                 self._tell({"exec_failed": json.loads(answer)["exec"]})
-            status = self._wait(child, wakeup, engine, covers)
+            status = self._wait(child, leaf, wakeup, engine, covers)
             covers.close()
             leftover = max(0, len(leaf.pids()) if leaf.populated() else 0)
             leaf.kill()
@@ -147,7 +155,7 @@ class _Session:
             engine.release()
             self._until_client_leaves()
 
-    def _wait(self, child: _Child, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
+    def _wait(self, child: _Child, leaf: cgroup.Leaf, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
         """Wait for the agent to end; returns its wait status. Meanwhile, put back covers that come off."""
         while True:
             sources = [wakeup.fileno()] if self.client_gone else [wakeup.fileno(), self.channel.fileno()]
@@ -159,7 +167,7 @@ class _Session:
                     if number in _FORWARDED:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(child.pid, number)
-                status = _reap(child.pid)
+                status = _reap(child.pid, leaf)
                 if status is not None:
                     return status
             if self.channel.fileno() in ready:
@@ -209,7 +217,7 @@ class _Session:
                 return
 
 
-def _fork(tier: int, leaf: cgroup.Leaf, target: canary.Target) -> _Child:
+def _fork(tier: int, leaf: cgroup.Leaf, target: canary.Target, own: Sequence[terminals.Terminal]) -> _Child:
     """The child, on its way into the leaf; there it waits for its orders."""
     orders, theirs = socket.socketpair()
     line, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -217,7 +225,7 @@ def _fork(tier: int, leaf: cgroup.Leaf, target: canary.Target) -> _Child:
     if pid == 0:
         orders.close()
         line.close()
-        become_agent(Channel(theirs), tier, leaf, end, target)
+        become_agent(Channel(theirs), tier, leaf, end, target, own)
     theirs.close()
     end.close()
     return _Child(pid, Channel(orders), line)
@@ -231,11 +239,11 @@ def _confine(child: _Child, request: dict[str, Any], engine: Engine) -> int:
     """
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # one that failed has said why
         child.orders.send(request)
-    report = _read_report(child.line)
+    report, child.held = _read_report(child.line)
     if report.get("confined"):
-        engine.arm(_device_at(child.pid, files.SHARED_MEMORY))
+        engine.arm(_own_places(child.pid))
         child.line.send(b"arm")
-        report = _read_report(child.line)
+        report, _none = _read_report(child.line)
     if not report.get("ready"):
         os.waitpid(child.pid, 0)
         raise _child_error(report)
@@ -249,16 +257,17 @@ def _confine(child: _Child, request: dict[str, Any], engine: Engine) -> int:
     return int(report["canary_pid"])
 
 
-def _read_report(line: socket.socket) -> dict[str, Any]:
-    answer = line.recv(1 << 16)
+def _read_report(line: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """What the child says, and the descriptors that it hands over."""
+    answer, descriptors, _flags, _address = socket.recv_fds(line, 1 << 16, _MOST_HELD, socket.MSG_CMSG_CLOEXEC)
     report: dict[str, Any] = json.loads(answer) if answer else _DIED
-    return report
+    return report, descriptors
 
 
-def _device_at(pid: int, point: str) -> int:
-    """The kernel's number of the file system that is mounted last at a place in the namespace of a process."""
-    found = [mount.device for mount in mounts.table(f"/proc/{pid}/mountinfo") if mount.point == point]
-    return mounts.device_number(found[-1]) if found else 0
+def _own_places(pid: int) -> dict[str, int]:
+    """The kernel's numbers of the file systems that the child has for itself."""
+    shown = {mount.point: mount.device for mount in mounts.visible(mounts.table(f"/proc/{pid}/mountinfo"))}
+    return {point: mounts.device_number(shown[point]) for point in OWN_PLACES if point in shown}
 
 
 def _insist_on_landlock(tier: int) -> int:
@@ -309,13 +318,18 @@ def _signals() -> Iterator[socket.socket]:
         signal.set_wakeup_fd(-1)  # nobody reads any more that a child has ended
 
 
-def _reap(pid: int) -> int | None:
-    """The wait status if the agent ended. When it stopped itself, stop too, so that the shell takes the terminal back."""
+def _reap(pid: int, leaf: cgroup.Leaf) -> int | None:
+    """The wait status if the agent ended. When it stopped itself, stop too, so that the shell takes the terminal back.
+
+    All of the tree stands still meanwhile: nobody would put back covers that come off.
+    """
     found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
     if found == 0:
         return None
     if os.WIFSTOPPED(status):
+        leaf.freeze(True)
         os.kill(os.getpid(), signal.SIGSTOP)
+        leaf.freeze(False)
         # Continued: the shell woke the whole group, but an agent with a group of its own needs a word from us.
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)

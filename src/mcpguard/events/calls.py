@@ -33,6 +33,7 @@ _FILTERED = {
     "identity": ("identity", "no other user, group or capability"),
     "keyctl": ("keyctl", "no kernel keys"),
     "module": ("module", "no kernel modules"),
+    "host": ("host", "no settings of the host, no look at all of it"),
     "bpf": ("bpf", "no BPF"),
     "perf": ("perf", "no performance counters"),
     "io-uring": ("io_uring", "io_uring: false"),

@@ -21,11 +21,23 @@ NOT_STOPPED_ACTS = f"e.verdict = 'audit' AND e.detail LIKE '{NOT_STOPPED}%'"
 WOULD_BE_DENIED = (
     f"e.verdict = 'audit' AND (e.detail IS NULL OR NOT (e.detail LIKE '{NOT_STOPPED}%' OR e.detail LIKE '{LISTED}%'))"
 )
-# git writes its settings beside them and renames.
-NEW_REPOSITORIES = (
-    "e.kind = 'file' AND e.verdict = 'allow' AND e.access LIKE '%write%' "
-    "AND (e.path GLOB '*/.git/config' OR e.path GLOB '*/.git/config.lock' OR e.path GLOB '*/.git/hooks/*')"
+# The name that a file has after an act: many programs write beside it and rename.
+_WRITTEN = "CASE WHEN e.op = 'rename' THEN e.target ELSE e.path END"
+
+
+def _written(*globs: str) -> str:
+    names = " OR ".join(f"{_WRITTEN} GLOB '{glob}'" for glob in globs)
+    return f"e.kind = 'file' AND e.verdict = 'allow' AND e.access LIKE '%write%' AND ({names})"
+
+
+NEW_REPOSITORIES = _written("*/.git/config", "*/.git/config.lock", "*/.git/hooks/*")
+# What git's hooks, editors, agents and every start of an environment's Python obey although nobody asks them to.
+OBEYED_UNASKED = _written(
+    *("*/.pre-commit-config.yaml", "*/lefthook.y*ml", "*/.lefthook.y*ml"),
+    *("*/.vscode/*", "*/.idea/*", "*/.mcp.json", "*/.claude/settings*.json"),
+    *("*/site-packages/*.pth", "*/site-packages/*customize.py", "*/bin/activate*"),
 )
+NEW_ENVIRONMENTS = _written("*/pyvenv.cfg")
 # What an event without an object is about, without the chain of parents behind it.
 _ABOUT = (
     "CASE WHEN COALESCE(e.path, e.address) IS NULL THEN substr(e.detail, 1, instr(e.detail || '; under', '; under') - 1) "
@@ -80,12 +92,12 @@ def groups(store: Store, session: str, condition: str, most: int) -> tuple[list[
 
 
 def paths(store: Store, session: str, condition: str) -> list[str]:
-    """The different paths of the events that meet a condition, sorted.
+    """The different paths that the events which meet a condition are about, sorted; of a renamed file, the new one.
 
     Raises:
         StoreError: it cannot be read, or there is no such session.
     """
-    statement = f"SELECT DISTINCT e.path FROM events e WHERE e.session = ? AND {condition} ORDER BY e.path"
+    statement = f"SELECT DISTINCT {_WRITTEN} AS name FROM events e WHERE e.session = ? AND {condition} ORDER BY name"
     return [row[0] for row in store.read(statement, (store.number(session),))]
 
 

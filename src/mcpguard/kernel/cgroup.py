@@ -58,6 +58,11 @@ class Leaf:
         with contextlib.suppress(FileNotFoundError), open(f"{self.path}/cgroup.kill", "wb", buffering=0) as kill:
             kill.write(b"1")
 
+    def freeze(self, still: bool) -> None:
+        """Have every process inside stand still, or go on (Linux 5.2)."""
+        with open(f"{self.path}/cgroup.freeze", "wb", buffering=0) as freeze:
+            freeze.write(b"1" if still else b"0")
+
     def await_empty(self, timeout_s: float = 2.0) -> bool:
         """Wait until no process lives here any more. True when it is so."""
         deadline = time.monotonic() + timeout_s

@@ -72,11 +72,12 @@ class NameEntry:
 
 @dataclass(frozen=True, slots=True)
 class SocketEntry:
-    """A unix socket rule; `pattern` is absolute, or `@name` for an abstract socket."""
+    """A unix socket rule; `pattern` is absolute, or `@name` for an abstract socket. `own`: see `SocketRule`."""
 
     pattern: str
     effect: Effect
     rule: int
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Policy:
         paths: the file rules it was made from, for tools that must know patterns (mount plan, `why`).
         connect, listen: address rules; names: destinations by name (connect only).
         audit: let through and record everything but denies.
-        socket_tables: as `tables`, from those of `sockets` that are paths; empty: not made yet.
+        socket_tables: as `tables`, from those of `sockets` that are paths and hold for what others made; empty: not made.
         folders: the agent's own folders in the home, and the standard ones on the way to them, parents first: made for a run
             where they do not exist, and taken away after it where they are still empty.
     """

@@ -5,6 +5,9 @@ from __future__ import annotations
 from mcpguard.model.rule import FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field
 
+# What makes a user namespace usable; `system.user_namespaces` lets them be written.
+NAMESPACE_MAPS = ("/proc/*/uid_map", "/proc/*/gid_map", "/proc/*/setgroups")
+
 
 @dataclass(frozen=True, slots=True)
 class SystemSwitches:

@@ -98,8 +98,13 @@ class NetRule:
 
 @dataclass(frozen=True, slots=True)
 class SocketRule:
-    """A unix socket: a path pattern, or `@name` for an abstract one (`*` allowed at the end)."""
+    """A unix socket: a path pattern, or `@name` for an abstract one (`*` allowed at the end).
+
+    Attributes:
+        own: it allows only what the session itself made there.
+    """
 
     effect: Effect
     pattern: str
     origin: Origin
+    own: bool = False

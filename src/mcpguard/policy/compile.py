@@ -20,11 +20,11 @@ from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
-from mcpguard.model.profile import Profile
+from mcpguard.model.profile import NAMESPACE_MAPS, Profile, SystemSwitches
 from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.model.values import replace
 from mcpguard.policy.automaton import Automaton
-from mcpguard.policy.decide import socket_automaton
+from mcpguard.policy.decide import sockets_of
 from mcpguard.policy.links import Links, ReadLink, read_link
 from mcpguard.policy.network import connect_table, parse_rule
 from mcpguard.policy.patterns import expand, literal_path, quote, split_literal
@@ -77,7 +77,7 @@ def compile_policy(
         "workspace": _workspace(workspace, links),
         "tmp": _directory("tmp", tmp, links),
     }
-    given = {*profile.files, *extra_files}
+    given = {*profile.files, *extra_files, *_namespace_rules(profile.system)}
     files = sorted(_written_out(given, variables, find) if find else given, key=_file_key)
     network = sorted({*profile.network, *extra_network}, key=_net_key)
     sockets = sorted({*profile.sockets, *extra_sockets}, key=_socket_key)
@@ -96,7 +96,7 @@ def compile_policy(
         workspace=variables["workspace"],
         tmp=variables["tmp"],
         rules=(DEFAULT, *(rule.origin for rule in written)),
-        reasons=("", *(rule.because if isinstance(rule, FileRule) else "" for rule in written)),
+        reasons=("", *map(_reason, written)),
         tables=automaton.to_bytes(),
         paths=paths,
         connect=_addresses(network, ids, NetDirection.CONNECT),
@@ -109,7 +109,13 @@ def compile_policy(
         audit=audit,
         folders=_folders(files, variables, automaton),
     )
-    return replace(policy, digest=_digest(policy), socket_tables=socket_automaton(policy.sockets).to_bytes())
+    return replace(policy, digest=_digest(policy), socket_tables=sockets_of(policy, foreign=True).to_bytes())
+
+
+def _reason(rule: FileRule | NetRule | SocketRule) -> str:
+    if isinstance(rule, SocketRule) and rule.own:
+        return "only what the session itself made there"
+    return rule.because if isinstance(rule, FileRule) else ""
 
 
 def _directory(name: str, path: str, links: Links) -> str:
@@ -170,6 +176,14 @@ def _own_rule(path: str) -> FileRule:
     return FileRule(Effect.READONLY, Access.WRITE, quote(path), origin, because=OWN_REASON)
 
 
+def _namespace_rules(system: SystemSwitches) -> list[FileRule]:
+    """Who may make a user namespace may say whose ids it has; the kernel lets nobody but its maker do that, and once."""
+    if not system.user_namespaces:
+        return []
+    origin = Origin("mcpguard", "builtin", 0, "system: user_namespaces lets a program map the ids of its own")
+    return [FileRule(Effect.ALLOW, Access.READ | Access.WRITE, pattern, origin) for pattern in NAMESPACE_MAPS]
+
+
 def _folders(files: Iterable[FileRule], variables: Mapping[str, str], automaton: Automaton) -> tuple[str, ...]:
     """The agent's own folders: below the home, outside the workspace, and refused by no rule."""
     home, workspace = variables["home"], variables["workspace"]
@@ -214,7 +228,7 @@ def _net_key(rule: NetRule) -> _Key:
 
 
 def _socket_key(rule: SocketRule) -> _Key:
-    return (rule.effect, rule.pattern, _origin_key(rule.origin))
+    return (rule.effect, rule.own, rule.pattern, _origin_key(rule.origin))
 
 
 def _path_key(path: PathRule) -> _Key:
@@ -231,7 +245,7 @@ def _name_entry_key(entry: NameEntry) -> _Key:
 
 
 def _socket_entry_key(entry: SocketEntry) -> _Key:
-    return (entry.pattern, entry.effect, entry.rule)
+    return (entry.pattern, entry.effect, entry.own, entry.rule)
 
 
 def _digest(policy: Policy) -> str:
@@ -246,7 +260,7 @@ def _digest(policy: Policy) -> str:
         "connect": _unique(_net_content(entry) for entry in policy.connect),
         "listen": _unique(_net_content(entry) for entry in policy.listen),
         "names": _unique([e.pattern, e.port_low, e.port_high, e.protocols, e.effect] for e in policy.names),
-        "sockets": _unique([entry.pattern, entry.effect] for entry in policy.sockets),
+        "sockets": _unique([entry.pattern, entry.effect, entry.own] for entry in policy.sockets),
         "environment": [policy.environment_remove, policy.environment_keep],
         "system": asdict(policy.system),
         "audit": policy.audit,

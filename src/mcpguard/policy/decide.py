@@ -101,10 +101,13 @@ def decide_name(policy: Policy, host: str, port: int, protocol: int = PROTO_TCP)
     return decide_connect(policy, name, port, protocol)
 
 
-def decide_unix(policy: Policy, target: str) -> Answer:
+def decide_unix(policy: Policy, target: str, *, foreign: bool = False) -> Answer:
     """Judge connecting to a unix socket: an absolute, canonical path, or `@name` for an abstract socket.
 
     A path needs a socket rule that allows it, and is refused where a file rule denies the path.
+
+    Args:
+        foreign: a process outside of the session made the socket, so that rules for own ones do not count.
 
     Raises:
         ValueError: neither.
@@ -116,7 +119,7 @@ def decide_unix(policy: Policy, target: str) -> Answer:
     file = automaton.decision(automaton.walk(target))
     if not file.allowed & Access.READ and file.read_rule:
         return Answer(Verdict.DENY, file.read_rule)
-    sockets = sockets_of(policy)
+    sockets = sockets_of(policy, foreign=foreign)
     decision = sockets.decision(sockets.walk(target))
     if decision.allowed & Access.READ:
         return Answer(Verdict.ALLOW, decision.read_rule)
@@ -170,9 +173,16 @@ def _abstract_matches(pattern: str, target: str) -> bool:
     return target.startswith(pattern[:-1]) if pattern.endswith("*") else target == pattern
 
 
-def sockets_of(policy: Policy) -> Automaton:
-    """The automaton of a policy's socket rules."""
-    return automaton_of(policy.socket_tables) if policy.socket_tables else socket_automaton(policy.sockets)
+def sockets_of(policy: Policy, *, foreign: bool) -> Automaton:
+    """The automaton of a policy's socket rules; `foreign` as for `decide_unix`. The one that a launch asks is kept."""
+    if foreign and policy.socket_tables:
+        return automaton_of(policy.socket_tables)
+    return socket_automaton(not_own(policy.sockets) if foreign else policy.sockets)
+
+
+def not_own(entries: tuple[SocketEntry, ...]) -> tuple[SocketEntry, ...]:
+    """The socket rules that also hold for what processes outside made."""
+    return tuple(entry for entry in entries if not entry.own)
 
 
 @lru_cache(maxsize=8)

@@ -38,7 +38,7 @@ class Places:
         if rule.pattern.startswith("@"):
             return [SocketEntry(_abstract(rule), rule.effect, number)]
         forms = self._forms(rule.pattern, rule, opening=rule.effect is Effect.ALLOW)
-        return [SocketEntry(form, rule.effect, number) for form in forms]
+        return [SocketEntry(form, rule.effect, number, rule.own) for form in forms]
 
     def _find_writable(self, rules: Sequence[FileRule]) -> None:
         """Where the agent may write, symlinked rules included: a rule whose symlink lies in another one's tree adds
@@ -81,6 +81,8 @@ def _abstract(rule: SocketRule) -> str:
         why, do = "it names no socket, or every one of the host", "write @NAME or @BEGINNING*"
     elif "*" in name[:-1] or "\0" in name:
         why, do = "an abstract name holds a * only at its end, and no NUL byte", "write @NAME or @BEGINNING*"
+    elif rule.own:
+        why, do = "the session's own abstract names need no rule", "remove it"
     else:
         return rule.pattern
     raise PolicyError(f'{rule.origin.place}: socket "{rule.pattern}"', why=why, do=do, code="policy.socket")

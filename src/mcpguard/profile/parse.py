@@ -186,7 +186,8 @@ def _read_targets(draft: Draft, key: Key, node: yaml.Node) -> None:
 def _read_sockets(draft: Draft, key: Key, node: yaml.Node) -> None:
     for word in words(draft, key, node):
         origin = draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}")
-        draft.sockets.append(SocketRule(Effect(key.name), word.text, origin))
+        own = key.name == "own"
+        draft.sockets.append(SocketRule(Effect.ALLOW if own else Effect(key.name), word.text, origin, own))
 
 
 def _read_variables(draft: Draft, key: Key, node: yaml.Node) -> None:

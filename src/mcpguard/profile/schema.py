@@ -59,6 +59,7 @@ KEYS = (
     Key("network.listen", Type.TARGETS, "addresses that programs may listen on"),
     Key("sockets", Type.SECTION, "unix sockets, by path or by @name"),
     Key("sockets.allow", Type.SOCKETS, "may be connected to"),
+    Key("sockets.own", Type.SOCKETS, "places where the session may connect to what it made itself"),
     Key("sockets.deny", Type.SOCKETS, "may not be connected to, whatever `allow` says"),
     Key("environment", Type.SECTION, "variables that the agent inherits"),
     Key("environment.remove", Type.VARIABLES, "not handed to the agent"),

@@ -122,7 +122,9 @@ def _unix(policy: Policy, target: str) -> Explanation:
     if target.startswith("@"):
         return _explanation(policy, decide_unix(policy, target), target)
     typed, real = _paths(target)
-    return _explanation(policy, decide_unix(policy, real), real, by_link=typed != real)
+    # What is there now was not made by a session that is still to come.
+    answer = decide_unix(policy, real, foreign=Path(real).exists())
+    return _explanation(policy, answer, real, by_link=typed != real)
 
 
 def _connect(policy: Policy, target: str) -> Explanation:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from mcpguard.model.access import Effect
-from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Policy
+from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Policy, SocketEntry
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import NetDirection, NetRule, Origin
 from mcpguard.model.values import replace
+from mcpguard.policy.decide import not_own
 from mcpguard.policy.network import connect_table, mapped
 from mcpguard.policy.patterns import split_literal
 from mcpguard.session import answers
@@ -82,23 +83,28 @@ def with_resolvers(policy: Policy) -> Policy:
     )
 
 
-def settings(policy: Policy, rows: list[Any]) -> dict[str, Any]:
-    """The network backend's settings in the JSON form of the broker. `rows`: destinations, from `Names.rows`."""
+def settings(policy: Policy, rows: list[Any], *, peers: bool) -> dict[str, Any]:
+    """The network backend's settings in the JSON form of the broker.
+
+    Args:
+        rows: destinations, from `Names.rows`.
+        peers: the kernel's own hooks alone judge sockets that have a path (tier 1), and know who made them.
+    """
     return {
         "connect": rows,
         "listen": rows_to_json(policy.listen),
-        "unix": unix_rows(policy),
+        "unix": unix_rows(not_own(policy.sockets) if peers else policy.sockets),
     }
 
 
-def unix_rows(policy: Policy) -> list[list[Any]]:
+def unix_rows(entries: Iterable[SocketEntry]) -> list[list[Any]]:
     """Socket rules that the kernel's table can hold: `[pattern, allow, rule]`.
 
     A path is a subtree, `.../name*` and `@name*` are beginnings. A glob elsewhere in a path is carried as the beginning
     before it when it denies (`/tmp/ssh-*/agent.*` denies `/tmp/ssh-...`); what it allows stays refused.
     """
     rows: list[list[Any]] = []
-    for entry in policy.sockets:
+    for entry in entries:
         pattern = entry.pattern
         if not pattern.startswith("@"):
             base, rest = split_literal(pattern)

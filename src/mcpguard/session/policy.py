@@ -23,6 +23,7 @@ from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin
 from mcpguard.profile import store
 from mcpguard.session import policy_cache
 from mcpguard.session.existing import search
+from mcpguard.session.git_hooks import hook_rules, hooks_folder
 
 COMMAND_LINE = "command line"
 PRIVILEGED_COPY = "/usr/local/lib/mcpguard"
@@ -83,6 +84,7 @@ def _kept_name(profile: str, workspace: str, options: tuple[object, ...]) -> str
         return None
     user = current_user()
     parts = [profile, workspace, options, repr(user), temporary_directory(user.home), own_paths()]
+    parts.append(hooks_folder(workspace, user.home))
     return policy_cache.key(parts, (store.user_directory(), store.builtin_directory()))
 
 
@@ -132,6 +134,7 @@ def compile_for(
             *_file_rules("--write", Access.WRITE, write),
             *_environment_rules(),
             *worktree_rules(profile, workspace),
+            *hook_rules(workspace, user.home),
         ],
         extra_network=[_net_rule(target) for target in net],
     )

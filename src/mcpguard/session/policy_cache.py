@@ -25,7 +25,7 @@ from mcpguard.model.rule import Found, Origin
 from mcpguard.model.values import dataclass, field
 from mcpguard.session.existing import search
 
-FORMAT = 4
+FORMAT = 5
 # One file each; the oldest go.
 KEPT = 32
 # Looked up for each of hundreds of rules.
@@ -136,7 +136,7 @@ def _plain(policy: Policy) -> dict[str, Any]:
             [name.pattern, name.port_low, name.port_high, name.protocols, name.effect, name.rule]
             for name in policy.names
         ],
-        "sockets": [[entry.pattern, entry.effect, entry.rule] for entry in policy.sockets],
+        "sockets": [[entry.pattern, entry.effect, entry.rule, entry.own] for entry in policy.sockets],
         "remove": policy.environment_remove,
         "keep": policy.environment_keep,
         "system": [getattr(policy.system, switch) for switch in SystemSwitches.__slots__],
@@ -172,7 +172,9 @@ def _policy(kept: dict[str, Any]) -> Policy:
             NameEntry(pattern, low, high, protocols, Effect(effect), rule)
             for pattern, low, high, protocols, effect, rule in kept["names"]
         ),
-        sockets=tuple(SocketEntry(pattern, Effect(effect), rule) for pattern, effect, rule in kept["sockets"]),
+        sockets=tuple(
+            SocketEntry(pattern, Effect(effect), rule, own) for pattern, effect, rule, own in kept["sockets"]
+        ),
         environment_remove=tuple(kept["remove"]),
         environment_keep=tuple(kept["keep"]),
         system=SystemSwitches(*kept["system"]),

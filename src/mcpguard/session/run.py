@@ -12,8 +12,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mcpguard.broker import client
 from mcpguard.broker.protocol import REFUSED_TIERS, LaunchRequest
@@ -63,7 +64,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     planned = _plan(policy, broker) if _tier_1_failed(options.tier) else None
     offer = coverage.Offer.from_broker(broker.offer())
     plan, later = (FilesPlan((), ()), None) if offer.tier == 1 else planned or _plan(policy, broker)
-    hooks = _hooks(policy, broker) if offer.tier < 3 else None
+    hooks = _hooks(policy, offer, broker) if offer.tier < 3 else None
     holds = coverage.of_policy(policy, plan, offer)
     coverage.insist(holds, best_effort=options.best_effort)
     session = new_id(time.time_ns())
@@ -80,18 +81,16 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             files=plan,
             guard=hooks.plan if hooks else None,
             switches=_switches(policy),
-            network=network.settings(policy, names.rows(network.LAUNCH_WAIT_S)),
+            network=network.settings(policy, names.rows(network.LAUNCH_WAIT_S), peers=offer.tier == 1),
             seccomp=seccomp.cached_filter(policy.system, state_directory(), mounts=offer.tier == 1),
         )
     )
     # While the broker makes and confines the child, on another processor where there is one.
     from mcpguard.session.recording import Recording
 
-    recording = Recording.begin(session, policy, command, coverage.TIER_NAMES[offer.tier], holds)
-    facts = broker.confined()
+    recording = Recording.begin(session, policy, command, coverage.TIER_NAMES[offer.tier], holds, plan.hidden)
     try:
-        recording.attach(broker.descriptors, facts, names.host_of)
-        broker.go()
+        facts = _start(broker, recording, names)
         watch.agent_started(int(facts["pid"]))
         gc.enable()
         names.keep_fresh(broker.update_connect)
@@ -125,23 +124,43 @@ def _tier_1_failed(asked: str | None) -> bool:
     return False
 
 
+def _start(broker: client.Broker, recording: Recording, names: network.Names) -> Mapping[str, Any]:
+    """Have the agent started and put on record, once the child is confined; the broker's facts.
+
+    Raises:
+        HostError: nothing was started.
+    """
+    try:
+        facts = broker.confined()
+        recording.attach(broker.descriptors, facts, names.host_of)
+        broker.go()
+    except BaseException:
+        recording.not_started(FAILED)
+        raise
+    return facts
+
+
 def _plan(policy: Policy, broker: client.Broker) -> tuple[FilesPlan, sockets.LaterSockets]:
     """What Landlock and mounts are to do. In tier 1 the hooks do it all, so no tree is walked and no socket looked for."""
 
     def may_connect(path: str) -> bool:
-        return decide_unix(policy, path).verdict is Verdict.ALLOW
+        return decide_unix(policy, path).verdict is not Verdict.DENY
+
+    def may_connect_now(path: str) -> bool:
+        """The session has made nothing yet."""
+        return decide_unix(policy, path, foreign=True).verdict is not Verdict.DENY
 
     progress = TerminalProgress(_progress_line)
-    refused = sockets.refused(may_connect)
+    refused = sockets.refused(may_connect_now)
     plan = plan_files(policy, automaton_of(policy.tables), sockets=refused, progress=progress)
     progress.clear()
     return plan, sockets.LaterSockets(may_connect, refused, broker.hide)
 
 
-def _hooks(policy: Policy, broker: client.Broker) -> Hooks:
+def _hooks(policy: Policy, offer: coverage.Offer, broker: client.Broker) -> Hooks:
     from mcpguard.session.hooks import Hooks
 
-    return Hooks(policy, broker)
+    return Hooks(policy, offer, broker)
 
 
 def _switches(policy: Policy) -> int:

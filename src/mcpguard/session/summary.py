@@ -35,6 +35,8 @@ class Summary:
         losses: what is missing from the record -> how many.
         repositories: git repositories in the workspace whose settings or hooks were written: made in this session, for those
             of others are protected.
+        unasked: what the agent wrote in the workspace and tools obey without being asked; not what lies in repositories and
+            virtual environments of its own making.
         missing: paths that a rule allows, that were not there at launch, and that this tier could not let the agent make.
     """
 
@@ -53,8 +55,20 @@ class Summary:
     losses: tuple[tuple[str, int], ...]
     missing: tuple[str, ...] = ()
     repositories: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
     would_be_denied: tuple[Group, ...] = ()
     would_be_denied_kinds: int = 0
+
+    def later(self, home: str) -> list[tuple[str, str]]:
+        """What could run later, each with the reason why."""
+        found = [
+            (shorten(path, home), "made by the agent; git obeys its .git/config and .git/hooks")
+            for path in self.repositories
+        ]
+        for group in self.not_stopped:
+            why = f"{group.example.rule.text if group.example.rule else 'against the policy'}; not stopped"
+            found.append((shorten(group.example.path or "?", home), f"{group.because or why}"))
+        return found
 
 
 def summarise(store: Store, session: str) -> Summary:
@@ -66,6 +80,7 @@ def summarise(store: Store, session: str) -> Summary:
     denials, kinds = totals.groups(store, session, totals.DENIED, TOP)
     not_stopped, not_stopped_kinds = totals.groups(store, session, totals.NOT_STOPPED_ACTS, TOP)
     would_be_denied, would_be_denied_kinds = totals.groups(store, session, totals.WOULD_BE_DENIED, TOP)
+    repositories = _repositories(store, session)
     let_through = totals.total(store, session, totals.LET_THROUGH)
     return Summary(
         session=session,
@@ -82,7 +97,8 @@ def summarise(store: Store, session: str) -> Summary:
         audited=let_through - totals.total(store, session, totals.NOT_STOPPED_ACTS),
         losses=tuple(totals.losses(store, session)),
         missing=_missing(store, session),
-        repositories=_repositories(store, session),
+        repositories=repositories,
+        unasked=_unasked(store, session, repositories),
         would_be_denied=tuple(would_be_denied),
         would_be_denied_kinds=would_be_denied_kinds,
     )
@@ -97,6 +113,15 @@ def _repositories(store: Store, session: str) -> tuple[str, ...]:
     workspace = store.session(session).workspace
     written = totals.paths(store, session, totals.NEW_REPOSITORIES)
     return tuple(dict.fromkeys(path.partition("/.git/")[0] for path in written if is_below(path, workspace)))
+
+
+def _unasked(store: Store, session: str, repositories: tuple[str, ...]) -> tuple[str, ...]:
+    workspace = store.session(session).workspace
+    environments = totals.paths(store, session, totals.NEW_ENVIRONMENTS)
+    made = (*repositories, *(path.rpartition("/")[0] for path in environments))
+    written = totals.paths(store, session, totals.OBEYED_UNASKED)
+    found = [path for path in written if is_below(path, workspace)]
+    return tuple(path for path in found if not any(is_below(path, own) for own in made))
 
 
 def render(summary: Summary, home: str, *, warning: str | None = None) -> list[str]:
@@ -122,6 +147,12 @@ def render(summary: Summary, home: str, *, warning: str | None = None) -> list[s
         made = ", ".join(printable(shorten(path, home)) for path in summary.repositories[:TOP])
         lines.append(f"  advice   made by the agent; look at .git/config and .git/hooks before you use git in: {made}")
         lines += _more(len(summary.repositories) - TOP)
+    if summary.unasked:
+        written = ", ".join(printable(shorten(path, home)) for path in summary.unasked[:TOP])
+        lines.append(
+            f"  advice   written by the agent; git, editors and Python obey these without being asked: {written}"
+        )
+        lines += _more(len(summary.unasked) - TOP)
     if warning:
         lines.append(f"  warning  {printable(warning)}")
     return lines + _further(summary)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-ABI_VERSION: Final = 3
+ABI_VERSION: Final = 4
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -71,6 +71,7 @@ MG_DETAIL_MEMORY: Final = 11
 MG_DETAIL_RECEIVED: Final = 12
 MG_DETAIL_MAPPED: Final = 13
 MG_DETAIL_NAMES: Final = 14
+MG_DETAIL_OUTSIDER: Final = 15
 
 MG_UNIX_EXACT: Final = 0
 MG_UNIX_SUBTREE: Final = 1
@@ -121,6 +122,7 @@ MG_CALL_CHROOT: Final = 16
 MG_CALL_HANDLE: Final = 17
 MG_CALL_IDENTITY: Final = 18
 MG_CALL_PROCESS: Final = 19
+MG_CALL_HOST: Final = 20
 
 MG_SESSION_LIVE: Final = 1
 MG_SESSION_AUDIT: Final = 2

@@ -96,6 +96,8 @@ REFUSED: dict[str, str] = {
     "socket by symlink": "",
     "socket by relative name": "",
     "datagram": "",
+    "socket among own": "",
+    "later socket among own": "",
     "abstract": "",
     "abstract datagram": "",
 }
@@ -119,12 +121,6 @@ ALLOWED = (
     *("repository made", "repository cloned", "worktree made"),
 )
 LATE = "receive late"
-# In tier 2 a cover stands before what exists at launch, so that no hook is asked; what is then missing in the record.
-NO_INTERPRETER = "the record of a script knows the script, and not the interpreter that a cover hides"
-NO_WATCH = "the record of system calls does not list inotify_add_watch"
-NO_CONNECT = "before Linux 6.7 the record does not see a connect to a socket that a cover hides"
-GAPS = {"script with denied interpreter": NO_INTERPRETER, "watch": NO_WATCH}
-SOCKET_GAPS = dict.fromkeys(("socket", "socket by symlink", "socket by relative name", "datagram"), NO_CONNECT)
 
 
 def tasks(world: World, outside: Outside, pid: int) -> list[Task]:
@@ -201,6 +197,8 @@ def tasks(world: World, outside: Outside, pid: int) -> list[Task]:
         "socket by symlink": ("talk", {"address": f"{project}/to-stream", "kind": STREAM}),
         "socket by relative name": ("talk", {"address": "services/stream", "kind": STREAM, "folder": str(world.root)}),
         "datagram": ("talk", {"address": f"{services}/dgram", "kind": DGRAM}),
+        "socket among own": ("talk", {"address": f"{project}/theirs", "kind": STREAM}),
+        "later socket among own": after(door, "serve", "talk", {"address": f"{project}/late.sock", "kind": STREAM}),
         "abstract": ("talk", {"address": f"@{world.root.name}", "kind": STREAM}),
         "abstract datagram": ("talk", {"address": f"@{world.root.name}-d", "kind": DGRAM}),
         "own socket": ("talk_to_own", {"address": f"{side}/own", "kind": STREAM}),
@@ -296,10 +294,19 @@ def mount_late(world: World) -> None:
     world.plant(late / "vault/key")
 
 
+def serve(world: World) -> None:
+    """Somebody else's server where the session may have its own, for as long as this process lives."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(world.project / "late.sock"))
+    server.listen(8)
+    threading.Thread(target=greet, args=(server,), daemon=True).start()
+
+
 ANSWERS: dict[str, arena.Answer] = {
+    "serve": serve,
     "replace settings": replace_settings,
     "recreate": recreate,
-    # Not before the run: tier 2 walks the workspace, and stops at once where that is so deep.
+    # Not before the run: tier 2 walks the workspace then, and hides what is so deep.
     "dig": lambda world: dig(world.project / "pit", TOO_DEEP.count("d")),
     "send vault": lambda world: [os.open(world.project / "vault/key", os.O_RDONLY)],
     "send free": lambda world: [os.open(world.project / "free/file", os.O_RDONLY)],
@@ -326,7 +333,7 @@ def services(world: World) -> Iterator[None]:
     """Listeners outside of the tree and of what its profile names."""
     folder = world.root / "services"
     folder.mkdir()
-    names = (str(folder / "stream"), STREAM), (str(folder / "dgram"), DGRAM)
+    names = (str(folder / "stream"), STREAM), (str(folder / "dgram"), DGRAM), (f"{world.project}/theirs", STREAM)
     abstract = ("\0" + world.root.name, STREAM), (f"\0{world.root.name}-d", DGRAM)
     with contextlib.ExitStack() as stack:
         for name, kind in (*names, *abstract):
@@ -360,13 +367,8 @@ def files(lane: Lane) -> Iterator[Duel]:
 
 
 @pytest.mark.parametrize("id", REFUSED)
-def test_it_is_refused_and_on_record(
-    id: str, files: Duel, tier: int, lane: Lane, request: pytest.FixtureRequest
-) -> None:
+def test_it_is_refused_and_on_record(id: str, files: Duel) -> None:
     files.assert_refused(id)
-    gap = (GAPS | (SOCKET_GAPS if lane.kernel == "6.1" else {})).get(id) if tier == 2 else None
-    if gap:
-        request.applymarker(pytest.mark.xfail(reason=gap, strict=True))
     files.assert_recorded(id, REFUSED[id])
 
 

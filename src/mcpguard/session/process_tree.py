@@ -6,10 +6,10 @@ Bounded: of processes that have ended, those with denials are kept longest.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
+from mcpguard.model.values import dataclass, field
 
 MAX_ENDED = 2_000
 
