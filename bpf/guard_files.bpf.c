@@ -40,12 +40,45 @@ static __always_inline __u32 mg_mode_access(__u32 mode)
 	return access ? access : MG_READ; /* for its ioctl commands only */
 }
 
+/* Does a file of /proc show a process that is not of the caller's tree? Such a file has the number of a process, also of one that
+ * has ended.
+ */
+static __always_inline int mg_shows_outsider(__u64 dentry_address)
+{
+	struct dentry *dentry = (void *)dentry_address;
+	struct hlist_node *first;
+	struct inode *inode;
+	struct pid *pid;
+
+	if (BPF_CORE_READ(dentry, d_sb, s_magic) != MG_MAGIC_PROC)
+		return 0;
+	inode = BPF_CORE_READ(dentry, d_inode);
+	if (!inode)
+		return 0;
+	pid = BPF_CORE_READ(mg_proc_inode_of(inode), pid);
+	if (!pid)
+		return 0;
+	first = BPF_CORE_READ(pid, tasks[MG_PIDTYPE_PID].first);
+	return !first || !mg_is_own_task((__u64)mg_task_of_pid_link(first));
+}
+
+/* A rule on /proc names the files of all processes, and the kernel asks of some who the user is and no more (`uid_map`). What is
+ * written there changes a process, so it must be one of the tree.
+ */
+static __always_inline int mg_ask_of_process(const struct mg_session *session, __u64 dentry, __u32 access, __u8 op)
+{
+	if (!(access & MG_WRITE) || !mg_shows_outsider(dentry))
+		return 0;
+	return mg_deny_file(session, dentry, 0, 0, op, MG_WRITE, MG_DETAIL_OUTSIDER, 0);
+}
+
 MG_HOOK(file_open)
 {
 	struct mg_session *session = mg_guarded();
 	struct file *file;
 	__u32 flags, access;
 	__u64 dentry;
+	int answer;
 
 	if (!session || mg_on_behalf())
 		return 0;
@@ -59,7 +92,13 @@ MG_HOOK(file_open)
 		mg_speak();
 		return mg_deny_file(session, dentry, 0, 0, MG_OP_EXEC, MG_EXECUTE, MG_DETAIL_MEMORY, 0);
 	}
-	return mg_ask_by_path(session, dentry, access, access & MG_EXECUTE ? MG_OP_EXEC : MG_OP_OPEN);
+	answer = mg_ask_by_path(session, dentry, access, access & MG_EXECUTE ? MG_OP_EXEC : MG_OP_OPEN);
+	if (answer)
+		return answer;
+	answer = mg_ask_of_process(session, dentry, access, MG_OP_OPEN);
+	if (answer)
+		mg_speak();
+	return answer;
 }
 
 /* A descriptor that another process sends: the sender's right to open it is not the receiver's. */
@@ -67,14 +106,19 @@ MG_HOOK(file_receive)
 {
 	struct mg_session *session = mg_guarded();
 	struct file *file;
+	__u32 access;
+	__u64 dentry;
+	int answer;
 
 	if (!session)
 		return 0;
 	file = (void *)mg_given(ctx, 0);
 	if (BPF_CORE_READ(file, f_mode) & MG_FMODE_PATH)
 		return 0;
-	return mg_ask(session, mg_dentry_of_file((__u64)file), mg_mode_access(BPF_CORE_READ(file, f_mode)), MG_OP_RECEIVE,
-		      MG_DETAIL_RECEIVED);
+	dentry = mg_dentry_of_file((__u64)file);
+	access = mg_mode_access(BPF_CORE_READ(file, f_mode));
+	answer = mg_ask(session, dentry, access, MG_OP_RECEIVE, MG_DETAIL_RECEIVED);
+	return answer ? answer : mg_ask_of_process(session, dentry, access, MG_OP_RECEIVE);
 }
 
 /* --- code ----------------------------------------------------------------------------------------------------- */

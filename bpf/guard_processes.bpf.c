@@ -10,23 +10,10 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum { MG_F_SETOWN = 8, MG_F_SETOWN_EX = 15, MG_F_SETSIG = 10 };
 
-static __always_inline __u64 mg_cgroup_of(__u64 address)
-{
-	struct task_struct *task = (void *)address;
-
-	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
-}
-
 static __always_inline int mg_refuse_told(void)
 {
 	mg_say(MG_OWED);
 	return -MG_EPERM;
-}
-
-/* Is a task of the caller's own tree? */
-static __always_inline int mg_is_own_task(__u64 task)
-{
-	return task && mg_cgroup_of(task) == bpf_get_current_cgroup_id();
 }
 
 #define MG_OWN_TREE_ONLY_OF(hook, function)						\

@@ -57,6 +57,7 @@ static __always_inline int mg_ask_peer(__u64 socket, __u8 op)
 	}
 	if (!missing)
 		return 0;
+	mg_speak();
 	return mg_deny_file(session, (__u64)dentry, 0, seen.rules[0], op, MG_READ, seen.detail, 0);
 }
 

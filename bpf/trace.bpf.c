@@ -14,6 +14,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum {
 	MG_EPERM = 1,
+	MG_ENOENT = 2,
 	MG_EACCES = 13,
 	MG_EBUSY = 16,
 	MG_EXDEV = 18,
@@ -23,6 +24,7 @@ enum {
 	MG_AT_REMOVEDIR = 0x200,
 	MG_AT_SYMLINK_NOFOLLOW = 0x100,
 	MG_AT_SYMLINK_FOLLOW = 0x400,
+	MG_IN_DONT_FOLLOW = 0x2000000,
 	MG_TIOCSTI = 0x5412,
 	MG_TIOCLINUX = 0x541c,
 	MG_S_IFMT = 0xf000,
@@ -172,7 +174,7 @@ struct pt_regs___arm64 {
 
 static __always_inline __u64 mg_number(void *regs)
 {
-	return BPF_CORE_READ((struct pt_regs___arm64 *)regs, syscallno);
+	return MG_READ(struct pt_regs___arm64, regs, syscallno);
 }
 
 /* The result has taken the place of the first argument by now; the kernel keeps that one apart. */
@@ -184,12 +186,14 @@ static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
 	call->args[0] = BPF_CORE_READ(real, orig_x0);
 }
 #else
+/* The kernel's name for it is not that of the headers. */
+struct pt_regs___x86 {
+	unsigned long orig_ax;
+} __attribute__((preserve_access_index));
+
 static __always_inline __u64 mg_number(void *regs)
 {
-	__u64 number = 0;
-
-	bpf_probe_read_kernel(&number, sizeof(number), &((struct pt_regs *)regs)->orig_rax);
-	return number;
+	return MG_READ(struct pt_regs___x86, regs, orig_ax);
 }
 
 static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
@@ -205,18 +209,6 @@ static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
 	call->args[5] = words[1];
 }
 #endif
-
-static __always_inline struct file *mg_file(__u64 fd)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **files = BPF_CORE_READ(table, fd), *file = 0;
-
-	if (fd >= BPF_CORE_READ(table, max_fds))
-		return 0;
-	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
-	return file;
-}
 
 /* --- opens that succeeded --- */
 
@@ -238,7 +230,7 @@ static __always_inline __u8 mg_file_kind(struct file *file, struct inode *inode)
 
 __noinline int mg_opened(const struct mg_session *session, __u64 fd)
 {
-	struct file *file = mg_file(fd);
+	struct file *file = mg_own_file(fd);
 	struct inode *inode = BPF_CORE_READ(file, f_inode);
 	unsigned int mode = BPF_CORE_READ(file, f_mode);
 	struct mg_open_key key = {};
@@ -334,7 +326,7 @@ static __always_inline __u32 mg_put_base(struct mg_scratch *scratch, int fd, __u
 
 	if (fd == AT_FDCWD)
 		return mg_put_path(scratch, (__u64)&BPF_CORE_READ(task, fs)->pwd, at, cut);
-	file = mg_file((__u32)fd);
+	file = mg_own_file((__u32)fd);
 	return file ? mg_put_path(scratch, (__u64)&file->f_path, at, cut) : 0;
 }
 
@@ -389,6 +381,8 @@ static __always_inline __u8 mg_follows(const struct mg_syscall *call, const stru
 		return !(flags & MG_AT_SYMLINK_NOFOLLOW);
 	case MG_IF:
 		return !!(flags & MG_AT_SYMLINK_FOLLOW);
+	case MG_WATCHES:
+		return !(flags & MG_IN_DONT_FOLLOW);
 	}
 	return shape->follow;
 }
@@ -482,6 +476,33 @@ __noinline int mg_path_call(const struct mg_session *session, const struct mg_sy
 	return 0;
 }
 
+/* --- unix sockets that a cover hides --- */
+
+enum bpf_attach_type___names_judged { BPF_CGROUP_UNIX_CONNECT___names_judged = 49 };
+
+/* Does the kernel have programs on the cgroup that see every request to a unix socket, before a path is looked up? */
+#define MG_NAMES_JUDGED \
+	bpf_core_enum_value_exists(enum bpf_attach_type___names_judged, BPF_CGROUP_UNIX_CONNECT___names_judged)
+
+/* The path in the address of a refused connect or send takes the place of the second argument. 0: nothing to record: another
+ * family, or a name without a file.
+ */
+static __always_inline int mg_peer_path(struct mg_syscall *call, const struct mg_shape *shape)
+{
+	struct {
+		__u16 family;
+		char first;
+	} start = {};
+	__u64 address = shape->argument == 4 ? call->args[4] : call->args[1];
+
+	if (call->number == __NR_sendmsg && bpf_probe_read_user(&address, sizeof(address), (void *)address))
+		return 0;
+	if (bpf_probe_read_user(&start, MG_SUN_PATH_AT + 1, (void *)address))
+		return 0;
+	call->args[1] = address + MG_SUN_PATH_AT;
+	return start.family == MG_AF_UNIX && start.first;
+}
+
 /* --- refused calls without a path --- */
 
 /* Sockets that the cgroup program judged are on record already; clone and ioctl matter only for some arguments. */
@@ -538,7 +559,7 @@ __noinline int mg_refused_call(const struct mg_session *session, const struct mg
 /* After a bind: which socket took which abstract name, as the socket itself says. */
 __noinline int mg_bound_name(const struct mg_session *session, __u64 fd)
 {
-	struct file *file = mg_file(fd);
+	struct file *file = mg_own_file(fd);
 	struct inode *inode = BPF_CORE_READ(file, f_inode);
 	struct unix_address *address;
 	struct mg_name name = {};
@@ -582,6 +603,22 @@ static __always_inline int mg_is_refusal(const struct mg_shape *shape, long resu
 	return 0;
 }
 
+/* A terminal outside has no name inside: asked for by its number, it is not there. User space knows whether there is one. */
+static __always_inline int mg_asks_for_terminal(const struct mg_syscall *call, const struct mg_shape *shape)
+{
+	static const char folder[] = "/dev/pts/";
+	char path[sizeof(folder) - 1];
+	__u32 at;
+
+	if (bpf_probe_read_user(path, sizeof(path), (void *)mg_argument(call, shape->path)))
+		return 0;
+#pragma unroll
+	for (at = 0; at < sizeof(path); at++)
+		if (path[at] != folder[at])
+			return 0;
+	return 1;
+}
+
 /* A call that is on no list: a hook that refused it may have asked for a record. Any other word is about nothing that is on
  * record here, and must not be taken for the next call.
  */
@@ -598,7 +635,9 @@ static __always_inline int mg_unlisted(struct bpf_raw_tracepoint_args *ctx, stru
 	return mg_refused_call(session, call);
 }
 
-/* Most calls are of no interest: they leave before anything is asked. */
+/* Most calls are of no interest: they leave before anything is asked, and before any helper is called where the kernel permits
+ * that. Every process of the host pays for each.
+ */
 SEC("raw_tp/sys_exit")
 int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -616,6 +655,9 @@ int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	shape = &mg_shapes[place & (MG_CALLS - 1)];
 	if (call.number >= MG_CALLS || shape->kind == MG_SHAPE_NONE)
 		return mg_unlisted(ctx, &call);
+	/* Sends are frequent, and only some refusals of theirs are told here. */
+	if (shape->kind == MG_SHAPE_PEER && (MG_NAMES_JUDGED || !mg_is_refusal(shape, call.result)))
+		return mg_unlisted(ctx, &call);
 	session = mg_current_session();
 	if (!session)
 		return 0;
@@ -627,13 +669,21 @@ int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		return mg_bound_name(session, call.args[0]);
 	}
 	if (call.result < 0) {
-		if (!mg_is_refusal(shape, call.result) || (spoken && shape->kind != MG_SHAPE_CALL))
+		if (spoken && shape->kind != MG_SHAPE_CALL)
 			return 0;
+		if (!mg_is_refusal(shape, call.result)) {
+			if (call.result != -MG_ENOENT || shape->kind != MG_SHAPE_OPEN)
+				return 0;
+			mg_arguments((void *)ctx->args[0], &call);
+			return mg_asks_for_terminal(&call, shape) ? mg_path_call(session, &call) : 0;
+		}
 	} else if (shape->kind == MG_SHAPE_OPEN) {
 		return mg_opened(session, call.result);
 	} else if (shape->kind == MG_SHAPE_EXEC || shape->kind == MG_SHAPE_CALL) {
 		return 0;
 	}
 	mg_arguments((void *)ctx->args[0], &call);
+	if (shape->kind == MG_SHAPE_PEER && !mg_peer_path(&call, shape))
+		return 0;
 	return shape->kind == MG_SHAPE_CALL ? mg_refused_call(session, &call) : mg_path_call(session, &call);
 }

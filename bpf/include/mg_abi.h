@@ -72,6 +72,7 @@ enum mg_detail {
 	MG_DETAIL_RECEIVED = 12, /* a descriptor sent by another process */
 	MG_DETAIL_MAPPED = 13,	/* mapped as code into a running program */
 	MG_DETAIL_NAMES = 14,	/* mounted in more places than can be judged */
+	MG_DETAIL_OUTSIDER = 15, /* it belongs to a process that is not of the tree */
 };
 
 enum mg_unix_match { MG_UNIX_EXACT = 0, MG_UNIX_SUBTREE = 1, MG_UNIX_BEGINNING = 2 };

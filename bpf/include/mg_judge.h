@@ -59,6 +59,14 @@ static __always_inline int mg_on_behalf(void)
 	return capabilities & MG_CAP_SYS_ADMIN && !BPF_CORE_READ(cred, user_ns, level);
 }
 
+/* Is a task of the caller's own tree? */
+static __always_inline int mg_is_own_task(__u64 address)
+{
+	struct task_struct *task = (void *)address;
+
+	return task && BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id) == bpf_get_current_cgroup_id();
+}
+
 static __always_inline __u64 mg_dentry_of_path(__u64 address)
 {
 	struct path *path = (void *)address;
@@ -121,28 +129,15 @@ static long mg_prepend_parent(__u32 index, void *data)
 	return 0;
 }
 
-/* Append the name of a dentry inside its file system; returns its length, 1 at least. */
+/* Append the name of a dentry inside its file system; returns its length. */
 __noinline int mg_put_name(struct mg_scratch *scratch, __u64 dentry, __u32 offset, __u8 *cut)
 {
 	struct mg_walk walk = { .scratch = scratch, .dentry = (void *)dentry, .at = MG_PATH_BYTES };
-	__u32 length;
 
 	if (!scratch || !cut)
 		return 0;
 	bpf_loop(MG_DEEPEST, mg_prepend_parent, &walk, 0);
-	length = MG_PATH_BYTES - walk.at;
-	if (walk.cut)
-		*cut = 1;
-	if (!length) {
-		scratch->record[offset & MG_RECORD_MASK] = '/';
-		return 1;
-	}
-	if (length > MG_PATH_BYTES)
-		return 0;
-	bpf_probe_read_kernel(&scratch->record[offset & MG_RECORD_MASK], length,
-			      &scratch->walk[walk.at & (MG_PATH_BYTES - 1)]);
-	barrier_var(length);
-	return length;
+	return mg_put_walk(&walk, offset, cut);
 }
 
 static __always_inline __u32 mg_device_of(__u64 address)

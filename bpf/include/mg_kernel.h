@@ -190,6 +190,23 @@ struct hlist_node {
 	struct hlist_node **pprev;
 };
 
+struct hlist_head {
+	struct hlist_node *first;
+};
+
+/* By kind: threads, processes, groups, sessions. */
+enum { MG_PIDTYPE_PID = 0, MG_PIDTYPES = 4 };
+
+struct pid {
+	struct hlist_head tasks[MG_PIDTYPES];
+};
+
+/* An inode of /proc; `pid` is 0 for what belongs to no process. */
+struct proc_inode {
+	struct pid *pid;
+	struct inode vfs_inode;
+};
+
 typedef struct {
 	void *net;
 } possible_net_t;
@@ -248,9 +265,34 @@ struct task_struct {
 	struct signal_struct *signal;
 	const struct cred *cred;
 	struct css_set *cgroups;
+	struct hlist_node pid_links[MG_PIDTYPES];
 	char comm[16];
 };
 
 #pragma clang attribute pop
+
+static __always_inline struct proc_inode *mg_proc_inode_of(struct inode *inode)
+{
+	return (void *)inode - bpf_core_field_offset(struct proc_inode, vfs_inode);
+}
+
+/* The task of a link in the list of those that have a number (MG_PIDTYPE_PID, the first of its links). */
+static __always_inline struct task_struct *mg_task_of_pid_link(struct hlist_node *link)
+{
+	return (void *)link - bpf_core_field_offset(struct task_struct, pid_links);
+}
+
+/* The file behind a descriptor of the calling task. */
+static __always_inline struct file *mg_own_file(__u64 fd)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **files = BPF_CORE_READ(table, fd), *file = 0;
+
+	if (fd >= BPF_CORE_READ(table, max_fds))
+		return 0;
+	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
+	return file;
+}
 
 #endif

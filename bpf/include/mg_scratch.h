@@ -115,6 +115,26 @@ static long mg_step(__u32 index, void *data)
 	return parent == dentry; /* not connected to any root: what we have is its name */
 }
 
+/* Append the path that a walk has filled in; returns its length, 1 at least. */
+static __always_inline __u32 mg_put_walk(const struct mg_walk *walk, __u32 offset, __u8 *cut)
+{
+	struct mg_scratch *scratch = walk->scratch;
+	__u32 length = MG_PATH_BYTES - walk->at;
+
+	if (walk->cut)
+		*cut = 1;
+	if (!length) {
+		scratch->record[offset & MG_RECORD_MASK] = '/';
+		return 1;
+	}
+	if (length > MG_PATH_BYTES)
+		return 0;
+	bpf_probe_read_kernel(&scratch->record[offset & MG_RECORD_MASK], length,
+			      &scratch->walk[walk->at & (MG_PATH_BYTES - 1)]);
+	barrier_var(length); /* or the compiler drops bounds checks of callers, which the verifier cannot follow */
+	return length;
+}
+
 /* Append the path of a struct path (an address) to the record at `offset`; returns its length. It is the path that d_path()
  * would show from the root of the mount namespace, whatever way the program named the file.
  *
@@ -124,7 +144,6 @@ __noinline int mg_put_path(struct mg_scratch *scratch, __u64 place, __u32 offset
 {
 	struct mg_walk walk = { .scratch = scratch, .at = MG_PATH_BYTES };
 	struct path path = {};
-	__u32 length;
 
 	if (!scratch || !cut)
 		return 0;
@@ -135,19 +154,7 @@ __noinline int mg_put_path(struct mg_scratch *scratch, __u64 place, __u32 offset
 	walk.mount = mg_mount_of(path.mnt);
 	walk.dentry = path.dentry;
 	bpf_loop(MG_DEEPEST, mg_step, &walk, 0);
-	length = MG_PATH_BYTES - walk.at;
-	if (walk.cut)
-		*cut = 1;
-	if (!length) {
-		scratch->record[offset & MG_RECORD_MASK] = '/';
-		return 1;
-	}
-	if (length > MG_PATH_BYTES)
-		return 0;
-	bpf_probe_read_kernel(&scratch->record[offset & MG_RECORD_MASK], length,
-			      &scratch->walk[walk.at & (MG_PATH_BYTES - 1)]);
-	barrier_var(length); /* or the compiler drops bounds checks of callers, which the verifier cannot follow */
-	return length;
+	return mg_put_walk(&walk, offset, cut);
 }
 
 /* Append a string of the program; returns its length without the end. User memory: what it says is the program's word. */

@@ -26,14 +26,17 @@ enum mg_shape_kind {
 	MG_SHAPE_PATH,		/* on record when refused, and when it changed something */
 	MG_SHAPE_EXEC,		/* a path, on record only when refused: success has its own record */
 	MG_SHAPE_DESCRIPTOR,	/* changes the file behind a descriptor */
+	MG_SHAPE_PEER,		/* the address of a unix socket with a path, on record only when refused */
 	MG_SHAPE_CALL,		/* no path, on record only when refused */
 	MG_SHAPE_BIND,		/* may give a socket an abstract name */
 };
 
 /* Where a relative path starts: the working directory, or the descriptor in argument n - 1. */
 enum { MG_CWD = 0, MG_FD0 = 1, MG_FD1 = 2, MG_FD2 = 3 };
-/* Is a symlink in the last component followed: never, always, unless (AT_SYMLINK_NOFOLLOW), if (AT_SYMLINK_FOLLOW). */
-enum { MG_NEVER = 0, MG_ALWAYS = 1, MG_UNLESS = 2, MG_IF = 3 };
+/* Is a symlink in the last component followed: never, always, unless (AT_SYMLINK_NOFOLLOW), if (AT_SYMLINK_FOLLOW), unless
+ * (IN_DONT_FOLLOW).
+ */
+enum { MG_NEVER = 0, MG_ALWAYS = 1, MG_UNLESS = 2, MG_IF = 3, MG_WATCHES = 4 };
 
 struct mg_shape {
 	__u8 kind;
@@ -45,9 +48,9 @@ struct mg_shape {
 	__u8 base2;
 	__u8 path2;
 	__u8 follow;
-	__u8 at_flags;	/* argument that holds AT_* flags */
+	__u8 at_flags;	/* argument that holds AT_* or IN_* flags */
 	__u8 moves;	/* EXDEV and EBUSY are refusals, too */
-	__u8 argument;	/* of a call: its most telling argument */
+	__u8 argument;	/* of a call: its most telling argument; of a peer: its address */
 };
 
 #define MG_ONE(o, b, p, f, at) { .kind = MG_SHAPE_PATH, .op = o, .access = MG_WRITE, .base = b, .path = p, .follow = f, .at_flags = at }
@@ -57,6 +60,7 @@ struct mg_shape {
 #define MG_DESCRIPTOR(o) { .kind = MG_SHAPE_DESCRIPTOR, .op = o, .access = MG_WRITE, .base = MG_FD0 }
 /* A look at what is there; refused only below a hidden directory. */
 #define MG_LOOK(o, b, p, f, at) { .kind = MG_SHAPE_EXEC, .op = o, .access = MG_READ, .base = b, .path = p, .follow = f, .at_flags = at }
+#define MG_PEER(o, a) { .kind = MG_SHAPE_PEER, .op = o, .access = MG_WRITE, .path = 1, .follow = MG_ALWAYS, .argument = a }
 #define MG_CALL(o, a) { .kind = MG_SHAPE_CALL, .op = o, .argument = a }
 
 static const struct mg_shape mg_shapes[MG_CALLS] = {
@@ -115,7 +119,11 @@ static const struct mg_shape mg_shapes[MG_CALLS] = {
 	[__NR_statx] = MG_LOOK(MG_OP_STAT, MG_FD0, 1, MG_UNLESS, 2),
 	[__NR_readlinkat] = MG_LOOK(MG_OP_READLINK, MG_FD0, 1, MG_NEVER, 0),
 	[__NR_chdir] = MG_LOOK(MG_OP_CHDIR, MG_CWD, 0, MG_ALWAYS, 0),
+	[__NR_inotify_add_watch] = MG_LOOK(MG_OP_WATCH, MG_CWD, 1, MG_WATCHES, 2),
 	[__NR_bind] = { .kind = MG_SHAPE_BIND },
+	[__NR_connect] = MG_PEER(MG_OP_CONNECT, 1),
+	[__NR_sendto] = MG_PEER(MG_OP_SEND, 4),
+	[__NR_sendmsg] = MG_PEER(MG_OP_SEND, 1),
 	[__NR_name_to_handle_at] = MG_CALL(MG_CALL_HANDLE, 0),
 	[__NR_open_by_handle_at] = MG_CALL(MG_CALL_HANDLE, 0),
 	[__NR_setuid] = MG_CALL(MG_CALL_IDENTITY, 0),

@@ -90,6 +90,7 @@ def main() -> int:
     import acts_file  # noqa: F401
     import acts_names  # noqa: F401
     import acts_net  # noqa: F401
+    import acts_terminals  # noqa: F401
 
     with open(sys.argv[1]) as plan:
         tasks = json.load(plan)

@@ -141,6 +141,28 @@ def copy_memory(pid: int, start: int, size: int) -> str:
 
 
 @act
+def write_memory(pid: int, address: int) -> None:
+    """Write what stands there already through /proc/PID/mem."""
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(address)
+        there = memory.read(8)
+        memory.seek(address)
+        memory.write(there)
+
+
+@act
+def read_link(path: str) -> str:
+    """Where a link leads."""
+    return os.readlink(path)
+
+
+@act
+def list_folder(path: str) -> str:
+    """The names in a folder."""
+    return " ".join(os.listdir(path))
+
+
+@act
 def take_descriptor(pid: int, fd: int) -> str:
     """Copy a file descriptor out of another process and read from it."""
     taken = call(SYS_PIDFD_GETFD, os.pidfd_open(pid), fd, 0)

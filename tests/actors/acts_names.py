@@ -433,14 +433,20 @@ def run_storm(command: list[str]) -> str:
 
 
 @act
-def flood_ring(door: str, command: list[str]) -> str:
-    """Run a program while nobody reads the rings; end when the record has caught up."""
+def flood_ring(door: str, command: list[str], later: str) -> str:
+    """Run a program while nobody reads the rings; end when a refusal of `later` is on record, so that there is room again."""
     ask(door, "stand still")
     try:
-        return run_storm(command)
+        out = run_storm(command)
     finally:
         ask(door, "go on")
-        ask(door, "wait for the record")
+    while True:
+        outcome(later)
+        try:
+            ask(door, "look for later")
+            return out
+        except OSError:
+            time.sleep(2)
 
 
 @act

@@ -22,18 +22,6 @@ struct mg_asking {
 	struct mg_seen seen;
 };
 
-static __always_inline struct file *mg_own_file(__u64 fd)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **files = BPF_CORE_READ(table, fd), *file = 0;
-
-	if (fd >= BPF_CORE_READ(table, max_fds))
-		return 0;
-	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
-	return file;
-}
-
 static long mg_ask_once(__u32 index, void *data)
 {
 	struct mg_asking *asking = data;

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +24,16 @@ sys.path.insert(0, str(REPOSITORY / "demo"))
 
 from world import World  # noqa: E402
 
+from mcpguard.session.coverage import TIER_NAMES  # noqa: E402
+
 Json = dict[str, Any]
 ACTORS = REPOSITORY / "tests" / "actors"
 SYSTEM_PYTHON = "/usr/bin/python3"
 # An emulated guest is many times slower than any host.
 RUN_SECONDS = 600 if os.environ.get("MCPGUARD_LANE_KERNEL") else 90
+TIER_OF_LANE = {"bpf": 1, "plain": 2}
+# The exit code of a run that failed before its program was started: then there is no session.
+BEFORE_THE_CHILD = 125
 # A Python program that makes the terminal on its standard input the controlling one, as a terminal emulator does.
 TERMINAL_LEADER = """
 import os, sys
@@ -108,7 +114,11 @@ class Sandbox:
 
     def mcpguard(self, *words: str, **more: Any) -> Finished:
         """Run the mcpguard command itself, in the project."""
-        return execute([*self.prefix, *mcpguard_command(), *words], self.world.project, self._environment(), **more)
+        command = [*self.prefix, *mcpguard_command(), *words]
+        finished = execute(command, self.world.project, self._environment(), **more)
+        if words[0] == "run" and "--tier" not in words:
+            assert_tier_of_lane(self.world, finished)
+        return finished
 
     def events(self, session: str | None = None, *filters: str) -> list[Json]:
         """What was recorded for a session, the latest when none is named, oldest first."""
@@ -160,6 +170,18 @@ def execute(
         raise AssertionError(f"{command[:8]} did not end within {timeout} s\n{out[-2000:]}\n{err[-2000:]}") from None
     code = process.returncode
     return Finished(128 - code if code < 0 else code, out, err, process.pid)
+
+
+def assert_tier_of_lane(world: World, finished: Finished) -> None:
+    """In a guest the latest session must have had the tier that the guest was booted for, and not quietly a lesser one."""
+    expected = TIER_OF_LANE.get(os.environ.get("MCPGUARD_LANE_LSM", ""))
+    if expected is None or finished.code == BEFORE_THE_CHILD:
+        return
+    # Nothing is written and no lock is taken: the store may be another user's.
+    store = f"file:{world.state}/state/events.db?immutable=1"
+    with contextlib.closing(sqlite3.connect(store, uri=True)) as connection:
+        tiers = connection.execute("SELECT tier FROM sessions ORDER BY started_ns DESC LIMIT 1").fetchall()
+    assert tiers == [(TIER_NAMES[expected],)], f"this lane gives tier {expected}, and the session had {tiers}"
 
 
 @contextlib.contextmanager

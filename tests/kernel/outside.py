@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from harness import SYSTEM_PYTHON
 from netlab import Listener, listening
 from world import World
 
+Answer = Callable[[World], Sequence[int] | None]
+# Added to every profile of the world: a socket of somebody outside is closed to the tree unless a rule names it.
+OPEN_DOOR = 'name: base\nextends: [base]\nsockets: {allow: ["{workspace}/outside.sock"]}\n'
 WAIT = "import sys; print('ready', flush=True); sys.stdin.read()"
 
 
@@ -35,16 +39,25 @@ class Victim:
 
 
 @contextlib.contextmanager
-def victim(world: World) -> Iterator[Victim]:
-    """A waiting process of the same user, outside of every guarded tree."""
+def victim(world: World, become: tuple[str, ...] = ()) -> Iterator[Victim]:
+    """A waiting process of the same user, outside of every guarded tree.
+
+    Args:
+        become: words that take rights from it, where the acts have not all of root's.
+    """
     held = world.root / "held"
     world.plant(held)
     canary = world.plant(world.root / "told")
     descriptor = os.open(held, os.O_RDONLY)
     environment = world.environment(VICTIM_TOKEN=canary)
-    command = [SYSTEM_PYTHON, "-c", WAIT]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, pass_fds=[descriptor], text=True
+        [*become, SYSTEM_PYTHON, "-c", WAIT],
+        cwd=world.root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        pass_fds=[descriptor],
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -93,3 +106,58 @@ def services(world: World, more: Mapping[str, str] | None = None) -> Iterator[Li
         specs.append({"name": name, "family": int(socket.AF_UNIX), "kind": kind, "address": path})
     with listening(json.loads(json.dumps(specs))) as listener:
         yield listener
+
+
+@dataclass
+class Outside:
+    """A process that is not guarded and does what the acts ask it by a socket in the workspace.
+
+    Attributes:
+        answers: by request; each may return descriptors to be sent.
+        pids: of the guarded run: mcpguard itself, once it was started.
+    """
+
+    world: World
+    answers: Mapping[str, Answer]
+    pids: list[int] = field(default_factory=list)
+
+    @property
+    def door(self) -> str:
+        return str(self.world.project / "outside.sock")
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Answer until the end of the block."""
+        profiles = self.world.state / "config" / "profiles"
+        profiles.mkdir(parents=True, exist_ok=True)
+        (profiles / "base.yaml").write_text(OPEN_DOOR)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(self.door)
+            os.chmod(self.door, 0o777)  # whoever does the acts may ask
+            server.listen(8)
+            thread = threading.Thread(target=self._serve, args=(server,), daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    server.shutdown(socket.SHUT_RDWR)
+                thread.join()
+
+    def _serve(self, server: socket.socket) -> None:
+        while True:
+            try:
+                line, _ = server.accept()
+            except OSError:
+                return
+            with line:
+                request = line.recv(1000).decode()
+                try:
+                    sent = self.answers[request](self.world) or ()
+                    said = b"done"
+                except Exception as error:
+                    sent, said = (), f"{type(error).__name__}: {error}".encode()
+                with contextlib.suppress(OSError):
+                    socket.send_fds(line, [said], list(sent))
+                for fd in sent:
+                    os.close(fd)

@@ -44,6 +44,7 @@ def test_batches_keep_the_order_and_take_everything(tree: Tree) -> None:
     tree.guard()
     assert tree.run(lambda: knock(range(1, 501))) == 500
     ring = tree.rings["mg_denials"]
+    assert ring.unread() == 500
     batches = []
     while batch := ring.drain(limit_bytes=4096):
         batches.append(batch)
@@ -51,6 +52,7 @@ def test_batches_keep_the_order_and_take_everything(tree: Tree) -> None:
     assert max(len(b) for b in batches) * _abi.MG_NET.size < 8192
     assert ports_of([sample for batch in batches for sample in batch]) == list(range(1, 501))
     assert ring.drain() == []
+    assert ring.unread() == 0
 
 
 def test_records_that_wrap_around_the_end_are_whole(leaf: Leaf) -> None:

@@ -54,7 +54,16 @@ def tasks_on(pid: int, fd: int, stack: tuple[int, int]) -> list[Task]:
         "descriptor": ("take_descriptor", {"pid": pid, "fd": fd}),
         "environ": ("read_file", {"path": f"/proc/{pid}/environ"}),
         "environ by thread": ("read_file", {"path": f"/proc/{pid}/task/{pid}/environ"}),
+        "memory file for writing": ("write_memory", {"pid": pid, "address": stack[0] + stack[1] - 16}),
+        "memory map": ("read_file", {"path": f"/proc/{pid}/maps"}),
+        "auxiliary values": ("read_file", {"path": f"/proc/{pid}/auxv"}),
+        "program": ("read_file", {"path": f"/proc/{pid}/exe"}),
+        "working folder": ("read_file", {"path": f"/proc/{pid}/cwd/held"}),
+        "working folder by thread": ("read_file", {"path": f"/proc/{pid}/task/{pid}/cwd/held"}),
+        "list of the working folder": ("list_folder", {"path": f"/proc/{pid}/cwd/."}),
         "open file": ("read_file", {"path": f"/proc/{pid}/fd/{fd}"}),
+        "open file by thread": ("read_file", {"path": f"/proc/{pid}/task/{pid}/fd/{fd}"}),
+        "name of the open file": ("read_link", {"path": f"/proc/{pid}/fd/{fd}"}),
         "root of process": ("read_file", {"path": f"/proc/{pid}/root/etc/hostname"}),
         "namespace": ("join_namespace", {"pid": pid, "kind": "mnt"}),
         "signal to the group": ("signal_group", {"pid": pid}),
@@ -180,7 +189,10 @@ def escapes() -> Iterator[Duel]:
 
 
 ON_VICTIM = [task.id for task in tasks_on(1, 0, (0, 0))]
-LEAKS_CANARY = ("memory file", "memory copy", "descriptor", "environ", "environ by thread", "open file")
+LEAKS_CANARY = (
+    *("memory file", "memory copy", "descriptor", "environ", "environ by thread", "open file", "open file by thread"),
+    *("working folder", "working folder by thread"),
+)
 READS_SECRET = (
     *("sudo", "born in another cgroup", "move to a cgroup", "move to the root", "open by handle", "another's name"),
     *(

@@ -524,7 +524,7 @@ def test_broken_tables_end_and_allow_nothing_where_there_are_none(parity: Parity
         nodes = [encode.branch_key(0, device, node, b"abcdefgh")[4:] for node in range(3)]
         roots = b"".join(key + place for key, place in zip(names, places, strict=False))
         branches = b"".join(key + place for key, place in zip(nodes, places[3:], strict=True))
-        parity.write(TablePlan(numbers(4 * lines, 2 * lines), head, roots, branches, b""))
+        parity.write(TablePlan(numbers(4 * lines, 2 * lines), head, roots, branches, b"", b""))
         for fd in (deep, shallow, tree.fd):
             seen = parity.ask(fd)
             assert factors or (seen.allowed, seen.detail) == (Access.NONE, _abi.MG_DETAIL_NO_POLICY)

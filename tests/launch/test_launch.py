@@ -159,3 +159,21 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+@pytest.mark.parametrize("mode", ["0", "400"])
+def test_what_an_earlier_session_closed_to_its_owner_is_not_opened_by_a_later_one(
+    account: Account, workspace: Path, mode: str
+) -> None:
+    """What lies in such a folder cannot be looked at when the plan is made; the agent may change the mode afterwards."""
+    act = ("sh", "-c", "chmod 700 .git; echo planted > .git/hooks/post-checkout && cat .git/hooks/post-checkout")
+    prepare = f"chmod 700 .git 2>/dev/null; rm -rf .git; mkdir -p .git/hooks; chmod {mode} .git"
+    for guarded in (False, True):
+        text(account.do(["sh", "-c", prepare], cwd=workspace))
+        if not guarded:
+            assert text(account.do(act, cwd=workspace)) == "planted\n"
+    done = account.guarded(*act, cwd=workspace)
+    assert done.returncode != 0
+    assert b"planted" not in done.stdout
+    text(account.do(["chmod", "700", ".git"], cwd=workspace))
+    assert list((workspace / ".git/hooks").iterdir()) == []

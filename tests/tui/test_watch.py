@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import AGENT, CHILD, Recorded, objects, until
+from conftest import AGENT, BEGAN_NS, CHILD, Recorded, objects, until
 from textual.widgets import DataTable, Input, Sparkline, Static, TabbedContent
 
+from mcpguard.events.missing import CUT_OFF
+from mcpguard.events.sessions import Supervisor
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
 from mcpguard.tui import stream
@@ -272,6 +274,21 @@ def test_a_loss_is_never_hidden(recorded: Recorded) -> None:
     watch(recorded, steps)
 
 
+def test_a_record_that_was_cut_off_says_so(recorded: Recorded) -> None:
+    dead = Supervisor(4_194_305, 1, Supervisor.current().boot)
+    recorded.id = recorded.store.start_session(
+        recorded.policy, command=("agent",), tier="3 landlock", coverage=(), now_ns=BEGAN_NS + 1, supervisor=dead
+    )
+    recorded.add(*recorded.opens(2))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: "1 LOST" in text(app, "#counts"))
+        assert "interrupted" in text(app, "#status")
+        assert [e.detail for e in app.query_one(EventStream).shown(1_000)][-1] == CUT_OFF
+
+    watch(recorded, steps)
+
+
 def test_export_writes_what_the_filter_matches_and_copy_takes_a_line(
     recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,7 +349,7 @@ def test_a_long_record_is_a_bounded_window_with_whole_sums(recorded: Recorded, m
         await until(pilot, lambda: app._totals.verdicts[Verdict.ALLOW] == 500)
         recorded.add(*recorded.opens(300, "/ws/late"))
         await until(pilot, lambda: app._totals.verdicts[Verdict.ALLOW] == 800)
-        assert len(app.query_one(EventStream)) == 150
+        await until(pilot, lambda: len(app.query_one(EventStream)) == 150)
         assert shown(app)[-1] == "/ws/late/f299"
         await until(pilot, lambda: "250 too fast to show" in text(app, "#counts"))
 

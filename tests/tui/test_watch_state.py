@@ -9,8 +9,9 @@ from mcpguard.errors import UsageError
 from mcpguard.events.activity import Touched
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
-from mcpguard.tui import filters, processes, totals
-from mcpguard.tui.processes import ProcessTable
+from mcpguard.session import process_tree as processes
+from mcpguard.session.process_tree import ProcessTable
+from mcpguard.tui import filters, totals
 from mcpguard.tui.totals import Totals
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from events_help import AGENT, ALL, forked, head, make_policy, opened, refused
 
-from mcpguard.events.attribute import Attributor
+from mcpguard.events.attribute import CHANGE_OUTSIDE, OTHER_TERMINALS, Attributor
 from mcpguard.events.finding import NOT_STOPPED, NOT_THERE, QUIET, UNEXPLAINED, Finding
 from mcpguard.events.judge import Judge
 from mcpguard.events.processes import ProcessTable
@@ -22,7 +22,7 @@ from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.event import Kind
 from mcpguard.model.policy import PathRule, User
 from mcpguard.policy.automaton import Automaton
-from mcpguard.wire.records import OpenRecord, PathCallRecord
+from mcpguard.wire.records import OUTSIDER, FileRecord, OpenRecord, PathCallRecord
 
 READ, WRITE, EXECUTE = Access.READ, Access.WRITE, Access.EXECUTE
 OTHER_UID = os.geteuid() + 4321
@@ -45,6 +45,9 @@ class Place:
 
     def executed(self, path: str | Path) -> Finding:
         return self._attributor().executed(str(path))
+
+    def refused_by_hook(self, record: FileRecord) -> Finding:
+        return self._attributor().refused_by_hook(record)
 
     def _attributor(self) -> Attributor:
         rules = [
@@ -398,3 +401,59 @@ def test_a_directory_may_move_where_the_same_rules_hold_below_it() -> None:
     assert judge.refusal("rename", Access.WRITE, "/w/src", "/w/lib") is None
     moved = judge.refusal("rename", Access.WRITE, "/w/kept", "/w/other")
     assert moved is not None and moved.below
+
+
+def test_a_hooks_refusal_for_a_process_outside_names_the_rule_that_no_profile_has(place: Place) -> None:
+    """A rule of the profile may even allow it; the hook looks at whose process it is."""
+    device = os.stat("/proc").st_dev
+    number = os.major(device) << 20 | os.minor(device)
+    record = FileRecord(head(), "open", WRITE, number, "/1/uid_map", None, None, 0, False, False, OUTSIDER)
+    found = place.refused_by_hook(record)
+    assert (found.verdict, found.path, found.rule, found.detail) == (
+        *(Verdict.DENY, "/proc/1/uid_map", CHANGE_OUTSIDE, OUTSIDER),
+    )
+    assert place.refused_by_hook(replace(record, detail="")).rule != CHANGE_OUTSIDE
+
+
+def test_a_terminal_that_is_there_outside_only_was_meant(place: Place) -> None:
+    master, slave = os.openpty()
+    name = os.ttyname(slave)
+    try:
+        found = place.judge(refused("open", name, errno.ENOENT, access=READ | WRITE))
+        assert found is not None
+        assert (found.verdict, found.path, found.rule and found.rule.text) == (Verdict.DENY, name, OTHER_TERMINALS.text)
+        os.fchmod(slave, 0)
+        place.become_stranger()
+        assert place.judge(refused("open", name, errno.ENOENT, access=READ | WRITE)) is None
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+@pytest.mark.parametrize("path", ["/dev/pts/1048576", "/dev/pts/ptmx", "/dev/pts/../null", "/dev/null", "/nowhere"])
+def test_other_names_that_are_not_there_are_nobodys_refusal(path: str, place: Place) -> None:
+    assert place.judge(refused("open", path, errno.ENOENT)) is None
+
+
+def script(place: Place, name: str, interpreter: str | Path) -> Path:
+    path = place.root / "free" / name
+    path.write_text(f"#! {interpreter} -x\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_script_whose_interpreter_is_denied_names_the_interpreter(place: Place) -> None:
+    for direct in (script(place, "one", place.root / "secret/tool"), script(place, "two", place.root / "free/one")):
+        found = place.judge(refused("exec", direct, errno.EACCES, access=EXECUTE))
+        assert found is not None
+        assert (found.path, rule_text(found)) == (f"{place.root}/secret/tool", f"deny: {place.root}/secret")
+
+
+def test_a_script_that_names_itself_is_looked_at_only_so_often(place: Place) -> None:
+    found = place.judge(refused("exec", script(place, "own", place.root / "free/own"), errno.EACCES, access=EXECUTE))
+    assert found is not None and found.detail == UNEXPLAINED
+
+
+def test_what_stands_in_a_pipe_is_not_read(place: Place) -> None:
+    os.mkfifo(place.root / "free/pipe", 0o755)
+    assert place.judge(refused("exec", place.root / "free/pipe", errno.EACCES, access=EXECUTE)) is None

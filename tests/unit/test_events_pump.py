@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from events_help import SECOND, Bench, executed, head, opened, refused
 
 from mcpguard.errors import KernelError
 from mcpguard.events import pump as pump_module
-from mcpguard.events.pump import FAILED, UNREADABLE, Pump
+from mcpguard.events.pump import FAILED, OUTRUN, UNREADABLE, Pump
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
 from mcpguard.wire import decode
@@ -51,6 +53,10 @@ class FakeRing:
                 os.read(self._reader, 1000)
         self.drained.set()
         return held
+
+    def unread(self) -> int:
+        with self._lock:
+            return len(self._held)
 
 
 class Setup:
@@ -120,6 +126,23 @@ def test_bytes_that_are_no_record_are_counted_as_lost(bench: Bench) -> None:
     found = bench.events()
     assert [(e.count, e.detail) for e in found if e.kind is Kind.LOSS] == [(1, UNREADABLE)]
     assert len(found) == 2
+
+
+def test_an_error_of_the_decoder_that_nobody_foresaw_costs_one_record(bench: Bench) -> None:
+    def decode_or_fail(raw: bytes) -> Record:
+        if raw == b"odd":
+            raise struct.error("unpack requires a buffer of 8 bytes")
+        return DENIED
+
+    ring = FakeRing()
+    pump = Pump({"denials": ring}, decode_or_fail, bench.recorder)
+    ring.put(b"0", b"odd", b"0")
+    pump.start()
+    assert pump.stop()
+    assert isinstance(pump.failure, struct.error)
+    found = bench.events()
+    assert [e.count for e in found if e.verdict is Verdict.DENY] == [2]
+    assert [(e.count, e.detail) for e in found if e.kind is Kind.LOSS] == [(1, UNREADABLE)]
 
 
 def test_what_a_ring_dropped_is_a_loss_that_names_the_ring(bench: Bench) -> None:
@@ -197,6 +220,67 @@ def test_who_waits_for_the_last_writes_is_told_so_once(bench: Bench, monkeypatch
     assert setup.pump.stop(progress)
     assert setup.pump.failure is None
     assert len(calls) == 1
+
+
+def test_a_last_drain_may_take_as_long_as_it_moves_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "PROGRESS_AFTER_S", 0.0)
+    monkeypatch.setattr(pump_module, "LOOK_S", 0.1)
+    monkeypatch.setattr(pump_module, "STALLED_S", 2.0)
+    feed = bench.recorder.feed
+
+    def slowly(records: list[Record], lost: dict[str, int]) -> None:
+        for record in records:
+            time.sleep(0.5)
+            feed([record], lost)
+
+    monkeypatch.setattr(bench.recorder, "feed", slowly)
+    setup = Setup(bench, [DENIED])
+    setup.denials.put(*[b"0"] * 6)
+    with started(setup):
+        pass
+    assert sum(event.count for event in bench.events()) == 6
+
+
+def test_a_pump_that_hangs_is_left_behind_and_what_it_did_not_record_is_known(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump_module, "PROGRESS_AFTER_S", 0.0)
+    monkeypatch.setattr(pump_module, "LOOK_S", 0.05)
+    monkeypatch.setattr(pump_module, "STALLED_S", 0.2)
+    answers, hangs = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        hangs.set()
+        answers.wait(60)
+
+    monkeypatch.setattr(bench.recorder, "feed", hang)
+    setup = Setup(bench, [DENIED])
+    setup.denials.put(b"0", b"0")
+    setup.pump.start()
+    assert hangs.wait(60)
+    setup.denials.put(b"0")
+    assert not setup.pump.stop()
+    assert setup.pump.behind() == 3
+    answers.set()
+
+
+def test_what_a_leftover_process_writes_faster_than_it_is_read_is_a_loss(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pump_module, "LAST_ROUNDS", 3)
+    setup = Setup(bench, [DENIED])
+    drain = setup.denials.drain
+
+    def refilled() -> list[bytes]:
+        setup.denials.put(*[b"0"] * 2 * LIMIT)
+        return drain()
+
+    monkeypatch.setattr(setup.denials, "drain", refilled)
+    with started(setup):
+        pass
+    (loss,) = [event for event in bench.events() if event.kind is Kind.LOSS]
+    assert loss.detail == OUTRUN
+    assert loss.count == setup.denials.unread() > 0
 
 
 def test_nobody_is_told_when_the_last_writes_are_quick(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

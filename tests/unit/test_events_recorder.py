@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import gc
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,10 @@ from events_help import (
 )
 
 from mcpguard.errors import StoreError
+from mcpguard.events import database
 from mcpguard.events import recorder as recorder_module
 from mcpguard.events.finding import REPEATS_OF_OPENS
+from mcpguard.events.missing import STORE
 from mcpguard.events.recorder import QUIET_INTERVAL_NS
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Event, Kind
@@ -277,6 +280,48 @@ def test_a_store_that_never_works_ends_with_every_event_counted(bench: Bench, mo
     bench.feed(refused("open", "/ws/secret/key", errno.EACCES), opened("/ws/a", count=4))
     bench.recorder.finish()
     assert bench.recorder.counters.unsaved == 5
+
+
+@pytest.fixture
+def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Bench, sqlite3.Connection]]:
+    """A store that another connection has begun to write to."""
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.01)
+    bench = Bench(tmp_path)
+    other = sqlite3.connect(bench.store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    yield bench, other
+    other.close()
+
+
+def test_a_lock_on_the_store_is_waited_for_at_the_end(
+    locked: tuple[Bench, sqlite3.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, other = locked
+    bench.feed(refused("open", "/ws/secret/key", errno.EACCES))
+    assert bench.events() == []
+    add, tries = bench.store.add, 0
+
+    def release_later(session: str, events: Sequence[Event]) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 3:
+            other.execute("ROLLBACK")
+        add(session, events)
+
+    monkeypatch.setattr(bench.store, "add", release_later)
+    bench.recorder.finish()
+    assert [e.path for e in bench.events()] == ["/ws/secret/key"]
+    assert bench.recorder.warning is None
+
+
+def test_a_lock_that_stays_costs_events_that_are_counted(locked: tuple[Bench, sqlite3.Connection]) -> None:
+    bench, other = locked
+    bench.feed(refused("open", "/ws/secret/key", errno.EACCES), opened("/ws/a", count=4))
+    bench.recorder.finish()
+    assert bench.recorder.counters.unsaved == 5
+    other.execute("ROLLBACK")
+    bench.store.end_session(bench.session, exit_code=0, now_ns=START_EPOCH_NS, unsaved=5)
+    assert [(e.kind, e.count, e.detail) for e in bench.events()] == [(Kind.LOSS, 5, STORE)], "told by whoever reads it"
 
 
 def test_a_failing_store_is_not_asked_again_for_every_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from events_help import OPEN_POLICY, make_policy, unix
+from events_help import OPEN_POLICY, make_policy, refused, unix
 
-from mcpguard.events.finding import QUIET, Finding
+from mcpguard.events.finding import QUIET, UNEXPLAINED, Finding
 from mcpguard.events.judge import Judge
 from mcpguard.events.sockets import HIDDEN, SocketJudge
-from mcpguard.model.access import Effect, Verdict
+from mcpguard.model.access import Access, Effect, Verdict
+from mcpguard.model.event import Kind
 from mcpguard.model.policy import SocketEntry
 from mcpguard.policy.automaton import Automaton
 
@@ -27,15 +29,18 @@ def listening(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def judged(folder: Path, path: Path | str, *, later_ns: int = 0, audit: bool = False, own: bool = False) -> Finding:
-    """What comes of an allowed connect to `path`; the session began `later_ns` after the folder's last change."""
+def judge_of(folder: Path, *, audit: bool = False, own: bool = False, began_ns: int = 0) -> SocketJudge:
     rules = (SocketEntry(f"{folder}/**", Effect.ALLOW, 1, own), SocketEntry(f"{folder}/tmux-*", Effect.DENY, 2))[
         : 2 - own
     ]
     policy = replace(make_policy(*OPEN_POLICY, audit=audit), sockets=rules)
-    judge = Judge(Automaton.from_bytes(policy.tables), policy.paths)
-    began_ns = (folder / "tmux-1").stat().st_ctime_ns + later_ns
-    return SocketJudge(policy, judge, began_ns).finding(replace(unix(str(path), Verdict.ALLOW), rule=1))
+    return SocketJudge(policy, Judge(Automaton.from_bytes(policy.tables), policy.paths), began_ns)
+
+
+def judged(folder: Path, path: Path | str, *, later_ns: int = 0, audit: bool = False, own: bool = False) -> Finding:
+    """What comes of an allowed connect to `path`; the session began `later_ns` after the folder's last change."""
+    judge = judge_of(folder, audit=audit, own=own, began_ns=(folder / "tmux-1").stat().st_ctime_ns + later_ns)
+    return judge.finding(replace(unix(str(path), Verdict.ALLOW), rule=1))
 
 
 def test_a_socket_that_a_glob_denies_and_that_was_there_is_denied_because_it_is_hidden(listening: Path) -> None:
@@ -90,3 +95,31 @@ def test_a_link_that_nobody_may_follow_leaves_the_kernels_verdict(
 
     monkeypatch.setattr("os.path.realpath", refuse)
     assert judged(listening.parents[1], listening, later_ns=60 * 10**9).verdict is Verdict.ALLOW
+
+
+def test_a_connect_that_a_cover_refused_names_the_socket_and_the_rule(listening: Path) -> None:
+    folder = listening.parents[1]
+    (folder / "link").symlink_to(listening)
+    for name in (listening, "link", "tmux-1/../link"):
+        record = refused("connect", name, errno.EACCES, access=Access.WRITE, base=str(folder))
+        found = judge_of(folder).unreached(record)
+        assert found is not None
+        assert (found.kind, found.verdict, found.path, found.detail) == (
+            Kind.UNIX,
+            Verdict.DENY,
+            str(listening),
+            HIDDEN,
+        )
+        assert found.rule is not None and found.rule.text == "deny: /ws/secret", "rule 2 of the policy"
+
+
+def test_a_refused_connect_to_an_allowed_socket_is_told_unless_permissions_explain_it(listening: Path) -> None:
+    folder = listening.parents[1]
+    allowed = folder / "own"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(allowed))
+        record = refused("connect", allowed, errno.EACCES, access=Access.WRITE)
+        found = judge_of(folder).unreached(record)
+        assert found is not None and found.detail == UNEXPLAINED
+        allowed.chmod(0o400)
+        assert judge_of(folder).unreached(record) is None

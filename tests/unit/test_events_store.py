@@ -302,7 +302,9 @@ def test_events_survive_a_writer_that_is_killed(path: Path) -> None:
     with Store.open(path) as store:
         session = store.session()
         assert session.state is State.INTERRUPTED
-        assert len(stored(store, session.id)) == 1
+        assert [event.kind for event in stored(store, session.id)] == [Kind.FILE, Kind.LOSS], (
+            "and it says that it was cut off"
+        )
 
 
 # Sessions.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,9 @@ from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.plan import FilesPlan, MountStep
 from mcpguard.model.policy import PathRule, Policy, User
-from mcpguard.model.profile import SystemSwitches
+from mcpguard.model.profile import NAMESPACE_MAPS, SystemSwitches
 from mcpguard.policy.automaton import Automaton
-from mcpguard.session import files_plan, files_state
+from mcpguard.session import files_plan, files_state, files_walk
 
 READ = Access.READ
 WRITE = Access.READ | Access.WRITE
@@ -142,6 +145,13 @@ def test_a_literal_denial_is_hidden_where_directories_are_not_listed(home: Path)
     assert ("mask", "/etc/shadow") in steps(made)
 
 
+def test_files_of_every_process_are_not_looked_for_one_by_one(home: Path) -> None:
+    """What `system.user_namespaces` opens: there are hundreds of processes, and none of them is the agent's."""
+    made = plan(home, allow("/proc", READ), *(allow(pattern) for pattern in NAMESPACE_MAPS))
+    assert granted(made) == {"/proc": READ}
+    assert steps(made) == set()
+
+
 def test_a_refused_socket_is_hidden(home: Path) -> None:
     made = plan(home, allow(home / "work"), sockets=(str(home / "work/daemon.sock"),))
     assert ("hide", str(home / "work/daemon.sock")) in steps(made)
@@ -153,8 +163,132 @@ def test_audit_grants_everything_and_still_hides_what_is_denied(home: Path) -> N
     assert {("mask", str(home / ".ssh")), ("ro", str(home / ".bashrc"))} <= steps(made)
 
 
-def test_too_many_names_are_refused_with_a_clear_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_state, "MAX_VISITED", 3)
+def test_too_many_names_are_refused_with_the_folder_that_holds_most(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(50):
+        (home / f"work/src/{number}").touch()
+    monkeypatch.setattr(files_state, "MAX_VISITED", 40)
     with pytest.raises(PolicyError) as refused:
         plan(home, allow(home / "work"), deny("/**/.env*"))
     assert refused.value.code == "plan.too-many-files"
+    assert refused.value.what.endswith(f"most are below {home}/work/src")
+
+
+def test_too_many_mounts_are_refused_with_the_folder_that_needs_most(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        (home / f"work/src/.env{number}").touch()
+    monkeypatch.setattr(files_state, "MAX_STEPS", 10)
+    with pytest.raises(PolicyError) as refused:
+        plan(home, allow(home / "work"), deny("/**/.env*"))
+    assert refused.value.code == "plan.too-many-mounts"
+    assert refused.value.what.endswith(f"most are below {home}/work/src")
+
+
+@pytest.mark.parametrize(
+    ("counts", "folder"),
+    [
+        ({}, "/"),
+        ({"/": 9}, "/"),
+        ({"/a": 4, "/b": 4}, "/"),
+        ({"/a": 1, "/a/b": 2, "/a/b/c": 10, "/a/bc": 2}, "/a/b/c"),
+        ({"/a/b/c": 5, "/a/b/d": 5, "/a/e": 3}, "/a/b"),
+    ],
+)
+def test_the_heaviest_folder_is_the_deepest_with_more_than_half(counts: dict[str, int], folder: str) -> None:
+    assert files_state.heaviest(counts) == folder
+
+
+@contextlib.contextmanager
+def pit(folder: Path, name: str, levels: int) -> Iterator[None]:
+    """Directories in directories with a secret at the end, made step by step: no path needs to be so long."""
+    begin = os.open(".", os.O_PATH)
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    try:
+        for _ in range(levels):
+            os.mkdir(name)
+            os.chdir(name)
+        Path(".env").touch()
+        yield
+    finally:
+        os.fchdir(begin)
+        os.close(begin)
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(("name", "levels"), [("d", 1_200), ("d" * 250, 40), ("é" * 120, 40)])
+def test_what_lies_too_deep_is_hidden_and_told(home: Path, name: str, levels: int) -> None:
+    with pit(home / "work/pit", name, levels):
+        made = plan(home, allow(home / "work"), deny("/**/.env*"))
+    (hidden,) = [path for op, path in steps(made) if op == "mask" and "/pit/" in path]
+    assert files_state.too_deep(hidden)
+    assert not files_state.too_deep(os.path.dirname(hidden))
+    # Its own name, and every name on the way, fit into a system call.
+    assert len(os.fsencode(hidden)) < 4096
+    assert {("mask", str(home / "work/.env")), ("mask", str(home / "work/src/.env"))} <= steps(made)
+    (told,) = made.hidden
+    assert told in made.gaps
+    assert "too deep" in told
+    assert f"{home}/work/pit"[:60] in told
+
+
+def test_the_deepest_directory_that_is_looked_at_has_its_names_protected(home: Path) -> None:
+    levels = files_state.MAX_DEPTH - f"{home}/work/pit".count("/") - 1
+    with pit(home / "work/pit", "d", levels):
+        made = plan(home, allow(home / "work"), deny("/**/.env*"))
+    assert ("mask", f"{home}/work/pit/{'d/' * levels}.env") in steps(made)
+    assert made.hidden == ()
+
+
+def test_a_deep_tree_in_a_hidden_directory_stays_hidden_with_it(home: Path) -> None:
+    with pit(home / "work/.env.d", "d", 1_200):
+        made = plan(home, allow(home / "work"), deny("/**/.env*", "/**/.env.example"))
+    mask = step_at(made, "mask", home / "work/.env.d")
+    assert {entry.kind for entry in mask.entries} == {"dir"}
+
+
+def test_a_deep_tree_without_anything_to_protect_is_not_looked_at(home: Path) -> None:
+    with pit(home / "work/pit", "d", 1_200):
+        made = plan(home, allow(home / "work"))
+    assert steps(made) == {("rw", str(home / "work"))}
+    assert made.gaps == ()
+
+
+def test_a_chain_of_links_without_end_is_no_target(home: Path) -> None:
+    """Python follows links by recursion, without the kernel's bound."""
+    (home / "work/l0").write_text("end")
+    for number in range(1, 1_200):
+        (home / f"work/l{number}").symlink_to(f"l{number - 1}")
+    (home / "work/.env.link").symlink_to("l1199")
+    made = plan(home, allow(home / "work"), deny("/**/.env*"))
+    assert any(f"{home}/work/.env.link" in gap for gap in made.gaps)
+    assert ("mask", str(home / "work/.env")) in steps(made)
+
+
+def closed_to(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As for an ordinary user; the root that runs this test may search everything."""
+    access = os.access
+
+    def answer(path: str, mode: int) -> bool:
+        return access(path, mode) and not (str(path) == str(folder) and mode == os.X_OK)
+
+    monkeypatch.setattr(os, "access", answer)
+
+
+def test_a_folder_that_is_closed_to_its_owner_is_hidden(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent is the owner: it could open it again, and what lies in it was not protected."""
+    closed_to(monkeypatch, home / "work/.git")
+    made = plan(home, allow(home / "work"), readonly(home / "work/.git/hooks"))
+    assert ("mask", str(home / "work/.git")) in steps(made)
+    assert "closed to its owner" in made.hidden[0]
+
+
+def test_a_folder_that_is_closed_to_others_needs_no_cover(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed_to(monkeypatch, home / "work/.git")
+    monkeypatch.setattr(files_walk, "_owner", lambda _path: os.getuid() + 1)
+    made = plan(home, allow(home / "work"), readonly(home / "work/.git/hooks"))
+    assert ("mask", str(home / "work/.git")) not in steps(made)
+    assert made.hidden == ()

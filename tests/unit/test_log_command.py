@@ -19,6 +19,9 @@ from typer.testing import CliRunner
 
 from mcpguard.cli import log, sessions
 from mcpguard.errors import StoreError, UsageError
+from mcpguard.events import unrecorded
+from mcpguard.events.finding import REPEATS_OF_OPENS
+from mcpguard.events.missing import CUT_OFF
 from mcpguard.events.sessions import Supervisor
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
@@ -88,7 +91,58 @@ def test_csv_has_a_header_and_a_row_per_event(bench: Bench) -> None:
 def test_following_an_interrupted_session_shows_it_and_ends(bench: Bench) -> None:
     dead = Supervisor(4_194_305, 1, Supervisor.current().boot)
     session = begin(bench.store, bench.policy, supervisor=dead, now_ns=START_EPOCH_NS + SECOND)
-    assert run("log", session, "--follow") == ""
+    bench.store.add(session, [Event(START_EPOCH_NS, session, Kind.PROCESS, "fork", Verdict.ALLOW)])
+    found = [json.loads(line) for line in run("log", session, "--follow", "--format", "json").splitlines()]
+    assert [(e["seq"], e["kind"], e.get("detail")) for e in found] == [(1, "process", None), (2, "loss", CUT_OFF)]
+    for words in (("--kind", "loss"), ("--kind", "loss", "--follow")):
+        assert CUT_OFF in run("log", session, *words)
+    assert run("log", session, "--verdict", "deny", "--format", "json") == ""
+
+
+@pytest.mark.parametrize("words", [(), ("--format", "json"), ("--format", "csv")])
+def test_who_asks_for_denials_only_is_told_that_the_record_is_not_complete(
+    bench: Bench, words: tuple[str, ...]
+) -> None:
+    asked = ["log", "--verdict", "deny", *words]
+    assert "not complete" not in CliRunner().invoke(APP, asked).output
+    bench.recorder.lost("records that the kernel dropped", 3)
+    bench.recorder.finish()
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "mcpguard", *asked], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert f"the record of session {bench.session} is not complete" in done.stderr
+    assert "not complete" not in done.stdout
+
+
+def test_denials_of_an_incomplete_session_are_shown_as_so_many_or_more(bench: Bench) -> None:
+    bench.store.end_session(bench.session, exit_code=0, now_ns=START_EPOCH_NS + SECOND)
+    assert " 2  " in run("sessions")
+    assert json.loads(run("sessions", "--format", "json"))["complete"] is True
+    bench.store.end_session(bench.session, exit_code=0, now_ns=START_EPOCH_NS + SECOND, unsaved=3)
+    assert " 2+  " in run("sessions")
+    assert json.loads(run("sessions", "--format", "json"))["complete"] is False
+    assert [json.loads(line)["count"] for line in run("log", "--kind", "loss", "--format", "json").splitlines()] == [3]
+
+
+def test_only_counts_of_repeated_opens_missing_is_complete(bench: Bench) -> None:
+    bench.recorder.lost(REPEATS_OF_OPENS, 3)
+    bench.recorder.finish()
+    assert json.loads(run("sessions", "--format", "json"))["complete"] is True
+
+
+def test_a_run_that_could_not_be_recorded_is_named_by_the_next_reader(bench: Bench) -> None:
+    for number in (1, 2):
+        unrecorded.note(f"20991231-235959-aaa{number}", "claude-code", "database is locked")
+    for words in (("sessions",), ("log",)):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "mcpguard", *words], capture_output=True, text=True, check=True
+        )
+        assert "2 runs are not on record" in done.stderr
+        assert "20991231-235959-aaa2 (profile claude-code): database is locked" in done.stderr
+    path = bench.store.path.with_name(unrecorded.NAME)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_text("no json\n[]\n{}\n")
+    assert unrecorded.words() is None
 
 
 def test_an_unknown_session_and_a_bad_time_are_our_errors(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, Policy, User
-from mcpguard.model.profile import Profile
+from mcpguard.model.profile import Profile, SystemSwitches
 from mcpguard.model.rule import FileRule, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.policy.compile import OWN_REASON, compile_policy
 from mcpguard.policy.decide import (
@@ -95,6 +95,22 @@ def test_a_denial_names_the_rule_as_it_was_written_with_its_reason() -> None:
     assert policy.rules[rule].text == "~/.ssh"
     assert policy.reasons[rule] == "private"
     assert allowed(policy, "/home/u/.ssh/id.pub")
+
+
+def test_a_switch_lets_a_program_map_the_ids_of_its_own_namespace_and_a_denial_still_wins() -> None:
+    maps = [f"/proc/4711/{name}" for name in ("uid_map", "gid_map", "setgroups")]
+    profile = Profile("p", "p.yaml", files=(read("/proc"),))
+    switched = replace(profile, system=SystemSwitches(user_namespaces=True))
+    closed = replace(switched, files=(deny("/proc/*/uid_map"),))
+
+    def writable(one: Profile) -> list[bool]:
+        policy = compile_policy(one, user=USER, workspace="/home/u/p", tmp="/tmp/x", resolve=lambda _: None)
+        assert not allowed(policy, "/proc/4711/oom_score_adj", WRITE)
+        return [allowed(policy, path, WRITE) for path in maps]
+
+    assert writable(profile) == [False] * 3
+    assert writable(switched) == [True] * 3
+    assert writable(closed) == [False, True, True]
 
 
 def test_a_workspace_with_glob_characters_is_taken_literally() -> None:

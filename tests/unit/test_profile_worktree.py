@@ -94,6 +94,14 @@ def test_a_broken_pointer_is_no_worktree(tmp_path: Path, text: str) -> None:
     assert repository(tmp_path) is None
 
 
+def test_a_pointer_by_way_of_links_without_end_is_no_worktree(tmp_path: Path) -> None:
+    (tmp_path / "l0").mkdir()
+    for number in range(1, 1_200):
+        (tmp_path / f"l{number}").symlink_to(f"l{number - 1}")
+    (tmp_path / ".git").write_text("gitdir: l1199\n")
+    assert repository(tmp_path) is None
+
+
 def test_a_common_directory_outside_the_repository_opens_nothing(main: Path, linked: Path) -> None:
     (main / ".git/worktrees/linked/commondir").write_text(f"{main.parent}\n")
     assert repository(linked) is None

@@ -66,3 +66,18 @@ def test_more_names_than_can_be_judged_are_said_to_be_more() -> None:
     values = places._values(automaton, image_of(automaton.tables), node)
     assert len(values) == _abi.MG_NAMES_LIMIT + 1
     assert _abi.MG_PLACE.unpack(values[0])[-1] > _abi.MG_NAMES_LIMIT
+
+
+def test_of_the_hosts_terminals_only_the_own_one_has_a_place() -> None:
+    table = (
+        Mount("0:1", "/", "/", read_only=False, id=1),
+        Mount("0:2", "/", "/dev/pts", read_only=False, id=2, parent=1, kind="devpts"),
+        Mount("0:2", "/", "/srv/other/dev/pts", read_only=False, id=3, parent=1, kind="devpts"),
+        Mount("0:2", "/9", "/dev/console", read_only=False, id=4, parent=1, kind="devpts"),
+    )
+    places_of = places.placed(table, [("0:2", 7), ("0:5", 0)])
+    assert {(mount.device, mount.root, mount.point) for mount in places_of} == {
+        ("0:1", "/", "/"),
+        ("0:2", "/7", "/dev/pts/7"),
+        ("0:5", "/0", "/dev/pts/0"),
+    }

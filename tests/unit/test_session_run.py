@@ -78,6 +78,7 @@ TABLE = TablePlan(
     roots=bytes(_abi.MG_ROOT_KEY.size - 4 + _abi.MG_PLACE.size),
     branches=b"",
     shared_memory=bytes(_abi.MG_PLACE.size),
+    terminals=bytes(_abi.MG_PLACE.size),
 )
 
 
@@ -128,8 +129,9 @@ def test_a_request_survives_the_privilege_line() -> None:
         {"guard": tables(roots=bytes(3))},
         {"guard": tables(branches=bytes(100))},
         {"guard": tables(shared_memory=b"")},
+        {"guard": tables(terminals=b"")},
         {"guard": tables()[:1]},
-        {"guard": [["*"] * 5] * 2},
+        {"guard": [["*"] * 6] * 2},
         {"switches": -1},
         {"version": 0},
         {"cwd": "relative"},

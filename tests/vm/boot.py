@@ -61,6 +61,7 @@ class Machine:
         preempt: how the kernel preempts itself; "" leaves it to the kernel.
         disks: file systems to make and mount, of those in DISKS.
         load: kernel modules to load besides; those after a "?" where the kernel has them as modules.
+        headers: whether programs can be compiled for this kernel in the guest, as BCC does.
         append: more words for the kernel's command line.
         seconds: when this is over on the host's clock, the guest is ended.
     """
@@ -70,6 +71,7 @@ class Machine:
     preempt: str = "voluntary"
     disks: tuple[str, ...] = ()
     load: tuple[str, ...] = ()
+    headers: bool = False
     append: str = ""
     processors: int = 1
     memory: str = "2G"
@@ -118,7 +120,7 @@ def boot(
         control = work / "control"
         (control / "out").mkdir(parents=True)
         shutil.copy(SETUP, control)
-        (control / "job").write_text(_job(machine, folder))
+        (control / "job").write_text(_job(machine, kernel, folder))
         (control / "command.sh").write_text(_script(command, variables or {}))
         (work / "initrd").write_bytes(initrd.build(kernel, kernels.busybox(), _modules(kernel, machine)))
         images = [_make_disk(work / f"{kind}.img", kind) for kind in machine.disks if kind in MAKERS]
@@ -143,7 +145,7 @@ def _modules(kernel: Kernel, machine: Machine) -> list[str]:
     return [name.lstrip("?") for name in wanted if not name.startswith("?") or kernel.has(name[1:])]
 
 
-def _job(machine: Machine, folder: Path) -> str:
+def _job(machine: Machine, kernel: Kernel, folder: Path) -> str:
     """Settings for setup.sh, as shell assignments."""
     settings = {
         "folder": str(folder),
@@ -151,6 +153,7 @@ def _job(machine: Machine, folder: Path) -> str:
         "tmpfs": " ".join(TMPFS),
         "home": HOME,
         "disks": " ".join(machine.disks),
+        "headers": str(kernels.headers(kernel)) if machine.headers else "",
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items())
 

@@ -121,12 +121,27 @@ def busybox() -> Path:
     return next(path for path in (folder / "bin/busybox", folder / "usr/bin/busybox") if path.exists())
 
 
+def headers(kernel: Kernel) -> Path:
+    """What a compiler in the guest needs of this kernel: a folder with its `lib/modules` and `usr/src`, kept beside it."""
+    target = kernel.folder / "headers"
+    if not target.exists():
+        package = _candidate(f"linux-headers-{kernel.release}")
+        common = [_candidate(need) for need in _depends(package.name) if need.startswith("linux-headers-")]
+        _into_cache([package, *common], target, lambda folder: shutil.rmtree(folder / "usr/share"))
+    return target
+
+
+def number(series: str) -> tuple[int, ...]:
+    """What series are compared by: 6.12 is newer than 6.1."""
+    return tuple(map(int, series.split(".")))
+
+
 def newer() -> list[str]:
     """Series beyond the stock ones in the suites that this host's apt knows; often none."""
     names = _apt("pkgnames", "linux-image-").split()
     generic = (IMAGE.fullmatch(name) for name in names if not VARIANTS.search(name))
     found = {(int(match[1]), int(match[2])) for match in generic if match}
-    known = max(tuple(map(int, series.split("."))) for series in STOCK)
+    known = max(map(number, STOCK))
     return [f"{major}.{minor}" for major, minor in sorted(found) if (major, minor) > known]
 
 

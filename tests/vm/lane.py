@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         preempt=arguments.preempt,
         disks=tuple(arguments.disk),
         load=tuple(arguments.load),
+        headers=arguments.headers,
         append=arguments.append,
         processors=arguments.smp,
         memory=arguments.memory,
@@ -70,6 +71,7 @@ def main() -> int:
     verb.add_argument("--preempt", default="voluntary", choices=boot.PREEMPT)
     verb.add_argument("--disk", action="append", default=[], choices=boot.DISKS, help="may be given more than once")
     verb.add_argument("--load", action="append", default=[], metavar="MODULE", help="load a kernel module as well")
+    verb.add_argument("--headers", action="store_true", help="let the guest compile for its kernel, as BCC does")
     verb.add_argument("--append", default="", help="more words for the kernel's command line")
     verb.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="a variable for the command")
     verb.add_argument(

@@ -4,7 +4,7 @@
 set -e
 control=/run/vm/control
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-. $control/job # folder, repository, tmpfs, home, disks
+. $control/job # folder, repository, tmpfs, home, disks, headers
 
 mkdir -p /dev/pts /dev/shm /run/lock
 mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
@@ -25,6 +25,12 @@ ip address add 192.0.2.2/24 dev dummy0
 ip -6 address add 2001:db8::2/64 dev dummy0
 hostname vmlane
 ulimit -Hn 524288
+
+if [ -n "$headers" ]; then
+    mkdir -p /lib/modules /usr/src
+    ln -sfn "$headers"/lib/modules/* /lib/modules/
+    ln -sfn "$headers"/usr/src/* /usr/src/
+fi
 
 # A tmpfs over a folder that holds the repository would hide it: it is bound aside and put back on top.
 cover() {

@@ -23,28 +23,31 @@ DISKS = ("ext4", "btrfs", "overlay", "tmpfs")
 # Newer kernels have the second built in.
 LOADED = ("veth", "?nfnetlink")
 GUEST_TESTS = ("tests/vm/guest",)
-# Suites of tests/kernel that say something in a guest. Not there: on 6.1 everything that starts `mcpguard run`, which needs
-# Landlock ABI 3, and the hooks for unix sockets, which came with 6.7; on both, what must be done within some seconds.
-SUITES = {
-    "6.1": ("bpf_network", "bpf_listen", "bpf_ring", "bpf_trace"),
-    "6.12": (
-        *("bpf_network", "bpf_listen", "bpf_ring", "bpf_trace", "bpf_unix"),
-        *("network_run", "sockets_run", "files_write", "supervisor"),
-    ),
-}
+# What a whole session promises, as on any host: readers by every name, changes, ways out, daily work. In the tier of the lane:
+# `harness.assert_tier_of_lane`.
+SPINE = tuple(f"tests/kernel/test_{name}.py" for name in ("files_read", "files_write", "escapes", "usability"))
+# What each part of a session does by itself. Not there: what must be done within some seconds.
+PARTS = tuple(f"tests/kernel/test_{name}.py" for name in ("bpf_network", "bpf_listen", "bpf_ring", "bpf_trace"))
+# These need the hooks for unix sockets, which came with 6.7, or were only tried with them.
+NEWER_PARTS = tuple(f"tests/kernel/test_{name}.py" for name in ("bpf_unix", "network_run", "sockets_run", "supervisor"))
+# A real agent takes its time, and more memory than the rest.
+AGENT = ("tests/agents/test_claude_code.py",)
 # A guest's test that says so is reported, and is no failure: some kernels lack what it is about.
 NOT_HERE = "not on this lane: "
-SECONDS = 900
+SECONDS = 1200
 SUITES_SECONDS = 3600
+MEMORY, AGENT_MEMORY = "2G", "4G"
 # A guest compiles slowly, so what its tests run is made before.
 PREPARE = (
     ".venv/bin/python",
     "-c",
     "import sys; sys.path.insert(0, 'tests/kernel'); import matrix; matrix.static_acts()",
 )
+FETCH_AGENT = (".venv/bin/python", "demo/real_agent.py")
 COMPILE = (".venv/bin/python", "-m", "compileall", "-q", "src", "demo", "tests")
-# What a change must pass before it is taken: tier 1 and tier 2. The rest of the matrix takes too long for every change.
-CHOSEN = ("6.12-bpf-voluntary", "6.12-plain-voluntary")
+# What a change must pass before it is taken: tier 1 and tier 2, and tier 1 on the oldest kernel. The rest of the matrix takes
+# too long for every change.
+CHOSEN = ("6.12-bpf-voluntary", "6.12-plain-voluntary", "6.1-bpf-voluntary")
 RESULTS = REPOSITORY / ".cache" / "vm"
 
 
@@ -53,21 +56,27 @@ class Lane:
     """One boot; `preempt` may be "default", which leaves it to the kernel.
 
     Attributes:
-        suites: run these of tests/kernel, in place of the guest's own tests.
+        suites: its name says which tests are run in place of the guest's own: "", "spine", "parts" or "agent".
     """
 
     kernel: str
     lsm: str
     preempt: str
-    suites: tuple[str, ...] = ()
+    suites: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.kernel}-{self.lsm}-{self.preempt}{'-suites' if self.suites else ''}"
+        return f"{self.kernel}-{self.lsm}-{self.preempt}{self.suites and '-'}{self.suites}"
 
     @property
     def tests(self) -> tuple[str, ...]:
-        return tuple(f"tests/kernel/test_{suite}.py" for suite in self.suites) or GUEST_TESTS
+        parts = PARTS if self.kernel == "6.1" else (*PARTS, *NEWER_PARTS)
+        return {"": GUEST_TESTS, "spine": SPINE, "parts": parts, "agent": AGENT}[self.suites]
+
+    @property
+    def has_headers(self) -> bool:
+        """Whether programs of others, which compile themselves, are witnesses there: for the kernels that stay."""
+        return self.kernel in kernels.STOCK and not self.suites
 
     @property
     def seconds(self) -> float:
@@ -123,11 +132,12 @@ def lanes() -> list[Lane]:
         for lsm in ("bpf", "plain")
         for preempt in ("voluntary", "full")
     ]
-    suites = [Lane(kernel, "bpf", "voluntary", SUITES[kernel]) for kernel in kernels.STOCK]
+    spine = [Lane(kernel, lsm, "voluntary", "spine") for kernel in kernels.STOCK for lsm in ("bpf", "plain")]
+    parts = [Lane(kernel, "bpf", "voluntary", "parts") for kernel in kernels.STOCK]
+    agent = [Lane(max(kernels.STOCK, key=kernels.number), "bpf", "voluntary", "agent")]
     # The newest kernels no longer know "voluntary".
-    return (
-        stock + suites + [Lane(kernel, lsm, "default") for kernel in kernels.newer()[-1:] for lsm in ("bpf", "plain")]
-    )
+    newest = [Lane(kernel, lsm, "default") for kernel in kernels.newer()[-1:] for lsm in ("bpf", "plain")]
+    return [*stock, *spine, *parts, *agent, *newest]
 
 
 def choose(words: Iterable[str]) -> list[Lane]:
@@ -149,16 +159,21 @@ def run(lane: Lane) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
     junit = folder / "junit.xml"
     junit.unlink(missing_ok=True)
-    for command in (PREPARE, COMPILE):
+    for command in (PREPARE, COMPILE, *([FETCH_AGENT] if lane.suites == "agent" else [])):
         subprocess.run(command, cwd=REPOSITORY, check=True)
     preempt = "" if lane.preempt == "default" else lane.preempt
-    machine = Machine(lane.kernel, lane.lsm, preempt, DISKS, load=LOADED, seconds=lane.seconds)
+    machine = Machine(
+        *(lane.kernel, lane.lsm, preempt, DISKS, LOADED, lane.has_headers),
+        memory=AGENT_MEMORY if lane.suites == "agent" else MEMORY,
+        seconds=lane.seconds,
+    )
     variables = {
         "MCPGUARD_KERNEL_TESTS": "require",
         "MCPGUARD_LANE_KERNEL": lane.kernel,
         "MCPGUARD_LANE_LSM": lane.lsm,
         "MCPGUARD_LANE_PREEMPT": preempt,
         "MCPGUARD_LANE_DISKS": " ".join(DISKS),
+        "MCPGUARD_LANE_HEADERS": "yes" if lane.has_headers else "",
     }
     # A file system that has everything: tmpfs has no extended attributes before 6.6.
     pytest = [".venv/bin/python", "-m", "pytest", "-o", f"timeout={lane.seconds:.0f}", "--basetemp=/vmext4/pytest"]

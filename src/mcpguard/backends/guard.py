@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from mcpguard.backends.engine import Engine, ObjectSpec, Session
 from mcpguard.errors import HostError
 from mcpguard.kernel import bpf, btf, libbpf
-from mcpguard.model.plan import GuardPlan, TablePlan
+from mcpguard.model.plan import OWN_PLACES, GuardPlan, TablePlan
 from mcpguard.wire import _abi, encode
 
 LSM, MODIFY_RETURN = "lsm", "modify-return"
@@ -262,11 +262,12 @@ class Guard:
         self._generation += 1
         return first, first + 1
 
-    def add_shared_memory(self, indices: tuple[int, int], device: int, plan: GuardPlan) -> None:
-        """Tell of the session's own /dev/shm, which exists only now."""
+    def add_own_places(self, indices: tuple[int, int], devices: Mapping[str, int], plan: GuardPlan) -> None:
+        """Tell of the file systems that the session has for itself (OWN_PLACES), which exist only now."""
         roots = self.session.engine.map("mg_roots")
         for index, table in zip(indices, (plan.files, plan.sockets), strict=True):
-            roots.set(encode.root_key(index, device), table.shared_memory)
+            for point, device in devices.items():
+                roots.set(encode.root_key(index, device), getattr(table, OWN_PLACES[point]))
 
     def missed(self) -> int:
         """How often the kernel skipped a program of ours since the session began, for whatever process (`recursion_misses`)."""

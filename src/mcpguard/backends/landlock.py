@@ -10,11 +10,13 @@ import contextlib
 import os
 import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mcpguard.kernel import landlock, mounts
+from mcpguard.kernel import landlock, mounts, terminals
+from mcpguard.kernel.terminals import Terminal
 from mcpguard.model.access import Access
+from mcpguard.model.paths import is_below
 from mcpguard.model.plan import FilesPlan, MaskEntry, MountStep
 from mcpguard.model.policy import User
 
@@ -22,7 +24,6 @@ from mcpguard.model.policy import User
 STAGE = "/run/mcpguard"
 CANARY = f"{STAGE}/canary"
 SHARED_MEMORY = "/dev/shm"
-_TERMINALS = "/dev/pts"
 _PROTECTING = ("mask", "ro", "link")
 _STAND_IN_FILE = f"{STAGE}/file"
 _STAND_IN_DIRECTORY = f"{STAGE}/directory"
@@ -39,7 +40,7 @@ class Masked:
 
 
 def arrange_mounts(plan: FilesPlan, user: User) -> list[Masked]:
-    """Enter a private mount namespace, make everything read-only, then run the plan's steps in order.
+    """In the private mount namespace of the caller, make everything read-only, then run the plan's steps in order.
 
     A writable place or a socket that vanished since the plan was made is left out; a protected place that did stops the launch.
 
@@ -51,7 +52,6 @@ def arrange_mounts(plan: FilesPlan, user: User) -> list[Masked]:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    mounts.enter_private_namespace()
     before = mounts.table()
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     mounts.set_attributes(root, mounts.ATTR_RDONLY, 0)
@@ -60,7 +60,9 @@ def arrange_mounts(plan: FilesPlan, user: User) -> list[Masked]:
     if not any(step.path.startswith(SHARED_MEMORY + "/") for step in plan.steps):
         mounts.mount_tmpfs(SHARED_MEMORY, "mode=1777")
     hidden: list[Masked] = []
-    for number, step in enumerate((*plan.steps, *_same_elsewhere(plan, before))):
+    # Terminals in the plan are the host's; what has their names here is the session's own.
+    steps = [step for step in plan.steps if not step.path.startswith(terminals.FOLDER + "/")]
+    for number, step in enumerate((*steps, *_same_elsewhere(steps, before))):
         try:
             _run_step(step, number, user, before)
         except FileNotFoundError:
@@ -70,18 +72,15 @@ def arrange_mounts(plan: FilesPlan, user: User) -> list[Masked]:
             continue
         if step.op == "mask":
             hidden.append(Masked(step.path, step.directory))
-    _hide_other_terminals()
     _seal_stage()
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return hidden
 
 
 def arrange_own_places() -> list[Masked]:
-    """Tier 1: a private mount namespace with its own /dev/shm and without the terminals of others; nothing else changes."""
-    mounts.enter_private_namespace()
+    """Tier 1: a /dev/shm of the session's own; nothing else changes in its private mount namespace."""
     _make_stage()
     mounts.mount_tmpfs(SHARED_MEMORY, "mode=1777")
-    _hide_other_terminals()
     _seal_stage()
     return []
 
@@ -96,31 +95,17 @@ def put_back(step: MountStep, user: User) -> None:
     _run_step(step, 0, user, [])
 
 
-def _same_elsewhere(plan: FilesPlan, before: list[mounts.Mount]) -> list[MountStep]:
+def _same_elsewhere(steps: Sequence[MountStep], before: list[mounts.Mount]) -> list[MountStep]:
     """The protecting steps again, for each other path that the same object has through another mount.
 
     Landlock's grants belong to the object and hold through every mount; a cover holds on one path only.
     """
     return [
         MountStep("cover-ro" if step.op == "ro" else "hide", alias, step.directory)
-        for step in plan.steps
+        for step in steps
         if step.op in ("mask", "hide", "ro")
         for alias in mounts.aliases(step.path, before)
     ]
-
-
-def _hide_other_terminals() -> None:
-    """Cover every pseudo terminal that is open now and is not this session's own."""
-    own = set()
-    for fd in (0, 1, 2):
-        with contextlib.suppress(OSError):
-            own.add(os.fstat(fd).st_rdev)
-    for name in os.listdir(_TERMINALS):
-        with contextlib.suppress(FileNotFoundError):
-            place = mounts.open_exact(f"{_TERMINALS}/{name}")
-            if name.isdigit() and os.fstat(place).st_rdev not in own:
-                _attach_copy(_STAND_IN_FILE, place)
-            os.close(place)
 
 
 def _make_stage() -> None:
@@ -247,10 +232,14 @@ def _as_user(user: User) -> Iterator[None]:
         os.setegid(0)
 
 
-def restrict(plan: FilesPlan, version: int) -> None:
+def restrict(plan: FilesPlan, own: Sequence[Terminal], version: int) -> None:
     """Apply the plan's grants as a Landlock ruleset to the calling thread. Runs as the user; final.
 
     A grant whose path vanished, or that the user cannot reach, is left out: less is allowed, never more.
+
+    Args:
+        own: terminals that live outside the session; granted by themselves, so that they can be opened by descriptor
+            (`/dev/stdin`), which leads to the host's mount and to no grant above it.
     """
     ruleset = landlock.Ruleset(version)
     for grant in plan.grants:
@@ -263,15 +252,18 @@ def restrict(plan: FilesPlan, version: int) -> None:
             rights &= landlock.FILE_RIGHTS
         ruleset.allow(fd, rights)
         os.close(fd)
+    for terminal in own:
+        ruleset.allow(terminal.fd, _rights(granted(plan, terminal.path)) & landlock.FILE_RIGHTS)
     ruleset.restrict_self()
 
 
-def grants_reading(plan: FilesPlan, path: str) -> bool:
-    """Whether a grant of the plan covers `path` for reading."""
-    return any(
-        Access.READ in grant.access and (grant.path in ("/", path) or path.startswith(grant.path + "/"))
-        for grant in plan.grants
-    )
+def granted(plan: FilesPlan, path: str) -> Access:
+    """What the plan's grants hold for `path`."""
+    access = Access.NONE
+    for grant in plan.grants:
+        if is_below(path, grant.path):
+            access |= grant.access
+    return access
 
 
 def _rights(access: Access) -> int:

@@ -1,6 +1,6 @@
 """The guarded child: everything between fork and exec, in the one order that works.
 
-    as root   cgroup -> private mounts -> groups, bounding set
+    as root   cgroup -> private mounts, own terminals -> groups, bounding set
     as user   ids -> no_new_privs -> Landlock -> capabilities -> seccomp
     then      wait until the hooks are armed, canary, wait for the word, exec
 
@@ -15,21 +15,36 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from mcpguard.backends import landlock as files
+from mcpguard.backends import terminals
 from mcpguard.broker import canary
 from mcpguard.broker.protocol import LaunchRequest
-from mcpguard.kernel import landlock, privileges
+from mcpguard.kernel import landlock, mounts, privileges
 from mcpguard.kernel.cgroup import Leaf
+from mcpguard.kernel.terminals import Terminal
+from mcpguard.model.access import Access
 
 NOT_FOUND, NOT_EXECUTABLE, FAILED = 127, 126, 125
+_STANDARD_ERROR = 2
 
 
-def become_agent(request: LaunchRequest, tier: int, leaf: Leaf, line: socket.socket, target: canary.Target) -> NoReturn:
+def become_agent(
+    request: LaunchRequest,
+    tier: int,
+    leaf: Leaf,
+    line: socket.socket,
+    target: canary.Target,
+    own: Sequence[Terminal],
+) -> NoReturn:
     """Confine this process and turn it into the agent. `line` reports to the broker and is closed by exec.
 
     In tier 1 the kernel's hooks carry all rules about files: neither covers nor Landlock are needed for them.
+
+    Args:
+        own: the terminals that the agent is started on.
     """
     signal.set_wakeup_fd(-1)
     step = "start"
@@ -38,10 +53,13 @@ def become_agent(request: LaunchRequest, tier: int, leaf: Leaf, line: socket.soc
         leaf.enter()
         step = "take the user's groups"
         os.setgroups(request.user.groups)
+        step = "make terminals of its own"
+        mounts.enter_private_namespace()
+        held = terminals.arrange(own)
         step = "arrange the private mounts"
         hidden = files.arrange_mounts(request.files, request.user) if tier > 1 else files.arrange_own_places()
         step = "close inherited descriptors"
-        privileges.close_from(3, {line.fileno()})
+        privileges.close_from(3, {line.fileno(), *held, *(terminal.fd for terminal in own)})
         step = "give up privilege"
         privileges.drop_bounding_set()
         os.setresgid(request.user.gid, request.user.gid, request.user.gid)
@@ -53,17 +71,19 @@ def become_agent(request: LaunchRequest, tier: int, leaf: Leaf, line: socket.soc
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if tier > 1:
             step = "apply Landlock"
-            files.restrict(request.files, landlock.abi())
+            files.restrict(request.files, own, landlock.abi())
         step = "give up capabilities"
         privileges.drop_capabilities()
         step = "install the system-call filter"
         privileges.install_seccomp(request.seccomp)
         step = "wait for the hooks"
-        _report(line, {"confined": True})
+        _report(line, {"confined": True}, held)
+        for fd in (*held, *(terminal.fd for terminal in own if terminal.fd > _STANDARD_ERROR)):
+            os.close(fd)
         if line.recv(3) != b"arm":
             os._exit(FAILED)
         step = "try the canary"
-        everything = files.grants_reading(request.files, files.CANARY)
+        everything = Access.READ in files.granted(request.files, files.CANARY)
         failures, pid = canary.run_inside(target, hidden, reads_everything=everything)
         _report(line, {"ready": True, "canary": failures, "canary_pid": pid})
     except BaseException as error:
@@ -107,5 +127,5 @@ def _default_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _report(line: socket.socket, message: dict[str, Any]) -> None:
-    line.send(json.dumps(message).encode())
+def _report(line: socket.socket, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+    socket.send_fds(line, [json.dumps(message).encode()], list(descriptors))

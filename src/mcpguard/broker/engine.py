@@ -31,7 +31,7 @@ class Engine:
         self._guard: guard.Guard | None = None
         self._policies = (0, 0)
         self._plan: GuardPlan | None = None
-        self._shared_memory: int | None = None
+        self._own_places: dict[str, int] | None = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Engine:
@@ -94,19 +94,19 @@ class Engine:
         self._policies = self._guard.set_policy(plan)
         self._plan = plan
         self._flags |= switches | (_abi.MG_SESSION_PEERS if self.tier == 1 else 0)
-        if self._shared_memory is not None:
-            self.arm(self._shared_memory)
+        if self._own_places is not None:
+            self.arm(self._own_places)
 
-    def arm(self, shared_memory: int) -> None:
+    def arm(self, own_places: dict[str, int]) -> None:
         """From now on the hooks judge every act of the leaf by the policy.
 
         Args:
-            shared_memory: number of the file system that the session has as its own /dev/shm.
+            own_places: numbers of the file systems that the session has for itself (OWN_PLACES).
         """
         if self._guard is None or self._plan is None:
             return
-        self._shared_memory = shared_memory
-        self._guard.add_shared_memory(self._policies, shared_memory, self._plan)
+        self._own_places = own_places
+        self._guard.add_own_places(self._policies, own_places, self._plan)
         self._session.set_state(self._flags | _abi.MG_SESSION_FILES, *self._policies)
 
     def descriptors(self) -> tuple[int, ...]:

@@ -11,18 +11,18 @@ from typing import Any
 
 from mcpguard.errors import HostError, McpguardError
 from mcpguard.model.access import Access
-from mcpguard.model.plan import FilesPlan, Grant, GuardPlan, MaskEntry, MountStep, TablePlan
+from mcpguard.model.plan import OWN_PLACES, FilesPlan, Grant, GuardPlan, MaskEntry, MountStep, TablePlan
 from mcpguard.model.policy import User
 from mcpguard.wire import _abi
 
-VERSION = 2
+VERSION = 3
 
 # Where a bounded request would overflow first, with room to spare.
 MAX_ARGUMENTS = 100_000
 MAX_ENVIRONMENT = 100_000
 _MOST_TABLE_BYTES = 12 << 20  # in base64
 _MOST_PLACES = 8_192
-_TABLE_FIELDS = ("lines", "head", "roots", "branches", "shared_memory")
+_TABLE_FIELDS = ("lines", "head", "roots", "branches", *OWN_PLACES.values())
 _SWITCHES = _abi.MG_SESSION_NAMESPACES | _abi.MG_SESSION_MEMORY_PROGRAMS | _abi.MG_SESSION_IO_URING
 
 
@@ -149,8 +149,7 @@ def _table_from_json(value: object) -> TablePlan:
     parts = [
         base64.b64decode(_text(part, _MOST_TABLE_BYTES), validate=True) for part in _list(value, len(_TABLE_FIELDS))
     ]
-    lines, head, roots, branches, shared_memory = parts
-    plan = TablePlan(lines, head, roots, branches, shared_memory)
+    plan = TablePlan(*parts)
     root, branch = (key.size - 4 + _abi.MG_PLACE.size for key in (_abi.MG_ROOT_KEY, _abi.MG_BRANCH_KEY))
     if (
         not plan.lines
@@ -159,7 +158,7 @@ def _table_from_json(value: object) -> TablePlan:
         or len(plan.roots) % root
         or len(plan.branches) % branch
         or len(plan.roots) // root + len(plan.branches) // branch > _MOST_PLACES
-        or len(plan.shared_memory) != _abi.MG_PLACE.size
+        or any(len(getattr(plan, field)) != _abi.MG_PLACE.size for field in OWN_PLACES.values())
     ):
         raise ValueError("tables of an impossible size")
     return plan

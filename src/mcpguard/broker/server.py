@@ -26,9 +26,11 @@ from mcpguard.broker.engine import Engine
 from mcpguard.broker.protocol import LaunchRequest, checked_paths, error_to_json, guard_from_json
 from mcpguard.broker.rearm import INTERVAL_S, Covers
 from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
-from mcpguard.kernel import cgroup, landlock, mounts
+from mcpguard.kernel import cgroup, landlock, mounts, terminals
+from mcpguard.model.plan import OWN_PLACES
 
 MINIMUM_LANDLOCK = 3
+_MOST_HELD = 8
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 _DIED: dict[str, Any] = {"failed": "start", "errno": None, "words": "the child died"}
@@ -36,9 +38,16 @@ _DIED: dict[str, Any] = {"failed": "start", "errno": None, "words": "the child d
 
 @dataclass(slots=True)
 class _Running:
+    """The child.
+
+    Attributes:
+        held: what keeps the names of its terminals taken; open as long as we are.
+    """
+
     pid: int
     line: socket.socket
     canary_pid: int
+    held: list[int]
 
 
 def serve(channel: Channel, caller_uid: int, caller_pid: int, *, audit: bool, tier: int | None) -> None:
@@ -81,6 +90,10 @@ class _Session:
         self.audit = audit
         self.tier = tier
         self.client_gone = False
+        # The child inherits them. Held open here, so that no other terminal gets their numbers while the session lives.
+        self.terminals = terminals.own()
+        for terminal in self.terminals:
+            terminals.hand_over(terminal, caller_uid)
 
     def run(self) -> None:
         mount = cgroup.unified_mount()
@@ -105,7 +118,7 @@ class _Session:
         wakeup = _watch_signals()
         with Engine(leaf, self.audit, self.tier) as engine:
             abi = _insist_on_landlock(engine.tier)
-            self.channel.send(engine.offer())
+            self.channel.send({**engine.offer(), "terminals": [[own.device, own.index] for own in self.terminals]})
             request = self._request()
             if request is None:
                 return
@@ -150,13 +163,13 @@ class _Session:
         pid = os.fork()
         if pid == 0:
             ours.close()
-            become_agent(request, engine.tier, leaf, theirs, target)
+            become_agent(request, engine.tier, leaf, theirs, target, self.terminals)
         theirs.close()
-        report = _read_report(ours)
+        report, held = _read_report(ours)
         if report.get("confined"):
-            engine.arm(_device_at(pid, files.SHARED_MEMORY))
+            engine.arm(_own_places(pid))
             ours.send(b"arm")
-            report = _read_report(ours)
+            report, _none = _read_report(ours)
         if not report.get("ready"):
             os.waitpid(pid, 0)
             raise _child_error(report)
@@ -167,7 +180,7 @@ class _Session:
                 do="run `mcpguard doctor` and report its output",
                 code="run.canary",
             )
-        return _Running(pid, ours, int(report["canary_pid"]))
+        return _Running(pid, ours, int(report["canary_pid"]), held)
 
     def _wait(self, running: _Running, leaf: cgroup.Leaf, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
         """Wait for the agent to end; returns its wait status. Meanwhile, put back covers that come off."""
@@ -231,16 +244,17 @@ class _Session:
                 return
 
 
-def _read_report(line: socket.socket) -> dict[str, Any]:
-    answer = line.recv(1 << 16)
+def _read_report(line: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """What the child says, and the descriptors that it hands over."""
+    answer, descriptors, _flags, _address = socket.recv_fds(line, 1 << 16, _MOST_HELD, socket.MSG_CMSG_CLOEXEC)
     report: dict[str, Any] = json.loads(answer) if answer else _DIED
-    return report
+    return report, descriptors
 
 
-def _device_at(pid: int, point: str) -> int:
-    """The kernel's number of the file system that is mounted last at a place in the namespace of a process."""
-    found = [mount.device for mount in mounts.table(f"/proc/{pid}/mountinfo") if mount.point == point]
-    return mounts.device_number(found[-1]) if found else 0
+def _own_places(pid: int) -> dict[str, int]:
+    """The kernel's numbers of the file systems that the child has for itself."""
+    shown = {mount.point: mount.device for mount in mounts.visible(mounts.table(f"/proc/{pid}/mountinfo"))}
+    return {point: mounts.device_number(shown[point]) for point in OWN_PLACES if point in shown}
 
 
 def _insist_on_landlock(tier: int) -> int:

@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.text import Text
 
 from mcpguard.cli import render
-from mcpguard.events import query
+from mcpguard.events import query, unrecorded
 from mcpguard.events.format import CSV_HEADER, Cells, cells, csv_row, json_line, printable
+from mcpguard.events.missing import incomplete
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
@@ -74,8 +75,14 @@ def log(
     with Store.open(create=False) as store:
         if store.note:
             render.note(f"mcpguard: {store.note}")
-        chosen = store.session(session).id
+        told = store.session(session)
+        chosen = told.id
+        if session is None and (note := unrecorded.words(chosen)):
+            render.note(note)
         found = query.follow(store, chosen, wanted, time.sleep) if follow else query.events(store, chosen, wanted)
+        hidden = wanted != query.Filter() and wanted.kind is not Kind.LOSS
+        if hidden and incomplete(store, [told]):
+            render.note(f"the record of session {chosen} is not complete: mcpguard log {chosen} --kind loss")
         try:
             if not _write(found, format, home) and format == "table" and not follow:
                 render.note(f"no event of session {chosen} matches")

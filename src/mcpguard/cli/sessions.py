@@ -15,7 +15,9 @@ from rich.text import Text
 
 from mcpguard.cli import render
 from mcpguard.errors import StoreError
+from mcpguard.events import unrecorded
 from mcpguard.events.format import printable, rfc3339, shorten
+from mcpguard.events.missing import incomplete
 from mcpguard.events.sessions import Session, State
 from mcpguard.events.store import Store
 from mcpguard.events.totals import denied_by_session
@@ -38,17 +40,23 @@ def sessions(
     format: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print sessions.")] = "table",
 ) -> None:
     """List running and past sessions, newest first."""
-    found, denied = _read()
+    found, denied, gaps = _read()
+    if note := unrecorded.words():
+        render.note(note)
     if format == "json":
         for session in found:
-            sys.stdout.write(json.dumps(as_json(session, denied.get(session.id, 0)), ensure_ascii=False) + "\n")
+            values = as_json(session, denied.get(session.id, 0), complete=session.id not in gaps)
+            sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
         return
     console = columns.output()
-    for line in _lines(found, denied, str(Path.home()), columns.edge(console)):
+    shown = {session.id: f"{denied.get(session.id, 0)}{'+' if session.id in gaps else ''}" for session in found}
+    for line in _lines(found, shown, str(Path.home()), columns.edge(console)):
         console.print(line, soft_wrap=True)
+    if gaps:
+        render.note("+  or more: the record of that session is not complete; mcpguard log SESSION --kind loss")
 
 
-def as_json(session: Session, denied: int) -> dict[str, object]:
+def as_json(session: Session, denied: int, *, complete: bool) -> dict[str, object]:
     """One session as an object; keys without a meaning are absent, keys are only ever added."""
     values: dict[str, object | None] = {
         "id": session.id,
@@ -64,6 +72,7 @@ def as_json(session: Session, denied: int) -> dict[str, object]:
         "policy": session.digest,
         "denied": denied,
         "unsaved": session.unsaved,
+        "complete": complete,
         "coverage": [
             {"kind": c.kind, "strength": c.strength.value, "by": c.by, "gaps": list(c.gaps), "fix": c.fix}
             for c in session.coverage
@@ -72,22 +81,26 @@ def as_json(session: Session, denied: int) -> dict[str, object]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _read() -> tuple[list[Session], dict[str, int]]:
-    """No store yet means no sessions: an empty list is the true answer."""
+def _read() -> tuple[list[Session], dict[str, int], set[str]]:
+    """Sessions, their denials, and those whose record is not complete.
+
+    No store yet means no sessions: an empty list is the true answer.
+    """
     try:
         with Store.open(create=False) as store:
             if store.note:
                 render.note(f"mcpguard: {store.note}")
-            return store.sessions(), denied_by_session(store)
+            found = store.sessions()
+            return found, denied_by_session(store), incomplete(store, found)
     except StoreError as error:
         if error.code != "store.empty":
             raise
-        return [], {}
+        return [], {}, set()
 
 
-def _lines(found: list[Session], denied: dict[str, int], home: str, width: int | None) -> Iterator[Text]:
+def _lines(found: list[Session], denied: dict[str, str], home: str, width: int | None) -> Iterator[Text]:
     """The table; what does not fit into `width` is cut from the command, and from nothing else."""
-    rows = [_HEADERS, *(_cells(session, denied.get(session.id, 0), home) for session in found)]
+    rows = [_HEADERS, *(_cells(session, denied[session.id], home) for session in found)]
     shown = _shown_columns(rows, width)
     sizes = [max(cell_len(row[column]) for row in rows) for column in shown]
     for row, session in zip(rows, (None, *found), strict=True):
@@ -107,13 +120,13 @@ def _shown_columns(rows: Sequence[Sequence[str]], width: int | None) -> list[int
     return every if width is None or needed + _COMMAND_ROOM <= width else every[:-1]
 
 
-def _cells(session: Session, denied: int, home: str) -> tuple[str, ...]:
+def _cells(session: Session, denied: str, home: str) -> tuple[str, ...]:
     return (
         session.id,
         session.state.value,
         printable(session.profile),
         datetime.fromtimestamp(session.started_ns // 1_000_000_000).astimezone().strftime("%m-%d %H:%M"),
-        str(denied),
+        denied,
         "" if session.exit_code is None else str(session.exit_code),
         printable(shorten(session.workspace, home)),
         printable(" ".join(session.command)),

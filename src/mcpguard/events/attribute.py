@@ -17,6 +17,7 @@ from mcpguard.events import permissions
 from mcpguard.events.finding import LISTED, NOT_STOPPED, NOT_THERE, UNEXPLAINED, Finding, system_rule
 from mcpguard.events.habits import EVERY_PROCESS, habit
 from mcpguard.events.hostpath import Caller, resolve
+from mcpguard.events.interpreter import interpreters
 from mcpguard.events.judge import Judge, Refusal, answer
 from mcpguard.events.links import Links
 from mcpguard.events.mounted import MountedPlaces
@@ -26,7 +27,7 @@ from mcpguard.model.event import Kind
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
 from mcpguard.policy.automaton import Decision
-from mcpguard.wire.records import FileRecord, OpenRecord, PathCallRecord
+from mcpguard.wire.records import OUTSIDER, FileRecord, OpenRecord, PathCallRecord
 
 # Errors that a sandbox makes; every other one is the file system's own answer.
 OUR_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV})
@@ -36,6 +37,9 @@ _EVERYDAY = frozenset({errno.EBUSY, errno.EXDEV})
 _ATTRIBUTES = frozenset({"chmod", "chown", "utimes", "xattr"})
 # What `/proc` shows of a process and the system refuses of those outside.
 OUTSIDE = system_rule("no look into processes outside")
+CHANGE_OUTSIDE = system_rule("no change of processes outside")
+OTHER_TERMINALS = system_rule("no terminals of others")
+_TERMINAL = re.compile(r"/dev/pts/\d+")
 PRIVATE = re.compile(
     r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<what>environ|auxv|mem|maps|smaps|smaps_rollup|numa_maps|map_files|pagemap|"
     r"clear_refs|stack|syscall|personality|timers|io|fd|fdinfo|ns|root|cwd|exe)(?:/.*)?"
@@ -56,6 +60,8 @@ class Attributor:
 
     def path_call(self, record: PathCallRecord) -> Finding | None:
         """The finding of a path call; None: it is not ours to report (plain permissions, a missing file, ...)."""
+        if record.result == errno.ENOENT:
+            return self._terminal(record)
         if record.result not in (0, *OUR_ERRORS):
             return None
         caller = Caller(record.head.pid, record.head.tid, record.base)
@@ -72,6 +78,9 @@ class Attributor:
             return self._success(record, path, target, refusal)
         if refusal is None and record.follow:
             path, refusal = self._as_it_was(record, caller, path)
+        if refusal is None and record.op == "exec":
+            path, refusal = self._interpreter(record, caller, path)
+        refusal = refusal or self._by_another_name(record, path)
         return self._refused(record, path, target, refusal)
 
     def _foreign(self, record: PathCallRecord) -> Finding | None:
@@ -96,6 +105,22 @@ class Attributor:
             if refusal is not None:
                 return then, refusal
         return path, None
+
+    def _interpreter(self, record: PathCallRecord, caller: Caller, path: str) -> tuple[str, Refusal | None]:
+        """A script that may be executed, whose interpreter may not: that one is what was refused."""
+        for found in interpreters(path, lambda name: resolve(record.base, name, caller, follow=True)):
+            refusal = self._judge.refusal(record.op, record.access, found)
+            if refusal is not None:
+                return found, refusal
+        return path, None
+
+    def _by_another_name(self, record: PathCallRecord, path: str) -> Refusal | None:
+        """A cover lies on the file itself, so a rule that takes away counts under any of its names."""
+        for other in self._places.other_names(path):
+            refusal = self._judge.refusal(record.op, record.access, other)
+            if refusal is not None and self._judge.takes_away(refusal.rule):
+                return refusal
+        return None
 
     def opened(self, record: OpenRecord) -> Finding | None:
         """The finding of an open that succeeded; None for O_PATH, which gives no access."""
@@ -135,7 +160,8 @@ class Attributor:
         if record.op == "open" and (private := PRIVATE.fullmatch(path)) and not self._is_own(int(private["pid"])):
             quiet = EVERY_PROCESS if private["what"] == "environ" else quiet
         detail = _join(quiet, record.detail, f"decided by {target}" if record.second and target else None)
-        return Finding(kind, record.op, Verdict.DENY, access, path, target, self._origin(number), detail)
+        rule = CHANGE_OUTSIDE if record.detail == OUTSIDER else self._origin(number)
+        return Finding(kind, record.op, Verdict.DENY, access, path, target, rule, detail)
 
     def executed(self, path: str) -> Finding:
         """The finding of a program that was started."""
@@ -170,7 +196,7 @@ class Attributor:
                 ruled = self._origin(refusal.rule or None)
                 process = self._processes.get(record.head.pid)
                 quiet = quiet or habit(self._policy, process, refusal.access, path, ruled)
-            detail = _join(quiet, _which_end(refusal, path, target))
+            detail = _join(quiet, _which_end(refusal, path))
             rule = self._origin(refusal.rule)
             return Finding(kind, record.op, Verdict.DENY, refusal.access.word, path, target, rule, detail)
         if private:
@@ -181,6 +207,15 @@ class Attributor:
             rule = self._origin(self._judge.rule_for(path, Access.WRITE))
             return Finding(kind, record.op, Verdict.DENY, access.word, path, target, rule, f"{NOT_THERE}: {path}")
         return Finding(kind, record.op, Verdict.DENY, access.word, path, target, None, UNEXPLAINED)
+
+    def _terminal(self, record: PathCallRecord) -> Finding | None:
+        """A terminal that is not there in the session. Where there is one outside that the user could open, that was meant."""
+        path = os.path.normpath(record.path)
+        if not _TERMINAL.fullmatch(path) or not os.path.lexists(path):
+            return None
+        if permissions.explain(record.op, record.access, path, errno.EACCES, self._policy.user):
+            return None
+        return Finding(Kind.FILE, record.op, Verdict.DENY, record.access.word or None, path, None, OTHER_TERMINALS)
 
     def _could_not_be_made(self, record: PathCallRecord, path: str) -> bool:
         """A rule lets the agent write it, but it did not exist at launch, and this tier grants what exists."""
@@ -251,12 +286,12 @@ def _second(op: str, target: str) -> str:
     return op if os.path.lexists(target) else "create"
 
 
-def _which_end(refusal: Refusal, path: str, target: str | None) -> str | None:
+def _which_end(refusal: Refusal, path: str) -> str | None:
     if refusal.widens:
         return "the new name would open the file wider"
     if refusal.below:
         return "a protected path lies below it"
-    return f"decided by {refusal.path}" if target is not None and refusal.path != path else None
+    return f"decided by {refusal.path}" if refusal.path != path else None
 
 
 def _not_stopped(op: str, new: bool) -> str:

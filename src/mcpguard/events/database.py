@@ -17,6 +17,8 @@ from mcpguard.events import schema
 
 # How long a write waits for another run's write; the rings go on filling meanwhile, so not long.
 BUSY_TIMEOUT_S = 1.0
+# The code of the error when that was not long enough.
+BUSY = "store.busy"
 _SIDE_FILES = ("-wal", "-shm")
 
 
@@ -138,7 +140,7 @@ def store_error(error: Exception, path: Path) -> StoreError:
     if "full" in text or "No space" in text:
         code, do = "store.full", f"free some space on the file system of {path.parent}"
     elif "locked" in text or "busy" in text:
-        code, do = "store.busy", "try again; another mcpguard was writing"
+        code, do = BUSY, "try again; another mcpguard was writing"
     elif isinstance(error, sqlite3.DatabaseError) and _is_broken(error):
         code, do = "store.broken", "the next run moves it aside and begins a new one"
     return StoreError("the event store cannot be used", why=f"{path}: {text}", do=do, code=code)

@@ -55,6 +55,10 @@ class Judge:
         """The rule that decides `access` on `path`, whatever it decides; None when no access is asked."""
         return answer(self.decide(path), access)[1]
 
+    def takes_away(self, rule: int | None) -> bool:
+        """Whether it is a deny or readonly rule, and not the default."""
+        return any(protecting.rule == rule for protecting in self._protecting)
+
     def refusal(self, op: str, access: Access, path: str, target: str | None = None) -> Refusal | None:
         """Why the policy refuses the call, or None: it allows it.
 

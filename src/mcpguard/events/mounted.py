@@ -6,7 +6,7 @@ is not in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mcpguard.kernel import mounts
 from mcpguard.model.paths import is_below
@@ -18,6 +18,7 @@ class MountedPlaces:
     def __init__(self, table: Callable[[], Sequence[mounts.Mount]] = mounts.table) -> None:
         self._table = table
         self._mounts: dict[int, list[mounts.Mount]] = {}
+        self._visible: list[mounts.Mount] = []
 
     def path(self, device: int, name: str, *, cut: bool = False) -> str:
         """A path of the host; of what is mounted nowhere, the name with the number of its file system.
@@ -37,10 +38,28 @@ class MountedPlaces:
         )
         if best is None:
             return f"(file system {device >> 20}:{device & 0xFFFFF}){name}"
-        rest = name if best.root == "/" else name[len(best.root) :]
-        return (best.point.rstrip("/") + "/" + rest.lstrip("/")).rstrip("/") or "/"
+        return _below(best.point, name[len(best.root) :])
+
+    def other_names(self, path: str) -> Iterator[str]:
+        """The further paths of what lies at `path` (without symlinks), where its file system is mounted more than once."""
+        if not self._mounts:
+            self._read()
+        above = (mount for mount in self._visible if is_below(path, mount.point))
+        here = max(above, key=lambda mount: len(mount.point), default=None)
+        if here is None:
+            return
+        name = _below(here.root, path[len(here.point) :])
+        for mount in self._visible:
+            if mount.device == here.device and mount is not here and is_below(name, mount.root):
+                yield _below(mount.point, name[len(mount.root) :])
 
     def _read(self) -> None:
         self._mounts = {}
-        for mount in self._table():
+        table = self._table()
+        self._visible = mounts.visible(table)
+        for mount in table:
             self._mounts.setdefault(mounts.device_number(mount.device), []).append(mount)
+
+
+def _below(folder: str, rest: str) -> str:
+    return (folder.rstrip("/") + "/" + rest.strip("/")).rstrip("/") or "/"

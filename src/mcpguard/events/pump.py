@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
@@ -17,13 +18,15 @@ from mcpguard.events.recorder import Recorder
 from mcpguard.wire.records import Record
 
 WAKE_MS = 250
-# The last drain and its writes; the store itself waits a second at most for another writer.
-STOP_TIMEOUT_S = 60.0
+# The last drain may take as long as it moves on. When nothing moves for so long, a disk or a network file system hangs.
+STALLED_S = 60.0
+LOOK_S = 1.0
 PROGRESS_AFTER_S = 1.0
 LAST_ROUNDS = 100
 # More than a ring holds; a tree that writes faster than we read is read again in the next step.
 MOST_BATCHES = 16
 UNREADABLE = "records that could not be read"
+OUTRUN = "records at least that were written faster at the end than they could be read"
 FAILED = "records that came with an unexpected error"
 
 
@@ -34,6 +37,10 @@ class Ring(Protocol):
 
     def drain(self) -> list[bytes]:
         """Records that are in it now, oldest first; perhaps not all of them."""
+        ...
+
+    def unread(self) -> int:
+        """How many complete records are in it now."""
         ...
 
 
@@ -65,6 +72,7 @@ class Pump:
         self._rings = dict(rings)
         self._decode = decode
         self._recorder = recorder
+        self._drained = 0
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="mcpguard-events", daemon=True)
 
@@ -72,7 +80,7 @@ class Pump:
         self._thread.start()
 
     def stop(self, progress: Callable[[], None] | None = None) -> bool:
-        """Drain once more, write all, end the thread. False: it did not end in time and was left behind.
+        """Drain once more, write all, end the thread. False: it hangs and was left behind, with the recorder.
 
         Args:
             progress: called once, in the caller's thread, when that takes longer than PROGRESS_AFTER_S.
@@ -81,11 +89,23 @@ class Pump:
         self._thread.join(PROGRESS_AFTER_S)
         if progress is not None and self._thread.is_alive():
             progress()
-        self._thread.join(STOP_TIMEOUT_S - PROGRESS_AFTER_S)
-        if self._thread.is_alive():
-            return False
+        seen, since = self._moved, time.monotonic()
+        while self._thread.is_alive():
+            self._thread.join(LOOK_S)
+            if self._moved != seen:
+                seen, since = self._moved, time.monotonic()
+            elif time.monotonic() - since > STALLED_S:
+                return False
         os.close(self._stop)
         return True
+
+    def behind(self) -> int:
+        """How many records are drained and not recorded, or not even drained."""
+        return self._drained - self._recorder.taken + sum(ring.unread() for ring in self._rings.values())
+
+    @property
+    def _moved(self) -> tuple[int, int]:
+        return self._drained, self._recorder.taken
 
     def _run(self) -> None:
         poll = select.poll()
@@ -100,6 +120,8 @@ class Pump:
         for _ in range(LAST_ROUNDS):
             if not self._guard(self._step):
                 break
+        else:
+            self._recorder.lost(OUTRUN, sum(ring.unread() for ring in self._rings.values()))
         self._guard(self._recorder.finish)
 
     def _step(self) -> bool:
@@ -110,13 +132,17 @@ class Pump:
             for raw in _emptied(ring):
                 try:
                     record = self._decode(raw)
-                except (KernelError, ValueError):
+                except Exception as error:
+                    # Whatever it is: what was drained with it is in no ring any more, and must not be lost for it.
+                    if not isinstance(error, (KernelError, ValueError)):
+                        self.failure = self.failure or error
                     lost[UNREADABLE] = lost.get(UNREADABLE, 0) + 1
                     continue
                 if record.head.lost_before:
                     dropped = f"records that the kernel dropped: {name} was full"
                     lost[dropped] = lost.get(dropped, 0) + record.head.lost_before
                 records.append(record)
+                self._drained += 1
         records.sort(key=lambda record: record.head.when_ns)
         if not records and not lost:
             self._recorder.tick()

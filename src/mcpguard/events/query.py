@@ -12,7 +12,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 
 from mcpguard.errors import PolicyError, UsageError
-from mcpguard.events import schema
+from mcpguard.events import missing, schema
 from mcpguard.events.sessions import State
 from mcpguard.events.store import Store
 from mcpguard.model.access import Access, Effect, Verdict
@@ -64,7 +64,7 @@ class Filter:
 
 
 def events(store: Store, session: str, wanted: Filter, *, after: int = 0) -> Iterator[Event]:
-    """Events of a session in the order of their numbers.
+    """Events of a session in the order of their numbers, and behind them the losses that nobody could write down.
 
     Args:
         after: only events with a higher number.
@@ -72,6 +72,24 @@ def events(store: Store, session: str, wanted: Filter, *, after: int = 0) -> Ite
     Raises:
         StoreError: it cannot be read, or there is no such session.
     """
+    yield from _stored(store, session, wanted, after)
+    yield from unwritten(store, session, wanted, after)
+
+
+def unwritten(store: Store, session: str, wanted: Filter, after: int = 0) -> Iterator[Event]:
+    """Losses that nobody could write down, as far as they are wanted; of a session that runs there are none.
+
+    Raises:
+        StoreError: it cannot be read, or there is no such session.
+    """
+    for event in missing.unwritten(store, store.session(session)):
+        same = wanted.verdict in (None, event.verdict) and wanted.kind in (None, event.kind)
+        late = wanted.since_ns is None or event.time_ns >= wanted.since_ns
+        if same and late and event.seq > after and wanted.keeps(event):
+            yield event
+
+
+def _stored(store: Store, session: str, wanted: Filter, after: int) -> Iterator[Event]:
     number = store.number(session)
     where, values = conditions(wanted)
     while True:
@@ -100,12 +118,13 @@ def follow(
         running = store.session(session).state is State.RUNNING
         last = store.last_seq(number)
         if last > after:
-            for event in events(store, session, wanted, after=after):
+            for event in _stored(store, session, wanted, after):
                 # More may have come since `last` was asked.
                 last = max(last, event.seq)
                 yield event
             after = last
         if not running:
+            yield from unwritten(store, session, wanted, after)
             return
         wait(FOLLOW_EVERY_S)
 

@@ -6,13 +6,16 @@ never waited for: a broken or full store neither stops nor slows the guarded run
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mcpguard.errors import StoreError
 from mcpguard.events.clock import Clock
+from mcpguard.events.database import BUSY
 from mcpguard.events.finding import REPEATS_OF_OPENS, is_not_stopped, is_quiet
+from mcpguard.events.missing import STORE, loss
 from mcpguard.events.processes import Process
 from mcpguard.events.series import SeriesMemory
 from mcpguard.events.store import Store
@@ -34,7 +37,8 @@ MAX_SERIES = 40_000
 UNJUDGED = "records that could not be judged"
 FORGOTTEN = "repeats of something that is no longer remembered"
 RING = "records that the kernel's ring had no room for"
-STORE = "events that the store did not take"
+# A write waits a second for another program's lock, and so often at the end.
+LOCK_ATTEMPTS = 10
 
 
 @dataclass(slots=True)
@@ -59,6 +63,7 @@ class Recorder:
         counters: what did not become an event of its own.
         failure: the last StoreError; None when every write went well.
         bug: the first unexpected error of a record; None when all could be judged.
+        taken: records that were taken so far.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Recorder:
         self.counters = Counters()
         self.failure: StoreError | None = None
         self.bug: Exception | None = None
+        self.taken = 0
         self._store = store
         self._session = session_id
         self._clock = clock or Clock()
@@ -103,6 +109,7 @@ class Recorder:
         """
         now_ns = self._clock.monotonic_ns()
         for record in records:
+            self.taken += 1
             try:
                 self._take(record, now_ns)
             except Exception as error:
@@ -150,11 +157,19 @@ class Recorder:
             self._losses[source] = self._losses.get(source, 0) + count
 
     def finish(self) -> None:
-        """Write all that is left; what cannot be written now is counted as unsaved."""
+        """Write all that is left. A lock is waited for; what cannot be written then is counted as unsaved."""
         self._retry_ns = 0
         self._flush(self._clock.monotonic_ns(), everything=True)
+        for _ in range(LOCK_ATTEMPTS):
+            if not (self._waiting_denials or self._waiting) or (self.failure and self.failure.code != BUSY):
+                break
+            self._retry_ns = 0
+            self._write(self._clock.monotonic_ns())
         for waiting in (self._waiting_denials, self._waiting):
             self._drop(waiting, len(waiting))
+        losses = self._take_losses()
+        with contextlib.suppress(StoreError):  # the session's own row has the number, too
+            self._store.add(self._session, losses)
 
     @property
     def warning(self) -> str | None:
@@ -209,12 +224,8 @@ class Recorder:
         self._write(now_ns)
 
     def _take_losses(self) -> list[Event]:
-        events = [
-            Event(
-                *(self._clock.epoch_ns(), self._session, Kind.LOSS, "lost", Verdict.ALLOW), count=count, detail=source
-            )
-            for source, count in self._losses.items()
-        ]
+        now_ns = self._clock.epoch_ns()
+        events = [loss(now_ns, self._session, source, count) for source, count in self._losses.items()]
         self._losses.clear()
         return events
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mcpguard.events.finding import NOT_STOPPED, QUIET, Finding
+from mcpguard.events import permissions
+from mcpguard.events.finding import NOT_STOPPED, QUIET, UNEXPLAINED, Finding
+from mcpguard.events.hostpath import Caller, resolve
 from mcpguard.events.judge import Judge
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Kind
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
 from mcpguard.policy.decide import decide_unix
-from mcpguard.wire.records import UnixRecord
+from mcpguard.wire.records import PathCallRecord, UnixRecord
 
 HIDDEN = "hidden: the socket was there at launch, and the agent cannot see it"
 NO_SUCH_SOCKET = f"{QUIET}: there is no such socket"
@@ -47,6 +49,21 @@ class SocketJudge:
             *(Kind.UNIX, record.op, record.verdict), path=path, rule=self._rule(record), detail=record.detail or None
         )
 
+    def unreached(self, record: PathCallRecord) -> Finding | None:
+        """The finding of a refused connect or send to a path; None: plain permissions refuse it.
+
+        Where no program on the cgroup sees the request before the path is looked up (before Linux 6.7).
+        """
+        path = resolve(record.base, record.path, Caller(record.head.pid, record.head.tid, record.base), follow=True)
+        answer = decide_unix(self._policy, path)
+        if answer.verdict is Verdict.DENY:
+            detail = NO_SUCH_SOCKET if self._never_was(path) else HIDDEN
+            rule = self._policy.rules[answer.rule]
+            return Finding(Kind.UNIX, record.op, Verdict.DENY, path=path, rule=rule, detail=detail)
+        if permissions.explain(record.op, record.access, path, record.result, self._policy.user):
+            return None
+        return Finding(Kind.UNIX, record.op, Verdict.DENY, path=path, detail=UNEXPLAINED)
+
     def _denied_by_policy(self, record: UnixRecord) -> Finding | None:
         """The kernel let the string through, and a rule denies the socket that it leads to."""
         path = record.path
@@ -54,8 +71,8 @@ class SocketJudge:
             return None
         try:
             real = os.path.realpath(path)
-        except OSError:
-            # A link through another process, which nobody may follow.
+        except (OSError, RecursionError):
+            # A link through another process, which nobody may follow, or more links than the kernel follows.
             return None
         answer = decide_unix(self._policy, real)
         if answer.verdict is Verdict.ALLOW and self._was_there(real):

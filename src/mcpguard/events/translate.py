@@ -79,6 +79,8 @@ class Translator:
             case OpenRecord():
                 opened = self._attributor.opened(record)
                 return self._event(record.head, opened, count=record.count) if opened else None
+            case PathCallRecord(op="connect" | "send"):
+                return self._refusable(record, self._sockets.unreached(record))
             case PathCallRecord():
                 return self._refusable(record, self._attributor.path_call(record))
             case CallRecord():

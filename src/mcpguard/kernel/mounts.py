@@ -29,6 +29,7 @@ _OPEN_TREE_CLONE = 1
 _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOVE_F_EMPTY_PATH = 0x04
 _MOVE_T_EMPTY_PATH = 0x40
+_DETACH = 2
 _MINOR_BITS = 20
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_NO_MAGICLINKS = 0x02
@@ -51,6 +52,18 @@ def mount_tmpfs(path: str, options: str) -> None:
     """Mount an empty tmpfs on `path`."""
     flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC)
     _checked(syscalls.libc.mount(b"mcpguard", os.fsencode(path), b"tmpfs", flags, options.encode()), f"tmpfs on {path}")
+
+
+def mount_devpts(path: str, options: str) -> None:
+    """Mount a new instance of devpts on `path`; the kernel makes no other (since Linux 4.7)."""
+    flags = ctypes.c_ulong(MS_NOSUID | MS_NOEXEC)
+    _checked(syscalls.libc.mount(b"devpts", os.fsencode(path), b"devpts", flags, options.encode()), f"devpts on {path}")
+
+
+def detach(place_fd: int) -> None:
+    """Take the mount whose root the place is, and all below it, out of this namespace."""
+    name = f"/proc/self/fd/{place_fd}".encode()
+    _checked(syscalls.libc.umount2(name, ctypes.c_int(_DETACH)), "umount")
 
 
 def open_exact(path: str) -> int:
@@ -86,6 +99,7 @@ class Mount:
 
     Attributes:
         id, parent: numbers of this mount and of the one that it is mounted on; 0: not known.
+        kind, options: of the file system.
     """
 
     device: str
@@ -94,19 +108,30 @@ class Mount:
     read_only: bool
     id: int = 0
     parent: int = 0
+    kind: str = ""
+    options: str = ""
 
 
 def table(path: str = "/proc/self/mountinfo") -> list[Mount]:
     """The mounts of a namespace, this one's by default, in the order of the kernel's list: it says nothing."""
     with open(path, encoding="utf-8", errors="surrogateescape") as lines:
-        found = [line.split(" ") for line in lines]
-    return [
-        Mount(f[2], _unescaped(f[3]), _unescaped(f[4]), "ro" in f[5].split(","), int(f[0]), int(f[1])) for f in found
-    ]
+        return [_mount(line.rstrip("\n")) for line in lines]
 
 
-def visible(mounted: Iterable[Mount]) -> list[Mount]:
-    """Those whose root the path of their mount point leads to: nothing is mounted over it, or over a directory above."""
+def _mount(line: str) -> Mount:
+    of_mount, _, of_system = line.partition(" - ")
+    f = of_mount.split(" ")
+    kind, _source, options = of_system.split(" ", 2)
+    read_only = "ro" in f[5].split(",")
+    return Mount(f[2], _unescaped(f[3]), _unescaped(f[4]), read_only, int(f[0]), int(f[1]), kind, options)
+
+
+def visible(mounted: Iterable[Mount], kind: str = "") -> list[Mount]:
+    """Those whose root the path of their mount point leads to: nothing is mounted over it, or over a directory above.
+
+    Args:
+        kind: of this file system only.
+    """
     mounted = list(mounted)
     by_id = {mount.id: mount for mount in mounted if mount.id}
     on: dict[int, list[Mount]] = {}
@@ -130,7 +155,14 @@ def visible(mounted: Iterable[Mount]) -> list[Mount]:
             other.point == mount.point for other in on.get(mount.id, ()) if other is not mount
         )
 
-    return [mount for mount in mounted if not covered(mount) and not passed_by(mount)]
+    asked = [mount for mount in mounted if kind in ("", mount.kind)]
+    return [mount for mount in asked if not covered(mount) and not passed_by(mount)]
+
+
+def device_of(fd: int) -> str:
+    """The file system of an open file, as the mount table writes it; not for btrfs, which tells another number."""
+    device = os.fstat(fd).st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def device_number(device: str) -> int:

@@ -74,6 +74,17 @@ class Ring:
             self._consumer.value = position
         return records
 
+    def unread(self) -> int:
+        """How many complete records wait to be taken."""
+        position, produced, waiting = self._consumer.value, self._produced(), 0
+        while position < produced:
+            (word,) = _LENGTH.unpack_from(self._data, position & self._mask)
+            if word & _BUSY:
+                break
+            waiting += not word & _DISCARDED
+            position += ((word & ~_DISCARDED) + _HEADER + 7) & ~7
+        return waiting
+
     def _produced(self) -> int:
         return int(struct.unpack_from("=Q", self._pages, 0)[0])
 

@@ -52,6 +52,7 @@ class FilesPlan:
         open_directories: directories in which new names can be made because a write rule names something that does not
             exist yet; a protected name made there is reported and not stopped.
         gaps: sentences about rules that this tier carries only in part.
+        hidden: those of them about directories that are hidden whole because they could not be looked at.
         visited: directory entries looked at.
     """
 
@@ -59,6 +60,7 @@ class FilesPlan:
     steps: tuple[MountStep, ...]
     open_directories: tuple[str, ...] = ()
     gaps: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
     visited: int = 0
 
 
@@ -69,7 +71,7 @@ class TablePlan:
     Attributes:
         lines, head: from `policy.image`.
         roots, branches: entries one behind the other, key without the policy's index, then value.
-        shared_memory: the value for the session's own /dev/shm, whose file system does not exist yet.
+        shared_memory, terminals: the values for the session's own /dev/shm and /dev/pts, whose file systems do not exist yet.
     """
 
     lines: bytes
@@ -77,6 +79,11 @@ class TablePlan:
     roots: bytes
     branches: bytes
     shared_memory: bytes
+    terminals: bytes
+
+
+# Where each session has a file system of its own, and the field of its TablePlan that tells how that begins.
+OWN_PLACES = {"/dev/shm": "shared_memory", "/dev/pts": "terminals"}
 
 
 @dataclass(frozen=True, slots=True)

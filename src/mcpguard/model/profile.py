@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from mcpguard.model.rule import FileRule, NetRule, Origin, SocketRule
 
+# What makes a user namespace usable; `system.user_namespaces` lets them be written.
+NAMESPACE_MAPS = ("/proc/*/uid_map", "/proc/*/gid_map", "/proc/*/setgroups")
+
 
 @dataclass(frozen=True, slots=True)
 class SystemSwitches:

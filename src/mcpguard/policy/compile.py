@@ -20,7 +20,7 @@ from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
-from mcpguard.model.profile import Profile
+from mcpguard.model.profile import NAMESPACE_MAPS, Profile, SystemSwitches
 from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.links import Links, ReadLink, read_link
@@ -75,7 +75,7 @@ def compile_policy(
         "workspace": _workspace(workspace, links),
         "tmp": _directory("tmp", tmp, links),
     }
-    given = {*profile.files, *extra_files}
+    given = {*profile.files, *extra_files, *_namespace_rules(profile.system)}
     files = sorted(_written_out(given, variables, find) if find else given, key=_file_key)
     network = sorted({*profile.network, *extra_network}, key=_net_key)
     sockets = sorted({*profile.sockets, *extra_sockets}, key=_socket_key)
@@ -172,6 +172,14 @@ def _written_out(rules: Iterable[FileRule], variables: Mapping[str, str], find: 
 def _own_rule(path: str) -> FileRule:
     origin = Origin("mcpguard", "mcpguard", 0, f"readonly {path}")
     return FileRule(Effect.READONLY, Access.WRITE, quote(path), origin, because=OWN_REASON)
+
+
+def _namespace_rules(system: SystemSwitches) -> list[FileRule]:
+    """Who may make a user namespace may say whose ids it has; the kernel lets nobody but its maker do that, and once."""
+    if not system.user_namespaces:
+        return []
+    origin = Origin("mcpguard", "builtin", 0, "system: user_namespaces lets a program map the ids of its own")
+    return [FileRule(Effect.ALLOW, Access.READ | Access.WRITE, pattern, origin) for pattern in NAMESPACE_MAPS]
 
 
 def _folders(files: Iterable[FileRule], variables: Mapping[str, str], automaton: Automaton) -> tuple[str, ...]:

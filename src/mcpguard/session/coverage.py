@@ -59,18 +59,21 @@ class Offer:
         reasons: why each better tier is not it.
         preemption: how the kernel preempts; empty where it cannot be told.
         unix_hook: the kernel has the connect_unix hook (6.7).
+        terminals: file system and number of those that the agent will be started on.
     """
 
     tier: int
     reasons: Mapping[int, str]
     preemption: str
     unix_hook: bool
+    terminals: tuple[tuple[str, int], ...] = ()
 
     @staticmethod
     def from_broker(message: Mapping[str, Any]) -> Offer:
         """From the broker's plain values."""
         reasons = {int(tier): str(why) for tier, why in message["reasons"].items()}
-        return Offer(int(message["tier"]), reasons, str(message["preemption"]), bool(message["unix"]))
+        own = tuple((str(device), int(index)) for device, index in message["terminals"])
+        return Offer(int(message["tier"]), reasons, str(message["preemption"]), bool(message["unix"]), own)
 
     @property
     def words(self) -> str:
@@ -94,7 +97,8 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
     by = HOOKS[offer.tier]
     return (
         tier,
-        Coverage("files", Strength.FULL, by),
+        # Nothing is open for what is hidden; but honest work there is refused, and that is to be told.
+        Coverage("files", Strength.FULL, by, plan.hidden),
         Coverage("execute", Strength.FULL, by),
         network,
         Coverage("unix sockets", Strength.FULL, f"{by}, cgroup BPF"),

@@ -13,15 +13,15 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from mcpguard.errors import PolicyError
 from mcpguard.kernel import mounts
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.plan import FilesPlan, Grant, MountStep
 from mcpguard.model.policy import PathRule, Policy
+from mcpguard.model.profile import NAMESPACE_MAPS
 from mcpguard.policy.automaton import Automaton, State
 from mcpguard.policy.patterns import split_literal
-from mcpguard.session.files_state import ALL, OPEN, Progress, Walk, listed, remember_way
+from mcpguard.session.files_state import ALL, OPEN, Progress, Walk, listed, remember_way, shown
 from mcpguard.session.files_walk import visit
 
 
@@ -46,10 +46,12 @@ def plan_files(
     if policy.audit:
         return _audit_plan(policy, automaton, sockets, progress)
     walk = _new_walk(policy, automaton, sockets, progress)
-    for rule in policy.paths:
+    # Landlock cannot grant what belongs to processes that do not exist yet, and those that do are not the agent's.
+    granting = [rule for rule in policy.paths if rule.pattern not in NAMESPACE_MAPS]
+    for rule in granting:
         for pattern in (rule.pattern, *rule.exceptions):
             _find_candidates(walk, pattern)
-    for rule in policy.paths:
+    for rule in granting:
         _find_open_directory(walk, policy, rule)
     return _finish(walk, policy.paths)
 
@@ -87,15 +89,7 @@ def _finish(walk: Walk, rules: Sequence[PathRule]) -> FilesPlan:
         if rule.effect is not Effect.ALLOW:
             for pattern in (rule.pattern, *rule.exceptions):
                 _find_protected(walk, pattern)
-    try:
-        visit(walk, "/", walk.automaton.start, Access.NONE, False, ())
-    except RecursionError:
-        raise PolicyError(
-            "a folder is nested too deep to be looked at",
-            why="a rule with ** or * must be checked against every name that exists at launch",
-            do="remove folders nested many hundred levels deep from the workspace or the home",
-            code="plan.too-deep",
-        ) from None
+    visit(walk)
     _mask_sockets(walk)
     _cover_borrowed_trees(walk)
     if walk.missing:
@@ -109,14 +103,23 @@ def _finish(walk: Walk, rules: Sequence[PathRule]) -> FilesPlan:
         walk.gaps.append(
             f"a protected name that is created directly in {path} while the session runs is reported, not stopped"
         )
+    hidden = tuple(_hidden(why, paths) for why, paths in sorted(walk.hidden.items()))
     grants = [Grant(path, access) for path, access in _without_repeats(walk)]
     return FilesPlan(
         grants=tuple(grants),
         steps=tuple(sorted(walk.steps, key=lambda step: step.path.count("/") if step.path != "/" else 0)),
         open_directories=tuple(sorted(walk.open_directories)),
-        gaps=tuple(walk.gaps),
+        gaps=(*hidden, *walk.gaps),
+        hidden=hidden,
         visited=walk.visited,
     )
+
+
+def _hidden(why: str, paths: Sequence[str]) -> str:
+    """One sentence about directories that are hidden for the same reason."""
+    reason = f"it {why}, so names in it cannot be protected one by one"
+    others = f" (and {len(paths) - 1} more like it)" if len(paths) > 1 else ""
+    return f"{shown(min(paths))} is hidden{others}: {reason}"
 
 
 def _mask_sockets(walk: Walk) -> None:

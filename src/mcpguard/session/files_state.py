@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access
+from mcpguard.model.paths import is_below
 from mcpguard.model.plan import MountStep
 from mcpguard.policy.automaton import Automaton, State
 
@@ -19,13 +23,41 @@ OPEN = Access.READ | Access.WRITE
 
 MAX_VISITED = 400_000
 MAX_STEPS = 4_000
+# Directories deeper than this are hidden, not looked at; the kernel's hooks judge nothing deeper either (tiers 1 and 2).
+MAX_DEPTH = 1_000
+# PATH_MAX without the longest name and the beginning of a stand-in: what lies in a directory must have a name to be covered.
+MAX_PATH_BYTES = 4_095 - 256 - 64
 # A name that no sensible pattern names.
 _NOBODYS_NAME = "\x01"
 # Above this many names, a masked directory shows no stand-ins: a hidden name is then ENOENT and not EACCES.
 MAX_STAND_INS = 512
 _PROGRESS_EVERY = 2_000
+# It vanished, or the program behind the mount is gone: nothing in it can be opened.
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENOTCONN)
+
+# How far down an error looks for the directory that holds too much, and how much of a path it shows.
+_SEARCHED_LEVELS = 32
+_SHOWN_BYTES = 120
+
+_LEFT_BEHIND = "remove what does not belong there, as an earlier session may have left it, or deny it as a whole"
 
 Progress = Callable[[int, str], None]
+
+
+class Place(NamedTuple):
+    """A place that is still to be visited.
+
+    Attributes:
+        above: what Landlock grants here because of ancestors.
+        writable: whether the mount at this place is writable once all steps above have run.
+        chain: directories between the last mount step and here; a protected place below pins them.
+    """
+
+    path: str
+    state: State
+    above: Access
+    writable: bool
+    chain: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -39,10 +71,15 @@ class Walk:
     wanted_children: dict[str, set[str]]
     sockets: Sequence[str]
     progress: Progress
+    waiting: list[Place] = field(default_factory=list)
     steps: list[MountStep] = field(default_factory=list)
     pinned: set[str] = field(default_factory=set)
     gaps: list[str] = field(default_factory=list)
+    # Why a place could not be looked at -> those that are hidden for it.
+    hidden: dict[str, list[str]] = field(default_factory=dict)
     visited: int = 0
+    # Directory -> names found in it.
+    sizes: dict[str, int] = field(default_factory=dict)
     unscanned: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
     # Directories that this user may not list, though names in them could be opened.
@@ -51,15 +88,15 @@ class Walk:
     floating: re.Pattern[str] = re.compile("")
     steady: dict[State, bool] = field(default_factory=dict)
 
-    def count(self, path: str) -> None:
-        self.visited += 1
-        if self.visited % _PROGRESS_EVERY == 0:
+    def count(self, path: str, names: int = 1) -> None:
+        before, self.visited = self.visited, self.visited + names
+        if self.visited // _PROGRESS_EVERY != before // _PROGRESS_EVERY:
             self.progress(self.visited, path)
         if self.visited > MAX_VISITED:
             raise PolicyError(
-                f"more than {MAX_VISITED} files to look at below {path}",
+                f"more than {MAX_VISITED} files to look at; most are below {shown(heaviest(self.sizes))}",
                 why="a rule with ** or * must be checked against every name that exists at launch",
-                do="start in a smaller workspace, or make the patterns more specific",
+                do=f"{_LEFT_BEHIND}; or start in a smaller workspace, or make the patterns more specific",
                 code="plan.too-many-files",
             )
 
@@ -75,25 +112,59 @@ class Walk:
     def add(self, step: MountStep) -> None:
         self.steps.append(step)
         if len(self.steps) > MAX_STEPS:
+            folders = Counter(os.path.dirname(step.path) for step in self.steps)
             raise PolicyError(
-                f"more than {MAX_STEPS} places to hide or protect",
-                why=f"each needs a mount of its own; the last was {step.path}",
-                do="make the patterns more specific, or protect a directory instead of many files",
+                f"more than {MAX_STEPS} places to hide or protect; most are below {shown(heaviest(folders))}",
+                why="each needs a mount of its own",
+                do=f"{_LEFT_BEHIND}; or make the patterns more specific",
                 code="plan.too-many-mounts",
             )
+
+    def hide(self, path: str, why: str) -> None:
+        """Hide a directory whole, because what lies in it cannot be looked at."""
+        self.add(MountStep("mask", path, True))
+        self.hidden.setdefault(why, []).append(path)
+
+
+def too_deep(directory: str) -> bool:
+    """Whether what lies in a directory is out of the walk's reach."""
+    return directory.count("/") >= MAX_DEPTH or len(os.fsencode(directory)) > MAX_PATH_BYTES
+
+
+def heaviest(counts: Mapping[str, int]) -> str:
+    """The deepest directory that still holds more than half of what was counted, by directory."""
+    found, depth, inside = "/", 0, dict(counts)
+    least = sum(counts.values()) / 2
+    while depth < _SEARCHED_LEVELS:
+        depth += 1
+        below: Counter[str] = Counter()
+        for path, count in inside.items():
+            parts = path.split("/", depth + 1)
+            if len(parts) > depth and parts[depth]:
+                below["/".join(parts[: depth + 1])] += count
+        best, most = max(below.items(), key=lambda item: item[1], default=("", 0))
+        if most <= least:
+            break
+        found = best
+        inside = {path: count for path, count in inside.items() if is_below(path, found)}
+    return found
+
+
+def shown(path: str) -> str:
+    """A path in a sentence: of a very long one only its beginning."""
+    return path if len(path) <= _SHOWN_BYTES else f"{path[:_SHOWN_BYTES]}..."
 
 
 def listed(walk: Walk, directory: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as listing:
             found = sorted(listing, key=lambda entry: entry.name)
-    except PermissionError:
-        walk.unlistable.add(directory)
+    except OSError as error:
+        if error.errno not in _NOTHING_THERE:
+            walk.unlistable.add(directory)
         return []
-    except OSError:
-        return []
-    walk.count(directory)
-    walk.visited += len(found)
+    walk.sizes[directory] = len(found)
+    walk.count(directory, len(found) + 1)
     return found
 
 

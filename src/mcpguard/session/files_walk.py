@@ -8,21 +8,29 @@ from __future__ import annotations
 import os
 import stat
 
+from mcpguard.kernel.resolve import real_path
 from mcpguard.model.access import Access
 from mcpguard.model.paths import is_below
 from mcpguard.model.plan import MaskEntry, MountStep
 from mcpguard.policy.automaton import State
-from mcpguard.session.files_state import MAX_STAND_INS, OPEN, Walk, listed
+from mcpguard.session.files_state import MAX_STAND_INS, OPEN, Place, Walk, listed, too_deep
+
+# An exception further down in a hidden directory stays hidden with it.
+MAX_SHOWN_DEPTH = 64
 
 
-def visit(walk: Walk, path: str, state: State, above: Access, writable: bool, chain: tuple[str, ...]) -> None:
-    """Compare what is granted at `path` with what the automaton allows there, and go on where it can differ.
+def visit(walk: Walk) -> None:
+    """Compare what is granted with what the automaton allows, from the root on, and go on where it can differ.
 
-    Args:
-        above: what Landlock grants here because of ancestors.
-        writable: whether the mount at this place is writable once all steps above have run.
-        chain: directories between the last mount step and here; a protected place below pins them.
+    Never by recursion: how deep a tree goes is up to who made it.
     """
+    walk.waiting.append(Place("/", walk.automaton.start, Access.NONE, False, ()))
+    while walk.waiting:
+        _visit(walk, *walk.waiting.pop())
+
+
+def _visit(walk: Walk, path: str, state: State, above: Access, writable: bool, chain: tuple[str, ...]) -> None:
+    """One place; the fields of `Place`."""
     walk.count(path)
     opened = OPEN if path in walk.open_directories else Access.NONE
     granted = above | walk.grants.get(path, Access.NONE) | opened
@@ -81,21 +89,42 @@ def _visit_children(
             listing = True
         else:
             walk.unscanned.add(_top(path))
-    if listing:
-        for entry in listed(walk, path):
-            if entry.is_symlink():
-                _protect_link(walk, entry.path, walk.automaton.child(state, entry.name), writable)
-                names.discard(entry.name)
-            elif entry.name not in names:
-                _visit_entry(walk, entry, state, granted, writable, chain)
+    if granted and (names or listing) and (why := _out_of_sight(path)):
+        walk.hide(path, why)
+        return
+    entries = listed(walk, path) if listing else []
     if path in walk.unlistable and granted:
         # What it hides from this look could be opened by name.
-        walk.add(MountStep("mask", path, True))
-        walk.gaps.append(f"{path} is hidden: it cannot be listed, so names in it cannot be protected one by one")
+        walk.hide(path, "cannot be listed")
         return
+    for entry in entries:
+        if entry.is_symlink():
+            _protect_link(walk, entry.path, walk.automaton.child(state, entry.name), writable)
+            names.discard(entry.name)
+        elif entry.name not in names:
+            _visit_entry(walk, entry, state, granted, writable, chain)
     prefix = path if path != "/" else ""
     for name in sorted(names):
-        visit(walk, f"{prefix}/{name}", walk.automaton.child(state, name), granted, writable, chain)
+        below = walk.automaton.child(state, name)
+        walk.waiting.append(Place(f"{prefix}/{name}", below, granted, writable, chain))
+
+
+def _out_of_sight(path: str) -> str | None:
+    """Why what lies in a directory cannot be looked at, though the agent could reach it."""
+    if too_deep(path):
+        return "lies too deep to be looked at"
+    if os.access(path, os.X_OK):
+        return None
+    # Its owner is who the agent runs as, and can open it again.
+    mine = _owner(path) == os.getuid()
+    return "is closed to its owner (chmod u+rx it)" if mine else None
+
+
+def _owner(path: str) -> int | None:
+    try:
+        return os.lstat(path).st_uid
+    except OSError:
+        return None
 
 
 def _visit_entry(
@@ -107,7 +136,7 @@ def _visit_entry(
     # An equal state is known to be worth a visit: this directory is being listed because of it.
     if same and (not entry.is_dir(follow_symlinks=False) or (below != state and walk.automaton.uniform(below))):
         return
-    visit(walk, entry.path, below, granted, writable, chain)
+    walk.waiting.append(Place(entry.path, below, granted, writable, chain))
 
 
 def _inside(path: str, roots: tuple[str, ...]) -> bool:
@@ -122,8 +151,8 @@ def _protect_link(walk: Walk, path: str, state: State, writable: bool) -> None:
     """A symlink that may not be changed but lies in a writable directory: show its target, read-only, in its place."""
     if not writable or Access.WRITE in walk.automaton.decision(state).allowed:
         return
-    target = os.path.realpath(path)
-    if not os.path.isfile(target):
+    target = real_path(path)
+    if target is None or not os.path.isfile(target):
         walk.gaps.append(
             f"{path} is a symlink to something that is not a file; replacing the link is reported, not stopped"
         )
@@ -169,7 +198,7 @@ def _mask_entries(
             writable = Access.WRITE in allowed
             entries.append(MaskEntry(inner, "keep-rw" if writable else "keep", is_directory))
             kept.append((entry.path, below, writable))
-        elif is_directory and (not walk.automaton.uniform(below) or name in wanted):
+        elif is_directory and (not walk.automaton.uniform(below) or name in wanted) and not _too_far(root, inner):
             before = len(entries)
             entries.append(MaskEntry(inner, "way", True))
             _mask_entries(walk, root, inner, below, entries, kept)
@@ -178,6 +207,10 @@ def _mask_entries(
                 entries.append(MaskEntry(inner, "dir", True))
         elif stand_ins:
             entries.append(MaskEntry(inner, "dir" if is_directory else "file", is_directory))
+
+
+def _too_far(root: str, inner: str) -> bool:
+    return inner.count("/") >= MAX_SHOWN_DEPTH or too_deep(f"{root}/{inner}")
 
 
 def _visit_kept(walk: Walk, path: str, state: State, writable: bool) -> None:

@@ -24,19 +24,20 @@ _TABLE = "/proc/self/mountinfo"
 class Hooks:
     """Plan of the hooks, and the thread that renews it."""
 
-    def __init__(self, policy: Policy, broker: Broker) -> None:
+    def __init__(self, policy: Policy, offer: Offer, broker: Broker) -> None:
         self._policy = policy
+        self._terminals = offer.terminals
         self._broker = broker
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         # Opened before the table is read, so that no change in between is missed.
         self._changes = os.open(_TABLE, os.O_RDONLY | os.O_CLOEXEC)
         self._thread: threading.Thread | None = None
-        self.plan: GuardPlan = guard_plan(policy, mounts.table())
+        self.plan = self._made()
 
     @staticmethod
     def of(policy: Policy, offer: Offer, broker: Broker) -> Hooks | None:
         """The hooks of a session; None in tier 3, which has none."""
-        return Hooks(policy, broker) if offer.tier < 3 else None
+        return Hooks(policy, offer, broker) if offer.tier < 3 else None
 
     def start(self) -> None:
         """Keep the plan true from now on."""
@@ -52,12 +53,15 @@ class Hooks:
         os.close(self._stop)
         os.close(self._changes)
 
+    def _made(self) -> GuardPlan:
+        return guard_plan(self._policy, mounts.table(), self._terminals)
+
     def _watch(self) -> None:
         poll = select.poll()
         poll.register(self._changes, select.POLLPRI)
         poll.register(self._stop, select.POLLIN)
         while not any(fd == self._stop for fd, _events in poll.poll()):
-            plan = guard_plan(self._policy, mounts.table())
+            plan = self._made()
             if plan != self.plan:
                 self.plan = plan
                 with contextlib.suppress(OSError):  # the broker is gone: what it wrote last holds

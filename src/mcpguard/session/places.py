@@ -6,35 +6,44 @@ mount point is walked here and its state kept for the kernel. Reads no file but 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from mcpguard.kernel import mounts
-from mcpguard.model.plan import GuardPlan, TablePlan
+from mcpguard.kernel import mounts, terminals
+from mcpguard.model.plan import OWN_PLACES, GuardPlan, TablePlan
 from mcpguard.model.policy import Policy
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.decide import automaton_of, not_own, socket_automaton
 from mcpguard.policy.image import Image, image_of
 from mcpguard.wire import _abi, encode
 
-SHARED_MEMORY = "/dev/shm"
 _INDEX_BYTES = 4
 # Numbers of the places between the pieces of a long name; no file system has so many mount roots.
 _FIRST_SPARE = 1 << 16
 
 
-def guard_plan(policy: Policy, mounted: Sequence[mounts.Mount]) -> GuardPlan:
+def guard_plan(
+    policy: Policy, mounted: Sequence[mounts.Mount], own_terminals: Iterable[tuple[str, int]] = ()
+) -> GuardPlan:
     """The automata of a policy, placed on this host as it is mounted now.
 
     The hooks know who made a socket, so they need no rule for the session's own.
 
     Args:
         mounted: the mount table.
+        own_terminals: file system and number of those that the session was started on.
     """
+    mounted = placed(mounted, own_terminals)
     return GuardPlan(
         table_plan(automaton_of(policy.tables), policy.tmp, mounted),
         table_plan(socket_automaton(not_own(policy.sockets)), policy.tmp, mounted),
     )
+
+
+def placed(mounted: Sequence[mounts.Mount], own_terminals: Iterable[tuple[str, int]]) -> list[mounts.Mount]:
+    """What the policy has places for: no devpts of the host's, as the session has one of its own, but the own terminals."""
+    own = [mounts.Mount(device, f"/{index}", f"{terminals.FOLDER}/{index}", False) for device, index in own_terminals]
+    return [*(mount for mount in mounts.visible(mounted) if mount.kind != terminals.FILE_SYSTEM), *own]
 
 
 def table_plan(automaton: Automaton, tmp: str, mounted: Sequence[mounts.Mount]) -> TablePlan:
@@ -52,7 +61,7 @@ def table_plan(automaton: Automaton, tmp: str, mounted: Sequence[mounts.Mount]) 
     for device, path in (
         (_abi.MG_KINDRED_TMPFS, tmp),
         (_abi.MG_KINDRED_PROC, "/proc"),
-        (_abi.MG_KINDRED_DEVPTS, "/dev/pts"),
+        (_abi.MG_KINDRED_DEVPTS, terminals.FOLDER),
     ):
         roots.append(encode.root_key(0, device)[_INDEX_BYTES:] + _value(automaton, image, path))
     return TablePlan(
@@ -60,7 +69,7 @@ def table_plan(automaton: Automaton, tmp: str, mounted: Sequence[mounts.Mount]) 
         head=encode.policy_head(image.guard_masks, len(image.factors), image.protect_from, image.rules, image.guards),
         roots=b"".join(roots),
         branches=b"".join(branches),
-        shared_memory=_value(automaton, image, SHARED_MEMORY),
+        **{field: _value(automaton, image, point) for point, field in OWN_PLACES.items()},
     )
 
 

@@ -9,11 +9,17 @@ import contextlib
 import os
 import select
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from mcpguard.errors import HostError, StoreError
+from mcpguard.events import unrecorded
+from mcpguard.events.database import BUSY
+from mcpguard.events.format import printable
+from mcpguard.events.missing import loss
 from mcpguard.events.processes import Process
 from mcpguard.events.pump import Pump
 from mcpguard.events.recorder import Recorder
@@ -26,7 +32,14 @@ from mcpguard.session import summary
 from mcpguard.wire import _abi, decode
 from mcpguard.wire.records import SumRecord
 
+T = TypeVar("T")
 _CANARY_WAIT_S = 5.0
+# How often a lock on the store is waited for, a second each: before the agent starts, and to write that it has ended.
+_LOCK_ATTEMPTS = 10
+_SECOND_TRY_S = 5.0
+BEHIND = "records at least that were not read or stored, because a disk or a file system did not answer at the end"
+UNTOLD = "counts at least of repeated acts that the kernel still held when the broker was killed"
+UNWATCHED = "processes at least that went on after the record had ended, because the broker was killed"
 # Counted for all processes of the host: whether one was the agent's cannot be told, so it may have been.
 SKIPPED = (
     "times that the kernel skipped a program on its hooks, for whatever process, so that something may have got through"
@@ -36,8 +49,11 @@ SKIPPED = (
 class Recording:
     """One session's record, from before the agent starts until the summary is out."""
 
-    def __init__(self, policy: Policy, store: Store | None, session: str, command: Sequence[str]) -> None:
+    def __init__(
+        self, policy: Policy, store: Store | None, session: str, command: Sequence[str], notes: Sequence[str] = ()
+    ) -> None:
         self.session = session
+        self._notes = tuple(notes)
         self._policy = policy
         self._store = store
         self._command = tuple(command)
@@ -46,24 +62,36 @@ class Recording:
         self._recorder: Recorder | None = None
         self._pump: Pump | None = None
         self._pid_fd = -1
+        self._leaf = ""
+        self._final = False
         self._leftover = 0
         self._restored: set[str] = set()
         # Aggregates that began before the agent did.
         self._before: set[int] = set()
 
     @staticmethod
-    def begin(policy: Policy, command: Sequence[str], tier: str, holds: Sequence[Coverage]) -> Recording:
-        """Open the store and start a session in it."""
+    def begin(
+        policy: Policy, command: Sequence[str], tier: str, holds: Sequence[Coverage], notes: Sequence[str] = ()
+    ) -> Recording:
+        """Open the store and start a session in it.
+
+        Args:
+            notes: what the summary tells besides of how the session was set up.
+        """
         now_ns = time.time_ns()
         try:
-            store = Store.open()
+            store = _patiently(Store.open)
             if store.note:
                 _warn(store.note)
-            session = store.start_session(policy, command=command, tier=tier, coverage=holds, now_ns=now_ns)
-            return Recording(policy, store, session, command)
+            session = _patiently(
+                lambda: store.start_session(policy, command=command, tier=tier, coverage=holds, now_ns=now_ns)
+            )
+            return Recording(policy, store, session, command, notes)
         except StoreError as error:
             _warn(f"events are not stored: {error.what} ({error.why}); the sandbox is not affected")
-            return Recording(policy, None, new_id(now_ns), command)
+            session = new_id(now_ns)
+            unrecorded.note(session, policy.profile, error.why)
+            return Recording(policy, None, session, command)
 
     def attach(self, descriptors: Mapping[str, int], facts: Mapping[str, Any], names: Mapping[str, str]) -> None:
         """Read the rings from now on; the canary's refusal must already be in them.
@@ -75,6 +103,7 @@ class Recording:
         self._rings = {name: Ring(descriptors[name], int(sizes[name])) for name in ("mg_denials", "mg_activity")}
         self._counters = Counters(descriptors["mg_counters"], _abi.MG_COUNTERS.size)
         self._pid_fd = os.pidfd_open(int(facts["pid"]))
+        self._leaf = str(facts["cgroup"])
         self._expect_canary(int(facts["canary_pid"]))
         if self._store is None:
             return
@@ -100,6 +129,12 @@ class Recording:
                 code="run.no-events",
             )
 
+    def not_started(self, code: int) -> None:
+        """Nothing of the agent ran: the session ends before it began, and nothing of it is missing."""
+        if self._store is not None:
+            with contextlib.suppress(StoreError):
+                self._store.end_session(self.session, exit_code=code, now_ns=time.time_ns())
+
     def covered_again(self, paths: Sequence[str]) -> None:
         """Protected files that somebody outside replaced, and that stood open until their covers were put back."""
         self._restored.update(paths)
@@ -107,6 +142,7 @@ class Recording:
     def take_final(self, message: Mapping[str, Any]) -> None:
         """News that came with the agent's end: last counts, and how many processes it left behind."""
         self._leftover = int(message.get("leftover", 0))
+        self._final = True
         self._stop_pump()
         if self._recorder is not None:
             sums = [SumRecord(int(series), int(count)) for series, count in message.get("sums", ())]
@@ -130,6 +166,11 @@ class Recording:
     def stop(self) -> None:
         """Read and store what is left; the rings are not needed any more."""
         self._stop_pump()
+        if self._recorder is not None and not self._final:
+            self._count_last_losses(self._recorder)
+            self._recorder.lost(UNTOLD, 1)
+            self._recorder.lost(UNWATCHED, _processes(self._leaf))
+            self._recorder.finish()
         if self._pid_fd >= 0:
             os.close(self._pid_fd)
         for ring in self._rings.values():
@@ -140,9 +181,13 @@ class Recording:
         """Close the session and write the summary to stderr."""
         if self._store is None:
             return
+        store, now_ns = self._store, time.time_ns()
         unsaved = self._recorder.counters.unsaved if self._recorder else 0
-        with contextlib.suppress(StoreError):
-            self._store.end_session(self.session, exit_code=code, now_ns=time.time_ns(), unsaved=unsaved)
+        try:
+            _patiently(lambda: store.end_session(self.session, exit_code=code, now_ns=now_ns, unsaved=unsaved))
+        except StoreError as error:
+            # Its row stays without an end: whoever reads it next is told that it is not complete.
+            _warn(f"the end of the session could not be stored: {error.why}")
         warning = self._recorder.warning if self._recorder else None
         if quiet and warning:
             _warn(warning)
@@ -153,15 +198,35 @@ class Recording:
     def _stop_pump(self) -> None:
         if self._pump is None:
             return
-        ended = self._pump.stop(lambda: _warn("still writing the record ..."))
-        self._pump = None
+        pump, self._pump = self._pump, None
+        ended = pump.stop(lambda: _warn("still writing the record ..."))
         if not ended:
-            # Its thread still holds the recorder; what it has not written by now is lost, and said.
+            # Its thread still holds the recorder, and perhaps the connection to the store.
             self._recorder = None
-            _warn("the record could not be finished in time; the last events are missing")
+            self._store = self._tell_apart(pump.behind())
+            _warn(
+                "the record could not be finished: a disk or a file system does not answer; the last events are missing"
+            )
+
+    def _tell_apart(self, behind: int) -> Store | None:
+        """Write down what is missing by another connection; None when that hangs as well. Then the session gets no end, and
+        that says it."""
+        opened: list[Store] = []
+
+        def tell() -> None:
+            with contextlib.suppress(StoreError):
+                store = Store.open(create=False)
+                store.add(self.session, [loss(time.time_ns(), self.session, BEHIND, max(1, behind))])
+                opened.append(store)
+
+        thread = threading.Thread(target=tell, name="mcpguard-second-try", daemon=True)
+        thread.start()
+        thread.join(_SECOND_TRY_S)
+        return opened[0] if opened else None
 
     def _summarise(self, store: Store, warning: str | None) -> None:
         lines = summary.render(summary.summarise(store, self.session), self._policy.user.home, warning=warning)
+        lines += [f"  note     {printable(note)}" for note in self._notes]
         if self._restored:
             names = ", ".join(sorted(self._restored))
             lines = [
@@ -172,6 +237,31 @@ class Recording:
             lines = [*lines, f"{self._leftover} background process(es) of the session were ended with it"]
         with contextlib.suppress(OSError):
             sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """Do something with the store; while another program holds it, try again for a while.
+
+    Raises:
+        StoreError: it cannot be done.
+    """
+    for attempt in range(_LOCK_ATTEMPTS):
+        try:
+            return work()
+        except StoreError as error:
+            if error.code != BUSY:
+                raise
+            if attempt == 0:
+                _warn("waiting for the event store, which another program holds ...")
+    return work()
+
+
+def _processes(leaf: str) -> int:
+    """How many processes live in the leaf of a session."""
+    try:
+        return len(Path(leaf, "cgroup.procs").read_text(encoding="ascii").split())
+    except OSError:
+        return 0
 
 
 def _warn(text: str) -> None:

@@ -9,6 +9,8 @@ import contextlib
 import errno
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from mcpguard.broker import client
 from mcpguard.broker.protocol import LaunchRequest
@@ -57,27 +59,24 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     hooks = Hooks.of(policy, offer, broker)
     holds = coverage.of_policy(policy, plan, offer)
     coverage.insist(holds, best_effort=options.best_effort)
-    recording = Recording.begin(policy, command, coverage.TIER_NAMES[offer.tier], holds)
+    recording = Recording.begin(policy, command, coverage.TIER_NAMES[offer.tier], holds, plan.hidden)
     environment = scrub(os.environ, policy.environment_remove, policy.environment_keep)
     environment[SESSION_VARIABLE] = recording.session
-    facts = broker.request(
-        LaunchRequest(
-            session=recording.session,
-            user=policy.user,
-            argv=command,
-            environment=environment,
-            cwd=agent.working_directory(policy),
-            umask=_umask(),
-            files=plan,
-            guard=hooks.plan if hooks else None,
-            switches=_switches(policy),
-            network=network.settings(policy, names.rows(network.LAUNCH_WAIT_S), peers=offer.tier == 1),
-            seccomp=seccomp.cached_filter(policy.system, state_directory(), mounts=offer.tier == 1),
-        )
+    launch = LaunchRequest(
+        session=recording.session,
+        user=policy.user,
+        argv=command,
+        environment=environment,
+        cwd=agent.working_directory(policy),
+        umask=_umask(),
+        files=plan,
+        guard=hooks.plan if hooks else None,
+        switches=_switches(policy),
+        network=network.settings(policy, names.rows(network.LAUNCH_WAIT_S), peers=offer.tier == 1),
+        seccomp=seccomp.cached_filter(policy.system, state_directory(), mounts=offer.tier == 1),
     )
     try:
-        recording.attach(broker.descriptors, facts, names.host_of)
-        broker.go()
+        facts = _start(broker, launch, recording, names)
         watch.agent_started(int(facts["pid"]))
         names.keep_fresh(broker.update_connect)
         if later:
@@ -99,6 +98,24 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         sys.stderr.write("\n".join(trouble.lines()) + "\n")
     recording.end(code, quiet=options.quiet)
     return code
+
+
+def _start(
+    broker: client.Broker, launch: LaunchRequest, recording: Recording, names: network.Names
+) -> Mapping[str, Any]:
+    """Have the agent started and put on record; the broker's facts.
+
+    Raises:
+        HostError: nothing was started.
+    """
+    try:
+        facts = broker.request(launch)
+        recording.attach(broker.descriptors, facts, names.host_of)
+        broker.go()
+    except BaseException:
+        recording.not_started(FAILED)
+        raise
+    return facts
 
 
 def _plan(

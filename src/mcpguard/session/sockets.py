@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable
+
+from mcpguard.kernel.resolve import real_path
 
 _PATH_FIELD = 7
 _LOOK_S = 2.0
@@ -19,8 +20,8 @@ def bound_paths(table: str = "/proc/net/unix") -> list[str]:
         for line in lines:
             fields = line.rstrip("\n").split(None, _PATH_FIELD)
             if len(fields) > _PATH_FIELD and fields[_PATH_FIELD].startswith("/"):
-                path = os.path.realpath(fields[_PATH_FIELD])
-                if os.path.lexists(path):
+                path = real_path(fields[_PATH_FIELD])
+                if path is not None:
                     found.add(path)
     return sorted(found)
 

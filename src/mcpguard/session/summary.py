@@ -59,6 +59,17 @@ class Summary:
     would_be_denied: tuple[Group, ...] = ()
     would_be_denied_kinds: int = 0
 
+    def later(self, home: str) -> list[tuple[str, str]]:
+        """What could run later, each with the reason why."""
+        found = [
+            (shorten(path, home), "made by the agent; git obeys its .git/config and .git/hooks")
+            for path in self.repositories
+        ]
+        for group in self.not_stopped:
+            why = f"{group.example.rule.text if group.example.rule else 'against the policy'}; not stopped"
+            found.append((shorten(group.example.path or "?", home), f"{group.because or why}"))
+        return found
+
 
 def summarise(store: Store, session: str) -> Summary:
     """Sum up what is stored of a session.

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from mcpguard.kernel.resolve import real_path
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import FileRule, Origin
@@ -50,14 +51,21 @@ def repository(workspace: Path) -> Repository | None:
     text = _one_line(pointer)
     if pointer.is_symlink() or text is None or not text.startswith(_POINTER):
         return None
-    own = (workspace / text.removeprefix(_POINTER)).resolve()
-    common = own.parent.parent
+    place = _real(workspace / text.removeprefix(_POINTER))
+    if place is None:
+        return None
+    own, common = place, place.parent.parent
     back = _one_line(own / "gitdir")
     up = _one_line(own / "commondir")
     if own.parent.name != "worktrees" or back is None or up is None:
         return None
-    mutual = (own / back).resolve() == pointer.resolve() and (own / up).resolve() == common
+    mutual = _real(own / back) == _real(pointer) and _real(own / up) == common
     return Repository(own, common) if mutual and (common / "HEAD").is_file() else None
+
+
+def _real(path: Path) -> Path | None:
+    found = real_path(str(path))
+    return None if found is None else Path(found)
 
 
 def _one_line(path: Path) -> str | None:

@@ -189,8 +189,8 @@ class WatchApp(App[None]):
         text.append(f"  {verdicts[Verdict.DENY]} denied", style="bold red" if verdicts[Verdict.DENY] else "dim")
         if verdicts[Verdict.AUDIT]:
             text.append(f"  {verdicts[Verdict.AUDIT]} audited", style="yellow")
-        if self._totals.lost:
-            text.append(f"  {self._totals.lost} LOST", style="bold red reverse")
+        if lost := self._totals.lost + self._totals.unwritten:
+            text.append(f"  {lost} LOST", style="bold red reverse")
         if self._summed < self._last:
             text.append(f"  summing up {self._summed} of {self._last}", style="yellow")
         if self._skipped:

@@ -6,8 +6,8 @@ from rich.text import Text
 
 from mcpguard.events.format import as_json, object_of, printable, shorten
 from mcpguard.model.event import Event, Kind
+from mcpguard.session.process_tree import Process
 from mcpguard.tui.colours import VERDICTS
-from mcpguard.tui.processes import Process
 
 # Told in words above; the rest is listed as it is.
 _TOLD = frozenset(

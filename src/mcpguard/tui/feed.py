@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 
 from mcpguard.errors import StoreError
-from mcpguard.events import activity, window
+from mcpguard.events import activity, missing, query, window
 from mcpguard.events.activity import Span
 from mcpguard.events.query import Filter
 from mcpguard.events.sessions import Session, State
 from mcpguard.events.store import Store
 from mcpguard.model.event import Event
-from mcpguard.tui.processes import ProcessTable
+from mcpguard.session.process_tree import ProcessTable
 from mcpguard.tui.totals import Totals
 
 EVERY_S = 0.25
@@ -127,6 +127,10 @@ class Feed:
             if session.state is not state:
                 state = session.state
                 portion.session = session
+            if state is not State.RUNNING and (portion.fresh or portion.session):
+                portion.events = [*portion.events, *query.unwritten(store, self._session, self._wanted)]
+                with self.lock:
+                    self.totals.unwritten = sum(loss.count for loss in missing.unwritten(store, session))
             rounds += 1
             if state is State.RUNNING and rounds % _MEASURE_EVERY == 0:
                 self._measure(meters)

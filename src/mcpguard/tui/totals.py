@@ -56,6 +56,8 @@ class Totals:
     def __init__(self) -> None:
         self.verdicts: Counter[Verdict] = Counter()
         self.lost = 0
+        # Losses that are no events, as nobody could write them down.
+        self.unwritten = 0
         self.mcp = 0
         self.paths = Place("/")
         self.path_count = 0

@@ -10,7 +10,7 @@ from textual.widgets import Tree
 from textual.widgets.tree import TreeNode
 
 from mcpguard.events.format import printable
-from mcpguard.tui.processes import Process, ProcessTable
+from mcpguard.session.process_tree import Process, ProcessTable
 from mcpguard.tui.totals import Place
 
 # Children of one folder that are shown; the others are counted.

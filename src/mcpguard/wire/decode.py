@@ -13,6 +13,7 @@ from typing import Final
 from mcpguard.model.access import Access, Verdict
 from mcpguard.wire import _abi
 from mcpguard.wire.records import (
+    OUTSIDER,
     CallRecord,
     ExecRecord,
     ExitRecord,
@@ -89,6 +90,7 @@ FILE_DETAILS: Final = {
     _abi.MG_DETAIL_RECEIVED: "a descriptor that another process sent",
     _abi.MG_DETAIL_MAPPED: "mapped as code",
     _abi.MG_DETAIL_NAMES: "it is mounted in more places than can be judged",
+    _abi.MG_DETAIL_OUTSIDER: OUTSIDER,
 }
 _CALL_OPS: Final = {
     _abi.MG_CALL_SOCKET: "socket",

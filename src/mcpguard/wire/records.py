@@ -109,6 +109,10 @@ class PathCallRecord:
     series: int = 0
 
 
+# The detail of a refusal that holds whatever the rules say.
+OUTSIDER = "it belongs to a process outside the session"
+
+
 @dataclass(frozen=True, slots=True)
 class FileRecord:
     """A request on a file that the kernel's own hooks refused, with the object and the rule that they decided on.

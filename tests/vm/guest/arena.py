@@ -9,20 +9,17 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 KERNEL_TESTS = Path(__file__).parents[2] / "kernel"
 sys.path.insert(0, str(KERNEL_TESTS))
 
 from harness import Finished, Json, Sandbox  # noqa: E402
-from matrix import Duel, Task, equip, perform  # noqa: E402
+from matrix import CAPLESS, Duel, Task, equip, perform  # noqa: E402
+from outside import Answer, Outside  # noqa: E402
 from world import World  # noqa: E402
 
 from mcpguard.errors import StoreError  # noqa: E402
@@ -32,65 +29,6 @@ from mcpguard.events.sessions import Session  # noqa: E402
 from mcpguard.events.store import Store  # noqa: E402
 
 RUN_SECONDS = 400
-# Added to every profile of the world: a socket of somebody outside is closed to the tree unless a rule names it.
-OPEN_DOOR = 'name: base\nextends: [base]\nsockets: {allow: ["{workspace}/outside.sock"]}\n'
-# What a guarded process has not either: a control that succeeds by a capability would prove nothing.
-CAPLESS = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--no-new-privs")
-Answer = Callable[[World], Sequence[int] | None]
-
-
-@dataclass
-class Outside:
-    """A process that is not guarded and does what the acts ask it by a socket in the workspace.
-
-    Attributes:
-        answers: by request; each may return descriptors to be sent.
-        pids: of the guarded run: mcpguard itself, once it was started.
-    """
-
-    world: World
-    answers: Mapping[str, Answer]
-    pids: list[int] = field(default_factory=list)
-
-    @property
-    def door(self) -> str:
-        return str(self.world.project / "outside.sock")
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Answer until the end of the block."""
-        profiles = self.world.state / "config" / "profiles"
-        profiles.mkdir(parents=True, exist_ok=True)
-        (profiles / "base.yaml").write_text(OPEN_DOOR)
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(self.door)
-            server.listen(8)
-            thread = threading.Thread(target=self._serve, args=(server,), daemon=True)
-            thread.start()
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):
-                    server.shutdown(socket.SHUT_RDWR)
-                thread.join()
-
-    def _serve(self, server: socket.socket) -> None:
-        while True:
-            try:
-                line, _ = server.accept()
-            except OSError:
-                return
-            with line:
-                request = line.recv(1000).decode()
-                try:
-                    sent = self.answers[request](self.world) or ()
-                    said = b"done"
-                except Exception as error:
-                    sent, said = (), f"{type(error).__name__}: {error}".encode()
-                with contextlib.suppress(OSError):
-                    socket.send_fds(line, [said], list(sent))
-                for fd in sent:
-                    os.close(fd)
 
 
 @contextlib.contextmanager
@@ -118,7 +56,7 @@ def fight(
     Args:
         user: who does it all, mcpguard included; root when empty.
     """
-    become = (*("setpriv", "--reuid", user, "--regid", user, "--init-groups"),) if user else ()
+    become = as_user(user) if user else ()
     with world_at(parent) as free, world_at(parent) as caged:
         outcomes = []
         for world, guarded in ((free, False), (caged, True)):
@@ -131,13 +69,13 @@ def fight(
             plan = world.project / "plan.json"
             plan.touch()
             if user:
-                subprocess.run(["chown", "-R", f"{user}:{user}", str(world.root)], check=True)
+                give(world.root, user)
             with outside.listening():
                 finished, outcome = perform(sandbox, tasks, guarded=guarded, timeout=RUN_SECONDS, **more)
             outcomes.append(outcome)
             print(finished.err, file=sys.stderr)
             if user:
-                subprocess.run(["chown", "-R", "0:0", str(world.state)], check=True)
+                give(world.state, "root")
         yield Duel(outcomes[0], outcomes[1], free, caged, recorded(caged))
 
 
@@ -172,7 +110,7 @@ def start(sandbox: Sandbox, command: Sequence[str], *, options: Sequence[str] = 
     """Begin a guarded run and leave it running."""
     words = [sys.executable, "-P", "-m", "mcpguard", "run", "-p", sandbox.profile, "-w", str(sandbox.world.project)]
     return subprocess.Popen(
-        [*words, *options, "--", *command],
+        [*sandbox.prefix, *words, *options, "--", *command],
         cwd=sandbox.world.project,
         env=sandbox.world.environment(),
         stdin=subprocess.DEVNULL,
@@ -183,13 +121,22 @@ def start(sandbox: Sandbox, command: Sequence[str], *, options: Sequence[str] = 
     )
 
 
+def as_user(name: str) -> tuple[str, ...]:
+    """What to put before a command of this user's."""
+    return ("setpriv", "--reuid", name, "--regid", name, "--init-groups")
+
+
+def give(folder: Path, user: str) -> None:
+    """Make a folder and all in it a user's own."""
+    subprocess.run(["chown", "-R", f"{user}:{user}", str(folder)], check=True)
+
+
 @contextlib.contextmanager
-def somebody() -> Iterator[str]:
+def somebody(name: str = "somebody") -> Iterator[str]:
     """An ordinary user of this guest, who may become root by sudo, as who installs mcpguard can."""
-    name = "somebody"
     if subprocess.run(["id", name], capture_output=True, check=False).returncode:
         subprocess.run(["useradd", "--user-group", "--no-create-home", "-s", "/bin/bash", name], check=True)
-    rule = Path("/etc/sudoers.d/somebody")
+    rule = Path("/etc/sudoers.d") / name
     rule.write_text(f"{name} ALL=(ALL) NOPASSWD: ALL\n")
     rule.chmod(0o440)
     # The repository may lie in a home that is root's own.
@@ -209,15 +156,13 @@ def stand(world: World, signal: str) -> None:
         subprocess.run(["kill", f"-{signal}", word], check=True)
 
 
-def await_quiet(world: World, seconds: float) -> None:
-    """Wait until nothing has been added to the record for a while; at once where there is none."""
+def look_for(world: World, name: str) -> None:
+    """Fail unless a refusal of this file of the project is on record; content where nothing is guarded."""
     with contextlib.suppress(StoreError), store_of(world) as store:
-        number, last, since = store.number(store.session(None).id), -1, time.monotonic()
-        while time.monotonic() - since < seconds:
-            now = store.last_seq(number)
-            if now != last:
-                last, since = now, time.monotonic()
-            time.sleep(0.5)
+        path = str(world.project / name)
+        assert store.read("SELECT 1 FROM events WHERE verdict = 'deny' AND path = ?", (path,)), (
+            f"{name} is not told yet"
+        )
 
 
 def children(pid: int) -> list[int]:
@@ -232,4 +177,4 @@ def copy_program(path: Path, to: Path) -> None:
     to.chmod(0o755)
 
 
-__all__ = ["Duel", "Finished", "Json", "Outside", "Sandbox", "Task", "World"]
+__all__ = ["CAPLESS", "Duel", "Finished", "Json", "Outside", "Sandbox", "Task", "World"]

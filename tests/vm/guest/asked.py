@@ -25,6 +25,7 @@ class Lane:
     lsm: str
     preempt: str
     disks: tuple[str, ...]
+    headers: bool
 
     def places(self, disk: str) -> list[Path]:
         """Where a file system is mounted."""

@@ -121,14 +121,6 @@ ALLOWED = (
     *("repository made", "repository cloned", "worktree made"),
 )
 LATE = "receive late"
-# In tier 2 a cover stands before what exists at launch, so that no hook is asked; what is then missing in the record.
-NO_INTERPRETER = "the record of a script knows the script, and not the interpreter that a cover hides"
-NO_WATCH = "the record of system calls does not list inotify_add_watch"
-NO_CONNECT = "before Linux 6.7 the record does not see a connect to a socket that a cover hides"
-GAPS = {"script with denied interpreter": NO_INTERPRETER, "watch": NO_WATCH}
-SOCKET_GAPS = dict.fromkeys(
-    ("socket", "socket by symlink", "socket by relative name", "datagram", "socket among own"), NO_CONNECT
-)
 
 
 def tasks(world: World, outside: Outside, pid: int) -> list[Task]:
@@ -314,7 +306,7 @@ ANSWERS: dict[str, arena.Answer] = {
     "serve": serve,
     "replace settings": replace_settings,
     "recreate": recreate,
-    # Not before the run: tier 2 walks the workspace, and stops at once where that is so deep.
+    # Not before the run: tier 2 walks the workspace then, and hides what is so deep.
     "dig": lambda world: dig(world.project / "pit", TOO_DEEP.count("d")),
     "send vault": lambda world: [os.open(world.project / "vault/key", os.O_RDONLY)],
     "send free": lambda world: [os.open(world.project / "free/file", os.O_RDONLY)],
@@ -375,13 +367,8 @@ def files(lane: Lane) -> Iterator[Duel]:
 
 
 @pytest.mark.parametrize("id", REFUSED)
-def test_it_is_refused_and_on_record(
-    id: str, files: Duel, tier: int, lane: Lane, request: pytest.FixtureRequest
-) -> None:
+def test_it_is_refused_and_on_record(id: str, files: Duel) -> None:
     files.assert_refused(id)
-    gap = (GAPS | (SOCKET_GAPS if lane.kernel == "6.1" else {})).get(id) if tier == 2 else None
-    if gap:
-        request.applymarker(pytest.mark.xfail(reason=gap, strict=True))
     files.assert_recorded(id, REFUSED[id])
 
 

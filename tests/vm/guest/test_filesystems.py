@@ -189,12 +189,9 @@ def test_what_is_protected_is_as_it_was(place: str, stages: Duel) -> None:
 
 
 @pytest.mark.parametrize("id", BY_ANOTHER_NAME)
-def test_another_name_opens_nothing(id: str, stages: Duel, tier: int, request: pytest.FixtureRequest) -> None:
+def test_another_name_opens_nothing(id: str, stages: Duel) -> None:
     stages.assert_refused(id)
     assert not any(canary in stages.guarded[id].out for canary in stages.caged.canaries.values())
-    if tier == 2 and id == "denied by the second name, read at home":
-        gap = "what a cover refuses by another name of the file is on record without the rule"
-        request.applymarker(pytest.mark.xfail(reason=gap, strict=True))
     stages.assert_recorded(id, BY_ANOTHER_NAME[id])
 
 

@@ -5,7 +5,11 @@ Only in tier 1: below Landlock, which tier 2 stands on, no mount can be made at 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pwd
+import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import arena
 import pytest
 from arena import Duel, Outside, Task, World
 from asked import Lane
+from terminals import TYPED, Terminals
 
 pytestmark = pytest.mark.kernel
 
@@ -20,15 +25,12 @@ PROFILE = """\
 name: matrix
 extends: [dev-tools]
 files:
-  write:
-    - "{workspace}"
-    # What makes a namespace usable; the kernel lets only its maker write them, once.
-    - "/proc/*/uid_map"
-    - "/proc/*/gid_map"
-    - "/proc/*/setgroups"
+  write: ["{workspace}", "/proc/*/oom_score_adj"]
   execute: ["{workspace}"]
   readonly: ["{workspace}/locked"]
   deny: ["{workspace}/vault"]
+sockets:
+  allow: ["{workspace}/**"]
 system:
   user_namespaces: true
   memory_programs: true
@@ -44,10 +46,16 @@ OPENS_NOTHING = (
 )
 BWRAP = ("bwrap", "--dev-bind", "/", "/", "--proc", "/proc", "--tmpfs", "/tmp", "--unshare-all")
 REFUSED = {"bwrap vault": "vault", "bwrap vault bound": "vault", "bwrap locked": "locked"}
-ALLOWED = ("bwrap true", "bwrap free", "bwrap write", "memory program")
+ALLOWED = ("bwrap true", "bwrap free", "bwrap write", "bwrap terminal", "memory program", "own oom_score_adj")
+# Files of processes of the same user that are outside of the tree: the kernel lets both be written.
+OUTSIDERS = ("outside uid_map", "outside oom_score_adj")
 
 
-def tasks(world: World, outside: Outside) -> Sequence[Task]:
+def tasks(world: World, outside: Outside, unmapped: int, mapped: int, uid: int) -> Sequence[Task]:
+    """
+    Args:
+        unmapped, mapped: processes outside of the same user: in a user namespace without ids yet, and in that of everybody.
+    """
     project = world.project
     for folder in ("locked", "vault", "own", "own/bound", "own/bound2", "own/root", "own/new", "own/layered"):
         (project / folder).mkdir()
@@ -61,13 +69,35 @@ def tasks(world: World, outside: Outside) -> Sequence[Task]:
         "bwrap true": [*BWRAP, "true"],
         "bwrap free": [*BWRAP, "cat", f"{project}/free"],
         "bwrap write": [*BWRAP, "sh", "-c", f"echo x >{project}/written && echo y >/tmp/scratch && cat /tmp/scratch"],
+        "bwrap terminal": [
+            "bwrap",
+            "--bind",
+            "/",
+            "/",
+            "--dev",
+            "/dev",
+            "--unshare-all",
+            "script",
+            "-qc",
+            "tty",
+            "/dev/null",
+        ],
         "bwrap vault": [*BWRAP, "cat", vault],
         "bwrap vault bound": [*BWRAP, *bound, "cat", f"{project}/own/bound/key"],
         "bwrap locked": [*BWRAP, "sh", "-c", f"echo planted >>{locked}"],
     }
     acts = [Task(id, "run_program", {"command": command}) for id, command in commands.items()]
     sandbox = Task("own", "own_sandbox", {"folder": f"{project}/own", "vault": vault, "locked": locked})
-    return [*acts, sandbox, Task("memory program", "execute_memory", {"program": "/usr/bin/true"})]
+    written = {
+        # A namespace that its maker has not mapped yet: whoever is the same user may do it first.
+        "outside uid_map": (f"/proc/{unmapped}/uid_map", f"0 {uid} 1"),
+        "outside oom_score_adj": (f"/proc/{mapped}/oom_score_adj", "100"),
+        "outside mapped": (f"/proc/{mapped}/uid_map", f"0 {uid} 1"),
+        "own oom_score_adj": ("/proc/self/oom_score_adj", "100"),
+    }
+    writes = [Task(id, "write_file", {"path": path, "text": text}) for id, (path, text) in written.items()]
+    terminal = Task("terminal", "dig_for_terminal", {"door": outside.door, "folder": f"{project}/dug"})
+    return [*acts, sandbox, terminal, *writes, Task("memory program", "execute_memory", {"program": "/usr/bin/true"})]
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +105,30 @@ def boxes(lane: Lane) -> Iterator[Duel]:
     if lane.lsm != "bpf":
         lane.not_here("tier 2 stands on Landlock, and below that nothing can be mounted")
     # Who was root outside may not be root inside without a capability.
-    with arena.somebody() as user, arena.fight(PROFILE, tasks, Path("/vmtmp/worlds"), user=user) as fought:
-        yield fought
+    with arena.somebody() as user, contextlib.ExitStack() as stack:
+        others = stack.enter_context(Terminals(("setpriv", "--reuid", user, "--regid", user, "--init-groups")))
+
+        def prepare(world: World, outside: Outside) -> Sequence[Task]:
+            unmapped = stack.enter_context(sleeping(user, "unshare", "--user"))
+            mapped = stack.enter_context(sleeping(user))
+            return tasks(world, outside, unmapped, mapped, pwd.getpwnam(user).pw_uid)
+
+        parent = Path("/vmtmp/worlds")
+        yield stack.enter_context(arena.fight(PROFILE, prepare, parent, answers=others.answers, user=user))
+
+
+@contextlib.contextmanager
+def sleeping(user: str, *words: str) -> Iterator[int]:
+    """A process of the user's that sleeps, outside of every session."""
+    become = ("setpriv", "--reuid", user, "--regid", user, "--init-groups")
+    with subprocess.Popen([*become, *words, "sleep", "10000"]) as process:
+        try:
+            while Path(f"/proc/{process.pid}/comm").read_text() != "sleep\n":
+                assert process.poll() is None
+                time.sleep(0.05)
+            yield process.pid
+        finally:
+            process.kill()
 
 
 def told(boxes: Duel, *, guarded: bool) -> dict[str, str]:
@@ -121,3 +173,21 @@ def test_bubblewrap_opens_nothing(id: str, boxes: Duel) -> None:
 def test_bubblewrap_and_programs_in_memory_work(id: str, boxes: Duel) -> None:
     assert boxes.control[id].ok, boxes.control[id]
     assert boxes.guarded[id].ok, (boxes.guarded[id], boxes.denials(id))
+
+
+@pytest.mark.parametrize("id", OUTSIDERS)
+def test_what_a_rule_opens_in_proc_is_open_for_processes_of_the_tree_only(id: str, boxes: Duel) -> None:
+    boxes.assert_refused(id)
+    boxes.assert_recorded(id, "no change of processes outside")
+
+
+def test_a_process_outside_keeps_the_ids_that_it_has(boxes: Duel) -> None:
+    """The kernel refuses that to everybody; no switch of a profile changes it."""
+    assert boxes.control["outside mapped"].errno == "EPERM"
+    assert not boxes.guarded["outside mapped"].ok
+
+
+def test_no_terminal_of_others_comes_to_light(boxes: Duel) -> None:
+    boxes.assert_refused("terminal")
+    assert TYPED in boxes.control["terminal"].out
+    assert TYPED not in boxes.guarded["terminal"].out

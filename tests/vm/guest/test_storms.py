@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from mcpguard.kernel import pins
 
 pytestmark = pytest.mark.kernel
 
-THREADS, ASKS, RENAMED_ASKS, FORKS, MANY = 32, 60, 400, 12, 12000
+THREADS, ASKS, RENAMED_ASKS, FORKS, MANY, READS = 32, 60, 400, 12, 12000, 3000
 WAIT_SECONDS = 150
 PROFILE = """\
 name: matrix
@@ -33,24 +34,29 @@ files:
     - "{workspace}/vault"
     - "{workspace}/**/secret.txt"
 """
-OPPOSITE = """\
+SHARED = Path("/vmtmp/shared")
+# Each user may read what the other may not.
+SIDES = {"somebody": "left", "other": "right"}
+SIDE = """\
 name: matrix
 extends: [dev-tools]
 files:
-  write: ["{workspace}"]
-  execute: ["{workspace}"]
-  deny: ["{workspace}/free"]
+  read: ["{shared}"]
+  write: ["{{workspace}}"]
+  execute: ["{{workspace}}"]
+  deny: ["{shared}/{side}"]
 """
 STORMS = ("opens on one processor", "renames above", "forks while the leader ends", "refusals while nobody reads them")
 FLOOD = STORMS[3]
+LATER = "vault/later"
 PINS = ("a link unpinned", "the map of sessions unpinned", "the pins unmounted")
 SKIPPED = "skipped a program on its hooks"
 
 
 def tasks(world: World, outside: Outside) -> Sequence[Task]:
     project = world.project
-    world.plant(project / "vault/key")
-    world.plant(project / "storm/x/secret.txt")
+    for name in ("vault/key", LATER, "storm/x/secret.txt"):
+        world.plant(project / name)
     storms = {
         STORMS[0]: ["storm", f"{project}/vault/key", str(THREADS), str(ASKS)],
         STORMS[1]: [
@@ -61,7 +67,8 @@ def tasks(world: World, outside: Outside) -> Sequence[Task]:
         STORMS[3]: ["many", f"{project}/vault", str(MANY)],
     }
     acts = [Task(id, "run_storm", {"command": ["./acts", *words]}) for id, words in storms.items() if id != FLOOD]
-    acts.append(Task(FLOOD, "flood_ring", {"door": outside.door, "command": ["./acts", *storms[FLOOD]]}))
+    flood = {"door": outside.door, "command": ["./acts", *storms[FLOOD]], "later": f"{project}/{LATER}"}
+    acts.append(Task(FLOOD, "flood_ring", flood))
     link, sessions, mounted = pins_of(world)
     return [
         *acts,
@@ -105,7 +112,7 @@ def weather(lane: Lane) -> Iterator[Duel]:
     answers: dict[str, arena.Answer] = {
         "stand still": lambda world: arena.stand(world, "STOP"),
         "go on": lambda world: arena.stand(world, "CONT"),
-        "wait for the record": lambda world: arena.await_quiet(world, 6),
+        "look for later": lambda world: arena.look_for(world, LATER),
     }
     with arena.fight(PROFILE, tasks, Path("/vmtmp/worlds"), answers=answers) as fought:
         yield fought
@@ -139,7 +146,8 @@ def test_a_storm_gets_nothing(id: str, weather: Duel, tier: int, lane: Lane) -> 
 @pytest.mark.parametrize("id", STORMS)
 def test_every_refusal_of_a_storm_is_on_record_or_counted_as_lost(id: str, weather: Duel) -> None:
     _opened, refused, _missing = counts(weather.guarded[id].out)
-    seen = sum(event.get("count", 1) for event in weather.denials(id) if event["kind"] == "file")
+    told = [event for event in weather.denials(id) if event["kind"] == "file" and LATER not in event["path"]]
+    seen = sum(event.get("count", 1) for event in told)
     lost = sum(event.get("count", 1) for event in losses(weather.events))
     assert seen + lost >= refused, (seen, lost, refused, losses(weather.events))
     assert id != FLOOD or lost > 0, "the ring was full, and what did not fit was counted"
@@ -164,11 +172,12 @@ def test_the_pins_are_out_of_reach(id: str, weather: Duel) -> None:
 
 
 @contextlib.contextmanager
-def running(sandbox: Sandbox, task: Task) -> Iterator[subprocess.Popen[str]]:
-    """A guarded run of one act in the background."""
+def running(sandbox: Sandbox, task: Task, user: str = "root") -> Iterator[subprocess.Popen[str]]:
+    """A guarded run of one act in the background, in a world that becomes the user's."""
     arena.equip(sandbox.world)
     plan = sandbox.world.project / "plan.json"
     plan.write_text(json.dumps([vars(task) | {"args": dict(task.args)}]))
+    arena.give(sandbox.world.root, user)
     process = arena.start(sandbox, ["/usr/bin/python3", "-B", "acts.py", "plan.json"])
     try:
         yield process
@@ -215,39 +224,70 @@ def test_whoever_kills_the_guard_frees_nothing(lane: Lane) -> None:
         assert denied[0]["rule"]["text"].startswith("deny")
 
 
-def test_two_sessions_with_opposite_rules_do_not_mix(lane: Lane) -> None:
-    """Both run at the same time; each reads what the other may not, and a process outside reads all the while."""
-    with arena.world_at(Path("/vmtmp/worlds")) as one, arena.world_at(Path("/vmtmp/worlds")) as other:
-        told = {}
-        stack = contextlib.ExitStack()
-        met: set[str] = set()
+@contextlib.contextmanager
+def reading(paths: Sequence[Path]) -> Iterator[list[str]]:
+    """A thread of this process, which nobody guards, reads these files again and again; what it got, one text a read."""
+    got: list[str] = []
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            for path in paths:
+                try:
+                    got.append(path.read_text())
+                except OSError as error:
+                    got.append(str(error))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield got
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_two_users_with_opposite_rules_on_the_same_files_do_not_mix(lane: Lane) -> None:
+    """Both run at the same time; each reads what the other may not, and a process outside reads all of it all the while."""
+    paths = [SHARED / side / "key" for side in SIDES.values()]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("for whoever may read it")
+    met: dict[str, int] = {}
+    started: dict[str, subprocess.Popen[str]] = {}
+    worlds: dict[str, World] = {}
+    with contextlib.ExitStack() as stack:
+        got = stack.enter_context(reading(paths))
 
         def meet(world: World) -> None:
-            met.add(world.root.name)
+            met[world.root.name] = len(got)
             deadline = time.monotonic() + WAIT_SECONDS
-            while len(met) < 2 and time.monotonic() < deadline:
+            while len(met) < len(SIDES) and time.monotonic() < deadline:
                 time.sleep(0.1)
-            assert len(met) == 2
-            for name in ("vault/key", "free/key"):
-                assert "canary" in (world.project / name).read_text()
+            assert len(met) == len(SIDES)
 
-        with stack:
-            for world, profile in ((one, PROFILE), (other, OPPOSITE)):
-                sandbox = Sandbox(world)
-                sandbox.write_profile("matrix", profile)
-                for name in ("vault/key", "free/key"):
-                    world.plant(world.project / name)
-                outside = Outside(world, {"meet": meet})
-                stack.enter_context(outside.listening())
-                paths = [f"{world.project}/vault/key", f"{world.project}/free/key"]
-                task = Task("two", "read_both", {"door": outside.door, "paths": paths, "times": 200})
-                told[world.root] = stack.enter_context(running(sandbox, task))
-            found = {root: process.communicate(timeout=arena.RUN_SECONDS) for root, process in told.items()}
-        answers = {root: json.loads(json.loads(out.splitlines()[-1])["out"]) for root, (out, _err) in found.items()}
-        assert answers[one.root] == [["Permission denied"], ["read"]], found
-        assert answers[other.root] == [["read"], ["Permission denied"]], found
-        for world, place in ((one, "vault"), (other, "free")):
-            denied = {
-                e["path"] for e in arena.recorded(world) if e["verdict"] == "deny" and "/key" in e.get("path", "")
-            }
-            assert denied == {f"{world.project}/{place}/key"}
+        for name, side in SIDES.items():
+            user = stack.enter_context(arena.somebody(name))
+            world = worlds[name] = stack.enter_context(arena.world_at(Path("/vmtmp/worlds")))
+            sandbox = Sandbox(world, prefix=arena.as_user(user))
+            sandbox.write_profile("matrix", SIDE.format(shared=SHARED, side=side))
+            outside = Outside(world, {"meet": meet})
+            stack.enter_context(outside.listening())
+            args = {"door": outside.door, "paths": [str(path) for path in paths], "times": READS}
+            started[name] = stack.enter_context(running(sandbox, Task("two", "read_both", args), user))
+        ended = {name: process.communicate(timeout=arena.RUN_SECONDS) for name, process in started.items()}
+        meanwhile = got[max(met.values()) :]
+        for name, side in SIDES.items():
+            refused, read = ["Permission denied"], ["read"]
+            answer = json.loads(json.loads(ended[name][0].splitlines()[-1])["out"])
+            assert answer == [refused, read] if side == "left" else [read, refused], ended
+            arena.give(worlds[name].state, "root")
+            told = [
+                e
+                for e in arena.recorded(worlds[name])
+                if e["verdict"] == "deny" and e.get("path", "").startswith(str(SHARED))
+            ]
+            assert {e["path"] for e in told} == {str(SHARED / side / "key")}
+            assert sum(e.get("count", 1) for e in told) == READS
+    assert len(meanwhile) > 100
+    assert set(meanwhile) == {"for whoever may read it"}

@@ -31,8 +31,8 @@ files:
   write: ["{workspace}"]
   deny: ["{workspace}/vault"]
 """
-# The kernel's limit is a million; what comes near it on one kernel is refused on the next.
-MOST_INSTRUCTIONS = 200_000
+# The kernel's limit is a million; what comes near it on one kernel is refused on the next. The dearest program costs 18 200.
+MOST_INSTRUCTIONS = 50_000
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,105 @@
+"""`mcpguard report`: what a session did, as text, JSON, or one HTML page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mcpguard.cli import render
+from mcpguard.cli.sessions import as_json as session_json
+from mcpguard.events.format import as_json as event_json
+from mcpguard.events.format import printable, shorten
+from mcpguard.events.store import Store
+from mcpguard.events.totals import Group
+from mcpguard.session.report import Report
+from mcpguard.session.report import report as read
+from mcpguard.session.report_page import page
+from mcpguard.session.summary import render as summary_lines
+
+_SHOWN = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("report")(report)
+
+
+def report(
+    session: Annotated[
+        str | None, typer.Argument(help="Session id or its beginning; the latest when left out.", show_default=False)
+    ] = None,
+    format: Annotated[Literal["text", "json", "html"], typer.Option("--format", help="How to print it.")] = "text",
+) -> None:
+    """Tell what a session did: files changed, programs, destinations, refusals, and what could run later.
+
+    The page of --format html needs nothing else: mcpguard report --format html > report.html
+    """
+    home = str(Path.home())
+    with Store.open(create=False) as store:
+        found = read(store, store.session(session).id)
+    if format == "json":
+        render.as_json(_json(found, home))
+    elif format == "html":
+        sys.stdout.write(page(found, home))
+    else:
+        _print(found, home)
+
+
+def _print(found: Report, home: str) -> None:
+    for line in summary_lines(found.summary, home):
+        render.line(line)
+    outside = found.outside_workspace
+    render.line(f"  changed  {len(found.changes)} paths, {len(outside)} of them outside the workspace")
+    first = [*outside, *(change for change in found.changes if change not in outside)][:_SHOWN]
+    for change in first:
+        render.line(
+            f"           {shorten(change.path, home)}  {', '.join(change.ways)}  by {', '.join(change.programs)}"
+        )
+    _rest(len(found.changes) + found.left_out.get("changes", 0) - len(first))
+    reached = found.destinations
+    render.line(f"  reached  {len(reached)} destinations and sockets")
+    for one in reached[:_SHOWN]:
+        name = (one.host or one.address) + (f":{one.port}" if one.port else "")
+        render.line(f"           {one.verdict.value:<5} {one.op} {printable(name)}  {one.times}x")
+    _rest(len(reached) - _SHOWN)
+    later = found.summary.later(home)
+    render.line("  later    " + ("nothing was found that runs by itself" if not later else "these could run later:"))
+    for what, why in later:
+        render.line(f"           {what}  ({why})")
+
+
+def _rest(number: int) -> None:
+    if number > 0:
+        render.line(f"           and {number} others: --format json has up to 500, mcpguard log all")
+
+
+def _json(found: Report, home: str) -> dict[str, object]:
+    summary = found.summary
+    return {
+        "session": session_json(found.session, summary.denied, complete=not summary.losses),
+        "opens": summary.opens,
+        "starts": summary.starts,
+        "connections": summary.connections,
+        "losses": dict(summary.losses),
+        "changes": [
+            {"path": change.path, "ways": list(change.ways), "programs": list(change.programs)}
+            for change in found.changes
+        ],
+        "programs": [
+            {"path": one.path, "verdict": one.verdict.value, "times": one.times, "argv": list(one.argv)}
+            for one in found.programs
+        ],
+        "destinations": [one._asdict() for one in found.destinations],
+        "denials": [_group(group) for group in found.denials],
+        "not_stopped": [_group(group) for group in found.not_stopped],
+        "would_be_denied": [_group(group) for group in found.would_be_denied],
+        "later": [{"what": what, "why": why} for what, why in summary.later("")],
+        "left_out": found.left_out,
+    }
+
+
+def _group(group: Group) -> dict[str, object]:
+    return {"count": group.count, "because": group.because, "example": event_json(group.example)}

@@ -1,0 +1,62 @@
+"""Runs that are not in the event store, because it could not be had when they began: a line for each, in a file beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mcpguard.events.database import default_path
+
+NAME = "unrecorded.jsonl"
+MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Unrecorded:
+    """A run without a record; its id tells when it began."""
+
+    session: str
+    profile: str
+    why: str
+
+
+def note(session: str, profile: str, why: str) -> None:
+    """Add a line. A disk that takes nothing does not take this either: then only the run itself said it."""
+    line = json.dumps({"session": session, "profile": profile, "why": why}) + "\n"
+    with contextlib.suppress(OSError):
+        path = _path()
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(fd).st_size < MAX_BYTES:
+                os.write(fd, line.encode())
+        finally:
+            os.close(fd)
+
+
+def since(session: str = "") -> list[Unrecorded]:
+    """Those that began after the run with this id, oldest first; without one, all."""
+    found = []
+    with contextlib.suppress(OSError):
+        for line in _path().read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                value = json.loads(line)
+                found.append(Unrecorded(str(value["session"]), str(value["profile"]), str(value["why"])))
+    return [one for one in found if one.session > session]
+
+
+def words(session: str = "") -> str | None:
+    """One line about those that began after the run with this id; None: there are none."""
+    found = since(session)
+    if not found:
+        return None
+    last = found[-1]
+    begin = "one run is not on record:" if len(found) == 1 else f"{len(found)} runs are not on record, the last is"
+    return f"{begin} {last.session} (profile {last.profile}): {last.why}"
+
+
+def _path() -> Path:
+    return default_path().with_name(NAME)

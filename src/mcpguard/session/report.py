@@ -1,0 +1,163 @@
+"""What a session did, for whoever was away: changes, programs, destinations, refusals, and what could run later.
+
+Reads the record as the user; decides nothing. The text, JSON and page of `mcpguard report` are made from this.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mcpguard.events import activity, totals
+from mcpguard.events.activity import Reached, Span, Started
+from mcpguard.events.sessions import Session
+from mcpguard.events.store import Store
+from mcpguard.events.totals import Group
+from mcpguard.model.access import Verdict
+from mcpguard.model.paths import is_below
+from mcpguard.session.process_tree import ProcessTable
+from mcpguard.session.summary import Summary, summarise
+
+Row = TypeVar("Row")
+MOST = 500
+# Columns of the timeline.
+SLICES = 120
+# An open for writing may change nothing, but a person wants to know of it.
+_WORDS = {
+    "open": "written",
+    "create": "created",
+    "truncate": "written",
+    "unlink": "removed",
+    "rmdir": "removed",
+    "rename": "renamed away",
+    "exchange": "exchanged",
+    "mkdir": "created",
+    "mknod": "created",
+    "symlink": "created",
+    "link": "created",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A path that was changed: in which ways, and by which programs."""
+
+    path: str
+    ways: tuple[str, ...]
+    programs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A piece of the session's time: events allowed and refused in it, counts added up."""
+
+    began_ns: int
+    allowed: int
+    denied: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One session. Lists hold at most MOST rows; `left_out` says how many more there were, by list."""
+
+    session: Session
+    summary: Summary
+    changes: tuple[Change, ...]
+    programs: tuple[Started, ...]
+    destinations: tuple[Reached, ...]
+    denials: tuple[Group, ...]
+    would_be_denied: tuple[Group, ...]
+    not_stopped: tuple[Group, ...]
+    timeline: tuple[Slice, ...]
+    processes: ProcessTable
+    left_out: dict[str, int]
+
+    @property
+    def outside_workspace(self) -> tuple[Change, ...]:
+        """Changes that are not in the project."""
+        return tuple(change for change in self.changes if not is_below(change.path, self.session.workspace))
+
+
+def report(store: Store, session: str) -> Report:
+    """Read a session's record.
+
+    Raises:
+        StoreError: it cannot be read, or there is no such session.
+    """
+    found = store.session(session)
+    number = store.number(session)
+    span = Span(number, 0, store.last_seq(number))
+    left_out: dict[str, int] = {}
+    table = ProcessTable()
+    table.take(activity.tree(store, span, session))
+    programs = sorted(activity.started(store, span), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times))
+    reached = sorted(activity.reached(store, span), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times))
+    return Report(
+        session=found,
+        summary=summarise(store, session),
+        changes=_bounded("changes", _changes(store, span), left_out),
+        programs=_bounded("programs", programs, left_out),
+        destinations=_bounded("destinations", reached, left_out),
+        denials=_groups("denials", store, session, totals.DENIED, left_out),
+        would_be_denied=_groups("would_be_denied", store, session, totals.WOULD_BE_DENIED, left_out),
+        not_stopped=_groups("not_stopped", store, session, totals.NOT_STOPPED_ACTS, left_out),
+        timeline=_timeline(store, span),
+        processes=table,
+        left_out=left_out,
+    )
+
+
+def _bounded(name: str, rows: list[Row], left_out: dict[str, int]) -> tuple[Row, ...]:
+    if len(rows) > MOST:
+        left_out[name] = len(rows) - MOST
+    return tuple(rows[:MOST])
+
+
+def _groups(name: str, store: Store, session: str, condition: str, left_out: dict[str, int]) -> tuple[Group, ...]:
+    found, kinds = totals.groups(store, session, condition, MOST)
+    if kinds > len(found):
+        left_out[name] = kinds - len(found)
+    return tuple(found)
+
+
+def _changes(store: Store, span: Span) -> list[Change]:
+    """By path. Where a file came to be by a rename, that is said of its new name."""
+    rows = store.read(
+        "SELECT e.path, e.target, e.op, COALESCE(e.comm, '?') FROM events e "
+        "WHERE e.session = ? AND e.seq > ? AND e.seq <= ? AND e.kind = 'file' AND e.verdict IN ('allow', 'audit') "
+        "AND e.access LIKE '%write%' AND e.path IS NOT NULL GROUP BY 1, 2, 3, 4 ORDER BY MIN(e.seq)",
+        span,
+    )
+    ways: dict[str, Counter[str]] = {}
+    programs: dict[str, Counter[str]] = {}
+    for path, target, op, program in rows:
+        for place, word in ((path, _WORDS.get(op, "attributes")), (target, "renamed to")):
+            if place is None or place.startswith("/dev/"):
+                continue
+            # Of a repository's own files a person wants to know only that there were some.
+            place, inside, _ = place.partition("/.git/")
+            place, word = (f"{place}/.git", "inside") if inside else (place, word)
+            ways.setdefault(place, Counter())[word] += 1
+            programs.setdefault(place, Counter())[program] += 1
+    return [Change(path, tuple(sorted(ways[path])), tuple(sorted(programs[path]))) for path in sorted(ways)]
+
+
+def _timeline(store: Store, span: Span) -> tuple[Slice, ...]:
+    """The time from the first to the last event in equal pieces."""
+    ((first, last),) = store.read(
+        "SELECT MIN(e.time_ns), MAX(e.time_ns) FROM events e WHERE e.session = ? AND e.seq > ? AND e.seq <= ?", span
+    )
+    if first is None:
+        return ()
+    size = max(1, (last - first) // SLICES + 1)
+    rows = store.read(
+        f"SELECT (e.time_ns - {first}) / {size}, e.verdict = 'allow', SUM(e.count) FROM events e "
+        "WHERE e.session = ? AND e.seq > ? AND e.seq <= ? GROUP BY 1, 2",
+        span,
+    )
+    counts: dict[int, list[int]] = {}
+    for piece, allowed, count in rows:
+        counts.setdefault(int(piece), [0, 0])[0 if allowed else 1] += int(count)
+    pieces = range((last - first) // size + 1)
+    return tuple(Slice(first + piece * size, *counts.get(piece, (0, 0))) for piece in pieces)

@@ -1,0 +1,145 @@
+"""The report of a session: what is in it, and that its page holds nothing that could run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from events_help import OPEN_POLICY, make_policy
+from typer.testing import CliRunner
+
+from mcpguard.cli.commands import build
+from mcpguard.events.store import Store
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event, Kind
+from mcpguard.session import report as reports
+from mcpguard.session.report import Report, report
+from mcpguard.session.report_page import page
+
+BEGAN_NS = 1_760_000_000_000_000_000
+ODD = "/ws/<script>alert(1)</script>\x1b[31m"
+
+
+class Recorded:
+    def __init__(self, path: Path) -> None:
+        self.policy = make_policy(*OPEN_POLICY)
+        self.store = Store.open(path)
+        self.id = self.store.start_session(self.policy, command=("agent",), tier="t", coverage=(), now_ns=BEGAN_NS)
+        self._now = BEGAN_NS
+
+    def add(self, kind: Kind, op: str, verdict: Verdict = Verdict.ALLOW, **fields: Any) -> None:
+        self._now += 1_000_000_000
+        given = {"pid": 10, "ppid": 1, "comm": "tool", "exe": "/usr/bin/tool"} | fields
+        self.store.add(self.id, [Event(self._now, self.id, kind, op, verdict, **given)])
+
+    def wrote(self, op: str, path: str, target: str | None = None) -> None:
+        self.add(Kind.FILE, op, access="write", path=path, target=target)
+
+    def read(self) -> Report:
+        return report(self.store, self.id)
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
+    monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
+    made = Recorded(tmp_path / "state/events.db")
+    yield made
+    made.store.close()
+
+
+def test_changes_are_told_by_path_with_how_and_by_whom(recorded: Recorded) -> None:
+    recorded.wrote("create", "/ws/new")
+    recorded.wrote("rename", "/ws/new", "/ws/newer")
+    recorded.wrote("unlink", "/elsewhere/old")
+    recorded.wrote("open", "/dev/null")
+    recorded.add(Kind.FILE, "open", access="read", path="/ws/read")
+    recorded.add(Kind.FILE, "open", Verdict.DENY, access="write", path="/ws/refused")
+    found = recorded.read()
+    assert [(one.path, one.ways) for one in found.changes] == [
+        ("/elsewhere/old", ("removed",)),
+        ("/ws/new", ("created", "renamed away")),
+        ("/ws/newer", ("renamed to",)),
+    ]
+    assert found.changes[0].programs == ("tool",)
+    assert found.outside_workspace == (found.changes[0],)
+
+
+def test_a_repositorys_own_files_are_one_line_and_a_new_one_could_run_later(recorded: Recorded) -> None:
+    for name in ("HEAD", "config", "objects/ab"):
+        recorded.wrote("create", f"/ws/sub/.git/{name}")
+    found = recorded.read()
+    assert [(one.path, one.ways) for one in found.changes] == [("/ws/sub/.git", ("inside",))]
+    assert found.summary.later("/ws") == [("~/sub", "made by the agent; git obeys its .git/config and .git/hooks")]
+
+
+def test_lists_are_bounded_and_say_what_they_leave_out(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "MOST", 2)
+    for number in range(5):
+        recorded.wrote("create", f"/ws/f{number}")
+        recorded.add(Kind.FILE, "open", Verdict.DENY, access="read", path=f"/ws/secret/{number}")
+    found = recorded.read()
+    assert (len(found.changes), len(found.denials)) == (2, 2)
+    assert found.left_out == {"changes": 3, "denials": 3}
+    assert "and 3 others" in page(found, "/home/u")
+
+
+def test_the_timeline_holds_every_event_once(recorded: Recorded) -> None:
+    for number in range(300):
+        recorded.wrote("create", f"/ws/f{number}")
+    recorded.add(Kind.FILE, "open", Verdict.DENY, access="read", path="/ws/secret/x", count=7)
+    pieces = recorded.read().timeline
+    assert len(pieces) <= reports.SLICES
+    assert (sum(one.allowed for one in pieces), sum(one.denied for one in pieces)) == (300, 7)
+
+
+class Page(HTMLParser):
+    """The elements and attributes of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def test_names_become_text_and_the_page_may_load_nothing(recorded: Recorded) -> None:
+    recorded.wrote("create", ODD)
+    recorded.add(Kind.FILE, "open", Verdict.DENY, access="read", path=ODD, comm="<b>")
+    recorded.add(Kind.EXEC, "exec", access="execute", path=ODD, argv=("<img src=x onerror=y>",))
+    recorded.add(Kind.NET, "connect", host='"><svg onload=x>', address="192.0.2.1", port=1, protocol="tcp")
+    text = page(recorded.read(), "/home/u")
+    seen = Page()
+    seen.feed(text)
+    assert not seen.tags & {"script", "img", "iframe", "link", "object", "b", "a", "form"}
+    assert not {name for name in seen.attributes if name.startswith("on")} | (seen.attributes & {"src", "href"})
+    assert "default-src 'none'" in text and "\x1b" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_an_empty_session_has_a_report(recorded: Recorded) -> None:
+    found = recorded.read()
+    assert (found.timeline, found.changes) == ((), ())
+    assert "<h1>" in page(found, "/home/u")
+
+
+@pytest.mark.parametrize("format", ["text", "json", "html"])
+def test_the_command_prints_each_form(format: str, recorded: Recorded) -> None:
+    recorded.wrote("create", "/ws/new")
+    recorded.wrote("create", "/ws/sub/.git/config")
+    recorded.add(Kind.FILE, "open", Verdict.DENY, access="read", path="/ws/secret/key", rule=recorded.policy.rules[2])
+    done = CliRunner().invoke(build(), ["report", recorded.id[:18], "--format", format])
+    assert done.exit_code == 0, done.output
+    if format == "json":
+        told = json.loads(done.stdout)
+        assert told["changes"][0] == {"path": "/ws/new", "ways": ["created"], "programs": ["tool"]}
+        assert told["denials"][0]["example"]["path"] == "/ws/secret/key"
+        assert told["later"][0]["what"] == "/ws/sub"
+    else:
+        assert "/ws/new" in done.stdout and "/ws/secret/key" in done.stdout and "/ws/sub" in done.stdout
