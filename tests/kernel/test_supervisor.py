@@ -110,19 +110,22 @@ def test_an_agent_that_stops_itself_stops_all_of_its_tree(box: Sandbox) -> None:
     """Else what it left running would act while nobody puts covers back or reads the record."""
     ready, tick = box.world.project / "ready", box.world.project / "tick"
     with start(box, ["sh", "-c", TICKS]) as process:
-        wait_until(lambda: ready.exists() and ready.read_text().endswith("\n"), "the guarded program")
-        agent = psutil.Process(int(ready.read_text()))
-        guard = agent.parent()
-        assert guard is not None
-        wait_until(lambda: guard.status() == psutil.STATUS_STOPPED, "the stop of the guard")
-        leaf = Path(f"/proc/{agent.pid}/cgroup").read_text().rpartition("0::")[2].strip()
-        events = Path(f"{CGROUPS}{leaf}/cgroup.events")
-        wait_until(lambda: "frozen 1" in events.read_text(), "the stillness of the tree")
-        before = tick.read_text()
-        for member in (guard, *guards_of(process, agent.pid)):
-            member.send_signal(signal.SIGCONT)
-        wait_until(lambda: tick.read_text() not in ("", before), "its going on")
-        os.killpg(os.getpgid(agent.pid), signal.SIGKILL)
+        try:
+            wait_until(lambda: ready.exists() and ready.read_text().endswith("\n"), "the guarded program")
+            agent = psutil.Process(int(ready.read_text()))
+            guard = agent.parent()
+            assert guard is not None
+            wait_until(lambda: guard.status() == psutil.STATUS_STOPPED, "the stop of the guard")
+            leaf = Path(f"/proc/{agent.pid}/cgroup").read_text().rpartition("0::")[2].strip()
+            events = Path(f"{CGROUPS}{leaf}/cgroup.events")
+            wait_until(lambda: "frozen 1" in events.read_text(), "the stillness of the tree")
+            before = tick.read_text()
+            for member in (guard, *guards_of(process, agent.pid)):
+                member.send_signal(signal.SIGCONT)
+            wait_until(lambda: tick.read_text() not in ("", before), "its going on")
+        finally:
+            # All of them are one process group, as in a shell's job.
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_descriptor_that_was_open_before_is_closed(box: Sandbox) -> None:
