@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import AGENT, BEGAN_NS, CHILD, Recorded, objects, until
+from records import AGENT, BEGAN_NS, CHILD, Recorded, objects, until
 from textual.widgets import DataTable, Input, Sparkline, Static, TabbedContent
 
 from mcpguard.events.missing import CUT_OFF

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import AGENT, CHILD, Recorded
+from records import AGENT, CHILD, Recorded
 
 from mcpguard.errors import UsageError
 from mcpguard.events.activity import Touched
