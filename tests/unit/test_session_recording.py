@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from events_help import OPEN_POLICY, make_policy
 
 from mcpguard.events.pump import Pump
 from mcpguard.events.query import Filter, events
-from mcpguard.events.sessions import State
+from mcpguard.events.sessions import State, new_id
 from mcpguard.events.store import Store
 from mcpguard.session import recording
 from mcpguard.session.recording import BEHIND, Recording
@@ -46,7 +47,7 @@ class HangingPump(Pump):
 @pytest.fixture
 def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Recording, Path]]:
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
-    made = Recording.begin(make_policy(*OPEN_POLICY), ["agent"], "3 landlock", ())
+    made = Recording.begin(new_id(time.time_ns()), make_policy(*OPEN_POLICY), ["agent"], "3 landlock", ())
     assert made._store is not None
     pump = HangingPump(made._store)
     made._pump = pump
@@ -91,7 +92,7 @@ def test_where_the_disk_hangs_as_well_the_session_gets_no_end(
 
 def test_a_launch_that_failed_leaves_a_session_that_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
-    made = Recording.begin(make_policy(*OPEN_POLICY), ["agent"], "3 landlock", ())
+    made = Recording.begin(new_id(time.time_ns()), make_policy(*OPEN_POLICY), ["agent"], "3 landlock", ())
     made.not_started(125)
     with Store.open() as store:
         session = store.session(made.session)
