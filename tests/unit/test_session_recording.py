@@ -46,7 +46,7 @@ class HangingPump(Pump):
 @pytest.fixture
 def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Recording, Path]]:
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
-    made = Recording.begin(make_policy(*OPEN_POLICY), ["agent"], "3 landlock", ())
+    made = Recording.begin("20260101-000000-test", make_policy(*OPEN_POLICY), ["agent"], "3 landlock", ())
     assert made._store is not None
     pump = HangingPump(made._store)
     made._pump = pump
@@ -91,7 +91,7 @@ def test_where_the_disk_hangs_as_well_the_session_gets_no_end(
 
 def test_a_launch_that_failed_leaves_a_session_that_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
-    made = Recording.begin(make_policy(*OPEN_POLICY), ["agent"], "3 landlock", ())
+    made = Recording.begin("20260101-000000-test", make_policy(*OPEN_POLICY), ["agent"], "3 landlock", ())
     made.not_started(125)
     with Store.open() as store:
         session = store.session(made.session)
