@@ -69,7 +69,8 @@ class SignalWatch:
         except ChildProcessError:
             return
         if info is not None and info.si_code == os.CLD_STOPPED:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # To this thread: a signal to the process may stop another one first, and let this one go on for a moment.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             # Awake again. A shell wakes the whole group; whoever woke only us means the agent too.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self._broker, signal.SIGCONT)
