@@ -73,6 +73,8 @@ if [[ ${1:-build} == vm ]]; then
     need btrfs-progs have_command mkfs.btrfs
     # What the guests' tests drive: a sandbox that agents use, another user, and the static actor.
     need bubblewrap have_command bwrap
+    # A witness of opens that shares nothing with us; it compiles in the guest.
+    need bpfcc-tools have_command opensnoop-bpfcc
     need sudo have_command sudo
     need passwd have_command useradd
     need gcc have_command gcc
