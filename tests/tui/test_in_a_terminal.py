@@ -110,3 +110,31 @@ def test_a_pipe_is_told_to_use_the_log(tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert "watch needs a terminal" in done.stderr and "mcpguard log --follow" in done.stderr
+
+
+def test_a_denial_is_allowed_in_the_profile_and_the_next_attempt_succeeds(terminal: Terminal, tmp_path: Path) -> None:
+    project, tool = tmp_path / "project", tmp_path / "home/.tool"
+    project.mkdir()
+    tool.mkdir(parents=True)
+    (tool / "data").write_text("needed\n")
+    (tmp_path / "tmp").mkdir()
+    # Below the temporary directory everything is open, so the home must lie elsewhere.
+    own = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    environment = dict(os.environ) | {"MCPGUARD_HOME": str(tmp_path / "guard")} | own
+
+    def attempt() -> subprocess.CompletedProcess[str]:
+        words = [*MCPGUARD, "run", "-w", str(project), "--", "cat", str(tool / "data")]
+        return subprocess.run(
+            words, env=environment, cwd=project, capture_output=True, text=True, check=False, timeout=WAIT_S
+        )
+
+    assert "needed" not in attempt().stdout
+    terminal.open("watch", "env", *(f"{name}={value}" for name, value in own.items()), *MCPGUARD, "watch")
+    terminal.wait_for("watch", "1 denied")
+    terminal.keys("watch", "d")
+    terminal.wait_for("watch", "filter: verdict:deny", "~/.tool/data")
+    terminal.keys("watch", "a")
+    terminal.wait_for("watch", "Allow it in", "+ file read ~/.tool")
+    terminal.keys("watch", "y")
+    terminal.wait_for("watch", "the next run has it")
+    assert attempt().stdout == "needed\n"

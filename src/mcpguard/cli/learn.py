@@ -13,14 +13,11 @@ from mcpguard.cli import exit_codes, render
 from mcpguard.errors import UsageError
 from mcpguard.events.format import shorten
 from mcpguard.events.store import Store
-from mcpguard.model.profile import Profile
-from mcpguard.profile import store
-from mcpguard.profile.amend import amend
-from mcpguard.profile.effective import difference
-from mcpguard.profile.load import inspect_text, load
 from mcpguard.profile.parse import valid_name
+from mcpguard.session.amendment import Amendment, prepare
+from mcpguard.session.amendment import install as write
 from mcpguard.session.needs import Need, needs, unused_rules, workspaces
-from mcpguard.session.policy import current_user, temporary_directory, trial
+from mcpguard.session.policy import current_user, temporary_directory
 from mcpguard.session.propose import Proposal, propose
 
 
@@ -69,35 +66,18 @@ def learn(
     user = current_user()
     variables = {"home": user.home, "workspace": places[0], "tmp": temporary_directory(user.home)}
     proposals = propose(found, variables)
-    text = _text(target, profile, chosen, proposals)
-    entry = store.Entry(target, store.user_directory() / f"{target}{store.SUFFIX}", builtin=False)
-    made, errors = inspect_text(text, entry)
-    problems = [*errors, *(trial(made) if made else [])]
-    if made is None or problems:
-        for problem in problems:
-            render.error(problem)
-        raise typer.Exit(exit_codes.NEGATIVE)
+    said = f"# Learned from {', '.join(chosen)}. Read every rule before you rely on it.\n"
+    amendment = prepare(target, profile, [proposal.addition() for proposal in proposals], said=said)
     if format == "json":
-        render.as_json(_json(proposals, found, text))
+        render.as_json(_json(proposals, found, amendment.text))
     elif not install:
-        render.line(text.rstrip("\n"))
-    _explain(target, made, proposals, [need for need in found if need.refused], user.home)
+        render.line(amendment.text.rstrip("\n"))
+    _explain(proposals, [need for need in found if need.refused], user.home)
     if install:
-        raise typer.Exit(_install(entry, text, profile, ask=not yes))
+        raise typer.Exit(_install(amendment, ask=not yes))
 
 
-def _text(target: str, profile: str, sessions: Sequence[str], proposals: Sequence[Proposal]) -> str:
-    """The profile with the proposals: the user's own one with more rules, or a new one that extends the session's."""
-    own = store.own(target)
-    if own is not None:
-        before = own.path.read_text(encoding="utf-8")
-    else:
-        said = f"# Learned from {', '.join(sessions)}. Read every rule before you rely on it.\n"
-        before = f"{said}name: {target}\nextends: [{profile}]\n"
-    return amend(before, [proposal.addition() for proposal in proposals])
-
-
-def _explain(target: str, made: Profile, proposals: Sequence[Proposal], refused: Sequence[Need], home: str) -> None:
+def _explain(proposals: Sequence[Proposal], refused: Sequence[Need], home: str) -> None:
     """What is proposed, what is left out, and what changes: on stderr, beside the profile on stdout."""
     for proposal in proposals:
         render.note(f"+ {proposal.key:<15} {proposal.value}  ({proposal.comment})")
@@ -114,22 +94,17 @@ def _explain(target: str, made: Profile, proposals: Sequence[Proposal], refused:
         render.note("nothing to add: a rule allows, or refuses on purpose, everything that these sessions asked for")
 
 
-def _install(entry: store.Entry, text: str, parent: str, *, ask: bool) -> int:
-    """Show what changes for whoever uses the profile, or used its parent until now; ask; write."""
-    before = load(entry.name if store.find(entry.name) else parent)
-    made, errors = inspect_text(text, entry)
-    if made is None:
-        raise errors[0]
-    removed, added = difference(before, made)
-    render.changes(removed, added)
-    if not removed and not added:
+def _install(amendment: Amendment, *, ask: bool) -> int:
+    """Show what changes, ask, and write."""
+    render.changes(amendment.removed, amendment.added)
+    if not amendment.removed and not amendment.added:
         render.note("no rule changes; nothing was written")
         return exit_codes.DONE
     if ask and not _confirmed():
         render.note("nothing was written; --yes installs without asking")
         return exit_codes.NEGATIVE
-    store.replace(entry.path, text.encode("utf-8", "surrogateescape"))
-    render.note(f"installed {entry.path}; running sessions keep their policy")
+    write(amendment)
+    render.note(f"installed {amendment.path}; running sessions keep their policy")
     return exit_codes.DONE
 
 

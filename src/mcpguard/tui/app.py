@@ -22,6 +22,7 @@ from mcpguard.model.access import Verdict
 from mcpguard.model.coverage import Strength
 from mcpguard.model.event import Event
 from mcpguard.tui import filters
+from mcpguard.tui.allow import AllowScreen
 from mcpguard.tui.details import describe
 from mcpguard.tui.export import export
 from mcpguard.tui.feed import Feed, Portion
@@ -48,6 +49,7 @@ class WatchApp(App[None]):
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("escape", "clear", "Clear", show=False),
         Binding("enter", "details", "Details", show=False),
+        Binding("a", "allow", "Allow"),
         Binding("p", "processes", "Processes"),
         Binding("c", "copy", "Copy", show=False),
         Binding("e", "export", "Export"),
@@ -285,6 +287,36 @@ class WatchApp(App[None]):
         if event := self._stream.chosen:
             self.copy_to_clipboard(json_line(event))
             self.notify("the event is in the clipboard, as JSON")
+
+    def action_allow(self) -> None:
+        """A rule for what was refused, into the person's own profile, after a question."""
+        event = self._stream.chosen
+        if event is None:
+            return
+        from mcpguard.session.amendment import additions_for, install, prepare
+
+        profile = self._session.profile
+        said = f"# Rules that were allowed in `mcpguard watch`, session {self._session.id} first.\n"
+        try:
+            amendment = prepare(profile, profile, additions_for(event, self._session.workspace), said=said)
+        except McpguardError as problem:
+            self.notify(f"{problem.why}; {problem.do}", title=problem.what, severity="warning", timeout=15)
+            return
+        if not amendment.added:
+            self.notify("your profile has this rule already; the next run has it", title="nothing to add")
+            return
+
+        def answered(write: bool | None) -> None:
+            if not write:
+                return
+            try:
+                install(amendment)
+            except McpguardError as problem:
+                self.notify(f"{problem.why}; {problem.do}", title=problem.what, severity="error", timeout=15)
+            else:
+                self.notify(f"written to {shorten(str(amendment.path), self._home)}; the next run has it")
+
+        self.push_screen(AllowScreen(event, amendment, self._home), answered)
 
     def action_export(self) -> None:
         """What the filter matches, as JSON lines, into a file in the current folder."""
