@@ -26,7 +26,7 @@ from mcpguard.tui.totals import Totals
 EVERY_S = 0.25
 # Lines of the first look, and of one round.
 FIRST = 2_000
-MOST = 4_000
+MOST = 1_000
 # Sums are made of this many events at a time, so that a long record shows up bit by bit.
 STEP = 50_000
 PIECE = 500

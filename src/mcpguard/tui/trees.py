@@ -15,6 +15,8 @@ from mcpguard.tui.totals import Place
 
 # Children of one folder that are shown; the others are counted.
 MAX_CHILDREN = 300
+# Processes of one parent, the newest.
+MAX_PROCESSES = 40
 
 
 class ProcessTree(Tree[int]):
@@ -33,19 +35,23 @@ class ProcessTree(Tree[int]):
 
     def _fill(self, node: TreeNode[int], processes: list[Process], ended: int, table: ProcessTable) -> None:
         there = {child.data: child for child in node.children if child.data}
-        wanted = {process.pid for process in processes}
+        shown, more = processes[-MAX_PROCESSES:], max(0, len(processes) - MAX_PROCESSES)
+        wanted = {process.pid for process in shown}
         for child in list(node.children):
-            if child.data not in wanted and (child.data or not ended):
+            if child.data not in wanted and (child.data or not (ended or more)):
                 child.remove()
         rest = next((child for child in node.children if not child.data), None)
-        for process in processes:
+        for process in shown:
             children, folded = table.shown_children(process)
-            child = there.get(process.pid) or node.add(_process(process), data=process.pid, expand=True, before=rest)
-            child.set_label(_process(process))
+            label = _process(process)
+            child = there.get(process.pid) or node.add(label, data=process.pid, expand=True, before=rest)
+            if child.label != label:
+                child.set_label(label)
             child.allow_expand = bool(children or folded)
             self._fill(child, children, folded, table)
-        if ended:
-            text = Text(f"{ended} ended", style="dim")
+        if ended or more:
+            words = [f"{more} more run" if more else "", f"{ended} ended" if ended else ""]
+            text = Text(", ".join(word for word in words if word), style="dim")
             (rest.set_label(text) if rest else node.add_leaf(text))
 
 
