@@ -123,5 +123,31 @@ def test_io_uring_is_refused_unless_the_profile_asks_for_it(readers: Duel) -> No
     readers.assert_refused("ring")
 
 
+def ring_tasks(world: World) -> Sequence[Task]:
+    vault = world.project / "vault/deep/key"
+    world.plant(vault)
+    harmless = world.project / "harmless"
+    harmless.write_text("nothing of interest\n")
+    paths = {"free": harmless, "vault": vault, "home": world.home / ".ssh/id_ed25519"}
+    return [Task(id, "read", {"reader": "uring", "alias": "direct", "path": str(path)}) for id, path in paths.items()]
+
+
+@pytest.fixture(scope="module")
+def rings() -> Iterator[Duel]:
+    need_root()
+    with duel(PROFILE + "system: {io_uring: true}\n", ring_tasks) as fought:
+        yield fought
+
+
+def test_io_uring_opens_what_the_profile_opens(rings: Duel) -> None:
+    rings.assert_allowed("free")
+
+
+@pytest.mark.parametrize("id", PLACES)
+def test_io_uring_opens_no_denied_file(id: str, rings: Duel) -> None:
+    """In this tier such an act is no system call that could be on record; the session says so."""
+    assert_secret_kept(rings, id)
+
+
 def test_an_ordinary_file_is_read_as_ever(readers: Duel) -> None:
     readers.assert_allowed("free")

@@ -15,6 +15,7 @@ from mcpguard.session.network import wildcards
 
 # What a tier leaves open, said in the same words wherever it is said.
 LATER_NAMES = "a protected name that is created after launch is reported, not stopped"
+RINGS = "what programs do through io_uring with files is refused like everything else, but not on record"
 MEMORY_PROGRAMS = "a program that exists only in memory (memfd) can be executed; it is on record"
 SHARED_ADDRESSES = "names are resolved at launch and refreshed: every name on the same address is reached too"
 LATER_SOCKETS = (
@@ -90,8 +91,11 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
     """Coverage of every rule kind in the tier that the host gives."""
     network = _network(policy)
     tier = Coverage("tier", Strength.FULL, offer.words)
-    events = Coverage("events", Strength.FULL, "BPF tracepoints and cgroup programs, keyed by the cgroup")
+    record = "BPF tracepoints and cgroup programs, keyed by the cgroup"
+    events = Coverage("events", Strength.FULL, record)
     if not offer.hooks_hold:
+        if policy.system.io_uring:
+            events = Coverage("events", Strength.PARTIAL, record, (RINGS,))
         files, execute, sockets, processes = _of_landlock(plan, offer)
         return (tier, files, execute, network, sockets, processes, events)
     by = HOOKS[offer.tier]
