@@ -5,7 +5,6 @@ Reads the event store; decides nothing. What a rule refused on purpose is kept a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -59,7 +58,7 @@ def _rows(store: Store, session: str) -> list[Sequence[object]]:
     return list(
         store.read(
             "SELECT e.kind, e.op, COALESCE(e.access, ''), e.path, e.target, e.host, e.address, e.port, e.protocol, "
-            "COALESCE(e.comm, '?'), SUM(e.count), r.profile, r.file, r.line, r.text, r.because, e.argv "
+            "COALESCE(e.comm, '?'), SUM(e.count), r.profile, r.file, r.line, r.text, r.because "
             "FROM events e LEFT JOIN rules r ON r.session = e.session AND r.n = e.rule "
             "WHERE e.session = ? AND e.verdict IN ('deny', 'audit') AND e.kind IN ('file', 'exec', 'net', 'unix') "
             f"AND (e.detail IS NULL OR NOT (e.detail LIKE '{QUIET}%' OR e.detail LIKE '{LISTED}%')) "
@@ -71,7 +70,7 @@ def _rows(store: Store, session: str) -> list[Sequence[object]]:
 
 
 def _of_row(*row: object) -> Iterable[Need]:
-    kind, op, access, path, target, host, address, port, protocol, comm, times, *rule, because, _argv = row
+    kind, op, access, path, target, host, address, port, protocol, comm, times, *rule, because = row
     profile, file, line, text = rule
     refused = None
     if text is not None and file != "default":
@@ -127,9 +126,3 @@ def unused_rules(store: Store, sessions: Sequence[str]) -> list[tuple[Origin, st
 def workspaces(store: Store, sessions: Sequence[str]) -> list[str]:
     """The workspaces of these sessions, each once."""
     return list(dict.fromkeys(store.session(session).workspace for session in sessions))
-
-
-def command_of(store: Store, session: str) -> str:
-    """The command line of a session, for a comment."""
-    words = store.session(session).command
-    return json.dumps(" ".join(words), ensure_ascii=False)

@@ -58,11 +58,10 @@ class Totals:
         self.lost = 0
         # Losses that are no events, as nobody could write them down.
         self.unwritten = 0
-        self.mcp = 0
         self.paths = Place("/")
         self.path_count = 0
         self.paths_left_out = 0
-        self.destinations: dict[tuple[str, ...], list[Reached]] = {}
+        self.destinations: dict[tuple[str, ...], Reached] = {}
         self.programs: dict[tuple[str, Verdict], Started] = {}
         self.uses: dict[int, Use] = {}
         self.rates: deque[int] = deque([0] * REMEMBERED_S, maxlen=REMEMBERED_S)
@@ -75,7 +74,6 @@ class Totals:
                 self.lost += found.times
             else:
                 self.verdicts[found.verdict] += found.times
-            self.mcp += found.times if found.kind is Kind.MCP else 0
 
     def add_touched(self, touched: Iterable[Touched]) -> None:
         for found in touched:
@@ -94,9 +92,9 @@ class Totals:
         for found in reached:
             key = (found.kind, found.op, found.host, found.address, str(found.port), found.protocol, found.verdict)
             before = self.destinations.get(key)
-            times = found.times + (before[0].times if before else 0)
+            times = found.times + (before.times if before else 0)
             if before or len(self.destinations) < MAX_PATHS:
-                self.destinations[key] = [found._replace(times=times)]
+                self.destinations[key] = found._replace(times=times)
 
     def add_started(self, started: Iterable[Started]) -> None:
         for found in started:
@@ -129,8 +127,7 @@ class Totals:
 
     def places(self) -> Iterator[Reached]:
         """Destinations, refused ones first, then the busiest."""
-        found = [one for (one,) in self.destinations.values()]
-        return iter(sorted(found, key=lambda one: (one.verdict is Verdict.ALLOW, -one.times)))
+        return iter(sorted(self.destinations.values(), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times)))
 
     def _place(self, path: str, denied: bool, count: int) -> Place | None:
         place = self.paths
