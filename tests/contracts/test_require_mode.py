@@ -1,4 +1,4 @@
-"""The guard of the guards: in CI a kernel test cannot silently not run."""
+"""The guard of the guards: in CI no test can silently not run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ def test_needs_a_kernel():
 
 def test_needs_nothing():
     pytest.skip("not today")
+
+@pytest.mark.xfail(strict=True)
+def test_is_expected_to_fail():
+    assert False
 """
 SELF_SKIPPING = 'import pytest\npytest.skip("all of it", allow_module_level=True)\n'
 
@@ -34,18 +38,18 @@ def run_pytest(folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_skipped_kernel_test_fails_when_required(tmp_path: Path) -> None:
+def test_what_is_skipped_or_expected_to_fail_fails_when_required(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(SKIPPING)
     done = run_pytest(tmp_path, "require")
     assert done.returncode == 1, done.stdout
-    assert "1 failed, 1 skipped" in done.stdout
+    assert "3 failed" in done.stdout
 
 
 def test_a_skipped_kernel_test_is_only_skipped_on_a_laptop(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(SKIPPING)
     done = run_pytest(tmp_path, "auto")
     assert done.returncode == 0, done.stdout
-    assert "2 skipped" in done.stdout
+    assert "2 skipped, 1 xfailed" in done.stdout
 
 
 def test_a_module_that_skips_itself_fails_when_required(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ ALL = Access.READ | Access.WRITE | Access.EXECUTE
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     made = Path(os.path.realpath(tmp_path)) / "home"
-    for directory in (".ssh", "Documents", "work/.git/hooks", "work/src"):
+    for directory in (".ssh", "Documents", "code/.git/hooks", "code/src"):
         (made / directory).mkdir(parents=True)
-    for file in (".ssh/id", ".ssh/id.pub", "Documents/letter", ".bashrc", ".agent.json", "work/.env", "work/src/.env"):
+    for file in (".ssh/id", ".ssh/id.pub", "Documents/letter", ".bashrc", ".agent.json", "code/.env", "code/src/.env"):
         (made / file).write_text(file)
     return made
 
@@ -48,7 +48,7 @@ def readonly(pattern: object) -> PathRule:
 def plan(home: Path, *rules: PathRule, audit: bool = False, sockets: tuple[str, ...] = ()) -> FilesPlan:
     user = User(os.getuid(), os.getgid(), (), "user", str(home))
     policy = Policy(
-        "digest", "p", (), user, str(home / "work"), str(home / "tmp"), (), (), b"", rules, (), (), (), (), (), (),
+        "digest", "p", (), user, str(home / "code"), str(home / "tmp"), (), (), b"", rules, (), (), (), (), (), (),
         SystemSwitches(), audit,
     )  # fmt: skip
     return files_plan.plan_files(policy, Automaton.build(rules), sockets=sockets)
@@ -68,19 +68,19 @@ def granted(made: FilesPlan) -> dict[str, Access]:
 
 
 def test_only_what_a_rule_allows_is_granted(home: Path) -> None:
-    made = plan(home, allow(home / "work"), allow(home / ".agent.json", READ))
-    assert granted(made) == {str(home / "work"): WRITE, str(home / ".agent.json"): READ}
-    assert steps(made) == {("rw", str(home / "work"))}
+    made = plan(home, allow(home / "code"), allow(home / ".agent.json", READ))
+    assert granted(made) == {str(home / "code"): WRITE, str(home / ".agent.json"): READ}
+    assert steps(made) == {("rw", str(home / "code"))}
 
 
 def test_a_denied_name_inside_an_allowed_tree_is_hidden_at_every_depth(home: Path) -> None:
-    made = plan(home, allow(home / "work"), deny("/**/.env*"))
-    assert ("mask", str(home / "work/.env")) in steps(made)
-    assert ("mask", str(home / "work/src/.env")) in steps(made)
+    made = plan(home, allow(home / "code"), deny("/**/.env*"))
+    assert ("mask", str(home / "code/.env")) in steps(made)
+    assert ("mask", str(home / "code/src/.env")) in steps(made)
 
 
 def test_a_denied_name_outside_every_allowed_tree_needs_no_mount(home: Path) -> None:
-    assert not any(op == "mask" for op, _ in steps(plan(home, allow(home / "work"), deny(home / ".ssh"))))
+    assert not any(op == "mask" for op, _ in steps(plan(home, allow(home / "code"), deny(home / ".ssh"))))
 
 
 def test_exceptions_show_through_a_hidden_directory_and_the_rest_has_stand_ins(home: Path) -> None:
@@ -90,22 +90,22 @@ def test_exceptions_show_through_a_hidden_directory_and_the_rest_has_stand_ins(h
 
 
 def test_a_readonly_place_in_a_writable_tree_is_remounted_and_its_parents_are_pinned(home: Path) -> None:
-    made = plan(home, allow(home / "work"), readonly(home / "work/.git/hooks"))
+    made = plan(home, allow(home / "code"), readonly(home / "code/.git/hooks"))
     assert steps(made) == {
-        ("rw", str(home / "work")),
-        ("rw", str(home / "work/.git")),
-        ("ro", str(home / "work/.git/hooks")),
+        ("rw", str(home / "code")),
+        ("rw", str(home / "code/.git")),
+        ("ro", str(home / "code/.git/hooks")),
     }
 
 
 def test_parents_come_before_children(home: Path) -> None:
-    made = plan(home, allow(home / "work"), readonly(home / "work/.git/hooks"), deny("/**/.env*"))
+    made = plan(home, allow(home / "code"), readonly(home / "code/.git/hooks"), deny("/**/.env*"))
     depths = [step.path.count("/") for step in made.steps]
     assert depths == sorted(depths)
 
 
 def test_a_write_glob_opens_its_directory_and_closes_everything_else_in_it(home: Path) -> None:
-    made = plan(home, allow(f"{home}/.agent.json*"), allow(home / "work"))
+    made = plan(home, allow(f"{home}/.agent.json*"), allow(home / "code"))
     assert made.open_directories == (str(home),)
     assert granted(made)[str(home)] == WRITE
     for name in (".ssh", "Documents", ".bashrc"):
@@ -136,8 +136,8 @@ def test_a_missing_place_to_write_opens_its_parent_but_never_the_home(home: Path
 
 
 def test_execution_is_taken_away_where_only_a_parent_may_execute(home: Path) -> None:
-    rules = (allow(home / "work", ALL), PathRule(Effect.DENY, Access.EXECUTE, str(home / "work/src"), (), 4))
-    assert ("noexec", str(home / "work/src")) in steps(plan(home, *rules))
+    rules = (allow(home / "code", ALL), PathRule(Effect.DENY, Access.EXECUTE, str(home / "code/src"), (), 4))
+    assert ("noexec", str(home / "code/src")) in steps(plan(home, *rules))
 
 
 def test_a_literal_denial_is_hidden_where_directories_are_not_listed(home: Path) -> None:
@@ -153,12 +153,12 @@ def test_files_of_every_process_are_not_looked_for_one_by_one(home: Path) -> Non
 
 
 def test_a_refused_socket_is_hidden(home: Path) -> None:
-    made = plan(home, allow(home / "work"), sockets=(str(home / "work/daemon.sock"),))
-    assert ("hide", str(home / "work/daemon.sock")) in steps(made)
+    made = plan(home, allow(home / "code"), sockets=(str(home / "code/daemon.sock"),))
+    assert ("hide", str(home / "code/daemon.sock")) in steps(made)
 
 
 def test_audit_grants_everything_and_still_hides_what_is_denied(home: Path) -> None:
-    made = plan(home, allow(home / "work"), deny(home / ".ssh"), readonly(home / ".bashrc"), audit=True)
+    made = plan(home, allow(home / "code"), deny(home / ".ssh"), readonly(home / ".bashrc"), audit=True)
     assert granted(made) == {"/": ALL}
     assert {("mask", str(home / ".ssh")), ("ro", str(home / ".bashrc"))} <= steps(made)
 
@@ -167,24 +167,24 @@ def test_too_many_names_are_refused_with_the_folder_that_holds_most(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(50):
-        (home / f"work/src/{number}").touch()
+        (home / f"code/src/{number}").touch()
     monkeypatch.setattr(files_state, "MAX_VISITED", 40)
     with pytest.raises(PolicyError) as refused:
-        plan(home, allow(home / "work"), deny("/**/.env*"))
+        plan(home, allow(home / "code"), deny("/**/.env*"))
     assert refused.value.code == "plan.too-many-files"
-    assert refused.value.what.endswith(f"most are below {home}/work/src")
+    assert refused.value.what.endswith(f"most are below {home}/code/src")
 
 
 def test_too_many_mounts_are_refused_with_the_folder_that_needs_most(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(20):
-        (home / f"work/src/.env{number}").touch()
+        (home / f"code/src/.env{number}").touch()
     monkeypatch.setattr(files_state, "MAX_STEPS", 10)
     with pytest.raises(PolicyError) as refused:
-        plan(home, allow(home / "work"), deny("/**/.env*"))
+        plan(home, allow(home / "code"), deny("/**/.env*"))
     assert refused.value.code == "plan.too-many-mounts"
-    assert refused.value.what.endswith(f"most are below {home}/work/src")
+    assert refused.value.what.endswith(f"most are below {home}/code/src")
 
 
 @pytest.mark.parametrize(
@@ -221,51 +221,51 @@ def pit(folder: Path, name: str, levels: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(("name", "levels"), [("d", 1_200), ("d" * 250, 40), ("é" * 120, 40)])
 def test_what_lies_too_deep_is_hidden_and_told(home: Path, name: str, levels: int) -> None:
-    with pit(home / "work/pit", name, levels):
-        made = plan(home, allow(home / "work"), deny("/**/.env*"))
+    with pit(home / "code/pit", name, levels):
+        made = plan(home, allow(home / "code"), deny("/**/.env*"))
     (hidden,) = [path for op, path in steps(made) if op == "mask" and "/pit/" in path]
     assert files_state.too_deep(hidden)
     assert not files_state.too_deep(os.path.dirname(hidden))
     # Its own name, and every name on the way, fit into a system call.
     assert len(os.fsencode(hidden)) < 4096
-    assert {("mask", str(home / "work/.env")), ("mask", str(home / "work/src/.env"))} <= steps(made)
+    assert {("mask", str(home / "code/.env")), ("mask", str(home / "code/src/.env"))} <= steps(made)
     (told,) = made.hidden
     assert told in made.gaps
     assert "too deep" in told
-    assert f"{home}/work/pit"[:60] in told
+    assert f"{home}/code/pit"[:60] in told
 
 
 def test_the_deepest_directory_that_is_looked_at_has_its_names_protected(home: Path) -> None:
-    levels = files_state.MAX_DEPTH - f"{home}/work/pit".count("/") - 1
-    with pit(home / "work/pit", "d", levels):
-        made = plan(home, allow(home / "work"), deny("/**/.env*"))
-    assert ("mask", f"{home}/work/pit/{'d/' * levels}.env") in steps(made)
+    levels = files_state.MAX_DEPTH - f"{home}/code/pit".count("/") - 1
+    with pit(home / "code/pit", "d", levels):
+        made = plan(home, allow(home / "code"), deny("/**/.env*"))
+    assert ("mask", f"{home}/code/pit/{'d/' * levels}.env") in steps(made)
     assert made.hidden == ()
 
 
 def test_a_deep_tree_in_a_hidden_directory_stays_hidden_with_it(home: Path) -> None:
-    with pit(home / "work/.env.d", "d", 1_200):
-        made = plan(home, allow(home / "work"), deny("/**/.env*", "/**/.env.example"))
-    mask = step_at(made, "mask", home / "work/.env.d")
+    with pit(home / "code/.env.d", "d", 1_200):
+        made = plan(home, allow(home / "code"), deny("/**/.env*", "/**/.env.example"))
+    mask = step_at(made, "mask", home / "code/.env.d")
     assert {entry.kind for entry in mask.entries} == {"dir"}
 
 
 def test_a_deep_tree_without_anything_to_protect_is_not_looked_at(home: Path) -> None:
-    with pit(home / "work/pit", "d", 1_200):
-        made = plan(home, allow(home / "work"))
-    assert steps(made) == {("rw", str(home / "work"))}
+    with pit(home / "code/pit", "d", 1_200):
+        made = plan(home, allow(home / "code"))
+    assert steps(made) == {("rw", str(home / "code"))}
     assert made.gaps == ()
 
 
 def test_a_chain_of_links_without_end_is_no_target(home: Path) -> None:
     """Python follows links by recursion, without the kernel's bound."""
-    (home / "work/l0").write_text("end")
+    (home / "code/l0").write_text("end")
     for number in range(1, 1_200):
-        (home / f"work/l{number}").symlink_to(f"l{number - 1}")
-    (home / "work/.env.link").symlink_to("l1199")
-    made = plan(home, allow(home / "work"), deny("/**/.env*"))
-    assert any(f"{home}/work/.env.link" in gap for gap in made.gaps)
-    assert ("mask", str(home / "work/.env")) in steps(made)
+        (home / f"code/l{number}").symlink_to(f"l{number - 1}")
+    (home / "code/.env.link").symlink_to("l1199")
+    made = plan(home, allow(home / "code"), deny("/**/.env*"))
+    assert any(f"{home}/code/.env.link" in gap for gap in made.gaps)
+    assert ("mask", str(home / "code/.env")) in steps(made)
 
 
 def closed_to(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -280,15 +280,15 @@ def closed_to(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 def test_a_folder_that_is_closed_to_its_owner_is_hidden(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent is the owner: it could open it again, and what lies in it was not protected."""
-    closed_to(monkeypatch, home / "work/.git")
-    made = plan(home, allow(home / "work"), readonly(home / "work/.git/hooks"))
-    assert ("mask", str(home / "work/.git")) in steps(made)
+    closed_to(monkeypatch, home / "code/.git")
+    made = plan(home, allow(home / "code"), readonly(home / "code/.git/hooks"))
+    assert ("mask", str(home / "code/.git")) in steps(made)
     assert "closed to its owner" in made.hidden[0]
 
 
 def test_a_folder_that_is_closed_to_others_needs_no_cover(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed_to(monkeypatch, home / "work/.git")
+    closed_to(monkeypatch, home / "code/.git")
     monkeypatch.setattr(files_walk, "_owner", lambda _path: os.getuid() + 1)
-    made = plan(home, allow(home / "work"), readonly(home / "work/.git/hooks"))
-    assert ("mask", str(home / "work/.git")) not in steps(made)
+    made = plan(home, allow(home / "code"), readonly(home / "code/.git/hooks"))
+    assert ("mask", str(home / "code/.git")) not in steps(made)
     assert made.hidden == ()

@@ -86,7 +86,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Case:
-    """One test of a guest: `outcome` is passed, failed, skipped, xfailed or not-here; `text` says why."""
+    """One test of a guest: `outcome` is passed, failed, skipped or not-here; `text` says why."""
 
     name: str
     outcome: str
@@ -219,6 +219,4 @@ def _case(element: ElementTree.Element) -> Case:
     if skipped is None:
         return Case(name, "passed")
     why = skipped.get("message") or ""
-    if skipped.get("type") == "pytest.xfail":
-        return Case(name, "xfailed", why)
     return Case(name, "not-here" if why.startswith(NOT_HERE) else "skipped", why)

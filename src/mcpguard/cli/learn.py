@@ -13,7 +13,7 @@ from mcpguard.cli import exit_codes, render
 from mcpguard.errors import UsageError
 from mcpguard.events.format import shorten
 from mcpguard.events.store import Store
-from mcpguard.profile.parse import valid_name
+from mcpguard.profile.parse import require_name
 from mcpguard.session.amendment import Amendment, prepare
 from mcpguard.session.amendment import install as write
 from mcpguard.session.needs import Need, needs, unused_rules, workspaces
@@ -56,13 +56,7 @@ def learn(
             code="learn.workspaces",
         )
     target = name or profile
-    if not valid_name(target):
-        raise UsageError(
-            f'"{target}" is not a name',
-            why="learned rules are written to a profile of your own, by name",
-            do="choose one with --name",
-            code="usage.profile-name",
-        )
+    require_name(target)
     user = current_user()
     variables = {"home": user.home, "workspace": places[0], "tmp": temporary_directory(user.home)}
     proposals = propose(found, variables)

@@ -16,7 +16,7 @@ from mcpguard.model.profile import Profile
 from mcpguard.profile import nodes, store, trust
 from mcpguard.profile.effective import difference, effective
 from mcpguard.profile.load import inspect, inspect_text, load, locate
-from mcpguard.profile.parse import valid_name
+from mcpguard.profile.parse import require_name
 from mcpguard.session.network import wildcard_rules
 from mcpguard.session.policy import idle_slashes, trial, wide_writes
 
@@ -116,13 +116,7 @@ def new(
     ] = None,
 ) -> None:
     """Write a first profile of your own, to be changed with `profile edit`."""
-    if not valid_name(name):
-        raise UsageError(
-            f'"{name}" is not a name',
-            why="a name is letters, digits, . _ and -, beginning with a letter or digit, 64 at most",
-            do="choose a name such as my-agent",
-            code="usage.profile-name",
-        )
+    require_name(name)
     path = store.user_directory() / f"{name}{store.SUFFIX}"
     if path.exists():
         raise UsageError(

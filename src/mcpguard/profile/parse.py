@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import yaml
 
-from mcpguard.errors import ProfileError
+from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.rule import FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
@@ -61,6 +61,17 @@ def examine(document: str, source: str, *, name: str) -> tuple[Raw, list[Profile
 def valid_name(name: str) -> bool:
     """A name that is also a file name on every system: letters, digits, `.`, `_` and `-`."""
     return bool(_NAME.fullmatch(name))
+
+
+def require_name(name: str) -> None:
+    """Raises UsageError: it is no name for a profile of one's own."""
+    if not valid_name(name):
+        raise UsageError(
+            f'"{name}" is not a name',
+            why="a name is letters, digits, . _ and -, beginning with a letter or digit, 64 at most",
+            do="choose a name such as my-agent",
+            code="usage.profile-name",
+        )
 
 
 def _read_name(draft: Draft, root: yaml.MappingNode) -> None:
