@@ -12,6 +12,8 @@ from mcpguard.model.values import dataclass
 
 NAME = "unrecorded.jsonl"
 MAX_BYTES = 1 << 20
+# How much of an id is its time: `20261123-054501`.
+_SECONDS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +40,17 @@ def note(session: str, profile: str, why: str) -> None:
 
 
 def since(session: str = "") -> list[Unrecorded]:
-    """Those that began after the run with this id, oldest first; without one, all."""
+    """Those that began in the second of the run with this id or later, oldest first; without one, all.
+
+    What follows the second in an id is by chance: it puts nothing in order.
+    """
     found = []
     with contextlib.suppress(OSError):
         for line in _path().read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 value = json.loads(line)
                 found.append(Unrecorded(str(value["session"]), str(value["profile"]), str(value["why"])))
-    return [one for one in found if one.session > session]
+    return [one for one in found if one.session[:_SECONDS] >= session[:_SECONDS]]
 
 
 def words(session: str = "") -> str | None:
