@@ -6,6 +6,8 @@ Reads git's settings as the user and runs no git. What settings include from oth
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mcpguard.model.access import Access, Effect
@@ -15,6 +17,7 @@ from mcpguard.policy.patterns import quote
 from mcpguard.session.worktree import repository
 
 _MAX_SETTINGS = 1 << 20
+_SECTION = re.compile(r'\[\s*([\w.-]+)\s*(?:"((?:[^"\\]|\\.)*)")?\s*\]')
 
 
 def hooks_folder(workspace: str, home: str) -> str:
@@ -25,8 +28,8 @@ def hooks_folder(workspace: str, home: str) -> str:
     if not own.is_file():
         return ""
     shared = Path(os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config", "git/config")
-    for settings in (own, Path(home, ".gitconfig"), shared, Path("/etc/gitconfig")):
-        named = _hooks_path(settings)
+    for file in (own, Path(home, ".gitconfig"), shared, Path("/etc/gitconfig")):
+        named = _hooks_path(file)
         if named is not None:
             place = os.path.normpath(home + named[1:] if named.startswith("~/") else folder / named)
             return place if place != workspace and is_below(place, workspace) else ""
@@ -43,19 +46,24 @@ def hook_rules(workspace: str, home: str) -> list[FileRule]:
     return [FileRule(Effect.READONLY, Access.WRITE, quote(place), origin, because=because)]
 
 
-def _hooks_path(settings: Path) -> str | None:
+def _hooks_path(file: Path) -> str | None:
     """The last `core.hooksPath` of one file; None where there is none."""
     try:
-        if not settings.is_file() or settings.stat().st_size > _MAX_SETTINGS:
+        if not file.is_file() or file.stat().st_size > _MAX_SETTINGS:
             return None
-        lines = settings.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return None
-    section, found = "", None
+    return next((value for key, value in reversed(list(settings(lines))) if key == "core.hookspath"), None)
+
+
+def settings(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Keys in small letters, as in `core.hookspath` or `alias.x`, with their values; what cannot be read is passed over."""
+    section = ""
     for line in map(str.strip, lines):
-        if line.startswith("["):
-            section, _, line = line[1:].partition("]")
+        if head := _SECTION.match(line):
+            section = ".".join(part for part in head.groups() if part)
+            line = line[head.end() :].lstrip()
         key, _, value = line.partition("=")
-        if section.strip().lower() == "core" and key.strip().lower() == "hookspath":
-            found = value.strip().strip('"')
-    return found
+        if key.strip() and not key.startswith(("#", ";")):
+            yield f"{section}.{key}".strip().lower(), value.strip().strip('"')
