@@ -1,16 +1,25 @@
 """What sessions asked for and no rule allowed, read from their record: the raw material of a learned profile.
 
-Reads the event store; decides nothing. What a rule refused on purpose is kept apart: it is never proposed.
+Reads the event store; decides nothing. What a rule refused on purpose is kept apart: it is never proposed. Nor is what `base`
+would have refused, whatever profile the session had, what runs later, and a name that no rule can mean exactly.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from mcpguard.events.finding import LISTED, NOT_STOPPED, QUIET
+from mcpguard.events.finding import LISTED, NOT_STOPPED, QUIET, system_rule
 from mcpguard.events.store import Store
+from mcpguard.model.access import Access
+from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, Policy
 from mcpguard.model.rule import Origin
+from mcpguard.session.protected import base_policy, of_address, of_file, of_socket
+from mcpguard.session.run_later import IN_CACHES, point_of
+
+_ACCESS = {"read": Access.READ, "write": Access.WRITE, "execute": Access.EXECUTE}
+_UNSURE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4})|[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
 
 
 @dataclass(slots=True)
@@ -98,6 +107,44 @@ def _of_row(*row: object) -> Iterable[Need]:
         elif str(place).startswith("/"):
             for word in str(access).split("+") if access else ():
                 yield Need(str(kind), word, str(place), programs, refused)
+
+
+def set_apart(found: Iterable[Need], workspace: str) -> None:
+    """Mark what must never be proposed although no rule of the session refused it.
+
+    Raises:
+        ProfileError, PolicyError: the profile `base` cannot be loaded.
+    """
+    base = base_policy(workspace)
+    for need in found:
+        if need.refused is None:
+            need.refused = _inexact(need) or _protected(need, base) or _runs_later(need)
+
+
+def _protected(need: Need, base: Policy) -> tuple[Origin, str] | None:
+    if need.kind in ("file", "exec"):
+        return of_file(base, need.object, _ACCESS[need.access])
+    if need.kind == "unix":
+        return of_socket(base, need.object)
+    host, _, port = need.object.rpartition(":")
+    number, _, protocol = port.partition("/")
+    if need.access != "connect":
+        return None
+    return of_address(base, host, int(number), PROTO_UDP if protocol == "udp" else PROTO_TCP)
+
+
+def _runs_later(need: Need) -> tuple[Origin, str] | None:
+    """Not what a cache holds: every package has such names."""
+    if need.kind != "file" or need.access != "write" or IN_CACHES.search(need.object):
+        return None
+    point = point_of(need.object)
+    return (system_rule("what runs later is not learned"), point.why) if point and point.unasked else None
+
+
+def _inexact(need: Need) -> tuple[Origin, str] | None:
+    """The record writes bytes that are no UTF-8 like a name that holds a backslash: a rule would be about another file."""
+    odd = _UNSURE.search(need.object) if need.kind != "net" else None
+    return (system_rule("no rule can mean this name exactly"), "it is not plain text") if odd else None
 
 
 def unused_rules(store: Store, sessions: Sequence[str]) -> list[tuple[Origin, str]]:

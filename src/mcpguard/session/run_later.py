@@ -118,9 +118,9 @@ _WHOLE = frozenset(("rename", "exchange", "symlink"))
 _MOST_WORK = 1_000_000
 _NOT_FOLLOWED = "folders were renamed too often to follow: look for yourself at what is in it"
 # What these hold is a package's own, and there are thousands.
-_INSTALLED = re.compile(
-    r"/(?:node_modules|site-packages|dist-packages|\.cache|\.npm|\.cargo/registry|\.rustup|go/pkg/mod|\.gradle)/"
-)
+_CACHES = r"\.cache|\.npm|\.cargo/registry|\.rustup|go/pkg/mod|\.gradle"
+IN_CACHES = re.compile(f"/(?:{_CACHES})/")
+_INSTALLED = re.compile(f"/(?:node_modules|site-packages|dist-packages|{_CACHES})/")
 _OF_PACKAGES = frozenset(
     ("package-scripts", "test", "build", "workflow", "agent-instructions", "editor", "package-source")
 )
