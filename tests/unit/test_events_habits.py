@@ -56,6 +56,14 @@ def test_a_run_time_that_looks_for_a_tracer_is_quiet() -> None:
     assert not is_habit("/usr/bin/cat", Access.WRITE, marker)
 
 
+@pytest.mark.parametrize("file", ["coredump_filter", "comm", "task/17/comm"])
+def test_what_a_program_tells_the_kernel_of_itself_is_quiet(file: str) -> None:
+    assert is_habit("/usr/bin/java", Access.WRITE, f"/proc/{AGENT.pid}/{file}")
+    assert not is_habit("/usr/bin/java", Access.WRITE, f"/proc/{AGENT.pid + 1}/{file}")
+    assert not is_habit("/usr/bin/java", Access.READ, f"/proc/{AGENT.pid}/{file}")
+    assert not is_habit("/usr/bin/java", Access.WRITE, f"/proc/{AGENT.pid}/oom_score_adj")
+
+
 @pytest.mark.parametrize("name", [".git", ".gitignore", "CLAUDE.md", "package.json"])
 @pytest.mark.parametrize("folder", ["/root/src", "/root", ""])
 def test_what_programs_look_for_above_the_workspace_is_quiet(folder: str, name: str) -> None:

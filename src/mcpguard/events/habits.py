@@ -40,6 +40,8 @@ _HISTORIES = {
 _BUILT_IN = "builtin:"
 _TRACE_MARKERS = frozenset({"/sys/kernel/debug/tracing/trace_marker", "/sys/kernel/tracing/trace_marker"})
 _RUN_TIMES = frozenset({"bun", "node", "claude", "opencode", "opencode.exe"})
+# What a program tells the kernel about itself, which nobody but a debugger or an administrator ever sees.
+_TOLD_OF_ITSELF = re.compile(r"/proc/(\d+)/(coredump_filter|comm|task/\d+/comm)")
 _CLIMBED_FOR = frozenset({".git", ".gitignore", "CLAUDE.md", "package.json"})
 
 
@@ -64,6 +66,8 @@ def habit(policy: Policy, process: Process | None, access: Access, path: str, ru
         return f"{QUIET}: the program's run time looks for a tracer and does without"
     if rule is not None:
         return None
+    if access == Access.WRITE and (told := _TOLD_OF_ITSELF.fullmatch(path)) and int(told[1]) == process.pid:
+        return f"{QUIET}: {program} names itself, or what its core dumps hold, and does without"
     if access == Access.WRITE and folder == policy.user.home and _keeps_history(program, name):
         return f"{QUIET}: {program} keeps a history and does without"
     if access == Access.READ and {program, process.comm} & _RUN_TIMES and _lies_above(path, policy, process):
