@@ -6,6 +6,7 @@ Reads git's settings as the user and runs no git. What settings include from oth
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from mcpguard.model.access import Access, Effect
@@ -15,6 +16,8 @@ from mcpguard.policy.patterns import quote
 from mcpguard.session.worktree import repository
 
 _MAX_SETTINGS = 1 << 20
+# A backslash at the end of a line, which is not escaped itself.
+_CONTINUED = re.compile(r"(?<!\\)((?:\\\\)*)\\\n")
 
 
 def hooks_folder(workspace: str, home: str) -> str:
@@ -48,14 +51,31 @@ def _hooks_path(settings: Path) -> str | None:
     try:
         if not settings.is_file() or settings.stat().st_size > _MAX_SETTINGS:
             return None
-        lines = settings.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        text = settings.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return None
     section, found = "", None
-    for line in map(str.strip, lines):
+    for line in map(str.strip, _CONTINUED.sub(r"\1", text).splitlines()):
         if line.startswith("["):
             section, _, line = line[1:].partition("]")
         key, _, value = line.partition("=")
         if section.strip().lower() == "core" and key.strip().lower() == "hookspath":
-            found = value.strip().strip('"')
+            found = _plain(value.strip())
     return found
+
+
+def _plain(value: str) -> str:
+    """A value without quotes, escapes and the comment behind it; source: git-config(1), "Syntax"."""
+    text, quoted, kept = "", False, 0
+    characters = iter(value)
+    for character in characters:
+        if character == '"':
+            quoted = not quoted
+            kept = len(text)
+            continue
+        if character in "#;" and not quoted:
+            break
+        text += next(characters, "") if character == "\\" else character
+        if quoted or not character.isspace():
+            kept = len(text)
+    return text[:kept]
