@@ -148,6 +148,17 @@ def test_a_datagram_socket_of_a_process_that_never_connects_is_an_alarm(tmp_path
     assert loud(Bench(tmp_path), datagram(port)) == {("connect", "udp", port)}
 
 
+def test_a_server_sorts_the_addresses_that_it_could_listen_on(tmp_path: Path) -> None:
+    listens = NetRecord(head(), "bind", Verdict.ALLOW, "::", 8123, "tcp", 0, "", 1)
+    own = [replace(datagram(8123), address="::1"), replace(datagram(8123), address="127.0.0.1")]
+    bench = Bench(tmp_path)
+    events = bench.all_events(*own, listens)
+    assert [is_quiet(event) for event in events if event.verdict is Verdict.DENY] == [True, True]
+    other = [replace(datagram(8124), address="::1"), datagram(8123)]
+    events = bench.all_events(*other)
+    assert not any(is_quiet(event) for event in events[-2:])
+
+
 def test_nothing_can_be_sent_to_port_0(tmp_path: Path) -> None:
     assert loud(Bench(tmp_path), datagram(0)) == set()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mcpguard.events import permissions
 from mcpguard.events.finding import LISTED, NOT_STOPPED, NOT_THERE, UNEXPLAINED, Finding, system_rule
-from mcpguard.events.habits import EVERY_PROCESS, habit
+from mcpguard.events.habits import EVERY_PROCESS, habit, looks_at_all_processes
 from mcpguard.events.hostpath import Caller, resolve
 from mcpguard.events.interpreter import interpreters
 from mcpguard.events.judge import Judge, Refusal, answer
@@ -89,7 +89,8 @@ class Attributor:
         if not private or record.result == 0 or private["what"] not in ("root", "cwd", "fd", "exe"):
             return None
         pid = int(private["pid"])
-        return None if self._is_own(pid) else self._private(record, record.access, record.path, pid, None)
+        quiet = self._one_of_many(record.head.pid, private) if record.access == Access.READ else None
+        return None if self._is_own(pid) else self._private(record, record.access, record.path, pid, quiet)
 
     def _remember(self, record: PathCallRecord, path: str, target: str | None) -> None:
         if record.op == "symlink" and record.path2:
@@ -158,7 +159,7 @@ class Attributor:
         process = self._processes.get(record.head.pid)
         quiet = habit(self._policy, process, record.access, path) if not record.rule and not record.detail else None
         if record.op == "open" and (private := PRIVATE.fullmatch(path)) and not self._is_own(int(private["pid"])):
-            quiet = EVERY_PROCESS if private["what"] == "environ" else quiet
+            quiet = self._one_of_many(record.head.pid, private) or quiet
         detail = _join(quiet, record.detail, f"decided by {target}" if record.second and target else None)
         rule = CHANGE_OUTSIDE if record.detail == OUTSIDER else self._origin(number)
         return Finding(kind, record.op, Verdict.DENY, access, path, target, rule, detail)
@@ -188,7 +189,7 @@ class Attributor:
         access = record.access
         private = PRIVATE.fullmatch(path)
         kind = Kind.EXEC if record.op == "exec" else Kind.FILE
-        quiet = EVERY_PROCESS if private and private["what"] == "environ" and access == Access.READ else None
+        quiet = self._one_of_many(record.head.pid, private) if private and access == Access.READ else None
         if refusal is not None:
             if private and self._is_own(int(private["pid"])):
                 quiet = None
@@ -240,6 +241,13 @@ class Attributor:
         if self._is_other_user(pid):
             return None
         return Finding(Kind.FILE, record.op, Verdict.DENY, access.word, path, None, OUTSIDE, quiet)
+
+    def _one_of_many(self, pid: int, private: re.Match[str]) -> str | None:
+        """The word on a look into another process that may be one of a row: environments for anybody, all else for `lsof`
+        and the like."""
+        process = self._processes.get(pid)
+        sweeps = private["what"] == "environ" or (process is not None and looks_at_all_processes(process.exe))
+        return EVERY_PROCESS if sweeps else None
 
     def _plain(self, record: PathCallRecord, access: Access, path: str, target: str | None) -> bool:
         user = self._policy.user

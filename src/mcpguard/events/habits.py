@@ -17,7 +17,7 @@ from mcpguard.model.paths import is_below
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
 
-# A reader of this many environments looks at all processes, as `ps` does, and not at one.
+# Looks into this many processes are told as one.
 SWEEP = 5
 EVERY_PROCESS = f"{QUIET}: as ps does for every process"
 # Before it connects, a program sorts the addresses of a name (RFC 6724): it connects a datagram socket to each, which sends
@@ -27,7 +27,9 @@ SORTS = f"{QUIET}: a datagram socket chose the way to an address; nothing was se
 MAY_SORT = f"{QUIET}: a datagram socket was to be connected"
 # What resolvers take for the port where nothing else is at hand: glibc 0, Go 9, c-ares (curl, node) 53, musl 65535.
 SORTING_PORTS = frozenset({0, 9, 53, 65535})
-_LOOKS_AT_ALL = frozenset({"ps", "pgrep", "pkill", "pidof", "killall5", "top", "htop"})
+_LOOKS_AT_ALL = frozenset(
+    {"ps", "pgrep", "pkill", "pidof", "killall5", "pstree", "top", "htop", "lsof", "fuser", "ss", "netstat"}
+)
 _SYSTEM_FOLDERS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 # Beginning of a name in the home -> who keeps its history there.
 _HISTORIES = {
