@@ -70,9 +70,9 @@ class Repeats:
 class Quiet:
     """Ordinary habits, one event per process and kind of act: written when the process ends or the interval is over.
 
-    Looks at the environment of other processes are one of `ps` and the like only. Those of another program come out as what they
-    are: one denial each, or one for all when there are many. So does a refused datagram socket whose process does not connect to
-    the same address over TCP, and does not listen on that port of this host.
+    Looks at the environment of other processes are a habit of `ps` and the like. Those of another program come out as what
+    they are: one denial each, or one for all when there are many. So does a refused datagram socket whose process does not
+    connect to the same address over TCP, and does not listen on that port of this host.
     """
 
     def __init__(self, interval_ns: int) -> None:
