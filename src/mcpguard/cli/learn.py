@@ -17,7 +17,7 @@ from mcpguard.model.access import Access
 from mcpguard.profile import store
 from mcpguard.profile.load import load
 from mcpguard.profile.parse import require_name
-from mcpguard.session.amendment import Amendment, prepare
+from mcpguard.session.amendment import Amendment, is_sound, prepare
 from mcpguard.session.amendment import install as write
 from mcpguard.session.needs import Need, needs, set_apart, unused_rules, workspaces
 from mcpguard.session.policy import compile_for, current_user, temporary_directory
@@ -72,8 +72,9 @@ def learn(
     held = load(target if store.find(target) else profile)
     refusing = compile_for(held, places[0])
     apart = {need.object for need in found if need.refused and not of_file(refusing, need.object, Access.WRITE)}
-    proposals = propose(found, variables, widen="base" in held.ancestors, apart=apart)
+    proposals = propose(found, variables, widen="base" in (held.name, *held.ancestors), apart=apart)
     proposals, many = _readable(proposals)
+    proposals = [proposal for proposal in proposals if is_sound(proposal.addition())]
     said = f"# Learned from {', '.join(chosen)}. Read every rule before you rely on it.\n"
     amendment = prepare(target, profile, [proposal.addition() for proposal in proposals], said=said)
     if format == "json":

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcpguard.errors import HostError, McpguardError, UsageError
+from mcpguard.errors import HostError, McpguardError, ProfileError, UsageError
 from mcpguard.model.event import Event, Kind
 from mcpguard.profile import store
 from mcpguard.profile.amend import Addition, amend
 from mcpguard.profile.effective import difference
 from mcpguard.profile.load import inspect_text, load
+from mcpguard.profile.parse import parse
 from mcpguard.session.needs import Need
 from mcpguard.session.policy import current_user, temporary_directory, trial
 from mcpguard.session.propose import propose
@@ -48,6 +49,14 @@ def prepare(name: str, parent: str, additions: Sequence[Addition], *, said: str 
         raise problems[0]
     removed, added = difference(load(name if store.find(name) else parent), made)
     return Amendment(entry.path, before, text, tuple(removed), tuple(added))
+
+
+def is_sound(addition: Addition) -> bool:
+    """Whether a rule can be read at all: what it is made from was chosen by whoever was guarded."""
+    try:
+        return not trial(parse(amend("name: alone\n", [addition]), "alone", name="alone").profile)
+    except ProfileError:
+        return False
 
 
 def install(amendment: Amendment) -> None:

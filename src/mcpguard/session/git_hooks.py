@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mcpguard.model.access import Access, Effect
@@ -18,6 +17,8 @@ from mcpguard.session.worktree import repository
 
 _MAX_SETTINGS = 1 << 20
 _SECTION = re.compile(r'\[\s*([\w.-]+)\s*(?:"((?:[^"\\]|\\.)*)")?\s*\]')
+# A backslash at the end of a line, which is not escaped itself.
+_CONTINUED = re.compile(r"(?<!\\)((?:\\\\)*)\\\n")
 
 
 def hooks_folder(workspace: str, home: str) -> str:
@@ -51,19 +52,37 @@ def _hooks_path(file: Path) -> str | None:
     try:
         if not file.is_file() or file.stat().st_size > _MAX_SETTINGS:
             return None
-        lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return None
-    return next((value for key, value in reversed(list(settings(lines))) if key == "core.hookspath"), None)
+    return next((value for key, value in reversed(settings(text)) if key == "core.hookspath"), None)
 
 
-def settings(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+def settings(text: str) -> list[tuple[str, str]]:
     """Keys in small letters, as in `core.hookspath` or `alias.x`, with their values; what cannot be read is passed over."""
-    section = ""
-    for line in map(str.strip, lines):
+    section, found = "", []
+    for line in map(str.strip, _CONTINUED.sub(r"\1", text).splitlines()):
         if head := _SECTION.match(line):
             section = ".".join(part for part in head.groups() if part)
-            line = line[head.end() :].lstrip()
+            line = line[head.end() :]
         key, _, value = line.partition("=")
-        if key.strip() and not key.startswith(("#", ";")):
-            yield f"{section}.{key}".strip().lower(), value.strip().strip('"')
+        if key.strip() and not key.lstrip().startswith(("#", ";")):
+            found.append((f"{section}.{key.strip()}".lower(), _plain(value.strip())))
+    return found
+
+
+def _plain(value: str) -> str:
+    """A value without quotes, escapes and the comment behind it; source: git-config(1), "Syntax"."""
+    text, quoted, kept = "", False, 0
+    characters = iter(value)
+    for character in characters:
+        if character == '"':
+            quoted = not quoted
+            kept = len(text)
+            continue
+        if character in "#;" and not quoted:
+            break
+        text += next(characters, "") if character == "\\" else character
+        if quoted or not character.isspace():
+            kept = len(text)
+    return text[:kept]

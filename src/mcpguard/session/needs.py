@@ -7,8 +7,9 @@ would have refused, whatever profile the session had, what runs later, and a nam
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mcpguard.events.finding import LISTED, NOT_STOPPED, QUIET, system_rule
 from mcpguard.events.store import Store
@@ -32,6 +33,8 @@ class Need:
         object: a path, `host:port`, `address:port` with `/udp` where it is, or a socket.
         programs: program -> how often.
         refused: the rule that refused it on purpose, and its reason; None: no rule allowed it.
+        made: a session made this folder.
+        partners: the other names of renames.
     """
 
     kind: str
@@ -39,6 +42,8 @@ class Need:
     object: str
     programs: dict[str, int] = field(default_factory=dict)
     refused: tuple[Origin, str] | None = None
+    made: bool = False
+    partners: set[str] = field(default_factory=set)
 
     @property
     def times(self) -> int:
@@ -57,6 +62,8 @@ def needs(store: Store, sessions: Sequence[str]) -> list[Need]:
             for need in _of_row(*row):
                 key = (need.kind, need.access, need.object, need.refused is None)
                 known = found.setdefault(key, need)
+                known.made |= need.made
+                known.partners |= need.partners
                 if known is not need:
                     for program, times in need.programs.items():
                         known.programs[program] = known.programs.get(program, 0) + times
@@ -66,20 +73,20 @@ def needs(store: Store, sessions: Sequence[str]) -> list[Need]:
 def _rows(store: Store, session: str) -> list[Sequence[object]]:
     return list(
         store.read(
-            "SELECT e.kind, e.op, COALESCE(e.access, ''), e.path, e.target, e.host, e.address, e.port, e.protocol, "
+            "SELECT e.kind, e.op, e.verdict, COALESCE(e.access, ''), e.path, e.target, e.host, e.address, e.port, e.protocol, "
             "COALESCE(e.comm, '?'), SUM(e.count), r.profile, r.file, r.line, r.text, r.because "
             "FROM events e LEFT JOIN rules r ON r.session = e.session AND r.n = e.rule "
             "WHERE e.session = ? AND e.verdict IN ('deny', 'audit') AND e.kind IN ('file', 'exec', 'net', 'unix') "
             f"AND (e.detail IS NULL OR NOT (e.detail LIKE '{QUIET}%' OR e.detail LIKE '{LISTED}%')) "
-            "GROUP BY e.kind, e.op, e.access, e.path, e.target, e.host, e.address, e.port, e.protocol, e.comm, e.rule, "
-            f"e.detail LIKE '{NOT_STOPPED}%'",
+            "GROUP BY e.kind, e.op, e.verdict, e.access, e.path, e.target, e.host, e.address, e.port, e.protocol, e.comm, "
+            f"e.rule, e.detail LIKE '{NOT_STOPPED}%'",
             (store.number(session),),
         )
     )
 
 
 def _of_row(*row: object) -> Iterable[Need]:
-    kind, op, access, path, target, host, address, port, protocol, comm, times, *rule, because = row
+    kind, op, verdict, access, path, target, host, address, port, protocol, comm, times, *rule, because = row
     profile, file, line, text = rule
     refused = None
     if text is not None and file != "default":
@@ -106,19 +113,36 @@ def _of_row(*row: object) -> Iterable[Need]:
                 yield Need("unix", "connect", str(place), programs, refused)
         elif str(place).startswith("/"):
             for word in str(access).split("+") if access else ():
-                yield Need(str(kind), word, str(place), programs, refused)
+                need = Need(str(kind), word, str(place), programs, refused, made=(op, verdict) == ("mkdir", "audit"))
+                if op in ("rename", "exchange"):
+                    need.partners = {str(one) for one in (path, target) if one not in (None, place)}
+                yield need
 
 
 def set_apart(found: Iterable[Need], workspace: str) -> None:
-    """Mark what must never be proposed although no rule of the session refused it.
+    """Mark what must never be proposed although no rule of the session refused it. Looks at the files as they are.
 
     Raises:
         ProfileError, PolicyError: the profile `base` cannot be loaded.
     """
     base = base_policy(workspace)
+    found = list(found)
+    made = {need.object for need in found if need.made}
     for need in found:
         if need.refused is None:
-            need.refused = _inexact(need) or _protected(need, base) or _runs_later(need)
+            need.refused = _inexact(need) or _protected(need, base) or _runs_later(need) or _whole(need, made)
+
+
+def _whole(need: Need, made: Collection[str]) -> tuple[Origin, str] | None:
+    """A rule on a folder opens everything in it, and one on a symlink what it leads to; neither was asked for."""
+    if need.kind != "file":
+        return None
+    for path in (need.object, *need.partners):
+        if Path(path).is_symlink():
+            return system_rule("a symlink is not learned"), "a rule would open what it leads to"
+        if path not in made and Path(path).is_dir():
+            return system_rule("a folder as a whole is not learned"), "a rule would open everything in this folder"
+    return None
 
 
 def _protected(need: Need, base: Policy) -> tuple[Origin, str] | None:

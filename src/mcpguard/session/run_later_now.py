@@ -102,7 +102,7 @@ def _repository(path: str) -> str:
 def _git_settings(_path: str, text: str) -> str:
     met = [
         f"{key} = {value}"
-        for key, value in settings(text.splitlines())
+        for key, value in settings(text)
         if _RUNS.fullmatch(key) or (key.startswith("alias.") and value.lstrip('" ').startswith("!"))
     ]
     return _named(met)
