@@ -13,15 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_learn import HOME, VARIABLES, WORKSPACE, audited, learn, need, session, world
 
+from mcpguard.errors import UsageError
 from mcpguard.events.schema import clean
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.policy import Policy, User
 from mcpguard.model.profile import Profile
+from mcpguard.model.rule import Origin
 from mcpguard.policy.compile import compile_policy
 from mcpguard.policy.decide import decide_file
 from mcpguard.profile.amend import amend
 from mcpguard.profile.parse import parse
+from mcpguard.session.amendment import additions_for
 from mcpguard.session.needs import Need, set_apart
 from mcpguard.session.policy import load_policy
 from mcpguard.session.propose import SINGLE, Proposal, propose
@@ -288,3 +291,44 @@ def test_a_poisoned_audit_leaves_a_sound_profile_with_nothing_of_the_poison(worl
     for name in (*LATER, ".ssh/id_rsa", "other", "box/other"):
         assert decide_file(policy, f"{home}/{name}", Access.WRITE)[0] is Verdict.DENY, name
     assert all(line.isprintable() for line in (out + err).splitlines())
+
+
+def test_a_folder_that_was_listed_or_touched_is_never_opened_as_a_whole(world: Path, session: object) -> None:
+    """A rule on a path opens everything below it, and only the folder itself was asked for."""
+    home = world / "home"
+    for name in ("letters/2024", "photos", "moved/inside"):
+        (home / name).mkdir(parents=True)
+    (home / "link").symlink_to(home / "letters")
+    default = Origin("default", "default", 0, "no rule allows it")
+    asked = [
+        *(
+            Event(1, "", Kind.FILE, "open", Verdict.AUDIT, access="read", path=path, rule=default)
+            for path in ("/", str(world))
+        ),
+        *(
+            Event(1, "", Kind.FILE, "open", Verdict.AUDIT, access="read", path=f"{home}{name}")
+            for name in ("", "/letters")
+        ),
+        Event(1, "", Kind.FILE, "utimes", Verdict.AUDIT, access="write", path=f"{home}/photos"),
+        Event(1, "", Kind.FILE, "mkdir", Verdict.DENY, access="write", path=f"{home}/photos", rule=default),
+        Event(1, "", Kind.FILE, "symlink", Verdict.AUDIT, access="write", path=f"{home}/link"),
+        Event(1, "", Kind.FILE, "rename", Verdict.AUDIT, access="write", path=f"{home}/was", target=f"{home}/moved"),
+        Event(1, "", Kind.FILE, "mkdir", Verdict.AUDIT, access="write", path=f"{home}/letters/2024"),
+    ]
+    session(*asked)  # type: ignore[operator]
+    code, out, err = learn()
+    assert code == 0, err
+    # The last one was made by the session itself.
+    assert [rule.pattern for rule in parse(out, "p", name="p").profile.files] == ["~/letters/2024"]
+    assert "everything in this folder" in err and "what it leads to" in err
+
+
+@pytest.mark.parametrize("name", ["", "/letters", "/.netrc", "/.bashrc"])
+def test_a_single_approval_opens_no_more_than_learning_does(name: str, world: Path) -> None:
+    (world / "home/letters").mkdir()
+    listed = Event(1, "", Kind.FILE, "open", Verdict.DENY, access="read+write", path=f"{world}/home{name}")
+    with pytest.raises(UsageError) as refused:
+        additions_for(listed, str(world / "project"))
+    assert refused.value.code == "allow.not-learned"
+    plain = Event(1, "", Kind.FILE, "open", Verdict.DENY, access="read", path=f"{world}/home/letters/a")
+    assert [one.value for one in additions_for(plain, str(world / "project"))] == ["~/letters/a"]

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcpguard.errors import HostError, McpguardError, ProfileError, UsageError
+from mcpguard.events.format import printable
 from mcpguard.model.event import Event, Kind
 from mcpguard.profile import store
 from mcpguard.profile.amend import Addition, amend
 from mcpguard.profile.effective import difference
 from mcpguard.profile.load import inspect_text, load
 from mcpguard.profile.parse import parse
-from mcpguard.session.needs import Need
+from mcpguard.session.needs import Need, set_apart
 from mcpguard.session.policy import current_user, temporary_directory, trial
 from mcpguard.session.propose import propose
 
@@ -80,7 +81,7 @@ def additions_for(event: Event, workspace: str) -> list[Addition]:
     """The rules that would have allowed what an event tells of.
 
     Raises:
-        UsageError: nothing was refused, a rule refuses it on purpose, or no rule can allow it.
+        UsageError: nothing was refused, a rule refuses it on purpose, it must not be learned, or no rule can allow it.
     """
     if event.verdict.value == "allow":
         raise UsageError(
@@ -95,7 +96,17 @@ def additions_for(event: Event, workspace: str) -> list[Addition]:
         )
     user = current_user()
     variables = {"home": user.home, "workspace": workspace, "tmp": temporary_directory(user.home)}
-    found = propose(_needs(event), variables)
+    asked = _needs(event)
+    set_apart(asked, workspace)
+    for need in asked:
+        if need.refused is not None:
+            raise UsageError(
+                f"no rule is made for {printable(need.object)}",
+                why=need.refused[1] or need.refused[0].text,
+                do="if you must, write one yourself: mcpguard profile edit",
+                code="allow.not-learned",
+            )
+    found = propose(asked, variables)
     if not found:
         raise UsageError(
             "no rule of a profile allows this",
