@@ -26,7 +26,7 @@ from mcpguard.broker.engine import Engine
 from mcpguard.broker.protocol import LaunchRequest, checked_paths, error_to_json, guard_from_json
 from mcpguard.broker.rearm import INTERVAL_S, Covers
 from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
-from mcpguard.kernel import cgroup, landlock, mounts, terminals
+from mcpguard.kernel import cgroup, landlock, mounts, syscalls, terminals
 from mcpguard.model.plan import OWN_PLACES
 from mcpguard.model.values import dataclass, field
 
@@ -346,6 +346,8 @@ def _reap(pid: int, leaf: cgroup.Leaf) -> int | None:
     if found == 0:
         return None
     if os.WIFSTOPPED(status):
+        if syscalls.release_tracee(pid, os.WSTOPSIG(status)):
+            return None
         leaf.freeze(True)
         os.kill(os.getpid(), signal.SIGSTOP)
         leaf.freeze(False)

@@ -16,6 +16,7 @@ class SystemSwitches:
     user_namespaces: bool = False
     io_uring: bool = False
     memory_programs: bool = False
+    debuggers: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ def effective(profile: Profile) -> list[Line]:
         _written(profile, "system user_namespaces true"),
         _written(profile, "system io_uring true"),
         _written(profile, "system memory_programs true"),
+        _written(profile, "system debuggers true"),
     )
     return [line for group in groups for line in sorted(group, key=_order)]
 

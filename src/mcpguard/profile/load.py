@@ -207,6 +207,7 @@ def _join(loading: _Loading, entry: store.Entry) -> tuple[Profile | None, list[P
             user_namespaces=any(found.system.user_namespaces for found in every),
             io_uring=any(found.system.io_uring for found in every),
             memory_programs=any(found.system.memory_programs for found in every),
+            debuggers=any(found.system.debuggers for found in every),
         ),
         ancestors=_sorted(found.ancestors for found in every),
         origins=_union(found.origins for found in every),

@@ -72,6 +72,7 @@ KEYS = (
         Type.SWITCH,
         "programs that exist in memory only (memfd) may be started (tiers 1 and 2)",
     ),
+    Key("system.debuggers", Type.SWITCH, "programs may trace one another, as gdb, strace and leak checkers do"),
     Key("mcp", Type.RESERVED, "servers and tools; must be empty in this version"),
 )
 

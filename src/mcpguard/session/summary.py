@@ -214,7 +214,7 @@ def _question(group: Group) -> str | None:
         return f"connect {shlex.quote(printable(f'{event.host or address}:{event.port}{udp}'))}"
     if event.kind is Kind.UNIX and event.path:
         return f"unix {shlex.quote(printable(event.path))}"
-    if event.kind in (Kind.FILE, Kind.EXEC) and event.access and event.path:
+    if event.kind in (Kind.FILE, Kind.EXEC) and event.access and event.path and "*" not in event.path:
         return f"{event.access.split('+')[0]} {shlex.quote(printable(event.path))}"
     return None
 
