@@ -60,6 +60,10 @@ class FileRule:
         return writes and self.pattern.endswith("/") and not any(char in self.pattern for char in "*?[")
 
 
+# What an entry of `files` grants, by the list that it stands in.
+GRANTS = {"read": Access.READ, "write": Access.READ | Access.WRITE, "execute": Access.EXECUTE}
+
+
 class Found(NamedTuple):
     """What the `existing` of a rule names at launch: absolute paths.
 
