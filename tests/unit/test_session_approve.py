@@ -14,8 +14,9 @@ import pytest
 
 from mcpguard.errors import HostError
 from mcpguard.profile.amend import Addition
+from mcpguard.profile.store import control_directory
 from mcpguard.session import approve as approving
-from mcpguard.session.approve import Outcome, Scope, address, approve, folder
+from mcpguard.session.approve import Outcome, Scope, address, approve
 
 SESSION = "20261126-010101-abcd"
 RULE = Addition("files", "read", "~/notes", "cat 1x")
@@ -24,7 +25,7 @@ RULE = Addition("files", "read", "~/notes", "cat 1x")
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
-    folder().mkdir(parents=True)
+    control_directory().mkdir(parents=True)
     yield
 
 
@@ -111,7 +112,7 @@ def test_silence_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_long_path_can_be_reached_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path / ("long" * 30)))
-    folder().mkdir(parents=True)
-    assert len(os.fsencode(folder())) > 108
+    control_directory().mkdir(parents=True)
+    assert len(os.fsencode(control_directory())) > 108
     with Answering(b'{"now": [], "later": [], "why": ""}'):
         assert approve(SESSION, [], Scope.PROFILE) == Outcome((), (), "")

@@ -58,6 +58,10 @@ class Attributor:
         self._links = Links()
         self._places = MountedPlaces()
 
+    def follow(self, policy: Policy, judge: Judge) -> None:
+        """Judge by another policy from now on."""
+        self._policy, self._judge = policy, judge
+
     def path_call(self, record: PathCallRecord) -> Finding | None:
         """The finding of a path call; None: it is not ours to report (plain permissions, a missing file, ...)."""
         if record.result == errno.ENOENT:

@@ -60,6 +60,10 @@ class FileRule:
         return writes and self.pattern.endswith("/") and not any(char in self.pattern for char in "*?[")
 
 
+# What an entry of `files` grants, by the list that it stands in.
+GRANTS = {"read": Access.READ, "write": Access.READ | Access.WRITE, "execute": Access.EXECUTE}
+
+
 @dataclass(frozen=True, slots=True)
 class FileException:
     """A path that the built-in `deny` rules leave alone; it opens nothing by itself.

@@ -48,6 +48,7 @@ def compile_policy(
     workspace: str,
     tmp: str,
     own_paths: Sequence[str] = (),
+    own_hidden: Sequence[str] = (),
     resolve: ReadLink = read_link,
     find: Find | None = None,
     audit: bool = False,
@@ -61,6 +62,7 @@ def compile_policy(
         profile: with its parents merged in.
         workspace, tmp: absolute directories for `{workspace}` and `{tmp}`; their symlinked parents are followed.
         own_paths: our code, profiles, logs and runtime files: never written by the agent, whatever the profile says.
+        own_hidden: places of ours that it may not even see, sockets there included.
         resolve: where a symlink leads, see `links.Links`.
         find: what an `existing` names, as a plain path and the rest of the pattern behind it; without it such rules hold
             for names at any time.
@@ -83,7 +85,8 @@ def compile_policy(
     files = sorted(_written_out(given, variables, find) if find else given, key=_file_key)
     network = sorted({*profile.network, *extra_network}, key=_net_key)
     sockets = sorted({*profile.sockets, *extra_sockets}, key=_socket_key)
-    own = [_own_rule(path) for path in sorted(set(own_paths))]
+    sockets += [_own_socket(path) for path in sorted(set(own_hidden))]
+    own = [_own_rule(path) for path in sorted(set(own_paths))] + [_own_hidden(path) for path in sorted(set(own_hidden))]
     written: list[FileRule | NetRule | SocketRule] = [*files, *network, *sockets, *own]
     ids = {rule: number for number, rule in enumerate(written, 1)}
 
@@ -117,6 +120,60 @@ def compile_policy(
         folders=_folders(files, variables, automaton),
     )
     return replace(policy, digest=_digest(policy), socket_tables=sockets_of(policy, foreign=True).to_bytes())
+
+
+def extend_policy(
+    policy: Policy,
+    *,
+    files: Sequence[FileRule] = (),
+    network: Sequence[NetRule] = (),
+    sockets: Sequence[SocketRule] = (),
+    resolve: ReadLink = read_link,
+) -> Policy:
+    """A policy that is in force, with more rules.
+
+    What holds stays as it was compiled, so nothing that changed since, a symlink or a profile, opens or closes anything. Every
+    rule keeps its number and new ones come behind them: what the kernel reported by number means the same under both.
+
+    Raises:
+        PolicyError: as `compile_policy`.
+    """
+    links = Links(resolve)
+    variables = {
+        "home": _directory("home", policy.user.home, links),
+        "workspace": policy.workspace,
+        "tmp": policy.tmp,
+    }
+    given: list[FileRule | NetRule | SocketRule] = [*files, *network, *sockets]
+    known = {origin: number for number, origin in enumerate(policy.rules)}
+    new = [rule for rule in dict.fromkeys(given) if rule.origin not in known]
+    known.update({rule.origin: number for number, rule in enumerate(new, len(policy.rules))})
+    ids = {rule: known[rule.origin] for rule in given}
+    places = Places(links, variables, files, policy.paths)
+    paths = {*policy.paths, *(path for rule in files for path in places.paths(rule, ids[rule]))}
+    entries = {*policy.sockets, *(entry for rule in sockets for entry in places.sockets(rule, ids[rule]))}
+    ordered = tuple(sorted(paths, key=_path_key))
+    more = replace(
+        policy,
+        rules=(*policy.rules, *(rule.origin for rule in new)),
+        reasons=(*policy.reasons, *map(_reason, new)),
+        tables=policy.tables if ordered == policy.paths else Automaton.build(ordered).to_bytes(),
+        paths=ordered,
+        connect=_more_addresses(policy.connect, network, ids, NetDirection.CONNECT),
+        listen=_more_addresses(policy.listen, network, ids, NetDirection.LISTEN),
+        names=tuple(sorted({*policy.names, *_names(network, ids)}, key=_name_entry_key)),
+        sockets=tuple(sorted(entries, key=_socket_entry_key)),
+        socket_tables=b"",
+    )
+    return replace(more, digest=_digest(more), socket_tables=sockets_of(more, foreign=True).to_bytes())
+
+
+def _more_addresses(
+    before: tuple[NetEntry, ...], rules: Sequence[NetRule], ids: Ids, direction: NetDirection
+) -> tuple[NetEntry, ...]:
+    entries = sorted({*before, *_addresses(rules, ids, direction)}, key=_net_entry_key)
+    connect_table(entries)
+    return tuple(entries)
 
 
 def _reason(rule: FileRule | NetRule | SocketRule) -> str:
@@ -212,6 +269,16 @@ def _leave_alone(rule: PathRule, excepted: Mapping[str, str]) -> PathRule:
 def _own_rule(path: str) -> FileRule:
     origin = Origin("mcpguard", "mcpguard", 0, f"readonly {path}")
     return FileRule(Effect.READONLY, Access.WRITE, quote(path), origin, because=OWN_REASON)
+
+
+def _own_hidden(path: str) -> FileRule:
+    origin = Origin("mcpguard", "mcpguard", 0, f"deny {path}")
+    access = Access.READ | Access.WRITE | Access.EXECUTE
+    return FileRule(Effect.DENY, access, quote(path), origin, because=OWN_REASON)
+
+
+def _own_socket(path: str) -> SocketRule:
+    return SocketRule(Effect.DENY, quote(path), Origin("mcpguard", "mcpguard", 0, f"sockets deny {path}"))
 
 
 def _namespace_rules(system: SystemSwitches) -> list[FileRule]:

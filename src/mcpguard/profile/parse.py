@@ -13,7 +13,7 @@ import yaml
 
 from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.access import Access, Effect
-from mcpguard.model.rule import FileException, FileRule, NetDirection, NetRule, SocketRule
+from mcpguard.model.rule import GRANTS, FileException, FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
 from mcpguard.profile.draft import Draft, Parent, Raw, Word, items, keys, text, unquoted, words, wrong_type
 from mcpguard.profile.effective import command_text
@@ -22,7 +22,6 @@ from mcpguard.profile.schema import ENTRY_KEYS, Key, Type, keys_of
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z0-9_*?\[\]!-]+")
 _ALL = Access.READ | Access.WRITE | Access.EXECUTE
-_GRANTS = {"read": Access.READ, "write": Access.READ | Access.WRITE, "execute": Access.EXECUTE}
 
 
 def parse(document: str, source: str, *, name: str) -> Raw:
@@ -127,7 +126,7 @@ def _read_names(draft: Draft, key: Key, node: yaml.Node) -> None:
 def _read_patterns(draft: Draft, key: Key, node: yaml.Node) -> None:
     for word in words(draft, key, node):
         origin = draft.origin(word.line, f"{key.name} {word.text}")
-        draft.files.append(FileRule(Effect.ALLOW, _GRANTS[key.name], word.text, origin))
+        draft.files.append(FileRule(Effect.ALLOW, GRANTS[key.name], word.text, origin))
 
 
 def _read_restrictions(draft: Draft, key: Key, node: yaml.Node) -> None:

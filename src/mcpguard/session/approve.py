@@ -13,13 +13,12 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from mcpguard.errors import HostError
 from mcpguard.model.values import dataclass
 from mcpguard.profile.amend import Addition
-from mcpguard.profile.store import state_directory
+from mcpguard.profile.store import control_directory
 
 VERSION = 1
 # Of one packet; a question is a few hundred bytes.
@@ -101,19 +100,15 @@ def _no_answer(session: str, why: str) -> HostError:
     )
 
 
-def folder() -> Path:
-    """Where the sockets of this user's sessions are; hidden from every guarded process."""
-    return state_directory() / "control"
-
-
 @contextmanager
 def address(session: str) -> Iterator[str]:
     """The address of a session's socket, also where its path is longer than an address can be."""
-    path = str(folder() / session)
+    folder = control_directory()
+    path = str(folder / session)
     if len(os.fsencode(path)) <= _LONGEST:
         yield path
         return
-    held = os.open(folder(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    held = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{held}/{session}"
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 
 from mcpguard.events import totals
-from mcpguard.events.finding import REPEATS_OF_OPENS
+from mcpguard.events.finding import NOT_NOW, REPEATS_OF_OPENS
 from mcpguard.events.format import object_of, printable, shorten
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
@@ -18,6 +18,7 @@ from mcpguard.model.paths import is_below
 from mcpguard.model.values import dataclass
 
 TOP = 5
+MOST_APPROVED = 50
 RULE_WIDTH = 60
 
 
@@ -37,6 +38,7 @@ class Summary:
             of others are protected.
         unasked: what the agent wrote in the workspace and tools obey without being asked; not what lies in repositories and
             virtual environments of its own making.
+        approved: rules that the user added while the session ran, each with how far it reaches.
         missing: paths that a rule allows, that were not there at launch, and that this tier could not let the agent make.
     """
 
@@ -58,6 +60,7 @@ class Summary:
     unasked: tuple[str, ...] = ()
     would_be_denied: tuple[Group, ...] = ()
     would_be_denied_kinds: int = 0
+    approved: tuple[str, ...] = ()
 
     def later(self, home: str) -> list[tuple[str, str]]:
         """What could run later, each with the reason why."""
@@ -101,7 +104,18 @@ def summarise(store: Store, session: str) -> Summary:
         unasked=_unasked(store, session, repositories),
         would_be_denied=tuple(would_be_denied),
         would_be_denied_kinds=would_be_denied_kinds,
+        approved=_approved(store, session),
     )
+
+
+def _approved(store: Store, session: str) -> tuple[str, ...]:
+    groups, _kinds = totals.groups(store, session, totals.APPROVED, MOST_APPROVED)
+    told = []
+    for event in (group.example for group in groups):
+        text, not_now, _why = (event.detail or "").partition(NOT_NOW)
+        how = "the next run has it" if not_now else text.partition(", by ")[0]
+        told.append(f"{event.rule.text if event.rule else text} ({how})")
+    return tuple(dict.fromkeys(told))
 
 
 def _missing(store: Store, session: str) -> tuple[str, ...]:
@@ -139,6 +153,7 @@ def render(summary: Summary, home: str, *, warning: str | None = None) -> list[s
     ]
     lines += [_line(group, home) for group in summary.denials]
     lines += _more(summary.kinds - len(summary.denials))
+    lines += [f"  approved {printable(text)}" for text in summary.approved]
     lines += _warnings(summary, home)
     if summary.missing:
         names = ", ".join(printable(shorten(path, home)) for path in summary.missing)
