@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_learn import HOME, VARIABLES, WORKSPACE, audited, learn, need, session, world
 
-from mcpguard.errors import UsageError
 from mcpguard.events.schema import clean
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Event, Kind
@@ -24,7 +23,6 @@ from mcpguard.policy.compile import compile_policy
 from mcpguard.policy.decide import decide_file
 from mcpguard.profile.amend import amend
 from mcpguard.profile.parse import parse
-from mcpguard.session.amendment import additions_for
 from mcpguard.session.needs import Need, set_apart
 from mcpguard.session.policy import load_policy
 from mcpguard.session.propose import SINGLE, Proposal, propose
@@ -321,14 +319,3 @@ def test_a_folder_that_was_listed_or_touched_is_never_opened_as_a_whole(world: P
     # The last one was made by the session itself.
     assert [rule.pattern for rule in parse(out, "p", name="p").profile.files] == ["~/letters/2024"]
     assert "everything in this folder" in err and "what it leads to" in err
-
-
-@pytest.mark.parametrize("name", ["", "/letters", "/.netrc", "/.bashrc"])
-def test_a_single_approval_opens_no_more_than_learning_does(name: str, world: Path) -> None:
-    (world / "home/letters").mkdir()
-    listed = Event(1, "", Kind.FILE, "open", Verdict.DENY, access="read+write", path=f"{world}/home{name}")
-    with pytest.raises(UsageError) as refused:
-        additions_for(listed, str(world / "project"))
-    assert refused.value.code == "allow.not-learned"
-    plain = Event(1, "", Kind.FILE, "open", Verdict.DENY, access="read", path=f"{world}/home/letters/a")
-    assert [one.value for one in additions_for(plain, str(world / "project"))] == ["~/letters/a"]
