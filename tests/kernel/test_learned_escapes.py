@@ -106,4 +106,3 @@ def test_the_profile_holds_nothing_of_the_poison(escapes: Duel) -> None:
         "profiles",
     ):
         assert not [rule for rule in rules if piece in rule], rules
-    assert not (escapes.caged.home / ".config/autostart/x.desktop").exists()
