@@ -82,6 +82,8 @@ class Automaton:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._rows = [factor.rows() for factor in tables.factors]
+        self._stepping = [(factor.step, factor.sinks()) for factor in tables.factors]
+        self._carried: dict[State, State] = {}
         self._decisions: dict[State, Decision] = {}
         self._walked: dict[bytes, State] = {}
         self._uniform: dict[State, bool] = {}
@@ -147,7 +149,14 @@ class Automaton:
         raw = _raw(name)
         if raw in (b"", b".", b"..") or b"/" in raw or b"\0" in raw:
             raise ValueError(f"not a file name: {name!r}")
-        return self._carry([factor.step(at, raw) for factor, at in self._each(state)], state[-_CARRIED:])
+        states = [step(at, raw, sinks) for (step, sinks), at in zip(self._stepping, state, strict=False)]
+        reached = (*states, *state[-_CARRIED:])
+        known = self._carried.get(reached)
+        if known is None:
+            if len(self._carried) >= MAX_REMEMBERED:
+                self._carried.clear()
+            known = self._carried[reached] = self._carry(states, state[-_CARRIED:])
+        return known
 
     def walk(self, path: str | bytes) -> State:
         """The state of an absolute, canonical path; a trailing slash does not count.
