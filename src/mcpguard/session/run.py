@@ -92,6 +92,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     try:
         facts = _start(broker, recording, names)
         watch.agent_started(int(facts["pid"]))
+        gc.freeze()
         gc.enable()
         names.keep_fresh(broker.update_connect)
         if later:
