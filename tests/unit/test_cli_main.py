@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from mcpguard.cli import commands, main, run
+from mcpguard.cli import commands, main, run_words
 from mcpguard.errors import HostError, StoreError
 from mcpguard.session import start
 
@@ -50,13 +50,13 @@ def test_every_command_of_the_contract_is_listed_with_help() -> None:
     listed = {name: command.help for name, command in group.commands.items()}  # type: ignore[attr-defined]
     assert {"run", "log", "sessions", "profile", "why", "doctor"} <= set(listed)
     assert all(listed.values())
-    assert listed["run"].startswith(run.HELP.splitlines()[0])
+    assert listed["run"].startswith(run_words.HELP.splitlines()[0])
 
 
 def test_run_completes_exactly_the_options_that_it_takes() -> None:
     group = get_command(commands.build())
     shown = {name for option in group.commands["run"].params for name in option.opts if name.startswith("-")}  # type: ignore[attr-defined]
-    taken = {name for action in run.parser()._actions for name in action.option_strings}
+    taken = {name for action in run_words.parser()._actions for name in action.option_strings}
     assert shown == taken - {"-h", "--help"}
 
 

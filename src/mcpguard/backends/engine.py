@@ -14,12 +14,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, libbpf, pins, privileges
 from mcpguard.model.values import dataclass, field
 from mcpguard.wire import _abi, encode, sums
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # Raise it when what is pinned changes in a way that the objects do not show.
 LAYOUT = 1
@@ -281,17 +284,20 @@ class Session:
         counted = {f"sums.{name}": one.fd for name, one in self.maps.items() if name.endswith(_SUMS)}
         return {**carried, **counted}
 
-    def set_state(self, flags: int, files: int = 0, sockets: int = 0) -> None:
+    def set_state(self, flags: int, files: int = 0, sockets: int = 0, *, early: bool = False) -> None:
         """Say what the session is from now on; for one reader all of it changes in one step.
 
         Args:
             flags: MG_SESSION_*, or-ed; without MG_SESSION_LIVE everything is refused.
             files, sockets: indices of policies; 0: none.
+            early: do not wait until the session's maps are in its slots. What asks a table that is not there is refused;
+                `await_maps` must come before anything is to be allowed or recorded.
 
         Raises:
             KernelError: the kernel refused; what was said before still counts.
         """
-        self._moved_in()
+        if not early:
+            self.await_maps()
         value = _abi.MG_SESSION.pack(self.slot, flags, files, sockets)
         with pins.locked():
             _set_if_there(self.engine.map(LEAVES), _key64(self.leaf_id), _abi.MG_LEAF.pack(value, self.leaf_id))
@@ -383,10 +389,9 @@ class Session:
 
     def _make_maps(self, shapes: Mapping[str, list[int]]) -> None:
         for name, numbers in shapes.items():
-            shape = bpf.Shape(*numbers)
-            if name in self.sizes:
-                shape = shape._replace(entries=self.sizes[name])
-            self.maps[name] = bpf.Map(name, bpf.create_map(shape.kind, name, *shape[1:]))
+            kind, key_bytes, value_bytes, entries, flags = numbers
+            made = bpf.create_map(kind, name, key_bytes, value_bytes, self.sizes.get(name, entries), flags)
+            self.maps[name] = bpf.Map(name, made)
 
     def _move_in(self) -> None:
         """Put the maps into the slot. The kernel makes each of these wait for all programs, so it happens meanwhile."""
@@ -399,7 +404,12 @@ class Session:
             self._moving.join()
             self._moving = None
 
-    def _moved_in(self) -> None:
+    def await_maps(self) -> None:
+        """Wait until the kernel has put the session's maps into its slots.
+
+        Raises:
+            KernelError: it refused one.
+        """
         self._wait_for_moving()
         if self._trouble:
             raise self._trouble[0]

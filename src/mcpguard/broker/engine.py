@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
-from mcpguard.backends import cgroup_bpf, guard, tracing
+from mcpguard.backends import cgroup_bpf, tracing
 from mcpguard.backends import engine as shared
 from mcpguard.broker import tiers
-from mcpguard.broker.canary import ADDRESS
 from mcpguard.errors import HostError
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Effect
-from mcpguard.model.plan import GuardPlan
 from mcpguard.wire import _abi
-from mcpguard.wire.encode import NetRow, UnixRow
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from mcpguard.backends.guard import Guard
+    from mcpguard.model.plan import GuardPlan
+    from mcpguard.wire.encode import NetRow, UnixRow
 
 _RINGS = (shared.DENIALS, shared.ACTIVITY)
 _ALL_PORTS = (0, 65535)
@@ -31,7 +35,7 @@ class Engine:
         self._flags = _abi.MG_SESSION_LIVE | cgroup_bpf.Settings(audit=audit).flags
         self._leaf = leaf
         self._asked = tier
-        self._guard: guard.Guard | None = None
+        self._guard: Guard | None = None
         self._policies = (0, 0)
         self._plan: GuardPlan | None = None
         self._own_places: dict[str, int] | None = None
@@ -46,7 +50,9 @@ class Engine:
             self._stack.callback(self._session.close)
             self._stack.callback(self.release)
             if self.tier != tiers.LANDLOCK:
-                self._guard = guard.Guard(self._session)
+                from mcpguard.backends.guard import Guard
+
+                self._guard = Guard(self._session)
             self._network = cgroup_bpf.attach(self._session)
             missing = [*self._network.detach_verify(), *tracing.detach_verify(armed.engine)]
             if missing:
@@ -72,14 +78,12 @@ class Engine:
             self._session.remove(apart=True)
 
     def go_live(self) -> None:
-        """Have the programs ask the session's tables, which are empty still.
-
-        `__enter__` does not wait until the kernel has put the session's maps into its slots; this does.
-        """
-        self._session.set_state(self._flags)
+        """Have the programs ask the session's tables, which are empty still, or even on their way into the session's slots."""
+        self._session.set_state(self._flags, early=True)
 
     def set_rules(self, network: dict[str, Any]) -> None:
-        """Fill the tables from the request; before this every destination is refused."""
+        """Fill the tables from the request, once they are where the programs look; before this every destination is refused."""
+        self._session.await_maps()
         self._network.set_rules(_settings(network))
 
     def offer(self) -> dict[str, Any]:
@@ -168,6 +172,8 @@ def _net_rows(rows: list[Any], *, canary: bool) -> list[NetRow]:
 
 
 def _canary_address() -> bytes:
+    from mcpguard.broker.canary import ADDRESS
+
     return b"\0" * 10 + b"\xff\xff" + bytes(int(part) for part in ADDRESS.split("."))
 
 

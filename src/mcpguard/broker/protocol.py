@@ -16,8 +16,6 @@ from mcpguard.model.values import dataclass
 from mcpguard.wire import _abi
 
 VERSION = 3
-# Tiers that this kernel refused, as the broker remembers them until the next boot; everybody may read it, as a hint.
-REFUSED_TIERS = "/run/mcpguard/tiers.json"
 
 # Where a bounded request would overflow first, with room to spare.
 MAX_ARGUMENTS = 100_000

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcpguard.broker import client
-from mcpguard.broker.protocol import REFUSED_TIERS, LaunchRequest
+from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.errors import HostError
 from mcpguard.events.sessions import new_id
+from mcpguard.kernel.places import REFUSED_TIERS
 from mcpguard.model.access import Verdict
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
@@ -92,7 +93,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     try:
         facts = _start(broker, recording, names)
         watch.agent_started(int(facts["pid"]))
-        gc.freeze()
+        gc.freeze()  # or its first look goes through all of that, while the agent starts
         gc.enable()
         names.keep_fresh(broker.update_connect)
         if later:
