@@ -12,11 +12,12 @@ import errno
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, libbpf, pins, privileges
+from mcpguard.kernel.beside import Beside
 from mcpguard.model.values import dataclass, field
 from mcpguard.wire import _abi, encode, sums
 
@@ -273,8 +274,7 @@ class Session:
         self.slot = slot
         self.sizes = sizes
         self.maps: dict[str, bpf.Map] = {}
-        self._moving: threading.Thread | None = None
-        self._trouble: list[BaseException] = []
+        self._moving: Beside | None = None
         self._leftovers: list[Callable[[], None]] = []
         self._gone = False
 
@@ -396,13 +396,11 @@ class Session:
     def _move_in(self) -> None:
         """Put the maps into the slot. The kernel makes each of these wait for all programs, so it happens meanwhile."""
         moves = [_insertion(self.engine.map(name), _key32(self.slot), one.fd) for name, one in self.maps.items()]
-        self._moving = threading.Thread(target=_together, args=(moves, self._trouble))
-        self._moving.start()
+        self._moving = Beside(partial(_together, moves))
 
     def _wait_for_moving(self) -> None:
         if self._moving is not None:
             self._moving.join()
-            self._moving = None
 
     def await_maps(self) -> None:
         """Wait until the kernel has put the session's maps into its slots.
@@ -410,9 +408,8 @@ class Session:
         Raises:
             KernelError: it refused one.
         """
-        self._wait_for_moving()
-        if self._trouble:
-            raise self._trouble[0]
+        if self._moving is not None:
+            self._moving.done()
 
     def _forget(self) -> None:
         self._wait_for_moving()
@@ -552,23 +549,13 @@ def _deletion(outer: bpf.Map, key: bytes) -> Callable[[], None]:
     return lambda: outer.delete(key)
 
 
-def _together(calls: Iterable[Callable[[], None]], trouble: list[BaseException] | None = None) -> None:
-    """Make all calls side by side and wait for them; what goes wrong is collected, or raised at the end."""
-    collected: list[BaseException] = [] if trouble is None else trouble
-
-    def guarded(call: Callable[[], None]) -> None:
-        try:
-            call()
-        except BaseException as error:
-            collected.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if trouble is None and collected:
-        raise collected[0]
+def _together(calls: Iterable[Callable[[], None]]) -> None:
+    """Make all calls side by side and wait for them; the first thing that goes wrong is raised at the end."""
+    begun = [Beside(call) for call in calls]
+    for call in begun:
+        call.join()
+    for call in begun:
+        call.done()
 
 
 def _key32(number: int) -> bytes:

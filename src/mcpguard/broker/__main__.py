@@ -9,10 +9,12 @@ insisted on (0: none). The user's process starts the broker before it has read i
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
 if __name__ == "__main__" and sys.flags.isolated:
+    gc.disable()  # what a launch makes stays; `launch` turns it on again when the agent runs
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from mcpguard.broker.server import serve

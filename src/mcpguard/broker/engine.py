@@ -82,8 +82,7 @@ class Engine:
         self._session.set_state(self._flags, early=True)
 
     def set_rules(self, network: dict[str, Any]) -> None:
-        """Fill the tables from the request, once they are where the programs look; before this every destination is refused."""
-        self._session.await_maps()
+        """Fill the tables from the request; before this every destination is refused."""
         self._network.set_rules(_settings(network))
 
     def offer(self) -> dict[str, Any]:
@@ -110,11 +109,13 @@ class Engine:
             self.arm(self._own_places)
 
     def arm(self, own_places: dict[str, int]) -> None:
-        """From now on the hooks judge every act of the leaf by the policy.
+        """From the return on the session's tables are where all programs look, and the hooks judge every act of the leaf by the
+        policy.
 
         Args:
             own_places: numbers of the file systems that the session has for itself (OWN_PLACES).
         """
+        self._session.await_maps()
         if self._guard is None or self._plan is None:
             return
         self._own_places = own_places

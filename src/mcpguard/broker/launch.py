@@ -7,6 +7,7 @@ its slots. While the agent runs the broker only waits, passes signals on, and ta
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import pwd
@@ -24,6 +25,7 @@ from mcpguard.broker.protocol import LaunchRequest, checked_paths, guard_from_js
 from mcpguard.broker.rearm import INTERVAL_S, Covers
 from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
 from mcpguard.kernel import cgroup, landlock, mounts, terminals
+from mcpguard.kernel.beside import Beside
 from mcpguard.model.plan import OWN_PLACES
 from mcpguard.model.values import dataclass, field
 
@@ -84,39 +86,49 @@ class Launch:
         with _signals() as wakeup:
             abi = _insist_on_landlock(engine.tier)
             self.channel.send({**engine.offer(), "terminals": [[own.device, own.index] for own in self.terminals]})
-            # The kernel takes its time to let a process into a cgroup, and takes it beside what it takes for the maps.
             engine.go_live()
             target = canary.Target.open(outside_pid=caller_pid, signals=abi >= 6 or engine.tier < tiers.LANDLOCK)
-            child = _fork(engine.tier, leaf, target, self.terminals)
-            received = self.channel.receive()
-            if received is None:  # the user's process changed its mind
-                return
-            request = LaunchRequest.from_json(received[0])
-            _check_user(request, self.caller_uid)
-            engine.set_rules(request.network)
-            if request.guard is not None:
-                engine.set_guard(request.guard, request.switches)
-            canary_pid = _confine(child, received[0], engine)
-            target.close()
-            # While the child waits it is there to be looked at; a quick program has ended before we get to it again.
-            covers = Covers(child.pid, request.files.steps, request.user)
-            _drop_to_idle()
-            facts = {"ready": True, "pid": child.pid, "canary_pid": canary_pid, "cgroup": leaf.path}
-            self.channel.send({**facts, **engine.facts()}, engine.descriptors())
-            received = self.channel.receive()
-            if received is None or received[0].get("go") is not True:
-                return
-            child.line.send(b"go")
-            answer = child.line.recv(4096)
-            if answer:
-                self._tell({"exec_failed": json.loads(answer)["exec"]})
-            status = self._wait(child, leaf, wakeup, engine, covers)
-            covers.close()
-            leftover = max(0, len(leaf.pids()) if leaf.populated() else 0)
-            leaf.kill()
-            self._tell({"exited": status, "leftover": leftover, **engine.final()})
-            engine.release()
-            self._until_client_leaves()
+            child = _fork(engine.tier, target, self.terminals)
+            # The kernel takes its time to let a process into a cgroup, and takes it beside what it takes for the maps.
+            entering = Beside(lambda: leaf.enter(child.pid))
+            try:
+                self._serve(child, target, entering, wakeup)
+            finally:
+                entering.join()
+
+    def _serve(self, child: _Child, target: canary.Target, entering: Beside, wakeup: socket.socket) -> None:
+        engine, leaf = self.engine, self.leaf
+        received = self.channel.receive()
+        if received is None:  # the user's process changed its mind
+            return
+        request = LaunchRequest.from_json(received[0])
+        _check_user(request, self.caller_uid)
+        engine.set_rules(request.network)
+        if request.guard is not None:
+            engine.set_guard(request.guard, request.switches)
+        canary_pid = _confine(child, received[0], engine, entering)
+        target.close()
+        # While the child waits it is there to be looked at; a quick program has ended before we get to it again.
+        covers = Covers(child.pid, request.files.steps, request.user)
+        _drop_to_idle()
+        facts = {"ready": True, "pid": child.pid, "canary_pid": canary_pid, "cgroup": leaf.path}
+        self.channel.send({**facts, **engine.facts()}, engine.descriptors())
+        received = self.channel.receive()
+        if received is None or received[0].get("go") is not True:
+            return
+        child.line.send(b"go")
+        gc.freeze()
+        gc.enable()
+        answer = child.line.recv(4096)
+        if answer:
+            self._tell({"exec_failed": json.loads(answer)["exec"]})
+        status = self._wait(child, leaf, wakeup, engine, covers)
+        covers.close()
+        leftover = max(0, len(leaf.pids()) if leaf.populated() else 0)
+        leaf.kill()
+        self._tell({"exited": status, "leftover": leftover, **engine.final()})
+        engine.release()
+        self._until_client_leaves()
 
     def _wait(self, child: _Child, leaf: cgroup.Leaf, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
         """Wait for the agent to end; returns its wait status. Meanwhile, put back covers that come off."""
@@ -180,22 +192,23 @@ class Launch:
                 return
 
 
-def _fork(tier: int, leaf: cgroup.Leaf, target: canary.Target, own: Sequence[terminals.Terminal]) -> _Child:
-    """The child, on its way into the leaf; there it waits for its orders."""
+def _fork(tier: int, target: canary.Target, own: Sequence[terminals.Terminal]) -> _Child:
+    """The child, which waits for its orders."""
     orders, theirs = socket.socketpair()
     line, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
         orders.close()
         line.close()
-        become_agent(Channel(theirs), tier, leaf, end, target, own)
+        become_agent(Channel(theirs), tier, end, target, own)
     theirs.close()
     end.close()
     return _Child(pid, Channel(orders), line)
 
 
-def _confine(child: _Child, request: dict[str, Any], engine: Engine) -> int:
-    """Give the child its orders, arm the hooks once it has confined itself, and wait until its canary was refused.
+def _confine(child: _Child, request: dict[str, Any], engine: Engine, entering: Beside) -> int:
+    """Give the child its orders, arm the hooks once it has confined itself and is in the leaf, and wait until its canary was
+    refused.
 
     Returns:
         the canary's pid.
@@ -204,6 +217,7 @@ def _confine(child: _Child, request: dict[str, Any], engine: Engine) -> int:
         child.orders.send(request)
     report, child.held = _read_report(child.line)
     if report.get("confined"):
+        entering.done()
         engine.arm(_own_places(child.pid))
         child.line.send(b"arm")
         report, _none = _read_report(child.line)
