@@ -120,6 +120,11 @@ class Broker:
         """Cover sockets that appeared while the session runs."""
         self.channel.send({"hide": paths})
 
+    def dismiss(self) -> None:
+        """Nothing more is asked of it: it may clean up and end. What it handed over stays open."""
+        with contextlib.suppress(OSError):
+            self.channel.connection.shutdown(socket.SHUT_WR)
+
     def wait(self, timeout_s: float = 5.0) -> None:
         """Give it time to remove what it made; it does so also when nobody waits."""
         if self.process.poll() is not None:

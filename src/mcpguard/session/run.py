@@ -202,6 +202,7 @@ def _wait_for_agent(
         if "exec_failed" in message:
             trouble = _not_started(command[0], int(message["exec_failed"]))
         if "exited" in message:
+            broker.dismiss()  # it ends while the record is finished
             recording.take_final(message)
             return exit_code(int(message["exited"])), trouble
 
