@@ -6,7 +6,6 @@ The broker trusts nothing in a request that it can check: types, sizes, who the 
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 from mcpguard.errors import HostError, McpguardError
 from mcpguard.model.access import Access
@@ -14,6 +13,10 @@ from mcpguard.model.plan import OWN_PLACES, FilesPlan, Grant, GuardPlan, MaskEnt
 from mcpguard.model.policy import User
 from mcpguard.model.values import dataclass
 from mcpguard.wire import _abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 VERSION = 3
 

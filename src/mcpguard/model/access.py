@@ -23,9 +23,10 @@ class Access(enum.IntFlag):
     @property
     def word(self) -> str:
         """The access as a person reads it: `read`, `write`, `execute`, or a `+` joined list."""
-        return "+".join(a.name.lower() for a in (Access.READ, Access.WRITE, Access.EXECUTE) if a in self and a.name)
+        return "+".join(a.name.lower() for a in ACCESSES if a in self and a.name)
 
 
+ACCESSES = (Access.READ, Access.WRITE, Access.EXECUTE)
 _BY_BITS = [Access(bits) for bits in range(8)]
 
 

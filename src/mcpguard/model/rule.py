@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
 
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.values import dataclass
@@ -60,7 +59,8 @@ class FileRule:
         return writes and self.pattern.endswith("/") and not any(char in self.pattern for char in "*?[")
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Found:
     """What the `existing` of a rule names at launch: absolute paths.
 
     Attributes:

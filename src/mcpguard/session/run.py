@@ -14,12 +14,11 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mcpguard.broker import client
 from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.errors import HostError
-from mcpguard.events.sessions import new_id
+from mcpguard.events.ids import new_id
 from mcpguard.kernel.places import REFUSED_TIERS
 from mcpguard.model.access import Verdict
 from mcpguard.model.plan import FilesPlan
@@ -35,7 +34,10 @@ from mcpguard.session.options import RunOptions
 from mcpguard.session.start import Start
 from mcpguard.wire import _abi
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mcpguard.session.hooks import Hooks
     from mcpguard.session.recording import Recording
 
