@@ -274,6 +274,7 @@ class Session:
         self.slot = slot
         self.sizes = sizes
         self.maps: dict[str, bpf.Map] = {}
+        self._shapes: dict[str, bpf.Shape] = {}
         self._moving: Beside | None = None
         self._leftovers: list[Callable[[], None]] = []
         self._gone = False
@@ -304,6 +305,37 @@ class Session:
             self.engine.map(SESSIONS).set(_key64(self.leaf_id), value)
             if cgroup.is_populated(self.leaf_fd):
                 self._await_readers()
+
+    def state(self) -> tuple[int, int]:
+        """The indices of the policies that decisions use now, as `set_state` was told."""
+        value = self.engine.map(SESSIONS).get(_key64(self.leaf_id), _abi.MG_SESSION.size)
+        if value is None:
+            return 0, 0
+        _slot, _flags, files, sockets = _abi.MG_SESSION.unpack(value)
+        return files, sockets
+
+    def another(self, name: str) -> bpf.Map:
+        """An empty map that can take the place of the session's map `name`; the caller's to close until it has.
+
+        Raises:
+            KernelError: there is no memory for it.
+        """
+        kind, *rest = self._shapes[name]
+        return bpf.Map(name, bpf.create_map(kind, name, *rest))
+
+    def put(self, one: bpf.Map) -> bpf.Map:
+        """Have decisions ask `one` in place of the session's map of that name: one step for every reader.
+
+        Returns:
+            the map that was there; nobody reads it any more.
+
+        Raises:
+            KernelError: the kernel refused; the old one still counts.
+        """
+        self.await_maps()
+        self.engine.map(one.name).set_fd(_key32(self.slot), one.fd)
+        old, self.maps[one.name] = self.maps[one.name], one
+        return old
 
     def _await_readers(self) -> None:
         """Wait until no program reads the value that was replaced: its memory may become another session's entry.
@@ -390,8 +422,8 @@ class Session:
     def _make_maps(self, shapes: Mapping[str, list[int]]) -> None:
         for name, numbers in shapes.items():
             kind, key_bytes, value_bytes, entries, flags = numbers
-            made = bpf.create_map(kind, name, key_bytes, value_bytes, self.sizes.get(name, entries), flags)
-            self.maps[name] = bpf.Map(name, made)
+            self._shapes[name] = (kind, key_bytes, value_bytes, self.sizes.get(name, entries), flags)
+            self.maps[name] = self.another(name)
 
     def _move_in(self) -> None:
         """Put the maps into the slot. The kernel makes each of these wait for all programs, so it happens meanwhile."""

@@ -11,6 +11,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 
 from mcpguard.broker.channel import Channel, peer_uid
 from mcpguard.errors import HostError, PrivilegeError
@@ -53,6 +54,10 @@ class Broker:
     process: subprocess.Popen[bytes]
     channel: Channel
     descriptors: dict[str, int] = field(default_factory=dict)
+    _answers: dict[int, dict[str, Any] | None] = field(default_factory=dict)
+    _answered: threading.Condition = field(default_factory=threading.Condition)
+    _asked: int = 0
+    _over: bool = False
 
     def load(self, *, audit: bool, tier: str | None) -> None:
         """Have it load; until then it waits. To be called once, first.
@@ -106,15 +111,68 @@ class Broker:
     def go(self) -> None:
         self.channel.send({"go": True})
 
-    def update_connect(self, rows: list[Any]) -> None:
-        """Replace the table of destinations while the session runs."""
-        self.channel.send({"connect": rows})
+    def send_update(
+        self, network: dict[str, Any] | None = None, plan: GuardPlan | None = None, number: int = 0
+    ) -> None:
+        """Replace what the session goes by while it runs; whether it could be done is not waited for.
 
-    def update_guard(self, plan: GuardPlan) -> None:
-        """Replace the policy in the kernel's hooks while the session runs."""
-        from mcpguard.broker.protocol import guard_to_json
+        Args:
+            network: the tables that change, as in `LaunchRequest.network`.
+            plan: the policy in the kernel's hooks.
+        """
+        message: dict[str, Any] = {"number": number} if number else {}
+        if network is not None:
+            message["network"] = network
+        if plan is not None:
+            from mcpguard.broker.protocol import guard_to_json
 
-        self.channel.send({"guard": guard_to_json(plan)})
+            message["guard"] = guard_to_json(plan)
+        self.channel.send(message)
+
+    def update(self, network: dict[str, Any], plan: GuardPlan | None, wait_s: float) -> None:
+        """The same, and wait until the kernel goes by it. `answer` must be called meanwhile, by another thread.
+
+        Raises:
+            HostError: it was refused; nothing changed. With the code `broker.no-answer` that is not known.
+        """
+        with self._answered:
+            self._asked += 1
+            number = self._asked
+            self._answers[number] = {} if self._over else None
+        try:
+            self.send_update(network, plan, number)
+            with self._answered:
+                self._answered.wait_for(lambda: self._answers[number] is not None, wait_s)
+                answer = self._answers[number]
+        except OSError:
+            answer = None
+        finally:
+            self._answers.pop(number, None)
+        if not answer:
+            raise HostError(
+                "the session's broker did not take the new rules",
+                why="it has ended" if answer is not None else f"it did not answer within {wait_s:.0f} s",
+                do="try again; `mcpguard sessions` tells whether the session still runs",
+                code="broker.no-answer",
+            )
+        if "error" in answer:
+            from mcpguard.broker.protocol import error_from_json
+
+            raise error_from_json(answer)
+
+    def answer(self, message: dict[str, Any]) -> None:
+        """An answer came to one of `update`."""
+        with self._answered:
+            if message["updated"] in self._answers:
+                self._answers[message["updated"]] = message
+            self._answered.notify_all()
+
+    def hang_up(self) -> None:
+        """No more answers will come."""
+        with self._answered:
+            self._over = True
+            self._answers.update({number: {} for number in self._answers})
+            self._answered.notify_all()
 
     def hide(self, paths: list[str]) -> None:
         """Cover sockets that appeared while the session runs."""

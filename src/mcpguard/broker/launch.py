@@ -21,10 +21,10 @@ from mcpguard.broker import canary, tiers
 from mcpguard.broker.channel import Channel, peer_pid
 from mcpguard.broker.child import become_agent
 from mcpguard.broker.engine import Engine
-from mcpguard.broker.protocol import LaunchRequest, checked_paths, guard_from_json
+from mcpguard.broker.protocol import LaunchRequest, checked_paths, error_to_json, guard_from_json
 from mcpguard.broker.rearm import INTERVAL_S, Covers
 from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
-from mcpguard.kernel import cgroup, landlock, mounts, terminals
+from mcpguard.kernel import cgroup, landlock, mounts, syscalls, terminals
 from mcpguard.kernel.beside import Beside
 from mcpguard.model.plan import OWN_PLACES
 from mcpguard.model.values import dataclass, field
@@ -166,15 +166,15 @@ class Launch:
         message, descriptors = received
         for fd in descriptors:
             os.close(fd)
-        if "connect" in message:
-            engine.update_connect(message["connect"])
-        if "guard" in message:
-            with contextlib.suppress(ValueError, KernelError):  # what was decided before still counts
-                engine.set_guard(guard_from_json(message["guard"]), 0)
-        if "hide" in message:
-            covers.add(checked_paths(message["hide"]))
-            with contextlib.suppress(OSError):
-                covers.restore()
+        refused: dict[str, Any] = {}
+        try:
+            _update(message, engine, covers)
+        except McpguardError as error:  # what was decided before still counts
+            refused = error_to_json(error)
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            refused = error_to_json(_no_update(error))
+        if "number" in message:
+            self._tell({"updated": message["number"], **refused})
 
     def _tell(self, message: dict[str, Any]) -> None:
         try:
@@ -190,6 +190,25 @@ class Launch:
                     return
             except (OSError, ValueError):
                 return
+
+
+def _update(message: dict[str, Any], engine: Engine, covers: Covers) -> None:
+    """Do what the user's process asks while the agent runs."""
+    if "network" in message or "guard" in message:
+        plan = guard_from_json(message["guard"]) if "guard" in message else None
+        engine.update(message.get("network", {}), plan)
+    if "hide" in message:
+        covers.add(checked_paths(message["hide"]))
+        covers.restore()
+
+
+def _no_update(error: Exception) -> HostError:
+    return HostError(
+        "the broker refused new rules for the session",
+        why=f"{type(error).__name__}: {error}",
+        do="the rules from before hold; reinstall mcpguard, then run `mcpguard setup`",
+        code="broker.malformed-update",
+    )
 
 
 def _fork(tier: int, target: canary.Target, own: Sequence[terminals.Terminal]) -> _Child:
@@ -304,6 +323,8 @@ def _reap(pid: int, leaf: cgroup.Leaf) -> int | None:
     if found == 0:
         return None
     if os.WIFSTOPPED(status):
+        if syscalls.release_tracee(pid, os.WSTOPSIG(status)):
+            return None
         leaf.freeze(True)
         os.kill(os.getpid(), signal.SIGSTOP)
         leaf.freeze(False)

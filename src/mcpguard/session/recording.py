@@ -26,6 +26,7 @@ from mcpguard.events.recorder import Recorder
 from mcpguard.events.store import Store
 from mcpguard.kernel.ring import Counters, Ring
 from mcpguard.model.coverage import Coverage
+from mcpguard.model.event import Event
 from mcpguard.model.policy import Policy
 from mcpguard.wire import _abi, decode
 from mcpguard.wire.records import SumRecord
@@ -145,6 +146,16 @@ class Recording:
     def covered_again(self, paths: Sequence[str]) -> None:
         """Protected files that somebody outside replaced, and that stood open until their covers were put back."""
         self._restored.update(paths)
+
+    def adopt(self, policy: Policy, since_ns: int) -> None:
+        """Tell what happens from `since_ns` (CLOCK_MONOTONIC) on by another policy, whose numbers of rules mean the same."""
+        if self._recorder is not None:
+            self._recorder.adopt(policy, since_ns)
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Put on record what the user's process itself did to the session."""
+        if self._recorder is not None:
+            self._recorder.tell(events)
 
     def take_final(self, message: Mapping[str, Any]) -> None:
         """News that came with the agent's end: last counts, and how many processes it left behind."""
