@@ -190,7 +190,7 @@ class _Expansion:
         bits = self.names.reduce(bits)
         state = self.states.get(bits)
         if state is None:
-            tail = self.names.tails.get(bits)
+            tail = self.names.tail(bits)
             if tail is not None:
                 state = self.machine.chain(tail, self._target(bits << len(tail)), self.sink)
             else:
