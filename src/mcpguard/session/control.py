@@ -73,13 +73,16 @@ def _listening(session: str) -> Iterator[socket.socket]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _remove_stale(folder)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        with address(session) as name:
+        begun, known = folder / f".{session}", folder / session
+        with address(begun.name) as name:
             listener.bind(name)
         try:
             listener.listen(_MOST_WAITING)
+            begun.rename(known)  # whoever finds the name is answered
             yield listener
         finally:
-            (folder / session).unlink(missing_ok=True)
+            begun.unlink(missing_ok=True)
+            known.unlink(missing_ok=True)
 
 
 def _remove_stale(folder: Path) -> None:

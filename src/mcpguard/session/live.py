@@ -122,7 +122,7 @@ class Live:
             return "" if rule.own or extended.sockets == self._policy.sockets else _NO_ROW
         hidden = self._later.hidden() if self._later else []
         open_then = [path for path in hidden if decide_unix(extended, path).verdict is Verdict.ALLOW]
-        return f"{open_then[0]} was hidden from the session when it began" if open_then else ""
+        return f"{open_then[0]} is hidden from the session, and stays so while it runs" if open_then else ""
 
     def _take(self, rules: Sequence[Rule]) -> None:
         before = self._policy
