@@ -134,6 +134,8 @@ def test_a_denial_is_allowed_in_the_profile_and_the_next_attempt_succeeds(termin
     terminal.keys("watch", "d")
     terminal.wait_for("watch", "filter: verdict:deny", "~/.tool/data")
     terminal.keys("watch", "a")
+    terminal.wait_for("watch", "allow in the profile", "the session has ended")
+    terminal.keys("watch", "w")
     terminal.wait_for("watch", "Allow it in", "+ file read ~/.tool")
     terminal.keys("watch", "y")
     terminal.wait_for("watch", "the next run has it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mcpguard.model.rule import FileRule, NetRule, Origin, SocketRule
+from mcpguard.model.rule import FileException, FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field
 
 # What makes a user namespace usable; `system.user_namespaces` lets them be written.
@@ -32,6 +32,7 @@ class Profile:
         environment_remove: glob patterns of environment variables that the agent does not get.
         environment_keep: exceptions to `environment_remove`.
         ancestors: every profile merged in, sorted by name.
+        exceptions: what built-in denials leave alone; the profile's own words, never its parents'.
     """
 
     name: str
@@ -47,3 +48,4 @@ class Profile:
     system: SystemSwitches = field(default_factory=SystemSwitches)
     ancestors: tuple[str, ...] = ()
     origins: tuple[Origin, ...] = ()
+    exceptions: tuple[FileException, ...] = ()

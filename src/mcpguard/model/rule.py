@@ -64,6 +64,20 @@ class FileRule:
 GRANTS = {"read": Access.READ, "write": Access.READ | Access.WRITE, "execute": Access.EXECUTE}
 
 
+@dataclass(frozen=True, slots=True)
+class FileException:
+    """A path that the built-in `deny` rules leave alone; it opens nothing by itself.
+
+    Attributes:
+        path: as written, variables not yet expanded; one path, no wildcards.
+        because: the person's reason; may be empty.
+    """
+
+    path: str
+    origin: Origin
+    because: str = ""
+
+
 class Found(NamedTuple):
     """What the `existing` of a rule names at launch: absolute paths.
 

@@ -21,7 +21,7 @@ from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
 from mcpguard.model.profile import NAMESPACE_MAPS, Profile, SystemSwitches
-from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin, SocketRule
+from mcpguard.model.rule import FileException, FileRule, Found, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.model.values import replace
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.decide import sockets_of
@@ -91,7 +91,12 @@ def compile_policy(
     ids = {rule: number for number, rule in enumerate(written, 1)}
 
     places = Places(links, variables, files)
-    paths = tuple(sorted({path for rule in (*files, *own) for path in places.paths(rule, ids[rule])}, key=_path_key))
+    excepted = _excepted(profile.exceptions, places, variables)
+    shipped = {number for rule, number in ids.items() if rule.origin.file.startswith("builtin:")}
+    found = (path for rule in (*files, *own) for path in places.paths(rule, ids[rule]))
+    paths = tuple(
+        sorted({_leave_alone(path, excepted) if path.rule in shipped else path for path in found}, key=_path_key)
+    )
     automaton = Automaton.build(paths)
     policy = Policy(
         digest="",
@@ -228,6 +233,37 @@ def _written_out(rules: Iterable[FileRule], variables: Mapping[str, str], find: 
         yield from (replace(rule, pattern=beginning + rest, existing="") for beginning in beginnings)
         # A file `.git` names the repository, a symlink leads to it: changed, they would lead to another one.
         yield from (replace(rule, pattern=quote(path), existing=quote(path)) for path in found.others)
+
+
+def _excepted(exceptions: Iterable[FileException], places: Places, variables: Mapping[str, str]) -> dict[str, str]:
+    """What built-in denials leave alone: pattern -> the one path that it names, each also at its real place.
+
+    Raises:
+        PolicyError: an exception has wildcards, which would open names that nobody looked at.
+    """
+    found: dict[str, str] = {}
+    for one in exceptions:
+        if literal_path(expand(one.path, one.origin.place, variables)) is None:
+            raise PolicyError(
+                f'{one.origin.place}: "{one.path}" in files.except is more than one path',
+                why="each path that a built-in rule denies is opened by its own name",
+                do="write one path without * ? and [ ]",
+                code="policy.except",
+            )
+        opening = FileRule(Effect.ALLOW, Access.READ, one.path, one.origin)
+        found |= {path.pattern: literal_path(path.pattern) or path.pattern for path in places.paths(opening, 0)}
+    return found
+
+
+def _leave_alone(rule: PathRule, excepted: Mapping[str, str]) -> PathRule:
+    """A denial that matches what an exception names leaves it alone; a folder above what is denied excepts nothing."""
+    if rule.effect is not Effect.DENY or not excepted:
+        return rule
+    automaton = Automaton.build([replace(rule, effect=Effect.ALLOW, access=Access.READ, exceptions=())])
+    more = [
+        pattern for pattern, path in excepted.items() if Access.READ in automaton.decision(automaton.walk(path)).allowed
+    ]
+    return replace(rule, exceptions=tuple(sorted({*rule.exceptions, *more}))) if more else rule
 
 
 def _own_rule(path: str) -> FileRule:

@@ -13,7 +13,7 @@ import yaml
 
 from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.access import Access, Effect
-from mcpguard.model.rule import GRANTS, FileRule, NetDirection, NetRule, SocketRule
+from mcpguard.model.rule import GRANTS, FileException, FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
 from mcpguard.profile.draft import Draft, Parent, Raw, Word, items, keys, text, unquoted, words, wrong_type
 from mcpguard.profile.effective import command_text
@@ -130,7 +130,7 @@ def _read_patterns(draft: Draft, key: Key, node: yaml.Node) -> None:
 
 
 def _read_restrictions(draft: Draft, key: Key, node: yaml.Node) -> None:
-    """`readonly` and `deny`: a pattern, or a mapping that says more about it."""
+    """`readonly`, `deny` and `except`: a pattern, or a mapping that says more about it."""
     for item in items(draft, key, node):
         if isinstance(item, yaml.MappingNode):
             _read_entry(draft, key, item)
@@ -179,7 +179,9 @@ def _add_restriction(
 ) -> None:
     words_of_rule = [key.name, path.text, *(["except", *exceptions] if exceptions else [])]
     origin = draft.origin(path.line, " ".join(words_of_rule))
-    if key.type is Type.DENIED:
+    if key.type is Type.EXCEPTED:
+        draft.exceptions.append(FileException(path.text, origin, because))
+    elif key.type is Type.DENIED:
         draft.files.append(FileRule(Effect.DENY, _ALL, path.text, origin, exceptions, because))
     else:
         draft.files.append(FileRule(Effect.READONLY, Access.WRITE, path.text, origin, (), because, existing))
@@ -236,6 +238,7 @@ _READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
     Type.PATTERNS: _read_patterns,
     Type.PROTECTED: _read_restrictions,
     Type.DENIED: _read_restrictions,
+    Type.EXCEPTED: _read_restrictions,
     Type.TARGETS: _read_targets,
     Type.SOCKETS: _read_sockets,
     Type.VARIABLES: _read_variables,

@@ -197,6 +197,8 @@ def _patterns(profile: Profile) -> Iterator[tuple[str, Origin]]:
     for rule in profile.files:
         for pattern in (rule.pattern, *rule.exceptions):
             yield pattern, rule.origin
+    for exception in profile.exceptions:
+        yield exception.path, exception.origin
     for socket in profile.sockets:
         if not socket.pattern.startswith("@"):
             yield socket.pattern, socket.origin

@@ -21,8 +21,9 @@ from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
 from mcpguard.model.coverage import Strength
 from mcpguard.model.event import Event
+from mcpguard.session.approve import Scope, approve
 from mcpguard.tui import filters
-from mcpguard.tui.allow import AllowScreen
+from mcpguard.tui.approval import Approval, Approve
 from mcpguard.tui.details import describe
 from mcpguard.tui.export import export
 from mcpguard.tui.feed import Feed, Portion
@@ -58,7 +59,13 @@ class WatchApp(App[None]):
         *(Binding(str(n), f"tab('{name}')", name.title(), show=False) for n, name in enumerate(TABS, 1)),
     ]
 
-    def __init__(self, open_store: Callable[[], Store], session: Session, home: str | None = None) -> None:
+    def __init__(
+        self, open_store: Callable[[], Store], session: Session, home: str | None = None, ask: Approve = approve
+    ) -> None:
+        """
+        Args:
+            ask: has a session take more rules.
+        """
         super().__init__()
         self._home = home or str(Path.home())
         self._open_store = open_store
@@ -67,6 +74,7 @@ class WatchApp(App[None]):
         self._totals = self._feed.totals
         self._summed = self._last = self._skipped = 0
         self._line = ""
+        self._approval = Approval(self, lambda: self._session, ask, self._home, self._answered)
 
     def compose(self) -> ComposeResult:
         # Held here and not looked up: while the screen closes, some are gone from it before others.
@@ -210,7 +218,7 @@ class WatchApp(App[None]):
         if not pane.display:
             return
         with self._feed.lock:
-            because = next((u.because for u in self._totals.uses.values() if event and u.origin == event.rule), "")
+            because = self._because(event)
             chain = self._feed.processes.chain(event.pid if event else None)
             pane.update(describe(event, chain, because, self._home))
 
@@ -289,34 +297,19 @@ class WatchApp(App[None]):
             self.notify("the event is in the clipboard, as JSON")
 
     def action_allow(self) -> None:
-        """A rule for what was refused, into the person's own profile, after a question."""
+        """What was refused: once, for the session, or in the person's own profile, after a question."""
         event = self._stream.chosen
         if event is None:
             return
-        from mcpguard.session.amendment import additions_for, install, prepare
+        with self._feed.lock:
+            because = self._because(event)
+        self._approval.ask(event, because)
 
-        profile = self._session.profile
-        said = f"# Rules that were allowed in `mcpguard watch`, session {self._session.id} first.\n"
-        try:
-            amendment = prepare(profile, profile, additions_for(event, self._session.workspace), said=said)
-        except McpguardError as problem:
-            self.notify(f"{problem.why}; {problem.do}", title=problem.what, severity="warning", timeout=15)
-            return
-        if not amendment.added:
-            self.notify("your profile has this rule already; the next run has it", title="nothing to add")
-            return
+    def _because(self, event: Event | None) -> str:
+        return next((u.because for u in self._totals.uses.values() if event and u.origin == event.rule), "")
 
-        def answered(write: bool | None) -> None:
-            if not write:
-                return
-            try:
-                install(amendment)
-            except McpguardError as problem:
-                self.notify(f"{problem.why}; {problem.do}", title=problem.what, severity="error", timeout=15)
-            else:
-                self.notify(f"written to {shorten(str(amendment.path), self._home)}; the next run has it")
-
-        self.push_screen(AllowScreen(event, amendment, self._home), answered)
+    def _answered(self, event: Event, scope: Scope) -> None:
+        """Something was allowed."""
 
     def action_export(self) -> None:
         """What the filter matches, as JSON lines, into a file in the current folder."""

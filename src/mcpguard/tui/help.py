@@ -17,7 +17,7 @@ TEXT = """\
 [b]d[/b]         the next verdict: denied, audited, allowed, all
 [b]/[/b]         filter   [b]escape[/b] takes it away
 [b]enter[/b]     show or hide the details of the chosen event
-[b]a[/b]         allow what was refused in your own profile: shows the rule and asks; the next run has it
+[b]a[/b]         allow what was refused: o once, s for the session, w in your own profile, x leave it refused
 [b]p[/b]         show or hide the process tree; enter on a process: its events
 [b]c[/b]         copy the event as JSON (OSC 52; in tmux: set -g set-clipboard on)
 [b]e[/b]         export what the filter matches, as JSON lines
