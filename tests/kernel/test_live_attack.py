@@ -145,6 +145,15 @@ def test_the_user_outside_is_heard(decides: Decides) -> None:
     assert decides.intruders == []
 
 
+def test_who_only_looks_is_no_intruder(decides: Decides, leaf: Leaf) -> None:
+    connected().close()
+    assert ask().now
+    assert decides.intruders == []
+    assert not within(leaf, lambda: connected().recv(1))
+    assert ask().now
+    assert len(decides.intruders) == 1
+
+
 def test_a_process_of_a_leaf_is_not(decides: Decides, leaf: Leaf) -> None:
     assert not within(leaf, ask)
     assert decides.taken == []

@@ -15,7 +15,7 @@ from mcpguard.model.policy import User
 from mcpguard.model.values import dataclass
 from mcpguard.wire import _abi
 
-VERSION = 3
+VERSION = 4
 # Tiers that this kernel refused, as the broker remembers them until the next boot; everybody may read it, as a hint.
 REFUSED_TIERS = "/run/mcpguard/tiers.json"
 

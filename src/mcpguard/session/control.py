@@ -106,6 +106,8 @@ def _converse(line: socket.socket, decides: Callable[[], Decides]) -> None:
     if uid != os.geteuid() or (question := _question(line, pid)) is None:
         decides().intruder(pid)
         return
+    if not question:  # somebody looked whether we are there
+        return
     try:
         answer = _answer(question, pid, decides())
     except McpguardError as error:
@@ -116,7 +118,7 @@ def _converse(line: socket.socket, decides: Callable[[], Decides]) -> None:
 
 
 def _question(line: socket.socket, pid: int) -> bytes | None:
-    """What the peer asks; None: it may not.
+    """What the peer asks, empty when it hung up; None: it may not ask.
 
     A number is no process: who connected may have ended, and another one have its PID. So the PID is held, then looked at;
     what was sent after that must come from this PID; and it must still live in the end, so that it was the same all the time.
@@ -137,6 +139,8 @@ def _question(line: socket.socket, pid: int) -> bytes | None:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)
         ]
         ended = bool(select.select([held], (), (), 0)[0])
+        if not data:
+            return b""
         if senders != [(pid, os.geteuid())] or ended or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             return None
         return data if nonce.encode() in data else None
