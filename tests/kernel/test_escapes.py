@@ -71,7 +71,6 @@ def tasks_on(pid: int, fd: int, stack: tuple[int, int]) -> list[Task]:
         "signal with a value": ("signal_with_value", {"pid": pid}),
         "seize": ("seize", {"pid": pid}),
         "memory copy for writing": ("copy_into_memory", {"pid": pid, "start": stack[0]}),
-        "timers": ("read_file", {"path": f"/proc/{pid}/timers"}),
         "adjust oom": ("write_file", {"path": f"/proc/{pid}/oom_score_adj", "text": "1000"}),
     }
     return [Task(id, act, args) for id, (act, args) in wanted.items()]

@@ -376,6 +376,16 @@ def test_patterns_that_multiply_are_spread_until_they_are_small(place: str) -> N
     assert automaton.decision(automaton.walk(path)).read_rule == 3
 
 
+def test_ten_thousand_paths_beside_each_other_fit() -> None:
+    rules = [allow(f"/srv/store/number-{number:05d}/deeper", rule=number) for number in range(10_000)]
+    automaton = Automaton.build([*rules, deny("/**/.env*", rule=10_001)])
+    assert len(automaton.to_bytes()) < 3 << 20
+    for number in (1, 4_321, 9_999):
+        assert automaton.decision(automaton.walk(f"/srv/store/number-{number:05d}/deeper/x")).read_rule == number
+    assert automaton.decision(automaton.walk("/srv/store/number-00001/deeper/.env")).read_rule == 10_001
+    assert automaton.decision(automaton.walk("/srv/store/number-10000/deeper")).read_rule == 0
+
+
 def test_rules_that_multiply_are_refused_with_the_patterns_that_cost_most() -> None:
     rules = [deny(f"/**/*{a}*{b}*{c}*", rule=1) for a in "abcdef" for b in "ghijkl" for c in "mnopqr"]
     with pytest.raises(PolicyError) as caught:

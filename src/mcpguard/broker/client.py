@@ -12,13 +12,15 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
 
 from mcpguard.broker.channel import Channel, peer_uid
 from mcpguard.errors import HostError, PrivilegeError
 from mcpguard.model.values import dataclass, field
 
+TYPE_CHECKING = False  # as `typing` has it, which takes longer than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from mcpguard.broker.protocol import LaunchRequest
     from mcpguard.model.plan import GuardPlan
 
@@ -56,6 +58,16 @@ class Broker:
     _answered: threading.Condition = field(default_factory=threading.Condition)
     _asked: int = 0
     _over: bool = False
+
+    def load(self, *, audit: bool, tier: str | None) -> None:
+        """Have it load; until then it waits. To be called once, first.
+
+        Args:
+            tier: `1`, `2` or `3` to insist on one.
+        """
+        # One that has failed already is found out at its first answer.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.channel.connection.sendall(bytes((audit, int(tier or 0))))
 
     def offer(self) -> dict[str, Any]:
         """What the broker can give on this host: the tier, and why each better one is not it. To be taken once, first.
@@ -166,6 +178,11 @@ class Broker:
         """Cover sockets that appeared while the session runs."""
         self.channel.send({"hide": paths})
 
+    def dismiss(self) -> None:
+        """Nothing more is asked of it: it may clean up and end. What it handed over stays open."""
+        with contextlib.suppress(OSError):
+            self.channel.connection.shutdown(socket.SHUT_WR)
+
     def wait(self, timeout_s: float = 5.0) -> None:
         """Give it time to remove what it made; it does so also when nobody waits."""
         if self.process.poll() is not None:
@@ -184,10 +201,8 @@ class Broker:
         self.channel.close()
 
 
-def start(program: BrokerProgram, *, audit: bool, tier: str | None = None) -> Broker:
+def start(program: BrokerProgram) -> Broker:
     """Start the broker: directly as root, else through sudo, which asks for a password on the terminal if it must.
-
-    It loads while the caller goes on; `audit` and `tier` must be known by then.
 
     Raises:
         PrivilegeError: sudo is missing or said no.
@@ -195,22 +210,18 @@ def start(program: BrokerProgram, *, audit: bool, tier: str | None = None) -> Br
     if os.geteuid() == 0:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [*program.command, "--fd", str(theirs.fileno()), *_flags(audit, tier)]
+            command = [*program.command, "--fd", str(theirs.fileno())]
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         return Broker(process, Channel(ours))
-    return _start_with_sudo(program, audit, tier)
+    return _start_with_sudo(program)
 
 
-def _flags(audit: bool, tier: str | None) -> list[str]:
-    return [*(["--audit"] if audit else []), *(["--tier", tier] if tier else [])]
-
-
-def _start_with_sudo(program: BrokerProgram, audit: bool, tier: str | None) -> Broker:
+def _start_with_sudo(program: BrokerProgram) -> Broker:
     name = f"mcpguard-{os.getpid()}-{os.urandom(16).hex()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(b"\0" + name.encode())
         listener.listen(4)
-        command = [_sudo(), "-p", _PROMPT, "--", *program.command, "--socket", name, *_flags(audit, tier)]
+        command = [_sudo(), "-p", _PROMPT, "--", *program.command, "--socket", name]
         try:
             process = subprocess.Popen(command)
         except OSError as error:

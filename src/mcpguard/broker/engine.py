@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
-from mcpguard.backends import cgroup_bpf, guard, tracing
+from mcpguard.backends import cgroup_bpf, tracing
 from mcpguard.backends import engine as shared
 from mcpguard.broker import tiers
-from mcpguard.broker.canary import ADDRESS
 from mcpguard.errors import HostError
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Effect
-from mcpguard.model.plan import GuardPlan
 from mcpguard.wire import _abi
-from mcpguard.wire.encode import NetRow, UnixRow
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from mcpguard.backends.guard import Guard
+    from mcpguard.model.plan import GuardPlan
+    from mcpguard.wire.encode import NetRow, UnixRow
 
 _RINGS = (shared.DENIALS, shared.ACTIVITY)
 _ALL_PORTS = (0, 65535)
@@ -32,7 +36,7 @@ class Engine:
         self._flags = _abi.MG_SESSION_LIVE | cgroup_bpf.Settings(audit=audit).flags
         self._leaf = leaf
         self._asked = tier
-        self._guard: guard.Guard | None = None
+        self._guard: Guard | None = None
         self._policies = (0, 0)
         self._plan: GuardPlan | None = None
         self._own_places: dict[str, int] | None = None
@@ -47,7 +51,9 @@ class Engine:
             self._stack.callback(self._session.close)
             self._stack.callback(self.release)
             if self.tier != tiers.LANDLOCK:
-                self._guard = guard.Guard(self._session)
+                from mcpguard.backends.guard import Guard
+
+                self._guard = Guard(self._session)
             self._network = cgroup_bpf.attach(self._session)
             missing = [*self._network.detach_verify(), *tracing.detach_verify(armed.engine)]
             if missing:
@@ -73,11 +79,8 @@ class Engine:
             self._session.remove(apart=True)
 
     def go_live(self) -> None:
-        """Have the programs ask the session's tables, which are empty still.
-
-        `__enter__` does not wait until the kernel has put the session's maps into its slots; this does.
-        """
-        self._session.set_state(self._flags)
+        """Have the programs ask the session's tables, which are empty still, or even on their way into the session's slots."""
+        self._session.set_state(self._flags, early=True)
 
     def set_rules(self, network: dict[str, Any]) -> None:
         """Fill the tables from the request; before this every destination is refused."""
@@ -137,11 +140,13 @@ class Engine:
             raise
 
     def arm(self, own_places: dict[str, int]) -> None:
-        """From now on the hooks judge every act of the leaf by the policy.
+        """From the return on the session's tables are where all programs look, and the hooks judge every act of the leaf by the
+        policy.
 
         Args:
             own_places: numbers of the file systems that the session has for itself (OWN_PLACES).
         """
+        self._session.await_maps()
         if self._guard is None or self._plan is None:
             return
         self._own_places = own_places
@@ -196,6 +201,8 @@ def _net_rows(rows: list[Any], *, canary: bool) -> list[NetRow]:
 
 
 def _canary_address() -> bytes:
+    from mcpguard.broker.canary import ADDRESS
+
     return b"\0" * 10 + b"\xff\xff" + bytes(int(part) for part in ADDRESS.split("."))
 
 

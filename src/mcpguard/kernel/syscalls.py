@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -69,5 +68,7 @@ def release_tracee(pid: int, stopped_by: int) -> bool:
     Returns:
         False: the caller does not trace it.
     """
+    import signal  # takes longer than all else here
+
     passed = 0 if stopped_by == signal.SIGTRAP else stopped_by
     return int(libc.ptrace(ctypes.c_long(_PTRACE_DETACH), ctypes.c_long(pid), None, ctypes.c_void_p(passed))) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
 
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.values import dataclass
@@ -78,7 +77,8 @@ class FileException:
     because: str = ""
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Found:
     """What the `existing` of a rule names at launch: absolute paths.
 
     Attributes:

@@ -10,7 +10,8 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 
-from mcpguard.policy.boundary import ACCESSES, Boundary, Items, RankedRule
+from mcpguard.model.access import ACCESSES
+from mcpguard.policy.boundary import Boundary, Items, RankedRule
 from mcpguard.policy.names import Names
 from mcpguard.policy.packing import pack_rows
 from mcpguard.policy.tables import (
@@ -189,7 +190,7 @@ class _Expansion:
         bits = self.names.reduce(bits)
         state = self.states.get(bits)
         if state is None:
-            tail = self.names.tails.get(bits)
+            tail = self.names.tail(bits)
             if tail is not None:
                 state = self.machine.chain(tail, self._target(bits << len(tail)), self.sink)
             else:

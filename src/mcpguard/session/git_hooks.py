@@ -12,7 +12,6 @@ from pathlib import Path
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.rule import FileRule, Origin
-from mcpguard.policy.patterns import quote
 from mcpguard.session.worktree import repository
 
 _MAX_SETTINGS = 1 << 20
@@ -42,6 +41,8 @@ def hook_rules(workspace: str, home: str) -> list[FileRule]:
     place = hooks_folder(workspace, home)
     if not place:
         return []
+    from mcpguard.policy.patterns import quote
+
     origin = Origin("git settings", "core.hooksPath", 0, f"readonly {{workspace}}{place.removeprefix(workspace)}")
     because = "git runs hooks on the user's next commit"
     return [FileRule(Effect.READONLY, Access.WRITE, quote(place), origin, because=because)]

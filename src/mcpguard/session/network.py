@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mcpguard.model.access import Effect
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Policy, SocketEntry
@@ -25,6 +24,10 @@ from mcpguard.policy.decide import not_own
 from mcpguard.policy.network import connect_table, mapped
 from mcpguard.policy.patterns import split_literal
 from mcpguard.session import answers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 REFRESH_S = 60.0
 LAUNCH_WAIT_S = 0.4

@@ -36,6 +36,8 @@ _CANARY_WAIT_S = 5.0
 # How often a lock on the store is waited for, a second each: before the agent starts, and to write that it has ended.
 _LOCK_ATTEMPTS = 10
 _SECOND_TRY_S = 5.0
+# Whoever waits for so short a run does not wait for the disk besides.
+_SHORT_S = 1.0
 BEHIND = "records at least that were not read or stored, because a disk or a file system did not answer at the end"
 UNTOLD = "counts at least of repeated acts that the kernel still held when the broker was killed"
 UNWATCHED = "processes at least that went on after the record had ended, because the broker was killed"
@@ -65,6 +67,7 @@ class Recording:
         self._final = False
         self._leftover = 0
         self._restored: set[str] = set()
+        self._began = time.monotonic()
         # Aggregates that began before the agent did.
         self._before: set[int] = set()
 
@@ -208,7 +211,10 @@ class Recording:
             _warn(warning)
         if not quiet:
             self._summarise(self._store, warning)
-        self._store.close()
+        # Closing writes back what was appended, and waits until it is on the disk. After a short run that is left to the next
+        # one, or to whoever reads: what is written outlives this process either way.
+        if time.monotonic() - self._began > _SHORT_S:
+            self._store.close()
 
     def _stop_pump(self) -> None:
         if self._pump is None:

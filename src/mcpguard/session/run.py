@@ -14,12 +14,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mcpguard.broker import client
-from mcpguard.broker.protocol import REFUSED_TIERS, LaunchRequest
+from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.errors import HostError
-from mcpguard.events.sessions import new_id
+from mcpguard.events.ids import new_id
+from mcpguard.kernel.places import REFUSED_TIERS
 from mcpguard.model.access import Verdict
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
@@ -35,7 +35,10 @@ from mcpguard.session.policy import own_hidden
 from mcpguard.session.start import Start
 from mcpguard.wire import _abi
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from mcpguard.session.edits import Edits
     from mcpguard.session.hooks import Hooks
     from mcpguard.session.live import Live
@@ -96,6 +99,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     try:
         facts = _start(broker, recording, names)
         watch.agent_started(int(facts["pid"]))
+        gc.freeze()  # or its first look goes through all of that, while the agent starts
         gc.enable()
         names.keep_fresh(lambda rows: broker.send_update({"connect": rows}))
         if later:
@@ -235,6 +239,7 @@ def _wait_for_agent(
         if "exec_failed" in message:
             trouble = _not_started(command[0], int(message["exec_failed"]))
         if "exited" in message:
+            broker.dismiss()  # it ends while the record is finished
             recording.take_final(message)
             return exit_code(int(message["exited"])), trouble
 

@@ -12,7 +12,6 @@ import os
 import socket
 import zlib
 from pathlib import Path
-from typing import IO, cast
 
 from mcpguard import __version__
 from mcpguard.errors import HostError
@@ -146,6 +145,8 @@ def build_filter(switches: SystemSwitches, *, mounts: bool = False) -> bytes:
             add(refuse, "socket", arg(0, equal, family), arg(1, masked, _SOCK_TYPE_MASK, kind))
     for request in (_TIOCSTI, _TIOCLINUX):
         add(refuse, "ioctl", arg(1, masked, 0xFFFFFFFF, request))
+    from typing import IO, cast
+
     with tempfile.TemporaryFile() as output:
         rules.export_bpf(cast("IO[bytes]", output))
         output.seek(0)
