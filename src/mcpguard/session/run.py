@@ -245,6 +245,7 @@ def _wait_for_agent(
     while True:
         received = broker.channel.receive()
         if received is None:
+            broker.hang_up()
             return _without_broker(recording)
         message, _descriptors = received
         if "updated" in message:
