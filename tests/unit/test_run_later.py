@@ -245,6 +245,10 @@ def test_what_is_gone_or_leads_elsewhere_is_not_looked_at(tmp_path: Path) -> Non
     assert look("mcp-server", tmp_path / "link.json") == ELSEWHERE
     (tmp_path / "folder").symlink_to(secret.parent)
     assert look("mcp-server", tmp_path / "folder/settings.json") == ELSEWHERE
+    put(tmp_path / "s/.git/config", GIT)
+    (tmp_path / "s/.git/hooks").symlink_to(secret.parent)
+    told = look("repository", tmp_path / "s")
+    assert told.endswith("its hooks lead elsewhere; not looked at") and "settings.json" not in told and "evil" in told
     (tmp_path / "r").mkdir()
     (tmp_path / "r/.git").symlink_to(secret.parent)
     assert look("repository", tmp_path / "r") == ELSEWHERE

@@ -91,6 +91,8 @@ def _repository(path: str) -> str:
     text = read_plain(f"{folder}/config")
     if text is not None and (told := _git_settings(folder, text)):
         found.append(told)
+    if os.path.realpath(f"{folder}/hooks") != f"{folder}/hooks":
+        return "; ".join([*found, "its hooks lead elsewhere; not looked at"])
     with suppress(OSError), os.scandir(f"{folder}/hooks") as entries:
         names = [entry.name for entry, _ in zip(entries, range(1000), strict=False)]
         hooks = [name for name in sorted(names) if not name.endswith(".sample")]
