@@ -85,6 +85,8 @@ def _missing(path: str) -> str:
 
 def _repository(path: str) -> str:
     folder = f"{path}/.git"
+    if not os.path.lexists(folder) and read_plain(f"{path}/HEAD") is not None:
+        folder = path  # a bare one
     if os.path.realpath(folder) != folder or not Path(folder).is_dir():
         return _missing(folder)
     found = []
@@ -102,6 +104,8 @@ def _repository(path: str) -> str:
 
 
 def _git_settings(_path: str, text: str) -> str:
+    if text.startswith("gitdir:"):
+        return _named([text.partition("\n")[0]])
     met = [
         f"{key} = {value}"
         for key, value in settings(text)
