@@ -94,7 +94,7 @@ def words(app: WatchApp) -> str:
 
 
 async def opened(app: WatchApp, pilot: Any, kind: type[Any]) -> None:
-    await until(pilot, lambda: isinstance(app.screen, kind), f"{kind.__name__}: {notes(app)}")
+    await until(pilot, lambda: isinstance(app.screen, kind) and "by " in words(app), f"{kind.__name__}: {notes(app)}")
 
 
 async def menu(app: WatchApp, pilot: Any) -> None:

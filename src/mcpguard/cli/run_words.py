@@ -65,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("-w", "--workspace", metavar="DIR", help="the project; default: the current directory")
     made.add_argument("--audit", action="store_true", help="let through and record everything but explicit denials")
     made.add_argument(
+        "--ask",
+        action="store_true",
+        help="make what no rule covers a question in `mcpguard watch`; it is refused until then",
+    )
+    made.add_argument(
         "--best-effort", action="store_true", help="run although a rule cannot be enforced here; prints the gap"
     )
     made.add_argument("--tier", choices=("1", "2", "3"), help="insist on an enforcement tier (see `mcpguard doctor`)")
@@ -90,7 +95,12 @@ def parse(arguments: list[str]) -> RunOptions:
     separator = separator and not found.command
     if not words:
         parser().error("nothing to run: name an AGENT, or write -- and a command")
+    if found.ask and found.audit:
+        parser().error(
+            "--ask and --audit exclude each other: with --audit nothing is refused that could be asked about"
+        )
     return RunOptions(
+        ask=found.ask,
         profile=found.profile,
         workspace=found.workspace,
         audit=found.audit,
