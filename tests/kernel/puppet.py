@@ -21,12 +21,38 @@ from mcpguard.profile.store import control_directory
 from mcpguard.session.approve import Outcome, Scope, approve
 
 PROGRAM = r"""
-import errno, json, os, socket, sys
+import errno, json, os, socket, sys, threading
 
 def connect(host, port):
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
         sock.settimeout(10)
         sock.connect((host, int(port)))
+
+def datagram(host, port):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((host, int(port)))
+
+def storm(honest, denied, threads, times):
+    wrong = []
+
+    def ask_often():
+        for _ in range(int(times)):
+            for host in (honest, denied):
+                try:
+                    datagram(host, 9)
+                    answer = 0
+                except OSError as refused:
+                    answer = refused.errno
+                if answer != (0 if host == honest else errno.EPERM):
+                    wrong.append(host)
+
+    running = [threading.Thread(target=ask_often) for _ in range(int(threads))]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    if wrong:
+        raise OSError(0, f"{len(wrong)} wrong verdicts on {set(wrong)}")
 
 def unix(path, kind="STREAM"):
     with socket.socket(socket.AF_UNIX, getattr(socket, "SOCK_" + kind)) as sock:
@@ -54,7 +80,7 @@ for line in sys.stdin:
         globals()[act](*words)
         answer = ""
     except OSError as refused:
-        answer = errno.errorcode.get(refused.errno, str(refused))
+        answer = errno.errorcode.get(refused.errno) or str(refused)
     print(json.dumps(answer), flush=True)
 """
 

@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 3
+VERSION = 4
 
 # Where a bounded request would overflow first, with room to spare.
 MAX_ARGUMENTS = 100_000

@@ -108,6 +108,7 @@ def _run(
     profile_name: Annotated[str | None, typer.Option("--profile", "-p", autocompletion=profile.complete)] = None,
     workspace: Annotated[Path | None, typer.Option("--workspace", "-w", file_okay=False)] = None,
     audit: Annotated[bool, typer.Option("--audit")] = False,
+    ask: Annotated[bool, typer.Option("--ask")] = False,
     best_effort: Annotated[bool, typer.Option("--best-effort")] = False,
     tier: Annotated[Literal["1", "2", "3"] | None, typer.Option("--tier")] = None,
     read: Annotated[list[str] | None, typer.Option("--read")] = None,

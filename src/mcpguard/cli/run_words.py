@@ -26,6 +26,7 @@ EPILOG = """examples:
   mcpguard run claude-code -p "fix the test"  arguments for the agent itself
   mcpguard run -p dev-tools -- make test      any command
   mcpguard run --audit -- ./build.sh          record what would be denied
+  mcpguard run --ask codex                    what no rule covers: ask in watch
   mcpguard run --net db.example:5432 codex    one more destination, this once
 
 exit code: the command's own; 125 mcpguard failed before it; 126 not
@@ -65,6 +66,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("-w", "--workspace", metavar="DIR", help="the project; default: the current directory")
     made.add_argument("--audit", action="store_true", help="let through and record everything but explicit denials")
     made.add_argument(
+        "--ask",
+        action="store_true",
+        help="make what no rule covers a question in `mcpguard watch`; it is refused until then",
+    )
+    made.add_argument(
         "--best-effort", action="store_true", help="run although a rule cannot be enforced here; prints the gap"
     )
     made.add_argument("--tier", choices=("1", "2", "3"), help="insist on an enforcement tier (see `mcpguard doctor`)")
@@ -90,7 +96,12 @@ def parse(arguments: list[str]) -> RunOptions:
     separator = separator and not found.command
     if not words:
         parser().error("nothing to run: name an AGENT, or write -- and a command")
+    if found.ask and found.audit:
+        parser().error(
+            "--ask and --audit exclude each other: with --audit nothing is refused that could be asked about"
+        )
     return RunOptions(
+        ask=found.ask,
         profile=found.profile,
         workspace=found.workspace,
         audit=found.audit,

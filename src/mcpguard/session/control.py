@@ -73,13 +73,16 @@ def _listening(session: str) -> Iterator[socket.socket]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _remove_stale(folder)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        with address(session) as name:
+        begun, known = folder / f".{session}", folder / session
+        with address(begun.name) as name:
             listener.bind(name)
         try:
             listener.listen(_MOST_WAITING)
+            begun.rename(known)  # whoever finds the name is answered
             yield listener
         finally:
-            (folder / session).unlink(missing_ok=True)
+            begun.unlink(missing_ok=True)
+            known.unlink(missing_ok=True)
 
 
 def _remove_stale(folder: Path) -> None:
@@ -103,6 +106,8 @@ def _converse(line: socket.socket, decides: Callable[[], Decides]) -> None:
     if uid != os.geteuid() or (question := _question(line, pid)) is None:
         decides().intruder(pid)
         return
+    if not question:  # somebody looked whether we are there
+        return
     try:
         answer = _answer(question, pid, decides())
     except McpguardError as error:
@@ -113,7 +118,7 @@ def _converse(line: socket.socket, decides: Callable[[], Decides]) -> None:
 
 
 def _question(line: socket.socket, pid: int) -> bytes | None:
-    """What the peer asks; None: it may not.
+    """What the peer asks, empty when it hung up; None: it may not ask.
 
     A number is no process: who connected may have ended, and another one have its PID. So the PID is held, then looked at;
     what was sent after that must come from this PID; and it must still live in the end, so that it was the same all the time.
@@ -134,6 +139,8 @@ def _question(line: socket.socket, pid: int) -> bytes | None:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)
         ]
         ended = bool(select.select([held], (), (), 0)[0])
+        if not data:
+            return b""
         if senders != [(pid, os.geteuid())] or ended or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             return None
         return data if nonce.encode() in data else None

@@ -43,6 +43,7 @@ _RESTRICTING = {("files", "deny"), ("files", "readonly"), ("network", "deny"), (
 _SCOPED_ABI = 6
 _NO_LOOK_UP = "a name with * cannot be looked up, so it allows nothing in any run yet"
 _AT_LAUNCH = "only rules about files, network and sockets can be taken while a session runs"
+_DENIALS = "a session that runs keeps its denials"
 _ABSTRACT = "Landlock keeps the session from abstract sockets of others"
 _NO_ROW = "a socket pattern with a * inside allows nothing in this tier"
 
@@ -83,7 +84,7 @@ class Live:
         later: dict[str, str] = {}
         for addition in additions:
             rule = rule_of(addition)
-            why = _AT_LAUNCH if rule is None else self._not_now(rule)
+            why = _not_live(addition) if rule is None else self._not_now(rule)
             if rule is None or why:
                 later[text_of(addition)] = why
             else:
@@ -122,7 +123,7 @@ class Live:
             return "" if rule.own or extended.sockets == self._policy.sockets else _NO_ROW
         hidden = self._later.hidden() if self._later else []
         open_then = [path for path in hidden if decide_unix(extended, path).verdict is Verdict.ALLOW]
-        return f"{open_then[0]} was hidden from the session when it began" if open_then else ""
+        return f"{open_then[0]} is hidden from the session, and stays so while it runs" if open_then else ""
 
     def _take(self, rules: Sequence[Rule]) -> None:
         before = self._policy
@@ -163,6 +164,10 @@ class Live:
         tables = network.settings(self._policy, rows, peers=self._offer.tier == 1)
         with contextlib.suppress(OSError):
             self._broker.send_update(tables, self._hooks.plan if self._hooks else None)
+
+
+def _not_live(addition: Addition) -> str:
+    return _DENIALS if addition[:2] == ("files", "except") else _AT_LAUNCH
 
 
 def text_of(addition: Addition) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,11 +128,10 @@ def offer(event: Event, workspace: str) -> Offer:
             do="leave it refused",
             code="allow.own",
         )
-    user = current_user()
-    variables = {"home": user.home, "workspace": workspace, "tmp": temporary_directory(user.home)}
-    found_rules = [proposal.addition()._replace(comment="") for proposal in propose(_needs(event), variables)]
-    wide = any(opened(rule.value, "proposal", user.home, workspace) for rule in found_rules if rule.section == "files")
-    if not found_rules or wide:
+    variables = variables_of(workspace)
+    once, pattern = suggestions(event, variables)
+    wide = any(opened(one.value, "proposal", variables["home"], workspace) for one in pattern if one.section == "files")
+    if not pattern or wide:
         raise UsageError(
             "no rule of a profile allows this",
             why=event.detail or f"{event.kind} {event.op} is closed to every guarded program",
@@ -140,7 +139,23 @@ def offer(event: Event, workspace: str) -> Offer:
             code="allow.no-rule",
         )
     folders = tuple(place for place in _places(event) if event.kind is Kind.FILE and Path(place).is_dir())
-    return Offer(tuple(dict.fromkeys(_exact(event))), tuple(found_rules), folders)
+    return Offer(once, pattern, folders)
+
+
+def variables_of(workspace: str) -> dict[str, str]:
+    """What `{workspace}`, `{home}` and `{tmp}` mean for this user.
+
+    Raises:
+        PolicyError: there is no sensible temporary directory.
+    """
+    home = current_user().home
+    return {"home": home, "workspace": workspace, "tmp": temporary_directory(home)}
+
+
+def suggestions(event: Event, variables: Mapping[str, str]) -> tuple[tuple[Addition, ...], tuple[Addition, ...]]:
+    """(rules for exactly the object, rules as a person would write them), not yet checked. Pure."""
+    pattern = [proposal.addition()._replace(comment="") for proposal in propose(_needs(event), variables)]
+    return tuple(dict.fromkeys(_exact(event))), tuple(pattern)
 
 
 def _is_our_own(event: Event) -> bool:
@@ -162,7 +177,7 @@ def _places(event: Event) -> list[str]:
 
 def _exact(event: Event) -> Iterator[Addition]:
     """Rules for the object itself; an address and not the name that led to it."""
-    if event.kind is Kind.NET and event.address:
+    if event.kind is Kind.NET and event.address and event.op in _ACTS:
         host = f"[{event.address}]" if ":" in event.address else event.address
         protocol = f"/{event.protocol}" if event.protocol in ("tcp", "udp") else ""
         port = f":{event.port}" if event.port else ""

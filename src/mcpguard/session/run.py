@@ -76,6 +76,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     session = new_id(time.time_ns())
     environment = scrub(os.environ, policy.environment_remove, policy.environment_keep)
     environment[SESSION_VARIABLE] = session
+    notes = [*plan.hidden, *(_asking(session, quiet=options.quiet) if options.ask else ())]
     broker.request(
         LaunchRequest(
             session=session,
@@ -94,7 +95,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     # While the broker makes and confines the child, on another processor where there is one.
     from mcpguard.session.recording import Recording
 
-    recording = Recording.begin(session, policy, command, coverage.TIER_NAMES[offer.tier], holds, plan.hidden)
+    recording = Recording.begin(session, policy, command, coverage.TIER_NAMES[offer.tier], holds, notes)
     edits = None
     try:
         facts = _start(broker, recording, names)
@@ -125,6 +126,21 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         sys.stderr.write("\n".join(trouble.lines()) + "\n")
     recording.end(code, quiet=options.quiet)
     return code
+
+
+def _asking(session: str, *, quiet: bool) -> tuple[str]:
+    """Let `watch` ask what no rule covers; what the person is told at the beginning and at the end.
+
+    Raises:
+        HostError: answers could not be kept.
+    """
+    from mcpguard.session import questions
+
+    questions.begin(session)
+    note = questions.NOTE.format(session)
+    if not quiet:
+        sys.stderr.write(f"mcpguard: {note}\n")
+    return (note,)
 
 
 def _tier_1_failed(asked: str | None) -> bool:
@@ -229,6 +245,7 @@ def _wait_for_agent(
     while True:
         received = broker.channel.receive()
         if received is None:
+            broker.hang_up()
             return _without_broker(recording)
         message, _descriptors = received
         if "updated" in message:

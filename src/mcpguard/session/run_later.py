@@ -190,14 +190,17 @@ def run_later(store: Store, session: str) -> list[Later]:
     repositories = _repositories(written, workspace)
     hidden = _own_folders(written, repositories)
     search_path = _search_path()
-    temporary = temporary_directory(current_user().home)
+    home = current_user().home
+    temporary = temporary_directory(home)
     base = None if totals.has_rules_of(store, session, "base") else _base(workspace)
     found = {path: Later(path, REPOSITORY.kind, REPOSITORY.why, unasked=True) for path in repositories}
     for one in reversed(written):  # a folder comes after what is in it
         scratch = is_below(one.path, temporary) and not is_below(one.path, workspace)
         if scratch or one.path.startswith(hidden):
             continue
-        point = point_of(one.path, workspace) or _by_place(one.path, search_path, base)
+        # In a project the table has all that `base` has, and there are many files.
+        asked = None if is_below(one.path, workspace) and not is_below(home, workspace) else base
+        point = point_of(one.path, workspace) or _by_place(one.path, search_path, asked)
         whole = not _WHOLE.isdisjoint(one.ways) and not any(path.startswith(f"{one.path}/") for path in found)
         if point is None and whole:
             point = point_of(f"{one.path}/x", workspace)

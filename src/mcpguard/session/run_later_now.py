@@ -148,9 +148,26 @@ def _lines_that_run(path: str, text: str) -> str:
     return "runs " + _named(lines) if lines else "only adds folders"
 
 
+def scripts_since(path: str, before: bytes | None) -> str:
+    """The scripts of a package that are not as they were; `before` is the committed file, None: there was none."""
+    text = read_plain(path)
+    if text is None:
+        return _missing(path)
+    old = _scripts_of(before.decode("utf-8", "surrogateescape")) if before is not None else {}
+    new = _scripts_of(text)
+    changed = _named(f"{name}: {new[name]}" for name in new if name not in old or old[name] != new[name])
+    if before is None:
+        return f"not in the last commit; {changed}" if changed else "not in the last commit"
+    return f"since the last commit: {changed}" if changed else "no script is new since the last commit"
+
+
 def _scripts(_path: str, text: str) -> str:
+    return _named(f"{name}: {command}" for name, command in _scripts_of(text).items())
+
+
+def _scripts_of(text: str) -> Mapping[str, Any]:
     scripts = _json(text).get("scripts")
-    return _named(f"{name}: {command}" for name, command in scripts.items()) if isinstance(scripts, dict) else ""
+    return scripts if isinstance(scripts, dict) else {}
 
 
 def _is_program(path: str, _text: str) -> str:

@@ -5,6 +5,7 @@ What takes time runs in a thread of its own, so the screen never waits; every ca
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from mcpguard.profile.amend import Addition
 from mcpguard.session.amendment import Amendment, install, prepare
 from mcpguard.session.approve import Outcome, Scope
 from mcpguard.session.offers import Offer, Purpose, exception, offer, purpose
+from mcpguard.session.questions import LEFT
 from mcpguard.tui.allow import PurposeScreen, ScopeScreen, WriteScreen
 
 Approve = Callable[[str, Sequence[Addition], Scope], Outcome]
@@ -37,12 +39,12 @@ class Approval:
         session: Callable[[], Session],
         approve: Approve,
         home: str,
-        answered: Callable[[Event, Scope], None],
+        answered: Callable[[Event, str], None],
     ) -> None:
         """
         Args:
             session: as it is known now.
-            answered: called when something was allowed.
+            answered: notes an answer; called in the thread that carries it out.
         """
         self._app = app
         self._session = session
@@ -114,9 +116,22 @@ class Approval:
 
         def work() -> Outcome:
             made = offer(event, session.workspace)
-            return self._approve(session.id, made.once if scope is Scope.ONCE else made.pattern, scope)
+            outcome = self._approve(session.id, made.once if scope is Scope.ONCE else made.pattern, scope)
+            if outcome.now:
+                self._answered(event, scope)
+            return outcome
 
         self._do(work, lambda outcome: self._told(event, scope, outcome))
+
+    def settle(self, event: Event, answer: str) -> None:
+        """The answer to a question: a scope, or that it stays refused."""
+        if answer == LEFT:
+            self._do(
+                lambda: self._answered(event, LEFT),
+                lambda _: self._tell("left refused", "it is not asked again in this session"),
+            )
+        else:
+            self.answer(event, Scope(answer))
 
     def _prepared(self, event: Event, session: Session) -> tuple[Amendment, tuple[Addition, ...]]:
         made = offer(event, session.workspace)
@@ -146,6 +161,7 @@ class Approval:
         def work() -> Outcome:
             if amendment is not None:
                 install(amendment)
+            self._answered(event, Scope.PROFILE)
             rules = tuple(f"{one.section}.{one.key}: {one.value}" for one in additions)
             if session.state is not State.RUNNING:
                 return Outcome((), rules, "the session has ended")
@@ -170,8 +186,6 @@ class Approval:
             lines.append("the next run has it, too")
         if outcome.why:
             lines.append(f"why: {printable(outcome.why)}")
-        if now or scope is Scope.PROFILE:
-            self._answered(event, scope)
         title = (
             "allowed" if now and not later else "the next run has it" if scope is Scope.PROFILE else "not allowed now"
         )
@@ -192,17 +206,19 @@ class Approval:
                 self._tell(problem.what, f"{problem.why}; {problem.do}", severity="warning")
 
         def run() -> None:
-            result, problem = None, None
+            result = None
+            # Of a failure that nobody foresaw; the answer after it must still be possible.
+            problem: McpguardError | None = _failed("mcpguard itself is at fault")
             try:
                 result = work()
+                problem = None
             except McpguardError as error:
                 problem = error
             except OSError as error:
-                problem = McpguardError("not done", why=str(error), do="try again", code="allow.failed")
-            try:
-                self._app.call_from_thread(finished, result, problem)
-            except RuntimeError:  # the screen is closed
-                return
+                problem = _failed(str(error))
+            finally:
+                with contextlib.suppress(RuntimeError):  # the screen is closed
+                    self._app.call_from_thread(finished, result, problem)
 
         threading.Thread(target=run, name="approval", daemon=True).start()
 
@@ -210,6 +226,10 @@ class Approval:
         self._app.notify(
             printable_lines(text), title=printable(title), severity=severity, timeout=_READ_S, markup=False
         )
+
+
+def _failed(why: str) -> McpguardError:
+    return McpguardError("not done", why=why, do="look at the log of the session, and try again", code="allow.failed")
 
 
 def printable_lines(text: str) -> str:
