@@ -85,12 +85,16 @@ def _missing(path: str) -> str:
 
 def _repository(path: str) -> str:
     folder = f"{path}/.git"
+    if not os.path.lexists(folder) and read_plain(f"{path}/HEAD") is not None:
+        folder = path  # a bare one
     if os.path.realpath(folder) != folder or not Path(folder).is_dir():
         return _missing(folder)
     found = []
     text = read_plain(f"{folder}/config")
     if text is not None and (told := _git_settings(folder, text)):
         found.append(told)
+    if os.path.realpath(f"{folder}/hooks") != f"{folder}/hooks":
+        return "; ".join([*found, "its hooks lead elsewhere; not looked at"])
     with suppress(OSError), os.scandir(f"{folder}/hooks") as entries:
         names = [entry.name for entry, _ in zip(entries, range(1000), strict=False)]
         hooks = [name for name in sorted(names) if not name.endswith(".sample")]
@@ -100,6 +104,8 @@ def _repository(path: str) -> str:
 
 
 def _git_settings(_path: str, text: str) -> str:
+    if text.startswith("gitdir:"):
+        return _named([text.partition("\n")[0]])
     met = [
         f"{key} = {value}"
         for key, value in settings(text)
