@@ -11,7 +11,6 @@ from pathlib import Path
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.rule import FileRule, Origin
-from mcpguard.session.git_settings import is_true, value_of
 from mcpguard.session.worktree import repository
 
 _MAX_SETTINGS = 1 << 20
@@ -24,6 +23,8 @@ def hooks_folder(workspace: str, home: str) -> str:
     own = _text((linked.common if linked else folder / ".git") / "config")
     if own is None:
         return ""
+    from mcpguard.session.git_settings import is_true, value_of  # a workspace without a repository needs no reader
+
     further = is_true(value_of("extensions.worktreeconfig", own))
     of_this_tree = (linked.own if linked else folder / ".git") / "config.worktree"
     shared = Path(os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config", "git/config")
