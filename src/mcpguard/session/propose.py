@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from mcpguard.model.paths import is_below
 from mcpguard.policy.patterns import quote
 from mcpguard.profile.amend import Addition
-from mcpguard.session.needs import CACHES, SHELVES, Need
+from mcpguard.session.needs import CACHES, SHELVES, Need, inexact
 
 # With this many different names in one folder, the folder is what is meant.
 MANY = 4
@@ -82,7 +82,7 @@ _ORDER = ("files.read", "files.write", "files.execute", "network.allow", "networ
 def propose(
     needs: Iterable[Need], variables: Mapping[str, str], *, widen: bool = True, apart: Collection[str] = ()
 ) -> list[Proposal]:
-    """Rules that would have allowed all of these but what a rule refused.
+    """Rules that would have allowed all of these but what a rule refused, and names that no rule can mean exactly.
 
     Args:
         variables: absolute paths of `home`, `workspace` and `tmp`.
@@ -92,7 +92,7 @@ def propose(
     found: dict[tuple[str, str], Proposal] = {}
     files: dict[str, list[Need]] = defaultdict(list)
     for need in needs:
-        if need.refused is not None:
+        if need.refused is not None or inexact(need.kind, need.object):
             continue
         if need.kind in ("file", "exec"):
             files[need.access].append(need)
