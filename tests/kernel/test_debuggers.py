@@ -104,6 +104,22 @@ time.sleep(0.2)
 os._exit(3)
 """
 )
+# A background process takes the agent over and does not let go of it when it ends.
+SEIZES_ITS_AGENT = (
+    TOOLS
+    + """
+import time
+agent = os.getpid()
+if os.fork() == 0:
+    ptrace(0x4206, agent)
+    open("seized", "w").close()
+    time.sleep(60)
+    os._exit(0)
+while not os.path.exists("seized"):
+    time.sleep(0.01)
+os._exit(4)
+"""
+)
 # Its parent ends first; who is its parent then is asked, and told what it is to trace.
 ORPHAN = (
     TOOLS
@@ -177,6 +193,10 @@ def test_an_agent_that_makes_its_guard_its_tracer_does_not_stop(box: Sandbox) ->
 
 def test_a_thread_that_makes_the_guard_its_tracer_does_not_hold_up_the_end(box: Sandbox) -> None:
     assert box.run([PYTHON, "-c", ASKS_FOR_A_THREAD]).code == 3
+
+
+def test_whoever_seizes_the_agent_does_not_hold_up_the_end(box: Sandbox) -> None:
+    assert box.run([PYTHON, "-c", SEIZES_ITS_AGENT]).code == 4
 
 
 def test_an_orphan_has_no_parent_outside_that_it_could_make_its_tracer(box: Sandbox) -> None:

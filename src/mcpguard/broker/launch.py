@@ -136,8 +136,9 @@ class Launch:
 
     def _wait(self, child: _Child, leaf: cgroup.Leaf, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
         """Wait for the agent to end; returns its wait status. Meanwhile, put back covers that come off."""
+        ended = os.pidfd_open(child.pid)
         while True:
-            sources = [wakeup.fileno()] if self.client_gone else [wakeup.fileno(), self.channel.fileno()]
+            sources = [wakeup.fileno(), ended, *([] if self.client_gone else [self.channel.fileno()])]
             ready, _, _ = select.select(sources, (), (), INTERVAL_S)
             if not ready:
                 self._restore(covers)
@@ -146,8 +147,14 @@ class Launch:
                     if number in _FORWARDED:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(child.pid, number)
+            if wakeup.fileno() in ready or ended in ready:
                 status = _reap(child.pid, leaf)
+                if status is None and ended in ready:
+                    # Somebody in the tree traces it, and so keeps its end to itself.
+                    leaf.kill()
+                    _pid, status = os.waitpid(child.pid, 0)
                 if status is not None:
+                    os.close(ended)
                     return status
             if self.channel.fileno() in ready:
                 self._read_update(engine, covers)
