@@ -184,3 +184,20 @@ def test_help_and_misuse_are_told_apart(box: Sandbox) -> None:
     assert helped.code == 0
     assert "mcpguard run" in helped.out
     assert_four_lines(box.mcpguard("run"))
+
+
+def test_a_folder_with_braces_in_its_name_stops_no_launch_and_its_hooks_stay(box: Sandbox) -> None:
+    """The tree can make one: a rule for what is in it is written with its name."""
+    hooks = box.world.project / "a{b}" / "{{c}}" / ".git" / "hooks"
+    hooks.mkdir(parents=True)
+    (hooks.parent / "HEAD").write_text("ref: refs/heads/main\n")
+    hook = hooks / "pre-commit"
+    hook.write_text("#!/bin/sh\n")
+    script = f"echo planted > '{hook}' || echo refused; echo fine > '{hooks.parent.parent}/notes' && echo written"
+    finished = box.run(["sh", "-c", script])
+    assert finished.code == 0, finished.err
+    assert finished.out.split() == ["refused", "written"]
+    assert hook.read_text() == "#!/bin/sh\n"
+    told = [event for event in box.events() if event.get("path") == str(hook) and event["verdict"] == "deny"]
+    assert told and ".git/hooks" in told[0]["rule"]["text"], told
+    assert subprocess.run(["sh", "-c", f"echo x >> '{hook}'"], check=False).returncode == 0, "the control, unguarded"
