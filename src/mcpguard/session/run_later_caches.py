@@ -24,8 +24,8 @@ _CACHES = tuple(
     )
 )
 _HONEST = "honest runs write there, too"
-# Python writes it whenever it runs an installed program for the first time.
-_COMPILED = "/__pycache__"
+# What every honest run of an installed program may write: what Python compiles, and the lock of an environment.
+_BY_RUNNING = re.compile(r"/__pycache__(?:/|$)|/\.lock$")
 
 
 def of_caches(store: Store, session: str, written: Sequence[Written], home: str) -> list[Later]:
@@ -45,7 +45,7 @@ def of_caches(store: Store, session: str, written: Sequence[Written], home: str)
         changed = [
             one.path.removeprefix(f"{cache}/")
             for one, met in inside
-            if one.ways != ("mkdir",) and _COMPILED not in one.path and not _is_new(met, cache, beginnings)
+            if one.ways != ("mkdir",) and not _BY_RUNNING.search(one.path) and not _is_new(met, cache, beginnings)
         ]
         found.append(
             Later(
