@@ -59,7 +59,10 @@ def generate() -> str:
         "from __future__ import annotations",
         "",
         "import struct",
-        "from typing import Final",
+        "",
+        "TYPE_CHECKING = False",
+        "if TYPE_CHECKING:",
+        "    from typing import Final",
         "",
         f"ABI_VERSION: Final = {version[1]}",
     ]

@@ -61,6 +61,7 @@ class Tree:
         """A leaf with a session, and nothing attached."""
         engine = Engine.open()
         tree = cls(leaf, engine, engine.add_session(leaf.fd, leaf.id, **sizes))
+        tree.session.await_maps()  # children of the test could not: the thread that waits is not in them
         for name, size in tree.session.sizes.items():
             tree.rings[name] = Ring(os.dup(tree.session.fds[name]), size)
         return tree

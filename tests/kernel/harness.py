@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,10 +179,12 @@ def assert_tier_of_lane(world: World, finished: Finished) -> None:
     expected = TIER_OF_LANE.get(os.environ.get("MCPGUARD_LANE_LSM", ""))
     if expected is None or finished.code == BEFORE_THE_CHILD:
         return
-    # Nothing is written and no lock is taken: the store may be another user's.
-    store = f"file:{world.state}/state/events.db?immutable=1"
-    with contextlib.closing(sqlite3.connect(store, uri=True)) as connection:
-        tiers = connection.execute("SELECT tier FROM sessions ORDER BY started_ns DESC LIMIT 1").fetchall()
+    # A copy, with what was only appended yet: nothing is written and no lock is taken, for the store may be another user's.
+    with tempfile.TemporaryDirectory() as folder:
+        for file in (world.state / "state").glob("events.db*"):
+            shutil.copy(file, folder)
+        with contextlib.closing(sqlite3.connect(Path(folder, "events.db"))) as connection:
+            tiers = connection.execute("SELECT tier FROM sessions ORDER BY started_ns DESC LIMIT 1").fetchall()
     assert tiers == [(TIER_NAMES[expected],)], f"this lane gives tier {expected}, and the session had {tiers}"
 
 

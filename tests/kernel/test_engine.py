@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,19 @@ def test_the_listener_of_one_session_is_not_the_others_own(tree: Tree, other: Tr
         os.waitpid(pid, 0)
         os.close(reader)
         os.close(writer)
+
+
+def test_what_asks_a_table_that_is_not_in_its_slot_yet_is_refused(tree: Tree, tcp: int) -> None:
+    """A launch says what the session is before all of its maps are in their slots."""
+    tree.guard(connect=(allow(V4, 32, 1),))
+    assert tree.run(lambda: connect(tcp)) == 0
+    outer, slot = tree.engine.map("mg_connect"), tree.session.slot.to_bytes(4, sys.byteorder)
+    outer.delete(slot)
+    tree.session.set_state(tree.flags, early=True)
+    assert tree.run(lambda: connect(tcp)) == errno.EPERM
+    assert connect(tcp) == 0, "outside"
+    outer.set_fd(slot, tree.session.maps["mg_connect"].fd)
+    assert tree.run(lambda: connect(tcp)) == 0
 
 
 # --- loaded once ---

@@ -39,6 +39,32 @@ def test_codex_makes_its_state_on_a_home_without_it(box: Sandbox) -> None:
     assert box.denials() == []
 
 
+def test_npx_runs_what_it_installs_on_a_home_without_its_cache(box: Sandbox) -> None:
+    box.profile = "dev-tools"
+    ran = box.run(["sh", "-c", "cp /usr/bin/printf ~/.npm/_npx/tool && ~/.npm/_npx/tool kept && test -d ~/.cache/uv"])
+    assert (ran.code, ran.out) == (0, "kept"), ran.err
+    assert "~/.npm/_npx" in ran.err.splitlines()[-1]
+    assert box.denials() == []
+    assert not (box.world.home / ".cache/uv").exists(), "what had no use is gone"
+
+
+def test_uvx_takes_its_lock_and_changes_no_installed_tool(box: Sandbox) -> None:
+    box.profile = "dev-tools"
+    lock = ["sh", "-c", "cd ~/.local/share/uv/tools && echo > .tmpA1 && mv .tmpA1 .lock && ls -A"]
+    ran = box.run(lock)
+    assert (ran.code, ran.out) == (0, ".lock\n"), ran.err
+    assert box.denials() == []
+    tool = box.world.home / ".local/share/uv/tools/ruff/bin/ruff"
+    tool.parent.mkdir(parents=True)
+    tool.write_text("installed")
+    change = ["sh", "-c", "echo changed > ~/.local/share/uv/tools/ruff/bin/ruff"]
+    assert box.run(change).code != 0
+    assert [event["path"] for event in box.denials()] == [str(tool)]
+    assert tool.read_text() == "installed"
+    assert box.control(change).code == 0
+    assert tool.read_text() == "changed\n"
+
+
 def test_without_the_slash_it_is_refused_and_without_mcpguard_it_is_not(box: Sandbox) -> None:
     box.write_profile("agent", PROFILE.format(pattern="~/.codex"))
     ran = box.run(SAVE)

@@ -104,8 +104,8 @@ class Recorded:
     def session(self) -> Session:
         return self.store.session(self.id)
 
-    def app(self, home: str = "/home/u") -> WatchApp:
-        return WatchApp(lambda: Store.open(self.path, create=False), self.session(), home)
+    def app(self, home: str = "/home/u", **options: Any) -> WatchApp:
+        return WatchApp(lambda: Store.open(self.path, create=False), self.session(), home, **options)
 
 
 async def until(pilot: Any, holds: Callable[[], bool], what: str = "") -> None:

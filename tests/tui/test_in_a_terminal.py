@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,131 @@ def test_a_denial_is_allowed_in_the_profile_and_the_next_attempt_succeeds(termin
     terminal.keys("watch", "d")
     terminal.wait_for("watch", "filter: verdict:deny", "~/.tool/data")
     terminal.keys("watch", "a")
+    terminal.wait_for("watch", "allow in the profile", "the session has ended")
+    terminal.keys("watch", "w")
     terminal.wait_for("watch", "Allow it in", "+ file read ~/.tool")
     terminal.keys("watch", "y")
     terminal.wait_for("watch", "the next run has it")
     assert attempt().stdout == "needed\n"
+
+
+# A program that asks again and again, as agents do, and says what it got.
+KNOCK = """\
+import pathlib, socket, sys, time
+while True:
+    try:
+        socket.create_connection(("127.0.0.1", int(sys.argv[1])), 1).close()
+        break
+    except OSError as error:
+        pathlib.Path("refused").write_text(str(error))
+        time.sleep(0.2)
+pathlib.Path("connected").touch()
+while not pathlib.Path("stop").exists():
+    time.sleep(0.1)
+"""
+
+
+class Knocking:
+    """A guarded session that knocks at a port of ours, and a screen that watches it."""
+
+    def __init__(self, terminal: Terminal, tmp_path: Path, *options: str) -> None:
+        self.project, self.home = tmp_path / "project", tmp_path / "home"
+        for folder in (self.project, self.home / ".tool", tmp_path / "tmp"):
+            folder.mkdir(parents=True)
+        (self.home / ".tool/data").write_text("needed\n")
+        (self.project / "knock.py").write_text(KNOCK)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.target = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.terminal = terminal
+        # Below the temporary directory everything is open, so the home must lie elsewhere.
+        self.places = {"HOME": str(self.home), "TMPDIR": str(tmp_path / "tmp")}
+        self.environment = dict(os.environ) | {"MCPGUARD_HOME": str(tmp_path / "guard")} | self.places
+        port = self.target.rpartition(":")[2]
+        script = f"cd {self.project}; cat ~/.tool/data; exec python3 knock.py {port}"
+        self._open("agent", "run", "-w", str(self.project), *options, "--", "sh", "-c", script)
+        self.wait_for_file("refused")
+        self._open("watch", "watch")
+
+    def _open(self, name: str, *words: str) -> None:
+        self.terminal.open(name, "env", *(f"{key}={value}" for key, value in self.places.items()), *MCPGUARD, *words)
+
+    def wait_for_file(self, name: str) -> None:
+        end = time.monotonic() + WAIT_S
+        while not (self.project / name).exists():
+            if time.monotonic() > end:
+                pytest.fail(f"{name} never came: {self.terminal.screen('agent')} {self.terminal.screen('watch')}")
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def knocking(terminal: Terminal, tmp_path: Path) -> Iterator[Callable[..., Knocking]]:
+    made: list[Knocking] = []
+
+    def begin(*options: str) -> Knocking:
+        made.append(Knocking(terminal, tmp_path, *options))
+        return made[-1]
+
+    yield begin
+    for one in made:
+        (one.project / "stop").touch()
+        one.listener.close()
+
+
+def test_a_refused_connection_is_allowed_for_the_session_and_the_same_process_gets_through(
+    terminal: Terminal, knocking: Callable[..., Knocking]
+) -> None:
+    session = knocking()
+    # Nobody is kept out by the listener itself.
+    socket.create_connection(session.listener.getsockname(), 5).close()
+    terminal.keys("watch", "/")
+    terminal.wait_for("watch", "host:GLOB")
+    terminal.keys("watch", "host:127.0.0.1 verdict:deny", "Enter")
+    terminal.wait_for("watch", f"DENY  net connect   {session.target}")
+    assert not (session.project / "connected").exists()
+    terminal.keys("watch", "a")
+    terminal.wait_for("watch", "allow once", "allow for the session", f"localhost:{session.target.rpartition(':')[2]}")
+    terminal.keys("watch", "s")
+    terminal.wait_for("watch", "holds now")
+    session.wait_for_file("connected")
+
+
+def test_a_question_is_answered_and_the_same_process_gets_through(
+    terminal: Terminal, knocking: Callable[..., Knocking]
+) -> None:
+    session = knocking("--ask")
+    terminal.wait_for("watch", "QUESTION")
+    terminal.keys("watch", "7")
+    terminal.wait_for("watch", "OPEN", session.target, "knock.py")
+    while session.target not in terminal.screen("watch").partition("o once")[2]:
+        terminal.keys("watch", "n")
+        time.sleep(0.3)
+    assert not (session.project / "connected").exists()
+    terminal.keys("watch", "o")
+    terminal.wait_for("watch", "holds now", "allowed once")
+    session.wait_for_file("connected")
+
+
+def test_a_refused_file_is_for_the_next_run_and_the_screen_says_why(
+    terminal: Terminal, knocking: Callable[..., Knocking]
+) -> None:
+    session = knocking("--tier", "3")
+    terminal.keys("watch", "/")
+    terminal.wait_for("watch", "host:GLOB")
+    terminal.keys("watch", "path:~/.tool verdict:deny", "Enter")
+    terminal.wait_for("watch", "DENY  file open read  ~/.tool/data")
+    terminal.keys("watch", "a")
+    terminal.wait_for("watch", "allow in the profile")
+    terminal.keys("watch", "w")
+    terminal.wait_for("watch", "Allow it in", "+ file read ~/.tool")
+    terminal.keys("watch", "y")
+    terminal.wait_for("watch", "the next run has it", "why: in tier 3")
+    again = subprocess.run(
+        [*MCPGUARD, "run", "-w", str(session.project), "--", "cat", f"{session.home}/.tool/data"],
+        env=session.environment,
+        cwd=session.project,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=WAIT_S,
+    )
+    assert again.stdout == "needed\n"

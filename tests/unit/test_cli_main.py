@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from mcpguard.cli import commands, main, run
+from mcpguard.cli import commands, main, run, run_words
 from mcpguard.errors import HostError, StoreError
 from mcpguard.session import start
 
@@ -50,13 +51,13 @@ def test_every_command_of_the_contract_is_listed_with_help() -> None:
     listed = {name: command.help for name, command in group.commands.items()}  # type: ignore[attr-defined]
     assert {"run", "log", "sessions", "profile", "why", "doctor"} <= set(listed)
     assert all(listed.values())
-    assert listed["run"].startswith(run.HELP.splitlines()[0])
+    assert listed["run"].startswith(run_words.HELP.splitlines()[0])
 
 
 def test_run_completes_exactly_the_options_that_it_takes() -> None:
     group = get_command(commands.build())
     shown = {name for option in group.commands["run"].params for name in option.opts if name.startswith("-")}  # type: ignore[attr-defined]
-    taken = {name for action in run.parser()._actions for name in action.option_strings}
+    taken = {name for action in run_words.parser()._actions for name in action.option_strings}
     assert shown == taken - {"-h", "--help"}
 
 
@@ -122,3 +123,15 @@ def test_the_script_of_the_named_shell_is_shown(shell: str, words: str) -> None:
 def test_a_shell_without_completion_is_refused() -> None:
     done = python(MAIN, "--show-completion", "cmd")
     assert (done.returncode, "usage.shell" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-p", "default", "-h"]])
+def test_who_asks_for_help_with_run_starts_no_broker(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also inside a session, where nothing can be started."""
+    monkeypatch.setattr(run, "Start", None)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run.main(words)
+    finally:
+        gc.enable()
+    assert end.value.code == 0

@@ -400,3 +400,14 @@ def test_a_file_name_cannot_steer_the_terminal(shell: Shell) -> None:
     done = shell("why", "read", "a\x1b[2Jb")
     assert "\x1b" not in done.stdout
     assert "\\x1b[2J" in done.stdout
+
+
+def test_an_exception_is_shown_checked_and_decided_by_the_allow_rule_beside_it(shell: Shell) -> None:
+    path = shell.own("default", "extends: [default]\nfiles:\n  read: [~/.npmrc]\n  except: [~/.npmrc]\n")
+    done = shell("profile", "check", "default")
+    assert done.returncode == 0 and f"note: {path}:4: except ~/.npmrc" in done.stderr
+    assert "file except ~/.npmrc" in shell("profile", "show", "default", "--resolved").stdout
+    target = str(shell.home / ".npmrc")
+    assert shell("why", "-p", "default", "read", target).returncode == 0
+    assert shell("why", "-p", "base", "read", target).returncode == 1
+    assert shell("why", "-p", "default", "write", target).returncode == 1

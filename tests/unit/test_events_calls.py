@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import threading
 
 import pytest
 from events_help import AGENT, call, forked
@@ -59,6 +60,39 @@ def test_what_the_filter_refuses_is_a_denial_by_a_system_rule(name: str, op: str
     assert (found.kind, found.op, found.verdict) == (Kind.PROCESS, op, Verdict.DENY)
     assert found.rule.text.startswith("system: ")
     assert (found.rule.profile, found.rule.file, found.rule.line) == ("mcpguard", "builtin", 0)
+
+
+def test_where_debuggers_are_permitted_only_a_process_outside_is_a_denial() -> None:
+    permitted = SystemSwitches(debuggers=True)
+    for name in ("ptrace", "process-memory"):
+        assert judge(call(name, errno.EPERM, 2000), own=(2000,), switches=permitted) is None
+        assert judge(call(name, errno.EPERM, 0), switches=permitted) is None, "asks to be traced"
+        found = judge(call(name, errno.EPERM, os.getpid()), switches=permitted)
+        assert found is not None and found.detail == f"process {os.getpid()}"
+        assert judge(call(name, errno.EPERM, NO_PROCESS), switches=permitted) is not None, "it cannot be told"
+        assert judge(call(name, errno.EPERM, 1), uid=UID + 4321, switches=permitted) is None, "refused to everybody"
+    assert judge(call("pidfd-getfd", errno.EPERM, 3), switches=permitted) is not None
+
+
+def test_a_thread_of_a_process_of_the_tree_is_in_the_tree() -> None:
+    started, done = threading.Event(), threading.Event()
+    numbers: list[int] = []
+
+    def wait() -> None:
+        numbers.append(threading.get_native_id())
+        started.set()
+        done.wait()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    started.wait()
+    permitted = SystemSwitches(debuggers=True)
+    try:
+        assert judge(call("ptrace", errno.EPERM, numbers[0]), own=(os.getpid(),), switches=permitted) is None
+        assert judge(call("ptrace", errno.EPERM, numbers[0]), switches=permitted) is not None
+    finally:
+        done.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("error", [errno.EINVAL, errno.ESRCH, errno.ENOSYS, errno.EBADF, errno.ENOTTY])

@@ -56,6 +56,14 @@ def test_a_run_time_that_looks_for_a_tracer_is_quiet() -> None:
     assert not is_habit("/usr/bin/cat", Access.WRITE, marker)
 
 
+@pytest.mark.parametrize("file", ["coredump_filter", "comm", "task/17/comm"])
+def test_what_a_program_tells_the_kernel_of_itself_is_quiet(file: str) -> None:
+    assert is_habit("/usr/bin/java", Access.WRITE, f"/proc/{AGENT.pid}/{file}")
+    assert not is_habit("/usr/bin/java", Access.WRITE, f"/proc/{AGENT.pid + 1}/{file}")
+    assert not is_habit("/usr/bin/java", Access.READ, f"/proc/{AGENT.pid}/{file}")
+    assert not is_habit("/usr/bin/java", Access.WRITE, f"/proc/{AGENT.pid}/oom_score_adj")
+
+
 @pytest.mark.parametrize("name", [".git", ".gitignore", "CLAUDE.md", "package.json"])
 @pytest.mark.parametrize("folder", ["/root/src", "/root", ""])
 def test_what_programs_look_for_above_the_workspace_is_quiet(folder: str, name: str) -> None:
@@ -138,6 +146,17 @@ def test_an_address_of_an_allowed_name_needs_no_connection(tmp_path: Path) -> No
 @pytest.mark.parametrize("port", [9, 53, 443, 65535])
 def test_a_datagram_socket_of_a_process_that_never_connects_is_an_alarm(tmp_path: Path, port: int) -> None:
     assert loud(Bench(tmp_path), datagram(port)) == {("connect", "udp", port)}
+
+
+def test_a_server_sorts_the_addresses_that_it_could_listen_on(tmp_path: Path) -> None:
+    listens = NetRecord(head(), "bind", Verdict.ALLOW, "::", 8123, "tcp", 0, "", 1)
+    own = [replace(datagram(8123), address="::1"), replace(datagram(8123), address="127.0.0.1")]
+    bench = Bench(tmp_path)
+    events = bench.all_events(*own, listens)
+    assert [is_quiet(event) for event in events if event.verdict is Verdict.DENY] == [True, True]
+    other = [replace(datagram(8124), address="::1"), datagram(8123)]
+    events = bench.all_events(*other)
+    assert not any(is_quiet(event) for event in events[-2:])
 
 
 def test_nothing_can_be_sent_to_port_0(tmp_path: Path) -> None:

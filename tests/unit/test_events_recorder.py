@@ -48,7 +48,11 @@ def denials(events: Sequence[Event]) -> list[Event]:
 
 
 def environ(pid: int, reader: int) -> object:
-    return refused("open", f"/proc/{pid}/environ", errno.EACCES, who=head(reader, 1000, "ps"))
+    return foreign("environ", pid, reader)
+
+
+def foreign(what: str, pid: int, reader: int) -> object:
+    return refused("open", f"/proc/{pid}/{what}", errno.EACCES, who=head(reader, 1000, "ps"))
 
 
 def break_store(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,18 +183,28 @@ def test_forks_starts_and_ends_are_on_record(bench: Bench) -> None:
     assert found[2].detail == "status 3"
 
 
-def test_looks_at_every_environment_are_one_quiet_event_per_process(bench: Bench) -> None:
-    bench.feed(executed(2002, "/usr/bin/ps"))
+def test_looks_at_every_process_are_one_event_per_process_and_quiet_for_who_lists_processes(bench: Bench) -> None:
+    bench.feed(executed(2001, "/usr/bin/python3"), executed(2002, "/usr/bin/ps"), executed(2003, "/usr/bin/lsof"))
     bench.feed(*[environ(pid, 2001) for pid in range(4_194_400, 4_194_500)])
     bench.feed(*[environ(pid, 2002) for pid in range(4_194_400, 4_194_403)])
+    bench.feed(*[foreign("fd", pid, 2003) for pid in range(4_194_400, 4_194_450)])
     assert denials(bench.events()) == []
     bench.feed(ended(2001))
-    (quiet,) = denials(bench.events())
-    assert (quiet.pid, quiet.count, quiet.path) == (2001, 100, "/proc/*/environ")
-    assert (quiet.detail or "").startswith("quiet")
+    (alarm,) = denials(bench.events())
+    assert (alarm.pid, alarm.count, alarm.path) == (2001, 100, "/proc/*/environ")
+    assert not (alarm.detail or "").startswith("quiet")
     bench.clock.forward(QUIET_INTERVAL_NS / SECOND)
     bench.recorder.tick()
-    assert [event.count for event in denials(bench.events())] == [100, 3], "a process that lives on shows up too"
+    listed = denials(bench.events())[1:]
+    assert [event.count for event in listed] == [3, 50], "a process that lives on shows up too"
+    assert all((event.detail or "").startswith("quiet") for event in listed)
+
+
+def test_looks_at_other_parts_of_processes_by_any_other_program_are_alarms_at_once(bench: Bench) -> None:
+    bench.feed(executed(2001, "/ws/lsof"), *[foreign("fd", pid, 2001) for pid in range(4_194_400, 4_194_410)])
+    found = denials(bench.events())
+    assert len(found) == 10
+    assert not any((event.detail or "").startswith("quiet") for event in found)
 
 
 @pytest.mark.parametrize("exe", ["/usr/bin/cat", "/ws/ps"])

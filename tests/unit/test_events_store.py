@@ -19,8 +19,9 @@ from events_help import OPEN_POLICY, START_EPOCH_NS, begin, make_policy
 
 from mcpguard.errors import StoreError
 from mcpguard.events import database
+from mcpguard.events.ids import new_id
 from mcpguard.events.query import Filter, events
-from mcpguard.events.sessions import State, Supervisor, new_id
+from mcpguard.events.sessions import State, Supervisor
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
 from mcpguard.model.coverage import Coverage, Strength

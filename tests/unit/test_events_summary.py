@@ -152,23 +152,35 @@ def test_what_tools_obey_without_being_asked_is_named(bench: Bench) -> None:
         opened("/ws/lefthook.yml"),
         opened("/elsewhere/lefthook.yml", Access.WRITE),
         opened("/ws/app.py", Access.WRITE),
+        opened("/ws/package.json", Access.WRITE),
     )
-    names = (".pre-commit-config.yaml", "sub/.vscode/tasks.json", "venv/bin/activate.fish", plant.removeprefix("/ws/"))
-    assert summary.unasked == tuple(f"/ws/{name}" for name in names)
-    assert "without being asked: ~/.pre-commit-config.yaml, ~/sub/.vscode/tasks.json" in "\n".join(
-        render(summary, "/ws")
-    )
+    names = ("sub/.vscode/tasks.json", ".pre-commit-config.yaml", plant.removeprefix("/ws/"), "venv/bin/activate.fish")
+    assert [path for path in summary.unasked if path.startswith("/ws")] == [f"/ws/{name}" for name in names]
+    assert "without being asked: ~/sub/.vscode/tasks.json" in "\n".join(render(summary, "/ws"))
 
 
 def test_a_repository_and_an_environment_of_the_agents_own_are_not_named_file_by_file(bench: Bench) -> None:
     summary = summary_of(
         bench,
+        refused("mkdir", "/ws/new", 0, access=Access.WRITE),
+        refused("mkdir", "/ws/venv", 0, access=Access.WRITE),
         opened("/ws/new/.git/config.lock", Access.WRITE),
         opened("/ws/new/.pre-commit-config.yaml", Access.WRITE),
         opened("/ws/venv/pyvenv.cfg", Access.WRITE),
         opened("/ws/venv/bin/activate", Access.WRITE),
     )
     assert (summary.repositories, summary.unasked) == (("/ws/new",), ())
+
+
+def test_a_repository_made_in_a_folder_that_was_there_hides_nothing(bench: Bench) -> None:
+    """Else `git init` and an empty `pyvenv.cfg` in the project would be how to keep quiet about what is planted."""
+    summary = summary_of(
+        bench,
+        opened("/ws/.git/config.lock", Access.WRITE),
+        opened("/ws/pyvenv.cfg", Access.WRITE),
+        opened("/ws/.pre-commit-config.yaml", Access.WRITE),
+    )
+    assert (summary.repositories, summary.unasked) == (("/ws",), ("/ws/.pre-commit-config.yaml",))
 
 
 def test_losses_are_a_warning(bench: Bench) -> None:

@@ -73,6 +73,25 @@ def test_only_what_a_rule_allows_is_granted(home: Path) -> None:
     assert steps(made) == {("rw", str(home / "code"))}
 
 
+def test_patterns_look_at_a_granted_directory_once_and_grant_nothing_in_it_again(home: Path) -> None:
+    for number in range(50):
+        (home / "Documents" / f"paper{number}").touch()
+    one = plan(home, allow(home / "Documents"), allow(home / "Documents/paper*"))
+    both = plan(home, allow(home / "Documents"), allow(home / "Documents/paper*"), allow(home / "Documents/*.txt"))
+    assert granted(one) == granted(both) == {str(home / "Documents"): WRITE}
+    assert one.visited == both.visited < 2 * 50
+
+
+def test_a_name_protected_in_a_granted_directory_is_still_found(home: Path) -> None:
+    for name in ("kept.lock", "hidden.key", "free"):
+        (home / "Documents" / name).touch()
+    made = plan(home, allow(home / "Documents"), readonly(home / "Documents/*.lock"), deny(home / "Documents/*.key"))
+    assert granted(made) == {str(home / "Documents"): WRITE}
+    places = steps(made)
+    assert {("ro", str(home / "Documents/kept.lock")), ("mask", str(home / "Documents/hidden.key"))} <= places
+    assert not any(path.endswith("free") for _op, path in places)
+
+
 def test_a_denied_name_inside_an_allowed_tree_is_hidden_at_every_depth(home: Path) -> None:
     made = plan(home, allow(home / "code"), deny("/**/.env*"))
     assert ("mask", str(home / "code/.env")) in steps(made)

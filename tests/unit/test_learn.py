@@ -48,7 +48,14 @@ def rules(*needs: Need) -> dict[str, list[str]]:
             {"files.write": ["~/.cache/tool/"]},
         ),
         ([need("read", f"{HOME}/.tool/x"), need("write", f"{HOME}/.tool/y")], {"files.write": ["~/.tool/"]}),
-        ([need("read", f"{HOME}/.tool/settings")], {"files.read": ["~/.tool"]}),
+        ([need("read", f"{HOME}/.tool/settings")], {"files.read": ["~/.tool/settings"]}),
+        ([need("read", f"{HOME}/.tool/{name}") for name in "ab"], {"files.read": ["~/.tool"]}),
+        ([need("write", f"{HOME}/.config/tool/x")], {"files.write": ["~/.config/tool/x"]}),
+        ([need("write", f"{HOME}/.83af2c91")], {"files.write": ["~/.83af2c91"]}),
+        ([need("write", f"{HOME}/.b1234567")], {"files.write": ["~/.b1234567"]}),
+        ([need("read", f"{HOME}/reports-2024/x")], {"files.read": ["~/reports-2024/x"]}),
+        ([need("read", f"/var/lib/n{i}") for i in range(4)], {"files.read": [f"/var/lib/n{i}" for i in range(4)]}),
+        ([need("read", f"/home/v/n{i}") for i in range(4)], {"files.read": [f"/home/v/n{i}" for i in range(4)]}),
         ([need("read", f"{HOME}/notes.txt")], {"files.read": ["~/notes.txt"]}),
         ([need("read", f"{HOME}/doc/n{i}") for i in range(4)], {"files.read": ["~/doc"]}),
         ([need("read", f"{HOME}/f{i}") for i in range(9)], {"files.read": [f"~/f{i}" for i in range(9)]}),
@@ -89,7 +96,7 @@ def test_each_rule_says_who_asked_for_it_and_how_often() -> None:
         for name, program in (("a", "git"), ("b", "node"), ("c", "git"))
     ]
     (proposal,) = propose(asked, VARIABLES)
-    assert proposal.comment == "git 2x, node 1x; 3 names"
+    assert proposal.comment == "git 2x, node 1x; 3 names; a program's own folder"
 
 
 def test_a_file_directly_in_the_home_is_marked() -> None:
@@ -199,19 +206,20 @@ def test_the_proposal_is_a_profile_on_stdout_and_its_story_on_stderr(world: Path
     deny = next(rule for rule in load_policy("default").rules if rule.text.startswith("deny ~/.ssh"))
     id = session(
         audited(f"{world}/home/.tool/x"),
+        audited(f"{world}/home/.tool/y"),
         audited(f"{world}/home/.ssh/id_rsa", deny, Verdict.DENY),
     )
     code, out, err = learn()
     assert code == 0
     made = parse(out, "p", name="p").profile
     assert (made.name, made.extends, [rule.pattern for rule in made.files]) == ("default", ("default",), ["~/.tool/"])
-    assert f"Learned from {id}" in out and "# tool 1x" in out
+    assert f"Learned from {id}" in out and "# tool 2x; 2 names" in out
     assert "left out" in err and "~/.ssh/id_rsa" in err and "deny ~/.ssh" in err
     assert not list((world / "guard").glob("config/profiles/*"))
 
 
 def test_install_shows_the_difference_and_writes_only_when_told(world: Path, session: Callable[..., str]) -> None:
-    session(audited(f"{world}/home/.tool/x"))
+    session(audited(f"{world}/home/.tool"), audited(f"{world}/home/.tool/x"))
     target = world / "guard/config/profiles/mine.yaml"
     code, out, _err = learn("--install", "--name", "mine")
     assert (code, out, target.exists()) == (1, "+ file write ~/.tool/\n", False)
@@ -223,7 +231,7 @@ def test_install_shows_the_difference_and_writes_only_when_told(world: Path, ses
 
 
 def test_an_own_profile_keeps_its_comments(world: Path, session: Callable[..., str]) -> None:
-    session(audited(f"{world}/home/.tool/x"))
+    session(audited(f"{world}/home/.tool"), audited(f"{world}/home/.tool/x"))
     target = world / "guard/config/profiles/mine.yaml"
     target.parent.mkdir(parents=True)
     target.write_text(OWN)

@@ -16,7 +16,7 @@ from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, Policy, User
 from mcpguard.model.profile import Profile, SystemSwitches
-from mcpguard.model.rule import FileRule, NetDirection, NetRule, Origin, SocketRule
+from mcpguard.model.rule import FileException, FileRule, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.policy.compile import OWN_REASON, compile_policy
 from mcpguard.policy.decide import (
     Answer,
@@ -424,3 +424,92 @@ def test_no_folder_is_made_in_our_own_place_or_when_the_home_is_the_workspace() 
 
 def test_folders_count_in_the_digest() -> None:
     assert compiled(write("~/.agent/")).digest != compiled(write("~/.agent")).digest
+
+
+# What came with mcpguard: its denials can be excepted from, by a profile of one's own.
+
+
+def shipped(rule: FileRule) -> FileRule:
+    return replace(rule, origin=Origin("base", "builtin:base.yaml", rule.origin.line, rule.origin.text))
+
+
+def excepting(exceptions: Sequence[str], *files: FileRule, links: Mapping[str, str] | None = None) -> Policy:
+    left = tuple(FileException(path, origin(f"except {path}")) for path in exceptions)
+    profile = Profile("p", "p.yaml", files=files, exceptions=left)
+    own = ["/home/u/.config/mcpguard"]
+    return compile_policy(
+        profile, user=USER, workspace="/home/u/p", tmp="/tmp/x", resolve=(links or {}).get, own_paths=own
+    )
+
+
+def verdict(policy: Policy, path: str, access: Access = READ) -> Verdict:
+    return decide_file(policy, path, access)[0]
+
+
+def test_an_exception_takes_one_path_out_of_a_built_in_denial_and_opens_nothing_itself() -> None:
+    rules = (shipped(deny("~/.ssh", "~/.ssh/config")), shipped(deny("/home/u/**/id_*")))
+    assert verdict(excepting(["~/.ssh/id_ci"], *rules), "/home/u/.ssh/id_ci") is Verdict.DENY
+    policy = excepting(["~/.ssh/id_ci"], *rules, read("~"))
+    assert verdict(policy, "/home/u/.ssh/id_ci") is Verdict.ALLOW
+    assert verdict(policy, "/home/u/.ssh/id_ci", WRITE) is Verdict.DENY
+    for other in ("/home/u/.ssh", "/home/u/.ssh/id_ci2", "/home/u/.ssh/id", "/home/u/x/id_ci"):
+        assert verdict(policy, other) is Verdict.DENY
+
+
+def test_an_exception_takes_nothing_from_rules_of_ones_own_readonly_rules_and_our_own_files() -> None:
+    policy = excepting(
+        ["~/.npmrc", "~/.bashrc", "~/.config/mcpguard"],
+        shipped(deny("~/.npmrc")),
+        deny("~/.npmrc"),
+        shipped(readonly("~/.bashrc")),
+        write("~"),
+    )
+    assert verdict(policy, "/home/u/.npmrc") is Verdict.DENY
+    assert verdict(policy, "/home/u/.bashrc", WRITE) is Verdict.DENY
+    assert verdict(policy, "/home/u/.config/mcpguard/profiles/p.yaml", WRITE) is Verdict.DENY
+
+
+@pytest.mark.parametrize("wide", ["~", "/", "/home", "{workspace}", "{tmp}", "~/.config"])
+def test_a_folder_above_what_is_denied_excepts_nothing(wide: str) -> None:
+    rules = (
+        shipped(deny("~/.ssh")),
+        shipped(deny("~/.config/gh")),
+        shipped(deny("{workspace}/**/.env*")),
+        shipped(deny("{tmp}/krb5cc_*")),
+        read("/"),
+    )
+    policy = excepting([wide], *rules)
+    for path in ("/home/u/.ssh/id", "/home/u/.config/gh/hosts", "/home/u/p/a/.env", "/tmp/x/krb5cc_0"):
+        assert verdict(policy, path) is Verdict.DENY
+
+
+def test_an_exception_holds_where_the_folder_really_is() -> None:
+    rules = (shipped(deny("~/.ssh")), read("/"))
+    policy = excepting(["~/.ssh/id_ci"], *rules, links={"/home/u/.ssh": "/data/ssh"})
+    for folder in ("/home/u/.ssh", "/data/ssh"):
+        assert verdict(policy, f"{folder}/id_ci") is Verdict.ALLOW
+        assert verdict(policy, f"{folder}/id") is Verdict.DENY
+
+
+def test_an_exception_from_a_built_in_denial_does_not_follow_a_planted_symlink() -> None:
+    rules = (shipped(deny("~/.ssh")), shipped(deny("{workspace}/.env")), read("/"), write("{workspace}"))
+    policy = excepting(["{workspace}/.env"], *rules, links={"/home/u/p/.env": "/home/u/.ssh/id"})
+    assert verdict(policy, "/home/u/.ssh/id") is Verdict.DENY
+
+
+_NAMES = st.sampled_from(["a", "b", ".env", "id_x"])
+_FOLDERS = st.lists(_NAMES, min_size=1, max_size=3).map(lambda names: "/home/u/" + "/".join(names))
+_PATTERNS = st.one_of(_FOLDERS, _NAMES.map(lambda name: f"/home/u/**/{name}"), st.just("/home/u/*/b"))
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(_PATTERNS, max_size=4), st.lists(_FOLDERS, max_size=3), st.lists(_FOLDERS, min_size=1, max_size=6))
+def test_exceptions_change_nothing_but_what_they_name(denied: list[str], excepted: list[str], asked: list[str]) -> None:
+    rules = [*(shipped(deny(pattern)) for pattern in denied), read("/home/u")]
+    before, after = excepting([], *rules), excepting(excepted, *rules)
+    for path in asked:
+        named = any(path == one or path.startswith(one + "/") for one in excepted)
+        if verdict(before, path) is Verdict.ALLOW or not named:
+            assert verdict(after, path) is verdict(before, path)
+        if path in excepted:
+            assert verdict(after, path) is Verdict.ALLOW

@@ -228,5 +228,7 @@ def test_an_agents_own_folder_is_made_for_its_first_run(agent: str, folder: str)
     assert place(folder) in policy_of(agent).folders
 
 
-def test_a_profile_without_an_agent_makes_no_folder() -> None:
-    assert policy_of("default").folders == ()
+def test_a_profile_without_an_agent_makes_caches_only() -> None:
+    assert policy_of("base").folders == ()
+    made = {folder.removeprefix("/home/ada/").split("/")[0] for folder in policy_of("default").folders}
+    assert made == {".cache", ".local", ".npm"}

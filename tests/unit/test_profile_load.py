@@ -273,3 +273,40 @@ def test_the_difference_of_two_profiles_is_in_rules_and_not_in_places(profiles: 
 def test_errors_are_told_apart_by_who_can_act(profiles: Path) -> None:
     write(profiles, "a", "x: 1\n")
     assert isinstance(refusal("a"), ProfileError)
+
+
+def test_a_profile_of_ones_own_may_except_what_built_in_rules_deny(profiles: Path) -> None:
+    write(
+        profiles, "default", "extends: [default]\nfiles:\n  except:\n    - {path: ~/.npmrc, because: no token in it}\n"
+    )
+    (found,) = load("default").exceptions
+    assert (found.path, found.because, found.origin.text) == ("~/.npmrc", "no token in it", "except ~/.npmrc")
+    assert difference(load("base"), load("default"))[1][:1] != []
+    assert "file except ~/.npmrc" in difference(load("base"), load("default"))[1]
+
+
+def test_no_parent_excepts_anything(profiles: Path) -> None:
+    write(profiles, "base", "extends: [base]\nfiles: {except: [~/.npmrc]}\n")
+    write(profiles, "mine", "extends: [default]\nfiles: {read: [~/.npmrc]}\n")
+    assert load("base").exceptions
+    assert load("mine").exceptions == () and load("default").exceptions == ()
+    assert "file except ~/.npmrc" not in difference(load("default"), load("mine"))[1]
+
+
+def test_a_profile_elsewhere_excepts_nothing_not_even_a_trusted_one(tmp_path: Path, profiles: Path) -> None:
+    text = "name: theirs\nextends: [base]\nfiles:\n  except: [~/.npmrc]\n"
+    outside = write(tmp_path, "theirs", text)
+    workspace = tmp_path / "ws"
+    workspace.mkdir()
+    inside = write(workspace, "theirs", text)
+    trust.trust(inside, inside.read_bytes())
+    for path in (outside, inside):
+        refused = refusal(path, workspace)
+        assert refused.code == "profile.except-not-own" and f"{path}:4" in refused.what
+
+
+@pytest.mark.parametrize("path", ["~/.ssh/*", "~/.npmr?", "~/.aws/[ab]", "**/.env"])
+def test_an_exception_is_one_path(path: str, profiles: Path) -> None:
+    write(profiles, "default", f"extends: [default]\nfiles: {{except: ['{path}']}}\n")
+    (problem,) = trial(load("default"))
+    assert problem.code == "policy.except"

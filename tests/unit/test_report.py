@@ -73,7 +73,7 @@ def test_a_repositorys_own_files_are_one_line_and_a_new_one_could_run_later(reco
         recorded.wrote("create", f"/ws/sub/.git/{name}")
     found = recorded.read()
     assert [(one.path, one.ways) for one in found.changes] == [("/ws/sub/.git", ("inside",))]
-    assert found.summary.later("/ws") == [("~/sub", "made by the agent; git obeys its .git/config and .git/hooks")]
+    assert [(one.path, one.kind) for one in found.later] == [("/ws/sub", "repository")]
 
 
 def test_lists_are_bounded_and_say_what_they_leave_out(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:

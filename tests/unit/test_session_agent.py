@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.cli.run import parse
+from mcpguard.cli.run_words import parse
 from mcpguard.errors import McpguardError
 from mcpguard.session import agent
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from events_help import OPEN_POLICY, make_policy
 
+from mcpguard.events.ids import new_id
 from mcpguard.events.pump import Pump
 from mcpguard.events.query import Filter, events
-from mcpguard.events.sessions import State, new_id
+from mcpguard.events.sessions import State
 from mcpguard.events.store import Store
 from mcpguard.session import recording
 from mcpguard.session.recording import BEHIND, Recording

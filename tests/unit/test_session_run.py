@@ -12,7 +12,7 @@ import pytest
 from mcpguard.broker import client
 from mcpguard.broker.channel import Channel
 from mcpguard.broker.protocol import LaunchRequest, guard_to_json
-from mcpguard.cli.run import parse
+from mcpguard.cli.run_words import parse
 from mcpguard.errors import HostError, PrivilegeError, UsageError
 from mcpguard.model.access import Access
 from mcpguard.model.coverage import Coverage, Strength
@@ -157,5 +157,5 @@ def test_without_sudo_a_user_gets_the_four_lines(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(client, "_SUDO", ("/nowhere/sudo",))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(PrivilegeError) as refused:
-        client.start(client.BrokerProgram("/usr/bin/python3", "/nowhere"), audit=False)
+        client.start(client.BrokerProgram("/usr/bin/python3", "/nowhere"))
     assert refused.value.code == "privilege.sudo"

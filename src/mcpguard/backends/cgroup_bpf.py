@@ -6,11 +6,10 @@ cannot be attached stops the launch; only the unix socket part, which old kernel
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 from mcpguard.backends.engine import UNIX_PROGRAMS, Session
-from mcpguard.errors import KernelError
+from mcpguard.errors import KernelError, McpguardError
 from mcpguard.kernel import bpf
 from mcpguard.model.values import dataclass, field
 from mcpguard.wire import _abi, encode
@@ -29,6 +28,9 @@ NETWORK = {
     "mg_recvmsg4": 19,
     "mg_recvmsg6": 20,
 }
+
+
+UNIX_RULES = "mg_unix_rules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,45 @@ class Settings:
 
 
 @dataclass(slots=True)
+class Replacement:
+    """Tables that are written and not yet asked."""
+
+    session: Session
+    made: list[bpf.Map]
+    tell: Callable[[], None]
+
+    def take_over(self) -> None:
+        """Have decisions ask them: each table changes in one step, so no reader ever sees a part of one.
+
+        Raises:
+            KernelError: the kernel refused; the old ones are asked, all of them.
+        """
+        old: list[bpf.Map] = []
+        try:
+            for one in self.made:
+                old.append(self.session.put(one))
+        except BaseException:
+            for one in old:
+                self.session.put(one)
+            self.drop()
+            raise
+        self.tell()
+        self.made = old
+        self.drop()
+
+    def drop(self) -> None:
+        """Close what nobody asks."""
+        for one in self.made:
+            one.close()
+        self.made = []
+
+
+def _fill(table: bpf.Map, rows: dict[bytes, bytes]) -> None:
+    for key, value in rows.items():
+        table.set(key, value)
+
+
+@dataclass(slots=True)
 class CgroupAttachment:
     """The armed backend.
 
@@ -65,8 +106,7 @@ class CgroupAttachment:
 
     session: Session
     programs: dict[str, int] = field(default_factory=dict)
-    _rows: dict[bytes, bytes] = field(default_factory=dict)
-    _update: threading.Lock = field(default_factory=threading.Lock)
+    _held: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
 
     @property
     def unix(self) -> bool:
@@ -80,29 +120,58 @@ class CgroupAttachment:
             PolicyError: a row does not fit.
             KernelError: a map refused one.
         """
-        self.update_connect(settings.connect)
-        for key, value in encode.prefix_table(settings.listen).items():
-            self.session.maps["mg_listen"].set(key, value)
-        if "mg_unix_rules" in self.session.maps:
-            self.session.maps["mg_unix_rules"].set(bytes(4), encode.unix_table(settings.unix))
+        for name, rows in self._tables(settings.connect, settings.listen, settings.unix).items():
+            _fill(self.session.maps[name], rows)
+            self._held[name] = rows
 
-    def update_connect(self, rows: Iterable[encode.NetRow]) -> None:
-        """Replace the destinations: new and changed ones first, then what is gone, so nothing allowed in both is ever refused.
+    def update_connect(self, rows: Sequence[encode.NetRow]) -> None:
+        """Replace the destinations.
+
+        Raises:
+            PolicyError, KernelError: as `prepared`; the old ones count.
+        """
+        self.prepared(connect=rows).take_over()
+
+    def prepared(
+        self,
+        connect: Sequence[encode.NetRow] | None = None,
+        listen: Sequence[encode.NetRow] | None = None,
+        unix: Sequence[encode.UnixRow] | None = None,
+    ) -> Replacement:
+        """Write new tables where no decision looks yet; None: this one stays as it is.
 
         Raises:
             PolicyError: a row does not fit.
-            KernelError: the map refused one; earlier rows are in.
+            KernelError: the kernel has no room for them; nothing changed.
         """
-        wanted = encode.prefix_table(rows)
-        table = self.session.maps["mg_connect"]
-        with self._update:
-            for key, value in wanted.items():
-                if self._rows.get(key) != value:
-                    table.set(key, value)
-                    self._rows[key] = value
-            for key in set(self._rows) - set(wanted):
-                table.delete(key)
-                del self._rows[key]
+        wanted = self._tables(connect, listen, unix)
+        tables = {name: rows for name, rows in wanted.items() if rows != self._held.get(name)}
+        made: list[bpf.Map] = []
+        try:
+            for name, rows in tables.items():
+                made.append(self.session.another(name))
+                _fill(made[-1], rows)
+        except McpguardError:
+            for one in made:
+                one.close()
+            raise
+        return Replacement(self.session, made, lambda: self._held.update(tables))
+
+    def _tables(
+        self,
+        connect: Sequence[encode.NetRow] | None,
+        listen: Sequence[encode.NetRow] | None,
+        unix: Sequence[encode.UnixRow] | None,
+    ) -> dict[str, dict[bytes, bytes]]:
+        """Keys and values of each map that is given rows and that this kernel has a use for."""
+        tables = {}
+        if connect is not None:
+            tables["mg_connect"] = encode.prefix_table(connect)
+        if listen is not None:
+            tables["mg_listen"] = encode.prefix_table(listen)
+        if unix is not None and UNIX_RULES in self.session.maps:
+            tables[UNIX_RULES] = {bytes(4): encode.unix_table(unix)}
+        return tables
 
     def detach_verify(self) -> list[str]:
         """Programs that should be on the cgroup and are not; empty: all are armed."""

@@ -12,14 +12,18 @@ import errno
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from functools import partial
 
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, libbpf, pins, privileges
+from mcpguard.kernel.beside import Beside
 from mcpguard.model.values import dataclass, field
 from mcpguard.wire import _abi, encode, sums
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # Raise it when what is pinned changes in a way that the objects do not show.
 LAYOUT = 1
@@ -270,8 +274,8 @@ class Session:
         self.slot = slot
         self.sizes = sizes
         self.maps: dict[str, bpf.Map] = {}
-        self._moving: threading.Thread | None = None
-        self._trouble: list[BaseException] = []
+        self._shapes: dict[str, bpf.Shape] = {}
+        self._moving: Beside | None = None
         self._leftovers: list[Callable[[], None]] = []
         self._gone = False
 
@@ -281,23 +285,57 @@ class Session:
         counted = {f"sums.{name}": one.fd for name, one in self.maps.items() if name.endswith(_SUMS)}
         return {**carried, **counted}
 
-    def set_state(self, flags: int, files: int = 0, sockets: int = 0) -> None:
+    def set_state(self, flags: int, files: int = 0, sockets: int = 0, *, early: bool = False) -> None:
         """Say what the session is from now on; for one reader all of it changes in one step.
 
         Args:
             flags: MG_SESSION_*, or-ed; without MG_SESSION_LIVE everything is refused.
             files, sockets: indices of policies; 0: none.
+            early: do not wait until the session's maps are in its slots. What asks a table that is not there is refused;
+                `await_maps` must come before anything is to be allowed or recorded.
 
         Raises:
             KernelError: the kernel refused; what was said before still counts.
         """
-        self._moved_in()
+        if not early:
+            self.await_maps()
         value = _abi.MG_SESSION.pack(self.slot, flags, files, sockets)
         with pins.locked():
             _set_if_there(self.engine.map(LEAVES), _key64(self.leaf_id), _abi.MG_LEAF.pack(value, self.leaf_id))
             self.engine.map(SESSIONS).set(_key64(self.leaf_id), value)
             if cgroup.is_populated(self.leaf_fd):
                 self._await_readers()
+
+    def state(self) -> tuple[int, int]:
+        """The indices of the policies that decisions use now, as `set_state` was told."""
+        value = self.engine.map(SESSIONS).get(_key64(self.leaf_id), _abi.MG_SESSION.size)
+        if value is None:
+            return 0, 0
+        _slot, _flags, files, sockets = _abi.MG_SESSION.unpack(value)
+        return files, sockets
+
+    def another(self, name: str) -> bpf.Map:
+        """An empty map that can take the place of the session's map `name`; the caller's to close until it has.
+
+        Raises:
+            KernelError: there is no memory for it.
+        """
+        kind, *rest = self._shapes[name]
+        return bpf.Map(name, bpf.create_map(kind, name, *rest))
+
+    def put(self, one: bpf.Map) -> bpf.Map:
+        """Have decisions ask `one` in place of the session's map of that name: one step for every reader.
+
+        Returns:
+            the map that was there; nobody reads it any more.
+
+        Raises:
+            KernelError: the kernel refused; the old one still counts.
+        """
+        self.await_maps()
+        self.engine.map(one.name).set_fd(_key32(self.slot), one.fd)
+        old, self.maps[one.name] = self.maps[one.name], one
+        return old
 
     def _await_readers(self) -> None:
         """Wait until no program reads the value that was replaced: its memory may become another session's entry.
@@ -383,26 +421,27 @@ class Session:
 
     def _make_maps(self, shapes: Mapping[str, list[int]]) -> None:
         for name, numbers in shapes.items():
-            shape = bpf.Shape(*numbers)
-            if name in self.sizes:
-                shape = shape._replace(entries=self.sizes[name])
-            self.maps[name] = bpf.Map(name, bpf.create_map(shape.kind, name, *shape[1:]))
+            kind, key_bytes, value_bytes, entries, flags = numbers
+            self._shapes[name] = (kind, key_bytes, value_bytes, self.sizes.get(name, entries), flags)
+            self.maps[name] = self.another(name)
 
     def _move_in(self) -> None:
         """Put the maps into the slot. The kernel makes each of these wait for all programs, so it happens meanwhile."""
         moves = [_insertion(self.engine.map(name), _key32(self.slot), one.fd) for name, one in self.maps.items()]
-        self._moving = threading.Thread(target=_together, args=(moves, self._trouble))
-        self._moving.start()
+        self._moving = Beside(partial(_together, moves))
 
     def _wait_for_moving(self) -> None:
         if self._moving is not None:
             self._moving.join()
-            self._moving = None
 
-    def _moved_in(self) -> None:
-        self._wait_for_moving()
-        if self._trouble:
-            raise self._trouble[0]
+    def await_maps(self) -> None:
+        """Wait until the kernel has put the session's maps into its slots.
+
+        Raises:
+            KernelError: it refused one.
+        """
+        if self._moving is not None:
+            self._moving.done()
 
     def _forget(self) -> None:
         self._wait_for_moving()
@@ -542,23 +581,13 @@ def _deletion(outer: bpf.Map, key: bytes) -> Callable[[], None]:
     return lambda: outer.delete(key)
 
 
-def _together(calls: Iterable[Callable[[], None]], trouble: list[BaseException] | None = None) -> None:
-    """Make all calls side by side and wait for them; what goes wrong is collected, or raised at the end."""
-    collected: list[BaseException] = [] if trouble is None else trouble
-
-    def guarded(call: Callable[[], None]) -> None:
-        try:
-            call()
-        except BaseException as error:
-            collected.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if trouble is None and collected:
-        raise collected[0]
+def _together(calls: Iterable[Callable[[], None]]) -> None:
+    """Make all calls side by side and wait for them; the first thing that goes wrong is raised at the end."""
+    begun = [Beside(call) for call in calls]
+    for call in begun:
+        call.join()
+    for call in begun:
+        call.done()
 
 
 def _key32(number: int) -> bytes:

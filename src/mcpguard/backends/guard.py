@@ -255,7 +255,6 @@ class Guard:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._generation = 0
         self._misses = self._count_misses()
         session.at_removal(self._forget)
 
@@ -265,11 +264,12 @@ class Guard:
         Raises:
             KernelError: the kernel refused something; decisions are made as before.
         """
-        # Counted when it is whole: after a failure the next attempt must not write over the policy that counts.
-        first = self.session.slot * _PER_SLOT + 2 * ((self._generation + 1) % 2)
+        # The kernel itself says which pair counts: whatever failed before, that one is not written over.
+        first = self.session.slot * _PER_SLOT
+        if first in self.session.state():
+            first += 2
         write_policy(self.session.engine.map, first, plan.files)
         write_policy(self.session.engine.map, first + 1, plan.sockets)
-        self._generation += 1
         return first, first + 1
 
     def add_own_places(self, indices: tuple[int, int], devices: Mapping[str, int], plan: GuardPlan) -> None:

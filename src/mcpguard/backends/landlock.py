@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from mcpguard.kernel import landlock, mounts, terminals
+from mcpguard.kernel.places import RUN
 from mcpguard.kernel.terminals import Terminal
 from mcpguard.model.access import Access
 from mcpguard.model.paths import is_below
@@ -21,7 +22,7 @@ from mcpguard.model.policy import User
 from mcpguard.model.values import dataclass
 
 # Root's own directory: the stand-ins for hidden files live in a tmpfs mounted over it, private to the session.
-STAGE = "/run/mcpguard"
+STAGE = RUN
 CANARY = f"{STAGE}/canary"
 SHARED_MEMORY = "/dev/shm"
 _PROTECTING = ("mask", "ro", "link")

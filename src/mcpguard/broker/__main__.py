@@ -1,50 +1,55 @@
-"""Entry of the privileged half: `python -I -S .../mcpguard/broker/__main__.py (--fd N | --socket NAME) [--audit] [--tier N]`.
+"""Entry of the privileged half: `python -I -S .../mcpguard/broker/__main__.py (--fd N | --socket NAME)`.
 
 Isolated on purpose: no site packages, no environment, no working directory on the path. The package's own parent is put
 on the path by hand, and `mcpguard setup` has put it where only root can write.
+
+The first two bytes on the socket say what must be known before anything is loaded: audit (0 or 1), and the tier that is
+insisted on (0: none). The user's process starts the broker before it has read its own command line.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
 if __name__ == "__main__" and sys.flags.isolated:
+    gc.disable()  # what a launch makes stays; `launch` turns it on again when the agent runs
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-import socket
-
-from mcpguard.broker.channel import Channel, peer_uid
 from mcpguard.broker.server import serve
 
 
 def main(arguments: list[str]) -> int:
     """Connect to the user's process and serve it. Returns the exit code."""
-    options = arguments[2:]
-    audit = options[:1] == ["--audit"]
-    tier = int(options[-1]) if options[audit:-1] == ["--tier"] and options[-1] in ("1", "2", "3") else None
-    understood = 2 + audit + (2 if tier else 0)
-    if os.geteuid() != 0 or len(arguments) != understood or arguments[0] not in ("--fd", "--socket"):
+    if os.geteuid() != 0 or len(arguments) != 2 or arguments[0] not in ("--fd", "--socket"):
         sys.stderr.write("mcpguard: the broker is started by `mcpguard run`, not by hand\n")
         return 125
     if arguments[0] == "--fd":
-        connection = socket.socket(fileno=int(arguments[1]))
-        caller = os.getuid()
+        connection, caller = int(arguments[1]), os.getuid()
     else:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.connect(b"\0" + os.fsencode(arguments[1]))
-        # Who typed the command, by sudo's word; who holds the other end, by the kernel's. They must be the same.
-        caller = int(os.environ.get("SUDO_UID", "-1"))
-        if peer_uid(connection) != caller:
+        connection, caller = _connect(arguments[1])
+        if connection < 0:
             sys.stderr.write("mcpguard: the other end of the broker's socket is not who called sudo\n")
             return 125
-    os.set_inheritable(connection.fileno(), False)
-    serve(Channel(connection), caller, _peer_pid(connection), audit=audit, tier=tier)
+    os.set_inheritable(connection, False)
+    first = os.read(connection, 2)
+    if len(first) == 2 and first[0] <= 1 and first[1] <= 3:  # else the user's process has changed its mind
+        serve(connection, caller, audit=bool(first[0]), tier=first[1] or None)
     return 0
 
 
-def _peer_pid(connection: socket.socket) -> int:
-    return int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+def _connect(name: str) -> tuple[int, int]:
+    """The descriptor of a connection to the socket of this name, and who called sudo; -1 where somebody else holds it."""
+    import socket
+
+    from mcpguard.broker.channel import peer_uid
+
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(b"\0" + os.fsencode(name))
+    # Who typed the command, by sudo's word; who holds the other end, by the kernel's. They must be the same.
+    caller = int(os.environ.get("SUDO_UID", "-1"))
+    return (connection.detach() if peer_uid(connection) == caller else -1), caller
 
 
 if __name__ == "__main__":

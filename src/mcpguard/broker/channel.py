@@ -7,12 +7,14 @@ What the messages mean is `protocol`'s business.
 from __future__ import annotations
 
 import array
-import json
 import os
 import socket
 import struct
 import threading
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MAX_MESSAGE = 32 * 1024 * 1024
 MAX_DESCRIPTORS = 64
@@ -31,6 +33,8 @@ class Channel:
         return self.connection.fileno()
 
     def send(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+        import json  # not before the broker is started
+
         # Names of files and arguments can hold bytes that are no UTF-8; they travel as lone surrogates.
         body = json.dumps(message, separators=(",", ":")).encode()
         data = _LENGTH.pack(len(body)) + body
@@ -45,6 +49,8 @@ class Channel:
         Raises:
             ValueError: what came is not a message.
         """
+        import json
+
         descriptors: list[int] = []
         head = self._exactly(_LENGTH.size, descriptors)
         if head is None:
@@ -86,8 +92,22 @@ class Channel:
         self.connection.close()
 
 
+def opened(descriptor: int) -> Channel:
+    """A channel on a copy of the descriptor of a connected socket."""
+    return Channel(socket.socket(fileno=os.dup(descriptor)))
+
+
 def peer_uid(connection: socket.socket) -> int:
     """Who is at the other end, by the kernel's word."""
+    return _peer(connection)[1]
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """The process that made or connected the other end, by the kernel's word."""
+    return _peer(connection)[0]
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    _pid, uid, _gid = struct.unpack("iII", credentials)
-    return int(uid)
+    pid, uid, _gid = struct.unpack("iII", credentials)
+    return pid, uid

@@ -1,8 +1,10 @@
 """The guarded child: everything between fork and exec, in the one order that works.
 
-    as root   cgroup -> wait for the request -> private mounts, own terminals -> groups, bounding set
+    as root   wait for the request -> private mounts, own terminals -> groups, bounding set
     as user   ids -> no_new_privs -> Landlock -> capabilities -> seccomp
-    then      wait until the hooks are armed, canary, wait for the word, exec
+    then      wait until it is in the cgroup and the hooks are armed, canary, wait for the word, exec
+
+The broker puts it into the cgroup meanwhile.
 
 Nothing of the agent runs before the broker has said go. Any failure is reported and ends the child.
 """
@@ -24,7 +26,6 @@ from mcpguard.broker import canary
 from mcpguard.broker.channel import Channel
 from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.kernel import landlock, mounts, privileges
-from mcpguard.kernel.cgroup import Leaf
 from mcpguard.kernel.terminals import Terminal
 from mcpguard.model.access import Access
 
@@ -35,7 +36,6 @@ _STANDARD_ERROR = 2
 def become_agent(
     orders: Channel,
     tier: int,
-    leaf: Leaf,
     line: socket.socket,
     target: canary.Target,
     own: Sequence[Terminal],
@@ -52,8 +52,6 @@ def become_agent(
     signal.set_wakeup_fd(-1)
     step = "start"
     try:
-        step = "enter the cgroup"
-        leaf.enter()
         step = "take the request"
         received = orders.receive()
         if received is None:
@@ -84,7 +82,7 @@ def become_agent(
         privileges.drop_capabilities()
         step = "install the system-call filter"
         privileges.install_seccomp(request.seccomp)
-        step = "wait for the hooks"
+        step = "wait for the cgroup and the hooks"
         _report(line, {"confined": True}, held)
         for fd in (*held, *(terminal.fd for terminal in own if terminal.fd > _STANDARD_ERROR)):
             os.close(fd)

@@ -11,13 +11,16 @@ import select
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+import threading
 
 from mcpguard.broker.channel import Channel, peer_uid
 from mcpguard.errors import HostError, PrivilegeError
 from mcpguard.model.values import dataclass, field
 
+TYPE_CHECKING = False  # as `typing` has it, which takes longer than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from mcpguard.broker.protocol import LaunchRequest
     from mcpguard.model.plan import GuardPlan
 
@@ -51,6 +54,20 @@ class Broker:
     process: subprocess.Popen[bytes]
     channel: Channel
     descriptors: dict[str, int] = field(default_factory=dict)
+    _answers: dict[int, dict[str, Any] | None] = field(default_factory=dict)
+    _answered: threading.Condition = field(default_factory=threading.Condition)
+    _asked: int = 0
+    _over: bool = False
+
+    def load(self, *, audit: bool, tier: str | None) -> None:
+        """Have it load; until then it waits. To be called once, first.
+
+        Args:
+            tier: `1`, `2` or `3` to insist on one.
+        """
+        # One that has failed already is found out at its first answer.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.channel.connection.sendall(bytes((audit, int(tier or 0))))
 
     def offer(self) -> dict[str, Any]:
         """What the broker can give on this host: the tier, and why each better one is not it. To be taken once, first.
@@ -94,19 +111,77 @@ class Broker:
     def go(self) -> None:
         self.channel.send({"go": True})
 
-    def update_connect(self, rows: list[Any]) -> None:
-        """Replace the table of destinations while the session runs."""
-        self.channel.send({"connect": rows})
+    def send_update(
+        self, network: dict[str, Any] | None = None, plan: GuardPlan | None = None, number: int = 0
+    ) -> None:
+        """Replace what the session goes by while it runs; whether it could be done is not waited for.
 
-    def update_guard(self, plan: GuardPlan) -> None:
-        """Replace the policy in the kernel's hooks while the session runs."""
-        from mcpguard.broker.protocol import guard_to_json
+        Args:
+            network: the tables that change, as in `LaunchRequest.network`.
+            plan: the policy in the kernel's hooks.
+        """
+        message: dict[str, Any] = {"number": number} if number else {}
+        if network is not None:
+            message["network"] = network
+        if plan is not None:
+            from mcpguard.broker.protocol import guard_to_json
 
-        self.channel.send({"guard": guard_to_json(plan)})
+            message["guard"] = guard_to_json(plan)
+        self.channel.send(message)
+
+    def update(self, network: dict[str, Any], plan: GuardPlan | None, wait_s: float) -> None:
+        """The same, and wait until the kernel goes by it. `answer` must be called meanwhile, by another thread.
+
+        Raises:
+            HostError: it was refused; nothing changed. With the code `broker.no-answer` that is not known.
+        """
+        with self._answered:
+            self._asked += 1
+            number = self._asked
+            self._answers[number] = {} if self._over else None
+        try:
+            self.send_update(network, plan, number)
+            with self._answered:
+                self._answered.wait_for(lambda: self._answers[number] is not None, wait_s)
+                answer = self._answers[number]
+        except OSError:
+            answer = None
+        finally:
+            self._answers.pop(number, None)
+        if not answer:
+            raise HostError(
+                "the session's broker did not take the new rules",
+                why="it has ended" if answer is not None else f"it did not answer within {wait_s:.0f} s",
+                do="try again; `mcpguard sessions` tells whether the session still runs",
+                code="broker.no-answer",
+            )
+        if "error" in answer:
+            from mcpguard.broker.protocol import error_from_json
+
+            raise error_from_json(answer)
+
+    def answer(self, message: dict[str, Any]) -> None:
+        """An answer came to one of `update`."""
+        with self._answered:
+            if message["updated"] in self._answers:
+                self._answers[message["updated"]] = message
+            self._answered.notify_all()
+
+    def hang_up(self) -> None:
+        """No more answers will come."""
+        with self._answered:
+            self._over = True
+            self._answers.update({number: {} for number in self._answers})
+            self._answered.notify_all()
 
     def hide(self, paths: list[str]) -> None:
         """Cover sockets that appeared while the session runs."""
         self.channel.send({"hide": paths})
+
+    def dismiss(self) -> None:
+        """Nothing more is asked of it: it may clean up and end. What it handed over stays open."""
+        with contextlib.suppress(OSError):
+            self.channel.connection.shutdown(socket.SHUT_WR)
 
     def wait(self, timeout_s: float = 5.0) -> None:
         """Give it time to remove what it made; it does so also when nobody waits."""
@@ -126,10 +201,8 @@ class Broker:
         self.channel.close()
 
 
-def start(program: BrokerProgram, *, audit: bool, tier: str | None = None) -> Broker:
+def start(program: BrokerProgram) -> Broker:
     """Start the broker: directly as root, else through sudo, which asks for a password on the terminal if it must.
-
-    It loads while the caller goes on; `audit` and `tier` must be known by then.
 
     Raises:
         PrivilegeError: sudo is missing or said no.
@@ -137,22 +210,18 @@ def start(program: BrokerProgram, *, audit: bool, tier: str | None = None) -> Br
     if os.geteuid() == 0:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [*program.command, "--fd", str(theirs.fileno()), *_flags(audit, tier)]
+            command = [*program.command, "--fd", str(theirs.fileno())]
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         return Broker(process, Channel(ours))
-    return _start_with_sudo(program, audit, tier)
+    return _start_with_sudo(program)
 
 
-def _flags(audit: bool, tier: str | None) -> list[str]:
-    return [*(["--audit"] if audit else []), *(["--tier", tier] if tier else [])]
-
-
-def _start_with_sudo(program: BrokerProgram, audit: bool, tier: str | None) -> Broker:
+def _start_with_sudo(program: BrokerProgram) -> Broker:
     name = f"mcpguard-{os.getpid()}-{os.urandom(16).hex()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(b"\0" + name.encode())
         listener.listen(4)
-        command = [_sudo(), "-p", _PROMPT, "--", *program.command, "--socket", name, *_flags(audit, tier)]
+        command = [_sudo(), "-p", _PROMPT, "--", *program.command, "--socket", name]
         try:
             process = subprocess.Popen(command)
         except OSError as error:

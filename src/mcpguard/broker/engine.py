@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Callable
 
-from mcpguard.backends import cgroup_bpf, guard, tracing
+from mcpguard.backends import cgroup_bpf, tracing
 from mcpguard.backends import engine as shared
 from mcpguard.broker import tiers
-from mcpguard.broker.canary import ADDRESS
 from mcpguard.errors import HostError
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Effect
-from mcpguard.model.plan import GuardPlan
 from mcpguard.wire import _abi
-from mcpguard.wire.encode import NetRow, UnixRow
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from mcpguard.backends.guard import Guard
+    from mcpguard.model.plan import GuardPlan
+    from mcpguard.wire.encode import NetRow, UnixRow
 
 _RINGS = (shared.DENIALS, shared.ACTIVITY)
 _ALL_PORTS = (0, 65535)
@@ -31,7 +36,7 @@ class Engine:
         self._flags = _abi.MG_SESSION_LIVE | cgroup_bpf.Settings(audit=audit).flags
         self._leaf = leaf
         self._asked = tier
-        self._guard: guard.Guard | None = None
+        self._guard: Guard | None = None
         self._policies = (0, 0)
         self._plan: GuardPlan | None = None
         self._own_places: dict[str, int] | None = None
@@ -46,7 +51,9 @@ class Engine:
             self._stack.callback(self._session.close)
             self._stack.callback(self.release)
             if self.tier != tiers.LANDLOCK:
-                self._guard = guard.Guard(self._session)
+                from mcpguard.backends.guard import Guard
+
+                self._guard = Guard(self._session)
             self._network = cgroup_bpf.attach(self._session)
             missing = [*self._network.detach_verify(), *tracing.detach_verify(armed.engine)]
             if missing:
@@ -72,15 +79,15 @@ class Engine:
             self._session.remove(apart=True)
 
     def go_live(self) -> None:
-        """Have the programs ask the session's tables, which are empty still.
-
-        `__enter__` does not wait until the kernel has put the session's maps into its slots; this does.
-        """
-        self._session.set_state(self._flags)
+        """Have the programs ask the session's tables, which are empty still, or even on their way into the session's slots."""
+        self._session.set_state(self._flags, early=True)
 
     def set_rules(self, network: dict[str, Any]) -> None:
         """Fill the tables from the request; before this every destination is refused."""
-        self._network.set_rules(_settings(network))
+        rows = _rows(network)
+        if len(rows) < len(_ROWS):
+            raise _malformed(f"only {', '.join(rows) or 'nothing'} came")
+        self._network.set_rules(cgroup_bpf.Settings(**rows))
 
     def offer(self) -> dict[str, Any]:
         """What the user's process must know before it plans."""
@@ -92,7 +99,7 @@ class Engine:
         }
 
     def set_guard(self, plan: GuardPlan, switches: int) -> None:
-        """Write the policy of files and sockets where `arm` or the next decision finds it.
+        """Write the policy of files and sockets where `arm` finds it.
 
         Args:
             switches: MG_SESSION_* of what the profile permits besides.
@@ -102,15 +109,44 @@ class Engine:
         self._policies = self._guard.set_policy(plan)
         self._plan = plan
         self._flags |= switches | (_abi.MG_SESSION_PEERS if self.tier == 1 else 0)
-        if self._own_places is not None:
-            self.arm(self._own_places)
+
+    def update(self, network: dict[str, Any], plan: GuardPlan | None) -> None:
+        """Replace what an armed session goes by: all of it, or nothing when something is wrong with a part.
+
+        No decision sees a part of a table. Files change first, destinations a moment later.
+
+        Args:
+            network: as for `set_rules`, with those of its tables that change.
+            plan: None: what the hooks go by stays.
+
+        Raises:
+            HostError, PolicyError: the tables are malformed or do not fit.
+            KernelError: the kernel refused.
+        """
+        tables = self._network.prepared(**_rows(network))
+        before = self._policies
+        try:
+            if plan is not None and self._guard is not None and self._own_places is not None:
+                policies = self._guard.set_policy(plan)
+                self._guard.add_own_places(policies, self._own_places, plan)
+                self._policies = policies
+                self._session.set_state(self._flags | _abi.MG_SESSION_FILES, *policies)
+            tables.take_over()
+        except BaseException:
+            tables.drop()
+            if self._policies != before:
+                self._policies = before
+                self._session.set_state(self._flags | _abi.MG_SESSION_FILES, *before)
+            raise
 
     def arm(self, own_places: dict[str, int]) -> None:
-        """From now on the hooks judge every act of the leaf by the policy.
+        """From the return on the session's tables are where all programs look, and the hooks judge every act of the leaf by the
+        policy.
 
         Args:
             own_places: numbers of the file systems that the session has for itself (OWN_PLACES).
         """
+        self._session.await_maps()
         if self._guard is None or self._plan is None:
             return
         self._own_places = own_places
@@ -128,10 +164,6 @@ class Engine:
             "rings": {name: self._session.sizes[name] for name in _RINGS},
         }
 
-    def update_connect(self, rows: list[Any]) -> None:
-        """Replace the destinations with what the user's process resolved meanwhile."""
-        self._network.update_connect(_net_rows(rows, canary=True))
-
     def final(self) -> dict[str, Any]:
         """Counts that no record has reported yet, as `[series, count]`; to be read when the tree has ended."""
         return {
@@ -140,20 +172,21 @@ class Engine:
         }
 
 
-def _settings(network: dict[str, Any]) -> cgroup_bpf.Settings:
+def _rows(network: dict[str, Any]) -> dict[str, Any]:
+    """The tables that came, as `cgroup_bpf.Settings` has them."""
     try:
-        return cgroup_bpf.Settings(
-            connect=tuple(_net_rows(network["connect"], canary=True)),
-            listen=tuple(_net_rows(network["listen"], canary=False)),
-            unix=tuple(_unix_row(row) for row in network["unix"]),
-        )
+        return {name: tuple(read(network[name])) for name, read in _ROWS.items() if name in network}
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise HostError(
-            "the broker refused malformed network rules",
-            why=f"{type(error).__name__}: {error}",
-            do="reinstall mcpguard, then run `mcpguard setup`",
-            code="broker.malformed-request",
-        ) from error
+        raise _malformed(f"{type(error).__name__}: {error}") from error
+
+
+def _malformed(why: str) -> HostError:
+    return HostError(
+        "the broker refused malformed network rules",
+        why=why,
+        do="reinstall mcpguard, then run `mcpguard setup`",
+        code="broker.malformed-request",
+    )
 
 
 def _net_rows(rows: list[Any], *, canary: bool) -> list[NetRow]:
@@ -168,6 +201,8 @@ def _net_rows(rows: list[Any], *, canary: bool) -> list[NetRow]:
 
 
 def _canary_address() -> bytes:
+    from mcpguard.broker.canary import ADDRESS
+
     return b"\0" * 10 + b"\xff\xff" + bytes(int(part) for part in ADDRESS.split("."))
 
 
@@ -188,3 +223,10 @@ def _unix_row(row: list[Any]) -> UnixRow:
     if not isinstance(pattern, str):
         raise ValueError("a socket pattern is a text")
     return pattern, Effect.ALLOW if allowed else Effect.DENY, int(rule)
+
+
+_ROWS: dict[str, Callable[[Any], list[Any]]] = {
+    "connect": lambda rows: _net_rows(rows, canary=True),
+    "listen": lambda rows: _net_rows(rows, canary=False),
+    "unix": lambda rows: [_unix_row(row) for row in rows],
+}

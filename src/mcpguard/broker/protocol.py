@@ -6,7 +6,6 @@ The broker trusts nothing in a request that it can check: types, sizes, who the 
 from __future__ import annotations
 
 import base64
-from typing import Any
 
 from mcpguard.errors import HostError, McpguardError
 from mcpguard.model.access import Access
@@ -15,9 +14,11 @@ from mcpguard.model.policy import User
 from mcpguard.model.values import dataclass
 from mcpguard.wire import _abi
 
-VERSION = 3
-# Tiers that this kernel refused, as the broker remembers them until the next boot; everybody may read it, as a hint.
-REFUSED_TIERS = "/run/mcpguard/tiers.json"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+VERSION = 4
 
 # Where a bounded request would overflow first, with room to spare.
 MAX_ARGUMENTS = 100_000

@@ -1,342 +1,71 @@
 """The privileged half of a session: makes the cgroup, loads and attaches, starts the child confined, then idles.
 
 It takes a compiled request from the user's process and nothing else: no YAML, no look-up in a directory of the user with
-root's rights, no code from one. While the agent runs it only waits, passes signals on, and takes new addresses for names.
-It cleans up when the agent has ended, also when the user's process was killed.
+root's rights, no code from one. It cleans up when the agent has ended, also when the user's process was killed.
+
+Everybody waits until the engine is armed, so nothing is imported before that can be imported later (`launch`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import pwd
-import select
-import signal
-import socket
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
-from mcpguard.backends import landlock as files
-from mcpguard.broker import canary, tiers
-from mcpguard.broker.channel import Channel
-from mcpguard.broker.child import become_agent
 from mcpguard.broker.engine import Engine
-from mcpguard.broker.protocol import LaunchRequest, checked_paths, error_to_json, guard_from_json
-from mcpguard.broker.rearm import INTERVAL_S, Covers
-from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
-from mcpguard.kernel import cgroup, landlock, mounts, terminals
-from mcpguard.model.plan import OWN_PLACES
-from mcpguard.model.values import dataclass, field
-
-MINIMUM_LANDLOCK = 3
-_MOST_HELD = 8
-_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
-_DIED: dict[str, Any] = {"failed": "start", "errno": None, "words": "the child died"}
+from mcpguard.errors import HostError, KernelError, McpguardError
+from mcpguard.kernel import cgroup
+from mcpguard.kernel.places import RUN
 
 
-@dataclass(slots=True)
-class _Child:
-    """What becomes the agent.
-
-    Attributes:
-        orders: where it gets the request from.
-        line: where it reports; closed by exec.
-        held: what keeps the names of its terminals taken; open as long as we are.
-    """
-
-    pid: int
-    orders: Channel
-    line: socket.socket
-    held: list[int] = field(default_factory=list)
-
-
-def serve(channel: Channel, caller_uid: int, caller_pid: int, *, audit: bool, tier: int | None) -> None:
-    """Serve one session on `channel` for the user `caller_uid`, then return.
+def serve(connection: int, caller_uid: int, *, audit: bool, tier: int | None) -> None:
+    """Serve one session for the user `caller_uid`, then return.
 
     Loading takes longer than anything else and needs nothing of the request, so it begins before the request is there.
+
+    Args:
+        connection: descriptor of the socket to the user's process; taken over.
     """
     try:
-        _Session(channel, caller_uid, caller_pid, audit, tier).run()
+        with _leaf() as leaf, Engine(leaf, audit, tier) as engine:
+            # The kernel is still putting the session's maps into its slots.
+            from mcpguard.broker.channel import opened
+            from mcpguard.broker.launch import Launch
+
+            Launch(opened(connection), caller_uid, leaf, engine).run()
     except McpguardError as error:
-        with contextlib.suppress(OSError):
-            channel.send(error_to_json(error))
+        _tell(connection, error)
     except OSError as error:
-        failed = KernelError(
-            str(error.filename or "a system call"), error.errno or errno.EIO, do="run `mcpguard doctor`"
-        )
-        with contextlib.suppress(OSError):
-            channel.send(error_to_json(failed))
+        call = str(error.filename or "a system call")
+        _tell(connection, KernelError(call, error.errno or errno.EIO, do="run `mcpguard doctor`"))
 
 
-def _check_user(request: LaunchRequest, caller_uid: int) -> None:
-    """The agent runs as who asked, with no group that who asked does not have."""
-    user = request.user
-    entry = pwd.getpwuid(caller_uid)
-    groups = set(os.getgrouplist(entry.pw_name, entry.pw_gid)) | {entry.pw_gid}
-    if user.uid != caller_uid or (caller_uid != 0 and not {user.gid, *user.groups} <= groups):
-        raise PrivilegeError(
-            "the broker refused to start the agent as somebody else",
-            why=f"user {caller_uid} asked for uid {user.uid}, gid {user.gid}, groups {list(user.groups)}",
-            do="log out and in again if your groups changed a moment ago",
-            code="broker.wrong-user",
-        )
+def _tell(connection: int, error: McpguardError) -> None:
+    from mcpguard.broker.channel import opened
+    from mcpguard.broker.protocol import error_to_json
 
-
-class _Session:
-    def __init__(self, channel: Channel, caller_uid: int, caller_pid: int, audit: bool, tier: int | None) -> None:
-        self.channel = channel
-        self.caller_uid = caller_uid
-        self.caller_pid = caller_pid
-        self.audit = audit
-        self.tier = tier
-        self.client_gone = False
-        # The child inherits them. Held open here, so that no other terminal gets their numbers while the session lives.
-        self.terminals = terminals.own()
-        for terminal in self.terminals:
-            terminals.hand_over(terminal, caller_uid)
-
-    def run(self) -> None:
-        mount = cgroup.unified_mount()
-        if mount is None:
-            raise HostError(
-                "there is no cgroup v2 on this host",
-                why="the process tree of an agent is a cgroup v2 leaf, and no cgroup2 file system is mounted",
-                do="mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1",
-                code="host.no-cgroup2",
-            )
-        os.makedirs(files.STAGE, mode=0o755, exist_ok=True)
-        cgroup.remove_stale(mount)
-        leaf = cgroup.make_leaf(mount, f"{self.caller_pid}-{os.urandom(4).hex()}")
-        try:
-            self._guard(leaf)
-        finally:
-            with contextlib.suppress(OSError):
-                leaf.kill()
-            leaf.remove()
-
-    def _guard(self, leaf: cgroup.Leaf) -> None:
-        with _signals() as wakeup, Engine(leaf, self.audit, self.tier) as engine:
-            abi = _insist_on_landlock(engine.tier)
-            self.channel.send({**engine.offer(), "terminals": [[own.device, own.index] for own in self.terminals]})
-            # To be done while the user's process plans: the kernel takes its time to let a process into a cgroup.
-            engine.go_live()
-            target = canary.Target.open(outside_pid=self.caller_pid, signals=abi >= 6 or engine.tier < tiers.LANDLOCK)
-            child = _fork(engine.tier, leaf, target, self.terminals)
-            received = self.channel.receive()
-            if received is None:  # the user's process changed its mind
-                return
-            request = LaunchRequest.from_json(received[0])
-            _check_user(request, self.caller_uid)
-            engine.set_rules(request.network)
-            if request.guard is not None:
-                engine.set_guard(request.guard, request.switches)
-            canary_pid = _confine(child, received[0], engine)
-            target.close()
-            # While the child waits it is there to be looked at; a quick program has ended before we get to it again.
-            covers = Covers(child.pid, request.files.steps, request.user)
-            _drop_to_idle()
-            facts = {"ready": True, "pid": child.pid, "canary_pid": canary_pid, "cgroup": leaf.path}
-            self.channel.send({**facts, **engine.facts()}, engine.descriptors())
-            received = self.channel.receive()
-            if received is None or received[0].get("go") is not True:
-                return
-            child.line.send(b"go")
-            answer = child.line.recv(4096)
-            if answer:
-                self._tell({"exec_failed": json.loads(answer)["exec"]})
-            status = self._wait(child, leaf, wakeup, engine, covers)
-            covers.close()
-            leftover = max(0, len(leaf.pids()) if leaf.populated() else 0)
-            leaf.kill()
-            self._tell({"exited": status, "leftover": leftover, **engine.final()})
-            engine.release()
-            self._until_client_leaves()
-
-    def _wait(self, child: _Child, leaf: cgroup.Leaf, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
-        """Wait for the agent to end; returns its wait status. Meanwhile, put back covers that come off."""
-        while True:
-            sources = [wakeup.fileno()] if self.client_gone else [wakeup.fileno(), self.channel.fileno()]
-            ready, _, _ = select.select(sources, (), (), INTERVAL_S)
-            if not ready:
-                self._restore(covers)
-            if wakeup.fileno() in ready:
-                for number in wakeup.recv(4096):
-                    if number in _FORWARDED:
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(child.pid, number)
-                status = _reap(child.pid, leaf)
-                if status is not None:
-                    return status
-            if self.channel.fileno() in ready:
-                self._read_update(engine, covers)
-
-    def _restore(self, covers: Covers) -> None:
-        restored: list[str] = []
-        with contextlib.suppress(OSError):  # no memory for a moment: the next look tries again
-            restored = covers.restore()
-        if restored:
-            self._tell({"restored": restored})
-
-    def _read_update(self, engine: Engine, covers: Covers) -> None:
-        try:
-            received = self.channel.receive()
-        except (OSError, ValueError):
-            received = None
-        if received is None:
-            self.client_gone = True
-            return
-        message, descriptors = received
-        for fd in descriptors:
-            os.close(fd)
-        if "connect" in message:
-            engine.update_connect(message["connect"])
-        if "guard" in message:
-            with contextlib.suppress(ValueError, KernelError):  # what was decided before still counts
-                engine.set_guard(guard_from_json(message["guard"]), 0)
-        if "hide" in message:
-            covers.add(checked_paths(message["hide"]))
-            with contextlib.suppress(OSError):
-                covers.restore()
-
-    def _tell(self, message: dict[str, Any]) -> None:
-        try:
-            self.channel.send(message)
-        except OSError:
-            self.client_gone = True
-
-    def _until_client_leaves(self) -> None:
-        """Maps and rings live as long as somebody holds them; the user's process reads the last records first."""
-        while not self.client_gone:
-            try:
-                if self.channel.receive() is None:
-                    return
-            except (OSError, ValueError):
-                return
-
-
-def _fork(tier: int, leaf: cgroup.Leaf, target: canary.Target, own: Sequence[terminals.Terminal]) -> _Child:
-    """The child, on its way into the leaf; there it waits for its orders."""
-    orders, theirs = socket.socketpair()
-    line, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        orders.close()
-        line.close()
-        become_agent(Channel(theirs), tier, leaf, end, target, own)
-    theirs.close()
-    end.close()
-    return _Child(pid, Channel(orders), line)
-
-
-def _confine(child: _Child, request: dict[str, Any], engine: Engine) -> int:
-    """Give the child its orders, arm the hooks once it has confined itself, and wait until its canary was refused.
-
-    Returns:
-        the canary's pid.
-    """
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # one that failed has said why
-        child.orders.send(request)
-    report, child.held = _read_report(child.line)
-    if report.get("confined"):
-        engine.arm(_own_places(child.pid))
-        child.line.send(b"arm")
-        report, _none = _read_report(child.line)
-    if not report.get("ready"):
-        os.waitpid(child.pid, 0)
-        raise _child_error(report)
-    if report["canary"]:
-        raise HostError(
-            "the sandbox does not hold on this host, so nothing was started",
-            why="the canary was not refused: " + "; ".join(report["canary"]),
-            do="run `mcpguard doctor` and report its output",
-            code="run.canary",
-        )
-    return int(report["canary_pid"])
-
-
-def _read_report(line: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """What the child says, and the descriptors that it hands over."""
-    answer, descriptors, _flags, _address = socket.recv_fds(line, 1 << 16, _MOST_HELD, socket.MSG_CMSG_CLOEXEC)
-    report: dict[str, Any] = json.loads(answer) if answer else _DIED
-    return report, descriptors
-
-
-def _own_places(pid: int) -> dict[str, int]:
-    """The kernel's numbers of the file systems that the child has for itself."""
-    shown = {mount.point: mount.device for mount in mounts.visible(mounts.table(f"/proc/{pid}/mountinfo"))}
-    return {point: mounts.device_number(shown[point]) for point in OWN_PLACES if point in shown}
-
-
-def _insist_on_landlock(tier: int) -> int:
-    """The Landlock ABI; tier 3 is nothing without it, tier 2 stands on it, tier 1 does without."""
-    abi = landlock.abi()
-    least = {1: 0, 2: 1}.get(tier, MINIMUM_LANDLOCK)
-    if abi < least:
-        raise HostError(
-            "files cannot be guarded on this host",
-            why=f"Landlock ABI {least} is needed, this kernel has {abi or 'none'}",
-            do="boot a newer kernel, or add landlock to the lsm= boot parameter",
-            code="host.landlock-too-old",
-        )
-    return abi
-
-
-def _child_error(report: dict[str, Any]) -> McpguardError:
-    step = str(report["failed"])
-    if report.get("errno"):
-        return KernelError(
-            f"the child could not {step}",
-            int(report["errno"]),
-            do="run `mcpguard doctor`",
-            log=str(report["words"]),
-            code="run.child-failed",
-        )
-    return HostError(
-        f"the child could not {step}", why=str(report["words"]), do="run `mcpguard doctor`", code="run.child-failed"
-    )
+    with contextlib.suppress(OSError):
+        opened(connection).send(error_to_json(error))
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[socket.socket]:
-    """Turn signals into bytes to select on. What comes from the terminal reaches the agent by itself."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    theirs.setblocking(False)
-    signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
-    for number in (*_FORWARDED, signal.SIGCHLD):
-        signal.signal(number, lambda _number, _frame: None)
-    for number in _FROM_THE_TERMINAL:
-        signal.signal(number, signal.SIG_IGN)
-    # The user's process blocks signals before it starts us; a mask is inherited.
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+def _leaf() -> Iterator[cgroup.Leaf]:
+    """A cgroup leaf of the session's own; all that lives in it ends with it."""
+    mount = cgroup.unified_mount()
+    if mount is None:
+        raise HostError(
+            "there is no cgroup v2 on this host",
+            why="the process tree of an agent is a cgroup v2 leaf, and no cgroup2 file system is mounted",
+            do="mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1",
+            code="host.no-cgroup2",
+        )
+    os.makedirs(RUN, mode=0o755, exist_ok=True)
+    cgroup.remove_stale(mount)
+    leaf = cgroup.make_leaf(mount, f"{os.getpid()}-{os.urandom(4).hex()}")
     try:
-        yield ours
+        yield leaf
     finally:
-        signal.set_wakeup_fd(-1)  # nobody reads any more that a child has ended
-
-
-def _reap(pid: int, leaf: cgroup.Leaf) -> int | None:
-    """The wait status if the agent ended. When it stopped itself, stop too, so that the shell takes the terminal back.
-
-    All of the tree stands still meanwhile: nobody would put back covers that come off.
-    """
-    found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
-    if found == 0:
-        return None
-    if os.WIFSTOPPED(status):
-        leaf.freeze(True)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        leaf.freeze(False)
-        # Continued: the shell woke the whole group, but an agent with a group of its own needs a word from us.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-        return None
-    return status
-
-
-def _drop_to_idle() -> None:
-    """What is left to do needs no home, no terminal and no working directory of the user's."""
-    os.chdir("/")
+        with contextlib.suppress(OSError):
+            leaf.kill()
+        leaf.remove()

@@ -10,16 +10,14 @@ import contextlib
 import json
 import os
 
-from mcpguard.backends import guard
 from mcpguard.backends.engine import MOMENTARY, Engine, Session
-from mcpguard.broker import rehearsal
-from mcpguard.broker.protocol import REFUSED_TIERS
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel.cgroup import Leaf
+from mcpguard.kernel.places import REFUSED_TIERS
 from mcpguard.model.values import dataclass, field
 from mcpguard.wire import _abi
 
-WAYS = {1: guard.LSM, 2: guard.MODIFY_RETURN}
+BETTER = (1, 2)
 LANDLOCK = 3
 _LASTING = ("host.no-bpf-lsm", "host.no-hooks", "host.tier")
 _ACTIVE_MODULES = "/sys/kernel/security/lsm"
@@ -54,7 +52,7 @@ def arm(leaf: Leaf, asked: int | None) -> Armed:
         return _try(leaf, asked)
     remembered = _remembered()
     found, lasting = dict(remembered), dict(remembered)
-    for tier in WAYS:
+    for tier in BETTER:
         if tier in found:
             continue
         try:
@@ -100,7 +98,9 @@ def _try(leaf: Leaf, tier: int) -> Armed:
         engine = Engine.open()
     else:
         _insist_on_module(tier)
-        engine = guard.open_engine(WAYS[tier])
+        from mcpguard.backends import guard  # most of what it brings along is only used here
+
+        engine = guard.open_engine(guard.LSM if tier == 1 else guard.MODIFY_RETURN)
     try:
         session = engine.add_session(leaf.fd, leaf.id)
     except BaseException:
@@ -133,6 +133,9 @@ def _insist_on_module(tier: int) -> None:
 
 
 def _rehearse(leaf: Leaf, session: Session, tier: int) -> None:
+    from mcpguard.backends import guard
+    from mcpguard.broker import rehearsal
+
     missing = guard.detach_verify(session.engine)
     done = rehearsal.not_refused(leaf) if not missing else []
     if missing or done:

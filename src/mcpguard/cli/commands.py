@@ -12,7 +12,7 @@ from typer.completion import get_completion_script, install  # type: ignore[attr
 from typer.main import get_command
 
 from mcpguard import __version__
-from mcpguard.cli import doctor, log, profile, render, report, run, sessions, setup, watch, why
+from mcpguard.cli import doctor, log, profile, render, report, run, run_words, sessions, setup, watch, why
 from mcpguard.errors import UsageError
 
 NAME = "mcpguard"
@@ -34,7 +34,7 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_top)
-    app.command("run", help=run.HELP, context_settings=_PASS_ON)(_run)
+    app.command("run", help=run_words.HELP, context_settings=_PASS_ON)(_run)
     for module in (watch, log, report, sessions, profile, why, doctor, setup):
         module.register(app)
     return app
@@ -108,6 +108,7 @@ def _run(
     profile_name: Annotated[str | None, typer.Option("--profile", "-p", autocompletion=profile.complete)] = None,
     workspace: Annotated[Path | None, typer.Option("--workspace", "-w", file_okay=False)] = None,
     audit: Annotated[bool, typer.Option("--audit")] = False,
+    ask: Annotated[bool, typer.Option("--ask")] = False,
     best_effort: Annotated[bool, typer.Option("--best-effort")] = False,
     tier: Annotated[Literal["1", "2", "3"] | None, typer.Option("--tier")] = None,
     read: Annotated[list[str] | None, typer.Option("--read")] = None,

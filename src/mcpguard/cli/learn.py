@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
@@ -13,12 +13,21 @@ from mcpguard.cli import exit_codes, render
 from mcpguard.errors import UsageError
 from mcpguard.events.format import shorten
 from mcpguard.events.store import Store
+from mcpguard.model.access import Access
+from mcpguard.profile import store
+from mcpguard.profile.load import load
 from mcpguard.profile.parse import require_name
-from mcpguard.session.amendment import Amendment, prepare
+from mcpguard.session.amendment import Amendment, is_sound, prepare
 from mcpguard.session.amendment import install as write
-from mcpguard.session.needs import Need, needs, unused_rules, workspaces
-from mcpguard.session.policy import current_user, temporary_directory
-from mcpguard.session.propose import Proposal, propose
+from mcpguard.session.needs import Need, needs, set_apart, unused_rules, workspaces
+from mcpguard.session.policy import compile_for, current_user, temporary_directory
+from mcpguard.session.propose import Proposal, programs, propose
+from mcpguard.session.protected import of_file
+
+Row = TypeVar("Row")
+# More than a person reads.
+_MOST_RULES = 100
+_MOST_LEFT_OUT = 20
 
 
 def learn(
@@ -59,33 +68,78 @@ def learn(
     require_name(target)
     user = current_user()
     variables = {"home": user.home, "workspace": places[0], "tmp": temporary_directory(user.home)}
-    proposals = propose(found, variables)
+    set_apart(found, places[0])
+    held = load(target if store.find(target) else profile)
+    refusing = compile_for(held, places[0])
+    apart = {need.object for need in found if need.refused and not of_file(refusing, need.object, Access.WRITE)}
+    proposals = propose(found, variables, widen="base" in (held.name, *held.ancestors), apart=apart)
+    proposals, many = _readable(proposals)
+    proposals = [proposal for proposal in proposals if is_sound(proposal.addition())]
     said = f"# Learned from {', '.join(chosen)}. Read every rule before you rely on it.\n"
     amendment = prepare(target, profile, [proposal.addition() for proposal in proposals], said=said)
     if format == "json":
-        render.as_json(_json(proposals, found, amendment.text))
+        render.as_json(_json(proposals, found, amendment))
     elif not install:
         render.line(amendment.text.rstrip("\n"))
     _explain(proposals, [need for need in found if need.refused], user.home)
+    if many:
+        render.note(
+            f"and {many} more rules were not proposed, for nobody would read them: mcpguard log has what was asked"
+        )
+    if not install and format == "text":
+        _difference(target if store.find(target) else profile, amendment)
     if install:
         raise typer.Exit(_install(amendment, ask=not yes))
 
 
-def _explain(proposals: Sequence[Proposal], refused: Sequence[Need], home: str) -> None:
-    """What is proposed, what is left out, and what changes: on stderr, beside the profile on stdout."""
+def _readable(proposals: list[Proposal]) -> tuple[list[Proposal], int]:
+    """As many rules of each kind as a person reads, and how many are left over."""
+    kept: dict[str, list[Proposal]] = {}
     for proposal in proposals:
-        render.note(f"+ {proposal.key:<15} {proposal.value}  ({proposal.comment})")
+        kept.setdefault(proposal.key, []).append(proposal)
+    short = [proposal for same in kept.values() for proposal in same[:_MOST_RULES]]
+    return short, len(proposals) - len(short)
+
+
+def _explain(proposals: Sequence[Proposal], refused: Sequence[Need], home: str) -> None:
+    """What is proposed and what is left out, by reason: on stderr, beside the profile on stdout."""
+    for reason, group in _by(proposals, lambda proposal: proposal.reason):
+        render.note(f"{reason}:")
+        for proposal in group:
+            render.note(f"+ {proposal.key:<15} {proposal.value}  ({proposal.comment})")
     if refused:
-        render.note("left out, because a rule refuses it on purpose:")
-        for need in refused:
-            assert need.refused is not None  # noqa: S101 - chosen so
-            origin, because = need.refused
-            reason = f" ({because})" if because else ""
-            render.note(
-                f"- {need.access:<8} {shorten(need.object, home)}  {shorten(origin.place, home)} {origin.text}{reason}"
-            )
+        render.note("left out, because a rule refuses it on purpose or it must not be learned:")
+    for why, alike in _by(refused, _why):
+        render.note(f"  {why}:")
+        for need in alike[:_MOST_LEFT_OUT]:
+            place = need.refused[0] if need.refused else None
+            rule = f"{shorten(place.place, home)} {place.text}" if place else ""
+            render.note(f"- {need.access:<8} {shorten(need.object, home)}  {rule}  ({programs(need.programs)})")
+        if len(alike) > _MOST_LEFT_OUT:
+            render.note(f"  and {len(alike) - _MOST_LEFT_OUT} others")
     if not proposals:
         render.note("nothing to add: a rule allows, or refuses on purpose, everything that these sessions asked for")
+
+
+def _by(rows: Iterable[Row], key: Callable[[Row], str]) -> list[tuple[str, list[Row]]]:
+    """Rows with the same key together, in the order of their first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return list(found.items())
+
+
+def _why(need: Need) -> str:
+    assert need.refused is not None  # noqa: S101 - only such are asked
+    return need.refused[1] or need.refused[0].text
+
+
+def _difference(name: str, amendment: Amendment) -> None:
+    """What would change, for a person; the profile itself is on stdout."""
+    render.note(f"against {name} as it is now:" if amendment.removed or amendment.added else f"{name} would not change")
+    for sign, lines in (("-", amendment.removed), ("+", amendment.added)):
+        for line in lines:
+            render.note(f"{sign} {line}")
 
 
 def _install(amendment: Amendment, *, ask: bool) -> int:
@@ -110,18 +164,33 @@ def _confirmed() -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _json(proposals: Sequence[Proposal], found: Sequence[Need], text: str) -> dict[str, object]:
+def _json(proposals: Sequence[Proposal], found: Sequence[Need], amendment: Amendment) -> dict[str, object]:
     return {
-        "profile": text,
+        "profile": amendment.text,
         "proposed": [
-            {"key": one.key, "value": one.value, "programs": one.evidence, "objects": sorted(one.objects)}
+            {
+                "key": one.key,
+                "value": one.value,
+                "reason": one.reason,
+                "programs": one.evidence,
+                "objects": sorted(one.objects),
+            }
             for one in proposals
         ],
         "left_out": [
-            {"access": one.access, "object": one.object, "rule": one.refused[0].text, "place": one.refused[0].place}
+            {
+                "access": one.access,
+                "object": one.object,
+                "because": _why(one),
+                "programs": one.programs,
+                "rule": one.refused[0].text,
+                "place": one.refused[0].place,
+            }
             for one in found
             if one.refused
         ],
+        "added": amendment.added,
+        "removed": amendment.removed,
     }
 
 

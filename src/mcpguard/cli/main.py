@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from mcpguard.cli import exit_codes, render
+from mcpguard.cli import exit_codes
 from mcpguard.errors import McpguardError
 
 # What reading or writing the files of mcpguard itself ends with.
@@ -25,6 +25,8 @@ def main() -> int:
             return run.main(arguments[1:])
         return _others()
     except McpguardError as problem:
+        from mcpguard.cli import render
+
         render.error(_in_a_session(problem))
         return exit_codes.CANNOT_SAY if arguments[:1] == ["why"] else problem.exit_code
     except BrokenPipeError:

@@ -23,6 +23,7 @@ from mcpguard.session.policy import idle_slashes, trial, wide_writes
 _WILDCARD = "this version cannot look a name with * up; name the hosts, or their addresses"
 _WIDE = "it opens the whole home, also for start-up files that do not exist yet; name the folders that are needed"
 _SLASH = "a closing slash makes a folder only of one fixed path in the home; here it means nothing"
+_EXCEPTED = "what built-in rules deny there is left to the allow rules; only in runs of this very profile"
 Format = Annotated[Literal["text", "json"], typer.Option("--format", help="How to print it.")]
 
 
@@ -164,6 +165,8 @@ def _is_sound(name: str) -> bool:
             render.note(f"note: {rule.origin.place}: {rule.target} {effect} nothing: {_WILDCARD}")
         for wide in wide_writes(profile):
             render.note(f"note: {wide.origin.place}: write {wide.pattern}: {_WIDE}")
+        for one in profile.exceptions:
+            render.note(f"note: {one.origin.place}: except {one.path}: {_EXCEPTED}")
         for slashed in idle_slashes(profile):
             render.note(f"note: {slashed.origin.place}: write {slashed.pattern}: {_SLASH}")
     return not problems

@@ -17,6 +17,7 @@ from mcpguard.events.totals import Group
 from mcpguard.session.report import Report
 from mcpguard.session.report import report as read
 from mcpguard.session.report_page import page
+from mcpguard.session.run_later import Later
 from mcpguard.session.summary import render as summary_lines
 
 _SHOWN = 20
@@ -65,10 +66,14 @@ def _print(found: Report, home: str) -> None:
         name = (one.host or one.address) + (f":{one.port}" if one.port else "")
         render.line(f"           {one.verdict.value:<5} {one.op} {printable(name)}  {one.times}x")
     _rest(len(reached) - _SHOWN)
-    later = found.summary.later(home)
+    later = found.later
     render.line("  later    " + ("nothing was found that runs by itself" if not later else "these could run later:"))
-    for what, why in later:
-        render.line(f"           {what}  ({why})")
+    for point in later[:_SHOWN]:
+        why = point.why if point.stopped else f"{point.why}; against the policy, not stopped"
+        render.line(f"           {printable(shorten(point.path, home))}  ({printable(why)})")
+        if point.now:
+            render.line(f"             now: {point.now}")
+    _rest(len(later) + found.left_out.get("later", 0) - len(later[:_SHOWN]))
 
 
 def _rest(number: int) -> None:
@@ -96,8 +101,22 @@ def _json(found: Report, home: str) -> dict[str, object]:
         "denials": [_group(group) for group in found.denials],
         "not_stopped": [_group(group) for group in found.not_stopped],
         "would_be_denied": [_group(group) for group in found.would_be_denied],
-        "later": [{"what": what, "why": why} for what, why in summary.later("")],
+        "later": [_later(one) for one in found.later],
         "left_out": found.left_out,
+    }
+
+
+def _later(one: Later) -> dict[str, object]:
+    return {
+        "what": one.path,
+        "why": one.why,
+        "kind": one.kind,
+        "unasked": one.unasked,
+        "stopped": one.stopped,
+        "ways": list(one.ways),
+        "programs": list(one.programs),
+        "times": one.times,
+        "now": one.now,
     }
 
 

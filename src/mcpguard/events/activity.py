@@ -10,12 +10,15 @@ from typing import NamedTuple
 
 from mcpguard.events.schema import SELECT_EVENT, event_of
 from mcpguard.events.store import Store
+from mcpguard.events.totals import LOUD
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
 
 # More paths than a person looks at; the rest is counted.
 MAX_PATHS = 50_000
+# Of one span; a person answers a few.
+MAX_UNCOVERED = 1_000
 _RANGE = "e.session = ? AND e.seq > ? AND e.seq <= ?"
 
 
@@ -66,6 +69,13 @@ class RuleUse(NamedTuple):
 
     rule: int
     verdict: Verdict
+    times: int
+
+
+class Uncovered(NamedTuple):
+    """The newest of the same refusals that no rule covered, and how many there were."""
+
+    event: Event
     times: int
 
 
@@ -138,6 +148,22 @@ def tree(store: Store, span: Span, session: str) -> list[Event]:
         f"{SELECT_EVENT} WHERE {_RANGE} AND (e.kind IN ('process', 'exec') OR e.verdict = 'deny') ORDER BY e.seq", span
     )
     return [event_of(row, session) for row in rows]
+
+
+def uncovered(store: Store, span: Span, session: str) -> list[Uncovered]:
+    """What was refused because no rule covers it, each object once, in the order of first times; at most MAX_UNCOVERED."""
+    rows = store.read(
+        "SELECT MAX(e.seq), SUM(e.count) FROM events e JOIN rules r ON r.session = e.session AND r.n = e.rule "
+        f"WHERE {_RANGE} AND e.verdict = 'deny' AND r.file = 'default' AND {LOUD} "
+        "GROUP BY e.kind, e.op, e.access, e.path, e.target, e.host, e.address, e.port, e.protocol "
+        f"ORDER BY MIN(e.seq) LIMIT {MAX_UNCOVERED}",
+        span,
+    )
+    found = []
+    for seq, times in rows:
+        (row,) = store.read(f"{SELECT_EVENT} WHERE e.session = ? AND e.seq = ?", (span.number, seq))
+        found.append(Uncovered(event_of(row, session), int(times)))
+    return found
 
 
 def rules(store: Store, number: int) -> dict[int, tuple[Origin, str]]:

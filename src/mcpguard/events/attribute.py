@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from mcpguard.events import permissions
-from mcpguard.events.finding import LISTED, NOT_STOPPED, NOT_THERE, UNEXPLAINED, Finding, system_rule
-from mcpguard.events.habits import EVERY_PROCESS, habit
+from mcpguard.events.finding import LISTED, NOT_STOPPED, NOT_THERE, QUIET, UNEXPLAINED, Finding, system_rule
+from mcpguard.events.habits import EVERY_PROCESS, habit, looks_at_all_processes
 from mcpguard.events.hostpath import Caller, resolve
 from mcpguard.events.interpreter import interpreters
 from mcpguard.events.judge import Judge, Refusal, answer
@@ -58,6 +58,10 @@ class Attributor:
         self._links = Links()
         self._places = MountedPlaces()
 
+    def follow(self, policy: Policy, judge: Judge) -> None:
+        """Judge by another policy from now on."""
+        self._policy, self._judge = policy, judge
+
     def path_call(self, record: PathCallRecord) -> Finding | None:
         """The finding of a path call; None: it is not ours to report (plain permissions, a missing file, ...)."""
         if record.result == errno.ENOENT:
@@ -89,7 +93,9 @@ class Attributor:
         if not private or record.result == 0 or private["what"] not in ("root", "cwd", "fd", "exe"):
             return None
         pid = int(private["pid"])
-        return None if self._is_own(pid) else self._private(record, record.access, record.path, pid, None)
+        if self._is_own(pid):
+            return None
+        return self._private(record, record.access, record.path, pid, self._everyday_look(record, private))
 
     def _remember(self, record: PathCallRecord, path: str, target: str | None) -> None:
         if record.op == "symlink" and record.path2:
@@ -157,8 +163,8 @@ class Attributor:
         access = record.access.word or None
         process = self._processes.get(record.head.pid)
         quiet = habit(self._policy, process, record.access, path) if not record.rule and not record.detail else None
-        if record.op == "open" and (private := PRIVATE.fullmatch(path)) and not self._is_own(int(private["pid"])):
-            quiet = EVERY_PROCESS if private["what"] == "environ" else quiet
+        if record.op == "open" and (private := PRIVATE.fullmatch(path)):
+            quiet = self._everyday_look(record, private) or quiet
         detail = _join(quiet, record.detail, f"decided by {target}" if record.second and target else None)
         rule = CHANGE_OUTSIDE if record.detail == OUTSIDER else self._origin(number)
         return Finding(kind, record.op, Verdict.DENY, access, path, target, rule, detail)
@@ -188,10 +194,8 @@ class Attributor:
         access = record.access
         private = PRIVATE.fullmatch(path)
         kind = Kind.EXEC if record.op == "exec" else Kind.FILE
-        quiet = EVERY_PROCESS if private and private["what"] == "environ" and access == Access.READ else None
+        quiet = self._everyday_look(record, private) if private else None
         if refusal is not None:
-            if private and self._is_own(int(private["pid"])):
-                quiet = None
             if refusal.rule is not None and target is None:
                 ruled = self._origin(refusal.rule or None)
                 process = self._processes.get(record.head.pid)
@@ -240,6 +244,16 @@ class Attributor:
         if self._is_other_user(pid):
             return None
         return Finding(Kind.FILE, record.op, Verdict.DENY, access.word, path, None, OUTSIDE, quiet)
+
+    def _everyday_look(self, record: PathCallRecord | FileRecord, private: re.Match[str]) -> str | None:
+        """The word on a refused look into a process: one of a row (environments, or what `lsof` and the like look at), or a
+        debugger's on what it may trace, which it does without."""
+        if self._is_own(int(private["pid"])):
+            debugs = private["what"] == "mem" and self._policy.system.debuggers
+            return f"{QUIET}: debuggers change memory by ptrace as well" if debugs else None
+        process = self._processes.get(record.head.pid)
+        sweeps = private["what"] == "environ" or (process is not None and looks_at_all_processes(process.exe))
+        return EVERY_PROCESS if sweeps and record.access == Access.READ else None
 
     def _plain(self, record: PathCallRecord, access: Access, path: str, target: str | None) -> bool:
         user = self._policy.user

@@ -39,9 +39,11 @@ _FILTERED = {
     "io-uring": ("io_uring", "io_uring: false"),
     "ioctl": ("ioctl", "no typing into terminals"),
 }
+_DEBUGGING = ("ptrace", "process-memory")
 _REFUSALS = frozenset({errno.EPERM, errno.EACCES})
 # Numbers on x86-64 and arm64; none of them is another recorded call on the other machine.
 _TGKILL = frozenset({234, 131})
+_KCMP = frozenset({312, 272})
 _PIDFD_SEND_SIGNAL = 424
 # The type's own bits; SOCK_CLOEXEC and SOCK_NONBLOCK stand above them.
 _SOCKET_TYPE = 0xF
@@ -63,6 +65,8 @@ def judge_call(record: CallRecord, processes: ProcessTable, uid: int, switches: 
     if record.op == "identity" and uid != 0:
         # Only root could have done it without us.
         return None
+    if switches.debuggers and _debugs_the_tree(record, processes, uid):
+        return None
     if record.op == "io-uring":
         return _io_uring(record, switches)
     if record.result not in _REFUSALS:
@@ -70,9 +74,21 @@ def judge_call(record: CallRecord, processes: ProcessTable, uid: int, switches: 
     op, words = _FILTERED.get(record.op, (record.op, ""))
     if not words:
         return Finding(Kind.PROCESS, op, Verdict.DENY, detail=UNEXPLAINED)
-    aims = record.op in ("ptrace", "process-memory") and record.argument > 0
+    aims = record.op in _DEBUGGING and record.argument > 0
     detail = f"process {record.argument}" if aims else None
     return Finding(Kind.PROCESS, op, Verdict.DENY, rule=system_rule(words), detail=detail)
+
+
+def _debugs_the_tree(record: CallRecord, processes: ProcessTable, uid: int) -> bool:
+    """Whether the kernel's own answer was no, to what the profile permits or what nobody could do without us."""
+    if record.op not in _DEBUGGING or record.number in _KCMP:
+        return False
+    # A thread's number; 0: whoever asked means itself.
+    target = record.argument
+    if target <= 0 or target in processes:
+        return True
+    process = _status(target).get("Tgid", [])
+    return bool(process and int(process[0]) in processes) or (uid != 0 and _of_another_user(target, uid))
 
 
 def _io_uring(record: CallRecord, switches: SystemSwitches) -> Finding | None:
@@ -133,10 +149,14 @@ def _signal_name(number: int) -> str:
 
 def _of_another_user(pid: int, uid: int) -> bool:
     """The kernel compares with the target's real and saved user. Groups and ended processes: it cannot be told."""
+    users = _status(pid).get("Uid", [])
+    return len(users) == 4 and uid not in (int(users[0]), int(users[2]))
+
+
+def _status(pid: int) -> dict[str, list[str]]:
+    """What the kernel tells of a process or thread, by its names; empty when there is none."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(errors="replace") if pid > 0 else ""
     except OSError:
-        return False
-    line = next((line for line in text.splitlines() if line.startswith("Uid:")), "")
-    fields = line.split()
-    return len(fields) == 5 and uid not in (int(fields[1]), int(fields[3]))
+        return {}
+    return {name: value.split() for name, _, value in (line.partition(":") for line in text.splitlines())}

@@ -17,6 +17,8 @@ NOT_STOPPED = "not stopped"
 LISTED = "a folder was listed, or the stand-in for it"
 # A loss that touches nothing but how often allowed opens were repeated.
 REPEATS_OF_OPENS = "repeats of allowed opens that could not be told apart any more"
+# Stands in the detail of an approval between a rule and the reason why this session could not have it any more.
+NOT_NOW = ": not now, for "
 UNEXPLAINED = "the sandbox refused it"
 
 

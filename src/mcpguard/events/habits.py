@@ -17,7 +17,7 @@ from mcpguard.model.paths import is_below
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
 
-# A reader of this many environments looks at all processes, as `ps` does, and not at one.
+# Looks into this many processes are told as one.
 SWEEP = 5
 EVERY_PROCESS = f"{QUIET}: as ps does for every process"
 # Before it connects, a program sorts the addresses of a name (RFC 6724): it connects a datagram socket to each, which sends
@@ -27,7 +27,9 @@ SORTS = f"{QUIET}: a datagram socket chose the way to an address; nothing was se
 MAY_SORT = f"{QUIET}: a datagram socket was to be connected"
 # What resolvers take for the port where nothing else is at hand: glibc 0, Go 9, c-ares (curl, node) 53, musl 65535.
 SORTING_PORTS = frozenset({0, 9, 53, 65535})
-_LOOKS_AT_ALL = frozenset({"ps", "pgrep", "pkill", "pidof", "killall5", "top", "htop"})
+_LOOKS_AT_ALL = frozenset(
+    {"ps", "pgrep", "pkill", "pidof", "killall5", "pstree", "top", "htop", "lsof", "fuser", "ss", "netstat"}
+)
 _SYSTEM_FOLDERS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 # Beginning of a name in the home -> who keeps its history there.
 _HISTORIES = {
@@ -40,6 +42,8 @@ _HISTORIES = {
 _BUILT_IN = "builtin:"
 _TRACE_MARKERS = frozenset({"/sys/kernel/debug/tracing/trace_marker", "/sys/kernel/tracing/trace_marker"})
 _RUN_TIMES = frozenset({"bun", "node", "claude", "opencode", "opencode.exe"})
+# What a program tells the kernel about itself, which nobody but a debugger or an administrator ever sees.
+_TOLD_OF_ITSELF = re.compile(r"/proc/(\d+)/(coredump_filter|comm|task/\d+/comm)")
 _CLIMBED_FOR = frozenset({".git", ".gitignore", "CLAUDE.md", "package.json"})
 
 
@@ -64,6 +68,8 @@ def habit(policy: Policy, process: Process | None, access: Access, path: str, ru
         return f"{QUIET}: the program's run time looks for a tracer and does without"
     if rule is not None:
         return None
+    if access == Access.WRITE and (told := _TOLD_OF_ITSELF.fullmatch(path)) and int(told[1]) == process.pid:
+        return f"{QUIET}: {program} names itself, or what its core dumps hold, and does without"
     if access == Access.WRITE and folder == policy.user.home and _keeps_history(program, name):
         return f"{QUIET}: {program} keeps a history and does without"
     if access == Access.READ and {program, process.comm} & _RUN_TIMES and _lies_above(path, policy, process):

@@ -7,7 +7,7 @@ never waited for: a broken or full store neither stops nor slows the guarded run
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from mcpguard.errors import StoreError
@@ -98,8 +98,17 @@ class Recorder:
         self._losses: dict[str, int] = {}
         self._waiting_denials: list[Event] = []
         self._waiting: list[Event] = []
+        self._told: deque[Event] = deque()
         self._due_ns = self._clock.monotonic_ns() + INTERVAL_NS
         self._retry_ns = 0
+
+    def adopt(self, policy: Policy, since_ns: int) -> None:
+        """See `Translator.adopt`."""
+        self._translator.adopt(policy, since_ns)
+
+    def tell(self, events: Iterable[Event]) -> None:
+        """Put on record what no record of the kernel tells of. May be called by another thread."""
+        self._told.extend(events)
 
     def feed(self, records: Sequence[Record], lost: Mapping[str, int] | None = None) -> None:
         """Take a batch, in the order of time.
@@ -128,6 +137,9 @@ class Recorder:
     def tick(self) -> None:
         """Write what is due; call it at least once a second while nothing comes."""
         now_ns = self._clock.monotonic_ns()
+        if self._told:
+            self._take_told()
+            self._write(now_ns)
         if now_ns >= self._due_ns:
             self._due_ns = now_ns + INTERVAL_NS
             self._flush(now_ns, everything=False)
@@ -215,7 +227,12 @@ class Recorder:
         else:
             self._waiting.append(event)
 
+    def _take_told(self) -> None:
+        while self._told:
+            self._waiting.append(self._told.popleft())
+
     def _flush(self, now_ns: int, *, everything: bool) -> None:
+        self._take_told()
         self._waiting_denials += self._urgent.take_new()
         self._waiting_denials += self._urgent.take_due(now_ns, everything=everything)
         self._waiting_denials += self._quiet.take_due(now_ns, everything=everything)

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from mcpguard.model.coverage import Coverage
 from mcpguard.model.values import dataclass
-
-# Letters and digits that nobody mistakes for one another.
-_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"
 
 
 class State(enum.StrEnum):
@@ -78,16 +73,6 @@ class Session:
         if self.ended_ns is not None:
             return State.ENDED
         return State.RUNNING if self.supervisor.alive() else State.INTERRUPTED
-
-
-def _any(letters: str) -> str:
-    return letters[int.from_bytes(os.urandom(8), "big") % len(letters)]
-
-
-def new_id(now_ns: int, choose: Callable[[str], str] = _any) -> str:
-    """A session id for a run that starts now; four random characters tell runs of one second apart."""
-    stamp = datetime.fromtimestamp(now_ns // 1_000_000_000, UTC).strftime("%Y%m%d-%H%M%S")
-    return f"{stamp}-{''.join(choose(_ALPHABET) for _ in range(4))}"
 
 
 def start_of(pid: int) -> int:

@@ -36,6 +36,10 @@ class SocketJudge:
         self._judge = judge
         self._began_ns = began_ns
 
+    def follow(self, policy: Policy, judge: Judge) -> None:
+        """Judge by another policy from now on."""
+        self._policy, self._judge = policy, judge
+
     def finding(self, record: UnixRecord) -> Finding:
         """The finding of a connect or a send."""
         path = record.path

@@ -16,7 +16,8 @@ from pathlib import Path
 from mcpguard.errors import StoreError
 from mcpguard.events import schema
 from mcpguard.events.database import connect, default_path, store_error
-from mcpguard.events.sessions import Session, Supervisor, new_id
+from mcpguard.events.ids import new_id
+from mcpguard.events.sessions import Session, Supervisor
 from mcpguard.model.coverage import Coverage
 from mcpguard.model.event import Event
 from mcpguard.model.policy import Policy

@@ -10,6 +10,7 @@ from mcpguard.model.values import dataclass, field, replace
 
 # (process, address) pairs whose TCP ports are remembered.
 MAX_PEERS = 4_096
+_LOOPBACK = ("127.0.0.1", "::1")
 
 
 class Sums:
@@ -69,8 +70,9 @@ class Repeats:
 class Quiet:
     """Ordinary habits, one event per process and kind of act: written when the process ends or the interval is over.
 
-    Looks at the environment of a few processes are no habit, and come out as what they are: one denial each. So does a refused
-    datagram socket whose process does not connect to the same address over TCP.
+    Looks at the environment of other processes are a habit of `ps` and the like. Those of another program come out as what
+    they are: one denial each, or one for all when there are many. So does a refused datagram socket whose process does not
+    connect to the same address over TCP, and does not listen on that port of this host.
     """
 
     def __init__(self, interval_ns: int) -> None:
@@ -82,11 +84,14 @@ class Quiet:
         return len(self._held)
 
     def note(self, event: Event) -> None:
-        """Remember where a process connects to over TCP, allowed or not: it may have sorted addresses for that."""
-        if event.kind is Kind.NET and event.op == "connect" and event.protocol == "tcp":
-            self._peers.setdefault((event.pid, event.address), set()).add(event.port)
-            if len(self._peers) > MAX_PEERS:
-                del self._peers[next(iter(self._peers))]
+        """Remember where a process connects to over TCP or listens, allowed or not: it may have sorted addresses for that."""
+        if event.kind is not Kind.NET or event.protocol != "tcp" or event.op not in ("connect", "bind"):
+            return
+        # A server sorts the addresses that it could listen on; a socket to a wildcard is one to loopback.
+        for address in (event.address,) if event.op == "connect" else _LOOPBACK:
+            self._peers.setdefault((event.pid, address), set()).add(event.port)
+        while len(self._peers) > MAX_PEERS:
+            del self._peers[next(iter(self._peers))]
 
     def add(self, event: Event, now_ns: int) -> None:
         key = (event.pid, event.kind, event.op, event.detail, event.address, event.port)
@@ -133,9 +138,11 @@ class _Held:
             rest = detail.removeprefix(MAY_SORT)
             known = SORTS + rest if sorted_for(self.event) else rest.removeprefix("; ") or None
             return [replace(self.event, detail=known)]
-        if not detail.startswith(EVERY_PROCESS) or len(self.each) >= SWEEP or looks_at_all_processes(self.event.exe):
+        if not detail.startswith(EVERY_PROCESS) or looks_at_all_processes(self.event.exe):
             return [self.event]
         under = detail.removeprefix(EVERY_PROCESS).removeprefix("; ") or None
+        if len(self.each) >= SWEEP:
+            return [replace(self.event, detail=under)]
         return [replace(event, count=count, detail=under) for event, count in self.each.values()]
 
 

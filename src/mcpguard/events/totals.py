@@ -15,34 +15,40 @@ DENIED_QUIETLY = f"e.verdict = 'deny' AND NOT {LOUD}"
 OPENED = "e.kind = 'file' AND e.verdict = 'allow' AND e.op IN ('open', 'create')"
 STARTED = "e.kind = 'exec' AND e.verdict = 'allow'"
 CONNECTED = "e.kind IN ('net', 'unix') AND e.verdict = 'allow' AND e.op IN ('connect', 'sendmsg')"
+APPROVED = "e.kind = 'process' AND e.op = 'approve' AND e.verdict = 'allow'"
 COULD_NOT_BE_MADE = f"e.verdict = 'deny' AND e.detail LIKE '{NOT_THERE}%'"
 LET_THROUGH = "e.verdict = 'audit'"
 NOT_STOPPED_ACTS = f"e.verdict = 'audit' AND e.detail LIKE '{NOT_STOPPED}%'"
 WOULD_BE_DENIED = (
     f"e.verdict = 'audit' AND (e.detail IS NULL OR NOT (e.detail LIKE '{NOT_STOPPED}%' OR e.detail LIKE '{LISTED}%'))"
 )
-# The name that a file has after an act: many programs write beside it and rename.
-_WRITTEN = "CASE WHEN e.op = 'rename' THEN e.target ELSE e.path END"
-
-
-def _written(*globs: str) -> str:
-    names = " OR ".join(f"{_WRITTEN} GLOB '{glob}'" for glob in globs)
-    return f"e.kind = 'file' AND e.verdict = 'allow' AND e.access LIKE '%write%' AND ({names})"
-
-
-NEW_REPOSITORIES = _written("*/.git/config", "*/.git/config.lock", "*/.git/hooks/*")
-# What git's hooks, editors, agents and every start of an environment's Python obey although nobody asks them to.
-OBEYED_UNASKED = _written(
-    *("*/.pre-commit-config.yaml", "*/lefthook.y*ml", "*/.lefthook.y*ml"),
-    *("*/.vscode/*", "*/.idea/*", "*/.mcp.json", "*/.claude/settings*.json"),
-    *("*/site-packages/*.pth", "*/site-packages/*customize.py", "*/bin/activate*"),
+# The events that changed something, removals apart, each with the name that the file has after it: many programs write
+# beside a file and rename.
+_CHANGES = (
+    "SELECT e.seq, CASE WHEN e.op IN ('rename', 'link') THEN e.target ELSE e.path END AS name, e.op, e.comm, e.count, e.rule, "
+    "e.detail, e.session FROM events e WHERE {where} "
+    "UNION ALL SELECT e.seq, e.target, e.op, e.comm, e.count, e.rule, e.detail, e.session FROM events e "
+    "WHERE {where} AND e.op = 'exchange'"
+).replace(
+    "{where}",
+    "e.session = ? AND e.kind = 'file' AND e.verdict IN ('allow', 'audit') AND e.access LIKE '%write%' "
+    "AND e.op NOT IN ('unlink', 'rmdir')",
 )
-NEW_ENVIRONMENTS = _written("*/pyvenv.cfg")
 # What an event without an object is about, without the chain of parents behind it.
 _ABOUT = (
     "CASE WHEN COALESCE(e.path, e.address) IS NULL THEN substr(e.detail, 1, instr(e.detail || '; under', '; under') - 1) "
     "END"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A path that was changed, removals apart: the acts, the programs, and how often, added up."""
+
+    path: str
+    ways: tuple[str, ...]
+    programs: tuple[str, ...]
+    times: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +97,62 @@ def groups(store: Store, session: str, condition: str, most: int) -> tuple[list[
     return [_group(store, session, number, row[0], row[1]) for row in [*firsts, *others][:most]], len(found)
 
 
-def paths(store: Store, session: str, condition: str) -> list[str]:
-    """The different paths that the events which meet a condition are about, sorted; of a renamed file, the new one.
+def written(store: Store, session: str) -> list[Written]:
+    """The paths that the session changed and did not only remove, sorted; of a renamed file, the new name.
 
     Raises:
         StoreError: it cannot be read, or there is no such session.
     """
-    statement = f"SELECT DISTINCT {_WRITTEN} AS name FROM events e WHERE e.session = ? AND {condition} ORDER BY name"
-    return [row[0] for row in store.read(statement, (store.number(session),))]
+    number = store.number(session)
+    rows = store.read(
+        "SELECT c.name, GROUP_CONCAT(DISTINCT c.op), GROUP_CONCAT(DISTINCT COALESCE(c.comm, '?')), SUM(c.count) "
+        f"FROM ({_CHANGES}) c WHERE c.name IS NOT NULL AND (c.detail IS NULL OR c.detail NOT LIKE '{LISTED}%') "
+        "GROUP BY c.name ORDER BY c.name",
+        (number, number),
+    )
+    return [Written(path, _words(ways), _words(programs), int(times)) for path, ways, programs, times in rows]
+
+
+def renamed(store: Store, session: str) -> list[tuple[str, str]]:
+    """(old name, new name) of everything that was renamed, in order; of an exchange both ways.
+
+    Raises:
+        StoreError: it cannot be read, or there is no such session.
+    """
+    rows = store.read(
+        "SELECT e.path, e.target, e.op FROM events e WHERE e.session = ? AND e.kind = 'file' "
+        "AND e.op IN ('rename', 'exchange') AND e.verdict IN ('allow', 'audit') "
+        "AND e.path IS NOT NULL AND e.target IS NOT NULL ORDER BY e.seq",
+        (store.number(session),),
+    )
+    return [
+        pair for path, target, op in rows for pair in ((path, target), (target, path))[: 1 if op == "rename" else 2]
+    ]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(sorted(text.split(",")))
+
+
+def not_stopped(store: Store, session: str) -> list[tuple[str, str]]:
+    """Paths that were changed against the policy, because this host could not stop it, each with the reason of the rule."""
+    number = store.number(session)
+    rows = store.read(
+        "SELECT c.name, MAX(COALESCE(NULLIF(r.because, ''), r.text, 'against the policy')) "
+        f"FROM ({_CHANGES}) c LEFT JOIN rules r ON r.session = c.session AND r.n = c.rule "
+        f"WHERE c.name IS NOT NULL AND c.detail LIKE '{NOT_STOPPED}%' GROUP BY c.name ORDER BY c.name",
+        (number, number),
+    )
+    return [(path, why) for path, why in rows]
+
+
+def has_rules_of(store: Store, session: str, profile: str) -> bool:
+    """Whether the session's policy holds what a built-in profile keeps readonly or denies."""
+    rows = store.read(
+        "SELECT 1 FROM rules WHERE session = ? AND profile = ? AND file LIKE 'builtin:%' AND text LIKE 'readonly %' LIMIT 1",
+        (store.number(session), profile),
+    )
+    return bool(rows)
 
 
 def losses(store: Store, session: str) -> list[tuple[str, int]]:

@@ -6,6 +6,7 @@ Keeps the process table; stores, counts and sums up nothing (`recorder` does).
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Callable, Mapping
 
 from mcpguard.events.attribute import Attributor
@@ -66,9 +67,21 @@ class Translator:
         self._judge = Judge(automaton_of(policy.tables), policy.paths)
         self._attributor = Attributor(policy, self._judge, self.processes)
         self._sockets = SocketJudge(policy, self._judge, began_ns)
+        self._coming: deque[tuple[int, Policy]] = deque()
+
+    def adopt(self, policy: Policy, since_ns: int) -> None:
+        """Judge what happens from a moment on by another policy. May be called by another thread.
+
+        Args:
+            policy: the rules of the one before have the same numbers in it.
+            since_ns: CLOCK_MONOTONIC, before the kernel went by it.
+        """
+        self._coming.append((since_ns, policy))
 
     def event(self, record: Record) -> Event | None:
         """The event of a record; None: the kernel refused by ordinary permissions or for an ordinary reason."""
+        while self._coming and record.head.when_ns >= self._coming[0][0]:
+            self._follow(self._coming.popleft()[1])
         match record:
             case ForkRecord():
                 return self._fork(record)
@@ -92,6 +105,12 @@ class Translator:
                 return self._unix(record)
             case FileRecord():
                 return self._event(record.head, self._attributor.refused_by_hook(record), count=record.count)
+
+    def _follow(self, policy: Policy) -> None:
+        self._policy = policy
+        self._judge = Judge(automaton_of(policy.tables), policy.paths)
+        self._attributor.follow(policy, self._judge)
+        self._sockets.follow(policy, self._judge)
 
     def _fork(self, record: ForkRecord) -> Event:
         return self._process(record.head, self.processes.forked(record), "fork")

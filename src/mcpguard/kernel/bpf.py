@@ -11,7 +11,6 @@ import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import libbpf
@@ -22,6 +21,8 @@ LOG_BYTES = 1 << 20
 CONFIG_SECTION = ".rodata.config"
 _BATCH = 4096  # more than one bucket can ever hold, or the kernel refuses the batch
 _LONGEST_KEY = 256
+Shape = tuple[int, int, int, int, int]
+"""kind, bytes of a key, bytes of a value, entries, flags; an inner map has the shape that its outer map was declared with"""
 
 
 def create_map(kind: int, name: str, key_bytes: int, value_bytes: int, entries: int, flags: int = 0) -> int:
@@ -32,16 +33,6 @@ def create_map(kind: int, name: str, key_bytes: int, value_bytes: int, entries: 
             "bpf_map_create", kind, name.encode(), key_bytes, value_bytes, entries, ctypes.byref(options), about=name
         )
     )
-
-
-class Shape(NamedTuple):
-    """What a map is made from; an inner map must be made from the shape that its outer map was declared with."""
-
-    kind: int
-    key_bytes: int
-    value_bytes: int
-    entries: int
-    flags: int
 
 
 class Object:
@@ -160,7 +151,7 @@ class Object:
         inner = library.bpf_map__inner_map(self._maps[name])
         if not inner:
             return None
-        return Shape(
+        return (
             library.bpf_map__type(inner),
             library.bpf_map__key_size(inner),
             library.bpf_map__value_size(inner),

@@ -41,10 +41,10 @@ class Leaf:
     fd: int
     id: int
 
-    def enter(self) -> None:
-        """Move the calling process in; it and all it starts stay, by the kernel's own rule."""
+    def enter(self, pid: int = 0) -> None:
+        """Move a process in, by default the calling one; it and all it starts stay, by the kernel's own rule."""
         with open(f"{self.path}/cgroup.procs", "wb", buffering=0) as procs:
-            procs.write(b"0")
+            procs.write(b"%d" % pid)
 
     def populated(self) -> bool:
         return is_populated(self.fd)

@@ -10,9 +10,12 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
 
 from mcpguard.errors import HostError, KernelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 BUNDLED = f"{os.path.dirname(os.path.dirname(os.path.realpath(__file__)))}/_lib"
 # libz is everywhere; libelf must be in the process before libbpf asks for it by name.

@@ -22,6 +22,8 @@ LANDLOCK_RESTRICT_SELF = 446
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
 SECCOMP = _SECCOMP.get(os.uname().machine, -1)
 
+_PTRACE_DETACH = 17
+
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
@@ -55,3 +57,18 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
+
+
+def release_tracee(pid: int, stopped_by: int) -> bool:
+    """Let a stopped child run that has made the caller its tracer (PTRACE_TRACEME, ptrace(2)), which nobody wants here.
+
+    Args:
+        stopped_by: the signal; it gets it, but for the trap of a traced exec.
+
+    Returns:
+        False: the caller does not trace it.
+    """
+    import signal  # takes longer than all else here
+
+    passed = 0 if stopped_by == signal.SIGTRAP else stopped_by
+    return int(libc.ptrace(ctypes.c_long(_PTRACE_DETACH), ctypes.c_long(pid), None, ctypes.c_void_p(passed))) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mcpguard.model.rule import FileRule, NetRule, Origin, SocketRule
+from mcpguard.model.rule import FileException, FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field
 
 # What makes a user namespace usable; `system.user_namespaces` lets them be written.
@@ -16,6 +16,7 @@ class SystemSwitches:
     user_namespaces: bool = False
     io_uring: bool = False
     memory_programs: bool = False
+    debuggers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Profile:
         environment_remove: glob patterns of environment variables that the agent does not get.
         environment_keep: exceptions to `environment_remove`.
         ancestors: every profile merged in, sorted by name.
+        exceptions: what built-in denials leave alone; the profile's own words, never its parents'.
     """
 
     name: str
@@ -46,3 +48,4 @@ class Profile:
     system: SystemSwitches = field(default_factory=SystemSwitches)
     ancestors: tuple[str, ...] = ()
     origins: tuple[Origin, ...] = ()
+    exceptions: tuple[FileException, ...] = ()

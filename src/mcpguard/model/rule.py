@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
 
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.values import dataclass
@@ -60,7 +59,26 @@ class FileRule:
         return writes and self.pattern.endswith("/") and not any(char in self.pattern for char in "*?[")
 
 
-class Found(NamedTuple):
+# What an entry of `files` grants, by the list that it stands in.
+GRANTS = {"read": Access.READ, "write": Access.READ | Access.WRITE, "execute": Access.EXECUTE}
+
+
+@dataclass(frozen=True, slots=True)
+class FileException:
+    """A path that the built-in `deny` rules leave alone; it opens nothing by itself.
+
+    Attributes:
+        path: as written, variables not yet expanded; one path, no wildcards.
+        because: the person's reason; may be empty.
+    """
+
+    path: str
+    origin: Origin
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
     """What the `existing` of a rule names at launch: absolute paths.
 
     Attributes:

@@ -9,8 +9,8 @@ are always.
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as `typing` has it, which takes longer than all of this
 if TYPE_CHECKING:
     from dataclasses import dataclass, field, replace
 else:

@@ -14,11 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mcpguard.errors import PolicyError
-from mcpguard.model.access import Access, Effect
+from mcpguard.model.access import ACCESSES, Access, Effect
 from mcpguard.model.policy import PathRule
 from mcpguard.model.values import dataclass
-from mcpguard.policy.boundary import ACCESSES, RankedRule, rank_rules
-from mcpguard.policy.bytewise import TooManyStates, build_factor
 from mcpguard.policy.tables import (
     ALLOWS,
     EXCEPTS_BELOW,
@@ -33,6 +31,10 @@ from mcpguard.policy.tables import (
     pack,
     unpack,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mcpguard.policy.boundary import RankedRule
 
 MAX_BYTES = 4 << 20
 MAX_STATES = 120_000
@@ -82,6 +84,8 @@ class Automaton:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._rows = [factor.rows() for factor in tables.factors]
+        self._stepping = [(factor.step, factor.sinks()) for factor in tables.factors]
+        self._carried: dict[State, State] = {}
         self._decisions: dict[State, Decision] = {}
         self._walked: dict[bytes, State] = {}
         self._uniform: dict[State, bool] = {}
@@ -95,6 +99,8 @@ class Automaton:
         Raises:
             PolicyError: `policy.pattern`, or `policy.too-large` with the patterns that cost most.
         """
+        from mcpguard.policy.boundary import rank_rules  # a launch finds its automaton compiled
+
         rules = rank_rules(paths)
         protect_from = 1 + sum(rule.source.effect is Effect.ALLOW for rule in rules)
         guards = [rule for rule in rules if rule.guard]
@@ -147,7 +153,14 @@ class Automaton:
         raw = _raw(name)
         if raw in (b"", b".", b"..") or b"/" in raw or b"\0" in raw:
             raise ValueError(f"not a file name: {name!r}")
-        return self._carry([factor.step(at, raw) for factor, at in self._each(state)], state[-_CARRIED:])
+        states = [step(at, raw, sinks) for (step, sinks), at in zip(self._stepping, state, strict=False)]
+        reached = (*states, *state[-_CARRIED:])
+        known = self._carried.get(reached)
+        if known is None:
+            if len(self._carried) >= MAX_REMEMBERED:
+                self._carried.clear()
+            known = self._carried[reached] = self._carry(states, state[-_CARRIED:])
+        return known
 
     def walk(self, path: str | bytes) -> State:
         """The state of an absolute, canonical path; a trailing slash does not count.
@@ -346,6 +359,8 @@ def _listed_names(factor: Factor, edges: Edges, entry: int) -> Listed | None:
 def _factors(rules: Sequence[RankedRule], protect_from: int) -> list[Factor]:
     """Anchored rules in one factor, those with `**` in others by shape, as unlike shapes multiply. Rules that multiply
     with their like are apart, and halved while too large."""
+    from mcpguard.policy.bytewise import TooManyStates, build_factor
+
     multiplying = [rule for rule in rules if rule.shape == 2]
     anchored = [rule for rule in rules if rule.shape < 2 and not rule.roaming]
     roaming = [[rule for rule in rules if rule.roaming and rule.shape == shape] for shape in range(2)]

@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from mcpguard.model.access import Access, Effect
+from mcpguard.model.access import ACCESSES, Access, Effect
 from mcpguard.model.policy import PathRule
 from mcpguard.model.values import dataclass
 from mcpguard.policy.patterns import Component, parse, shape, weight
 
-ACCESSES = (Access.READ, Access.WRITE, Access.EXECUTE)
 Ranks = tuple[int, int, int]
 _LEVEL = {Effect.ALLOW: 0, Effect.READONLY: 1, Effect.DENY: 2}
 

@@ -10,7 +10,8 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 
-from mcpguard.policy.boundary import ACCESSES, Boundary, Items, RankedRule
+from mcpguard.model.access import ACCESSES
+from mcpguard.policy.boundary import Boundary, Items, RankedRule
 from mcpguard.policy.names import Names
 from mcpguard.policy.packing import pack_rows
 from mcpguard.policy.tables import (

@@ -21,7 +21,7 @@ from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
 from mcpguard.model.profile import NAMESPACE_MAPS, Profile, SystemSwitches
-from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin, SocketRule
+from mcpguard.model.rule import FileException, FileRule, Found, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.model.values import replace
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.decide import sockets_of
@@ -32,6 +32,8 @@ from mcpguard.policy.places import Places
 
 DEFAULT = Origin("default", "default", 0, "no rule allows it")
 OWN_REASON = "mcpguard protects itself"
+# Folders that are made where a rule lets something in them be written, for their tool gives up without them; it opens nothing.
+TOOL_FOLDERS = (".local/share/uv", ".local/share/uv/tools")
 # Folders of the home that any program may expect or make (XDG base directories): made on the way to an agent's own.
 STANDARD_FOLDERS = (".cache", ".config", ".local", ".local/share", ".local/state")
 _Key = tuple[Any, ...]
@@ -46,6 +48,7 @@ def compile_policy(
     workspace: str,
     tmp: str,
     own_paths: Sequence[str] = (),
+    own_hidden: Sequence[str] = (),
     resolve: ReadLink = read_link,
     find: Find | None = None,
     audit: bool = False,
@@ -59,6 +62,7 @@ def compile_policy(
         profile: with its parents merged in.
         workspace, tmp: absolute directories for `{workspace}` and `{tmp}`; their symlinked parents are followed.
         own_paths: our code, profiles, logs and runtime files: never written by the agent, whatever the profile says.
+        own_hidden: places of ours that it may not even see, sockets there included.
         resolve: where a symlink leads, see `links.Links`.
         find: what an `existing` names, as a plain path and the rest of the pattern behind it; without it such rules hold
             for names at any time.
@@ -81,12 +85,18 @@ def compile_policy(
     files = sorted(_written_out(given, variables, find) if find else given, key=_file_key)
     network = sorted({*profile.network, *extra_network}, key=_net_key)
     sockets = sorted({*profile.sockets, *extra_sockets}, key=_socket_key)
-    own = [_own_rule(path) for path in sorted(set(own_paths))]
+    sockets += [_own_socket(path) for path in sorted(set(own_hidden))]
+    own = [_own_rule(path) for path in sorted(set(own_paths))] + [_own_hidden(path) for path in sorted(set(own_hidden))]
     written: list[FileRule | NetRule | SocketRule] = [*files, *network, *sockets, *own]
     ids = {rule: number for number, rule in enumerate(written, 1)}
 
     places = Places(links, variables, files)
-    paths = tuple(sorted({path for rule in (*files, *own) for path in places.paths(rule, ids[rule])}, key=_path_key))
+    excepted = _excepted(profile.exceptions, places, variables)
+    shipped = {number for rule, number in ids.items() if rule.origin.file.startswith("builtin:")}
+    found = (path for rule in (*files, *own) for path in places.paths(rule, ids[rule]))
+    paths = tuple(
+        sorted({_leave_alone(path, excepted) if path.rule in shipped else path for path in found}, key=_path_key)
+    )
     automaton = Automaton.build(paths)
     policy = Policy(
         digest="",
@@ -110,6 +120,60 @@ def compile_policy(
         folders=_folders(files, variables, automaton),
     )
     return replace(policy, digest=_digest(policy), socket_tables=sockets_of(policy, foreign=True).to_bytes())
+
+
+def extend_policy(
+    policy: Policy,
+    *,
+    files: Sequence[FileRule] = (),
+    network: Sequence[NetRule] = (),
+    sockets: Sequence[SocketRule] = (),
+    resolve: ReadLink = read_link,
+) -> Policy:
+    """A policy that is in force, with more rules.
+
+    What holds stays as it was compiled, so nothing that changed since, a symlink or a profile, opens or closes anything. Every
+    rule keeps its number and new ones come behind them: what the kernel reported by number means the same under both.
+
+    Raises:
+        PolicyError: as `compile_policy`.
+    """
+    links = Links(resolve)
+    variables = {
+        "home": _directory("home", policy.user.home, links),
+        "workspace": policy.workspace,
+        "tmp": policy.tmp,
+    }
+    given: list[FileRule | NetRule | SocketRule] = [*files, *network, *sockets]
+    known = {origin: number for number, origin in enumerate(policy.rules)}
+    new = [rule for rule in dict.fromkeys(given) if rule.origin not in known]
+    known.update({rule.origin: number for number, rule in enumerate(new, len(policy.rules))})
+    ids = {rule: known[rule.origin] for rule in given}
+    places = Places(links, variables, files, policy.paths)
+    paths = {*policy.paths, *(path for rule in files for path in places.paths(rule, ids[rule]))}
+    entries = {*policy.sockets, *(entry for rule in sockets for entry in places.sockets(rule, ids[rule]))}
+    ordered = tuple(sorted(paths, key=_path_key))
+    more = replace(
+        policy,
+        rules=(*policy.rules, *(rule.origin for rule in new)),
+        reasons=(*policy.reasons, *map(_reason, new)),
+        tables=policy.tables if ordered == policy.paths else Automaton.build(ordered).to_bytes(),
+        paths=ordered,
+        connect=_more_addresses(policy.connect, network, ids, NetDirection.CONNECT),
+        listen=_more_addresses(policy.listen, network, ids, NetDirection.LISTEN),
+        names=tuple(sorted({*policy.names, *_names(network, ids)}, key=_name_entry_key)),
+        sockets=tuple(sorted(entries, key=_socket_entry_key)),
+        socket_tables=b"",
+    )
+    return replace(more, digest=_digest(more), socket_tables=sockets_of(more, foreign=True).to_bytes())
+
+
+def _more_addresses(
+    before: tuple[NetEntry, ...], rules: Sequence[NetRule], ids: Ids, direction: NetDirection
+) -> tuple[NetEntry, ...]:
+    entries = sorted({*before, *_addresses(rules, ids, direction)}, key=_net_entry_key)
+    connect_table(entries)
+    return tuple(entries)
 
 
 def _reason(rule: FileRule | NetRule | SocketRule) -> str:
@@ -171,9 +235,50 @@ def _written_out(rules: Iterable[FileRule], variables: Mapping[str, str], find: 
         yield from (replace(rule, pattern=quote(path), existing=quote(path)) for path in found.others)
 
 
+def _excepted(exceptions: Iterable[FileException], places: Places, variables: Mapping[str, str]) -> dict[str, str]:
+    """What built-in denials leave alone: pattern -> the one path that it names, each also at its real place.
+
+    Raises:
+        PolicyError: an exception has wildcards, which would open names that nobody looked at.
+    """
+    found: dict[str, str] = {}
+    for one in exceptions:
+        if literal_path(expand(one.path, one.origin.place, variables)) is None:
+            raise PolicyError(
+                f'{one.origin.place}: "{one.path}" in files.except is more than one path',
+                why="each path that a built-in rule denies is opened by its own name",
+                do="write one path without * ? and [ ]",
+                code="policy.except",
+            )
+        opening = FileRule(Effect.ALLOW, Access.READ, one.path, one.origin)
+        found |= {path.pattern: literal_path(path.pattern) or path.pattern for path in places.paths(opening, 0)}
+    return found
+
+
+def _leave_alone(rule: PathRule, excepted: Mapping[str, str]) -> PathRule:
+    """A denial that matches what an exception names leaves it alone; a folder above what is denied excepts nothing."""
+    if rule.effect is not Effect.DENY or not excepted:
+        return rule
+    automaton = Automaton.build([replace(rule, effect=Effect.ALLOW, access=Access.READ, exceptions=())])
+    more = [
+        pattern for pattern, path in excepted.items() if Access.READ in automaton.decision(automaton.walk(path)).allowed
+    ]
+    return replace(rule, exceptions=tuple(sorted({*rule.exceptions, *more}))) if more else rule
+
+
 def _own_rule(path: str) -> FileRule:
     origin = Origin("mcpguard", "mcpguard", 0, f"readonly {path}")
     return FileRule(Effect.READONLY, Access.WRITE, quote(path), origin, because=OWN_REASON)
+
+
+def _own_hidden(path: str) -> FileRule:
+    origin = Origin("mcpguard", "mcpguard", 0, f"deny {path}")
+    access = Access.READ | Access.WRITE | Access.EXECUTE
+    return FileRule(Effect.DENY, access, quote(path), origin, because=OWN_REASON)
+
+
+def _own_socket(path: str) -> SocketRule:
+    return SocketRule(Effect.DENY, quote(path), Origin("mcpguard", "mcpguard", 0, f"sockets deny {path}"))
 
 
 def _namespace_rules(system: SystemSwitches) -> list[FileRule]:
@@ -187,7 +292,12 @@ def _namespace_rules(system: SystemSwitches) -> list[FileRule]:
 def _folders(files: Iterable[FileRule], variables: Mapping[str, str], automaton: Automaton) -> tuple[str, ...]:
     """The agent's own folders: below the home, outside the workspace, and refused by no rule."""
     home, workspace = variables["home"], variables["workspace"]
-    written = (expand(rule.pattern, rule.origin.place, variables) for rule in files if rule.may_make_folder)
+    writes = {
+        rule: expand(rule.pattern, rule.origin.place, variables)
+        for rule in files
+        if rule.effect is Effect.ALLOW and Access.WRITE in rule.access
+    }
+    written = (pattern for rule, pattern in writes.items() if rule.may_make_folder)
     own = {
         folder
         for folder in map(literal_path, written)
@@ -197,6 +307,10 @@ def _folders(files: Iterable[FileRule], variables: Mapping[str, str], automaton:
         and not is_below(folder, workspace)
         and Access.WRITE in automaton.decision(automaton.walk(folder)).allowed
     }
+    beginnings = {split_literal(pattern)[0] for pattern in writes.values()}
+    tools = {f"{home}/{name}" for name in TOOL_FOLDERS}
+    if home != "/" and not is_below(home, workspace):
+        own |= {tool for tool in tools if any(is_below(beginning, tool) for beginning in beginnings)}
     standard = {f"{home}/{name}" for name in STANDARD_FOLDERS}
     return tuple(sorted(own | {way for way in standard if any(is_below(folder, way) for folder in own)}))
 

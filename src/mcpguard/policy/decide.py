@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
-from mcpguard.model.access import Access, Effect, Verdict
+from mcpguard.model.access import ACCESSES, Access, Effect, Verdict
 from mcpguard.model.policy import PROTO_TCP, NameEntry, NetEntry, PathRule, Policy, SocketEntry
 from mcpguard.model.values import dataclass
 from mcpguard.policy.automaton import Automaton
-from mcpguard.policy.boundary import ACCESSES
 from mcpguard.policy.network import cut, deciding_order, mapped, name_matches
 
 _OWN_ADDRESS = {mapped("0.0.0.0"): mapped("127.0.0.1"), mapped("::"): mapped("::1")}

@@ -23,9 +23,9 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mcpguard.model.access import ACCESSES
 from mcpguard.model.values import dataclass
 from mcpguard.policy.automaton import State
-from mcpguard.policy.boundary import ACCESSES
 from mcpguard.policy.tables import PINNED as PINNED_FLAG
 from mcpguard.policy.tables import Factor, Tables
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Effect
@@ -25,7 +24,8 @@ _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
-class PortRule(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PortRule:
     """Ports (inclusive) and protocols (PROTO_TCP | PROTO_UDP) of a row, with what happens and the rule that says so."""
 
     port_low: int

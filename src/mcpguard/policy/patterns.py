@@ -20,7 +20,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.values import dataclass
@@ -32,7 +31,8 @@ _PLAIN = re.compile(r"(/(?!\.{1,2}(/|\Z))[^/*?\[\\\0]+)+")
 _VARIABLE = re.compile(r"\{([^{}/]*)\}")
 
 
-class Token(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Token:
     """One byte of a name: one of `chars`, or, when negated, any byte but these and `/`."""
 
     chars: frozenset[int]

@@ -19,11 +19,21 @@ from mcpguard.policy.patterns import expand, quote, split_literal
 class Places:
     """Patterns of one policy, in absolute form."""
 
-    def __init__(self, links: Links, variables: Mapping[str, str], files: Sequence[FileRule]) -> None:
+    def __init__(
+        self,
+        links: Links,
+        variables: Mapping[str, str],
+        files: Sequence[FileRule],
+        before: Sequence[PathRule] = (),
+    ) -> None:
+        """
+        Args:
+            before: rules that hold besides, in absolute form already.
+        """
         self._links = links
         self._variables = variables
         self._writable = Automaton.build([])
-        self._find_writable([rule for rule in files if rule.effect is Effect.ALLOW and Access.WRITE in rule.access])
+        self._find_writable(list(filter(_may_write, files)), {rule.pattern for rule in before if _may_write(rule)})
 
     def paths(self, rule: FileRule, number: int) -> list[PathRule]:
         """A file rule at every place where it holds."""
@@ -40,10 +50,10 @@ class Places:
         forms = self._forms(rule.pattern, rule, opening=rule.effect is Effect.ALLOW)
         return [SocketEntry(form, rule.effect, number, rule.own) for form in forms]
 
-    def _find_writable(self, rules: Sequence[FileRule]) -> None:
+    def _find_writable(self, rules: Sequence[FileRule], absolute: set[str]) -> None:
         """Where the agent may write, symlinked rules included: a rule whose symlink lies in another one's tree adds
         nothing, so this grows until it stays."""
-        patterns = {expand(rule.pattern, rule.origin.place, self._variables) for rule in rules}
+        patterns = absolute | {expand(rule.pattern, rule.origin.place, self._variables) for rule in rules}
         while True:
             self._writable = Automaton.build([_write(pattern) for pattern in sorted(patterns)])
             found = {form for rule in rules for form in self._forms(rule.pattern, rule, opening=True)}
@@ -63,6 +73,10 @@ class Places:
         """The agent cannot have planted a symlink at this place."""
         automaton = self._writable
         return Access.WRITE not in automaton.decision(automaton.walk(place)).allowed
+
+
+def _may_write(rule: FileRule | PathRule) -> bool:
+    return rule.effect is Effect.ALLOW and Access.WRITE in rule.access
 
 
 def _always(_place: str) -> bool:

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.values import dataclass
@@ -68,14 +68,30 @@ class Factor:
     next: Words
     outputs: Words
 
-    def step(self, state: int, name: bytes) -> int:
-        """The state after `/` and a name."""
+    def step(self, state: int, name: bytes, sinks: Container[int] = ()) -> int:
+        """The state after `/` and a name.
+
+        Args:
+            sinks: what `sinks` gives, to spare the rest of a name that no pattern goes on with.
+        """
         base, other, owner, following = self.base, self.other, self.owner, self.next
         state = self.slash[state]
         for byte in name:
             cell = base[state] + byte
-            state = following[cell] if owner[cell] == state else other[state]
+            if owner[cell] == state:
+                state = following[cell]
+            else:
+                state = other[state]
+                if state in sinks:
+                    break
         return state
+
+    def sinks(self) -> frozenset[int]:
+        """States that no byte of a name leads out of."""
+        with_edges = set(self.owner)
+        return frozenset(
+            state for state, target in enumerate(self.other) if target == state and state not in with_edges
+        )
 
     def rows(self) -> list[tuple[int, ...]]:
         """The output row of every state: three ranks, matched low and high, excepted low and high, flags."""

@@ -12,7 +12,7 @@ import yaml
 
 from mcpguard.errors import ProfileError
 from mcpguard.model.profile import Profile, SystemSwitches
-from mcpguard.model.rule import FileRule, NetRule, Origin, SocketRule
+from mcpguard.model.rule import FileException, FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field
 from mcpguard.profile import nodes
 from mcpguard.profile.schema import SECTIONS, Key, keys_of
@@ -52,6 +52,7 @@ class Draft:
     parents: list[Parent] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
     files: list[FileRule] = field(default_factory=list)
+    exceptions: list[FileException] = field(default_factory=list)
     network: list[NetRule] = field(default_factory=list)
     sockets: list[SocketRule] = field(default_factory=list)
     variables: dict[str, list[str]] = field(default_factory=lambda: {"remove": [], "keep": []})
@@ -89,6 +90,7 @@ class Draft:
             system=SystemSwitches(**self.switches),
             ancestors=(self.name,),
             origins=tuple(self.origins),
+            exceptions=tuple(self.exceptions),
         )
         return Raw(profile, tuple(self.parents))
 
@@ -123,8 +125,8 @@ def _listed(known: Mapping[str, Key]) -> str:
 
 
 def _elsewhere(name: str, section: str) -> str:
-    """Where a key belongs that was written in the wrong section; empty for an unknown one."""
-    for other in SECTIONS:
+    """Where a key belongs that was written in the wrong section; empty for an unknown one, and inside an entry."""
+    for other in SECTIONS if "." not in section else ():
         if other != section and name in keys_of(other):
             return f'write it under "{other}"' if other else f'"{name}" stands at the left margin'
     return ""

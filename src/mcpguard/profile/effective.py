@@ -24,6 +24,7 @@ def effective(profile: Profile) -> list[Line]:
     groups = (
         _written(profile, command_text(profile.command)) if profile.command else [],
         [Line(_file_text(rule), rule.origin, _because(rule)) for rule in profile.files],
+        [Line(f"file {one.origin.text}", one.origin, one.because) for one in profile.exceptions],
         [Line(rule.origin.text, rule.origin, "") for rule in profile.network],
         [Line(rule.origin.text, rule.origin, "") for rule in profile.sockets],
         *(_written(profile, f"environment remove {name}") for name in profile.environment_remove),
@@ -31,6 +32,7 @@ def effective(profile: Profile) -> list[Line]:
         _written(profile, "system user_namespaces true"),
         _written(profile, "system io_uring true"),
         _written(profile, "system memory_programs true"),
+        _written(profile, "system debuggers true"),
     )
     return [line for group in groups for line in sorted(group, key=_order)]
 

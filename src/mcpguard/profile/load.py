@@ -1,7 +1,8 @@
 """From a name or path to one profile with its parents merged in.
 
 Merging is a union: order never matters and nothing that a parent denies can be taken back by a child. Only `command` is
-chosen: the profile's own, else the only one among its parents. A switch is on when any profile turns it on.
+chosen: the profile's own, else the only one among its parents. A switch is on when any profile turns it on. `files.except`
+counts only in the profile that is run, so that no parent opens anything unseen.
 """
 
 from __future__ import annotations
@@ -129,6 +130,16 @@ class _Loading:
                 do=f"rename the file to {raw.profile.name}{store.SUFFIX}, or write name: {entry.name}",
                 code="name-mismatch",
             )
+        if raw.profile.exceptions and (entry.builtin or entry.path.parent != store.user_directory()):
+            found = raw.profile.exceptions[0].origin
+            raise nodes.error(
+                entry.source,
+                found.line,
+                "files.except is only for profiles of your own",
+                why="it opens what mcpguard keeps closed, and whoever wrote a project could have written this file",
+                do=f"read it, and write what you mean into a profile in {store.user_directory()}",
+                code="except-not-own",
+            )
         return raw
 
     def _follow(self, entry: store.Entry, parent: Parent) -> None:
@@ -207,6 +218,7 @@ def _join(loading: _Loading, entry: store.Entry) -> tuple[Profile | None, list[P
             user_namespaces=any(found.system.user_namespaces for found in every),
             io_uring=any(found.system.io_uring for found in every),
             memory_programs=any(found.system.memory_programs for found in every),
+            debuggers=any(found.system.debuggers for found in every),
         ),
         ancestors=_sorted(found.ancestors for found in every),
         origins=_union(found.origins for found in every),

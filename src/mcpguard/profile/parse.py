@@ -13,7 +13,7 @@ import yaml
 
 from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.access import Access, Effect
-from mcpguard.model.rule import FileRule, NetDirection, NetRule, SocketRule
+from mcpguard.model.rule import GRANTS, FileException, FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
 from mcpguard.profile.draft import Draft, Parent, Raw, Word, items, keys, text, unquoted, words, wrong_type
 from mcpguard.profile.effective import command_text
@@ -22,7 +22,6 @@ from mcpguard.profile.schema import ENTRY_KEYS, Key, Type, keys_of
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z0-9_*?\[\]!-]+")
 _ALL = Access.READ | Access.WRITE | Access.EXECUTE
-_GRANTS = {"read": Access.READ, "write": Access.READ | Access.WRITE, "execute": Access.EXECUTE}
 
 
 def parse(document: str, source: str, *, name: str) -> Raw:
@@ -127,11 +126,11 @@ def _read_names(draft: Draft, key: Key, node: yaml.Node) -> None:
 def _read_patterns(draft: Draft, key: Key, node: yaml.Node) -> None:
     for word in words(draft, key, node):
         origin = draft.origin(word.line, f"{key.name} {word.text}")
-        draft.files.append(FileRule(Effect.ALLOW, _GRANTS[key.name], word.text, origin))
+        draft.files.append(FileRule(Effect.ALLOW, GRANTS[key.name], word.text, origin))
 
 
 def _read_restrictions(draft: Draft, key: Key, node: yaml.Node) -> None:
-    """`readonly` and `deny`: a pattern, or a mapping that says more about it."""
+    """`readonly`, `deny` and `except`: a pattern, or a mapping that says more about it."""
     for item in items(draft, key, node):
         if isinstance(item, yaml.MappingNode):
             _read_entry(draft, key, item)
@@ -180,7 +179,9 @@ def _add_restriction(
 ) -> None:
     words_of_rule = [key.name, path.text, *(["except", *exceptions] if exceptions else [])]
     origin = draft.origin(path.line, " ".join(words_of_rule))
-    if key.type is Type.DENIED:
+    if key.type is Type.EXCEPTED:
+        draft.exceptions.append(FileException(path.text, origin, because))
+    elif key.type is Type.DENIED:
         draft.files.append(FileRule(Effect.DENY, _ALL, path.text, origin, exceptions, because))
     else:
         draft.files.append(FileRule(Effect.READONLY, Access.WRITE, path.text, origin, (), because, existing))
@@ -237,6 +238,7 @@ _READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
     Type.PATTERNS: _read_patterns,
     Type.PROTECTED: _read_restrictions,
     Type.DENIED: _read_restrictions,
+    Type.EXCEPTED: _read_restrictions,
     Type.TARGETS: _read_targets,
     Type.SOCKETS: _read_sockets,
     Type.VARIABLES: _read_variables,

@@ -17,6 +17,7 @@ class Type(enum.StrEnum):
     PATTERNS = "list of path patterns"
     PROTECTED = "list of path patterns, or of entries with path, existing and because"
     DENIED = "list of path patterns, or of entries with path, except and because"
+    EXCEPTED = "list of paths, or of entries with path and because"
     NAMES = "list of profile names"
     TARGETS = "list of network targets"
     SOCKETS = "list of socket patterns"
@@ -53,6 +54,7 @@ KEYS = (
     Key("files.execute", Type.PATTERNS, "programs from here may be started"),
     Key("files.readonly", Type.PROTECTED, "may not be changed, whatever `write` says"),
     Key("files.deny", Type.DENIED, "may not be touched, whatever any other rule says"),
+    Key("files.except", Type.EXCEPTED, "left alone by what built-in profiles deny; only in a profile of your own"),
     Key("network", Type.SECTION, "destinations and own listening addresses"),
     Key("network.allow", Type.TARGETS, "may be connected to"),
     Key("network.deny", Type.TARGETS, "may not be connected to, whatever `allow` says"),
@@ -72,6 +74,7 @@ KEYS = (
         Type.SWITCH,
         "programs that exist in memory only (memfd) may be started (tiers 1 and 2)",
     ),
+    Key("system.debuggers", Type.SWITCH, "programs may trace one another, as gdb, strace and leak checkers do"),
     Key("mcp", Type.RESERVED, "servers and tools; must be empty in this version"),
 )
 
@@ -84,6 +87,7 @@ _EXCEPT = Key("except", Type.PATTERNS, "patterns that the rule leaves alone")
 ENTRY_KEYS = {
     Type.PROTECTED: {key.name: key for key in (_PATH, _EXISTING, _BECAUSE)},
     Type.DENIED: {key.name: key for key in (_PATH, _EXCEPT, _BECAUSE)},
+    Type.EXCEPTED: {key.name: key for key in (_PATH, _BECAUSE)},
 }
 
 

@@ -31,6 +31,11 @@ def state_directory() -> Path:
     return _base("XDG_STATE_HOME", "~/.local/state") / "mcpguard"
 
 
+def control_directory() -> Path:
+    """Where sessions that run take more rules from their user; no guarded process sees it."""
+    return state_directory() / "control"
+
+
 def _base(variable: str, default: str) -> Path:
     """A base directory; as its specification wants it, a relative one counts for none."""
     given = os.environ.get(variable, "")

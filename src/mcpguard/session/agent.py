@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from mcpguard.errors import McpguardError, ProfileError, UsageError
@@ -61,6 +60,8 @@ def _about_agent(error: McpguardError, agent: str | None) -> McpguardError:
     """An unknown AGENT is a mistyped one, the name of its command, or a program that was meant to be run."""
     if agent is None:
         return error
+    import shlex
+
     program = f"mcpguard run -- {shlex.quote(agent)}"
     if "/" in agent and not agent.endswith((".yaml", ".yml")):
         why = "AGENT is the name of a profile; a program of your own stands behind --"

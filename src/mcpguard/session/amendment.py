@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcpguard.errors import HostError, McpguardError, UsageError
-from mcpguard.model.event import Event, Kind
+from mcpguard.errors import HostError, McpguardError, ProfileError
 from mcpguard.profile import store
 from mcpguard.profile.amend import Addition, amend
 from mcpguard.profile.effective import difference
 from mcpguard.profile.load import inspect_text, load
-from mcpguard.session.needs import Need
-from mcpguard.session.policy import current_user, temporary_directory, trial
-from mcpguard.session.propose import propose
+from mcpguard.profile.parse import parse
+from mcpguard.session.policy import trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,14 @@ def prepare(name: str, parent: str, additions: Sequence[Addition], *, said: str 
     return Amendment(entry.path, before, text, tuple(removed), tuple(added))
 
 
+def is_sound(addition: Addition) -> bool:
+    """Whether a rule can be read at all: what it is made from was chosen by whoever was guarded."""
+    try:
+        return not trial(parse(amend("name: alone\n", [addition]), "alone", name="alone").profile)
+    except ProfileError:
+        return False
+
+
 def install(amendment: Amendment) -> None:
     """Write it.
 
@@ -65,48 +71,3 @@ def install(amendment: Amendment) -> None:
             code="profile.changed-meanwhile",
         )
     store.replace(amendment.path, amendment.text.encode("utf-8", "surrogateescape"))
-
-
-def additions_for(event: Event, workspace: str) -> list[Addition]:
-    """The rules that would have allowed what an event tells of.
-
-    Raises:
-        UsageError: nothing was refused, a rule refuses it on purpose, or no rule can allow it.
-    """
-    if event.verdict.value == "allow":
-        raise UsageError(
-            "this was allowed", why="there is nothing to add", do="choose a denied event", code="allow.allowed"
-        )
-    if event.rule is not None and event.rule.file != "default":
-        raise UsageError(
-            f"{event.rule.text} refuses it on purpose",
-            why=f"{event.rule.place}: a deny or readonly rule wins over whatever is added",
-            do="if you must, use a profile that does not extend it; `mcpguard profile show --resolved` tells who does",
-            code="allow.on-purpose",
-        )
-    user = current_user()
-    variables = {"home": user.home, "workspace": workspace, "tmp": temporary_directory(user.home)}
-    found = propose(_needs(event), variables)
-    if not found:
-        raise UsageError(
-            "no rule of a profile allows this",
-            why=event.detail or f"{event.kind} {event.op} is closed to every guarded program",
-            do="look at docs/profiles.md for what a profile can open",
-            code="allow.no-rule",
-        )
-    return [proposal.addition()._replace(comment="") for proposal in found]
-
-
-def _needs(event: Event) -> list[Need]:
-    programs = {event.comm or "?": event.count}
-    if event.kind is Kind.NET and event.address and event.op in ("connect", "sendmsg", "bind", "listen"):
-        asked = "connect" if event.op in ("connect", "sendmsg") else "listen"
-        where = event.host or (f"[{event.address}]" if ":" in event.address else event.address)
-        udp = "/udp" if event.protocol == "udp" else ""
-        return [Need("net", asked, f"{where}:{event.port or ''}{udp}", programs)]
-    if event.kind is Kind.UNIX and event.path:
-        return [Need("unix", "connect", event.path, programs)]
-    if event.kind in (Kind.FILE, Kind.EXEC) and event.access:
-        places = [place for place in (event.path, event.target) if place and place.startswith("/")]
-        return [Need(event.kind.value, word, place, programs) for place in places for word in event.access.split("+")]
-    return []

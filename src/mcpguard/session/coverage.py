@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mcpguard.errors import HostError
 from mcpguard.kernel import landlock
@@ -12,6 +11,10 @@ from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
 from mcpguard.model.values import dataclass
 from mcpguard.session.network import wildcards
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # What a tier leaves open, said in the same words wherever it is said.
 LATER_NAMES = "a protected name that is created after launch is reported, not stopped"

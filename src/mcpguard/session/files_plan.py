@@ -11,7 +11,7 @@ import fnmatch
 import itertools
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mcpguard.kernel import mounts
 from mcpguard.model.access import Access, Effect
@@ -48,9 +48,8 @@ def plan_files(
     walk = _new_walk(policy, automaton, sockets, progress)
     # Landlock cannot grant what belongs to processes that do not exist yet, and those that do are not the agent's.
     granting = [rule for rule in policy.paths if rule.pattern not in NAMESPACE_MAPS]
-    for rule in granting:
-        for pattern in (rule.pattern, *rule.exceptions):
-            _find_candidates(walk, pattern)
+    for base, depth in _places(granting):
+        _find_candidates(walk, base, depth)
     for rule in granting:
         _find_open_directory(walk, policy, rule)
     return _finish(walk, policy.paths)
@@ -85,10 +84,8 @@ def _beginnings(rules: Iterable[PathRule]) -> re.Pattern[str]:
 def _finish(walk: Walk, rules: Sequence[PathRule]) -> FilesPlan:
     for path in (*walk.grants, *walk.open_directories):
         remember_way(walk, path)
-    for rule in rules:
-        if rule.effect is not Effect.ALLOW:
-            for pattern in (rule.pattern, *rule.exceptions):
-                _find_protected(walk, pattern)
+    for base, depth in _places(rule for rule in rules if rule.effect is not Effect.ALLOW):
+        _find_protected(walk, base, depth)
     visit(walk)
     _mask_sockets(walk)
     _cover_borrowed_trees(walk)
@@ -155,33 +152,47 @@ def _without_repeats(walk: Walk) -> Iterable[tuple[str, Access]]:
     for path in walk.open_directories:
         merged[path] = merged.get(path, Access.NONE) | OPEN
     for path in sorted(merged):
-        above = Access.NONE
-        ancestor = path
-        while ancestor != "/":
-            ancestor = os.path.dirname(ancestor)
-            if ancestor in granted:
-                above |= granted[ancestor]
+        above = Access.NONE if path == "/" else _granted_on_the_way(granted, os.path.dirname(path))
         if merged[path] & ~above:
             granted[path] = merged[path]
             yield path, merged[path]
 
 
-def _find_candidates(walk: Walk, pattern: str) -> None:
-    """Grant what the automaton allows on every existing path that `pattern` names."""
-    base, rest = _split_literal(pattern)
-    if not rest:
+def _granted_on_the_way(grants: Mapping[str, Access], path: str) -> Access:
+    """What is granted on a path and on everything above it."""
+    granted = grants.get("/", Access.NONE)
+    while path != "/":
+        granted |= grants.get(path, Access.NONE)
+        path = os.path.dirname(path)
+    return granted
+
+
+def _places(rules: Iterable[PathRule]) -> list[tuple[str, int]]:
+    """The literal beginning of each pattern and how many components follow it, the fewest first. What a `**` names is left out:
+    it is found where it may be looked for.
+    """
+    patterns = (_split_literal(pattern) for rule in rules for pattern in (rule.pattern, *rule.exceptions))
+    return sorted({(base, len(rest)) for base, rest in patterns if "**" not in rest}, key=lambda place: place[1])
+
+
+def _find_candidates(walk: Walk, base: str, depth: int) -> None:
+    """Grant what the automaton allows on `base`, or else on every path that exists so many levels below."""
+    if not depth:
         _grant(walk, base)
-    elif base != "/" and "**" not in rest and os.path.isdir(base) and not os.path.islink(base):
-        _grant_below(walk, base, walk.automaton.walk(base), len(rest))
+    elif _may_list(base):
+        _grant_below(walk, base, walk.automaton.walk(base), depth, _granted_on_the_way(walk.grants, base))
 
 
-def _find_protected(walk: Walk, pattern: str) -> None:
+def _may_list(base: str) -> bool:
+    return base != "/" and os.path.isdir(base) and not os.path.islink(base)
+
+
+def _find_protected(walk: Walk, base: str, depth: int) -> None:
     """Remember the way to what a deny or readonly rule names, so that it is reached where directories are not listed."""
-    base, rest = _split_literal(pattern)
-    if not rest:
+    if not depth:
         remember_way(walk, base)
-    elif base != "/" and "**" not in rest and os.path.isdir(base) and not os.path.islink(base):
-        _remember_matches(walk, base, walk.automaton.walk(base), len(rest))
+    elif _may_list(base):
+        _remember_matches(walk, base, walk.automaton.walk(base), depth)
 
 
 def _remember_matches(walk: Walk, directory: str, state: State, depth: int) -> None:
@@ -218,14 +229,15 @@ def _is_canonical(walk: Walk, path: str) -> bool:
     return known
 
 
-def _grant_below(walk: Walk, directory: str, state: State, depth: int) -> None:
+def _grant_below(walk: Walk, directory: str, state: State, depth: int, above: Access) -> None:
+    """`above`: what is granted to the directory, and so to each name in it already."""
     for entry in listed(walk, directory):
         below = walk.automaton.child(state, entry.name)
         allowed = walk.automaton.decision(below).allowed
-        if allowed and not entry.is_symlink():
+        if allowed & ~above and not entry.is_symlink():
             walk.grants[entry.path] = walk.grants.get(entry.path, Access.NONE) | allowed
         if depth > 1 and entry.is_dir(follow_symlinks=False):
-            _grant_below(walk, entry.path, below, depth - 1)
+            _grant_below(walk, entry.path, below, depth - 1, above | walk.grants.get(entry.path, Access.NONE))
 
 
 def _find_open_directory(walk: Walk, policy: Policy, rule: PathRule) -> None:

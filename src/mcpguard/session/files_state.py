@@ -8,7 +8,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access
@@ -44,20 +43,13 @@ _LEFT_BEHIND = "remove what does not belong there, as an earlier session may hav
 Progress = Callable[[int, str], None]
 
 
-class Place(NamedTuple):
-    """A place that is still to be visited.
+Place = tuple[str, State, Access, bool, tuple[str, ...]]
+"""A place that is still to be visited: its path and state, and
 
-    Attributes:
-        above: what Landlock grants here because of ancestors.
-        writable: whether the mount at this place is writable once all steps above have run.
-        chain: directories between the last mount step and here; a protected place below pins them.
-    """
-
-    path: str
-    state: State
-    above: Access
-    writable: bool
-    chain: tuple[str, ...]
+- above: what Landlock grants here because of ancestors,
+- writable: whether the mount at this place is writable once all steps above have run,
+- chain: directories between the last mount step and here; a protected place below pins them.
+"""
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from mcpguard.model.access import Access
 from mcpguard.model.paths import is_below
 from mcpguard.model.plan import MaskEntry, MountStep
 from mcpguard.policy.automaton import State
-from mcpguard.session.files_state import MAX_STAND_INS, OPEN, Place, Walk, listed, too_deep
+from mcpguard.session.files_state import MAX_STAND_INS, OPEN, Walk, listed, too_deep
 
 # An exception further down in a hidden directory stays hidden with it.
 MAX_SHOWN_DEPTH = 64
@@ -24,7 +24,7 @@ def visit(walk: Walk) -> None:
 
     Never by recursion: how deep a tree goes is up to who made it.
     """
-    walk.waiting.append(Place("/", walk.automaton.start, Access.NONE, False, ()))
+    walk.waiting.append(("/", walk.automaton.start, Access.NONE, False, ()))
     while walk.waiting:
         _visit(walk, *walk.waiting.pop())
 
@@ -106,7 +106,7 @@ def _visit_children(
     prefix = path if path != "/" else ""
     for name in sorted(names):
         below = walk.automaton.child(state, name)
-        walk.waiting.append(Place(f"{prefix}/{name}", below, granted, writable, chain))
+        walk.waiting.append((f"{prefix}/{name}", below, granted, writable, chain))
 
 
 def _out_of_sight(path: str) -> str | None:
@@ -136,7 +136,7 @@ def _visit_entry(
     # An equal state is known to be worth a visit: this directory is being listed because of it.
     if same and (not entry.is_dir(follow_symlinks=False) or (below != state and walk.automaton.uniform(below))):
         return
-    walk.waiting.append(Place(entry.path, below, granted, writable, chain))
+    walk.waiting.append((entry.path, below, granted, writable, chain))
 
 
 def _inside(path: str, roots: tuple[str, ...]) -> bool:

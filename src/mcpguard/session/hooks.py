@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import threading
+from collections.abc import Iterator
 
 from mcpguard.broker.client import Broker
 from mcpguard.kernel import mounts
@@ -28,6 +29,8 @@ class Hooks:
         self._policy = policy
         self._terminals = offer.terminals
         self._broker = broker
+        # Held from making a plan until it is sent, so that an older one never comes last.
+        self._planning = threading.Lock()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         # Opened before the table is read, so that no change in between is missed.
         self._changes = os.open(_TABLE, os.O_RDONLY | os.O_CLOEXEC)
@@ -48,6 +51,19 @@ class Hooks:
         os.close(self._stop)
         os.close(self._changes)
 
+    @contextlib.contextmanager
+    def adopting(self, policy: Policy) -> Iterator[GuardPlan]:
+        """Plan for another policy: gives the plan, for the caller to have it used; if that raises, all is as before."""
+        with self._planning:
+            before = self._policy, self.plan
+            self._policy = policy
+            try:
+                self.plan = self._made()
+                yield self.plan
+            except BaseException:
+                self._policy, self.plan = before
+                raise
+
     def _made(self) -> GuardPlan:
         return guard_plan(self._policy, mounts.table(), self._terminals)
 
@@ -56,8 +72,9 @@ class Hooks:
         poll.register(self._changes, select.POLLPRI)
         poll.register(self._stop, select.POLLIN)
         while not any(fd == self._stop for fd, _events in poll.poll()):
-            plan = self._made()
-            if plan != self.plan:
-                self.plan = plan
-                with contextlib.suppress(OSError):  # the broker is gone: what it wrote last holds
-                    self._broker.update_guard(plan)
+            with self._planning:
+                plan = self._made()
+                if plan != self.plan:
+                    self.plan = plan
+                    with contextlib.suppress(OSError):  # the broker is gone: what it wrote last holds
+                        self._broker.send_update(plan=plan)

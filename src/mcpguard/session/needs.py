@@ -1,16 +1,26 @@
 """What sessions asked for and no rule allowed, read from their record: the raw material of a learned profile.
 
-Reads the event store; decides nothing. What a rule refused on purpose is kept apart: it is never proposed.
+Reads the event store; decides nothing. What a rule refused on purpose is kept apart: it is never proposed. Nor is what `base`
+would have refused, whatever profile the session had, what runs later, and a name that no rule can mean exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from mcpguard.events.finding import LISTED, NOT_STOPPED, QUIET
+from mcpguard.events.finding import LISTED, NOT_STOPPED, QUIET, system_rule
 from mcpguard.events.store import Store
+from mcpguard.model.access import Access
+from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, Policy
 from mcpguard.model.rule import Origin
+from mcpguard.session.protected import base_policy, of_address, of_file, of_socket
+from mcpguard.session.run_later import IN_CACHES, point_of
+
+_ACCESS = {"read": Access.READ, "write": Access.WRITE, "execute": Access.EXECUTE}
+_UNSURE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4})|[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
 
 
 @dataclass(slots=True)
@@ -23,6 +33,8 @@ class Need:
         object: a path, `host:port`, `address:port` with `/udp` where it is, or a socket.
         programs: program -> how often.
         refused: the rule that refused it on purpose, and its reason; None: no rule allowed it.
+        made: a session made this folder.
+        partners: the other names of renames.
     """
 
     kind: str
@@ -30,6 +42,8 @@ class Need:
     object: str
     programs: dict[str, int] = field(default_factory=dict)
     refused: tuple[Origin, str] | None = None
+    made: bool = False
+    partners: set[str] = field(default_factory=set)
 
     @property
     def times(self) -> int:
@@ -48,6 +62,8 @@ def needs(store: Store, sessions: Sequence[str]) -> list[Need]:
             for need in _of_row(*row):
                 key = (need.kind, need.access, need.object, need.refused is None)
                 known = found.setdefault(key, need)
+                known.made |= need.made
+                known.partners |= need.partners
                 if known is not need:
                     for program, times in need.programs.items():
                         known.programs[program] = known.programs.get(program, 0) + times
@@ -57,20 +73,20 @@ def needs(store: Store, sessions: Sequence[str]) -> list[Need]:
 def _rows(store: Store, session: str) -> list[Sequence[object]]:
     return list(
         store.read(
-            "SELECT e.kind, e.op, COALESCE(e.access, ''), e.path, e.target, e.host, e.address, e.port, e.protocol, "
+            "SELECT e.kind, e.op, e.verdict, COALESCE(e.access, ''), e.path, e.target, e.host, e.address, e.port, e.protocol, "
             "COALESCE(e.comm, '?'), SUM(e.count), r.profile, r.file, r.line, r.text, r.because "
             "FROM events e LEFT JOIN rules r ON r.session = e.session AND r.n = e.rule "
             "WHERE e.session = ? AND e.verdict IN ('deny', 'audit') AND e.kind IN ('file', 'exec', 'net', 'unix') "
             f"AND (e.detail IS NULL OR NOT (e.detail LIKE '{QUIET}%' OR e.detail LIKE '{LISTED}%')) "
-            "GROUP BY e.kind, e.op, e.access, e.path, e.target, e.host, e.address, e.port, e.protocol, e.comm, e.rule, "
-            f"e.detail LIKE '{NOT_STOPPED}%'",
+            "GROUP BY e.kind, e.op, e.verdict, e.access, e.path, e.target, e.host, e.address, e.port, e.protocol, e.comm, "
+            f"e.rule, e.detail LIKE '{NOT_STOPPED}%'",
             (store.number(session),),
         )
     )
 
 
 def _of_row(*row: object) -> Iterable[Need]:
-    kind, op, access, path, target, host, address, port, protocol, comm, times, *rule, because = row
+    kind, op, verdict, access, path, target, host, address, port, protocol, comm, times, *rule, because = row
     profile, file, line, text = rule
     refused = None
     if text is not None and file != "default":
@@ -97,7 +113,62 @@ def _of_row(*row: object) -> Iterable[Need]:
                 yield Need("unix", "connect", str(place), programs, refused)
         elif str(place).startswith("/"):
             for word in str(access).split("+") if access else ():
-                yield Need(str(kind), word, str(place), programs, refused)
+                need = Need(str(kind), word, str(place), programs, refused, made=(op, verdict) == ("mkdir", "audit"))
+                if op in ("rename", "exchange"):
+                    need.partners = {str(one) for one in (path, target) if one not in (None, place)}
+                yield need
+
+
+def set_apart(found: Iterable[Need], workspace: str) -> None:
+    """Mark what must never be proposed although no rule of the session refused it. Looks at the files as they are.
+
+    Raises:
+        ProfileError, PolicyError: the profile `base` cannot be loaded.
+    """
+    base = base_policy(workspace)
+    found = list(found)
+    made = {need.object for need in found if need.made}
+    for need in found:
+        if need.refused is None:
+            need.refused = _inexact(need) or _protected(need, base) or _runs_later(need) or _whole(need, made)
+
+
+def _whole(need: Need, made: Collection[str]) -> tuple[Origin, str] | None:
+    """A rule on a folder opens everything in it, and one on a symlink what it leads to; neither was asked for."""
+    if need.kind != "file":
+        return None
+    for path in (need.object, *need.partners):
+        if Path(path).is_symlink():
+            return system_rule("a symlink is not learned"), "a rule would open what it leads to"
+        if path not in made and Path(path).is_dir():
+            return system_rule("a folder as a whole is not learned"), "a rule would open everything in this folder"
+    return None
+
+
+def _protected(need: Need, base: Policy) -> tuple[Origin, str] | None:
+    if need.kind in ("file", "exec"):
+        return of_file(base, need.object, _ACCESS[need.access])
+    if need.kind == "unix":
+        return of_socket(base, need.object)
+    host, _, port = need.object.rpartition(":")
+    number, _, protocol = port.partition("/")
+    if need.access != "connect":
+        return None
+    return of_address(base, host, int(number), PROTO_UDP if protocol == "udp" else PROTO_TCP)
+
+
+def _runs_later(need: Need) -> tuple[Origin, str] | None:
+    """Not what a cache holds: every package has such names."""
+    if need.kind != "file" or need.access != "write" or IN_CACHES.search(need.object):
+        return None
+    point = point_of(need.object)
+    return (system_rule("what runs later is not learned"), point.why) if point and point.unasked else None
+
+
+def _inexact(need: Need) -> tuple[Origin, str] | None:
+    """The record writes bytes that are no UTF-8 like a name that holds a backslash: a rule would be about another file."""
+    odd = _UNSURE.search(need.object) if need.kind != "net" else None
+    return (system_rule("no rule can mean this name exactly"), "it is not plain text") if odd else None
 
 
 def unused_rules(store: Store, sessions: Sequence[str]) -> list[tuple[Origin, str]]:

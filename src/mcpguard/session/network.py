@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from mcpguard.model.access import Effect
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry, Policy, SocketEntry
@@ -26,8 +25,14 @@ from mcpguard.policy.network import connect_table, mapped
 from mcpguard.policy.patterns import split_literal
 from mcpguard.session import answers
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 REFRESH_S = 60.0
 LAUNCH_WAIT_S = 0.4
+# Somebody who allows a name while the session runs waits for its addresses a little longer.
+_LIVE_WAIT_S = 2.0
 _WORKERS = 8
 _RESOLVER_PORT = 53
 # "/" and two letters: anything shorter would deny half a directory.
@@ -68,7 +73,7 @@ def resolvers(path: str = "/etc/resolv.conf") -> list[str]:
 
 def with_resolvers(policy: Policy) -> Policy:
     """The policy plus port 53 of the host's own resolvers, when a rule names a host that must be looked up."""
-    if not policy.names:
+    if not policy.names or _RESOLVER_ORIGIN in policy.rules:
         return policy
     rule = len(policy.rules)
     entries = [
@@ -153,18 +158,23 @@ class Names:
         self._known = answers.load(kept) if kept and policy.names else {}
         self._fresh: answers.Answers = {}
         self._news = threading.Event()
-        self._entries = [entry for entry in policy.names if not entry.pattern.startswith("*")]
+        self._entries = _resolvable(policy)
         self._fixed = policy.connect
-        self._found: dict[tuple[str, str], NetEntry] = {}
+        self._found: dict[tuple[NameEntry, str], NetEntry] = {}
         self._waiting: list[threading.Event] = []
         self._stop = threading.Event()
+        self._publish: Callable[[list[Any]], None] | None = None
+        # Held from making a table until it is sent, so that an older one never comes last.
+        self._publishing = threading.Lock()
         self.host_of: dict[str, str] = {}
 
     def begin(self) -> None:
         """Take what was answered before, and start looking up the rest, in the background."""
-        self._waiting = [threading.Event() for _ in self._entries]
+        with self._publishing:
+            entries = self._entries
+            self._waiting = waiting = [threading.Event() for _ in entries]
         unknown = []
-        for entry, done in zip(self._entries, self._waiting, strict=True):
+        for entry, done in zip(entries, waiting, strict=True):
             if entry.pattern in self._known:
                 self._add(entry, self._known[entry.pattern][1])
                 done.set()
@@ -184,12 +194,47 @@ class Names:
         for done in self._waiting:
             done.wait(max(0.0, deadline - time.monotonic()))
         self._news.clear()
-        return rows_to_json((*self._fixed, *list(self._found.values())))
+        wanted = set(self._entries)
+        return rows_to_json(
+            (*self._fixed, *[to for (entry, _address), to in list(self._found.items()) if entry in wanted])
+        )
 
     def keep_fresh(self, publish: Callable[[list[Any]], None]) -> None:
         """Publish late answers at once, and look up again what was not, and everything every minute, until `close`."""
+        self._publish = publish
         if self._entries:
-            threading.Thread(target=self._refresh, args=(publish,), name="names-refresh", daemon=True).start()
+            self._start_refreshing(publish)
+
+    def _start_refreshing(self, publish: Callable[[list[Any]], None]) -> None:
+        threading.Thread(target=self._refresh, args=(publish,), name="names-refresh", daemon=True).start()
+
+    @contextlib.contextmanager
+    def adopting(self, policy: Policy) -> Iterator[list[Any]]:
+        """Go by another policy: gives its destinations, for the caller to have them used; if that raises, all is as before.
+
+        Names that are new are looked up first, and waited for so long.
+        """
+        new = [entry for entry in _resolvable(policy) if entry not in self._entries]
+        waiting = [threading.Event() for _ in new]
+        self._start_work(list(zip(new, waiting, strict=True)), _WORKERS)
+        deadline = time.monotonic() + _LIVE_WAIT_S
+        for done in waiting:
+            done.wait(max(0.0, deadline - time.monotonic()))
+        with self._publishing:
+            before = self._entries, self._waiting, self._fixed
+            self._entries, self._waiting, self._fixed = (
+                [*self._entries, *new],
+                [*self._waiting, *waiting],
+                policy.connect,
+            )
+            try:
+                yield self.rows()
+            except BaseException:
+                self._entries, self._waiting, self._fixed = before
+                self._news.set()
+                raise
+        if new and not before[0] and self._publish is not None:
+            self._start_refreshing(self._publish)
 
     def close(self) -> None:
         self._stop.set()
@@ -214,7 +259,7 @@ class Names:
             if self._stop.is_set():
                 return
             if news:
-                with contextlib.suppress(OSError):
+                with self._publishing, contextlib.suppress(OSError):
                     publish(self.rows())
             else:
                 next_round = time.monotonic() + REFRESH_S
@@ -235,7 +280,7 @@ class Names:
 
     def _add(self, entry: NameEntry, addresses: Iterable[str]) -> None:
         for address in addresses:
-            key = (f"{entry.pattern}:{entry.port_low}", address)
+            key = (entry, address)
             if key in self._found or not _acceptable(address):
                 continue
             self.host_of[address] = entry.pattern
@@ -243,6 +288,10 @@ class Names:
                 mapped(address), _HOST, entry.port_low, entry.port_high, entry.protocols, entry.effect, entry.rule
             )
             self._news.set()
+
+
+def _resolvable(policy: Policy) -> list[NameEntry]:
+    return [entry for entry in policy.names if not entry.pattern.startswith("*")]
 
 
 def _acceptable(address: str) -> bool:

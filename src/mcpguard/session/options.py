@@ -14,6 +14,7 @@ class RunOptions:
         read, write, net: rules for this run only, as written.
         command: AGENT and its arguments, or a command and its arguments.
         after_separator: the command came after `--`: its first word is a program, not an AGENT.
+        ask: what no rule covers is put to the person as a question in `watch`.
     """
 
     profile: str | None
@@ -27,3 +28,4 @@ class RunOptions:
     quiet: bool
     command: tuple[str, ...]
     after_separator: bool
+    ask: bool = False

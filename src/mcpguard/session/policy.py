@@ -83,7 +83,7 @@ def _kept_name(profile: str, workspace: str, options: tuple[object, ...]) -> str
     if "/" in profile or profile.endswith((".yaml", ".yml")) or (Path(workspace) / ".git").is_file():
         return None
     user = current_user()
-    parts = [profile, workspace, options, repr(user), temporary_directory(user.home), own_paths()]
+    parts = [profile, workspace, options, repr(user), temporary_directory(user.home), own_paths(), own_hidden()]
     parts.append(hooks_folder(workspace, user.home))
     return policy_cache.key(parts, (store.user_directory(), store.builtin_directory()))
 
@@ -126,6 +126,7 @@ def compile_for(
         workspace=workspace,
         tmp=temporary_directory(user.home),
         own_paths=own_paths(),
+        own_hidden=own_hidden(),
         resolve=look,
         find=find,
         audit=audit,
@@ -196,6 +197,8 @@ def _patterns(profile: Profile) -> Iterator[tuple[str, Origin]]:
     for rule in profile.files:
         for pattern in (rule.pattern, *rule.exceptions):
             yield pattern, rule.origin
+    for exception in profile.exceptions:
+        yield exception.path, exception.origin
     for socket in profile.sockets:
         if not socket.pattern.startswith("@"):
             yield socket.pattern, socket.origin
@@ -270,6 +273,11 @@ def own_paths() -> tuple[str, ...]:
     ours = (libraries, *environment, store.config_directory(), store.state_directory(), Path(PRIVILEGED_COPY))
     tree = (Path("/sys/fs/cgroup"), Path(cgroup.unified_mount() or "/sys/fs/cgroup"), Path(pins.ROOT))
     return tuple(sorted({str(path.resolve()) for path in (*ours, *tree)}))
+
+
+def own_hidden() -> tuple[str, ...]:
+    """What the agent may not even see: where the user tells sessions what else they may do."""
+    return (str(store.control_directory().resolve()),)
 
 
 def _environment_rules() -> list[FileRule]:

@@ -14,7 +14,6 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import mcpguard
 from mcpguard.model.access import Access, Effect
@@ -24,6 +23,10 @@ from mcpguard.model.profile import SystemSwitches
 from mcpguard.model.rule import Found, Origin
 from mcpguard.model.values import dataclass, field
 from mcpguard.session.existing import search
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FORMAT = 5
 # One file each; the oldest go.
@@ -95,7 +98,9 @@ def save(directory: Path, name: str, policy: Policy, asked: Asked) -> None:
     made = directory / f".{name}.{os.getpid()}"
     with contextlib.suppress(OSError):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = [[*question, answer] for question, answer in asked.found.items()]
+        found = [
+            [*question, [answer.directories, answer.others, answer.unknown]] for question, answer in asked.found.items()
+        ]
         kept = {"links": asked.links, "found": found, "policy": _plain(policy)}
         made.write_text(json.dumps(kept, separators=(",", ":")))
         made.replace(directory / f"{name}.json")

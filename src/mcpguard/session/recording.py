@@ -26,6 +26,7 @@ from mcpguard.events.recorder import Recorder
 from mcpguard.events.store import Store
 from mcpguard.kernel.ring import Counters, Ring
 from mcpguard.model.coverage import Coverage
+from mcpguard.model.event import Event
 from mcpguard.model.policy import Policy
 from mcpguard.wire import _abi, decode
 from mcpguard.wire.records import SumRecord
@@ -35,6 +36,8 @@ _CANARY_WAIT_S = 5.0
 # How often a lock on the store is waited for, a second each: before the agent starts, and to write that it has ended.
 _LOCK_ATTEMPTS = 10
 _SECOND_TRY_S = 5.0
+# Whoever waits for so short a run does not wait for the disk besides.
+_SHORT_S = 1.0
 BEHIND = "records at least that were not read or stored, because a disk or a file system did not answer at the end"
 UNTOLD = "counts at least of repeated acts that the kernel still held when the broker was killed"
 UNWATCHED = "processes at least that went on after the record had ended, because the broker was killed"
@@ -64,6 +67,7 @@ class Recording:
         self._final = False
         self._leftover = 0
         self._restored: set[str] = set()
+        self._began = time.monotonic()
         # Aggregates that began before the agent did.
         self._before: set[int] = set()
 
@@ -143,6 +147,16 @@ class Recording:
         """Protected files that somebody outside replaced, and that stood open until their covers were put back."""
         self._restored.update(paths)
 
+    def adopt(self, policy: Policy, since_ns: int) -> None:
+        """Tell what happens from `since_ns` (CLOCK_MONOTONIC) on by another policy, whose numbers of rules mean the same."""
+        if self._recorder is not None:
+            self._recorder.adopt(policy, since_ns)
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Put on record what the user's process itself did to the session."""
+        if self._recorder is not None:
+            self._recorder.tell(events)
+
     def take_final(self, message: Mapping[str, Any]) -> None:
         """News that came with the agent's end: last counts, and how many processes it left behind."""
         self._leftover = int(message.get("leftover", 0))
@@ -197,7 +211,10 @@ class Recording:
             _warn(warning)
         if not quiet:
             self._summarise(self._store, warning)
-        self._store.close()
+        # Closing writes back what was appended, and waits until it is on the disk. After a short run that is left to the next
+        # one, or to whoever reads: what is written outlives this process either way.
+        if time.monotonic() - self._began > _SHORT_S:
+            self._store.close()
 
     def _stop_pump(self) -> None:
         if self._pump is None:

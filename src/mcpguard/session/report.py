@@ -15,8 +15,10 @@ from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
 from mcpguard.model.access import Verdict
 from mcpguard.model.paths import is_below
-from mcpguard.model.values import dataclass
+from mcpguard.model.values import dataclass, replace
 from mcpguard.session.process_tree import ProcessTable
+from mcpguard.session.run_later import Later, run_later
+from mcpguard.session.run_later_now import now
 from mcpguard.session.summary import Summary, summarise
 
 Row = TypeVar("Row")
@@ -71,6 +73,7 @@ class Report:
     not_stopped: tuple[Group, ...]
     timeline: tuple[Slice, ...]
     processes: ProcessTable
+    later: tuple[Later, ...]
     left_out: dict[str, int]
 
     @property
@@ -104,6 +107,7 @@ def report(store: Store, session: str) -> Report:
         not_stopped=_groups("not_stopped", store, session, totals.NOT_STOPPED_ACTS, left_out),
         timeline=_timeline(store, span),
         processes=table,
+        later=tuple(replace(one, now=now(one)) for one in _bounded("later", run_later(store, session), left_out)),
         left_out=left_out,
     )
 

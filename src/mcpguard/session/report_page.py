@@ -119,11 +119,15 @@ def _timeline(slices: Sequence[Slice]) -> str:
 
 
 def _later(report: Report, home: str) -> str:
-    found = report.summary.later(home)
-    if not found:
-        return ""
-    rows = "".join(f"<tr><td class=m>{_text(what)}</td><td>{_text(why)}</td></tr>" for what, why in found)
-    return f"<h2>What could run later</h2><div class=warn>Look at these before you go on.</div><table>{rows}</table>"
+    rows = "".join(
+        f"<tr><td class=m>{_text(shorten(one.path, home))}</td>"
+        f"<td>{_text(one.why)}{'' if one.stopped else '; <span class=audit>against the policy, not stopped</span>'}</td>"
+        f"<td class=m>{_text(one.now)}</td><td>{_text(', '.join(one.programs))}</td></tr>"
+        for one in report.later
+    )
+    warning = "<p class=warn>Look at these before you go on.</p>" if report.later else ""
+    head = ("path", "why", "in it now", "by")
+    return f"<h2>What could run later</h2>{warning}{_table(head, rows)}{_more(report.left_out.get('later', 0))}"
 
 
 def _groups(title: str, style: str, groups: Sequence[Group], more: int, home: str) -> str:

@@ -12,30 +12,36 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mcpguard.broker import client
-from mcpguard.broker.protocol import REFUSED_TIERS, LaunchRequest
+from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.errors import HostError
-from mcpguard.events.sessions import new_id
+from mcpguard.events.ids import new_id
+from mcpguard.kernel.places import REFUSED_TIERS
 from mcpguard.model.access import Verdict
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
 from mcpguard.policy.decide import automaton_of, decide_unix
-from mcpguard.profile.store import state_directory, user_directory
+from mcpguard.profile.store import control_directory, state_directory, user_directory
 from mcpguard.session import agent, coverage, network, seccomp, sockets
 from mcpguard.session.environment import SESSION_VARIABLE, scrub
 from mcpguard.session.files_plan import plan_files
 from mcpguard.session.files_state import TerminalProgress
 from mcpguard.session.first_run import own_folders
 from mcpguard.session.options import RunOptions
+from mcpguard.session.policy import own_hidden
 from mcpguard.session.start import Start
 from mcpguard.wire import _abi
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
+    from mcpguard.session.edits import Edits
     from mcpguard.session.hooks import Hooks
+    from mcpguard.session.live import Live
     from mcpguard.session.recording import Recording
 
 FAILED = 125
@@ -57,7 +63,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     names = network.Names(policy, state_directory() / "names.json")
     names.begin()
     # Our own folders are protected like everything that exists; one that did not could be made inside.
-    for ours in (user_directory(), state_directory()):
+    for ours in (user_directory(), state_directory(), control_directory()):
         with contextlib.suppress(OSError):  # a home that nobody can write needs no protection there
             ours.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Best while the broker loads; where tier 1 may be had, which needs no plan, only when it is known.
@@ -70,6 +76,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     session = new_id(time.time_ns())
     environment = scrub(os.environ, policy.environment_remove, policy.environment_keep)
     environment[SESSION_VARIABLE] = session
+    notes = [*plan.hidden, *(_asking(session, quiet=options.quiet) if options.ask else ())]
     broker.request(
         LaunchRequest(
             session=session,
@@ -88,19 +95,25 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     # While the broker makes and confines the child, on another processor where there is one.
     from mcpguard.session.recording import Recording
 
-    recording = Recording.begin(session, policy, command, coverage.TIER_NAMES[offer.tier], holds, plan.hidden)
+    recording = Recording.begin(session, policy, command, coverage.TIER_NAMES[offer.tier], holds, notes)
+    edits = None
     try:
         facts = _start(broker, recording, names)
         watch.agent_started(int(facts["pid"]))
+        gc.freeze()  # or its first look goes through all of that, while the agent starts
         gc.enable()
-        names.keep_fresh(broker.update_connect)
+        names.keep_fresh(lambda rows: broker.send_update({"connect": rows}))
         if later:
             later.start()
         if hooks:
             hooks.start()
+        edits = _take_edits(session, lambda: _live(policy, offer, broker, names, recording, hooks, later))
         code, trouble = _wait_for_agent(broker, command, recording)
     finally:
         watch.agent_ended()
+        broker.hang_up()
+        if edits:
+            edits.close()
         names.close()
         if later:
             later.close()
@@ -113,6 +126,21 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         sys.stderr.write("\n".join(trouble.lines()) + "\n")
     recording.end(code, quiet=options.quiet)
     return code
+
+
+def _asking(session: str, *, quiet: bool) -> tuple[str]:
+    """Let `watch` ask what no rule covers; what the person is told at the beginning and at the end.
+
+    Raises:
+        HostError: answers could not be kept.
+    """
+    from mcpguard.session import questions
+
+    questions.begin(session)
+    note = questions.NOTE.format(session)
+    if not quiet:
+        sys.stderr.write(f"mcpguard: {note}\n")
+    return (note,)
 
 
 def _tier_1_failed(asked: str | None) -> bool:
@@ -152,9 +180,33 @@ def _plan(policy: Policy, broker: client.Broker) -> tuple[FilesPlan, sockets.Lat
 
     progress = TerminalProgress(_progress_line)
     refused = sockets.refused(may_connect_now)
-    plan = plan_files(policy, automaton_of(policy.tables), sockets=refused, progress=progress)
+    # Without the hooks nothing but a cover keeps the session from a socket whose name it knows.
+    plan = plan_files(policy, automaton_of(policy.tables), sockets=(*refused, *own_hidden()), progress=progress)
     progress.clear()
     return plan, sockets.LaterSockets(may_connect, refused, broker.hide)
+
+
+def _take_edits(session: str, live: Callable[[], Live]) -> Edits:
+    """The agent runs: what is imported now, nobody waits for."""
+    from mcpguard.session.edits import Edits
+
+    edits = Edits(session)
+    edits.start(live)
+    return edits
+
+
+def _live(
+    policy: Policy,
+    offer: coverage.Offer,
+    broker: client.Broker,
+    names: network.Names,
+    recording: Recording,
+    hooks: Hooks | None,
+    later: sockets.LaterSockets | None,
+) -> Live:
+    from mcpguard.session.live import Live
+
+    return Live(policy, offer, broker, names, recording, hooks, later)
 
 
 def _hooks(policy: Policy, offer: coverage.Offer, broker: client.Broker) -> Hooks:
@@ -193,13 +245,17 @@ def _wait_for_agent(
     while True:
         received = broker.channel.receive()
         if received is None:
+            broker.hang_up()
             return _without_broker(recording)
         message, _descriptors = received
+        if "updated" in message:
+            broker.answer(message)
         if "restored" in message:
             recording.covered_again(message["restored"])
         if "exec_failed" in message:
             trouble = _not_started(command[0], int(message["exec_failed"]))
         if "exited" in message:
+            broker.dismiss()  # it ends while the record is finished
             recording.take_final(message)
             return exit_code(int(message["exited"])), trouble
 

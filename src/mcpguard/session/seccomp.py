@@ -12,7 +12,6 @@ import os
 import socket
 import zlib
 from pathlib import Path
-from typing import IO, cast
 
 from mcpguard import __version__
 from mcpguard.errors import HostError
@@ -50,6 +49,9 @@ SELF_SANDBOX = """
 chroot fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree open_tree_attr pivot_root setdomainname
 sethostname setns umount umount2
 """.split()  # noqa: SIM905 - as above
+# What debuggers, tracers and leak checkers do to processes. Landlock and the kernel's own hooks keep them inside the tree, and
+# a traced process stands behind this very filter: it is asked after a tracer has changed a call.
+DEBUGGING = ("process_vm_readv", "process_vm_writev", "ptrace")
 # clone3 hides its flags in memory that a filter cannot read, and with them it can put a child of root's into another cgroup,
 # which is out of the tree. C libraries fall back to clone.
 CLONE3 = "clone3"
@@ -111,8 +113,12 @@ def build_filter(switches: SystemSwitches, *, mounts: bool = False) -> bytes:
             if pyseccomp.resolve_syscall(pyseccomp.system_arch(), name) >= 0:
                 raise
 
+    permitted = {
+        *(SELF_SANDBOX if mounts and switches.user_namespaces else ()),
+        *(DEBUGGING if switches.debuggers else ()),
+    }
     for name in REFUSED:
-        if not (mounts and switches.user_namespaces and name in SELF_SANDBOX):
+        if name not in permitted:
             add(refuse, name)
     if not switches.io_uring:
         for name in MISSING:
@@ -139,6 +145,8 @@ def build_filter(switches: SystemSwitches, *, mounts: bool = False) -> bytes:
             add(refuse, "socket", arg(0, equal, family), arg(1, masked, _SOCK_TYPE_MASK, kind))
     for request in (_TIOCSTI, _TIOCLINUX):
         add(refuse, "ioctl", arg(1, masked, 0xFFFFFFFF, request))
+    from typing import IO, cast
+
     with tempfile.TemporaryFile() as output:
         rules.export_bpf(cast("IO[bytes]", output))
         output.seek(0)

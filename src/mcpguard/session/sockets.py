@@ -44,6 +44,14 @@ class LaterSockets:
     def close(self) -> None:
         self._stop.set()
 
+    def hidden(self) -> list[str]:
+        """Sockets that were hidden from the session, which nothing takes back while it runs."""
+        return sorted(self._known)
+
+    def follow(self, allowed: Callable[[str], bool]) -> None:
+        """Ask somebody else what is refused."""
+        self._allowed = allowed
+
     def _watch(self) -> None:
         while not self._stop.wait(_LOOK_S):
             new = [path for path in refused(self._allowed) if path not in self._known]

@@ -1,6 +1,6 @@
-"""What comes first: signals held back and, where no password can be asked for, the broker already loading.
+"""What comes first: signals held back and, where no password can be asked for, the broker already started.
 
-Imports as little as it can: everything else is imported while the broker loads on the other core.
+Imports as little as it can: everything else, and reading the command line, happens while the broker does on the other core.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import sys
 import mcpguard
 from mcpguard.broker import client
 from mcpguard.errors import HostError
-from mcpguard.session.options import RunOptions
 from mcpguard.session.signals import SignalWatch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mcpguard.session.options import RunOptions
 
 
 def refuse_nesting() -> None:
@@ -44,22 +47,37 @@ def _broker_place() -> tuple[str, str]:
 class Start:
     """Signals and broker of one run."""
 
-    def __init__(self, options: RunOptions) -> None:
-        """Raises McpguardError: nothing is running."""
+    def __init__(self) -> None:
+        """As root, start the broker: it imports while the command line is read.
+
+        Raises:
+            McpguardError: nothing is running.
+        """
         refuse_nesting()
-        self._audit = options.audit
-        self._tier = options.tier
         self.watch = SignalWatch()
         self._broker: client.Broker | None = None
+        self._options: RunOptions | None = None
         if os.geteuid() == 0:
-            self.broker()
+            self._begin()
+
+    def load(self, options: RunOptions) -> None:
+        """Have the broker load for these options, or let it be started for them later; to be called once."""
+        self._options = options
+        if self._broker is not None:
+            self._broker.load(audit=options.audit, tier=options.tier)
 
     def broker(self) -> client.Broker:
-        """The broker, started now if it was not; sudo may ask for a password."""
-        if self._broker is None:
-            program = client.BrokerProgram(*_broker_place())
-            self._broker = client.start(program, audit=self._audit, tier=self._tier)
-            self.watch.start(self._broker.process.pid)
+        """The broker, started now if it was not; sudo may ask for a password. To be called after `load`."""
+        if self._broker is not None:
+            return self._broker
+        broker = self._begin()
+        if self._options is not None:
+            self.load(self._options)
+        return broker
+
+    def _begin(self) -> client.Broker:
+        self._broker = client.start(client.BrokerProgram(*_broker_place()))
+        self.watch.start(self._broker.process.pid)
         return self._broker
 
     def close(self) -> None:

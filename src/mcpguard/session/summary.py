@@ -9,15 +9,16 @@ from __future__ import annotations
 import shlex
 
 from mcpguard.events import totals
-from mcpguard.events.finding import REPEATS_OF_OPENS
+from mcpguard.events.finding import NOT_NOW, REPEATS_OF_OPENS
 from mcpguard.events.format import object_of, printable, shorten
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
 from mcpguard.model.event import Kind
-from mcpguard.model.paths import is_below
 from mcpguard.model.values import dataclass
+from mcpguard.session.run_later import REPOSITORY, run_later
 
 TOP = 5
+MOST_APPROVED = 50
 RULE_WIDTH = 60
 
 
@@ -33,10 +34,9 @@ class Summary:
         audited, would_be_denied, would_be_denied_kinds: what was let through and only recorded; of it, what the policy
             would deny, likewise.
         losses: what is missing from the record -> how many.
-        repositories: git repositories in the workspace whose settings or hooks were written: made in this session, for those
-            of others are protected.
-        unasked: what the agent wrote in the workspace and tools obey without being asked; not what lies in repositories and
-            virtual environments of its own making.
+        repositories: git repositories that the session made in the workspace.
+        unasked: what else the session wrote and tools obey without being asked: see `run_later`.
+        approved: rules that the user added while the session ran, each with how far it reaches.
         missing: paths that a rule allows, that were not there at launch, and that this tier could not let the agent make.
     """
 
@@ -58,17 +58,7 @@ class Summary:
     unasked: tuple[str, ...] = ()
     would_be_denied: tuple[Group, ...] = ()
     would_be_denied_kinds: int = 0
-
-    def later(self, home: str) -> list[tuple[str, str]]:
-        """What could run later, each with the reason why."""
-        found = [
-            (shorten(path, home), "made by the agent; git obeys its .git/config and .git/hooks")
-            for path in self.repositories
-        ]
-        for group in self.not_stopped:
-            why = f"{group.example.rule.text if group.example.rule else 'against the policy'}; not stopped"
-            found.append((shorten(group.example.path or "?", home), f"{group.because or why}"))
-        return found
+    approved: tuple[str, ...] = ()
 
 
 def summarise(store: Store, session: str) -> Summary:
@@ -80,7 +70,7 @@ def summarise(store: Store, session: str) -> Summary:
     denials, kinds = totals.groups(store, session, totals.DENIED, TOP)
     not_stopped, not_stopped_kinds = totals.groups(store, session, totals.NOT_STOPPED_ACTS, TOP)
     would_be_denied, would_be_denied_kinds = totals.groups(store, session, totals.WOULD_BE_DENIED, TOP)
-    repositories = _repositories(store, session)
+    later = [one for one in run_later(store, session) if one.unasked and one.stopped]
     let_through = totals.total(store, session, totals.LET_THROUGH)
     return Summary(
         session=session,
@@ -97,31 +87,27 @@ def summarise(store: Store, session: str) -> Summary:
         audited=let_through - totals.total(store, session, totals.NOT_STOPPED_ACTS),
         losses=tuple(totals.losses(store, session)),
         missing=_missing(store, session),
-        repositories=repositories,
-        unasked=_unasked(store, session, repositories),
+        repositories=tuple(one.path for one in later if one.kind == REPOSITORY.kind),
+        unasked=tuple(one.path for one in later if one.kind != REPOSITORY.kind),
         would_be_denied=tuple(would_be_denied),
         would_be_denied_kinds=would_be_denied_kinds,
+        approved=_approved(store, session),
     )
+
+
+def _approved(store: Store, session: str) -> tuple[str, ...]:
+    groups, _kinds = totals.groups(store, session, totals.APPROVED, MOST_APPROVED)
+    told = []
+    for event in (group.example for group in groups):
+        text, not_now, _why = (event.detail or "").partition(NOT_NOW)
+        how = "the next run has it" if not_now else text.partition(", by ")[0]
+        told.append(f"{event.rule.text if event.rule else text} ({how})")
+    return tuple(dict.fromkeys(told))
 
 
 def _missing(store: Store, session: str) -> tuple[str, ...]:
     groups, _kinds = totals.groups(store, session, totals.COULD_NOT_BE_MADE, TOP)
     return tuple(dict.fromkeys(group.example.path for group in groups if group.example.path))
-
-
-def _repositories(store: Store, session: str) -> tuple[str, ...]:
-    workspace = store.session(session).workspace
-    written = totals.paths(store, session, totals.NEW_REPOSITORIES)
-    return tuple(dict.fromkeys(path.partition("/.git/")[0] for path in written if is_below(path, workspace)))
-
-
-def _unasked(store: Store, session: str, repositories: tuple[str, ...]) -> tuple[str, ...]:
-    workspace = store.session(session).workspace
-    environments = totals.paths(store, session, totals.NEW_ENVIRONMENTS)
-    made = (*repositories, *(path.rpartition("/")[0] for path in environments))
-    written = totals.paths(store, session, totals.OBEYED_UNASKED)
-    found = [path for path in written if is_below(path, workspace)]
-    return tuple(path for path in found if not any(is_below(path, own) for own in made))
 
 
 def render(summary: Summary, home: str, *, warning: str | None = None) -> list[str]:
@@ -139,6 +125,7 @@ def render(summary: Summary, home: str, *, warning: str | None = None) -> list[s
     ]
     lines += [_line(group, home) for group in summary.denials]
     lines += _more(summary.kinds - len(summary.denials))
+    lines += [f"  approved {printable(text)}" for text in summary.approved]
     lines += _warnings(summary, home)
     if summary.missing:
         names = ", ".join(printable(shorten(path, home)) for path in summary.missing)
@@ -150,9 +137,11 @@ def render(summary: Summary, home: str, *, warning: str | None = None) -> list[s
     if summary.unasked:
         written = ", ".join(printable(shorten(path, home)) for path in summary.unasked[:TOP])
         lines.append(
-            f"  advice   written by the agent; git, editors and Python obey these without being asked: {written}"
+            f"  advice   written by the agent; git, editors, agents and shells obey these without being asked: {written}"
         )
         lines += _more(len(summary.unasked) - TOP)
+    if summary.repositories or summary.unasked:
+        lines.append(f"           what is in them now: mcpguard report {summary.session}")
     if warning:
         lines.append(f"  warning  {printable(warning)}")
     return lines + _further(summary)
@@ -199,7 +188,7 @@ def _question(group: Group) -> str | None:
         return f"connect {shlex.quote(printable(f'{event.host or address}:{event.port}{udp}'))}"
     if event.kind is Kind.UNIX and event.path:
         return f"unix {shlex.quote(printable(event.path))}"
-    if event.kind in (Kind.FILE, Kind.EXEC) and event.access and event.path:
+    if event.kind in (Kind.FILE, Kind.EXEC) and event.access and event.path and "*" not in event.path:
         return f"{event.access.split('+')[0]} {shlex.quote(printable(event.path))}"
     return None
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from mcpguard.kernel.resolve import real_path
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import FileRule, Origin
-from mcpguard.policy.patterns import quote
+from mcpguard.model.values import dataclass
 
 _POINTER = "gitdir: "
 _MAX_POINTER = 8192
 _BECAUSE = "git runs programs that it names"
 
 
-class Repository(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Repository:
     """Where a linked worktree keeps what: `own` its index and HEAD, `common` objects, branches, settings and hooks."""
 
     own: Path
@@ -30,6 +30,8 @@ class Repository(NamedTuple):
 
 def worktree_rules(profile: Profile, workspace: str) -> list[FileRule]:
     """Rules for the repository of a linked worktree, when the profile lets the agent write the whole workspace."""
+    from mcpguard.policy.patterns import quote
+
     if not any(rule.pattern == "{workspace}" and rule.access & Access.WRITE for rule in profile.files):
         return []
     found = repository(Path(workspace))

@@ -21,17 +21,22 @@ from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
 from mcpguard.model.coverage import Strength
 from mcpguard.model.event import Event
+from mcpguard.session.approve import approve
+from mcpguard.session.offers import suggestions, variables_of
+from mcpguard.session.questions import key_of, remember
 from mcpguard.tui import filters
-from mcpguard.tui.allow import AllowScreen
+from mcpguard.tui.allow import rules
+from mcpguard.tui.approval import Approval, Approve
 from mcpguard.tui.details import describe
 from mcpguard.tui.export import export
 from mcpguard.tui.feed import Feed, Portion
 from mcpguard.tui.help import HelpScreen
+from mcpguard.tui.questions import NONE, NOT_ASKING, Questions
 from mcpguard.tui.stream import EventStream
 from mcpguard.tui.tables import fill_programs, fill_reached, fill_rules, table
 from mcpguard.tui.trees import FilesTree, ProcessTree
 
-TABS = ("events", "files", "network", "executions", "mcp", "rules")
+TABS = ("events", "files", "network", "executions", "mcp", "rules", "questions")
 _VERDICTS = (None, Verdict.DENY, Verdict.AUDIT, Verdict.ALLOW)
 _NARROW = 100
 DRAW_EVERY_S = 1.0
@@ -58,7 +63,13 @@ class WatchApp(App[None]):
         *(Binding(str(n), f"tab('{name}')", name.title(), show=False) for n, name in enumerate(TABS, 1)),
     ]
 
-    def __init__(self, open_store: Callable[[], Store], session: Session, home: str | None = None) -> None:
+    def __init__(
+        self, open_store: Callable[[], Store], session: Session, home: str | None = None, ask: Approve = approve
+    ) -> None:
+        """
+        Args:
+            ask: has a session take more rules.
+        """
         super().__init__()
         self._home = home or str(Path.home())
         self._open_store = open_store
@@ -67,6 +78,7 @@ class WatchApp(App[None]):
         self._totals = self._feed.totals
         self._summed = self._last = self._skipped = 0
         self._line = ""
+        self._approval = Approval(self, lambda: self._session, ask, self._home, self._answered)
 
     def compose(self) -> ComposeResult:
         # Held here and not looked up: while the screen closes, some are gone from it before others.
@@ -79,6 +91,8 @@ class WatchApp(App[None]):
         self._reached = table("reached", "verdict", "act", "destination", "address", "count", "last")
         self._programs = table("programs", "verdict", "program", "count", "last command")
         self._uses = table("uses", "allowed", "denied", "rule", "place", "because")
+        self._questions = Questions(self._home, id="asked")
+        self._no_questions = Static(NOT_ASKING, id="asked-none")
         self._details = Static(id="details")
         self._input = Input(placeholder=filters.HELP, id="filter")
         with Horizontal(id="top"):
@@ -100,6 +114,9 @@ class WatchApp(App[None]):
                     yield Static("No MCP event is on record for this session.", id="mcp-none")
                 with TabPane("Rules", id="rules"):
                     yield self._uses
+                with TabPane("Questions", id="questions"):
+                    yield self._no_questions
+                    yield self._questions
         yield self._details
         yield self._input
         yield Footer()
@@ -171,6 +188,16 @@ class WatchApp(App[None]):
             fill_programs(self._programs, self._totals.programs.values(), self._home)
         elif active == "rules":
             fill_rules(self._uses, self._totals.uses, self._home)
+        elif active == "questions":
+            self._draw_questions()
+
+    def _draw_questions(self) -> None:
+        asks = self._totals.answers is not None
+        self._no_questions.update(NONE if asks else NOT_ASKING)
+        self._no_questions.display = not (asks and self._totals.questions)
+        self._questions.display = asks and bool(self._totals.questions)
+        if asks:
+            self._questions.show(self._totals, self._feed.processes)
 
     def _draw_status(self) -> None:
         session = self._session
@@ -189,6 +216,10 @@ class WatchApp(App[None]):
         text.append(f" {self._totals.rates[-1]}/s", style="dim")
         text.append(f"  {verdicts[Verdict.ALLOW]} allowed", style="green")
         text.append(f"  {verdicts[Verdict.DENY]} denied", style="bold red" if verdicts[Verdict.DENY] else "dim")
+        if waiting := len(self._totals.open_questions()):
+            text.append(f"  {waiting} QUESTION{'S' if waiting > 1 else ''} (7)", style="bold yellow")
+            if more := self._totals.questions_left_out:
+                text.append(f", {more} more in the log", style="yellow")
         if verdicts[Verdict.AUDIT]:
             text.append(f"  {verdicts[Verdict.AUDIT]} audited", style="yellow")
         if lost := self._totals.lost + self._totals.unwritten:
@@ -205,16 +236,33 @@ class WatchApp(App[None]):
             text.append(f"  filter: {printable(self._line)}", style="cyan")
         return text
 
-    def _draw_details(self, event: Event | None) -> None:
+    def _draw_details(self, event: Event | None, more: str = "") -> None:
         pane = self._details
         if not pane.display:
             return
         with self._feed.lock:
-            because = next((u.because for u in self._totals.uses.values() if event and u.origin == event.rule), "")
+            because = self._because(event)
             chain = self._feed.processes.chain(event.pid if event else None)
-            pane.update(describe(event, chain, because, self._home))
+            text = describe(event, chain, because, self._home)
+        if more:
+            text.append(more)
+        pane.update(text)
 
     # What a person does.
+
+    def on_questions_chosen(self, message: Questions.Chosen) -> None:
+        """What each key would add is shown before it is pressed."""
+        if message.question is not None and self._tabs.active == "questions":
+            event = message.question.event
+            try:
+                once, pattern = suggestions(event, variables_of(self._session.workspace))
+            except McpguardError as problem:
+                self._draw_details(event, f"\n{problem.what}")
+                return
+            self._draw_details(event, f"\no once  {rules(once)}   s, w  {rules(pattern)}")
+
+    def on_questions_answered(self, message: Questions.Answered) -> None:
+        self._approval.settle(message.question.event, message.answer)
 
     def on_event_stream_chosen(self, message: EventStream.Chosen) -> None:
         self._draw_details(message.event)
@@ -281,6 +329,9 @@ class WatchApp(App[None]):
         self._tabs.active = name
         if name == "events":
             self._stream.focus()
+        elif name == "questions":
+            self._draw_tab()
+            self._questions.focus()
 
     def action_copy(self) -> None:
         """The chosen event as a line of JSON into the clipboard."""
@@ -289,34 +340,25 @@ class WatchApp(App[None]):
             self.notify("the event is in the clipboard, as JSON")
 
     def action_allow(self) -> None:
-        """A rule for what was refused, into the person's own profile, after a question."""
-        event = self._stream.chosen
+        """What was refused: once, for the session, or in the person's own profile, after a question."""
+        asked = self._questions.chosen if self._tabs.active == "questions" else None
+        event = asked.event if asked else self._stream.chosen
         if event is None:
             return
-        from mcpguard.session.amendment import additions_for, install, prepare
+        with self._feed.lock:
+            because = self._because(event)
+        self._approval.ask(event, because)
 
-        profile = self._session.profile
-        said = f"# Rules that were allowed in `mcpguard watch`, session {self._session.id} first.\n"
-        try:
-            amendment = prepare(profile, profile, additions_for(event, self._session.workspace), said=said)
-        except McpguardError as problem:
-            self.notify(f"{problem.why}; {problem.do}", title=problem.what, severity="warning", timeout=15)
-            return
-        if not amendment.added:
-            self.notify("your profile has this rule already; the next run has it", title="nothing to add")
-            return
+    def _because(self, event: Event | None) -> str:
+        return next((u.because for u in self._totals.uses.values() if event and u.origin == event.rule), "")
 
-        def answered(write: bool | None) -> None:
-            if not write:
-                return
-            try:
-                install(amendment)
-            except McpguardError as problem:
-                self.notify(f"{problem.why}; {problem.do}", title=problem.what, severity="error", timeout=15)
-            else:
-                self.notify(f"written to {shorten(str(amendment.path), self._home)}; the next run has it")
-
-        self.push_screen(AllowScreen(event, amendment, self._home), answered)
+    def _answered(self, event: Event, answer: str) -> None:
+        """In the thread of the answer: so that it is not asked again."""
+        if (key := key_of(event)) is not None:
+            remember(self._session.id, key, answer)
+            with self._feed.lock:
+                if self._totals.answers is not None:
+                    self._totals.answers[key] = answer
 
     def action_export(self) -> None:
         """What the filter matches, as JSON lines, into a file in the current folder."""
@@ -345,6 +387,7 @@ class WatchApp(App[None]):
         yield from super().get_system_commands(screen)
         yield SystemCommand("Pause or follow", "Hold the event stream, or go on", self.action_follow)
         yield SystemCommand("Filter", "Only some events", self.action_filter)
+        yield SystemCommand("Allow what was refused", "Once, for the session, or in your profile", self.action_allow)
         yield SystemCommand("Export", "Write the filtered events to a file", self.action_export)
         for name in TABS:
             yield SystemCommand(f"Show {name}", f"The {name} tab", lambda name=name: self.action_tab(name))

@@ -20,6 +20,7 @@ from mcpguard.events.query import Filter
 from mcpguard.events.sessions import Session, State
 from mcpguard.events.store import Store
 from mcpguard.model.event import Event
+from mcpguard.session import questions
 from mcpguard.session.process_tree import ProcessTable
 from mcpguard.tui.totals import Totals
 
@@ -131,6 +132,7 @@ class Feed:
                 portion.events = [*portion.events, *query.unwritten(store, self._session, self._wanted)]
                 with self.lock:
                     self.totals.unwritten = sum(loss.count for loss in missing.unwritten(store, session))
+            self._read_answers()
             rounds += 1
             if state is State.RUNNING and rounds % _MEASURE_EVERY == 0:
                 self._measure(meters)
@@ -153,6 +155,7 @@ class Feed:
             (totals.add_touched, activity.touched(store, span)),
             (totals.add_reached, activity.reached(store, span)),
             (totals.add_started, activity.started(store, span)),
+            (totals.add_uncovered, activity.uncovered(store, span, self._session)),
             (self.processes.take, activity.tree(store, span, self._session)),
         ]
         for add, found in pieces:
@@ -160,6 +163,12 @@ class Feed:
         for add, found in whole:
             with self.lock:
                 add(found)
+
+    def _read_answers(self) -> None:
+        """Other screens answer too."""
+        found = questions.answers(self._session)
+        with self.lock:
+            self.totals.answers = found
 
     def _measure(self, meters: dict[int, psutil.Process]) -> None:
         with self.lock:

@@ -12,12 +12,13 @@ from textual.widgets import Static
 
 TEXT = """\
 [b]Move[/b]      up down page home end (k j g G): choose an event; end follows the newest
-[b]Tabs[/b]      1 Events  2 Files  3 Network  4 Executions  5 MCP  6 Rules
+[b]Tabs[/b]      1 Events  2 Files  3 Network  4 Executions  5 MCP  6 Rules  7 Questions
 [b]space[/b]     pause or follow
 [b]d[/b]         the next verdict: denied, audited, allowed, all
 [b]/[/b]         filter   [b]escape[/b] takes it away
 [b]enter[/b]     show or hide the details of the chosen event
-[b]a[/b]         allow what was refused in your own profile: shows the rule and asks; the next run has it
+[b]a[/b]         allow what was refused: o once, s for the session, w in your own profile, x leave it refused
+[b]7[/b]         questions of run --ask: o, s, w, x answer, n goes to the next open one
 [b]p[/b]         show or hide the process tree; enter on a process: its events
 [b]c[/b]         copy the event as JSON (OSC 52; in tmux: set -g set-clipboard on)
 [b]e[/b]         export what the filter matches, as JSON lines

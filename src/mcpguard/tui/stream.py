@@ -114,10 +114,12 @@ class EventStream(ScrollView, can_focus=True):
     def render_line(self, y: int) -> Strip:
         index = y + self.scroll_offset.y
         width = self.scrollable_content_region.width
+        # The theme's own colours; without them the terminal's would show, in whatever theme that is.
+        ground = self.rich_style
         if index >= len(self._events):
-            return Strip.blank(width, PLAIN)
+            return Strip.blank(width, ground)
         event = self._events[index]
-        strip = Strip(line(event, self._home, width)).adjust_cell_length(width, PLAIN)
+        strip = Strip(line(event, self._home, width)).adjust_cell_length(width, PLAIN).apply_style(ground)
         return strip.apply_style(Style(reverse=True)) if index == self._cursor else strip
 
     def on_resize(self, event: Resize) -> None:

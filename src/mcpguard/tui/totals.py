@@ -6,13 +6,16 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from mcpguard.events.activity import MAX_PATHS, Reached, RuleUse, Started, Sum, Touched
+from mcpguard.events.activity import MAX_PATHS, Reached, RuleUse, Started, Sum, Touched, Uncovered
 from mcpguard.model.access import Verdict
-from mcpguard.model.event import Kind
+from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
+from mcpguard.session.questions import key_of
 
 # Events a second, for this many seconds.
 REMEMBERED_S = 60
+# The first ones stay: a flood of new ones pushes none of them away.
+MAX_QUESTIONS = 500
 
 
 @dataclass(slots=True)
@@ -50,6 +53,15 @@ class Use:
     denied: int = 0
 
 
+@dataclass(slots=True)
+class Question:
+    """The same refusal, however often; `event` is the newest."""
+
+    key: str
+    event: Event
+    count: int
+
+
 class Totals:
     """Sums of one session."""
 
@@ -64,6 +76,11 @@ class Totals:
         self.destinations: dict[tuple[str, ...], Reached] = {}
         self.programs: dict[tuple[str, Verdict], Started] = {}
         self.uses: dict[int, Use] = {}
+        # In the order of their first times, which never changes: a row does not move away under a key.
+        self.questions: dict[str, Question] = {}
+        self.questions_left_out = 0
+        # None: the session does not ask.
+        self.answers: dict[str, str] | None = None
         self.rates: deque[int] = deque([0] * REMEMBERED_S, maxlen=REMEMBERED_S)
         self._second = 0
         self._counted = 0
@@ -116,6 +133,24 @@ class Totals:
                 use.allowed += found.times
             else:
                 use.denied += found.times
+
+    def add_uncovered(self, found: Iterable[Uncovered]) -> None:
+        for event, times in found:
+            key = key_of(event)
+            if key is None:
+                continue
+            known = self.questions.get(key)
+            if known is not None:
+                known.event, known.count = event, known.count + times
+            elif len(self.questions) < MAX_QUESTIONS:
+                self.questions[key] = Question(key, event, times)
+            else:
+                self.questions_left_out += 1
+
+    def open_questions(self) -> list[Question]:
+        """Those without an answer; none where the session does not ask."""
+        answers = self.answers
+        return [] if answers is None else [one for one in self.questions.values() if one.key not in answers]
 
     def tick(self, second: int, last: int) -> None:
         """Note how many events there were when `second` of any clock began."""

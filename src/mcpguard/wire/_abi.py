@@ -6,7 +6,10 @@ For each struct: the names of its fields, and its struct.Struct with nested stru
 from __future__ import annotations
 
 import struct
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 ABI_VERSION: Final = 5
 

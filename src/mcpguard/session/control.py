@@ -1,0 +1,207 @@
+"""The socket at which a running session takes more rules from its user. What it listens to stands in `approve`.
+
+The guarded tree has the same user id, so a name and its permissions keep nobody out. The folder is hidden from it and denied
+in every profile; and who asks is looked at by the kernel's word alone: the user, a living process, and in no guarded leaf.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mcpguard.errors import HostError, McpguardError
+from mcpguard.kernel import cgroup
+from mcpguard.profile.amend import Addition
+from mcpguard.profile.store import control_directory
+from mcpguard.session.approve import MOST_ADDITIONS, MOST_BYTES, VERSION, Outcome, Scope, address, peer
+
+
+class Decides(Protocol):
+    """What a session goes by."""
+
+    def approve(self, additions: Sequence[Addition], scope: Scope, who: str) -> Outcome:
+        """What became of it; raises McpguardError."""
+        ...
+
+    def intruder(self, pid: int) -> None:
+        """This process asked and may not."""
+        ...
+
+
+# For whoever connects and then says nothing; others wait meanwhile.
+_PATIENCE_S = 2.0
+_MOST_WAITING = 8
+_LONGEST_VALUE = 4096
+_STALE_S = 60.0
+_CREDENTIALS = struct.Struct("iII")
+
+
+def serve(session: str, stop: int, live: Callable[[], Decides]) -> None:
+    """Take questions until `stop` (an eventfd) is written to. A socket that cannot be had is none: `approve` says so then.
+
+    Args:
+        live: makes what decides, when the first one comes.
+    """
+    made: list[Decides] = []
+
+    def decides() -> Decides:
+        made[:] = made or [live()]
+        return made[0]
+
+    with contextlib.suppress(OSError), _listening(session) as listener:
+        while True:
+            ready, _, _ = select.select([stop, listener.fileno()], (), ())
+            if stop in ready:
+                return
+            with contextlib.suppress(OSError):
+                line, _address = listener.accept()
+                with line:
+                    _converse(line, decides)
+
+
+@contextlib.contextmanager
+def _listening(session: str) -> Iterator[socket.socket]:
+    folder = control_directory()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _remove_stale(folder)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        begun, known = folder / f".{session}", folder / session
+        with address(begun.name) as name:
+            listener.bind(name)
+        try:
+            listener.listen(_MOST_WAITING)
+            begun.rename(known)  # whoever finds the name is answered
+            yield listener
+        finally:
+            begun.unlink(missing_ok=True)
+            known.unlink(missing_ok=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Sessions that were killed leave their sockets behind."""
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+            if path.lstat().st_mtime > time.time() - _STALE_S:
+                continue
+            try:
+                with address(path.name) as name:
+                    line.connect(name)
+            except ConnectionRefusedError:
+                path.unlink()
+
+
+def _converse(line: socket.socket, decides: Callable[[], Decides]) -> None:
+    line.settimeout(_PATIENCE_S)
+    # Before anything is sent: from now on every packet says who sent it.
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    pid, uid = peer(line)
+    if uid != os.geteuid() or (question := _question(line, pid)) is None:
+        decides().intruder(pid)
+        return
+    if not question:  # somebody looked whether we are there
+        return
+    try:
+        answer = _answer(question, pid, decides())
+    except McpguardError as error:
+        answer = {"error": [error.what, error.why, error.do, error.code]}
+    except Exception as error:  # whatever it is, the run goes on
+        answer = {"error": [*_failed(error)]}
+    line.send(json.dumps(answer).encode())
+
+
+def _question(line: socket.socket, pid: int) -> bytes | None:
+    """What the peer asks, empty when it hung up; None: it may not ask.
+
+    A number is no process: who connected may have ended, and another one have its PID. So the PID is held, then looked at;
+    what was sent after that must come from this PID; and it must still live in the end, so that it was the same all the time.
+    """
+    try:
+        held = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        if not outside(pid):
+            return None
+        nonce = os.urandom(16).hex()
+        line.send(json.dumps({"nonce": nonce}).encode())
+        data, ancillary, flags, _address = line.recvmsg(MOST_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size))
+        senders = [
+            _CREDENTIALS.unpack(payload)[:2]
+            for level, kind, payload in ancillary
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)
+        ]
+        ended = bool(select.select([held], (), (), 0)[0])
+        if not data:
+            return b""
+        if senders != [(pid, os.geteuid())] or ended or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            return None
+        return data if nonce.encode() in data else None
+    finally:
+        os.close(held)
+
+
+def outside(pid: int) -> bool:
+    """Whether a process lives in no guarded leaf; False when it cannot be told."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    places = [line.removeprefix("0::") for line in lines if line.startswith("0::/")]
+    return len(places) == 1 and f"/{cgroup.PARENT}/" not in f"{places[0]}/"
+
+
+def _answer(data: bytes, pid: int, live: Decides) -> dict[str, Any]:
+    try:
+        question = json.loads(data)
+        version, scope, additions = question["version"], question["scope"], question["additions"]
+        if version != VERSION:
+            raise _refused(f"the session speaks version {VERSION}, who asks {str(version)[:20]}")
+        if not isinstance(additions, list) or len(additions) > MOST_ADDITIONS:
+            raise _refused(f"more than {MOST_ADDITIONS} rules, or no list of them")
+        outcome = live.approve([_addition(one) for one in additions], Scope(scope), _who(pid))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _refused(f"{type(error).__name__}: {str(error)[:200]}") from None
+    return {"now": outcome.now, "later": outcome.later, "why": outcome.why}
+
+
+def _addition(given: Any) -> Addition:
+    section, key, value = given
+    for word in (section, key, value):
+        if not isinstance(word, str) or not word.isprintable() or not 0 < len(word) <= _LONGEST_VALUE:
+            raise ValueError("a rule is three printable words")
+    return Addition(section, key, value)
+
+
+def _who(pid: int) -> str:
+    """`comm[pid]`, as chains of processes have it."""
+    try:
+        comm = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        comm = "?"
+    return f"{comm}[{pid}]"
+
+
+def _refused(why: str) -> HostError:
+    return HostError(
+        "the session could not read what it was asked",
+        why=why,
+        do="use the `mcpguard watch` of the version that started the session",
+        code="live.bad-question",
+    )
+
+
+def _failed(error: Exception) -> tuple[str, str, str, str]:
+    return (
+        "the session could not take the rules",
+        f"{type(error).__name__}: {str(error)[:200]}",
+        "it keeps the rules that it had; report this with the output of `mcpguard doctor`",
+        "live.failed",
+    )

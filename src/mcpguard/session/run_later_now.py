@@ -1,0 +1,188 @@
+"""What is in a file that could run later, as it is now: hooks, settings that run programs, scripts, servers.
+
+Reads as the user and runs nothing of the file's. Whoever was guarded wrote what is read here, so it is bounded, no symlink is
+followed, and every word of it is told as text only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mcpguard.events.format import printable
+from mcpguard.session.git_hooks import settings
+from mcpguard.session.run_later import (
+    AGENT_HOOKS,
+    EDITORS,
+    HOOKS,
+    PACKAGES,
+    PYTHON,
+    REPOSITORY,
+    SERVERS,
+    SETTINGS,
+    Later,
+)
+
+_MOST_BYTES = 1 << 20
+_MOST = 6
+_WIDTH = 100
+GONE = "no longer there"
+ELSEWHERE = "a symlink leads elsewhere; not looked at"
+# Settings of git whose value is a program, a script, or more settings.
+_RUNS = re.compile(
+    r"core\.(hookspath|fsmonitor|sshcommand|pager|editor|askpass|gitproxy|attributesfile|alternaterefscommand)"
+    r"|(filter\..*\.(clean|smudge|process))|(diff\.external|diff\..*\.(command|textconv))|merge\..*\.driver"
+    r"|(merge|diff)tool\..*\.(cmd|path)|credential\.(.*\.)?helper|gpg\.(.*\.)?program|sequence\.editor|pager\..*"
+    r"|include(if\..*)?\.path|remote\..*\.(uploadpack|receivepack|vcs)|uploadpack\.packobjectshook|interactive\.difffilter"
+    r"|man\..*\.cmd|browser\..*\.cmd|web\.browser|sendemail\..*cmd|trailer\..*\.(command|cmd)|url\..*\.(push)?insteadof"
+    r"|gc\.recentobjectshook|protocol\..*|tar\..*\.command|instaweb\..*|imap\.tunnel|submodule\..*\.update"
+)
+_SERVERS = ("mcpServers", "mcp_servers", "servers", "context_servers", "mcp", "amp.mcpServers")
+
+
+def now(later: Later) -> str:
+    """One line about it; empty where nothing more is to be said."""
+    if later.kind == REPOSITORY.kind:
+        return _repository(later.path)
+    text = read_plain(later.path)
+    if text is None:
+        return _missing(later.path)
+    teller = _TELLERS.get(later.kind)
+    return teller(later.path, text) if teller else ""
+
+
+def read_plain(path: str) -> str | None:
+    """The beginning of a plain file; None where it is none, cannot be read, or its name leads somewhere else."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except (OSError, ValueError):
+        return None
+    try:
+        if (
+            not stat.S_ISREG(os.fstat(descriptor).st_mode)
+            or str(Path(f"/proc/self/fd/{descriptor}").readlink()) != path
+        ):
+            return None
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            return file.read(_MOST_BYTES).decode("utf-8", "surrogateescape")
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _missing(path: str) -> str:
+    if not os.path.lexists(path):
+        return GONE
+    return ELSEWHERE if os.path.realpath(path) != path else ""
+
+
+def _repository(path: str) -> str:
+    folder = f"{path}/.git"
+    if os.path.realpath(folder) != folder or not Path(folder).is_dir():
+        return _missing(folder)
+    found = []
+    text = read_plain(f"{folder}/config")
+    if text is not None and (told := _git_settings(folder, text)):
+        found.append(told)
+    with suppress(OSError), os.scandir(f"{folder}/hooks") as entries:
+        names = [entry.name for entry, _ in zip(entries, range(1000), strict=False)]
+        hooks = [name for name in sorted(names) if not name.endswith(".sample")]
+        if hooks:
+            found.append("hooks " + _named(hooks))
+    return "; ".join(found) or "no hook, and no setting that runs a program, was found in it"
+
+
+def _git_settings(_path: str, text: str) -> str:
+    met = [
+        f"{key} = {value}"
+        for key, value in settings(text)
+        if _RUNS.fullmatch(key) or (key.startswith("alias.") and value.lstrip('" ').startswith("!"))
+    ]
+    return _named(met)
+
+
+def _servers(_path: str, text: str) -> str:
+    found: list[str] = []
+    data = _json(text)
+    for key in _SERVERS:
+        servers = data.get(key)
+        if key == "mcp" and isinstance(servers, dict) and isinstance(servers.get("servers"), dict):
+            servers = servers["servers"]
+        if isinstance(servers, dict):
+            found += [f"{name}: {_command(server)}" for name, server in servers.items()]
+    return _named(found)
+
+
+def _command(server: object) -> str:
+    if not isinstance(server, dict):
+        return "?"
+    command = server.get("command") or server.get("url") or server.get("httpUrl") or server.get("serverUrl") or "?"
+    words = command if isinstance(command, list) else [command, *_list(server.get("args"))]
+    return " ".join(map(str, words[:8]))
+
+
+def _agent_hooks(_path: str, text: str) -> str:
+    hooks = _json(text).get("hooks")
+    return "hooks for " + _named(list(hooks)) if isinstance(hooks, dict) and hooks else ""
+
+
+def _tasks(_path: str, text: str) -> str:
+    """What an editor runs as soon as the folder is opened."""
+    tasks = [task for task in _list(_json(text).get("tasks")) if isinstance(task, dict)]
+    at_once = [task for task in tasks if "folderOpen" in str(task.get("runOptions"))]
+    words = [str(task.get("command") or task.get("label") or "?") for task in at_once]
+    return "runs when the folder is opened: " + _named(words) if words else ""
+
+
+def _lines_that_run(path: str, text: str) -> str:
+    if not path.endswith(".pth"):
+        return ""
+    lines = [line for line in text.splitlines() if line.startswith(("import ", "import\t"))]
+    return "runs " + _named(lines) if lines else "only adds folders"
+
+
+def _scripts(_path: str, text: str) -> str:
+    scripts = _json(text).get("scripts")
+    return _named(f"{name}: {command}" for name, command in scripts.items()) if isinstance(scripts, dict) else ""
+
+
+def _is_program(path: str, _text: str) -> str:
+    with suppress(OSError):
+        return "" if os.lstat(path).st_mode & 0o111 else "not executable"
+    return ""
+
+
+def _json(text: str) -> Mapping[str, Any]:
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _named(words: Iterable[str]) -> str:
+    """A few of them, each on one line and not long."""
+    found = [printable(word if len(word) <= _WIDTH else f"{word[:_WIDTH]}...") for word in words]
+    more = f", and {len(found) - _MOST} others" if len(found) > _MOST else ""
+    return ", ".join(found[:_MOST]) + more
+
+
+_TELLERS: Mapping[str, Callable[[str, str], str]] = {
+    HOOKS.kind: _is_program,
+    SETTINGS.kind: _git_settings,
+    SERVERS.kind: _servers,
+    AGENT_HOOKS.kind: _agent_hooks,
+    EDITORS.kind: _tasks,
+    PYTHON.kind: _lines_that_run,
+    PACKAGES.kind: _scripts,
+}

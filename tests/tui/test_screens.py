@@ -1,0 +1,214 @@
+"""What the screen looks like, in two sizes and both themes: its text against files in `screens`, its colours by contrast.
+
+`MCPGUARD_SCREENS=write` writes the files anew; look at the difference before it is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from records import BEGAN_NS, CHILD, Recorded, until
+from rich.color import Color
+from rich.segment import Segment
+
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event, Kind
+from mcpguard.model.rule import Origin
+from mcpguard.policy.compile import DEFAULT
+from mcpguard.session import questions
+from mcpguard.tui.allow import PurposeScreen, ScopeScreen
+from mcpguard.tui.app import WatchApp
+from mcpguard.tui.help import HelpScreen
+from mcpguard.tui.questions import Questions
+from mcpguard.tui.stream import EventStream
+from mcpguard.tui.totals import Totals
+
+SCREENS = Path(__file__).parent / "screens"
+SIZES = ((80, 24), (120, 40))
+THEMES = ("textual-dark", "textual-light")
+# A word is told from its ground; ordinary text is far above it, what is dimmed on purpose near it.
+READABLE = 2.0
+Show = Callable[[WatchApp, Any], Awaitable[None]]
+
+
+@pytest.fixture
+def fixed(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
+    """A record with fixed names and times, of a session that asks."""
+    monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path / "guard"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    monkeypatch.setattr("mcpguard.tui.trees.time.time_ns", lambda: BEGAN_NS + 90_000_000_000)
+    monkeypatch.setattr(Totals, "tick", lambda *_: None)
+    recorded.store._connection.execute("UPDATE sessions SET id = '20251009-085320-snap'")
+    recorded.id = "20251009-085320-snap"
+    questions.begin(recorded.id)
+    recorded.story()
+    loss = {"count": 7, "detail": "records of a ring", "pid": None, "ppid": None, "comm": None, "exe": None}
+    recorded.add(
+        recorded.event(Kind.LOSS, "loss", **loss),
+        _denied(recorded, "/srv/keys/.npmrc", Origin("base", "builtin:base.yaml", 284, "deny **/.npmrc")),
+        *(_denied(recorded, "/srv/data/a", DEFAULT) for _ in range(3)),
+        replace(
+            recorded.event(
+                Kind.NET, "connect", verdict=Verdict.DENY, host="api.example.com", address="192.0.2.7", port=443
+            ),
+            rule=DEFAULT,
+        ),
+        _denied(recorded, "/srv/data/\x1b[31mred", DEFAULT),
+    )
+    yield recorded
+    monkeypatch.undo()
+    time.tzset()
+
+
+def _denied(recorded: Recorded, path: str, rule: Origin) -> Event:
+    fields = {"access": "read", "verdict": Verdict.DENY, "errno": "EACCES", "pid": CHILD, "comm": "cat"}
+    return replace(recorded.event(Kind.FILE, "open", path=path, **fields), rule=rule)
+
+
+async def _choose(app: WatchApp, pilot: Any, path: str) -> None:
+    stream = app.query_one(EventStream)
+    await pilot.press("home")
+    for _ in range(len(stream)):
+        if stream.chosen is not None and stream.chosen.path == path:
+            return
+        await pilot.press("down")
+    pytest.fail(f"{path} is not there")
+
+
+async def denial(app: WatchApp, pilot: Any) -> None:
+    await _choose(app, pilot, "/ws/secret/key")
+
+
+async def menu(app: WatchApp, pilot: Any) -> None:
+    await _choose(app, pilot, "/srv/data/a")
+    await pilot.press("a")
+    await until(pilot, lambda: isinstance(app.screen, ScopeScreen))
+
+
+async def typed(app: WatchApp, pilot: Any) -> None:
+    await _choose(app, pilot, "/srv/keys/.npmrc")
+    await pilot.press("a")
+    await until(pilot, lambda: isinstance(app.screen, PurposeScreen))
+
+
+async def asked(app: WatchApp, pilot: Any) -> None:
+    await pilot.press("7")
+    await until(pilot, lambda: app.query_one(Questions).row_count == 3)
+
+
+async def files(app: WatchApp, pilot: Any) -> None:
+    await pilot.press("2")
+
+
+async def no_mcp(app: WatchApp, pilot: Any) -> None:
+    await pilot.press("5")
+
+
+async def keys(app: WatchApp, pilot: Any) -> None:
+    await pilot.press("question_mark")
+    await until(pilot, lambda: isinstance(app.screen, HelpScreen))
+
+
+SHOWS = {
+    "denial": denial,
+    "menu": menu,
+    "typed": typed,
+    "questions": asked,
+    "files": files,
+    "mcp": no_mcp,
+    "help": keys,
+}
+
+# What lies behind a question is dimmed.
+OVER_ANOTHER = {"menu", "typed", "help"}
+
+
+def drawn(recorded: Recorded, show: Show, size: tuple[int, int]) -> dict[str, list[list[Segment]]]:
+    """The screen once it does not change any more, in each theme."""
+    found: list[list[list[Segment]]] = []
+    last: dict[str, list[list[Segment]]] = {}
+
+    async def scene() -> None:
+        app = recorded.app()
+        async with app.run_test(size=size) as pilot:
+            await until(pilot, lambda: app._summed == app._last > 0)
+            app._draw()
+            await show(app, pilot)
+
+            def still() -> bool:
+                found.append([list(strip) for strip in app.screen._compositor.render_strips()])
+                return len(found) > 3 and texts(found[-1]) == texts(found[-4])
+
+            for theme in THEMES:
+                app.theme = theme
+                found.clear()
+                await until(pilot, still)
+                last[theme] = found[-1]
+
+    asyncio.run(scene())
+    return last
+
+
+def texts(lines: list[list[Segment]]) -> str:
+    return "\n".join("".join(segment.text for segment in line).rstrip() for line in lines) + "\n"
+
+
+@pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("name", SHOWS)
+def test_the_screen_looks_as_it_did(name: str, size: tuple[int, int], fixed: Recorded) -> None:
+    themes = drawn(fixed, SHOWS[name], size)
+    kept = SCREENS / f"{name}-{size[0]}x{size[1]}.txt"
+    if os.environ.get("MCPGUARD_SCREENS") == "write":
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(texts(themes[THEMES[0]]))
+    for theme, lines in themes.items():
+        assert texts(lines) == kept.read_text(), theme
+        assert name in OVER_ANOTHER or faint(lines) == [], theme
+
+
+def faint(lines: list[list[Segment]]) -> list[str]:
+    """Words that stand out too little from what is behind them."""
+    found = []
+    for line in lines:
+        for text, style, _control in line:
+            if not any(character.isalnum() for character in text) or style is None:
+                continue
+            if style.color is None or style.bgcolor is None or _contrast(style.color, style.bgcolor) < READABLE:
+                found.append(f"{text.strip()!r} {style}")
+    return found
+
+
+def _contrast(one: Color, other: Color) -> float:
+    """As the web's accessibility guidelines define it: 1 to 21."""
+    dark, light = sorted(map(_luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(color: Color) -> float:
+    parts = [part / 255 for part in color.get_truecolor()]
+    red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_a_word_in_the_colour_of_its_ground_is_noticed() -> None:
+    from rich.style import Style
+
+    assert faint([[Segment("gone", Style.parse("#222222 on #202020"))]])
+    assert not faint([[Segment("there", Style.parse("#eeeeee on #202020"))]])
+
+
+def test_no_screen_holds_what_belongs_to_one_machine() -> None:
+    kept = sorted(SCREENS.glob("*.txt"))
+    assert {path.stem.rpartition("-")[0] for path in kept} == set(SHOWS)
+    for path in kept:
+        text = path.read_text()
+        assert "/tmp" not in text and "/root" not in text and "\x1b" not in text

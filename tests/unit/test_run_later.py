@@ -1,0 +1,264 @@
+"""What could run later: which names are known, what is in the files now, and what cannot be hidden or made to run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import Recorded
+
+from mcpguard.events import totals
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Kind
+from mcpguard.session import run_later as module
+from mcpguard.session.run_later import Later, point_of, run_later
+from mcpguard.session.run_later_now import ELSEWHERE, GONE, now, read_plain
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorded]:
+    monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setenv("PATH", "/usr/bin:/opt/tool/bin/")
+    made = Recorded(tmp_path / "state/events.db")
+    yield made
+    made.store.close()
+
+
+def found(recorded: Recorded) -> dict[str, str]:
+    return {one.path: one.kind for one in run_later(recorded.store, recorded.id)}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/ws/.git/hooks/pre-commit", "git-hook"),
+        ("/ws/.git/modules/a/b/hooks/post-checkout", "git-hook"),
+        ("/ws/.husky/_/husky.sh", "git-hook"),
+        ("/ws/sub/.pre-commit-config.yaml", "git-hook"),
+        ("/ws/.git/config", "git-settings"),
+        ("/home/u/.gitconfig", "git-settings"),
+        ("/ws/.mcp.json", "mcp-server"),
+        ("/ws/.vscode/mcp.json", "mcp-server"),
+        ("/ws/sub/.cursor/mcp.json", "mcp-server"),
+        ("/home/u/.claude.json", "mcp-server"),
+        ("/home/u/.codeium/windsurf/mcp_config.json", "mcp-server"),
+        ("/ws/.claude/settings.local.json", "agent-settings"),
+        ("/ws/.claude/commands/x.md", "agent-settings"),
+        ("/ws/CLAUDE.md", "agent-instructions"),
+        ("/ws/sub/AGENTS.md", "agent-instructions"),
+        ("/ws/.vscode/tasks.json", "editor"),
+        ("/ws/.idea/runConfigurations/x.xml", "editor"),
+        ("/ws/v/lib/python3.11/site-packages/x.pth", "python"),
+        ("/ws/sitecustomize.py", "python"),
+        ("/ws/.envrc", "shell"),
+        ("/ws/v/bin/activate.fish", "shell"),
+        ("/ws/.npmrc", "package-source"),
+        ("/home/u/.config/systemd/user/x.service", "service"),
+        ("/etc/cron.d/x", "service"),
+        ("/ws/package.json", "package-scripts"),
+        ("/ws/tests/conftest.py", "test"),
+        ("/ws/Makefile", "build"),
+        ("/ws/.github/workflows/ci.yml", "workflow"),
+    ],
+)
+def test_a_name_that_something_obeys_is_known(path: str, kind: str) -> None:
+    point = point_of(path)
+    assert point is not None and point.kind == kind
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/ws/app.py", "/ws/config", "/ws/hooks/x", "/ws/xpackage.json", "/ws/package.json.bak", "/ws/git/hooks/x"),
+        *("/ws/node_modules/a/package.json", "/ws/.venv/lib/python3/site-packages/a/setup.py", "/ws/etc/passwd"),
+    ],
+)
+def test_another_name_is_not(path: str) -> None:
+    assert point_of(path) is None
+
+
+def test_what_was_only_let_through_by_audit_counts_and_what_was_refused_or_removed_does_not(recorded: Recorded) -> None:
+    recorded.add(Kind.FILE, "create", Verdict.AUDIT, access="write", path="/ws/.npmrc")
+    recorded.add(Kind.FILE, "create", Verdict.DENY, access="write", path="/ws/.envrc")
+    recorded.wrote("unlink", "/ws/.exrc")
+    recorded.add(Kind.FILE, "open", access="read", path="/ws/.mcp.json")
+    assert found(recorded) == {"/ws/.npmrc": "package-source"}
+
+
+def test_a_program_on_the_search_path_counts(recorded: Recorded) -> None:
+    recorded.wrote("create", "/opt/tool/bin/ls")
+    recorded.wrote("create", "/opt/tool/bin/sub/ls")
+    assert found(recorded) == {"/opt/tool/bin/ls": "search-path"}
+
+
+def test_what_base_protects_counts_where_the_profile_does_not_extend_it(recorded: Recorded, tmp_path: Path) -> None:
+    recorded.wrote("create", f"{tmp_path}/.bashrc")
+    recorded.wrote("create", f"{tmp_path}/notes")
+    (one,) = run_later(recorded.store, recorded.id)
+    assert (one.path, one.kind, one.why) == (f"{tmp_path}/.bashrc", "start-up", "shells run it")
+
+
+def test_each_tells_how_often_and_by_whom(recorded: Recorded) -> None:
+    recorded.wrote("create", "/ws/Makefile")
+    recorded.add(Kind.FILE, "open", access="read+write", path="/ws/Makefile", comm="sed", count=4)
+    (one,) = run_later(recorded.store, recorded.id)
+    assert (one.ways, one.programs, one.times) == (("create", "open"), ("sed", "tool"), 5)
+
+
+def test_the_new_name_counts_whichever_way_it_came_to_be(recorded: Recorded) -> None:
+    recorded.wrote("rename", "/ws/a", "/ws/.npmrc")
+    recorded.wrote("link", "/ws/b", "/ws/.exrc")
+    recorded.wrote("exchange", "/ws/conftest.py", "/ws/.mcp.json")
+    recorded.wrote("symlink", "/ws/.vscode")
+    recorded.wrote("rename", "/ws/c", "/ws/.idea")
+    assert set(found(recorded)) == {
+        f"/ws/{n}" for n in (".npmrc", ".exrc", "conftest.py", ".mcp.json", ".vscode", ".idea")
+    }
+
+
+def test_a_folder_that_is_renamed_afterwards_takes_its_files_along(recorded: Recorded) -> None:
+    recorded.wrote("create", "/ws/x/settings.json")
+    recorded.wrote("rename", "/ws/x", "/ws/y")
+    recorded.wrote("rename", "/ws/y", "/ws/sub/.claude")
+    assert found(recorded) == {"/ws/sub/.claude/settings.json": "agent-settings"}
+
+
+def test_whoever_renames_without_end_is_told_of_and_not_followed(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_WORK", 3)
+    for number in range(4):
+        recorded.wrote("create", f"/ws/x/{number}")
+    recorded.wrote("rename", "/ws/x", "/ws/.vscode")
+    assert found(recorded)["/ws"] == "not-followed"
+
+
+def test_what_was_not_stopped_comes_first_with_the_reason_of_its_rule(recorded: Recorded) -> None:
+    rule = recorded.policy.rules[3]
+    detail = f"{totals.NOT_STOPPED}: it did not exist at launch"
+    recorded.wrote("create", "/ws/.mcp.json")
+    recorded.add(Kind.FILE, "create", Verdict.AUDIT, access="write", path="/ws/ro/new", rule=rule, detail=detail)
+    first, second = run_later(recorded.store, recorded.id)
+    assert (first.path, first.stopped, first.why) == ("/ws/ro/new", False, "because 3")
+    assert (second.path, second.stopped) == ("/ws/.mcp.json", True)
+
+
+def test_the_temporary_folder_is_nobodys_project(recorded: Recorded, tmp_path: Path) -> None:
+    recorded.wrote("create", f"{tmp_path}/tmp/build-1/setup.py")
+    assert found(recorded) == {}
+
+
+def test_a_repository_of_the_agents_own_stands_for_what_is_in_it(recorded: Recorded) -> None:
+    recorded.wrote("mkdir", "/ws/new")
+    for name in (".git/config", ".git/hooks/pre-commit", "package.json", ".vscode/tasks.json"):
+        recorded.wrote("create", f"/ws/new/{name}")
+    assert found(recorded) == {"/ws/new": "repository"}
+
+
+def test_but_it_hides_nothing_in_a_folder_that_was_there_before(recorded: Recorded) -> None:
+    for name in (".git/config", "package.json", "pyvenv.cfg"):
+        recorded.wrote("create", f"/ws/{name}")
+    assert found(recorded) == {"/ws": "repository", "/ws/package.json": "package-scripts"}
+
+
+def look(kind: str, path: Path) -> str:
+    return now(Later(str(path), kind, "", unasked=True))
+
+
+def put(path: Path, content: str | dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+GIT = """\
+[core]
+\tbare = false
+\tfsmonitor = ./evil.sh
+[alias]
+\tst = status
+\tco = "!sh evil"
+[filter "a]b"] clean = evil
+[remote "origin"]
+\turl = https://example.com/x
+"""
+
+
+def test_settings_of_git_that_run_programs_are_named(tmp_path: Path) -> None:
+    told = look("git-settings", put(tmp_path / "config", GIT))
+    assert "core.fsmonitor = ./evil.sh" in told and "alias.co = !sh evil" in told and "filter.a]b.clean = evil" in told
+    assert "alias.st" not in told and "origin" not in told
+
+
+def test_a_repository_tells_its_hooks_and_settings(tmp_path: Path) -> None:
+    put(tmp_path / "r/.git/config", "[core]\n\tbare = false\n")
+    put(tmp_path / "r/.git/hooks/pre-commit.sample", "")
+    assert look("repository", tmp_path / "r") == "no hook, and no setting that runs a program, was found in it"
+    put(tmp_path / "r/.git/hooks/pre-push", "")
+    put(tmp_path / "r/.git/config", GIT)
+    told = look("repository", tmp_path / "r")
+    assert "hooks pre-push" in told and "fsmonitor" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"mcpServers": {"a": {"command": "npx", "args": ["-y", "evil"]}}}, "a: npx -y evil"),
+        ({"servers": {"a": {"url": "https://x.example/mcp"}}}, "a: https://x.example/mcp"),
+        ({"mcp": {"a": {"type": "local", "command": ["sh", "x"]}}}, "a: sh x"),
+        ({"mcp": {"servers": {"a": {"command": "x"}}}}, "a: x"),
+        ({"mcpServers": {"a": 3}}, "a: ?"),
+        ({"mcpServers": [1]}, ""),
+        ("{ not json", ""),
+        ("[" * 100_000, ""),
+    ],
+)
+def test_the_servers_that_a_file_names_are_told(content: str | dict[str, Any], expected: str, tmp_path: Path) -> None:
+    assert look("mcp-server", put(tmp_path / ".mcp.json", content)) == expected
+
+
+def test_hooks_tasks_scripts_and_lines_that_run_are_told(tmp_path: Path) -> None:
+    settings = put(tmp_path / "settings.json", {"hooks": {"PreToolUse": []}})
+    assert look("agent-settings", settings) == "hooks for PreToolUse"
+    task = {"label": "x", "command": "sh evil", "runOptions": {"runOn": "folderOpen"}}
+    tasks = put(tmp_path / "tasks.json", {"tasks": [task, {"label": "y"}, 3]})
+    assert look("editor", tasks) == "runs when the folder is opened: sh evil"
+    assert (
+        look("python", put(tmp_path / "x.pth", "/a\nimport os; os.system('x')\n")) == "runs import os; os.system('x')"
+    )
+    assert look("python", put(tmp_path / "y.pth", "/a\n")) == "only adds folders"
+    assert look("package-scripts", put(tmp_path / "package.json", {"scripts": {"test": "evil"}})) == "test: evil"
+    assert look("git-hook", put(tmp_path / "pre-commit", "x")) == "not executable"
+
+
+def test_what_is_gone_or_leads_elsewhere_is_not_looked_at(tmp_path: Path) -> None:
+    secret = put(tmp_path / "secret/settings.json", {"mcpServers": {"secret": {"command": "x"}}})
+    assert look("mcp-server", tmp_path / "none") == GONE
+    (tmp_path / "link.json").symlink_to(secret)
+    assert look("mcp-server", tmp_path / "link.json") == ELSEWHERE
+    (tmp_path / "folder").symlink_to(secret.parent)
+    assert look("mcp-server", tmp_path / "folder/settings.json") == ELSEWHERE
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/.git").symlink_to(secret.parent)
+    assert look("repository", tmp_path / "r") == ELSEWHERE
+
+
+def test_what_is_no_plain_file_is_never_opened_for_long(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert read_plain(str(tmp_path / "pipe")) is None
+    assert read_plain(str(tmp_path)) is None
+    assert read_plain("/ws/a\0b") is None
+    assert read_plain("/dev/zero") is None
+
+
+def test_what_a_file_says_is_one_short_line_of_plain_text(tmp_path: Path) -> None:
+    servers = {f"\x1b[2J\n{n}": {"command": "x" * 10_000} for n in range(100)}
+    told = look("mcp-server", put(tmp_path / ".mcp.json", {"mcpServers": servers}))
+    assert told.isprintable() and len(told) < 1000 and told.endswith("and 94 others")
