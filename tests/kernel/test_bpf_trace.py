@@ -458,6 +458,11 @@ def _vector() -> ctypes.Array[ctypes.c_uint64]:
     return (ctypes.c_uint64 * 2)(ctypes.addressof(_room), 8)
 
 
+def _performance_events() -> ctypes.Array[ctypes.c_char]:
+    """A perf_event_attr that wants to know of namespaces, which no setting of a host gives to everybody."""
+    return ctypes.create_string_buffer(bytes(40) + (1 << 28).to_bytes(8, "little") + bytes(80))
+
+
 _room = ctypes.create_string_buffer(8)
 CALLS: dict[str, tuple[Callable[[], object], int | None]] = {
     "signal": (lambda: os.kill(1, 0), 1),
@@ -467,7 +472,7 @@ CALLS: dict[str, tuple[Callable[[], object], int | None]] = {
     "mount": (lambda: checked("mount", b"none", b"/tmp", b"tmpfs", 0, None), 0),
     "chroot": (lambda: os.chroot("/"), None),
     "process-memory": (lambda: checked("process_vm_readv", 1, *2 * (ctypes.byref(_vector()), 1), 0), 1),
-    "perf": (lambda: checked("syscall", 298, ctypes.create_string_buffer(128), -1, 0, -1, 0), None),
+    "perf": (lambda: checked("syscall", 298, _performance_events(), -1, 0, -1, 0), None),
     "bpf": (lambda: checked("syscall", 321, 5, ctypes.create_string_buffer(128), 128), 5),
 }
 

@@ -95,6 +95,54 @@ print("unshare:", os.strerror(-result))
 """
 )
 ASKS_ITS_PARENT = TOOLS + 'ptrace(TRACEME, 0); os.execv("/bin/sh", ["sh", "-c", "echo goes on; exit 7"])'
+ASKS_FOR_A_THREAD = (
+    TOOLS
+    + """
+import threading, time
+threading.Thread(target=lambda: (ptrace(TRACEME, 0), time.sleep(60)), daemon=True).start()
+time.sleep(0.2)
+os._exit(3)
+"""
+)
+# A background process takes the agent over and does not let go of it when it ends.
+SEIZES_ITS_AGENT = (
+    TOOLS
+    + """
+import time
+agent = os.getpid()
+if os.fork() == 0:
+    ptrace(0x4206, agent)
+    open("seized", "w").close()
+    time.sleep(60)
+    os._exit(0)
+while not os.path.exists("seized"):
+    time.sleep(0.01)
+os._exit(4)
+"""
+)
+# Its parent ends first; who is its parent then is asked, and told what it is to trace.
+ORPHAN = (
+    TOOLS
+    + """
+import time
+if os.fork() == 0:
+    middle = os.getpid()
+    if os.fork() == 0:
+        while os.getppid() == middle:
+            time.sleep(0.01)
+        with open("parent.new", "w") as told:
+            told.write(str(os.getppid()))
+        os.rename("parent.new", "parent")
+        ptrace(TRACEME, 0)
+        os.kill(os.getpid(), signal.SIGUSR1)
+    os._exit(0)
+os.wait()
+while not os.path.exists("parent"):
+    time.sleep(0.01)
+time.sleep(0.2)
+print(os.getppid(), open("parent").read())
+"""
+)
 LEAKS = "int main(void) { return 0; }"
 
 
@@ -141,3 +189,18 @@ def test_a_call_that_a_tracer_changes_is_refused_like_any_other(box: Sandbox) ->
 def test_an_agent_that_makes_its_guard_its_tracer_does_not_stop(box: Sandbox) -> None:
     ran = box.run([PYTHON, "-c", ASKS_ITS_PARENT])
     assert (ran.code, ran.out) == (7, "goes on\n"), ran.err
+
+
+def test_a_thread_that_makes_the_guard_its_tracer_does_not_hold_up_the_end(box: Sandbox) -> None:
+    assert box.run([PYTHON, "-c", ASKS_FOR_A_THREAD]).code == 3
+
+
+def test_whoever_seizes_the_agent_does_not_hold_up_the_end(box: Sandbox) -> None:
+    assert box.run([PYTHON, "-c", SEIZES_ITS_AGENT]).code == 4
+
+
+def test_an_orphan_has_no_parent_outside_that_it_could_make_its_tracer(box: Sandbox) -> None:
+    ran = box.run([PYTHON, "-c", ORPHAN])
+    assert ran.code == 0, ran.err
+    agents, orphans = ran.out.split()
+    assert agents == orphans, "the guard"

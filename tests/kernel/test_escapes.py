@@ -161,30 +161,36 @@ def make_cgroup(world: World) -> Path:
     return folder
 
 
+def every_task(world: World, stack: contextlib.ExitStack) -> Sequence[Task]:
+    """All of them; the process outside lives as long as the stack."""
+    outside = stack.enter_context(victim(world))
+    doors = [Task(door, door) for door in KERNEL_DOORS]
+    doors += [Task(name, "call_kernel", {"name": name}) for name in KERNEL_CALLS]
+    doors += [Task(name, "write_file", {"path": path, "text": ""}) for name, path in KERNEL_FILES.items()]
+    doors += [
+        Task("device", "make_device", {"path": str(world.project / "disk")}),
+        Task("capability", "give_capability", {"path": str(world.project / "capable")}),
+    ]
+    memory = Task("nameless program", "execute_memory", {"program": "/usr/bin/true"})
+    on_victim = tasks_on(outside.pid, outside.fd, outside.stack)
+    on_victim += [Task(name, "read_file", {"path": f"/proc/{outside.pid}/{name}"}) for name in OPENED]
+    return [*tasks_on_guard(world), *on_victim, *tasks_away(world), *doors, memory]
+
+
+def remove_cgroups() -> None:
+    """When nobody is left in them."""
+    while made_cgroups:
+        made_cgroups.pop().rmdir()
+
+
 @pytest.fixture(scope="module")
 def escapes() -> Iterator[Duel]:
     need_root()
     with contextlib.ExitStack() as stack:
-
-        def tasks(world: World) -> Sequence[Task]:
-            outside = stack.enter_context(victim(world))
-            doors = [Task(door, door) for door in KERNEL_DOORS]
-            doors += [Task(name, "call_kernel", {"name": name}) for name in KERNEL_CALLS]
-            doors += [Task(name, "write_file", {"path": path, "text": ""}) for name, path in KERNEL_FILES.items()]
-            doors += [
-                Task("device", "make_device", {"path": str(world.project / "disk")}),
-                Task("capability", "give_capability", {"path": str(world.project / "capable")}),
-            ]
-            memory = Task("nameless program", "execute_memory", {"program": "/usr/bin/true"})
-            on_victim = tasks_on(outside.pid, outside.fd, outside.stack)
-            on_victim += [Task(name, "read_file", {"path": f"/proc/{outside.pid}/{name}"}) for name in OPENED]
-            return [*tasks_on_guard(world), *on_victim, *tasks_away(world), *doors, memory]
-
         try:
-            yield stack.enter_context(duel(PROFILE, tasks))
+            yield stack.enter_context(duel(PROFILE, lambda world: every_task(world, stack)))
         finally:
-            for folder in made_cgroups:
-                folder.rmdir()
+            remove_cgroups()
 
 
 ON_VICTIM = [task.id for task in tasks_on(1, 0, (0, 0))]

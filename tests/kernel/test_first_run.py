@@ -48,21 +48,22 @@ def test_npx_runs_what_it_installs_on_a_home_without_its_cache(box: Sandbox) -> 
     assert not (box.world.home / ".cache/uv").exists(), "what had no use is gone"
 
 
-def test_uvx_takes_its_lock_and_changes_no_installed_tool(box: Sandbox) -> None:
+@pytest.mark.parametrize("used", [False, True])
+def test_no_tool_is_installed_for_later(box: Sandbox, used: bool) -> None:
+    """`uvx ruff` takes an installed ruff, unguarded as well."""
     box.profile = "dev-tools"
-    lock = ["sh", "-c", "cd ~/.local/share/uv/tools && echo > .tmpA1 && mv .tmpA1 .lock && ls -A"]
-    ran = box.run(lock)
-    assert (ran.code, ran.out) == (0, ".lock\n"), ran.err
-    assert box.denials() == []
-    tool = box.world.home / ".local/share/uv/tools/ruff/bin/ruff"
-    tool.parent.mkdir(parents=True)
-    tool.write_text("installed")
-    change = ["sh", "-c", "echo changed > ~/.local/share/uv/tools/ruff/bin/ruff"]
-    assert box.run(change).code != 0
-    assert [event["path"] for event in box.denials()] == [str(tool)]
-    assert tool.read_text() == "installed"
-    assert box.control(change).code == 0
-    assert tool.read_text() == "changed\n"
+    tools = box.world.home / ".local/share/uv/tools"
+    if used:
+        tools.mkdir(parents=True)
+    plant = [
+        "sh",
+        "-c",
+        "mkdir -p ~/.local/share/uv/tools/ruff/bin && echo planted > ~/.local/share/uv/tools/ruff/bin/ruff",
+    ]
+    assert box.run(plant).code != 0
+    assert [event["op"] for event in box.denials()] == ["mkdir"]
+    assert not (tools / "ruff").exists()
+    assert box.control(plant).code == 0
 
 
 def test_without_the_slash_it_is_refused_and_without_mcpguard_it_is_not(box: Sandbox) -> None:

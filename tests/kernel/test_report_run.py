@@ -61,7 +61,7 @@ def told() -> Iterator[Told]:
 
 PLANTED = {
     "/project/.github/workflows/ci.yml": ("workflow", ""),
-    "/project/package.json": ("package-scripts", "test: sh evil.sh"),
+    "/project/package.json": ("package-scripts", "not in the last commit; test: sh evil.sh"),
     "/project/sub/.mcp.json": ("mcp-server", "helper: sh evil.sh"),
     "/project/sub/.vscode/tasks.json": ("editor", "runs when the folder is opened: sh evil.sh"),
     "/project/venv/lib/python3/site-packages/x.pth": ("python", "runs import os"),

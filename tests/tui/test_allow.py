@@ -36,7 +36,7 @@ class Line:
     def __init__(self) -> None:
         self.asked: list[tuple[str, list[tuple[str, str, str]], Scope]] = []
         self.later = ""
-        self.problem: HostError | None = None
+        self.problem: Exception | None = None
         self.hold: threading.Event | None = None
 
     def approve(self, session: str, additions: Sequence[Addition], scope: Scope) -> Outcome:
@@ -183,6 +183,25 @@ def test_a_session_that_does_not_answer_changes_nothing_and_the_profile_still_ca
         await pilot.press("y")
         await until(pilot, lambda: "it hung up" in notes(app) and "the next run has it" in notes(app))
         assert own.exists()
+
+    watch(recorded, line, steps)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_failure_that_nobody_foresaw_leaves_the_next_answer_possible(
+    recorded: Recorded, own: Path, line: Line, tmp_path: Path
+) -> None:
+    recorded.add(denied(recorded, cache_file(tmp_path)))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        line.problem = ValueError("nobody thought of it")
+        await menu(app, pilot)
+        await pilot.press("o")
+        await until(pilot, lambda: "mcpguard itself is at fault" in notes(app))
+        line.problem = None
+        await menu(app, pilot)
+        await pilot.press("o")
+        await until(pilot, lambda: "holds now" in notes(app))
 
     watch(recorded, line, steps)
 

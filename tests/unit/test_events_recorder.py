@@ -33,7 +33,7 @@ from mcpguard.events import recorder as recorder_module
 from mcpguard.events.finding import REPEATS_OF_OPENS
 from mcpguard.events.missing import STORE
 from mcpguard.events.recorder import QUIET_INTERVAL_NS
-from mcpguard.model.access import Access, Verdict
+from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.wire.records import SumRecord
 
@@ -423,3 +423,39 @@ def test_a_record_that_cannot_be_judged_is_counted_and_the_rest_of_its_batch_is_
     assert [e.path for e in denials(found)] == ["/ws/secret/key"]
     assert [(e.count, e.detail) for e in found if e.kind is Kind.LOSS] == [(1, recorder_module.UNJUDGED)]
     assert isinstance(bench.recorder.bug, IndexError)
+
+
+def test_a_record_is_judged_by_the_policy_of_its_time(bench: Bench) -> None:
+    """The pump may come to it after the policy changed; and a number of the new policy is known as soon as it can come."""
+    more = make_policy(*OPEN_POLICY, (Effect.ALLOW, Access.READ, "/srv/notes"))
+    bench.recorder.adopt(more, 200 * SECOND)
+    bench.feed(
+        opened("/srv/notes", who=head(when_ns=100 * SECOND)),
+        connection("192.0.2.1", Verdict.DENY, 0),
+        opened("/srv/notes", who=head(when_ns=300 * SECOND)),
+        opened("/ws/file", who=head(when_ns=301 * SECOND)),
+        dataclasses.replace(connection("192.0.2.2", Verdict.ALLOW, 4), head=head(when_ns=302 * SECOND)),
+    )
+    bench.recorder.finish()
+    judged = [(event.path or event.address, event.verdict, event.rule and event.rule.line) for event in bench.events()]
+    assert sorted(judged, key=str) == sorted(
+        [
+            ("/srv/notes", Verdict.AUDIT, 0),
+            ("192.0.2.1", Verdict.DENY, 0),
+            ("/srv/notes", Verdict.ALLOW, 14),
+            ("/ws/file", Verdict.ALLOW, 11),
+            ("192.0.2.2", Verdict.ALLOW, 14),
+        ],
+        key=str,
+    )
+
+
+def test_what_is_told_is_stored_with_its_rule(bench: Bench) -> None:
+    rule = make_policy(*OPEN_POLICY, (Effect.ALLOW, Access.READ, "/srv/notes")).rules[-1]
+    told = Event(
+        START_EPOCH_NS, bench.session, Kind.PROCESS, "approve", Verdict.ALLOW, rule=rule, detail="once, by x[1]"
+    )
+    bench.recorder.tell([told])
+    bench.recorder.tick()
+    (stored,) = bench.events()
+    assert (stored.op, stored.rule, stored.detail) == ("approve", rule, "once, by x[1]")

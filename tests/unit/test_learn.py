@@ -53,6 +53,9 @@ def rules(*needs: Need) -> dict[str, list[str]]:
         ([need("write", f"{HOME}/.config/tool/x")], {"files.write": ["~/.config/tool/x"]}),
         ([need("write", f"{HOME}/.83af2c91")], {"files.write": ["~/.83af2c91"]}),
         ([need("write", f"{HOME}/.b1234567")], {"files.write": ["~/.b1234567"]}),
+        ([need("write", f"{HOME}/.bash_83af2c91")], {"files.write": ["~/.bash_83af2c91"]}),
+        ([need("write", f"{HOME}/a/x_83af2c91d")], {"files.write": ["~/a/x_83af2c91d"]}),
+        ([need("write", f"{HOME}/a/data_83af2c91d")], {"files.write": ["~/a/data_*"]}),
         ([need("read", f"{HOME}/reports-2024/x")], {"files.read": ["~/reports-2024/x"]}),
         ([need("read", f"/var/lib/n{i}") for i in range(4)], {"files.read": [f"/var/lib/n{i}" for i in range(4)]}),
         ([need("read", f"/home/v/n{i}") for i in range(4)], {"files.read": [f"/home/v/n{i}" for i in range(4)]}),
@@ -247,6 +250,16 @@ def test_rules_that_no_session_used_are_listed(world: Path, session: Callable[..
     code, out, _err = learn("--tighten")
     assert code == 0
     assert "read /opt" in out and "read /usr " not in out and "deny" not in out
+
+
+def test_a_profile_given_by_its_path_must_be_put_where_profiles_are(world: Path, session: Callable[..., str]) -> None:
+    id = session(audited(f"{world}/home/notes/x"))
+    with Store.open() as store, store._write() as connection:
+        connection.execute("UPDATE sessions SET profile = 'elsewhere' WHERE id = ?", (id,))
+    done = CliRunner().invoke(build(), ["profile", "learn"])
+    assert getattr(done.exception, "code", "") == "learn.no-profile"
+    done = CliRunner().invoke(build(), ["profile", "learn", "--name", "default"])
+    assert done.exit_code == 0, done.exception
 
 
 def test_sessions_of_two_projects_are_not_mixed(

@@ -291,6 +291,10 @@ def test_a_poisoned_audit_leaves_a_sound_profile_with_nothing_of_the_poison(worl
     assert all(line.isprintable() for line in (out + err).splitlines())
 
 
+def audit_made(path: str) -> Event:
+    return Event(1, "", Kind.FILE, "mkdir", Verdict.AUDIT, access="write", path=path)
+
+
 def test_a_folder_that_was_listed_or_touched_is_never_opened_as_a_whole(world: Path, session: object) -> None:
     """A rule on a path opens everything below it, and only the folder itself was asked for."""
     home = world / "home"

@@ -231,4 +231,4 @@ def test_an_agents_own_folder_is_made_for_its_first_run(agent: str, folder: str)
 def test_a_profile_without_an_agent_makes_caches_only() -> None:
     assert policy_of("base").folders == ()
     made = {folder.removeprefix("/home/ada/").split("/")[0] for folder in policy_of("default").folders}
-    assert made == {".cache", ".local", ".npm"}
+    assert made == {".cache", ".npm"}

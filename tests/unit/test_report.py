@@ -111,16 +111,27 @@ class Page(HTMLParser):
 
 def test_names_become_text_and_the_page_may_load_nothing(recorded: Recorded) -> None:
     recorded.wrote("create", ODD)
+    recorded.wrote("create", f"{ODD}/.mcp.json")
+    recorded.add(Kind.PROCESS, "fork", pid=77, ppid=10, exe="/usr/bin/x", comm="<i>", argv=("<object>", "</ul>"))
     recorded.add(Kind.FILE, "open", Verdict.DENY, access="read", path=ODD, comm="<b>")
     recorded.add(Kind.EXEC, "exec", access="execute", path=ODD, argv=("<img src=x onerror=y>",))
     recorded.add(Kind.NET, "connect", host='"><svg onload=x>', address="192.0.2.1", port=1, protocol="tcp")
     text = page(recorded.read(), "/home/u")
     seen = Page()
     seen.feed(text)
-    assert not seen.tags & {"script", "img", "iframe", "link", "object", "b", "a", "form"}
+    assert not seen.tags & {"script", "img", "iframe", "link", "object", "b", "i", "a", "form", "base"}
+    assert text.count("http-equiv") == 1 and "url(" not in text and "@import" not in text
     assert not {name for name in seen.attributes if name.startswith("on")} | (seen.attributes & {"src", "href"})
     assert "default-src 'none'" in text and "\x1b" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_a_long_table_is_folded_and_loses_nothing(recorded: Recorded) -> None:
+    for number in range(40):
+        recorded.wrote("create", f"/ws/f{number}")
+    text = page(recorded.read(), "/home/u")
+    assert "<summary>15 more</summary>" in text
+    assert all(text.count(f"/ws/f{number}<") == 1 for number in range(40))
 
 
 def test_an_empty_session_has_a_report(recorded: Recorded) -> None:

@@ -168,6 +168,15 @@ def test_but_it_hides_nothing_in_a_folder_that_was_there_before(recorded: Record
     assert found(recorded) == {"/ws": "repository", "/ws/package.json": "package-scripts"}
 
 
+def test_a_bare_repository_and_a_pointer_to_one_count(recorded: Recorded) -> None:
+    """Git obeys the settings of both when somebody runs it in the folder."""
+    for name in ("sub/HEAD", "sub/config", "sub/objects/x", "plain/HEAD", "other/config"):
+        recorded.wrote("create", f"/ws/{name}")
+    recorded.wrote("create", "/ws/lib/.git")
+    recorded.wrote("mkdir", "/ws/new/.git")
+    assert found(recorded) == {"/ws/sub": "repository", "/ws/lib/.git": "git-settings"}
+
+
 def look(kind: str, path: Path) -> str:
     return now(Later(str(path), kind, "", unasked=True))
 
@@ -195,6 +204,13 @@ def test_settings_of_git_that_run_programs_are_named(tmp_path: Path) -> None:
     told = look("git-settings", put(tmp_path / "config", GIT))
     assert "core.fsmonitor = ./evil.sh" in told and "alias.co = !sh evil" in told and "filter.a]b.clean = evil" in told
     assert "alias.st" not in told and "origin" not in told
+
+
+def test_a_bare_repository_and_a_pointer_tell_what_is_in_them(tmp_path: Path) -> None:
+    put(tmp_path / "b/HEAD", "ref: refs/heads/main\n")
+    put(tmp_path / "b/config", GIT)
+    assert "core.fsmonitor = ./evil.sh" in look("repository", tmp_path / "b")
+    assert look("git-settings", put(tmp_path / "c/.git", "gitdir: ../evil\n")) == "gitdir: ../evil"
 
 
 def test_a_repository_tells_its_hooks_and_settings(tmp_path: Path) -> None:
@@ -245,6 +261,10 @@ def test_what_is_gone_or_leads_elsewhere_is_not_looked_at(tmp_path: Path) -> Non
     assert look("mcp-server", tmp_path / "link.json") == ELSEWHERE
     (tmp_path / "folder").symlink_to(secret.parent)
     assert look("mcp-server", tmp_path / "folder/settings.json") == ELSEWHERE
+    put(tmp_path / "s/.git/config", GIT)
+    (tmp_path / "s/.git/hooks").symlink_to(secret.parent)
+    told = look("repository", tmp_path / "s")
+    assert told.endswith("its hooks lead elsewhere; not looked at") and "settings.json" not in told and "evil" in told
     (tmp_path / "r").mkdir()
     (tmp_path / "r/.git").symlink_to(secret.parent)
     assert look("repository", tmp_path / "r") == ELSEWHERE

@@ -225,3 +225,52 @@ def test_socket_rules_cross_as_subtrees_in_both_spellings_of_run() -> None:
     assert ["/tmp/tmux-*", 0, 4] in rows
     assert ["/tmp/ssh-*", 0, 5] in rows, "a denial may reach further"
     assert not any(row[2] in (6, 7) for row in rows), "an allowance never does, nor a denial of nearly everything"
+
+
+def addresses(rows: list[Any]) -> set[bytes]:
+    return {bytes.fromhex(row[0]) for row in rows}
+
+
+def test_a_name_that_is_added_while_the_session_runs_is_looked_up_and_stays(answers: dict[str, list[str]]) -> None:
+    answers.update({"a.example": ["192.0.2.1"], "b.example": ["192.0.2.2"]})
+    names = network.Names(make_policy(names=(name("a.example"),)))
+    names.begin()
+    names.rows(wait_s=10)
+    more = make_policy(names=(name("a.example"), name("b.example"), name("*.example")))
+    with names.adopting(more) as rows:
+        assert addresses(rows) == {mapped("192.0.2.1"), mapped("192.0.2.2")}
+    assert addresses(names.rows()) == {mapped("192.0.2.1"), mapped("192.0.2.2")}
+    names.close()
+
+
+def test_what_nobody_took_is_not_kept(answers: dict[str, list[str]]) -> None:
+    answers.update({"b.example": ["192.0.2.2"]})
+    fixed = NetEntry(mapped("198.51.100.1"), 128, 1, 1, BOTH, Effect.ALLOW, 0)
+    names = network.Names(make_policy())
+    with (
+        pytest.raises(OSError, match="refused"),
+        names.adopting(make_policy(names=(name("b.example"),), connect=(fixed,))) as rows,
+    ):
+        assert addresses(rows) == {mapped("192.0.2.2"), mapped("198.51.100.1")}
+        raise OSError("refused")
+    assert names.rows() == []
+    names.close()
+
+
+def test_the_first_name_of_a_session_is_looked_up_again_later(answers: dict[str, list[str]]) -> None:
+    """The thread that does so begins with it."""
+    published: queue.Queue[list[Any]] = queue.Queue()
+    names = network.Names(make_policy())
+    names.keep_fresh(published.put)
+    with names.adopting(make_policy(names=(name("late.example"),))) as rows:
+        assert rows == []
+    answers["late.example"] = ["192.0.2.3"]
+    names.begin()
+    assert addresses(published.get(timeout=10)) == {mapped("192.0.2.3")}
+    names.close()
+
+
+def test_resolvers_are_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "resolvers", lambda: ["192.0.2.53"])
+    once = network.with_resolvers(make_policy(names=(name("a.example"),)))
+    assert network.with_resolvers(once) is once

@@ -96,20 +96,31 @@ class Broker:
     def _answer(self) -> tuple[dict[str, Any], tuple[int, ...]]:
         received = self.channel.receive()
         if received is None:
-            raise HostError(
-                "the broker ended before the sandbox stood",
-                why=f"its exit code is {self.process.wait()}",
-                do="run `mcpguard doctor`",
-                code="broker.died",
-            )
+            raise self._died()
         if "error" in received[0]:
             from mcpguard.broker.protocol import error_from_json
 
             raise error_from_json(received[0])
         return received
 
+    def _died(self) -> HostError:
+        return HostError(
+            "the broker ended before the agent was started",
+            why=f"its exit code is {self.process.wait()}",
+            do="run `mcpguard doctor`",
+            code="broker.died",
+        )
+
     def go(self) -> None:
-        self.channel.send({"go": True})
+        """Have the agent started.
+
+        Raises:
+            HostError: the broker is gone, and nothing was started.
+        """
+        try:
+            self.channel.send({"go": True})
+        except (BrokenPipeError, ConnectionResetError) as gone:
+            raise self._died() from gone
 
     def send_update(
         self, network: dict[str, Any] | None = None, plan: GuardPlan | None = None, number: int = 0

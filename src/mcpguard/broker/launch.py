@@ -31,6 +31,8 @@ from mcpguard.model.values import dataclass, field
 
 MINIMUM_LANDLOCK = 3
 _MOST_HELD = 8
+PR_SET_CHILD_SUBREAPER = 36
+_ALL_KINDS = 0x40000000  # __WALL of waitpid(2): threads, too
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 _DIED: dict[str, Any] = {"failed": "start", "errno": None, "words": "the child died"}
@@ -88,6 +90,8 @@ class Launch:
             self.channel.send({**engine.offer(), "terminals": [[own.device, own.index] for own in self.terminals]})
             engine.go_live()
             target = canary.Target.open(outside_pid=caller_pid, signals=abi >= 6 or engine.tier < tiers.LANDLOCK)
+            # An orphan's parent is nobody outside, who could be made its tracer.
+            syscalls.prctl(PR_SET_CHILD_SUBREAPER, 1)
             child = _fork(engine.tier, target, self.terminals)
             # The kernel takes its time to let a process into a cgroup, and takes it beside what it takes for the maps.
             entering = Beside(lambda: leaf.enter(child.pid))
@@ -132,8 +136,9 @@ class Launch:
 
     def _wait(self, child: _Child, leaf: cgroup.Leaf, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
         """Wait for the agent to end; returns its wait status. Meanwhile, put back covers that come off."""
+        ended = os.pidfd_open(child.pid)
         while True:
-            sources = [wakeup.fileno()] if self.client_gone else [wakeup.fileno(), self.channel.fileno()]
+            sources = [wakeup.fileno(), ended, *([] if self.client_gone else [self.channel.fileno()])]
             ready, _, _ = select.select(sources, (), (), INTERVAL_S)
             if not ready:
                 self._restore(covers)
@@ -142,8 +147,14 @@ class Launch:
                     if number in _FORWARDED:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(child.pid, number)
+            if wakeup.fileno() in ready or ended in ready:
                 status = _reap(child.pid, leaf)
+                if status is None and ended in ready:
+                    # Somebody in the tree traces it, and so keeps its end to itself.
+                    leaf.kill()
+                    _pid, status = os.waitpid(child.pid, 0)
                 if status is not None:
+                    os.close(ended)
                     return status
             if self.channel.fileno() in ready:
                 self._read_update(engine, covers)
@@ -241,6 +252,7 @@ def _confine(child: _Child, request: dict[str, Any], engine: Engine, entering: B
         child.line.send(b"arm")
         report, _none = _read_report(child.line)
     if not report.get("ready"):
+        entering.join()  # the number may be somebody else's once the child is taken away
         os.waitpid(child.pid, 0)
         raise _child_error(report)
     if report["canary"]:
@@ -317,22 +329,23 @@ def _signals() -> Iterator[socket.socket]:
 def _reap(pid: int, leaf: cgroup.Leaf) -> int | None:
     """The wait status if the agent ended. When it stopped itself, stop too, so that the shell takes the terminal back.
 
-    All of the tree stands still meanwhile: nobody would put back covers that come off.
+    All of the tree stands still meanwhile: nobody would put back covers that come off. Orphans of the tree are ours too, and
+    whoever made us its tracer, down to single threads: the agent counts as ended only when those are taken away.
     """
-    found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
-    if found == 0:
-        return None
-    if os.WIFSTOPPED(status):
-        if syscalls.release_tracee(pid, os.WSTOPSIG(status)):
+    while True:
+        found, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | _ALL_KINDS)
+        if found == 0:
             return None
-        leaf.freeze(True)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        leaf.freeze(False)
-        # Continued: the shell woke the whole group, but an agent with a group of its own needs a word from us.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-        return None
-    return status
+        if not os.WIFSTOPPED(status):
+            if found == pid:
+                return status
+        elif not syscalls.release_tracee(found, os.WSTOPSIG(status)) and found == pid:
+            leaf.freeze(True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            leaf.freeze(False)
+            # Continued: the shell woke the whole group, but an agent with a group of its own needs a word from us.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def _drop_to_idle() -> None:

@@ -66,17 +66,25 @@ def learn(
         )
     target = name or profile
     require_name(target)
+    if not store.find(target) and not store.find(profile):
+        raise UsageError(
+            f'there is no profile "{profile}" to add to',
+            why="the session's profile was given by its path, or is not there any more",
+            do=f"copy it to {store.user_directory()}, or name one that exists: --name NAME",
+            code="learn.no-profile",
+        )
     user = current_user()
     variables = {"home": user.home, "workspace": places[0], "tmp": temporary_directory(user.home)}
     set_apart(found, places[0])
-    held = load(target if store.find(target) else profile)
+    parent = target if store.find(target) else profile
+    held = load(parent)
     refusing = compile_for(held, places[0])
     apart = {need.object for need in found if need.refused and not of_file(refusing, need.object, Access.WRITE)}
     proposals = propose(found, variables, widen="base" in (held.name, *held.ancestors), apart=apart)
     proposals, many = _readable(proposals)
     proposals = [proposal for proposal in proposals if is_sound(proposal.addition())]
     said = f"# Learned from {', '.join(chosen)}. Read every rule before you rely on it.\n"
-    amendment = prepare(target, profile, [proposal.addition() for proposal in proposals], said=said)
+    amendment = prepare(target, parent, [proposal.addition() for proposal in proposals], said=said)
     if format == "json":
         render.as_json(_json(proposals, found, amendment))
     elif not install:
@@ -87,7 +95,7 @@ def learn(
             f"and {many} more rules were not proposed, for nobody would read them: mcpguard log has what was asked"
         )
     if not install and format == "text":
-        _difference(target if store.find(target) else profile, amendment)
+        _difference(parent, amendment)
     if install:
         raise typer.Exit(_install(amendment, ask=not yes))
 

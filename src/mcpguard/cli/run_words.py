@@ -26,6 +26,7 @@ EPILOG = """examples:
   mcpguard run claude-code -p "fix the test"  arguments for the agent itself
   mcpguard run -p dev-tools -- make test      any command
   mcpguard run --audit -- ./build.sh          record what would be denied
+  mcpguard run --ask codex                    what no rule covers: ask in watch
   mcpguard run --net db.example:5432 codex    one more destination, this once
 
 exit code: the command's own; 125 mcpguard failed before it; 126 not

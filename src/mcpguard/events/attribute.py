@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from mcpguard.events import permissions
-from mcpguard.events.finding import LISTED, NOT_STOPPED, NOT_THERE, QUIET, UNEXPLAINED, Finding, system_rule
+from mcpguard.events.finding import BELOW, LISTED, NOT_STOPPED, NOT_THERE, QUIET, UNEXPLAINED, Finding, system_rule
 from mcpguard.events.habits import EVERY_PROCESS, habit, looks_at_all_processes
 from mcpguard.events.hostpath import Caller, resolve
 from mcpguard.events.interpreter import interpreters
@@ -304,7 +304,7 @@ def _which_end(refusal: Refusal, path: str) -> str | None:
     if refusal.widens:
         return "the new name would open the file wider"
     if refusal.below:
-        return "a protected path lies below it"
+        return BELOW
     return f"decided by {refusal.path}" if refusal.path != path else None
 
 

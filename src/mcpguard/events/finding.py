@@ -19,6 +19,8 @@ LISTED = "a folder was listed, or the stand-in for it"
 REPEATS_OF_OPENS = "repeats of allowed opens that could not be told apart any more"
 # Stands in the detail of an approval between a rule and the reason why this session could not have it any more.
 NOT_NOW = ": not now, for "
+# The move would take something out of the reach of its rule; no rule can allow that.
+BELOW = "a protected path lies below it"
 UNEXPLAINED = "the sandbox refused it"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mcpguard.events.finding import LISTED, NOT_STOPPED, NOT_THERE, QUIET
 from mcpguard.events.schema import SELECT_EVENT, event_of
 from mcpguard.events.store import Store
@@ -144,6 +146,22 @@ def not_stopped(store: Store, session: str) -> list[tuple[str, str]]:
         (number, number),
     )
     return [(path, why) for path, why in rows]
+
+
+def wrote(store: Store, session: str, names: Sequence[str]) -> bool:
+    """Whether the session changed, made or removed any of these paths; a `*` at the end stands for everything below.
+
+    Raises:
+        StoreError: it cannot be read, or there is no such session.
+    """
+    met = " OR ".join("substr({0}, 1, ?) = ?" if name.endswith("*") else "{0} = ?" for name in names)
+    values = [value for name in names for value in ((len(name) - 1, name[:-1]) if name.endswith("*") else (name,))]
+    rows = store.read(
+        "SELECT 1 FROM events e WHERE e.session = ? AND e.kind = 'file' AND e.verdict IN ('allow', 'audit') "
+        f"AND e.access LIKE '%write%' AND ({met.format('e.path')} OR {met.format('e.target')}) LIMIT 1",
+        (store.number(session), *values, *values),
+    )
+    return bool(rows)
 
 
 def has_rules_of(store: Store, session: str, profile: str) -> bool:

@@ -60,7 +60,7 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
 
 
 def release_tracee(pid: int, stopped_by: int) -> bool:
-    """Let a stopped child run that has made the caller its tracer (PTRACE_TRACEME, ptrace(2)), which nobody wants here.
+    """Let a stopped child or thread run that has made the caller its tracer (PTRACE_TRACEME, ptrace(2)), which nobody wanted.
 
     Args:
         stopped_by: the signal; it gets it, but for the trap of a traced exec.

@@ -32,8 +32,6 @@ from mcpguard.policy.places import Places
 
 DEFAULT = Origin("default", "default", 0, "no rule allows it")
 OWN_REASON = "mcpguard protects itself"
-# Folders that are made where a rule lets something in them be written, for their tool gives up without them; it opens nothing.
-TOOL_FOLDERS = (".local/share/uv", ".local/share/uv/tools")
 # Folders of the home that any program may expect or make (XDG base directories): made on the way to an agent's own.
 STANDARD_FOLDERS = (".cache", ".config", ".local", ".local/share", ".local/state")
 _Key = tuple[Any, ...]
@@ -292,12 +290,7 @@ def _namespace_rules(system: SystemSwitches) -> list[FileRule]:
 def _folders(files: Iterable[FileRule], variables: Mapping[str, str], automaton: Automaton) -> tuple[str, ...]:
     """The agent's own folders: below the home, outside the workspace, and refused by no rule."""
     home, workspace = variables["home"], variables["workspace"]
-    writes = {
-        rule: expand(rule.pattern, rule.origin.place, variables)
-        for rule in files
-        if rule.effect is Effect.ALLOW and Access.WRITE in rule.access
-    }
-    written = (pattern for rule, pattern in writes.items() if rule.may_make_folder)
+    written = (expand(rule.pattern, rule.origin.place, variables) for rule in files if rule.may_make_folder)
     own = {
         folder
         for folder in map(literal_path, written)
@@ -307,10 +300,6 @@ def _folders(files: Iterable[FileRule], variables: Mapping[str, str], automaton:
         and not is_below(folder, workspace)
         and Access.WRITE in automaton.decision(automaton.walk(folder)).allowed
     }
-    beginnings = {split_literal(pattern)[0] for pattern in writes.values()}
-    tools = {f"{home}/{name}" for name in TOOL_FOLDERS}
-    if home != "/" and not is_below(home, workspace):
-        own |= {tool for tool in tools if any(is_below(beginning, tool) for beginning in beginnings)}
     standard = {f"{home}/{name}" for name in STANDARD_FOLDERS}
     return tuple(sorted(own | {way for way in standard if any(is_below(folder, way) for folder in own)}))
 

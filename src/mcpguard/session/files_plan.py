@@ -240,6 +240,12 @@ def _grant_below(walk: Walk, directory: str, state: State, depth: int, above: Ac
             _grant_below(walk, entry.path, below, depth - 1, above | walk.grants.get(entry.path, Access.NONE))
 
 
+def _is_closed_on_purpose(walk: Walk, directory: str) -> bool:
+    """Whether a rule, not the default, keeps new names out of a directory."""
+    decision = walk.automaton.decision(walk.automaton.walk(f"{directory}/\x01"))
+    return Access.WRITE not in decision.allowed and decision.write_rule != 0
+
+
 def _find_open_directory(walk: Walk, policy: Policy, rule: PathRule) -> None:
     """A write rule for names that do not exist yet needs their directory, inside the home only.
 
@@ -260,6 +266,10 @@ def _find_open_directory(walk: Walk, policy: Policy, rule: PathRule) -> None:
     if rest[:1] == ["**"] or home == "/" or not is_below(base, home):
         return
     if not os.path.isdir(base) or not _is_canonical(walk, base):
+        return
+    if _is_closed_on_purpose(walk, base):
+        # Landlock knows no names: all that does not exist there would be open with it.
+        walk.missing.append(rule.pattern)
         return
     if Access.WRITE not in walk.automaton.decision(walk.automaton.walk(base)).allowed:
         walk.open_directories.add(base)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mcpguard.events.finding import LISTED, NOT_STOPPED, QUIET, system_rule
+from mcpguard.events.finding import BELOW, LISTED, NOT_STOPPED, QUIET, system_rule
 from mcpguard.events.store import Store
 from mcpguard.model.access import Access
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, Policy
@@ -21,6 +21,13 @@ from mcpguard.session.run_later import IN_CACHES, point_of
 
 _ACCESS = {"read": Access.READ, "write": Access.WRITE, "execute": Access.EXECUTE}
 _UNSURE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4})|[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
+
+
+# Folders of the home that hold one folder for each program.
+CACHES = (".cache", "Library/Caches")
+SHELVES = (*CACHES, ".config", ".local/share", ".local/state", ".local/lib")
+# A program makes one of these on the way to its own; they are everybody's.
+_SHARED = (*SHELVES, ".local", "Library")
 
 
 @dataclass(slots=True)
@@ -74,23 +81,26 @@ def _rows(store: Store, session: str) -> list[Sequence[object]]:
     return list(
         store.read(
             "SELECT e.kind, e.op, e.verdict, COALESCE(e.access, ''), e.path, e.target, e.host, e.address, e.port, e.protocol, "
-            "COALESCE(e.comm, '?'), SUM(e.count), r.profile, r.file, r.line, r.text, r.because "
+            "COALESCE(e.comm, '?'), SUM(e.count), r.profile, r.file, r.line, r.text, r.because, "
+            f"COALESCE(e.detail LIKE '{BELOW}%', 0) "
             "FROM events e LEFT JOIN rules r ON r.session = e.session AND r.n = e.rule "
             "WHERE e.session = ? AND e.verdict IN ('deny', 'audit') AND e.kind IN ('file', 'exec', 'net', 'unix') "
             f"AND (e.detail IS NULL OR NOT (e.detail LIKE '{QUIET}%' OR e.detail LIKE '{LISTED}%')) "
             "GROUP BY e.kind, e.op, e.verdict, e.access, e.path, e.target, e.host, e.address, e.port, e.protocol, e.comm, "
-            f"e.rule, e.detail LIKE '{NOT_STOPPED}%'",
+            f"e.rule, e.detail LIKE '{NOT_STOPPED}%', e.detail LIKE '{BELOW}%'",
             (store.number(session),),
         )
     )
 
 
 def _of_row(*row: object) -> Iterable[Need]:
-    kind, op, verdict, access, path, target, host, address, port, protocol, comm, times, *rule, because = row
+    kind, op, verdict, access, path, target, host, address, port, protocol, comm, times, *rule, because, below = row
     profile, file, line, text = rule
     refused = None
     if text is not None and file != "default":
         refused = (Origin(str(profile), str(file), int(str(line)), str(text)), str(because or ""))
+    elif below:
+        refused = (system_rule("no move out of the reach of a rule"), BELOW)
     programs = {str(comm): int(str(times))}
     if kind == "net":
         asked = "connect" if op in ("connect", "sendmsg") else "listen"
@@ -127,20 +137,26 @@ def set_apart(found: Iterable[Need], workspace: str) -> None:
     """
     base = base_policy(workspace)
     found = list(found)
-    made = {need.object for need in found if need.made}
+    shared = {f"{base.user.home}/{name}" for name in _SHARED}
+    made = {need.object for need in found if need.made} - shared
     for need in found:
         if need.refused is None:
-            need.refused = _inexact(need) or _protected(need, base) or _runs_later(need) or _whole(need, made)
+            need.refused = (
+                _inexact(need)
+                or _protected(need, base)
+                or _runs_later(need, base.user.home)
+                or _whole(need, made, shared)
+            )
 
 
-def _whole(need: Need, made: Collection[str]) -> tuple[Origin, str] | None:
+def _whole(need: Need, made: Collection[str], shared: Collection[str]) -> tuple[Origin, str] | None:
     """A rule on a folder opens everything in it, and one on a symlink what it leads to; neither was asked for."""
     if need.kind != "file":
         return None
     for path in (need.object, *need.partners):
         if Path(path).is_symlink():
             return system_rule("a symlink is not learned"), "a rule would open what it leads to"
-        if path not in made and Path(path).is_dir():
+        if path not in made and (path in shared or Path(path).is_dir()):
             return system_rule("a folder as a whole is not learned"), "a rule would open everything in this folder"
     return None
 
@@ -157,9 +173,9 @@ def _protected(need: Need, base: Policy) -> tuple[Origin, str] | None:
     return of_address(base, host, int(number), PROTO_UDP if protocol == "udp" else PROTO_TCP)
 
 
-def _runs_later(need: Need) -> tuple[Origin, str] | None:
+def _runs_later(need: Need, home: str) -> tuple[Origin, str] | None:
     """Not what a cache holds: every package has such names."""
-    if need.kind != "file" or need.access != "write" or IN_CACHES.search(need.object):
+    if need.kind != "file" or need.access != "write" or IN_CACHES.search(need.object.removeprefix(home)):
         return None
     point = point_of(need.object)
     return (system_rule("what runs later is not learned"), point.why) if point and point.unasked else None

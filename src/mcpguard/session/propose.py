@@ -13,15 +13,12 @@ from dataclasses import dataclass, field
 
 from mcpguard.model.paths import is_below
 from mcpguard.profile.amend import Addition
-from mcpguard.session.needs import Need
+from mcpguard.session.needs import CACHES, SHELVES, Need
 
 # With this many different names in one folder, the folder is what is meant.
 MANY = 4
 # A program's own folder is one in which it asked for more than one name; that of a cache is one anyway.
 _SEVERAL = 2
-# Folders of the home that hold one folder for each program.
-_CACHES = (".cache", "Library/Caches")
-_SHELVES = (*_CACHES, ".config", ".local/share", ".local/state", ".local/lib")
 # Folders that hold what belongs to many: a folder directly in one of these is never meant as a whole.
 _ROOTS = frozenset(("/var", "/home", "/usr", "/run", "/mnt", "/media", "/proc", "/sys", "/dev", "/etc", "/opt"))
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -163,7 +160,7 @@ class _Names:
             for path in paths:
                 if is_below(path, home) and (own := _own_folder(path[len(home) + 1 :] + "/.")):
                     inside[own].add(path)
-        self._own = {own for own, paths in inside.items() if len(paths) >= _SEVERAL or own.startswith(_CACHES)}
+        self._own = {own for own, paths in inside.items() if len(paths) >= _SEVERAL or own.startswith(CACHES)}
 
     def pattern(self, path: str, access: str) -> tuple[str, str]:
         """The pattern for a path, and its reason."""
@@ -181,7 +178,8 @@ class _Names:
             shared = self._shared_folder(path, access, home)
             if shared:
                 return "~/" + _quoted(shared[len(home) + 1 :]), CROWD
-            glob, reason = _globbed(rest)
+            # Directly in the home `~/.bash_*` would be about the shell's own files.
+            glob, reason = _globbed(rest) if "/" in rest or _SAYS_SO.search(rest) else (_quoted(rest), SINGLE)
             return f"~/{glob}", reason
         shared = self._shared_folder(path, access, "/")
         return (_quoted(shared), CROWD) if shared else _globbed(path)
@@ -206,14 +204,14 @@ def _folders(path: str) -> Iterator[str]:
 
 def _own_folder(rest: str) -> str | None:
     """The folder of one program in the home: `.cache/NAME`, `.NAME`; None where the name is a file or a person's own."""
-    for shelf in _SHELVES:
+    for shelf in SHELVES:
         if rest.startswith(shelf + "/"):
             names = rest[len(shelf) + 1 :].split("/")
             return f"{shelf}/{names[0]}" if len(names) > 1 and names[0] != "." else None
     first, slash, below = rest.partition("/")
     if not (slash and below and first.startswith(".")) or first == ".ssh":
         return None
-    return None if first in {shelf.partition("/")[0] for shelf in _SHELVES} else first
+    return None if first in {shelf.partition("/")[0] for shelf in SHELVES} else first
 
 
 def _globbed(path: str, *, short_lived: bool = False) -> tuple[str, str]:

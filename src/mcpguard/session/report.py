@@ -6,6 +6,7 @@ Reads the record as the user; decides nothing. The text, JSON and page of `mcpgu
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TypeVar
 
 from mcpguard.events import activity, totals
@@ -16,9 +17,10 @@ from mcpguard.events.totals import Group
 from mcpguard.model.access import Verdict
 from mcpguard.model.paths import is_below
 from mcpguard.model.values import dataclass, replace
+from mcpguard.session.git_head import POINTERS, committed, repository_of
 from mcpguard.session.process_tree import ProcessTable
-from mcpguard.session.run_later import Later, run_later
-from mcpguard.session.run_later_now import now
+from mcpguard.session.run_later import PACKAGES, Later, run_later
+from mcpguard.session.run_later_now import now, scripts_since
 from mcpguard.session.summary import Summary, summarise
 
 Row = TypeVar("Row")
@@ -107,9 +109,19 @@ def report(store: Store, session: str) -> Report:
         not_stopped=_groups("not_stopped", store, session, totals.NOT_STOPPED_ACTS, left_out),
         timeline=_timeline(store, span),
         processes=table,
-        later=tuple(replace(one, now=now(one)) for one in _bounded("later", run_later(store, session), left_out)),
+        later=tuple(_looked_at(store, session, one) for one in _bounded("later", run_later(store, session), left_out)),
         left_out=left_out,
     )
+
+
+def _looked_at(store: Store, session: str, one: Later) -> Later:
+    """With what is in it now; of a package's scripts, those that the last commit has not, when the session made no commit."""
+    if one.kind != PACKAGES.kind or (repository := repository_of(one.path)) is None:
+        return replace(one, now=now(one))
+    folders = [f"{repository}/.git", repository, *map(str, Path(repository).parents)]
+    if totals.wrote(store, session, [*folders, *(f"{repository}/.git/{name}" for name in POINTERS)]):
+        return replace(one, now=now(one))
+    return replace(one, now=scripts_since(one.path, committed(one.path, repository)))
 
 
 def _bounded(name: str, rows: list[Row], left_out: dict[str, int]) -> tuple[Row, ...]:

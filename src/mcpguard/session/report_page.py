@@ -19,16 +19,23 @@ _STYLE = """
 @media(prefers-color-scheme:dark){:root{--deny:#ff6b6b;--allow:#7ec87e;--audit:#ffb74d}}
 body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem;border-bottom:1px solid var(--line)}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.15rem .6rem .15rem 0;
-vertical-align:top;border-bottom:1px solid var(--line)}td.m{overflow-wrap:anywhere}th{font-weight:600}
-code,td.m{font-family:ui-monospace,monospace;font-size:.9em}
-.deny{color:var(--deny);font-weight:600}.allow{color:var(--allow)}.audit{color:var(--audit);font-weight:600}.dim{opacity:.65}
-.facts{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem}
-.big span{display:inline-block;margin-right:2rem;font-size:1.2rem}
+table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.15rem .8rem .15rem 0;
+vertical-align:top;border-bottom:1px solid var(--line)}td.m{overflow-wrap:anywhere;min-width:9rem}th{font-weight:600}
+code,td.m{font-family:ui-monospace,monospace;font-size:.9em}code{overflow-wrap:anywhere}
+.deny{color:var(--deny);font-weight:600}.allow{color:var(--allow)}.audit{color:var(--audit);font-weight:600}.dim{opacity:.7}
+.facts{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;overflow-wrap:anywhere}
+.facts ul{margin:0;padding-left:1.1rem}
+.big span{display:inline-block;margin-right:2rem;font-size:1.2rem}summary{cursor:pointer}
 ul.tree{list-style:none;padding-left:1.1rem;border-left:1px solid var(--line);margin:.1rem 0}
-.warn{border-left:4px solid var(--audit);
-padding:.2rem .8rem}svg{width:100%;height:90px}
+.warn{border-left:4px solid var(--audit);padding:.2rem .8rem}
+svg{width:100%;height:80px;border-bottom:1px solid var(--line);display:block}
+.axis{display:flex;justify-content:space-between;gap:1rem;flex-wrap:wrap;font-size:.85em}
+@media(max-width:44rem){table,tbody,td{display:block}th,td:empty{display:none}tr:first-child:has(th){display:none}
+tr{display:flex;flex-wrap:wrap;gap:0 .8rem;border-bottom:1px solid var(--line);padding:.35rem 0}td{border:0;padding:0}
+td.m{flex-basis:100%}}
 """
+# Rows of a table that are in sight at once.
+_IN_SIGHT = 25
 
 
 def page(report: Report, home: str) -> str:
@@ -42,7 +49,13 @@ def page(report: Report, home: str) -> str:
         _timeline(report.timeline),
         _later(report, home),
         _groups("Refused", "deny", report.denials, report.left_out.get("denials", 0), home),
-        _groups("Against the policy and not stopped", "audit", report.not_stopped, 0, home),
+        _groups(
+            "Against the policy and not stopped",
+            "audit",
+            report.not_stopped,
+            report.left_out.get("not_stopped", 0),
+            home,
+        ),
         _groups(
             "Let through by --audit", "audit", report.would_be_denied, report.left_out.get("would_be_denied", 0), home
         ),
@@ -73,7 +86,7 @@ def _facts(report: Report, home: str) -> str:
     session, summary = report.session, report.summary
     ended = "" if session.ended_ns is None else f", ended {_clock(session.ended_ns)}"
     code = "" if session.exit_code is None else f", exit {session.exit_code}"
-    gaps = "; ".join(f"{held.kind}: {gap}" for held in session.coverage for gap in held.gaps)
+    gaps = [f"{held.kind}: {gap}" for held in session.coverage for gap in held.gaps]
     rows = {
         "profile": session.profile,
         "command": " ".join(session.command),
@@ -81,9 +94,14 @@ def _facts(report: Report, home: str) -> str:
         "tier": session.tier,
         "time": f"{_clock(session.started_ns)}{ended}",
         "state": f"{session.state}{code}",
-        "gaps": gaps or "none",
     }
     facts = "".join(f"<span class=dim>{name}</span><span>{_text(value)}</span>" for name, value in rows.items())
+    listed = "".join(f"<li>{_text(gap)}</li>" for gap in gaps)
+    facts += "<span class=dim>gaps</span>" + (
+        f"<details><summary>{len(gaps)} things that this host could not hold</summary><ul>{listed}</ul></details>"
+        if gaps
+        else "<span>none</span>"
+    )
     lost = "".join(
         f"<p class=warn>The record is not complete: {count} {_text(what)}</p>" for what, count in summary.losses
     )
@@ -111,20 +129,21 @@ def _timeline(slices: Sequence[Slice]) -> str:
             f'width="{width:.1f}" height="{denied:.1f}" fill="var(--deny)"/></g>'
         )
     return (
-        '<h2>Timeline</h2><svg viewBox="0 0 1000 90" preserveAspectRatio="none" role="img" '
+        '<h2>Timeline</h2><svg viewBox="0 0 1000 80" preserveAspectRatio="none" role="img" '
         f'aria-label="events over time, refused ones on top">{"".join(bars)}</svg>'
-        f"<p class=dim>{_clock(slices[0].began_ns)} to {_clock(slices[-1].began_ns)}; each bar is one piece of the time, "
-        "refused ones on top</p>"
+        f"<div class='axis dim'><span>{_clock(slices[0].began_ns)}</span>"
+        "<span>events in each piece of the time; refused or audited ones on top, in red</span>"
+        f"<span>{_clock(slices[-1].began_ns)}</span></div>"
     )
 
 
 def _later(report: Report, home: str) -> str:
-    rows = "".join(
+    rows = [
         f"<tr><td class=m>{_text(shorten(one.path, home))}</td>"
         f"<td>{_text(one.why)}{'' if one.stopped else '; <span class=audit>against the policy, not stopped</span>'}</td>"
         f"<td class=m>{_text(one.now)}</td><td>{_text(', '.join(one.programs))}</td></tr>"
         for one in report.later
-    )
+    ]
     warning = "<p class=warn>Look at these before you go on.</p>" if report.later else ""
     head = ("path", "why", "in it now", "by")
     return f"<h2>What could run later</h2>{warning}{_table(head, rows)}{_more(report.left_out.get('later', 0))}"
@@ -133,9 +152,8 @@ def _later(report: Report, home: str) -> str:
 def _groups(title: str, style: str, groups: Sequence[Group], more: int, home: str) -> str:
     if not groups:
         return ""
-    rows = "".join(_group(group, style, home) for group in groups)
-    head = "<tr><th>times</th><th>what</th><th>object</th><th>by</th><th>rule</th></tr>"
-    return f"<h2>{title}</h2><table>{head}{rows}</table>{_more(more)}"
+    head = ("times", "what", "object", "by", "rule")
+    return f"<h2>{title}</h2>{_table(head, [_group(group, style, home) for group in groups])}{_more(more)}"
 
 
 def _group(group: Group, style: str, home: str) -> str:
@@ -153,39 +171,46 @@ def _group(group: Group, style: str, home: str) -> str:
 
 def _changes(report: Report, home: str) -> str:
     outside = {change.path for change in report.outside_workspace}
-    rows = "".join(
+    rows = [
         f"<tr><td class=m>{_text(shorten(change.path, home))}</td><td>{', '.join(change.ways)}</td>"
         f"<td>{_text(', '.join(change.programs))}</td><td>{'outside the workspace' if change.path in outside else ''}</td></tr>"
         for change in report.changes
-    )
+    ]
     return f"<h2>Changed</h2>{_table(('path', 'how', 'by', ''), rows)}{_more(report.left_out.get('changes', 0))}"
 
 
 def _destinations(report: Report) -> str:
-    rows = "".join(
+    rows = [
         f"<tr><td class={one.verdict.value}>{one.verdict.value}</td><td>{one.kind} {one.op}</td>"
         f"<td class=m>{_text((one.host or one.address) + (f':{one.port}' if one.port else ''))}</td>"
         f"<td class=m>{_text(one.address if one.host else '')}</td><td>{one.times}</td></tr>"
         for one in report.destinations
-    )
+    ]
     head = ("verdict", "act", "destination", "address", "times")
     return f"<h2>Destinations</h2>{_table(head, rows)}{_more(report.left_out.get('destinations', 0))}"
 
 
 def _programs(report: Report, home: str) -> str:
-    rows = "".join(
+    rows = [
         f"<tr><td class={one.verdict.value}>{one.verdict.value}</td><td class=m>{_text(shorten(one.path, home))}</td>"
         f"<td>{one.times}</td><td class=m>{_text(' '.join(one.argv)[:300])}</td></tr>"
         for one in report.programs
-    )
+    ]
     head = ("verdict", "program", "times", "last command")
     return f"<h2>Programs</h2>{_table(head, rows)}{_more(report.left_out.get('programs', 0))}"
 
 
-def _table(head: Iterable[str], rows: str) -> str:
+def _table(head: Iterable[str], rows: Sequence[str]) -> str:
+    """A long one is folded after its first rows."""
     if not rows:
         return "<p class=dim>none</p>"
-    return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{rows}</table>"
+    top = f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>"
+    shown = f"<table>{top}{''.join(rows[:_IN_SIGHT])}</table>"
+    rest = rows[_IN_SIGHT:]
+    folded = (
+        f"<details><summary>{len(rest)} more</summary><table>{top}{''.join(rest)}</table></details>" if rest else ""
+    )
+    return shown + folded
 
 
 def _more(number: int) -> str:

@@ -111,6 +111,7 @@ POINTS = (
     ),
 )
 REPOSITORY = Point("repository", "made by the agent; git obeys its .git/config and .git/hooks")
+POINTER = Point("git-settings", "it leads git to another configuration")
 SEARCH_PATH = Point("search-path", "it is on the search path: whoever types its name runs it")
 # A folder or a link can appear as a whole by these.
 _WHOLE = frozenset(("rename", "exchange", "symlink"))
@@ -190,15 +191,20 @@ def run_later(store: Store, session: str) -> list[Later]:
     repositories = _repositories(written, workspace)
     hidden = _own_folders(written, repositories)
     search_path = _search_path()
-    temporary = temporary_directory(current_user().home)
+    home = current_user().home
+    temporary = temporary_directory(home)
     base = None if totals.has_rules_of(store, session, "base") else _base(workspace)
     found = {path: Later(path, REPOSITORY.kind, REPOSITORY.why, unasked=True) for path in repositories}
     for one in reversed(written):  # a folder comes after what is in it
         scratch = is_below(one.path, temporary) and not is_below(one.path, workspace)
         if scratch or one.path.startswith(hidden):
             continue
-        point = point_of(one.path, workspace) or _by_place(one.path, search_path, base)
+        # In a project the table has all that `base` has, and there are many files.
+        asked = None if is_below(one.path, workspace) and not is_below(home, workspace) else base
+        point = point_of(one.path, workspace) or _by_place(one.path, search_path, asked)
         whole = not _WHOLE.isdisjoint(one.ways) and not any(path.startswith(f"{one.path}/") for path in found)
+        if point is None and one.path.endswith("/.git") and "mkdir" not in one.ways:
+            point = POINTER
         if point is None and whole:
             point = point_of(f"{one.path}/x", workspace)
         if point is not None:
@@ -238,10 +244,14 @@ def _search_path() -> tuple[str, ...]:
 
 
 def _repositories(written: Iterable[Written], workspace: str) -> list[str]:
-    """Those in the workspace whose settings or hooks were written: made in this session, for those of others are protected."""
-    inside = (one.path for one in written if is_below(one.path, workspace))
-    found = (path.partition("/.git/")[0] for path in inside if point_of(path) in (HOOKS, SETTINGS) and "/.git/" in path)
-    return list(dict.fromkeys(found))
+    """Those in the workspace whose settings or hooks were written: made in this session, for those of others are protected.
+
+    Git takes any folder with the right names for a bare one, also inside a project.
+    """
+    inside = {one.path for one in written if is_below(one.path, workspace)}
+    plain = {path.partition("/.git/")[0] for path in inside if "/.git/" in path and point_of(path) in (HOOKS, SETTINGS)}
+    heads = {path.removesuffix("/HEAD") for path in inside if path.endswith("/HEAD") and "/.git/" not in path}
+    return sorted(plain | {folder for folder in heads if f"{folder}/config" in inside})
 
 
 def _own_folders(written: Sequence[Written], repositories: Sequence[str]) -> tuple[str, ...]:

@@ -85,12 +85,16 @@ def _missing(path: str) -> str:
 
 def _repository(path: str) -> str:
     folder = f"{path}/.git"
+    if not os.path.lexists(folder) and read_plain(f"{path}/HEAD") is not None:
+        folder = path  # a bare one
     if os.path.realpath(folder) != folder or not Path(folder).is_dir():
         return _missing(folder)
     found = []
     text = read_plain(f"{folder}/config")
     if text is not None and (told := _git_settings(folder, text)):
         found.append(told)
+    if os.path.realpath(f"{folder}/hooks") != f"{folder}/hooks":
+        return "; ".join([*found, "its hooks lead elsewhere; not looked at"])
     with suppress(OSError), os.scandir(f"{folder}/hooks") as entries:
         names = [entry.name for entry, _ in zip(entries, range(1000), strict=False)]
         hooks = [name for name in sorted(names) if not name.endswith(".sample")]
@@ -100,6 +104,8 @@ def _repository(path: str) -> str:
 
 
 def _git_settings(_path: str, text: str) -> str:
+    if text.startswith("gitdir:"):
+        return _named([text.partition("\n")[0]])
     met = [
         f"{key} = {value}"
         for key, value in settings(text)
@@ -148,9 +154,26 @@ def _lines_that_run(path: str, text: str) -> str:
     return "runs " + _named(lines) if lines else "only adds folders"
 
 
+def scripts_since(path: str, before: bytes | None) -> str:
+    """The scripts of a package that are not as they were; `before` is the committed file, None: there was none."""
+    text = read_plain(path)
+    if text is None:
+        return _missing(path)
+    old = _scripts_of(before.decode("utf-8", "surrogateescape")) if before is not None else {}
+    new = _scripts_of(text)
+    changed = _named(f"{name}: {new[name]}" for name in new if name not in old or old[name] != new[name])
+    if before is None:
+        return f"not in the last commit; {changed}" if changed else "not in the last commit"
+    return f"since the last commit: {changed}" if changed else "no script is new since the last commit"
+
+
 def _scripts(_path: str, text: str) -> str:
+    return _named(f"{name}: {command}" for name, command in _scripts_of(text).items())
+
+
+def _scripts_of(text: str) -> Mapping[str, Any]:
     scripts = _json(text).get("scripts")
-    return _named(f"{name}: {command}" for name, command in scripts.items()) if isinstance(scripts, dict) else ""
+    return scripts if isinstance(scripts, dict) else {}
 
 
 def _is_program(path: str, _text: str) -> str:

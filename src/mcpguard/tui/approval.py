@@ -5,6 +5,7 @@ What takes time runs in a thread of its own, so the screen never waits; every ca
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -205,17 +206,19 @@ class Approval:
                 self._tell(problem.what, f"{problem.why}; {problem.do}", severity="warning")
 
         def run() -> None:
-            result, problem = None, None
+            result = None
+            # Of a failure that nobody foresaw; the answer after it must still be possible.
+            problem: McpguardError | None = _failed("mcpguard itself is at fault")
             try:
                 result = work()
+                problem = None
             except McpguardError as error:
                 problem = error
             except OSError as error:
-                problem = McpguardError("not done", why=str(error), do="try again", code="allow.failed")
-            try:
-                self._app.call_from_thread(finished, result, problem)
-            except RuntimeError:  # the screen is closed
-                return
+                problem = _failed(str(error))
+            finally:
+                with contextlib.suppress(RuntimeError):  # the screen is closed
+                    self._app.call_from_thread(finished, result, problem)
 
         threading.Thread(target=run, name="approval", daemon=True).start()
 
@@ -223,6 +226,10 @@ class Approval:
         self._app.notify(
             printable_lines(text), title=printable(title), severity=severity, timeout=_READ_S, markup=False
         )
+
+
+def _failed(why: str) -> McpguardError:
+    return McpguardError("not done", why=why, do="look at the log of the session, and try again", code="allow.failed")
 
 
 def printable_lines(text: str) -> str:
