@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+import subprocess
 from typing import Any
 
 import pytest
@@ -159,3 +160,14 @@ def test_without_sudo_a_user_gets_the_four_lines(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(PrivilegeError) as refused:
         client.start(client.BrokerProgram("/usr/bin/python3", "/nowhere"))
     assert refused.value.code == "privilege.sudo"
+
+
+def test_a_broker_that_is_gone_before_the_word_to_go_is_no_success() -> None:
+    ours, theirs = socket.socketpair()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    broker = client.Broker(ended, Channel(ours))
+    theirs.close()
+    with pytest.raises(HostError) as failed:
+        broker.go()
+    assert failed.value.code == "broker.died"

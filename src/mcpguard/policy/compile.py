@@ -36,7 +36,12 @@ OWN_REASON = "mcpguard protects itself"
 STANDARD_FOLDERS = (".cache", ".config", ".local", ".local/share", ".local/state")
 _Key = tuple[Any, ...]
 Find = Callable[[str, str], Found]
+Trusted = Callable[[str], bool]
 Ids = Mapping[FileRule | NetRule | SocketRule, int]
+
+
+def _always(_place: str) -> bool:
+    return True
 
 
 def compile_policy(
@@ -48,6 +53,7 @@ def compile_policy(
     own_paths: Sequence[str] = (),
     own_hidden: Sequence[str] = (),
     resolve: ReadLink = read_link,
+    trusted: Trusted = _always,
     find: Find | None = None,
     audit: bool = False,
     extra_files: Sequence[FileRule] = (),
@@ -62,6 +68,7 @@ def compile_policy(
         own_paths: our code, profiles, logs and runtime files: never written by the agent, whatever the profile says.
         own_hidden: places of ours that it may not even see, sockets there included.
         resolve: where a symlink leads, see `links.Links`.
+        trusted: whether the symlink at a place may lead a rule that opens something elsewhere, see `places.Places`.
         find: what an `existing` names, as a plain path and the rest of the pattern behind it; without it such rules hold
             for names at any time.
         audit: let through and record what merely no rule allows.
@@ -88,7 +95,7 @@ def compile_policy(
     written: list[FileRule | NetRule | SocketRule] = [*files, *network, *sockets, *own]
     ids = {rule: number for number, rule in enumerate(written, 1)}
 
-    places = Places(links, variables, files)
+    places = Places(links, variables, files, trusted=trusted)
     excepted = _excepted(profile.exceptions, places, variables)
     shipped = {number for rule, number in ids.items() if rule.origin.file.startswith("builtin:")}
     found = (path for rule in (*files, *own) for path in places.paths(rule, ids[rule]))
@@ -127,6 +134,7 @@ def extend_policy(
     network: Sequence[NetRule] = (),
     sockets: Sequence[SocketRule] = (),
     resolve: ReadLink = read_link,
+    trusted: Trusted = _always,
 ) -> Policy:
     """A policy that is in force, with more rules.
 
@@ -147,7 +155,7 @@ def extend_policy(
     new = [rule for rule in dict.fromkeys(given) if rule.origin not in known]
     known.update({rule.origin: number for number, rule in enumerate(new, len(policy.rules))})
     ids = {rule: known[rule.origin] for rule in given}
-    places = Places(links, variables, files, policy.paths)
+    places = Places(links, variables, files, policy.paths, trusted)
     paths = {*policy.paths, *(path for rule in files for path in places.paths(rule, ids[rule]))}
     entries = {*policy.sockets, *(entry for rule in sockets for entry in places.sockets(rule, ids[rule]))}
     ordered = tuple(sorted(paths, key=_path_key))

@@ -5,7 +5,7 @@ Pure: sees the file system only through `links.Links`. The rules about symlinks 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access, Effect
@@ -25,11 +25,14 @@ class Places:
         variables: Mapping[str, str],
         files: Sequence[FileRule],
         before: Sequence[PathRule] = (),
+        trusted: Callable[[str], bool] = lambda _place: True,
     ) -> None:
         """
         Args:
             before: rules that hold besides, in absolute form already.
+            trusted: whether the symlink at a place may lead a rule that opens something elsewhere, by what the caller knows.
         """
+        self._trusted = trusted
         self._links = links
         self._variables = variables
         self._writable = Automaton.build([])
@@ -72,7 +75,7 @@ class Places:
     def _is_safe(self, place: str) -> bool:
         """The agent cannot have planted a symlink at this place."""
         automaton = self._writable
-        return Access.WRITE not in automaton.decision(automaton.walk(place)).allowed
+        return Access.WRITE not in automaton.decision(automaton.walk(place)).allowed and self._trusted(place)
 
 
 def _may_write(rule: FileRule | PathRule) -> bool:

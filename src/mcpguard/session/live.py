@@ -27,6 +27,7 @@ from mcpguard.session import network
 from mcpguard.session.approve import Outcome, Scope
 from mcpguard.session.coverage import TIER_NAMES, Offer
 from mcpguard.session.hooks import Hooks
+from mcpguard.session.planted import Trust
 from mcpguard.session.recording import Recording
 from mcpguard.session.sockets import LaterSockets
 from mcpguard.session.wide import opened
@@ -62,6 +63,7 @@ class Live:
         later: LaterSockets | None,
     ) -> None:
         self._policy = policy
+        self._trusted = Trust(policy.user.home, set())
         self._offer = offer
         self._broker = broker
         self._names = names
@@ -118,7 +120,7 @@ class Live:
             return f"in tier {TIER_NAMES[self._offer.tier]} what files may be opened is fixed when the session begins"
         if rule.pattern.startswith("@") and landlock.abi() >= _SCOPED_ABI:
             return _ABSTRACT
-        extended = extend_policy(self._policy, sockets=[rule])
+        extended = extend_policy(self._policy, sockets=[rule], trusted=self._trusted)
         if not network.unix_rows(entry for entry in extended.sockets if entry not in self._policy.sockets):
             return "" if rule.own or extended.sockets == self._policy.sockets else _NO_ROW
         hidden = self._later.hidden() if self._later else []
@@ -133,6 +135,7 @@ class Live:
                 files=[rule for rule in rules if isinstance(rule, FileRule)],
                 network=[rule for rule in rules if isinstance(rule, NetRule)],
                 sockets=[rule for rule in rules if isinstance(rule, SocketRule)],
+                trusted=self._trusted,
             )
         )
         for rule in rules:

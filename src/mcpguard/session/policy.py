@@ -6,6 +6,7 @@ no kept policy fits (`policy_cache`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import sys
@@ -26,6 +27,7 @@ from mcpguard.session.existing import search
 from mcpguard.session.git_hooks import hook_rules, hooks_folder
 
 COMMAND_LINE = "command line"
+_UNTRUSTED = "the link {0} was made while a guarded session ran, so no rule follows it; if it is yours: touch -h {1}"
 PRIVILEGED_COPY = "/usr/local/lib/mcpguard"
 # fmt: off
 _SYSTEM_DIRECTORIES = frozenset((
@@ -68,11 +70,16 @@ def load_policy(
     directory = store.state_directory() / "policies"
     if kept and (found := policy_cache.load(directory, kept)):
         return found
+    import shlex
+
+    from mcpguard.events.format import printable
     from mcpguard.profile.load import load
 
     asked = policy_cache.Asked()
     loaded = load(profile, workspace=place)
     policy = compile_for(loaded, place, audit=audit, read=read, write=write, net=net, asked=asked)
+    for link in sorted(asked.untrusted):
+        sys.stderr.write(f"mcpguard: {printable(_UNTRUSTED.format(link, shlex.quote(link)))}\n")
     if kept:
         policy_cache.save(directory, kept, policy, asked)
     return policy
@@ -107,6 +114,7 @@ def compile_for(
         PolicyError: beginning with the place of the rule where one is at fault.
     """
     from mcpguard.policy.compile import compile_policy
+    from mcpguard.session.planted import Trust
     from mcpguard.session.worktree import worktree_rules
 
     noted = asked or policy_cache.Asked()
@@ -115,11 +123,13 @@ def compile_for(
         noted.links[path] = policy_cache.read_link(path)
         return noted.links[path]
 
+    user = current_user()
+    trusted = Trust(user.home, noted.untrusted)
+
     def find(base: str, rest: str) -> Found:
         noted.found[base, rest] = search(base, rest)
         return noted.found[base, rest]
 
-    user = current_user()
     return compile_policy(
         profile,
         user=user,
@@ -128,6 +138,7 @@ def compile_for(
         own_paths=own_paths(),
         own_hidden=own_hidden(),
         resolve=look,
+        trusted=trusted,
         find=find,
         audit=audit,
         extra_files=[
@@ -272,7 +283,15 @@ def own_paths() -> tuple[str, ...]:
     environment = [Path(sys.prefix)] if sys.prefix != sys.base_prefix else []
     ours = (libraries, *environment, store.config_directory(), store.state_directory(), Path(PRIVILEGED_COPY))
     tree = (Path("/sys/fs/cgroup"), Path(cgroup.unified_mount() or "/sys/fs/cgroup"), Path(pins.ROOT))
-    return tuple(sorted({str(path.resolve()) for path in (*ours, *tree)}))
+    return tuple(sorted({*(str(path.resolve()) for path in (*ours, *tree)), *_linked_profiles()}))
+
+
+def _linked_profiles() -> Iterator[str]:
+    """Where the user's profiles really are: whoever keeps them in a project (dotfiles) lets agents work there, too."""
+    with contextlib.suppress(OSError), os.scandir(store.user_directory()) as entries:
+        for entry in entries:
+            if entry.is_symlink() and entry.name.endswith(store.SUFFIX):
+                yield os.path.realpath(entry.path)
 
 
 def own_hidden() -> tuple[str, ...]:

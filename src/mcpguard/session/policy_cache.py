@@ -43,10 +43,12 @@ class Asked:
     Attributes:
         links: path -> where a symlink there leads; None where there is none.
         found: (base, rest) -> what was found, see `existing.search`.
+        untrusted: symlinks that were not followed, because a guarded session may have made them.
     """
 
     links: dict[str, str | None] = field(default_factory=dict)
     found: dict[tuple[str, str], Found] = field(default_factory=dict)
+    untrusted: set[str] = field(default_factory=set)
 
 
 def key(parts: Sequence[object], directories: Sequence[Path]) -> str:
@@ -94,7 +96,9 @@ def _found(kept: list[Any]) -> Found:
 
 
 def save(directory: Path, name: str, policy: Policy, asked: Asked) -> None:
-    """Keep a policy. A failure is none: the next launch compiles again."""
+    """Keep a policy. A failure is none: the next launch compiles again, as it must where a symlink was not trusted."""
+    if asked.untrusted:
+        return
     made = directory / f".{name}.{os.getpid()}"
     with contextlib.suppress(OSError):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
