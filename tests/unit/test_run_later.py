@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
 from mcpguard.session import run_later as module
 from mcpguard.session.run_later import Later, point_of, run_later
-from mcpguard.session.run_later_now import ELSEWHERE, GONE, now, read_plain
+from mcpguard.session.run_later_now import ELSEWHERE, GONE, LONG, UNREADABLE, now, read_plain, scripts_since
 
 
 @pytest.fixture
@@ -221,6 +223,72 @@ def test_a_repository_tells_its_hooks_and_settings(tmp_path: Path) -> None:
     put(tmp_path / "r/.git/config", GIT)
     told = look("repository", tmp_path / "r")
     assert "hooks pre-push" in told and "fsmonitor" in told
+
+
+@pytest.mark.parametrize("end", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\\\n"])
+def test_no_comment_hides_a_setting_that_git_obeys(end: str, tmp_path: Path) -> None:
+    """The fsmonitor below is what a `git status` would run."""
+    subprocess.run(["git", "init", "-q", str(tmp_path / "r")], check=True)
+    config = tmp_path / "r/.git/config"
+    hidden = "" if end == "\\\n" else "[foo]"
+    put(config, f"[core]\n\t# {end}{hidden}\n\tfsmonitor = echo >ran\n".replace("\\\n\n", "\\\n"))
+    command = ["git", "config", "--file", str(config), "--get", "core.fsmonitor"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "echo >ran\n"
+    assert "core.fsmonitor = echo >ran" in look("repository", tmp_path / "r")
+
+
+NOTHING = "no hook, and no setting"
+
+
+def test_settings_that_come_from_further_files_are_told(tmp_path: Path) -> None:
+    """Each of these gives git a setting that `.git/config` does not have: the real git says so."""
+    repository = tmp_path / "r"
+    subprocess.run(["git", "init", "-q", str(repository)], check=True)
+    shutil.rmtree(repository / ".git/hooks")
+    plain = (repository / ".git/config").read_text()
+    assert NOTHING in look("repository", repository)
+
+    def asked() -> str:
+        command = ["git", "-C", str(repository), "config", "--get", "core.fsmonitor"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+    for include in ("[include]\n\tpath = x\n", f'[includeIf "gitdir:{repository}/"]\n\tpath = x\n'):
+        put(repository / ".git/x", "[core]\n\tfsmonitor = ./evil\n")
+        put(repository / ".git/config", plain + include)
+        told = look("repository", repository)
+        assert asked() == "./evil\n" and "path = x; more settings come from what it includes" in told
+        assert "more settings" in look("git-settings", repository / ".git/config")
+    put(repository / ".git/config", "[extensions]\n\tworktreeConfig\n" + plain.replace("= 0", "= 1"))
+    put(repository / ".git/config.worktree", "[core]\n\tfsmonitor = ./evil\n")
+    told = look("repository", repository)
+    assert asked() == "./evil\n" and "config.worktree; look there" in told and "core.fsmonitor = ./evil" in told
+    assert "config.worktree" in look("git-settings", repository / ".git/config")
+    (repository / ".git/config.worktree").unlink()
+    put(repository / ".git/config", plain)
+    shutil.copytree(repository / ".git", repository / ".git/y")
+    put(repository / ".git/y/config", f"{plain}\tfsmonitor = ./evil\n")
+    put(repository / ".git/commondir", "y\n")
+    told = look("repository", repository)
+    assert asked() == "./evil\n" and "look there: commondir y" in told and NOTHING not in told
+    (repository / ".git/commondir").unlink()
+    (repository / ".git/commondir").symlink_to("y/HEAD")
+    assert "commondir leads git" in look("repository", repository)
+
+
+def test_what_is_longer_than_what_is_looked_at_is_said(tmp_path: Path) -> None:
+    put(tmp_path / "r/.git/config", "#" * (1 << 20) + "\n[core]\n\tfsmonitor = ./evil\n")
+    assert look("repository", tmp_path / "r") == LONG
+    assert look("git-settings", tmp_path / "r/.git/config") == LONG
+    assert look("python", put(tmp_path / "x.pth", "#" * (1 << 20) + "\nimport x\n")).endswith(LONG)
+
+
+def test_a_byte_order_mark_hides_nothing(tmp_path: Path) -> None:
+    assert (
+        look("package-scripts", put(tmp_path / "package.json", '\ufeff{"scripts": {"test": "evil"}}')) == "test: evil"
+    )
+    assert scripts_since(str(tmp_path / "package.json"), b"{}") == "since the last commit: test: evil"
+    assert look("python", put(tmp_path / "x.pth", "\ufeffimport evil\n")) == "runs import evil"
+    assert scripts_since(str(put(tmp_path / "p.json", "{ not json")), b"{}") == UNREADABLE
 
 
 @pytest.mark.parametrize(
