@@ -19,6 +19,7 @@ from mcpguard.model.event import Kind
 from mcpguard.session import run_later as module
 from mcpguard.session.run_later import Later, point_of, run_later
 from mcpguard.session.run_later_now import ELSEWHERE, GONE, LONG, UNREADABLE, now, read_plain, scripts_since
+from mcpguard.session.summary import render, summarise
 
 
 @pytest.fixture
@@ -140,6 +141,56 @@ def test_whoever_renames_without_end_is_told_of_and_not_followed(
         recorded.wrote("create", f"/ws/x/{number}")
     recorded.wrote("rename", "/ws/x", "/ws/.vscode")
     assert found(recorded)["/ws"] == "not-followed"
+
+
+def test_a_cache_of_programs_is_one_line_however_much_was_installed_in_it(recorded: Recorded, tmp_path: Path) -> None:
+    cache = f"{tmp_path}/.cache/uv"
+    recorded.wrote("mkdir", f"{cache}/.tmpx")
+    for number in range(20):
+        recorded.wrote("create", f"{cache}/.tmpx/site-packages/{number}.pth")
+    recorded.wrote("rename", f"{cache}/.tmpx", f"{cache}/archive-v0/x")
+    recorded.wrote("symlink", f"{cache}/environments-v2/python/tool")
+    recorded.wrote("create", f"{cache}/wheels-v5/x.msgpack")
+    (one,) = run_later(recorded.store, recorded.id)
+    assert (one.path, one.kind, one.unasked, one.changed) == (cache, "cached-program", False, ())
+    assert one.programs == ("tool",) and one.times == 22
+    assert now(one) == "what was there before was not changed"
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        [("open", "repox/env/bin/hook", None)],
+        [("create", "repox/env/bin/hook", None)],
+        [("mkdir", "repox/env/new", None), ("create", "repox/env/new/hook", None)],
+        [("rmdir", "repox", None), ("mkdir", "repox", None), ("create", "repox/hook", None)],
+        [("rename", "repox", "y"), ("mkdir", "repox", None), ("create", "repox/hook", None)],
+        [("rename", "y", "repox"), ("create", "repox/hook", None)],
+        [("mkdir", "y", None), ("exchange", "y", "repox"), ("create", "repox/hook", None)],
+        [("rename", "", "../y"), ("mkdir", "", None), ("mkdir", "repox", None), ("create", "repox/hook", None)],
+    ],
+)
+def test_a_program_of_a_cache_that_may_have_been_there_before_is_named(
+    recorded: Recorded, tmp_path: Path, acts: list[tuple[str, str, str | None]]
+) -> None:
+    cache = tmp_path / ".cache/pre-commit"
+    for op, path, target in acts:
+        recorded.wrote(op, os.path.normpath(cache / path), os.path.normpath(cache / target) if target else None)
+    (one,) = run_later(recorded.store, recorded.id)
+    assert (one.path, one.kind, one.unasked) == (str(cache), "cached-program", True)
+    assert acts[-1][1] in one.changed and acts[-1][1] in now(one)
+    assert "~/.cache/pre-commit" in "\n".join(render(summarise(recorded.store, recorded.id), str(tmp_path)))
+
+
+def test_what_python_compiles_when_it_runs_an_installed_program_is_no_change_of_it(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    folder = f"{tmp_path}/.npm/_npx/x/__pycache__"
+    recorded.wrote("mkdir", folder)
+    recorded.wrote("rename", f"{folder}/a.pyc.1", f"{folder}/a.pyc")
+    (one,) = run_later(recorded.store, recorded.id)
+    assert (one.unasked, one.changed) == (False, ())
+    assert "_npx" not in "\n".join(render(summarise(recorded.store, recorded.id), str(tmp_path)))
 
 
 def test_what_was_not_stopped_comes_first_with_the_reason_of_its_rule(recorded: Recorded) -> None:

@@ -19,6 +19,7 @@ from mcpguard.events.format import printable
 from mcpguard.session.git_settings import is_true, settings, value_of
 from mcpguard.session.run_later import (
     AGENT_HOOKS,
+    CACHED,
     EDITORS,
     HOOKS,
     PACKAGES,
@@ -35,6 +36,7 @@ _WIDTH = 100
 GONE = "no longer there"
 ELSEWHERE = "a symlink leads elsewhere; not looked at"
 LONG = "longer than what was looked at; look for yourself"
+_ONLY_NEW = "what was there before was not changed"
 UNREADABLE = "it could not be read as JSON; look for yourself"
 # Settings of git whose value is a program, a script, or more settings.
 _RUNS = re.compile(
@@ -53,6 +55,8 @@ _SERVERS = ("mcpServers", "mcp_servers", "servers", "context_servers", "mcp", "a
 
 def now(later: Later) -> str:
     """One line about it; empty where nothing more is to be said."""
+    if later.kind == CACHED:
+        return f"changed of what was there before: {_named(later.changed)}" if later.changed else _ONLY_NEW
     if later.kind == REPOSITORY.kind:
         return _repository(later.path)
     text = read_plain(later.path)
