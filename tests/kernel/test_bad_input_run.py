@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,3 +202,25 @@ def test_a_folder_with_braces_in_its_name_stops_no_launch_and_its_hooks_stay(box
     told = [event for event in box.events() if event.get("path") == str(hook) and event["verdict"] == "deny"]
     assert told and ".git/hooks" in told[0]["rule"]["text"], told
     assert subprocess.run(["sh", "-c", f"echo x >> '{hook}'"], check=False).returncode == 0, "the control, unguarded"
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a*", "a?", "{tmp}", "[{]"])
+def test_a_workspace_whose_name_means_something_in_a_pattern_is_that_one(box: Sandbox, name: str) -> None:
+    """It runs, and no folder beside it is opened: neither for files nor for the sockets that others serve there."""
+    project, beside = box.world.root / name, box.world.root / "ab"
+    for folder in (project, beside):
+        folder.mkdir(exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    served = beside / "s.sock"
+    served.unlink(missing_ok=True)
+    with listener:
+        listener.bind(str(served))
+        listener.listen()
+        ask = f"import socket; socket.socket(socket.AF_UNIX).connect({str(served)!r}); print('connected')"
+        script = f"echo x > '{project}/new' && echo written; echo x > '{beside}/new' || echo refused"
+        words = ["run", "-p", "plain", "-w", str(project), "--", "sh", "-c", f'{script}; "$@"', "sh", SYSTEM_PYTHON]
+        finished = box.mcpguard(*words, "-c", ask)
+        assert finished.out.split() == ["written", "refused"], finished
+        assert any(event["kind"] == "unix" for event in box.denials())
+        assert box.control([SYSTEM_PYTHON, "-c", ask]).out.split() == ["connected"]
+    assert not (beside / "new").exists()
