@@ -182,6 +182,25 @@ def test_a_program_of_a_cache_that_may_have_been_there_before_is_named(
     assert "~/.cache/pre-commit" in "\n".join(render(summarise(recorded.store, recorded.id), str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    "after",
+    [("rmdir", ".cache/pre-commit/t/y", None), ("rename", ".cache/pre-commit/t", "z"), ("mkdir", "", None), None],
+)
+def test_a_move_that_the_kernel_may_have_refused_makes_nothing_new(
+    recorded: Recorded, tmp_path: Path, after: tuple[str, str, str | None] | None
+) -> None:
+    cache = tmp_path / ".cache/pre-commit"
+    for op, path, target in (("mkdir", "t", None), ("mkdir", "t/y", None), ("rename", "t/y", "repox")):
+        recorded.wrote(op, str(cache / path), str(cache / target) if target else None)
+    if after and after[1]:
+        recorded.wrote(after[0], str(tmp_path / after[1]), str(tmp_path / after[2]) if after[2] else None)
+    elif after:
+        (cache / "t/y").mkdir(parents=True)
+    recorded.wrote("create", str(cache / "repox/hook"))
+    (one,) = run_later(recorded.store, recorded.id)
+    assert ("repox/hook" in one.changed) is (after is not None)
+
+
 def test_what_is_written_by_running_an_installed_program_is_no_change_of_it(recorded: Recorded, tmp_path: Path) -> None:
     folder = f"{tmp_path}/.npm/_npx/x/__pycache__"
     recorded.wrote("mkdir", folder)

@@ -5,8 +5,10 @@ Honest runs of these tools fill them, so what is new is only listed; what was th
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from mcpguard.events import totals
 from mcpguard.events.store import Store
@@ -78,14 +80,27 @@ def _is_new(unit: str, cache: str, beginnings: dict[str, bool]) -> bool:
 
 def _beginnings(store: Store, session: str) -> dict[str, bool]:
     """By path, whether the first thing that the session did to a name there was to make it, and not to take it away."""
+    rows = totals.made_and_moved(store, session)
+    last = {name: at for at, (_, path, target) in enumerate(rows) for name in (path, target) if name is not None}
+    moved = {path: at for at, (op, path, _) in enumerate(rows) if op in ("rename", "exchange")}
     found: dict[str, bool] = {}
-    for op, path, target in totals.made_and_moved(store, session):
-        if op in ("rename", "exchange", "link") and target is not None:
-            # A name that something was moved to may have been there before, unless that is a folder of the session's own.
-            found.setdefault(target, op == "link" or (op == "rename" and found.get(path, False)))
+    for at, (op, path, target) in enumerate(rows):
+        if target is not None:
+            # A name that something was moved to may have been there before, unless that was made here and did move.
+            made = op == "rename" and found.get(path, False) and _is_gone(path, at, last, moved)
+            found.setdefault(target, made or op == "link")
         if op != "link":
             found.setdefault(path, op in ("mkdir", "create", "symlink", "mknod"))
     return found
+
+
+def _is_gone(path: str, at: int, last: dict[str, int], moved: dict[str, int]) -> bool:
+    """Whether a rename can have succeeded: tiers 1 and 2 record it before the kernel finds a folder with files in its way.
+
+    Its old name is not used again then, by itself or with a folder above it, and is not there now.
+    """
+    above = (str(folder) for folder in Path(path).parents)
+    return last[path] == at and all(moved.get(folder, -1) < at for folder in above) and not os.path.lexists(path)
 
 
 def _all(words: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
