@@ -10,17 +10,18 @@ import contextlib
 import os
 import pwd
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mcpguard
-from mcpguard.errors import McpguardError, PolicyError, UsageError
+from mcpguard.errors import McpguardError, PolicyError, ProfileError, UsageError
 from mcpguard.kernel import cgroup, pins
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import Policy, User
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin
+from mcpguard.model.values import replace
 from mcpguard.profile import store
 from mcpguard.session import policy_cache
 from mcpguard.session.existing import search
@@ -130,7 +131,7 @@ def compile_for(
         noted.found[base, rest] = search(base, rest)
         return noted.found[base, rest]
 
-    return compile_policy(
+    policy = compile_policy(
         profile,
         user=user,
         workspace=workspace,
@@ -150,6 +151,24 @@ def compile_for(
         ],
         extra_network=[_net_rule(target) for target in net],
     )
+    return _with_mcp(policy, profile)
+
+
+def _with_mcp(policy: Policy, profile: Profile) -> Policy:
+    """The policy with what the profile says of MCP; that is not for the kernel, so its compiler is not the same."""
+    from mcpguard.model.mcp import McpRules
+
+    if profile.mcp == McpRules():
+        return policy
+    import json
+    from hashlib import sha256
+
+    from mcpguard.mcp.policy import compile_rules, dump
+
+    variables = {"home": policy.user.home, "workspace": policy.workspace, "tmp": policy.tmp}
+    mcp = json.dumps(dump(compile_rules(profile.mcp, variables)), sort_keys=True)
+    digest = sha256(f"{policy.digest} {mcp}".encode("utf-8", "surrogatepass")).hexdigest()
+    return replace(policy, mcp=mcp, digest=digest)
 
 
 def trial(profile: Profile) -> list[McpguardError]:
@@ -184,7 +203,21 @@ def rule_errors(profile: Profile) -> list[McpguardError]:
             parse_rule(rule, 1)
         except PolicyError as bad:
             found.append(bad)
+    found.extend(_mcp_errors(profile, variables))
     return found
+
+
+def _mcp_errors(profile: Profile, variables: Mapping[str, str]) -> Iterator[McpguardError]:
+    from mcpguard.mcp.policy import compile_rules
+    from mcpguard.model.mcp import McpRules
+
+    mcp = profile.mcp
+    every = [*mcp.rules, *(rule for _class, rule in mcp.classes), *mcp.untrusted]
+    for rule in every:
+        try:
+            compile_rules(McpRules(rules=(rule,)), variables)
+        except ProfileError as bad:
+            yield bad
 
 
 def wide_writes(profile: Profile) -> list[FileRule]:
