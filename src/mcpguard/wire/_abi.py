@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 4
+ABI_VERSION: Final = 5
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -23,6 +23,7 @@ MG_SESSIONS_LIMIT: Final = 256
 MG_POLICIES_LIMIT: Final = 1024
 MG_FACTORS_LIMIT: Final = 8
 MG_NAMES_LIMIT: Final = 4
+MG_LEARNED_LIMIT: Final = 8
 MG_BRANCH_BYTES: Final = 32
 
 MG_RECORD_FORK: Final = 1
@@ -75,6 +76,7 @@ MG_DETAIL_RECEIVED: Final = 12
 MG_DETAIL_MAPPED: Final = 13
 MG_DETAIL_NAMES: Final = 14
 MG_DETAIL_OUTSIDER: Final = 15
+MG_DETAIL_EXPIRED: Final = 16
 
 MG_UNIX_EXACT: Final = 0
 MG_UNIX_SUBTREE: Final = 1
@@ -175,11 +177,11 @@ MG_UNIX: Final = struct.Struct("=48sQQIBBBB108sI")
 # abi_version reserved
 MG_CONFIG: Final = struct.Struct("=II")
 
-# slot flags files sockets
-MG_SESSION: Final = struct.Struct("=IIII")
+# slot flags files sockets resolver reserved
+MG_SESSION: Final = struct.Struct("=IIIIII")
 
 # session id
-MG_LEAF: Final = struct.Struct("=16sQ")
+MG_LEAF: Final = struct.Struct("=24sQ")
 
 # words
 MG_LINE: Final = struct.Struct("=16s")
@@ -213,6 +215,18 @@ MG_PORT_RULE: Final = struct.Struct("=IHHBB2s")
 
 # count rules
 MG_PORT_RULES: Final = struct.Struct("=I384s")
+
+# expires_ns rule low high protocols reserved
+MG_LEARNED_RULE: Final = struct.Struct("=QIHHB7s")
+
+# count reserved rules
+MG_LEARNED: Final = struct.Struct("=II192s")
+
+# port protocol
+MG_QUESTION_KEY: Final = struct.Struct("=HH")
+
+# pid tid ppid comm server
+MG_QUESTION: Final = struct.Struct("=III16s16s")
 
 # bytes length type
 MG_NAME: Final = struct.Struct("=112sII")
