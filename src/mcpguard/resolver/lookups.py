@@ -1,0 +1,127 @@
+"""Answers for allowed names: each asked for once at a time, and kept as long as it says."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+import dns.rrset
+
+from mcpguard.model.values import dataclass
+from mcpguard.resolver import upstream
+from mcpguard.resolver.table import LONGEST_S
+
+# Names that one answer may lead through.
+_LONGEST_CHAIN = 12
+_MOST_KEPT = 1000
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the servers said.
+
+    Attributes:
+        answer: the records that belong to the question, aliases first.
+        authority: what proves that there is nothing, for whoever keeps that in mind.
+        ends: monotonic time in seconds when it must not be used any more.
+    """
+
+    rcode: dns.rcode.Rcode
+    answer: tuple[dns.rrset.RRset, ...]
+    authority: tuple[dns.rrset.RRset, ...]
+    authentic: bool
+    ends: float
+
+
+_Key = tuple[str, int, bool, tuple[str, ...]]
+
+
+class Lookups:
+    """Questions under way and answers kept."""
+
+    def __init__(self) -> None:
+        self._kept: dict[_Key, Found] = {}
+        self._running: dict[_Key, asyncio.Task[Found]] = {}
+        self._room = asyncio.Semaphore(_AT_ONCE)
+
+    async def find(self, name: str, asked: dns.rdatatype.RdataType, servers: Sequence[str], *, secure: bool) -> Found:
+        """Raises upstream.Unanswered."""
+        key = (name, int(asked), secure, tuple(servers))
+        kept = self._kept.get(key)
+        if kept is not None and kept.ends > time.monotonic():
+            return kept
+        running = self._running.get(key)
+        if running is None:
+            running = asyncio.create_task(self._look_up(dns.name.from_text(name), asked, servers, secure))
+            self._running[key] = running
+            running.add_done_callback(lambda done: self._finish(key, done))
+        return await asyncio.shield(running)
+
+    def _finish(self, key: _Key, done: asyncio.Task[Found]) -> None:
+        del self._running[key]
+        if done.cancelled() or done.exception() is not None:
+            return
+        found = done.result()
+        self._kept.pop(key, None)
+        if found.answer and found.ends > time.monotonic():
+            while len(self._kept) >= _MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = found
+
+    async def _look_up(
+        self, name: dns.name.Name, asked: dns.rdatatype.RdataType, servers: Sequence[str], secure: bool
+    ) -> Found:
+        chain: list[dns.rrset.RRset] = []
+        while True:
+            async with self._room:
+                response = await upstream.ask(servers, name, asked, secure=secure)
+            name = _follow(response, name, asked, chain)
+            ended = response.rcode() != dns.rcode.NOERROR or _proves_nothing(response) or not chain
+            if ended or chain[-1].rdtype != dns.rdatatype.CNAME or asked == dns.rdatatype.CNAME:
+                break
+            if len(chain) > _LONGEST_CHAIN:
+                raise upstream.Unanswered("its aliases lead nowhere")
+        authority = [one for one in response.authority if one.rdtype == dns.rdatatype.SOA]
+        ttl = min((one.ttl for one in chain), default=0)
+        return Found(
+            response.rcode(),
+            tuple(chain),
+            tuple(authority),
+            bool(response.flags & dns.flags.AD),
+            time.monotonic() + min(ttl, LONGEST_S),
+        )
+
+
+def _proves_nothing(response: dns.message.Message) -> bool:
+    return any(one.rdtype == dns.rdatatype.SOA for one in response.authority)
+
+
+def _follow(
+    response: dns.message.Message,
+    name: dns.name.Name,
+    asked: dns.rdatatype.RdataType,
+    chain: list[dns.rrset.RRset],
+) -> dns.name.Name:
+    """Add the records of a response that belong to the question; where the aliases end. Whatever else it holds is not ours."""
+    by_name = {(one.name, one.rdtype): one for one in response.answer if one.rdclass == dns.rdataclass.IN}
+    signatures = [one for one in response.answer if one.rdtype == dns.rdatatype.RRSIG]
+    for _ in range(_LONGEST_CHAIN):
+        wanted = by_name.get((name, asked))
+        alias = by_name.get((name, dns.rdatatype.CNAME))
+        found = wanted or alias
+        if found is None:
+            break
+        chain += [one for one in signatures if one.name == name and one.covers == found.rdtype]
+        chain.append(found)
+        if wanted is not None or alias is None:
+            break
+        name = alias[0].target
+    return name

@@ -1,0 +1,214 @@
+"""The resolver of a session, as the supervising process keeps it: its sockets, its rules, and that there is always one.
+
+The sockets are ours and bound before anything is guarded, so questions wait in them while no resolver runs, and nobody else can
+take their port. A resolver that ends is started again with the same sockets; meanwhile names do not resolve and nothing opens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Mapping
+
+from mcpguard.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from mcpguard.model.policy import Policy
+
+_TRIES = 50
+_BACKLOG = 64
+_BATCH = 1000
+# A resolver that ends at once is started more and more seldom.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+_ROOM_BYTES = 1 << 20
+_ADOPT_S = 5.0
+
+
+def _bind() -> list[socket.socket]:
+    """Datagram and stream sockets on 127.0.0.1 and, where there is IPv6, on ::1, all with one port that the kernel chose."""
+    for _ in range(_TRIES):
+        bound: list[socket.socket] = []
+        try:
+            port = 0
+            for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+                for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                    if family == socket.AF_INET6 and not _has_ipv6():
+                        continue
+                    one = socket.socket(family, kind)
+                    bound.append(one)
+                    one.bind((host, port))
+                    port = port or int(one.getsockname()[1])
+                    if kind == socket.SOCK_STREAM:
+                        one.listen(_BACKLOG)
+            return bound
+        except OSError:
+            for one in bound:
+                one.close()
+    raise HostError(
+        "names could not be guarded, so nothing was started",
+        why="no port was free on 127.0.0.1 and ::1 at once",
+        do="end programs that hold ports, and try again",
+        code="run.no-resolver-port",
+    )
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one:
+            one.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def rules_to_json(policy: Policy) -> dict[str, Any]:
+    """What the resolver must know of a policy."""
+    return {
+        "names": [
+            [entry.pattern, entry.port_low, entry.port_high, entry.protocols, entry.effect.value, entry.rule]
+            for entry in policy.names
+        ],
+        "connect": [
+            [
+                *(entry.address.hex(), entry.prefix, entry.port_low, entry.port_high, entry.protocols),
+                *(entry.effect.value, entry.rule),
+            ]
+            for entry in policy.connect
+        ],
+        "audit": policy.audit,
+    }
+
+
+class Feed:
+    """What the resolver tells of each question, to be read like a ring."""
+
+    def __init__(self, line: socket.socket) -> None:
+        self._line = line
+
+    def fileno(self) -> int:
+        return self._line.fileno()
+
+    def drain(self) -> list[bytes]:
+        """Lines that are there now, oldest first; at most a thousand."""
+        found: list[bytes] = []
+        with contextlib.suppress(BlockingIOError):
+            while len(found) < _BATCH:
+                found.append(self._line.recv(1 << 16))
+        return found
+
+    def unread(self) -> int:
+        """Whether there is more: the kernel tells the bytes of the next line only."""
+        size = fcntl.ioctl(self._line, termios.FIONREAD, bytes(4))
+        return int(struct.unpack("=I", size)[0] > 0)
+
+
+def _write(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
+    if process.stdin is not None:
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
+
+
+class Resolver:
+    """One session's resolver.
+
+    Attributes:
+        port: where the sockets are bound.
+        feed: what it tells of each question.
+    """
+
+    def __init__(self) -> None:
+        """Raises HostError: there is no port for it."""
+        self._sockets = _bind()
+        self.port = int(self._sockets[0].getsockname()[1])
+        ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self._theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM_BYTES)
+        self._ours = ours
+        self.feed = Feed(ours)
+        self._facts: dict[str, Any] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    def start(self, policy: Policy, descriptors: Mapping[str, int]) -> None:
+        """Have it answer from now on, in a process of its own, until `close`.
+
+        Args:
+            descriptors: what the broker handed over; `mg_names` and `mg_questions` are copied.
+        """
+        self._facts = {
+            "sockets": [one.fileno() for one in self._sockets],
+            "record": self._theirs.fileno(),
+            "names_map": os.dup(descriptors["mg_names"]),
+            "questions_map": os.dup(descriptors["mg_questions"]),
+            **rules_to_json(policy),
+        }
+        self._keeper = threading.Thread(target=self._keep, name="resolver", daemon=True)
+        self._keeper.start()
+
+    def _keep(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while not self._stop.is_set():
+            process = self._spawn()
+            if process is not None:
+                process.wait()
+            if self._stop.wait(pause_s):
+                return
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _spawn(self) -> subprocess.Popen[bytes] | None:
+        facts = self._facts
+        handed = [*facts["sockets"], facts["record"], facts["names_map"], facts["questions_map"]]
+        with self._lock, contextlib.suppress(OSError):
+            if self._stop.is_set():
+                return None
+            # A session of its own: what the terminal sends is for the agent.
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "mcpguard.resolver"],
+                cwd="/",
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=handed,
+                start_new_session=True,
+            )
+            self._process = process
+            _write(process, facts)
+            return process
+        return None
+
+    def adopt(self, policy: Policy) -> None:
+        """Answer by another policy; when this returns it is answered by, or by the next resolver where none runs now."""
+        with self._lock:
+            self._facts |= rules_to_json(policy)
+            process = self._process
+            if process is None or process.stdout is None:
+                return
+            with contextlib.suppress(OSError):
+                _write(process, rules_to_json(policy))
+                if select.select([process.stdout], (), (), _ADOPT_S)[0]:
+                    os.read(process.stdout.fileno(), 1)
+
+    def close(self) -> None:
+        """End it. What it told and nobody has read yet stays in `feed`."""
+        with self._lock:
+            self._stop.set()
+            if self._process is not None:
+                self._process.kill()
+        if self._keeper is not None:
+            self._keeper.join()
+        for one in self._sockets:
+            one.close()
