@@ -1,10 +1,12 @@
 """What guarding costs a single act, beside bare and Landlock, by depth and number of rules.
 
-One process measures all acts in small rounds, in turns over the arms, so that a slow moment of the host hits all of them. Arms:
-bare; unguarded while a session lives; Landlock with as many grants as the profile has rules; mcpguard in every tier that the
-host gives. Prints medians and ratios to bare, and writes them as JSON; judges nothing.
+Each arm is one process that measures all acts in small rounds, in turns over the arms: a slow moment of the host hits all of
+them. Without a session: bare, and Landlock with as many grants as the profile has rules. While sessions live that do nothing:
+unguarded. In sessions, with all that writing the record costs beside them: every tier that the host gives. These kinds take
+turns in blocks, with new sessions in each. Prints medians, and ratios to bare of the medians and of the calmest rounds, and
+writes them with the quartiles as JSON; judges nothing. Other sessions on the host make bare slower, too.
 
-usage: benchmarks/acts.py [--rounds 15] [--rules 10 1000] [--depths 5 9 30] [--json FILE]
+usage: benchmarks/acts.py [--blocks 4] [--rounds 5] [--rules 10 1000 10000] [--depths 5 9 30] [--json FILE]
 Needs root. In a guest (tiers 1 and 2): tests/vm/lane.py run --kernel 6.12 -- .venv/bin/python benchmarks/acts.py
 """
 
@@ -159,7 +161,12 @@ def mcpguard() -> list[str]:
     return [sys.executable, "-P", "-m", "mcpguard"]
 
 
-def measure(rules: int, depths: list[int], rounds: int, folder: Path, tiers: list[int]) -> list[dict[str, Any]]:
+Seen = dict[tuple[int, str, str], list[float]]
+
+
+def measure(
+    rules: int, depths: list[int], blocks: int, rounds: int, folder: Path, tiers: list[int]
+) -> list[dict[str, Any]]:
     work = folder / "work"
     environment = {"MCPGUARD_HOME": str(folder / "home"), "PYTHONPATH": str(REPOSITORY / "src")}
     actor = ["/usr/bin/python3", "-I", "-S", str(folder / "acts.py")]
@@ -168,60 +175,79 @@ def measure(rules: int, depths: list[int], rounds: int, folder: Path, tiers: lis
         path = folder / "grants" / f"number-{number:05d}"
         path.mkdir(parents=True, exist_ok=True)
         grants.append(str(path))
-    chosen = str(profile(folder, rules))
-    arms = [Arm("bare", [*actor, "serve"], environment, str(work))]
-    for tier in tiers:
-        run = [*mcpguard(), "run", "-q", "--tier", str(tier), "-p", chosen, "--read", str(folder / "acts.py"), "--"]
-        arms.append(Arm(f"tier {tier}", [*run, *actor, "serve"], environment, str(work)))
-    arms.append(Arm("unguarded meanwhile", [*actor, "serve"], environment, str(work)))
-    arms.append(Arm("landlock", [*actor, "landlock", json.dumps(grants)], environment, str(work)))
-    rows = []
-    for depth in depths:
-        there = place(str(work), depth)
+    (folder / "grants.json").write_text(json.dumps(grants))
+    places = {depth: place(str(work), depth) for depth in depths}
+    for there in places.values():
         Path(there, "file").write_text("x")
+    chosen = str(profile(folder, rules))
+    quiet = {"bare": [*actor, "serve"], "landlock": [*actor, "landlock", str(folder / "grants.json")]}
+    live = {
+        f"tier {tier}": [
+            *mcpguard(),
+            *("run", "-q", "--tier", str(tier), "-p", chosen, "--read", str(folder / "acts.py"), "--"),
+            *(*actor, "serve"),
+        ]
+        for tier in tiers
+    }
+    seen: Seen = {}
+    for _ in range(blocks):
+        for measured, idle in ((quiet, {}), ({"unguarded": quiet["bare"]}, live), (live, {})):
+            waiting, arms = (
+                [Arm(name, command, environment, str(work)) for name, command in commands.items()]
+                for commands in (idle, measured)
+            )
+            for arm in waiting:
+                arm.round("create+unlink", str(work))  # it has begun
+            one_block(arms, places, rounds, seen)
+            for arm in arms + waiting:
+                arm.close()
+    return [row(rules, depth, act, name, times, seen[depth, act, "bare"]) for (depth, act, name), times in seen.items()]
+
+
+def one_block(arms: list[Arm], places: dict[int, str], rounds: int, seen: Seen) -> None:
+    for depth, there in places.items():
         for act in ACTS:
-            seen: dict[str, list[float]] = {arm.name: [] for arm in arms}
             for turn in range(rounds + 1):
                 for arm in arms:
                     took = arm.round(act, there)
                     if turn:  # the first round warms caches
-                        seen[arm.name].append(took)
-            bare = statistics.median(seen["bare"])
-            for name, times in seen.items():
-                median = statistics.median(times)
-                spread = statistics.quantiles(times, n=4) if len(times) > 1 else [median] * 3
-                rows.append(
-                    {
-                        "rules": rules,
-                        "depth": depth,
-                        "act": act,
-                        "arm": name,
-                        "median_ns": round(median),
-                        "quartiles_ns": [round(spread[0]), round(spread[2])],
-                        "ratio": round(median / bare, 3),
-                        "added_ns": round(median - bare),
-                    }
-                )
-    for arm in arms:
-        arm.close()
-    return rows
+                        seen.setdefault((depth, act, arm.name), []).append(took)
+
+
+def row(rules: int, depth: int, act: str, arm: str, times: list[float], bare: list[float]) -> dict[str, Any]:
+    median = statistics.median(times)
+    spread = statistics.quantiles(times, n=4) if len(times) > 1 else [median] * 3
+    return {
+        "rules": rules,
+        "depth": depth,
+        "act": act,
+        "arm": arm,
+        "median_ns": round(median),
+        "quartiles_ns": [round(spread[0]), round(spread[2])],
+        "calm_ns": round(min(times)),
+        "ratio": round(median / statistics.median(bare), 3),
+        "calm_ratio": round(min(times) / min(bare), 3),
+    }
+
+
+def shown_cell(cell: dict[str, Any] | None) -> str:
+    return f"{cell['median_ns']:>13} ns {cell['ratio']:>5.2f}x {cell['calm_ratio']:>5.2f}x" if cell else ""
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(row["arm"] for row in rows))
-    print(f"{'rules':>6} {'depth':>5} {'act':<14}" + "".join(f"{name:>22}" for name in names))
-    for key in dict.fromkeys((row["rules"], row["depth"], row["act"]) for row in rows):
-        cells = {row["arm"]: row for row in rows if (row["rules"], row["depth"], row["act"]) == key}
-        shown = "".join(
-            f"{cells[n]['median_ns']:>12} ns {cells[n]['ratio']:>5.2f}x" if n in cells else "" for n in names
-        )
+    names = list(dict.fromkeys(cell["arm"] for cell in rows))
+    print(f"{'rules':>6} {'depth':>5} {'act':<14}" + "".join(f"{name:>30}" for name in names))
+    for key in dict.fromkeys((cell["rules"], cell["depth"], cell["act"]) for cell in rows):
+        cells = {cell["arm"]: cell for cell in rows if (cell["rules"], cell["depth"], cell["act"]) == key}
+        shown = "".join(map(shown_cell, (cells.get(name) for name in names)))
         print(f"{key[0]:>6} {key[1]:>5} {key[2]:<14}{shown}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--rules", type=int, nargs="+", default=[10, 1000])
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rules", type=int, nargs="+", default=[10, 1000, 10_000])
     parser.add_argument("--depths", type=int, nargs="+", default=[5, 9, 30])
     parser.add_argument("--tiers", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--json", type=Path)
@@ -239,9 +265,9 @@ def main() -> int:
         tiers = [tier for tier in arguments.tiers if able(tier, folder, environment)]
         print(f"tiers of this host: {tiers or 'none'}", flush=True)
         rows = [
-            row
+            cell
             for rules in arguments.rules
-            for row in measure(rules, arguments.depths, arguments.rounds, folder, tiers)
+            for cell in measure(rules, arguments.depths, arguments.blocks, arguments.rounds, folder, tiers)
         ]
     show(rows)
     if arguments.json:
@@ -253,6 +279,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         serve()
     elif sys.argv[1:2] == ["landlock"]:
-        serve_under_landlock(json.loads(sys.argv[2]))
+        serve_under_landlock(json.loads(Path(sys.argv[2]).read_text()))
     else:
         sys.exit(main())

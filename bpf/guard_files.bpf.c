@@ -88,7 +88,7 @@ MG_HOOK(file_open)
 	if (flags & MG_O_TRUNC)
 		access |= MG_WRITE;
 	dentry = mg_dentry_of_file((__u64)file);
-	if (mg_is_internal(dentry) && access & MG_EXECUTE && !(session->flags & MG_SESSION_MEMORY_PROGRAMS)) {
+	if (access & MG_EXECUTE && mg_is_internal(dentry) && !(session->flags & MG_SESSION_MEMORY_PROGRAMS)) {
 		mg_speak();
 		return mg_deny_file(session, dentry, 0, 0, MG_OP_EXEC, MG_EXECUTE, MG_DETAIL_MEMORY, 0);
 	}

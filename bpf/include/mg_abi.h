@@ -23,6 +23,8 @@ enum mg_limit {
 	MG_SESSIONS_LIMIT = 256,	/* at once on one host; slot 0 is nobody's */
 	MG_POLICIES_LIMIT = 1024,	/* a session has one of files and one of sockets, and new ones while an edit goes live */
 	MG_FACTORS_LIMIT = 8,
+	MG_PAGE_LINES = 8192,
+	MG_PAGES_LIMIT = 64,	/* of one policy */
 	MG_NAMES_LIMIT = 4,	/* of one object, by mounts */
 	MG_LEARNED_LIMIT = 8,	/* different ports of one address that names have opened */
 	MG_BRANCH_BYTES = 32,	/* of a name on the way to a mount root; a longer one takes several steps */
@@ -290,6 +292,10 @@ struct mg_leaf {
 /* One 16-byte line of the tables of a path automaton (policy/image.py tells what it holds). */
 struct mg_line {
 	__u32 words[4];
+};
+
+struct mg_page {
+	struct mg_line lines[MG_PAGE_LINES];
 };
 
 /* Map mg_policies, by index: what the walk needs besides the lines. */

@@ -8,7 +8,9 @@
  * A program can be preempted on some kernels, so all state lives on the stack. There is little of it: of the directories above
  * MG_BLOCK are kept at a time, and the way to each further block is climbed from a mark.
  *
- * What a walk costs is calls: of helpers, and of the functions that loops call. Reading one more word costs nothing beside them.
+ * What a walk costs is calls: of helpers, and of the functions that loops call. Reading one more word costs nothing beside them,
+ * so the lines lie in pages that are read in place, names are climbed and kept eight at a time, and most names show by their
+ * first byte that they say nothing to a factor.
  */
 #ifndef MG_PATH_H
 #define MG_PATH_H
@@ -23,25 +25,33 @@ enum {
 	MG_DEEPEST_PATH = 1024,	/* directories and the file */
 	MG_MOST_TRIES = 16,	/* of reading a name while directories are renamed */
 	MG_MOST_STEPS = 1 << 17,
+	MG_MOST_TURNS = MG_FACTORS_LIMIT * (MG_CHUNK + 1),	/* each takes a byte, or is the last */
 };
 
 /* A state line: base, other, slash, out; then what `out` means (policy/image.py). */
-enum { MG_CARRIES = 1u << 31, MG_PINNED = 1u << 30, MG_OUT_LINE = MG_PINNED - 1 };
+enum {
+	MG_CARRIES = 1u << 31,
+	MG_PINNED = 1u << 30,
+	MG_DULL = 1u << 29,	/* a name whose first byte is no edge says nothing */
+	MG_DULL_PINNED = 1u << 28,	/* and is pinned */
+	MG_OUT_LINE = MG_DULL_PINNED - 1,
+};
 
 enum { MG_SB_NOUSER = 1u << 31, MG_SB_KERNMOUNT = 1 << 22 };
 enum { MG_MAGIC_TMPFS = 0x01021994, MG_MAGIC_PROC = 0x9fa0, MG_MAGIC_DEVPTS = 0x1cd1, MG_MAGIC_HUGETLBFS = 0x958458f6 };
 
+/* A map of one page: maps of a size that never varies are read without a call. */
 struct mg_lines {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_INNER_MAP);
 	__uint(max_entries, 1);
 	__uint(key_size, sizeof(__u32));
-	__uint(value_size, sizeof(struct mg_line));
+	__uint(value_size, sizeof(struct mg_page));
 };
 
+/* MG_PAGES_LIMIT places for each policy. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, MG_POLICIES_LIMIT);
+	__uint(max_entries, MG_POLICIES_LIMIT * MG_PAGES_LIMIT);
 	__type(key, __u32);
 	__array(values, struct mg_lines);
 } mg_tables SEC(".maps");
@@ -125,7 +135,9 @@ struct mg_lookup {
 	__u8 done;
 	__u8 detail;
 	__u8 tries;
-	__u8 reserved;
+	__u8 dull;		/* factors that the current name says nothing to */
+	__u32 waiting;		/* factors that need another turn, in four bits each */
+	__u8 taken[MG_FACTORS_LIMIT];	/* bytes of the chunk that those have taken */
 };
 
 static __always_inline __u64 mg_mix(__u64 hash, __u64 word)
@@ -144,20 +156,20 @@ static __always_inline int mg_refuse(struct mg_lookup *walk, __u8 detail)
 
 /* --- the automaton -------------------------------------------------------------------------------------------- */
 
-struct mg_machine {
-	void *lines;
-	struct mg_lookup *walk;
-};
-
-static __always_inline struct mg_line *mg_line_at(struct mg_machine *machine, __u32 at)
+/* Keys must lie on the stack on older kernels, so numbers are copied. */
+static __always_inline struct mg_page *mg_page_of(__u32 policy, __u32 number)
 {
-	return bpf_map_lookup_elem(machine->lines, &at);
+	__u32 key = policy * MG_PAGES_LIMIT + (number & (MG_PAGES_LIMIT - 1)), only = 0;
+	void *lines = bpf_map_lookup_elem(&mg_tables, &key);
+
+	return lines ? bpf_map_lookup_elem(lines, &only) : 0;
 }
 
-/* A key must lie on the stack on older kernels, so the number is copied. */
-static __always_inline void *mg_lines_of(__u32 policy)
+static __always_inline struct mg_line *mg_line_at(__u32 policy, __u32 at)
 {
-	return bpf_map_lookup_elem(&mg_tables, &policy);
+	struct mg_page *page = mg_page_of(policy, at / MG_PAGE_LINES);
+
+	return page ? &page->lines[at & (MG_PAGE_LINES - 1)] : 0;
 }
 
 static __always_inline struct mg_policy *mg_policy_of(__u32 policy)
@@ -166,11 +178,10 @@ static __always_inline struct mg_policy *mg_policy_of(__u32 policy)
 }
 
 /* What holds from this place on: ranks rise, guards are added. */
-static __always_inline int mg_carry(struct mg_machine *machine, __u32 row)
+static __always_inline int mg_carry(struct mg_lookup *walk, __u32 row)
 {
-	struct mg_lookup *walk = machine->walk;
-	struct mg_line *ranks = mg_line_at(machine, row);
-	struct mg_line *guards = mg_line_at(machine, row + 1);
+	struct mg_line *ranks = mg_line_at(walk->policy, row);
+	struct mg_line *guards = mg_line_at(walk->policy, row + 1);
 
 	if (!ranks || !guards)
 		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
@@ -185,77 +196,122 @@ static __always_inline int mg_carry(struct mg_machine *machine, __u32 row)
 	return 0;
 }
 
-/* One factor takes the bytes in `chunk`; at the end of a name it is left where the next one begins. */
-static long mg_feed_factor(__u32 index, void *data)
+/* A factor takes bytes of the chunk; at the end of a name it is left where the next one begins. 1: it has taken all. 0: it needs
+ * another turn, as the cells go on in another page, or at another state that has edges. So the loop has few ways through, and the
+ * verifier few to follow: with all of it inside, a program took three times as long to load.
+ */
+static __always_inline int mg_take(struct mg_lookup *walk, __u32 index, __u32 byte)
 {
-	struct mg_machine *machine = data;
-	struct mg_lookup *walk = machine->walk;
+	__u32 at = walk->state.at[index], number = at / MG_PAGE_LINES, base, other, place, dull;
+	struct mg_page *page = mg_page_of(walk->policy, number);
 	struct mg_line *state, *cell;
-	__u32 from, at, base, other, byte, only = 0;
 
-	if (index >= MG_FACTORS_LIMIT)
-		return 1;
-	if (walk->settled >> index & 1)
-		return 0;
-	from = at = walk->state.at[index];
-	state = mg_line_at(machine, at);
-	if (!state)
+	if (!page)
 		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
+	state = &page->lines[at & (MG_PAGE_LINES - 1)];
 	base = state->words[0];
 	other = state->words[1];
-	if (walk->begins && !base)
-		only = other; /* every name begins alike */
-	for (byte = 0; byte < MG_CHUNK; byte++) {
+	dull = walk->begins && !byte ? state->words[3] : 0;
+	place = (base + walk->chunk[byte & (MG_CHUNK - 1)]) / MG_PAGE_LINES;
+	if (place != number) {
+		number = place;
+		page = mg_page_of(walk->policy, number);
+		if (!page)
+			return mg_refuse(walk, MG_DETAIL_NO_POLICY);
+	}
+	for (; byte < MG_CHUNK; byte++) {
 		if (byte >= walk->bytes)
 			break;
-		if (base) {
-			cell = mg_line_at(machine, base + walk->chunk[byte]);
-			if (!cell)
-				return mg_refuse(walk, MG_DETAIL_NO_POLICY);
-			if (cell->words[0] == at) {
-				at = cell->words[1];
-				base = cell->words[2];
-				other = cell->words[3];
-				state = 0;
-				continue;
-			}
-		} else if (other == at) {
-			break; /* whatever follows in this name, the state stays */
+		place = base + walk->chunk[byte];
+		if (place / MG_PAGE_LINES != number) {
+			walk->state.at[index] = at;
+			walk->taken[index] = byte;
+			return 0;
+		}
+		cell = &page->lines[place & (MG_PAGE_LINES - 1)];
+		if (cell->words[0] == at) {
+			at = cell->words[1];
+			base = cell->words[2];
+			other = cell->words[3];
+			dull = 0;
+			continue;
+		}
+		if (other == at) {
+			if (!base)
+				break;
+			continue;
+		}
+		if (dull & MG_DULL) {
+			walk->dull |= 1 << index;
+			if (dull & MG_DULL_PINNED)
+				walk->state.pinned = 1;
+			else if (!base)
+				walk->settled |= 1 << index; /* no further name says anything to it */
+			return 1;
 		}
 		at = other;
-		state = mg_line_at(machine, at);
+		state = mg_line_at(walk->policy, at);
 		if (!state)
 			return mg_refuse(walk, MG_DETAIL_NO_POLICY);
-		base = state->words[0];
-		other = state->words[1];
+		if (!state->words[0] && state->words[1] == at)
+			break; /* whatever follows in this name, the state stays */
+		walk->state.at[index] = at;
+		walk->taken[index] = byte + 1;
+		return 0;
 	}
 	walk->state.at[index] = at;
 	if (walk->left)
-		return 0;
-	if (!state)
-		state = mg_line_at(machine, at);
+		return 1;
+	state = mg_line_at(walk->policy, at);
 	if (!state)
 		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
 	walk->state.at[index] = state->words[2];
 	if (state->words[3] & MG_PINNED)
 		walk->state.pinned = 1;
-	else if (at == only && !base && other == at && state->words[2] == from)
-		walk->settled |= 1 << index; /* and ends alike, where it began */
-	return state->words[3] & MG_CARRIES ? mg_carry(machine, state->words[3] & MG_OUT_LINE) : 0;
+	if (state->words[3] & MG_CARRIES)
+		mg_carry(walk, state->words[3] & MG_OUT_LINE);
+	return 1;
 }
 
-/* Every factor takes the bytes in `chunk`. */
+/* Every factor takes the bytes in `chunk`; one that does not take all is left waiting. */
 __noinline int mg_feed_chunk(struct mg_lookup *walk)
 {
-	struct mg_machine machine = { .walk = walk };
+	__u32 index;
 
 	if (!walk)
 		return 0;
-	machine.lines = mg_lines_of(walk->policy);
-	if (!machine.lines)
-		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
-	walk->state.pinned = 0;
-	bpf_loop(walk->factors, mg_feed_factor, &machine, 0);
+	walk->waiting = 0;
+	if (walk->begins)
+		walk->dull = walk->state.pinned = 0;
+	for (index = 0; index < MG_FACTORS_LIMIT; index++) {
+		if (index >= walk->factors)
+			break;
+		if ((walk->settled | (walk->begins ? 0 : walk->dull)) >> index & 1)
+			continue;
+		if (!mg_take(walk, index, 0))
+			walk->waiting = walk->waiting << 4 | 8 | index;
+	}
+	return 0;
+}
+
+static long mg_take_more(__u32 turn, void *data)
+{
+	struct mg_lookup *walk = *(struct mg_lookup **)data;
+	__u32 index = walk->waiting & (MG_FACTORS_LIMIT - 1);
+
+	if (mg_take(walk, index, walk->taken[index]))
+		walk->waiting >>= 4;
+	return !walk->waiting;
+}
+
+/* Turns for the factors that wait. A function of its own, as it needs other stack than the one before. */
+__noinline int mg_feed_rest(struct mg_lookup *walk)
+{
+	if (!walk)
+		return 0;
+	bpf_loop(MG_MOST_TURNS, mg_take_more, &walk, 0);
+	if (walk->waiting)
+		mg_refuse(walk, MG_DETAIL_NO_POLICY);
 	return 0;
 }
 
@@ -314,25 +370,28 @@ static __always_inline void mg_keep_name(struct mg_lookup *walk, __u32 position,
 	walk->lengths[position] = entry->length > MG_LONGEST_NAME ? 0 : entry->length;
 }
 
-/* A loop's data must lie on the stack of who calls it, so these three get the address of a pointer. */
+/* The next MG_BLOCK positions. A loop's data must lie on the stack of who calls it, so these two get the address of a pointer. */
 static long mg_climb(__u32 index, void *data)
 {
 	struct mg_lookup *walk = *(struct mg_lookup **)data;
 	struct mg_entry entry = {};
-	__u32 mark = index / MG_BLOCK;
+	__u32 position;
 
-	if (walk->here == walk->root)
-		return 1;
-	if (walk->careful)
-		mg_count_moves(walk);
-	mg_read_entry(&entry, walk->here);
-	mg_keep_name(walk, index, &entry);
-	if (!(index % MG_BLOCK) && mark - 1 < MG_MARKS)
-		walk->marks[(mark - 1) & (MG_MARKS - 1)] = walk->here;
-	if (entry.parent == walk->here || !entry.parent)
-		return mg_refuse(walk, MG_DETAIL_DETACHED);
-	walk->here = entry.parent;
-	walk->depth = index + 1;
+	if (index && index - 1 < MG_MARKS)
+		walk->marks[(index - 1) & (MG_MARKS - 1)] = walk->here;
+#pragma unroll
+	for (position = 0; position < MG_BLOCK; position++) {
+		if (walk->here == walk->root)
+			return 1;
+		if (walk->careful)
+			mg_count_moves(walk);
+		mg_read_entry(&entry, walk->here);
+		mg_keep_name(walk, position, &entry);
+		if (entry.parent == walk->here || !entry.parent)
+			return mg_refuse(walk, MG_DETAIL_DETACHED);
+		walk->here = entry.parent;
+		walk->depth++;
+	}
 	return 0;
 }
 
@@ -347,7 +406,7 @@ __noinline int mg_measure(struct mg_lookup *walk)
 	walk->moving = walk->sequence & 1;
 	walk->here = walk->leaf;
 	walk->depth = 0;
-	bpf_loop(MG_DEEPEST_PATH, mg_climb, &walk, 0);
+	bpf_loop(MG_DEEPEST_PATH / MG_BLOCK, mg_climb, &walk, 0);
 	walk->filled = walk->depth > MG_BLOCK ? walk->depth - MG_BLOCK : 0;
 	if (!walk->done && walk->here != walk->root)
 		mg_refuse(walk, MG_DETAIL_DEEP);
@@ -357,37 +416,34 @@ __noinline int mg_measure(struct mg_lookup *walk)
 static long mg_ascend(__u32 index, void *data)
 {
 	struct mg_lookup *walk = *(struct mg_lookup **)data;
+	__u32 position;
 
-	walk->here = mg_parent(walk->here);
-	return 0;
-}
-
-static long mg_keep(__u32 index, void *data)
-{
-	struct mg_lookup *walk = *(struct mg_lookup **)data;
-	struct mg_entry entry = {};
-
-	mg_read_entry(&entry, walk->here);
-	mg_keep_name(walk, index, &entry);
-	walk->here = entry.parent;
+#pragma unroll
+	for (position = 0; position < MG_BLOCK; position++)
+		walk->here = mg_parent(walk->here);
 	return 0;
 }
 
 /* Keep the names of the block that holds position `todo`. */
 __noinline int mg_keep_block(struct mg_lookup *walk)
 {
-	__u32 from, mark;
+	struct mg_entry entry = {};
+	__u32 block, mark, position;
 
 	if (!walk)
 		return 0;
-	from = walk->todo & ~(MG_BLOCK - 1);
-	mark = from / MG_BLOCK;
-	if (mark > MG_MARKS)
-		mark = MG_MARKS;
+	block = walk->todo / MG_BLOCK;
+	mark = block > MG_MARKS ? MG_MARKS : block;
 	walk->here = mark ? walk->marks[(mark - 1) & (MG_MARKS - 1)] : walk->leaf;
-	bpf_loop((from - mark * MG_BLOCK) & (MG_DEEPEST_PATH - 1), mg_ascend, &walk, 0);
-	bpf_loop(MG_BLOCK, mg_keep, &walk, 0);
-	walk->filled = from;
+	if (block > mark)
+		bpf_loop((block - mark) & (MG_DEEPEST_PATH / MG_BLOCK - 1), mg_ascend, &walk, 0);
+#pragma unroll
+	for (position = 0; position < MG_BLOCK; position++) {
+		mg_read_entry(&entry, walk->here);
+		mg_keep_name(walk, position, &entry);
+		walk->here = entry.parent;
+	}
+	walk->filled = block * MG_BLOCK;
 	return 0;
 }
 
@@ -516,15 +572,16 @@ __noinline int mg_branch(struct mg_lookup *walk)
 
 /* --- the verdict ---------------------------------------------------------------------------------------------- */
 
-static __always_inline __u32 mg_word(struct mg_machine *machine, __u32 from, __u32 number)
+/* A word of the lines that are lists; 0 where there is none. */
+__noinline int mg_word(__u32 policy, __u32 from, __u32 number)
 {
-	struct mg_line *line = mg_line_at(machine, from + number / 4);
+	struct mg_line *line = mg_line_at(policy, from + number / 4);
 
 	return line ? line->words[number & 3] : 0;
 }
 
 /* Place of the highest bit, from 1; 0 for none. */
-static __always_inline __u32 mg_highest(__u64 bits)
+__noinline int mg_highest(__u64 bits)
 {
 	__u32 place = 0, step;
 
@@ -540,20 +597,22 @@ static __always_inline __u32 mg_highest(__u64 bits)
 /* Add what one name of the object says. A rule that protects wins over what any name allows. */
 static __always_inline void mg_conclude(struct mg_lookup *walk, struct mg_seen *seen)
 {
-	struct mg_machine machine = { .lines = mg_lines_of(walk->policy), .walk = walk };
 	struct mg_policy *policy = mg_policy_of(walk->policy);
 	__u32 rank, guard, index;
+	__u64 guards;
 
-	if (!machine.lines || !policy) {
+	if (!policy) {
 		mg_refuse(walk, MG_DETAIL_NO_POLICY);
 		return;
 	}
 	for (index = 0; index < 3; index++) {
 		rank = walk->state.ranks[index];
 		seen->below = mg_mix(seen->below, rank);
-		guard = mg_highest(walk->state.matched & ~walk->state.excepted & policy->guard_masks[index]);
-		if (guard) {
-			guard = mg_word(&machine, policy->guards, guard - 1);
+		guards = walk->state.matched & ~walk->state.excepted & policy->guard_masks[index];
+		if (guards) {
+			guard = mg_word(walk->policy, policy->guards, mg_highest(guards) - 1);
+			if (!guard)
+				mg_refuse(walk, MG_DETAIL_NO_POLICY);
 			if (guard > rank)
 				rank = guard;
 		}
@@ -566,7 +625,7 @@ static __always_inline void mg_conclude(struct mg_lookup *walk, struct mg_seen *
 			seen->pinned = 1;
 		}
 		if (walk->asked >> index & 1 && (rank || !seen->rules[index]))
-			seen->rules[index] = mg_word(&machine, policy->rules, rank);
+			seen->rules[index] = mg_word(walk->policy, policy->rules, rank);
 	}
 	for (index = 0; index < MG_FACTORS_LIMIT; index++)
 		seen->below = mg_mix(seen->below, walk->state.at[index]);
@@ -666,8 +725,11 @@ static long mg_feed(__u32 index, void *data)
 	walk->bytes = bytes;
 	walk->name += bytes;
 	walk->left -= bytes;
-	if (walk->known)
+	if (walk->known) {
 		mg_feed_chunk(walk);
+		if (walk->waiting)
+			mg_feed_rest(walk);
+	}
 	walk->begins = 0;
 	return 0;
 }

@@ -19,6 +19,13 @@ import errno as errno_names
 import os
 
 
+def one_line(text: str) -> str:
+    """Text that stays on its line and cannot steer a terminal or turn round: names in it were chosen by anybody."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 class McpguardError(Exception):
     """Base of all errors that a person may see.
 
@@ -42,9 +49,9 @@ class McpguardError(Exception):
     def lines(self) -> tuple[str, str, str, str]:
         """The four lines shown on stderr."""
         return (
-            f"mcpguard: {self.what}",
-            f"  why   {self.why}",
-            f"  do    {self.do}",
+            f"mcpguard: {one_line(self.what)}",
+            f"  why   {one_line(self.why)}",
+            f"  do    {one_line(self.do)}",
             f"  code  {self.code}",
         )
 

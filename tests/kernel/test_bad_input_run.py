@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -184,3 +185,42 @@ def test_help_and_misuse_are_told_apart(box: Sandbox) -> None:
     assert helped.code == 0
     assert "mcpguard run" in helped.out
     assert_four_lines(box.mcpguard("run"))
+
+
+def test_a_folder_with_braces_in_its_name_stops_no_launch_and_its_hooks_stay(box: Sandbox) -> None:
+    """The tree can make one: a rule for what is in it is written with its name."""
+    hooks = box.world.project / "a{b}" / "{{c}}" / ".git" / "hooks"
+    hooks.mkdir(parents=True)
+    (hooks.parent / "HEAD").write_text("ref: refs/heads/main\n")
+    hook = hooks / "pre-commit"
+    hook.write_text("#!/bin/sh\n")
+    script = f"echo planted > '{hook}' || echo refused; echo fine > '{hooks.parent.parent}/notes' && echo written"
+    finished = box.run(["sh", "-c", script])
+    assert finished.code == 0, finished.err
+    assert finished.out.split() == ["refused", "written"]
+    assert hook.read_text() == "#!/bin/sh\n"
+    told = [event for event in box.events() if event.get("path") == str(hook) and event["verdict"] == "deny"]
+    assert told and ".git/hooks" in told[0]["rule"]["text"], told
+    assert subprocess.run(["sh", "-c", f"echo x >> '{hook}'"], check=False).returncode == 0, "the control, unguarded"
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a*", "a?", "{tmp}", "[{]"])
+def test_a_workspace_whose_name_means_something_in_a_pattern_is_that_one(box: Sandbox, name: str) -> None:
+    """It runs, and no folder beside it is opened: neither for files nor for the sockets that others serve there."""
+    project, beside = box.world.root / name, box.world.root / "ab"
+    for folder in (project, beside):
+        folder.mkdir(exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    served = beside / "s.sock"
+    served.unlink(missing_ok=True)
+    with listener:
+        listener.bind(str(served))
+        listener.listen()
+        ask = f"import socket; socket.socket(socket.AF_UNIX).connect({str(served)!r}); print('connected')"
+        script = f"echo x > '{project}/new' && echo written; echo x > '{beside}/new' || echo refused"
+        words = ["run", "-p", "plain", "-w", str(project), "--", "sh", "-c", f'{script}; "$@"', "sh", SYSTEM_PYTHON]
+        finished = box.mcpguard(*words, "-c", ask)
+        assert finished.out.split() == ["written", "refused"], finished
+        assert any(event["kind"] == "unix" for event in box.denials())
+        assert box.control([SYSTEM_PYTHON, "-c", ask]).out.split() == ["connected"]
+    assert not (beside / "new").exists()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -84,6 +86,8 @@ class Decides:
         self.taken.append(tuple(additions))
         if additions[0].value == "/bug":
             raise RuntimeError("nobody foresaw it")
+        if additions[0].value == "/slow":
+            time.sleep(1)
         return Outcome((who,), (), "")
 
     def intruder(self, pid: int) -> None:
@@ -241,6 +245,9 @@ def test_who_has_ended_is_not_heard(decides: Decides) -> None:
         lambda asked: asked.replace(b'"version": 1', b'"version": 2'),
         lambda asked: asked.replace(b'"session"', b'"everything"'),
         lambda asked: asked.replace(b'[["files"', b'[[7, "files"'),
+        lambda asked: asked.replace(b'[["files", "read", "/stolen"]]', b'[{"files": 1, "read": 1, "/stolen": 1}]'),
+        lambda asked: asked.replace(b'[["files", "read", "/stolen"]]', b'["abc"]'),
+        lambda asked: asked.replace(b'"/stolen"]', b'"/stolen", "more"]'),
         lambda asked: asked.replace(b'"additions": [', b'"additions": ' + b"[" * 5000),
         lambda asked: asked.replace(b"/stolen", b"/bug"),
         lambda asked: asked.replace(b"/stolen", b"\\u0000"),
@@ -253,11 +260,31 @@ def test_nonsense_gets_an_error_and_ends_nothing(decides: Decides, spoil: Callab
         answer = line.recv(1 << 16)
     assert not answer or "error" in json.loads(answer)
     assert ask().now
+    assert [one for taken in decides.taken for one in taken if one.value not in ("/x", "/bug")] == []
 
 
-def test_who_says_nothing_is_not_waited_for_long(decides: Decides) -> None:
-    with connected(), connected():
+def test_who_says_nothing_is_waited_for_by_nobody(decides: Decides) -> None:
+    """However many: each is let go after a while, and the oldest when there are more than a few."""
+    with contextlib.ExitStack() as silent:
+        lines = [silent.enter_context(connected()) for _ in range(40)]
+        for line in lines:
+            assert json.loads(line.recv(1 << 16))["nonce"]
+        began = time.monotonic()
         assert ask().now
+        # Each one's patience in turn would be a minute and more.
+        assert time.monotonic() - began < control._PATIENCE_S * len(lines) / 2
+        assert lines[0].recv(1 << 16) == b"", "hung up"
+        assert lines[-1].recv(1 << 16) == b"", "after a while"
+    assert not decides.intruders
+
+
+def test_who_speaks_while_another_is_answered_was_not_silent(decides: Decides, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_PATIENCE_S", 0.3)
+    with connected() as first, connected() as second:
+        hello = [line.recv(1 << 16) for line in (first, second)]
+        first.send(question(hello[0], "/slow"))
+        second.send(question(hello[1], "/fine"))
+        assert all("now" in json.loads(line.recv(1 << 16)) for line in (first, second))
 
 
 def test_descriptors_that_come_along_are_not_kept(decides: Decides) -> None:

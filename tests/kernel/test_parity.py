@@ -232,6 +232,45 @@ def test_many_rules_over_random_bytes_say_the_same(parity: Parity, tree: Tree, s
         assert not differences(automaton, path, ask(parity, tree, path))
 
 
+@pytest.mark.parametrize("rules", [1_000, 10_000])
+def test_tables_of_many_pages_say_the_same(parity: Parity, tree: Tree, rules: int) -> None:
+    made = [PathRule(Effect.ALLOW, ALL, f"/srv/store/number-{n:05d}/deeper", (), n) for n in range(1, rules)]
+    automaton = Automaton.build([*made, PathRule(Effect.DENY, ALL, "/**/.env*", ("/**/.env.example",), rules)])
+    parity.place(automaton, [tree.mounted_at("/")])
+    chance = random.Random(rules)
+    for number in (1, rules - 1, rules, *chance.sample(range(rules), 40)):
+        for end in (
+            "",
+            "/deeper",
+            "/deeper/x",
+            "/deeper/.env.production",
+            "/deeper/.env.example",
+            "/deep",
+            "/deeper-still",
+        ):
+            path = f"/srv/store/number-{number:05d}{end}"
+            assert not differences(automaton, path, ask(parity, tree, path))
+
+
+@pytest.mark.parametrize("length", [15, 16, 17, 32, 33, 255])
+@pytest.mark.parametrize("first", [".", "a"])
+def test_names_of_every_length_say_the_same(parity: Parity, tree: Tree, length: int, first: str) -> None:
+    """Names come in pieces, and whether one says anything at all shows at its beginning."""
+    name = first + "b" * (length - 1)
+    automaton = Automaton.build(
+        [
+            PathRule(Effect.ALLOW, ALL, "/w", (), 1),
+            PathRule(Effect.DENY, ALL, "/w/**/.env", (), 2),
+            PathRule(Effect.READONLY, Access.WRITE, "/**/*.b", (), 3),
+            PathRule(Effect.DENY, ALL, f"/w/{name}/x", (), 4),
+        ]
+    )
+    parity.place(automaton, [tree.mounted_at("/")])
+    for last in (name, name[:-1] + "c", name[:-2] + ".b"):
+        for path in (f"/w/{last}", f"/w/{last}/x", f"/w/{last}/.env", f"/w/d/{last}", f"/{last}/{last}/x"):
+            assert not differences(automaton, path, ask(parity, tree, path))
+
+
 def test_this_hosts_own_files_are_judged_alike_by_a_real_profile(parity: Parity, tmp_path: Path) -> None:
     """The places come from the mount table of the host, as in a session."""
     from mcpguard.policy.decide import automaton_of

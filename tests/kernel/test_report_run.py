@@ -100,3 +100,69 @@ def test_a_run_that_plants_nothing_has_nothing_to_tell() -> None:
     assert plain.json["later"] == []
     assert "nothing was found that runs by itself" in plain.text
     assert "mcpguard report" not in plain.finished.err
+
+
+@pytest.fixture
+def caches() -> Iterator[Sandbox]:
+    """A home whose caches hold programs that the user's tools run."""
+    need_root()
+    with sandbox("dev-tools") as box:
+        for name in (".cache/pre-commit/repoold/py_env/bin/hook", ".npm/_npx/old/node_modules/.bin/x"):
+            program = box.world.home / name
+            program.parent.mkdir(parents=True)
+            program.write_text("#!/bin/sh\n")
+        yield box
+
+
+# As these tools do: a folder of its own for what is new.
+HONEST = """
+set -e
+mkdir -p ~/.cache/pre-commit ~/.npm/_npx/new/node_modules/.bin ~/.cache/node/corepack/v1/tmp
+mkdir ~/.cache/pre-commit/reponew && echo x > ~/.cache/pre-commit/reponew/hook
+echo x > ~/.npm/_npx/new/node_modules/.bin/x
+echo x > ~/.cache/node/corepack/v1/tmp/pnpm.cjs && mkdir ~/.cache/node/corepack/v1/pnpm
+mv ~/.cache/node/corepack/v1/tmp ~/.cache/node/corepack/v1/pnpm/9
+"""
+# To have it taken for new: a folder that is there is made again, or has one moved on it, or is moved away first.
+CHANGES = {
+    "written": "echo evil >> $old/bin/hook",
+    "beside": "echo evil > $old/bin/other",
+    "made again": "mkdir -p $repo $old; mkdir $repo || true; echo evil >> $old/bin/hook",
+    "moved on": "mkdir $repo.new $repo/x; mv -T $repo.new $repo || true; echo evil >> $old/bin/hook",
+    "moved away": "mv $repo $repo.gone; mkdir -p $old/bin; echo evil > $old/bin/hook",
+    "removed": "rm -rf $repo; mkdir -p $old/bin; echo evil > $old/bin/hook",
+}
+
+
+def test_a_cache_that_tools_fill_is_told_in_the_report_alone(caches: Sandbox) -> None:
+    told = tell(caches, HONEST)
+    for name in (".cache/pre-commit", ".npm/_npx", ".cache/node/corepack"):
+        found = told.later(name)
+        assert (found["kind"], found["unasked"]) == ("cached-program", False)
+        assert found["now"] == "what was there before was not changed" and name in told.text
+        assert name not in told.finished.err
+    assert len(told.json["later"]) == 3
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_program_of_a_cache_that_was_there_before_is_told_at_the_end_of_the_run(change: str, caches: Sandbox) -> None:
+    names = "repo=~/.cache/pre-commit/repoold; old=$repo/py_env; "
+    told = tell(caches, names + CHANGES[change])
+    found = told.later(".cache/pre-commit")
+    assert (found["kind"], found["unasked"]) == ("cached-program", True)
+    assert "changed of what was there before: " in found["now"] and "repoold" in found["now"]
+    assert "~/.cache/pre-commit" in told.finished.err and "_npx" not in told.finished.err
+
+
+def test_settings_that_a_comment_hides_are_told() -> None:
+    """Git ends the comment at the line feed alone, so what follows is a setting of `core`."""
+    need_root()
+    with sandbox() as box:
+        told = tell(
+            box,
+            "git init -q made && rm -rf made/.git/hooks && "
+            r"printf '[core]\n\t# \r[foo]\n\tfsmonitor = ./evil.sh\n' >> made/.git/config",
+        )
+        asked = box.control(["git", "-C", "made", "config", "--get", "core.fsmonitor"])
+        assert asked.out == "./evil.sh\n"
+        assert told.later("/made")["now"] == "core.fsmonitor = ./evil.sh"

@@ -448,14 +448,44 @@ def test_a_refused_connection_is_allowed_by_address_once_and_by_name_for_the_ses
 
 
 def test_names_in_the_menu_cannot_steer_the_terminal(recorded: Recorded, own: Path, line: Line, tmp_path: Path) -> None:
-    recorded.add(denied(recorded, f"{tmp_path}/home/.cache/tool/\x1b[31m[bold]x\nallow once", comm="\x1b[2J[red]"))
+    recorded.add(denied(recorded, f"{tmp_path}/home/.cache/tool/[31m[bold]x allow once", comm="\x1b[2J[red]"))
 
     async def steps(app: WatchApp, pilot: Any) -> None:
         await menu(app, pilot)
-        assert "\x1b" not in words(app) and "[bold]x\\nallow once" in words(app)
+        assert "\x1b" not in words(app) and "[bold]x allow once" in words(app)
         await pilot.press("o")
         await until(pilot, lambda: "holds now" in notes(app))
         assert "\x1b" not in notes(app)
+
+    watch(recorded, line, steps)
+
+
+@pytest.mark.parametrize("key", ["o", "s", "w"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (Kind.FILE, "{home}/.cache/tool/\x1b[31m[bold]x\nallow once"),
+        (Kind.FILE, "{home}/notes\u202egnp.exe"),
+        (Kind.UNIX, "@a*"),
+        (Kind.UNIX, "@/*"),
+        (Kind.UNIX, "@a[b]"),
+        (Kind.UNIX, "@a\nb: c"),
+        (Kind.UNIX, "relative.sock"),
+    ],
+)
+def test_a_name_that_no_rule_can_mean_exactly_is_opened_by_no_key(
+    kind: Kind, name: str, key: str, recorded: Recorded, own: Path, line: Line, tmp_path: Path
+) -> None:
+    event = denied(recorded, name.replace("{home}", f"{tmp_path}/home"))
+    recorded.add(event if kind is Kind.FILE else replace(event, kind=kind, op="connect", access=None))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await pilot.press("a")
+        await until(pilot, lambda: "no rule can mean this name exactly" in notes(app))
+        assert all(one.isprintable() for one in notes(app).splitlines())
+        await pilot.press(key)
+        await pilot.pause()
+        assert line.asked == [] and not own.exists()
 
     watch(recorded, line, steps)
 

@@ -262,6 +262,7 @@ def test_names_in_questions_cannot_steer_the_terminal_or_answer(asking: Recorded
         drawn = "".join(map("".join, rows(app))) + details(app)
         assert "\x1b" not in drawn and "\x07" not in drawn and "\n" not in rows(app)[0][3]
         assert "[bold]x\\nOPEN" in rows(app)[0][3] and not line.asked
+        await until(pilot, lambda: "no rule can mean this name exactly" in details(app))
 
     watch(asking, line, steps)
 

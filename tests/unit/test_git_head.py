@@ -128,3 +128,19 @@ def test_the_report_tells_which_scripts_of_a_package_are_new(
     git(project, "rm", "-q", "--cached", "package.json")
     git(project, "commit", "-qm", "two")
     assert told(project) == f"not in the last commit; {every}"
+
+
+def test_no_other_line_of_the_packed_branches_is_made_of_one(project: Path) -> None:
+    (project / "package.json").write_text("later")
+    git(project, "commit", "-qam", "two")
+    old, branch = git(project, "rev-parse", "HEAD~1"), git(project, "symbolic-ref", "HEAD")
+    git(project, "pack-refs", "--all")
+    packed = project / ".git/packed-refs"
+    for end in ("\x0b", "\x1c", "\u2028", "\r"):
+        packed.write_bytes(f"{old} refs/heads/a{end}{old} {branch}\n".encode() + packed.read_bytes())
+        assert committed(str(project / "package.json"), str(project)) == b"later"
+
+
+def test_branches_that_lie_elsewhere_are_not_told(project: Path) -> None:
+    (project / ".git/commondir").write_text("x\n")
+    assert committed(str(project / "package.json"), str(project)) is None

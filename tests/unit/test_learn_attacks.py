@@ -215,6 +215,24 @@ def test_sockets_of_programs_outside_are_never_proposed() -> None:
     assert learned(*asked) == [] and all(one.refused for one in asked)
 
 
+@pytest.mark.parametrize("name", ["@a*", "@*", "@/*", "@a?", "@a[b]", "@a\nb: c", "@a\u202eb", "a.sock", "./@a"])
+def test_no_socket_becomes_a_rule_that_means_others_too(name: str) -> None:
+    asked = need("connect", name, kind="unix")
+    assert propose([asked], VARIABLES) == []
+    assert learned(asked) == [] and asked.refused is not None
+    assert "no rule can mean this name exactly" in asked.refused[0].text
+    beside = need("connect", "@a{b}-1", kind="unix")  # the control
+    assert [one.value for one in learned(beside)] == ["@a{b}-1"]
+
+
+@pytest.mark.parametrize("name", ["a\u202egnp.exe", "a\nb", "a\u200bb", "a\x1b[2J", "a\u2066b", "a\u2028b"])
+@pytest.mark.parametrize("access", ["read", "write", "execute"])
+def test_a_name_that_a_person_reads_as_another_is_not_learned(access: str, name: str) -> None:
+    asked = need(access, f"{HOME}/{name}")
+    assert learned(asked) == [] and asked.refused is not None
+    assert "no rule can mean this name exactly" in asked.refused[0].text
+
+
 def test_no_folder_is_proposed_above_what_was_left_out() -> None:
     asked = [need("write", f"{HOME}/.dot/{name}") for name in ("a", "b", "c", "d", ".git/hooks/post-checkout")]
     apart = f"{HOME}/.dot/.git/hooks/post-checkout"
@@ -289,6 +307,18 @@ def test_a_poisoned_audit_leaves_a_sound_profile_with_nothing_of_the_poison(worl
     for name in (*LATER, ".ssh/id_rsa", "other", "box/other"):
         assert decide_file(policy, f"{home}/{name}", Access.WRITE)[0] is Verdict.DENY, name
     assert all(line.isprintable() for line in (out + err).splitlines())
+
+
+def test_no_name_makes_a_line_of_its_own_in_what_is_printed(world: Path, session: object) -> None:
+    names = ("@a\nb: c", "@\x1b[2J", "@a\u202eb", f"{world}/home/x\n+ files.read       /")
+    events = [Event(1, "", Kind.UNIX, "connect", Verdict.AUDIT, path=name, comm="c\nd") for name in names[:3]]
+    session(*events, audited(names[3]))  # type: ignore[operator]
+    code, out, err = learn()
+    assert code == 0 and "sockets" not in out
+    assert all(line.isprintable() for line in (out + err).splitlines())
+    assert not any(line.lstrip().startswith(("b: c", "+ files.read")) for line in err.splitlines())
+    for shown in ("@a\\nb: c", "@\\x1b[2J", "@a\\u202eb", "x\\n+ files.read"):
+        assert shown in err
 
 
 def audit_made(path: str) -> Event:

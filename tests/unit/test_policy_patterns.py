@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mcpguard.errors import PolicyError
-from mcpguard.policy.patterns import expand, literal_path, parse, quote, split_literal
+from mcpguard.model.access import Access, Effect
+from mcpguard.model.policy import PathRule
+from mcpguard.policy.automaton import Automaton
+from mcpguard.policy.patterns import expand, literal_path, parse, quote, split_literal, witness
 
 VARIABLES = {"home": "/home/u", "workspace": "/home/u/p", "tmp": "/tmp/x"}
 
@@ -67,11 +70,29 @@ def test_a_pattern_with_two_readings_or_none_is_refused_at_its_place(text: str, 
     assert caught.value.do
 
 
-@pytest.mark.parametrize("path", ["/w/[x]*?", "/w/a\\b", "/w/{tmp}", "/w/]", "/w/é !^-"])
+@pytest.mark.parametrize("path", ["/w/[x]*?", "/w/a\\b", "/w/{tmp}", "/w/]", "/w/é !^-", "/w/[{]}[}", "/w/a{b,c}"])
 def test_the_value_of_a_variable_is_taken_literally(path: str) -> None:
     pattern = expand("{workspace}/*.py", "p.yaml:3", {**VARIABLES, "workspace": path})
     assert split_literal(pattern) == (path, "/*.py")
     assert literal_path(quote(path)) == path
+    assert literal_path(expand(quote(path), "p.yaml:3", VARIABLES)) == path, "what is quoted may be written"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("/a[*]/b", "/a*/b"),
+        ("/a/*", "/a/\1"),
+        ("/a/b*c*", "/a/b\1c\1"),
+        ("/**/b", "/\1/b"),
+        ("/a/[!\1]?", "/a/\2\1"),
+        ("/", "/"),
+    ],
+)
+def test_a_witness_is_a_path_of_the_pattern_with_odd_names(pattern: str, path: str) -> None:
+    assert witness(pattern) == path
+    automaton = Automaton.build([PathRule(Effect.ALLOW, Access.READ, pattern, (), 1)])
+    assert Access.READ in automaton.decision(automaton.walk(path)).allowed
 
 
 def test_a_home_at_the_root_gives_plain_paths() -> None:

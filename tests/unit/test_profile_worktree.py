@@ -81,6 +81,16 @@ def test_a_made_up_pointer_to_a_foreign_repository_opens_nothing(main: Path, lin
     assert not writable(thief, main / ".git/refs/heads/x")
 
 
+@pytest.mark.parametrize(
+    ("end", "holds"), [("\r\n", True), ("\n\r\n", True), ("\rx", False), ("\x0bx", False), ("\u2028x", False)]
+)
+def test_a_pointer_ends_where_git_ends_it(linked: Path, end: str, holds: bool) -> None:
+    pointer = linked / ".git"
+    pointer.write_bytes(pointer.read_bytes().rstrip() + end.encode())
+    told = subprocess.run(["git", "rev-parse", "--git-dir"], cwd=linked, capture_output=True, check=False)
+    assert (told.returncode == 0) is holds is (repository(linked) is not None)
+
+
 def test_a_pointer_through_a_symlink_opens_nothing(main: Path, linked: Path) -> None:
     thief = main.parent / "thief"
     thief.mkdir()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
 from mcpguard.session import run_later as module
 from mcpguard.session.run_later import Later, point_of, run_later
-from mcpguard.session.run_later_now import ELSEWHERE, GONE, now, read_plain
+from mcpguard.session.run_later_now import ELSEWHERE, GONE, LONG, UNREADABLE, now, read_plain, scripts_since
+from mcpguard.session.summary import render, summarise
 
 
 @pytest.fixture
@@ -140,6 +143,74 @@ def test_whoever_renames_without_end_is_told_of_and_not_followed(
     assert found(recorded)["/ws"] == "not-followed"
 
 
+def test_a_cache_of_programs_is_one_line_however_much_was_installed_in_it(recorded: Recorded, tmp_path: Path) -> None:
+    cache = f"{tmp_path}/.cache/uv"
+    recorded.wrote("mkdir", f"{cache}/.tmpx")
+    for number in range(20):
+        recorded.wrote("create", f"{cache}/.tmpx/site-packages/{number}.pth")
+    recorded.wrote("rename", f"{cache}/.tmpx", f"{cache}/archive-v0/x")
+    recorded.wrote("symlink", f"{cache}/environments-v2/python/tool")
+    recorded.wrote("create", f"{cache}/wheels-v5/x.msgpack")
+    (one,) = run_later(recorded.store, recorded.id)
+    assert (one.path, one.kind, one.unasked, one.changed) == (cache, "cached-program", False, ())
+    assert one.programs == ("tool",) and one.times == 22
+    assert now(one) == "what was there before was not changed"
+
+
+@pytest.mark.parametrize(
+    "acts",
+    [
+        [("open", "repox/env/bin/hook", None)],
+        [("create", "repox/env/bin/hook", None)],
+        [("mkdir", "repox/env/new", None), ("create", "repox/env/new/hook", None)],
+        [("rmdir", "repox", None), ("mkdir", "repox", None), ("create", "repox/hook", None)],
+        [("rename", "repox", "y"), ("mkdir", "repox", None), ("create", "repox/hook", None)],
+        [("rename", "y", "repox"), ("create", "repox/hook", None)],
+        [("mkdir", "y", None), ("exchange", "y", "repox"), ("create", "repox/hook", None)],
+        [("rename", "", "../y"), ("mkdir", "", None), ("mkdir", "repox", None), ("create", "repox/hook", None)],
+    ],
+)
+def test_a_program_of_a_cache_that_may_have_been_there_before_is_named(
+    recorded: Recorded, tmp_path: Path, acts: list[tuple[str, str, str | None]]
+) -> None:
+    cache = tmp_path / ".cache/pre-commit"
+    for op, path, target in acts:
+        recorded.wrote(op, os.path.normpath(cache / path), os.path.normpath(cache / target) if target else None)
+    (one,) = run_later(recorded.store, recorded.id)
+    assert (one.path, one.kind, one.unasked) == (str(cache), "cached-program", True)
+    assert acts[-1][1] in one.changed and acts[-1][1] in now(one)
+    assert "~/.cache/pre-commit" in "\n".join(render(summarise(recorded.store, recorded.id), str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [("rmdir", ".cache/pre-commit/t/y", None), ("rename", ".cache/pre-commit/t", "z"), ("mkdir", "", None), None],
+)
+def test_a_move_that_the_kernel_may_have_refused_makes_nothing_new(
+    recorded: Recorded, tmp_path: Path, after: tuple[str, str, str | None] | None
+) -> None:
+    cache = tmp_path / ".cache/pre-commit"
+    for op, path, target in (("mkdir", "t", None), ("mkdir", "t/y", None), ("rename", "t/y", "repox")):
+        recorded.wrote(op, str(cache / path), str(cache / target) if target else None)
+    if after and after[1]:
+        recorded.wrote(after[0], str(tmp_path / after[1]), str(tmp_path / after[2]) if after[2] else None)
+    elif after:
+        (cache / "t/y").mkdir(parents=True)
+    recorded.wrote("create", str(cache / "repox/hook"))
+    (one,) = run_later(recorded.store, recorded.id)
+    assert ("repox/hook" in one.changed) is (after is not None)
+
+
+def test_what_is_written_by_running_an_installed_program_is_no_change_of_it(recorded: Recorded, tmp_path: Path) -> None:
+    folder = f"{tmp_path}/.npm/_npx/x/__pycache__"
+    recorded.wrote("mkdir", folder)
+    recorded.wrote("rename", f"{folder}/a.pyc.1", f"{folder}/a.pyc")
+    recorded.wrote("open", f"{tmp_path}/.npm/_npx/x/.lock")
+    (one,) = run_later(recorded.store, recorded.id)
+    assert (one.unasked, one.changed) == (False, ())
+    assert "_npx" not in "\n".join(render(summarise(recorded.store, recorded.id), str(tmp_path)))
+
+
 def test_what_was_not_stopped_comes_first_with_the_reason_of_its_rule(recorded: Recorded) -> None:
     rule = recorded.policy.rules[3]
     detail = f"{totals.NOT_STOPPED}: it did not exist at launch"
@@ -221,6 +292,72 @@ def test_a_repository_tells_its_hooks_and_settings(tmp_path: Path) -> None:
     put(tmp_path / "r/.git/config", GIT)
     told = look("repository", tmp_path / "r")
     assert "hooks pre-push" in told and "fsmonitor" in told
+
+
+@pytest.mark.parametrize("end", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\\\n"])
+def test_no_comment_hides_a_setting_that_git_obeys(end: str, tmp_path: Path) -> None:
+    """The fsmonitor below is what a `git status` would run."""
+    subprocess.run(["git", "init", "-q", str(tmp_path / "r")], check=True)
+    config = tmp_path / "r/.git/config"
+    hidden = "" if end == "\\\n" else "[foo]"
+    put(config, f"[core]\n\t# {end}{hidden}\n\tfsmonitor = echo >ran\n".replace("\\\n\n", "\\\n"))
+    command = ["git", "config", "--file", str(config), "--get", "core.fsmonitor"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "echo >ran\n"
+    assert "core.fsmonitor = echo >ran" in look("repository", tmp_path / "r")
+
+
+NOTHING = "no hook, and no setting"
+
+
+def test_settings_that_come_from_further_files_are_told(tmp_path: Path) -> None:
+    """Each of these gives git a setting that `.git/config` does not have: the real git says so."""
+    repository = tmp_path / "r"
+    subprocess.run(["git", "init", "-q", str(repository)], check=True)
+    shutil.rmtree(repository / ".git/hooks")
+    plain = (repository / ".git/config").read_text()
+    assert NOTHING in look("repository", repository)
+
+    def asked() -> str:
+        command = ["git", "-C", str(repository), "config", "--get", "core.fsmonitor"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+    for include in ("[include]\n\tpath = x\n", f'[includeIf "gitdir:{repository}/"]\n\tpath = x\n'):
+        put(repository / ".git/x", "[core]\n\tfsmonitor = ./evil\n")
+        put(repository / ".git/config", plain + include)
+        told = look("repository", repository)
+        assert asked() == "./evil\n" and "path = x; more settings come from what it includes" in told
+        assert "more settings" in look("git-settings", repository / ".git/config")
+    put(repository / ".git/config", "[extensions]\n\tworktreeConfig\n" + plain.replace("= 0", "= 1"))
+    put(repository / ".git/config.worktree", "[core]\n\tfsmonitor = ./evil\n")
+    told = look("repository", repository)
+    assert asked() == "./evil\n" and "config.worktree; look there" in told and "core.fsmonitor = ./evil" in told
+    assert "config.worktree" in look("git-settings", repository / ".git/config")
+    (repository / ".git/config.worktree").unlink()
+    put(repository / ".git/config", plain)
+    shutil.copytree(repository / ".git", repository / ".git/y")
+    put(repository / ".git/y/config", f"{plain}\tfsmonitor = ./evil\n")
+    put(repository / ".git/commondir", "y\n")
+    told = look("repository", repository)
+    assert asked() == "./evil\n" and "look there: commondir y" in told and NOTHING not in told
+    (repository / ".git/commondir").unlink()
+    (repository / ".git/commondir").symlink_to("y/HEAD")
+    assert "commondir leads git" in look("repository", repository)
+
+
+def test_what_is_longer_than_what_is_looked_at_is_said(tmp_path: Path) -> None:
+    put(tmp_path / "r/.git/config", "#" * (1 << 20) + "\n[core]\n\tfsmonitor = ./evil\n")
+    assert look("repository", tmp_path / "r") == LONG
+    assert look("git-settings", tmp_path / "r/.git/config") == LONG
+    assert look("python", put(tmp_path / "x.pth", "#" * (1 << 20) + "\nimport x\n")).endswith(LONG)
+
+
+def test_a_byte_order_mark_hides_nothing(tmp_path: Path) -> None:
+    assert (
+        look("package-scripts", put(tmp_path / "package.json", '\ufeff{"scripts": {"test": "evil"}}')) == "test: evil"
+    )
+    assert scripts_since(str(tmp_path / "package.json"), b"{}") == "since the last commit: test: evil"
+    assert look("python", put(tmp_path / "x.pth", "\ufeffimport evil\n")) == "runs import evil"
+    assert scripts_since(str(put(tmp_path / "p.json", "{ not json")), b"{}") == UNREADABLE
 
 
 @pytest.mark.parametrize(

@@ -78,14 +78,34 @@ def test_what_is_not_a_folder_inside_the_workspace_closes_nothing(project: Path,
         ("[core]\nhooksPath = one\\\ntwo\n", "onetwo"),
         ("[core]\nhooksPath = one\\\\\n[user]\nname = x\n", "one\\"),
         ("[core] hooksPath = one\n", "one"),
+        # A comment is not continued; only a line feed ends it.
+        ("[core]\n# a \\\nhooksPath = one\n", "one"),
+        ("[core]\n# a \r[user]\nhooksPath = one\n", "one"),
+        ("[core]\n# a \u2028[user]\x0b\x0c\x1c\x85\nhooksPath = one\n", "one"),
+        ("[core]\r\nhooksPath = one\r\n[user]\r\n", "one"),
+        ("\ufeff[core]hooksPath = one", "one"),
+        ("[core][user][core]hooksPath = one ; x\n", "one"),
+        ('[core "hookspath\0"]\nx = one\0two\n', "one"),
+        ('[core "hooksPath\0"]\nx = one\n', ""),
+        ("[core]\nhooksPath = one\\", "one"),
     ],
 )
 def test_the_settings_are_read_as_git_reads_them(project: Path, settings: str, found: str) -> None:
-    (project / ".git/config").write_text(settings)
+    (project / ".git/config").write_bytes(settings.encode())
     told = subprocess.run(["git", "config", "core.hooksPath"], cwd=project, capture_output=True, text=True, check=False)
     assert told.stdout.strip() == found
     expected = str(project / found) if found else ""
     assert hooks_folder(str(project), str(project.parent / "home")) == expected
+
+
+def test_the_settings_of_the_working_tree_count_where_git_reads_them(project: Path) -> None:
+    (project / ".git/config.worktree").write_text("[core]\nhooksPath = mine\n")
+    assert hooks_folder(str(project), str(project.parent / "home")) == ""
+    git_config(project, "core.repositoryFormatVersion", "1")
+    git_config(project, "extensions.worktreeConfig", "true")
+    told = subprocess.run(["git", "config", "core.hooksPath"], cwd=project, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "mine"
+    assert hooks_folder(str(project), str(project.parent / "home")) == str(project / "mine")
 
 
 def test_a_folder_without_a_repository_has_none(tmp_path: Path) -> None:

@@ -88,4 +88,7 @@ def test_socket_rules_cross_as_subtrees_in_both_spellings_of_run() -> None:
     assert ["@name*", 1, 3] in rows
     assert ["/tmp/tmux-*", 0, 4] in rows
     assert ["/tmp/ssh-*", 0, 5] in rows, "a denial may reach further"
+    # A folder that is named so is no pattern.
+    assert network.unix_rows([SocketEntry("/w/a[*]", Effect.ALLOW, 1)]) == [["/w/a[*]", 1, 1]]
+    assert network.unix_rows([SocketEntry("/w/[[]x]/sock*", Effect.ALLOW, 1)]) == [["/w/[[]x]/sock*", 1, 1]]
     assert not any(row[2] in (6, 7) for row in rows), "an allowance never does, nor a denial of nearly everything"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from mcpguard.broker import protocol
 from mcpguard.kernel.mounts import Mount, visible
 from mcpguard.model.access import Access, Effect
+from mcpguard.model.plan import GuardPlan
 from mcpguard.model.policy import PathRule
+from mcpguard.model.values import replace
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.image import image_of
 from mcpguard.session import places
@@ -81,3 +84,15 @@ def test_of_the_hosts_terminals_only_the_own_one_has_a_place() -> None:
         ("0:2", "/7", "/dev/pts/7"),
         ("0:5", "/0", "/dev/pts/0"),
     }
+
+
+def test_a_request_may_bring_no_more_lines_than_a_policy_has_places_for() -> None:
+    """What is over would become part of the policy beside it, which may be another session's."""
+    automaton = Automaton.build([PathRule(Effect.ALLOW, Access.READ, "/", (), 1)])
+    table = places.table_plan(automaton, "/tmp", [mount(1, 0, "/")])
+    most = _abi.MG_LINE.size * _abi.MG_PAGE_LINES * _abi.MG_PAGES_LIMIT
+    fitting, over = (replace(table, lines=bytes(most + more)) for more in (0, _abi.MG_LINE.size))
+    sent = GuardPlan(fitting, table)
+    assert protocol.guard_from_json(protocol.guard_to_json(sent)) == sent
+    with pytest.raises(ValueError, match="impossible size"):
+        protocol.guard_from_json(protocol.guard_to_json(GuardPlan(over, table)))

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import UsageError
+from mcpguard.policy.patterns import expand, literal_path
 from mcpguard.profile.parse import parse
-from mcpguard.session.policy import load_policy, rule_errors, wide_writes
+from mcpguard.session.policy import load_policy, rule_errors, typed_pattern, wide_writes
 from mcpguard.session.wide import read_notes
 
 
@@ -63,3 +64,14 @@ def test_a_profile_that_opens_the_whole_home_is_noted_and_is_no_mistake(home: Pa
     profile = parse("files: {write: [~/notes, '~', '~/.tool*', '{home}']}\n", "p.yaml", name="p").profile
     assert rule_errors(profile) == []
     assert [rule.pattern for rule in wide_writes(profile)] == ["~", "{home}"]
+
+
+@pytest.mark.parametrize("name", ["a*", "a[b]", "a?", "a{b}"])
+def test_a_path_in_a_folder_with_an_odd_name_opens_nothing_beside_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / name / "below")
+    for typed, place in (("out", f"{name}/below/out"), ("../out/", f"{name}/out")):
+        absolute = expand(typed_pattern(typed), "command line", {"home": "/home/u", "workspace": "/w", "tmp": "/tmp"})
+        assert literal_path(absolute) == str(tmp_path / place)

@@ -107,7 +107,9 @@ def test_a_destination_is_shown_as_people_write_it(address: bytes, shown: str) -
     assert (record.protocol, record.rule, record.detail) == ("tcp", 4, "own")
 
 
-@pytest.mark.parametrize(("name", "shown"), [(b"/run/x", "/run/x"), (b"\0bus\0x", "@bus\0x"), (b"", "")])
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"/run/x", "/run/x"), (b"\0bus\0x", "@bus\0x"), (b"@bus", "./@bus"), (b"", "")]
+)
 def test_a_unix_socket_is_named(name: bytes, shown: str) -> None:
     raw = _abi.MG_UNIX.pack(
         head(_abi.MG_RECORD_UNIX), 1, 1, 2, _abi.MG_NET_SENDMSG, _abi.MG_AUDIT, 0, len(name), name, 0

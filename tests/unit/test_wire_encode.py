@@ -60,6 +60,9 @@ def test_too_many_port_rules_are_refused() -> None:
         ("/run/x/**", _abi.MG_UNIX_SUBTREE, b"/run/x"),
         ("/**", _abi.MG_UNIX_SUBTREE, b""),
         ("/tmp/ssh-*", _abi.MG_UNIX_BEGINNING, b"/tmp/ssh-"),
+        ("/w/a[*]", _abi.MG_UNIX_SUBTREE, b"/w/a*"),
+        ("/w/[[]x][{][}][?]/**", _abi.MG_UNIX_SUBTREE, b"/w/[x]{}?"),
+        ("/w/a[*]/s*", _abi.MG_UNIX_BEGINNING, b"/w/a*/s"),
         ("@bus", _abi.MG_UNIX_EXACT, b"\0bus"),
         ("@bus*", _abi.MG_UNIX_BEGINNING, b"\0bus"),
         ("@*", _abi.MG_UNIX_BEGINNING, b"\0"),
@@ -72,7 +75,9 @@ def test_a_socket_pattern_becomes_bytes_and_a_way_to_compare(pattern: str, match
     assert held[:length] == body
 
 
-@pytest.mark.parametrize("pattern", ["/run/*/x", "/run/?", "/run/[ab]", "/" + "x" * 108, "/run/**/x"])
+@pytest.mark.parametrize(
+    "pattern", ["/run/*/x", "/run/?", "/run/[ab]", "/" + "x" * 108, "/run/**/x", "/run/[*]/[a]", "@a[*]"]
+)
 def test_a_socket_pattern_that_cannot_be_enforced_is_refused(pattern: str) -> None:
     with pytest.raises(PolicyError) as caught:
         encode.unix_table([(pattern, Effect.ALLOW, 5)])

@@ -11,6 +11,7 @@ import sys
 from array import array
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import takewhile
 
 from mcpguard.backends.engine import Engine, ObjectSpec, Session
 from mcpguard.errors import HostError
@@ -22,7 +23,7 @@ from mcpguard.wire import _abi, encode
 LSM, MODIFY_RETURN = "lsm", "modify-return"
 _PREFIX = {LSM: "mg_lsm_", MODIFY_RETURN: "mg_mod_"}
 _LAYOUT, _NAMES = ".rodata.layout", ".rodata.names"
-_LINE = _abi.MG_LINE.size
+_PAGE = _abi.MG_LINE.size * _abi.MG_PAGE_LINES
 # Two policies of a session and, while an edit goes live, two more.
 _PER_SLOT = _abi.MG_POLICIES_LIMIT // _abi.MG_SESSIONS_LIMIT
 
@@ -210,11 +211,15 @@ def write_policy(map_of: Callable[[str], bpf.Map], index: int, plan: TablePlan) 
         KernelError: the kernel refused something; then nothing is allowed by this policy.
     """
     clear_policy(map_of, index)
-    lines = len(plan.lines) // _LINE
-    tables = bpf.Map("mg_lines", bpf.create_map(libbpf.MAP_TYPE_ARRAY, "mg_lines", 4, _LINE, lines, libbpf.F_INNER_MAP))
-    with contextlib.closing(tables):
-        tables.set_many(array("I", range(lines)).tobytes(), plan.lines, lines)
-        map_of("mg_tables").set_fd(_numbers(index), tables.fd)
+    with contextlib.ExitStack() as pages:
+        fds = array("i")
+        for at in range(0, len(plan.lines), _PAGE):
+            page = bpf.Map("mg_lines", bpf.create_map(libbpf.MAP_TYPE_ARRAY, "mg_lines", 4, _PAGE, 1))
+            pages.enter_context(contextlib.closing(page))
+            page.set(_numbers(0), plan.lines[at : at + _PAGE].ljust(_PAGE, b"\0"))
+            fds.append(page.fd)
+        first = index * _abi.MG_PAGES_LIMIT
+        map_of("mg_tables").set_many(_numbers(*range(first, first + len(fds))), fds.tobytes(), len(fds))
     for name, rows, key_bytes in (
         ("mg_roots", plan.roots, _abi.MG_ROOT_KEY.size),
         ("mg_branches", plan.branches, _abi.MG_BRANCH_KEY.size),
@@ -230,7 +235,11 @@ def write_policy(map_of: Callable[[str], bpf.Map], index: int, plan: TablePlan) 
 def clear_policy(map_of: Callable[[str], bpf.Map], index: int) -> None:
     """Take an automaton out; whoever asks it is refused."""
     map_of("mg_policies").set(_numbers(index), bytes(_abi.MG_POLICY.size))
-    map_of("mg_tables").delete(_numbers(index))
+    tables, first = map_of("mg_tables"), index * _abi.MG_PAGES_LIMIT
+    keys = [_numbers(first + page) for page in range(_abi.MG_PAGES_LIMIT)]
+    # In order, as they were written; to delete what is not there would still wait for all programs that run.
+    for key in reversed(list(takewhile(lambda key: tables.get(key, 4) is not None, keys))):
+        tables.delete(key)
     for name, size in (("mg_roots", _abi.MG_ROOT_KEY.size), ("mg_branches", _abi.MG_BRANCH_KEY.size)):
         table = map_of(name)
         for key in table.keys(size):

@@ -157,6 +157,8 @@ def _table_from_json(value: object) -> TablePlan:
     if (
         not plan.lines
         or len(plan.lines) % _abi.MG_LINE.size
+        # More would be written to the places of somebody else's policy.
+        or len(plan.lines) > _abi.MG_LINE.size * _abi.MG_PAGE_LINES * _abi.MG_PAGES_LIMIT
         or len(plan.head) != _abi.MG_POLICY.size
         or len(plan.roots) % root
         or len(plan.branches) % branch

@@ -88,7 +88,7 @@ def learn(
     if format == "json":
         render.as_json(_json(proposals, found, amendment))
     elif not install:
-        render.line(amendment.text.rstrip("\n"))
+        render.document(amendment.text)
     _explain(proposals, [need for need in found if need.refused], user.home)
     if many:
         render.note(

@@ -79,7 +79,7 @@ def show(
     else:
         entry = locate(name)
         render.note(f"# {entry.path}")
-        render.line(_text(entry).rstrip("\n"))
+        render.document(_text(entry))
 
 
 def _show_resolved(profile: Profile, format: str) -> None:

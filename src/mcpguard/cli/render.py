@@ -9,29 +9,36 @@ import json
 import sys
 from collections.abc import Sequence
 
-from mcpguard.errors import McpguardError
+from mcpguard.errors import McpguardError, one_line
 
 _PIPE_WIDTH = 10_000
 
 
 def error(problem: McpguardError) -> None:
     """The four lines of an error, on stderr."""
-    note("\n".join(problem.lines()))
+    for text in problem.lines():
+        note(text)
 
 
 def note(text: str) -> None:
     """A line for the person, not for the next program: on stderr."""
-    sys.stderr.write(f"{_safe(text)}\n")
+    sys.stderr.write(f"{one_line(text)}\n")
 
 
 def line(text: str = "") -> None:
     """A line of the result."""
-    sys.stdout.write(f"{_safe(text)}\n")
+    sys.stdout.write(f"{one_line(text)}\n")
+
+
+def document(text: str) -> None:
+    """A result of several lines."""
+    for part in text.rstrip("\n").split("\n"):
+        line(part)
 
 
 def as_json(value: object) -> None:
     """One JSON document."""
-    line(json.dumps(value, indent=1, ensure_ascii=True))
+    document(json.dumps(value, indent=1, ensure_ascii=True))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -45,7 +52,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for column in shown.columns:
         column.overflow = "fold"
     for row in rows:
-        shown.add_row(*(Text(_safe(cell)) for cell in row))
+        shown.add_row(*(Text(one_line(cell)) for cell in row))
     with console.capture() as captured:
         console.print(shown)
     for printed in captured.get().splitlines():
@@ -60,9 +67,4 @@ def changes(removed: Sequence[str], added: Sequence[str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for sign, colour, texts in (("-", "red", removed), ("+", "green", added)):
         for text in texts:
-            console.print(Text(f"{sign} {_safe(text)}", style=colour))
-
-
-def _safe(text: str) -> str:
-    """Text that cannot steer a terminal, whatever a file name holds."""
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+            console.print(Text(f"{sign} {one_line(text)}", style=colour))

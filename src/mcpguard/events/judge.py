@@ -13,6 +13,7 @@ from mcpguard.model.access import Access, Effect
 from mcpguard.model.policy import PathRule
 from mcpguard.model.values import dataclass
 from mcpguard.policy.automaton import Automaton, Decision
+from mcpguard.policy.patterns import quote
 
 # Every path of a busy build is asked for several times within seconds; one entry is about 300 bytes.
 CACHED_PATHS = 8_192
@@ -97,7 +98,7 @@ class Judge:
     def _below(self, path: str) -> Refusal | None:
         if not self.decide(path).pinned:
             return None
-        inside = path.rstrip("/") + "/"
+        inside = quote(path.rstrip("/")) + "/"
         rule = next((r.rule for r in self._protecting if r.pattern.startswith(inside)), None)
         return Refusal(path, Access.WRITE, rule, below=True)
 

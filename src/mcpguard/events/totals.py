@@ -132,6 +132,24 @@ def renamed(store: Store, session: str) -> list[tuple[str, str]]:
     ]
 
 
+def made_and_moved(store: Store, session: str) -> list[tuple[str, str, str | None]]:
+    """(act, path, new name) of what made, moved or removed a name below the folders `.cache` and `.npm`, in order.
+
+    Raises:
+        StoreError: it cannot be read, or there is no such session.
+    """
+    near = (
+        "(e.path LIKE '%/.cache/%' OR e.path LIKE '%/.npm/%' OR e.target LIKE '%/.cache/%' OR e.target LIKE '%/.npm/%')"
+    )
+    rows = store.read(
+        "SELECT e.op, e.path, e.target FROM events e WHERE e.session = ? AND e.kind = 'file' "
+        "AND e.op IN ('create', 'mkdir', 'mknod', 'symlink', 'link', 'rename', 'exchange', 'unlink', 'rmdir') "
+        f"AND e.verdict IN ('allow', 'audit') AND e.path IS NOT NULL AND {near} ORDER BY e.seq",
+        (store.number(session),),
+    )
+    return [(op, path, target) for op, path, target in rows]
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(sorted(text.split(",")))
 

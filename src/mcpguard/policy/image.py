@@ -4,7 +4,7 @@ Pure. One array of lines holds everything, and states are known by their line. S
 cell; where another state owns the cell, a second one, of the state `other`. `bpf/include/mg_path.h` evaluates it; a shared case
 file and a property test hold both alike.
 
-    line 0               zero: a state whose `base` is 0 has no edges of its own
+    lines 0 to 255       zero: the cells of a state without edges, whose `base` is 0; nobody owns them
     state lines          base, other, slash, out
     cell lines           owner, next, and next's base and other; `base + byte` is the line of a cell
     output rows          two lines each: rank for read, write, execute, flags; guards matched (low, high), excepted (low, high)
@@ -31,8 +31,11 @@ from mcpguard.policy.tables import Factor, Tables
 
 CARRIES = 1 << 31
 PINNED = 1 << 30
+DULL = 1 << 29
+DULL_PINNED = 1 << 28
 LINE_BYTES = 16
 _WORDS = 4
+_LONELY_LINES = 256
 _ROW = 8
 _CARRIED = 5
 _LINE = struct.Struct("<4I")
@@ -86,7 +89,7 @@ class Image:
 
 def image_of(tables: Tables) -> Image:
     """Lay tables out."""
-    words = array("I", bytes(LINE_BYTES))
+    words = array("I", bytes(_LONELY_LINES * LINE_BYTES))
     firsts = []
     for factor in tables.factors:
         firsts.append(len(words) // _WORDS)
@@ -114,12 +117,14 @@ def _append_factor(words: array[int], factor: Factor) -> None:
     cells = states + len(factor.base)
     rows = cells + len(factor.owner)
     lonely = _without_edges(factor)
+    dull = _dull(factor, lonely)
     bases: list[int] = []
     for state, (base, other, slash, out) in enumerate(
         zip(factor.base, factor.other, factor.slash, factor.out, strict=True)
     ):
         row = factor.outputs[out * _ROW : out * _ROW + _ROW]
         carries = (CARRIES if any(row[: _ROW - 1]) else 0) | (PINNED if row[-1] & PINNED_FLAG else 0)
+        carries |= dull.get(state, 0)
         bases.append(0 if lonely[state] else cells + base)
         words.extend((bases[-1], states + other, states + slash, carries | rows + 2 * out))
     for owner, following in zip(factor.owner, factor.next, strict=True):
@@ -135,3 +140,25 @@ def _append_factor(words: array[int], factor: Factor) -> None:
 def _without_edges(factor: Factor) -> list[bool]:
     owners = set(factor.owner)
     return [state not in owners for state in range(len(factor.base))]
+
+
+def _dull(factor: Factor, lonely: Sequence[bool]) -> dict[int, int]:
+    """States that begin a name, where a name whose first byte has no edge leaves everything as it is."""
+    before: dict[int, set[int]] = {}
+    for slash, out in zip(factor.slash, factor.out, strict=True):
+        before.setdefault(slash, set()).add(out)
+    rows = factor.rows_of_outputs()
+    found = {}
+    for state, outs in before.items():
+        sink = factor.other[state]
+        if lonely[sink] and factor.other[sink] == sink and factor.slash[sink] == state:
+            said = rows[factor.out[sink]]
+            if all(_covers(rows[out], said) for out in outs):
+                found[state] = DULL | (DULL_PINNED if said[-1] & PINNED_FLAG else 0)
+    return found
+
+
+def _covers(held: Sequence[int], said: Sequence[int]) -> bool:
+    """Whether what a row says is nothing new where another holds already."""
+    ranks = all(old >= new for old, new in zip(held[:3], said[:3], strict=True))
+    return ranks and not any(new & ~old for old, new in zip(held[3:-1], said[3:-1], strict=True))

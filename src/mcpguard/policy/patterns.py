@@ -27,6 +27,8 @@ from mcpguard.model.values import dataclass
 SLASH = 0x2F
 VARIABLES = ("home", "workspace", "tmp")
 _SPECIAL = re.compile(r"[*?\[\\]")
+# Braces mean something in a written pattern only, and what is quoted may be written.
+_QUOTED = re.compile(r"[*?\[\\{}]")
 _PLAIN = re.compile(r"(/(?!\.{1,2}(/|\Z))[^/*?\[\\\0]+)+")
 _VARIABLE = re.compile(r"\{([^{}/]*)\}")
 
@@ -108,8 +110,8 @@ def parse(pattern: str) -> tuple[Component, ...]:
 
 
 def quote(path: str) -> str:
-    """The absolute pattern that matches exactly this path (and below), whatever characters are in it."""
-    return _SPECIAL.sub(lambda found: f"[{found[0]}]", path)
+    """The pattern that matches exactly this path (and below), whatever characters are in it; `expand` reads it, too."""
+    return _QUOTED.sub(lambda found: f"[{found[0]}]", path)
 
 
 def split_literal(pattern: str) -> tuple[str, str]:
@@ -135,6 +137,23 @@ def literal_path(pattern: str) -> str | None:
     """The one path that an absolute pattern names, or None when it holds a glob."""
     path, rest = split_literal(pattern)
     return None if rest else path
+
+
+def witness(pattern: str) -> str:
+    """A path that an absolute pattern matches, of names that no other pattern spells out: where a name is free, it is odd."""
+    names = [b"\1" if component.any_depth else _odd_name(component) for component in parse(pattern)]
+    return "/" + b"/".join(names).decode("utf-8", "surrogateescape")
+
+
+def _odd_name(component: Component) -> bytes:
+    name = bytearray()
+    for at, token in enumerate((*component.tokens, None)):
+        if component.loops >> at & 1:
+            name.append(1)
+        if token is not None:
+            fitting = set(range(1, 256)) - token.chars - {SLASH} if token.negated else token.chars
+            name.append(min(fitting, default=1))
+    return bytes(name)
 
 
 def shape(components: tuple[Component, ...]) -> int:

@@ -95,8 +95,12 @@ class Factor:
 
     def rows(self) -> list[tuple[int, ...]]:
         """The output row of every state: three ranks, matched low and high, excepted low and high, flags."""
-        rows = list(zip(*[iter(self.outputs)] * _ROW, strict=True))
+        rows = self.rows_of_outputs()
         return [rows[output] for output in self.out]
+
+    def rows_of_outputs(self) -> list[tuple[int, ...]]:
+        """The output rows by their own number, as `out` names them."""
+        return list(zip(*[iter(self.outputs)] * _ROW, strict=True))
 
     def flags(self, state: int) -> int:
         """The flags of a state."""

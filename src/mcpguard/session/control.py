@@ -19,9 +19,11 @@ from typing import Any, Protocol
 
 from mcpguard.errors import HostError, McpguardError
 from mcpguard.kernel import cgroup
+from mcpguard.model.values import dataclass
 from mcpguard.profile.amend import Addition
 from mcpguard.profile.store import control_directory
-from mcpguard.session.approve import MOST_ADDITIONS, MOST_BYTES, VERSION, Outcome, Scope, address, peer
+from mcpguard.session.approve import MOST_ADDITIONS, MOST_BYTES, VERSION, Outcome, Scope, address
+from mcpguard.session.approve import peer as peer_of
 
 
 class Decides(Protocol):
@@ -36,9 +38,10 @@ class Decides(Protocol):
         ...
 
 
-# For whoever connects and then says nothing; others wait meanwhile.
+# For whoever connects and then says nothing. Others are heard meanwhile; of more silent ones than this the oldest go.
 _PATIENCE_S = 2.0
-_MOST_WAITING = 8
+_MOST_SILENT = 16
+_MOST_WAITING = 64
 _LONGEST_VALUE = 4096
 _STALE_S = 60.0
 _CREDENTIALS = struct.Struct("iII")
@@ -56,15 +59,60 @@ def serve(session: str, stop: int, live: Callable[[], Decides]) -> None:
         made[:] = made or [live()]
         return made[0]
 
-    with contextlib.suppress(OSError), _listening(session) as listener:
-        while True:
-            ready, _, _ = select.select([stop, listener.fileno()], (), ())
-            if stop in ready:
-                return
-            with contextlib.suppress(OSError):
-                line, _address = listener.accept()
-                with line:
-                    _converse(line, decides)
+    peers: list[_Peer] = []
+    try:
+        with contextlib.suppress(OSError), _listening(session) as listener:
+            while stop not in (ready := _ready(stop, listener.fileno(), peers)):
+                heard = time.monotonic()  # who speaks while another one is answered was not silent
+                if listener.fileno() in ready:
+                    with contextlib.suppress(OSError):
+                        _welcome(listener.accept()[0], peers, decides)
+                for peer in [one for one in peers if one.line.fileno() in ready]:
+                    peers.remove(peer)
+                    with contextlib.suppress(OSError), peer:
+                        _converse(peer, decides)
+                _let_go(peers, heard)
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+@dataclass(slots=True)
+class _Peer:
+    """Who connected, and was said hello to.
+
+    Attributes:
+        held: a pidfd.
+        until: CLOCK_MONOTONIC, in seconds.
+    """
+
+    line: socket.socket
+    pid: int
+    held: int
+    nonce: bytes
+    until: float
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.line.close()
+        os.close(self.held)
+
+
+def _ready(stop: int, listener: int, peers: Sequence[_Peer]) -> list[int]:
+    """What can be read now; nothing when somebody has been silent for too long."""
+    patience = max(0.0, peers[0].until - time.monotonic()) if peers else None
+    return select.select([stop, listener, *(peer.line.fileno() for peer in peers)], (), (), patience)[0]
+
+
+def _let_go(peers: list[_Peer], now: float) -> None:
+    """The oldest stand first."""
+    while peers and (len(peers) > _MOST_SILENT or peers[0].until <= now):
+        peers.pop(0).close()
 
 
 @contextlib.contextmanager
@@ -98,54 +146,68 @@ def _remove_stale(folder: Path) -> None:
                 path.unlink()
 
 
-def _converse(line: socket.socket, decides: Callable[[], Decides]) -> None:
-    line.settimeout(_PATIENCE_S)
-    # Before anything is sent: from now on every packet says who sent it.
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    pid, uid = peer(line)
-    if uid != os.geteuid() or (question := _question(line, pid)) is None:
-        decides().intruder(pid)
-        return
-    if not question:  # somebody looked whether we are there
-        return
-    try:
-        answer = _answer(question, pid, decides())
-    except McpguardError as error:
-        answer = {"error": [error.what, error.why, error.do, error.code]}
-    except Exception as error:  # whatever it is, the run goes on
-        answer = {"error": [*_failed(error)]}
-    line.send(json.dumps(answer).encode())
-
-
-def _question(line: socket.socket, pid: int) -> bytes | None:
-    """What the peer asks, empty when it hung up; None: it may not ask.
+def _welcome(line: socket.socket, peers: list[_Peer], decides: Callable[[], Decides]) -> None:
+    """Say hello, or turn away.
 
     A number is no process: who connected may have ended, and another one have its PID. So the PID is held, then looked at;
     what was sent after that must come from this PID; and it must still live in the end, so that it was the same all the time.
     """
-    try:
-        held = os.pidfd_open(pid)
-    except OSError:
-        return None
-    try:
+    with contextlib.ExitStack() as undone:
+        undone.enter_context(line)
+        line.settimeout(_PATIENCE_S)
+        # Before anything is sent: from now on every packet says who sent it.
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        pid, uid = peer_of(line)
+        held = _hold(pid) if uid == os.geteuid() else None
+        if held is None:
+            decides().intruder(pid)
+            return
+        undone.callback(os.close, held)
         if not outside(pid):
-            return None
+            decides().intruder(pid)
+            return
         nonce = os.urandom(16).hex()
         line.send(json.dumps({"nonce": nonce}).encode())
-        data, ancillary, flags, _address = line.recvmsg(MOST_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size))
-        senders = [
-            _CREDENTIALS.unpack(payload)[:2]
-            for level, kind, payload in ancillary
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)
-        ]
-        ended = bool(select.select([held], (), (), 0)[0])
-        if not data:
-            return b""
-        if senders != [(pid, os.geteuid())] or ended or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            return None
-        return data if nonce.encode() in data else None
-    finally:
-        os.close(held)
+        peers.append(_Peer(line, pid, held, nonce.encode(), time.monotonic() + _PATIENCE_S))
+        undone.pop_all()
+
+
+def _hold(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _converse(peer: _Peer, decides: Callable[[], Decides]) -> None:
+    if (question := _question(peer)) is None:
+        decides().intruder(peer.pid)
+        return
+    if not question:  # somebody looked whether we are there
+        return
+    try:
+        answer = _answer(question, peer.pid, decides())
+    except McpguardError as error:
+        answer = {"error": [error.what, error.why, error.do, error.code]}
+    except Exception as error:  # whatever it is, the run goes on
+        answer = {"error": [*_failed(error)]}
+    peer.line.send(json.dumps(answer).encode())
+
+
+def _question(peer: _Peer) -> bytes | None:
+    """What the peer asks, empty when it hung up; None: it may not ask."""
+    data, ancillary, flags, _address = peer.line.recvmsg(MOST_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size))
+    senders = [
+        _CREDENTIALS.unpack(payload)[:2]
+        for level, kind, payload in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)
+    ]
+    ended = bool(select.select([peer.held], (), (), 0)[0])
+    if not data:
+        return b""
+    if senders != [(peer.pid, os.geteuid())] or ended or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        return None
+    return data if peer.nonce in data else None
 
 
 def outside(pid: int) -> bool:
@@ -173,11 +235,12 @@ def _answer(data: bytes, pid: int, live: Decides) -> dict[str, Any]:
 
 
 def _addition(given: Any) -> Addition:
-    section, key, value = given
-    for word in (section, key, value):
+    if not isinstance(given, list) or len(given) != len(Addition._fields) - 1:
+        raise ValueError("a rule is a list of three words")
+    for word in given:
         if not isinstance(word, str) or not word.isprintable() or not 0 < len(word) <= _LONGEST_VALUE:
             raise ValueError("a rule is three printable words")
-    return Addition(section, key, value)
+    return Addition(*given)
 
 
 def _who(pid: int) -> str:

@@ -60,13 +60,15 @@ def committed(path: str, repository: str) -> bytes | None:
 
 
 def _head(folder: str) -> str | None:
+    if os.path.lexists(f"{folder}/commondir"):
+        return None  # git takes branches from another folder then
     text = read_plain(f"{folder}/HEAD") or ""
     if named := _REF.fullmatch(text):
-        packed = (read_plain(f"{folder}/packed-refs") or "").splitlines()
+        packed = (read_plain(f"{folder}/packed-refs") or "").split("\n")
         rows = (line.partition(" ") for line in packed)
         kept = next((id for id, _, name in rows if name == named[1]), "")
         text = read_plain(f"{folder}/{named[1]}") or kept
-    text = text.strip()
+    text = text.rstrip(" \t\r\n")
     return text if _ID.fullmatch(text) else None
 
 

@@ -6,7 +6,6 @@ Reads git's settings as the user and runs no git. What settings include from oth
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from mcpguard.model.access import Access, Effect
@@ -15,21 +14,23 @@ from mcpguard.model.rule import FileRule, Origin
 from mcpguard.session.worktree import repository
 
 _MAX_SETTINGS = 1 << 20
-_SECTION = re.compile(r'\[\s*([\w.-]+)\s*(?:"((?:[^"\\]|\\.)*)")?\s*\]')
-# A backslash at the end of a line, which is not escaped itself.
-_CONTINUED = re.compile(r"(?<!\\)((?:\\\\)*)\\\n")
 
 
 def hooks_folder(workspace: str, home: str) -> str:
     """Where `core.hooksPath` leads, when that is inside the workspace; empty otherwise."""
     folder = Path(workspace)
     linked = repository(folder)
-    own = (linked.common if linked else folder / ".git") / "config"
-    if not own.is_file():
+    own = _text((linked.common if linked else folder / ".git") / "config")
+    if own is None:
         return ""
+    from mcpguard.session.git_settings import is_true, value_of  # a workspace without a repository needs no reader
+
+    further = is_true(value_of("extensions.worktreeconfig", own))
+    of_this_tree = (linked.own if linked else folder / ".git") / "config.worktree"
     shared = Path(os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config", "git/config")
-    for file in (own, Path(home, ".gitconfig"), shared, Path("/etc/gitconfig")):
-        named = _hooks_path(file)
+    others = map(_text, (Path(home, ".gitconfig"), shared, Path("/etc/gitconfig")))
+    for text in (_text(of_this_tree) if further else None, own, *others):
+        named = value_of("core.hookspath", text) if text is not None else None
         if named is not None:
             place = os.path.normpath(home + named[1:] if named.startswith("~/") else folder / named)
             return place if place != workspace and is_below(place, workspace) else ""
@@ -48,42 +49,12 @@ def hook_rules(workspace: str, home: str) -> list[FileRule]:
     return [FileRule(Effect.READONLY, Access.WRITE, quote(place), origin, because=because)]
 
 
-def _hooks_path(file: Path) -> str | None:
-    """The last `core.hooksPath` of one file; None where there is none."""
+def _text(file: Path) -> str | None:
+    """What is in a file of settings; None where there is none that can be read."""
     try:
         if not file.is_file() or file.stat().st_size > _MAX_SETTINGS:
             return None
-        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+        # As bytes: in text mode a lone carriage return would end a line, and for git it does not.
+        return file.read_bytes().decode("utf-8", "surrogateescape")
     except OSError:
         return None
-    return next((value for key, value in reversed(settings(text)) if key == "core.hookspath"), None)
-
-
-def settings(text: str) -> list[tuple[str, str]]:
-    """Keys in small letters, as in `core.hookspath` or `alias.x`, with their values; what cannot be read is passed over."""
-    section, found = "", []
-    for line in map(str.strip, _CONTINUED.sub(r"\1", text).splitlines()):
-        if head := _SECTION.match(line):
-            section = ".".join(part for part in head.groups() if part)
-            line = line[head.end() :]
-        key, _, value = line.partition("=")
-        if key.strip() and not key.lstrip().startswith(("#", ";")):
-            found.append((f"{section}.{key.strip()}".lower(), _plain(value.strip())))
-    return found
-
-
-def _plain(value: str) -> str:
-    """A value without quotes, escapes and the comment behind it; source: git-config(1), "Syntax"."""
-    text, quoted, kept = "", False, 0
-    characters = iter(value)
-    for character in characters:
-        if character == '"':
-            quoted = not quoted
-            kept = len(text)
-            continue
-        if character in "#;" and not quoted:
-            break
-        text += next(characters, "") if character == "\\" else character
-        if quoted or not character.isspace():
-            kept = len(text)
-    return text[:kept]

@@ -22,7 +22,7 @@ from mcpguard.model.rule import GRANTS, FileRule, NetDirection, NetRule, Origin,
 from mcpguard.model.values import replace
 from mcpguard.policy.compile import extend_policy
 from mcpguard.policy.decide import answer_address, decide_file, decide_name, decide_unix
-from mcpguard.policy.patterns import literal_path
+from mcpguard.policy.patterns import witness
 from mcpguard.profile.amend import Addition
 from mcpguard.session import network
 from mcpguard.session.approve import Outcome, Scope
@@ -237,13 +237,14 @@ def _insist_it_opens(policy: Policy, rule: Rule) -> None:
     """Raises UsageError where a rule that takes away wins over everything that the new one names."""
     number = policy.rules.index(rule.origin)
     if isinstance(rule, FileRule):
-        literal = [path for entry in policy.paths if entry.rule == number and (path := literal_path(entry.pattern))]
-        answers = [decide_file(policy, path, rule.access) for path in literal]
+        # What stands below the rule's own names is denied with them; where a name is free, an odd one stands for all.
+        named = [witness(entry.pattern) for entry in policy.paths if entry.rule == number]
+        answers = [decide_file(policy, path, rule.access) for path in named]
         winners = [rules[0] for verdict, rules in answers if verdict is Verdict.DENY]
     elif isinstance(rule, SocketRule):
-        named = [entry.pattern for entry in policy.sockets if entry.rule == number and not entry.pattern.endswith("*")]
+        patterns = [entry.pattern for entry in policy.sockets if entry.rule == number]
         sockets = [
-            decide_unix(policy, literal_path(name) or name) for name in named if literal_path(name) or name[0] == "@"
+            decide_unix(policy, pattern if pattern.startswith("@") else witness(pattern)) for pattern in patterns
         ]
         winners = [answer.rule for answer in sockets if answer.verdict is Verdict.DENY]
     else:

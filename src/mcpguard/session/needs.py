@@ -20,7 +20,8 @@ from mcpguard.session.protected import base_policy, of_address, of_file, of_sock
 from mcpguard.session.run_later import IN_CACHES, point_of
 
 _ACCESS = {"read": Access.READ, "write": Access.WRITE, "execute": Access.EXECUTE}
-_UNSURE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4})|[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
+_UNSURE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4})|\ufffd")
+NO_NAME = "no rule can mean this name exactly"
 
 # Who was refused a name never said which port it wanted.
 USUAL_PORT = 443
@@ -191,9 +192,27 @@ def _runs_later(need: Need, home: str) -> tuple[Origin, str] | None:
 
 
 def _inexact(need: Need) -> tuple[Origin, str] | None:
-    """The record writes bytes that are no UTF-8 like a name that holds a backslash: a rule would be about another file."""
-    odd = _UNSURE.search(need.object) if need.kind != "net" else None
-    return (system_rule("no rule can mean this name exactly"), "it is not plain text") if odd else None
+    why = inexact(need.kind, need.object)
+    return (system_rule(NO_NAME), why) if why else None
+
+
+def inexact(kind: str, name: str) -> str:
+    """Why no rule can mean this name, and nothing else, to the kernel and to who reads it; empty: one can. Pure.
+
+    Args:
+        kind: of a `Need`; `name` is its object.
+    """
+    if not name.isprintable():
+        return "characters in it cannot be seen, or turn the text round"
+    # The record writes bytes that are no UTF-8 like a name that holds a backslash: a rule would be about another file.
+    if kind != "net" and _UNSURE.search(name):
+        return "it is not plain text"
+    if kind == "unix" and not name.startswith(("/", "@")):
+        return "it depends on the folder that the program was in"
+    # Neither brackets nor anything else makes these plain in a rule about an abstract socket.
+    if kind == "unix" and name.startswith("@") and any(character in name for character in "*?["):
+        return "a rule about an abstract socket has no way to write * ? and ["
+    return ""
 
 
 def unused_rules(store: Store, sessions: Sequence[str]) -> list[tuple[Origin, str]]:

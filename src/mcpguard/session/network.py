@@ -15,7 +15,7 @@ from mcpguard.model.values import dataclass
 from mcpguard.policy.addresses import NETWORKS_OF_ONES_OWN, inner
 from mcpguard.policy.decide import not_own
 from mcpguard.policy.network import connect_table, mapped
-from mcpguard.policy.patterns import split_literal
+from mcpguard.policy.patterns import quote, split_literal
 from mcpguard.resolver.rules import Rules
 
 TYPE_CHECKING = False
@@ -95,14 +95,16 @@ def settings(policy: Policy, fixed: FixedNames, *, peers: bool) -> dict[str, Any
 def unix_rows(entries: Iterable[SocketEntry]) -> list[list[Any]]:
     """Socket rules that the kernel's table can hold: `[pattern, allow, rule]`.
 
-    A path is a subtree, `.../name*` and `@name*` are beginnings. A glob elsewhere in a path is carried as the beginning
-    before it when it denies (`/tmp/ssh-*/agent.*` denies `/tmp/ssh-...`); what it allows stays refused.
+    A path is a subtree, `.../name*` and `@name*` are beginnings; `[*]` in a path is the character itself. A glob elsewhere
+    in a path is carried as the beginning before it when it denies (`/tmp/ssh-*/agent.*` denies `/tmp/ssh-...`); what it
+    allows stays refused.
     """
     rows: list[list[Any]] = []
     for entry in entries:
         pattern = entry.pattern
         if not pattern.startswith("@"):
             base, rest = split_literal(pattern)
+            base = quote(base)
             if rest not in ("", "/*", "/**"):
                 beginning = re.match(r"/[^*?\[/]*", rest)
                 beginning_ends = len(beginning.group()) if beginning else 0

@@ -21,7 +21,7 @@ from mcpguard.model.rule import Origin
 from mcpguard.policy.patterns import quote
 from mcpguard.profile import store
 from mcpguard.profile.amend import Addition
-from mcpguard.session.needs import USUAL_PORT, Need
+from mcpguard.session.needs import NO_NAME, USUAL_PORT, Need, inexact
 from mcpguard.session.policy import PRIVILEGED_COPY, current_user, own_paths, temporary_directory
 from mcpguard.session.propose import propose
 from mcpguard.session.wide import opened
@@ -88,7 +88,7 @@ def exception(event: Event) -> tuple[str, tuple[Addition, ...]] | None:
     (path,) = places
     if not found.rule.text.startswith("deny "):  # of the network or of sockets
         return None
-    if event.kind not in (Kind.FILE, Kind.EXEC) or not (path.isascii() and path.isprintable()) or _is_our_own(event):
+    if event.kind not in (Kind.FILE, Kind.EXEC) or not path.isascii() or _inexact(event) or _is_our_own(event):
         return None
     home = current_user().home
     written = (
@@ -154,9 +154,26 @@ def variables_of(workspace: str) -> dict[str, str]:
 
 
 def suggestions(event: Event, variables: Mapping[str, str]) -> tuple[tuple[Addition, ...], tuple[Addition, ...]]:
-    """(rules for exactly the object, rules as a person would write them), not yet checked. Pure."""
+    """(rules for exactly the object, rules as a person would write them), not yet checked. Pure.
+
+    Raises:
+        UsageError: no rule can mean its name exactly.
+    """
+    if why := _inexact(event):
+        raise UsageError(
+            NO_NAME,
+            why=why,
+            do="leave it refused; if you trust the program, have it use another name",
+            code="allow.inexact",
+        )
     pattern = [proposal.addition()._replace(comment="") for proposal in propose(_needs(event), variables)]
     return tuple(dict.fromkeys(_exact(event))), tuple(pattern)
+
+
+def _inexact(event: Event) -> str:
+    """Why no rule can mean a name of this event exactly; empty: one can."""
+    whys = (inexact(event.kind.value, name) for name in (event.path, event.target, event.host) if name)
+    return next(filter(None, whys), "")
 
 
 def _is_our_own(event: Event) -> bool:

@@ -319,10 +319,12 @@ def _file_rules(option: str, access: Access, paths: Sequence[str]) -> list[FileR
 
 
 def typed_pattern(path: str) -> str:
-    """A path relative to the current directory, as in any command; patterns of profiles pass as they are."""
+    """A path relative to the current directory, whatever its name; patterns of profiles pass as they are."""
+    from mcpguard.policy.patterns import quote
+
     if path.startswith(("/", "~", "{", "**")):
         return path
-    return os.path.normpath(Path.cwd() / path) + ("/" if path.endswith("/") else "")
+    return os.path.normpath(Path(quote(str(Path.cwd()))) / path) + ("/" if path.endswith("/") else "")
 
 
 def _net_rule(target: str) -> NetRule:

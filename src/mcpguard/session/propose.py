@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mcpguard.model.paths import is_below
+from mcpguard.policy.patterns import quote
 from mcpguard.profile.amend import Addition
-from mcpguard.session.needs import CACHES, SHELVES, Need
+from mcpguard.session.needs import CACHES, SHELVES, Need, inexact
 
 # With this many different names in one folder, the folder is what is meant.
 MANY = 4
@@ -32,7 +33,6 @@ _SHORT_LIVED = re.compile(f"(?:{_UUID}|{_HEX}|{_TEMPORARY}|{_MIXED}|[0-9]{{3,}})
 _SAYS_SO = re.compile(r"tmp|temp|lock|pid|sock|swp", re.IGNORECASE)
 # So much of a name must be the same each time, or the glob would be about anybody's files.
 _FIXED = 3
-_PLAIN = re.compile(r"[*?\[\\{}]")
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ _ORDER = ("files.read", "files.write", "files.execute", "network.allow", "networ
 def propose(
     needs: Iterable[Need], variables: Mapping[str, str], *, widen: bool = True, apart: Collection[str] = ()
 ) -> list[Proposal]:
-    """Rules that would have allowed all of these but what a rule refused.
+    """Rules that would have allowed all of these but what a rule refused, and names that no rule can mean exactly.
 
     Args:
         variables: absolute paths of `home`, `workspace` and `tmp`.
@@ -92,7 +92,7 @@ def propose(
     found: dict[tuple[str, str], Proposal] = {}
     files: dict[str, list[Need]] = defaultdict(list)
     for need in needs:
-        if need.refused is not None:
+        if need.refused is not None or inexact(need.kind, need.object):
             continue
         if need.kind in ("file", "exec"):
             files[need.access].append(need)
@@ -124,7 +124,7 @@ def _note(found: dict[tuple[str, str], Proposal], key: str, value: str, reason: 
 
 def _other(need: Need) -> tuple[str, str, str]:
     if need.kind == "unix":
-        return "sockets.allow", need.object if need.object.startswith("@") else _quoted(need.object), SOCKET
+        return "sockets.allow", need.object if need.object.startswith("@") else quote(need.object), SOCKET
     host, _, port = need.object.rpartition(":")
     number, slash, protocol = port.partition("/")
     local = host in ("127.0.0.1", "[::1]", "localhost") or host.startswith("127.")
@@ -174,15 +174,15 @@ class _Names:
             rest = path[len(home) + 1 :]
             folder = _own_folder(f"{rest}/." if path in self._above else rest)
             if folder in self._own and self._may_widen(f"{home}/{folder}"):
-                return f"~/{_quoted(folder)}" + ("/" if access == "write" else ""), OWN
+                return f"~/{quote(folder)}" + ("/" if access == "write" else ""), OWN
             shared = self._shared_folder(path, access, home)
             if shared:
-                return "~/" + _quoted(shared[len(home) + 1 :]), CROWD
+                return "~/" + quote(shared[len(home) + 1 :]), CROWD
             # Directly in the home `~/.bash_*` would be about the shell's own files.
-            glob, reason = _globbed(rest) if "/" in rest or _SAYS_SO.search(rest) else (_quoted(rest), SINGLE)
+            glob, reason = _globbed(rest) if "/" in rest or _SAYS_SO.search(rest) else (quote(rest), SINGLE)
             return f"~/{glob}", reason
         shared = self._shared_folder(path, access, "/")
-        return (_quoted(shared), CROWD) if shared else _globbed(path)
+        return (quote(shared), CROWD) if shared else _globbed(path)
 
     def _shared_folder(self, path: str, access: str, root: str) -> str | None:
         """The folder of a path when many names of it were asked for; never the root itself or what belongs to many."""
@@ -221,15 +221,11 @@ def _globbed(path: str, *, short_lived: bool = False) -> tuple[str, str]:
         random = _SHORT_LIVED if short_lived or _SAYS_SO.search(name) else _RANDOM
         parts = random.split(name)
         if len(parts) > 1 and sum(map(str.isalnum, "".join(parts))) >= _FIXED:
-            names.append("*".join(map(_quoted, parts)))
+            names.append("*".join(map(quote, parts)))
             reason = GLOB
         else:
-            names.append(_quoted(name))
+            names.append(quote(name))
     return "/".join(names), reason
-
-
-def _quoted(path: str) -> str:
-    return _PLAIN.sub(lambda found: f"[{found[0]}]", path)
 
 
 def _covered(value: str, patterns: Collection[str]) -> bool:

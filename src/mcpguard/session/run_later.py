@@ -112,6 +112,7 @@ POINTS = (
 )
 REPOSITORY = Point("repository", "made by the agent; git obeys its .git/config and .git/hooks")
 POINTER = Point("git-settings", "it leads git to another configuration")
+CACHED = "cached-program"
 SEARCH_PATH = Point("search-path", "it is on the search path: whoever types its name runs it")
 # A folder or a link can appear as a whole by these.
 _WHOLE = frozenset(("rename", "exchange", "symlink"))
@@ -136,6 +137,7 @@ class Later:
         ways: the acts, such as `create`; times: how many, added up.
         programs: who did it.
         stopped: False where the policy forbids it and this host did not stop it.
+        changed: of a cache, names in it that belong to something that was there before the session.
         now: what is there as the report is made; empty where nobody looked.
     """
 
@@ -147,6 +149,7 @@ class Later:
     programs: tuple[str, ...] = ()
     times: int = 0
     stopped: bool = True
+    changed: tuple[str, ...] = ()
     now: str = ""
 
 
@@ -186,6 +189,8 @@ def run_later(store: Store, session: str) -> list[Later]:
     Raises:
         StoreError: it cannot be read, or there is no such session.
     """
+    from mcpguard.session.run_later_caches import of_caches
+
     workspace = store.session(session).workspace
     written, followed = _moved_along(totals.written(store, session), totals.renamed(store, session))
     repositories = _repositories(written, workspace)
@@ -195,9 +200,11 @@ def run_later(store: Store, session: str) -> list[Later]:
     temporary = temporary_directory(home)
     base = None if totals.has_rules_of(store, session, "base") else _base(workspace)
     found = {path: Later(path, REPOSITORY.kind, REPOSITORY.why, unasked=True) for path in repositories}
+    caches = of_caches(store, session, written, home)
+    told_by_cache = tuple(f"{one.path}/" for one in caches)
     for one in reversed(written):  # a folder comes after what is in it
         scratch = is_below(one.path, temporary) and not is_below(one.path, workspace)
-        if scratch or one.path.startswith(hidden):
+        if scratch or one.path.startswith(hidden) or one.path.startswith(told_by_cache):
             continue
         # In a project the table has all that `base` has, and there are many files.
         asked = None if is_below(one.path, workspace) and not is_below(home, workspace) else base
@@ -209,6 +216,7 @@ def run_later(store: Store, session: str) -> list[Later]:
             point = point_of(f"{one.path}/x", workspace)
         if point is not None:
             found[one.path] = Later(one.path, point.kind, point.why, point.unasked, one.ways, one.programs, one.times)
+    found |= {one.path: one for one in caches}
     if not followed:
         found[workspace] = Later(workspace, "not-followed", _NOT_FOLLOWED, unasked=True)
     for path, why in totals.not_stopped(store, session):

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mcpguard.events.format import printable
-from mcpguard.session.git_hooks import settings
+from mcpguard.session.git_settings import is_true, settings, value_of
 from mcpguard.session.run_later import (
     AGENT_HOOKS,
+    CACHED,
     EDITORS,
     HOOKS,
     PACKAGES,
@@ -34,6 +35,9 @@ _MOST = 6
 _WIDTH = 100
 GONE = "no longer there"
 ELSEWHERE = "a symlink leads elsewhere; not looked at"
+LONG = "longer than what was looked at; look for yourself"
+_ONLY_NEW = "what was there before was not changed"
+UNREADABLE = "it could not be read as JSON; look for yourself"
 # Settings of git whose value is a program, a script, or more settings.
 _RUNS = re.compile(
     r"core\.(hookspath|fsmonitor|sshcommand|pager|editor|askpass|gitproxy|attributesfile|alternaterefscommand)"
@@ -42,19 +46,30 @@ _RUNS = re.compile(
     r"|include(if\..*)?\.path|remote\..*\.(uploadpack|receivepack|vcs)|uploadpack\.packobjectshook|interactive\.difffilter"
     r"|man\..*\.cmd|browser\..*\.cmd|web\.browser|sendemail\..*cmd|trailer\..*\.(command|cmd)|url\..*\.(push)?insteadof"
     r"|gc\.recentobjectshook|protocol\..*|tar\..*\.command|instaweb\..*|imap\.tunnel|submodule\..*\.update"
+    r"|hook\..*\.command|gpg\.ssh\.defaultkeycommand|init\.templatedir|guitool\..*\.cmd"
 )
+# More settings come from the files that these name.
+_INCLUDES = re.compile(r"include(if\..*)?\.path")
 _SERVERS = ("mcpServers", "mcp_servers", "servers", "context_servers", "mcp", "amp.mcpServers")
 
 
 def now(later: Later) -> str:
     """One line about it; empty where nothing more is to be said."""
+    if later.kind == CACHED:
+        return f"changed of what was there before: {_named(later.changed)}" if later.changed else _ONLY_NEW
     if later.kind == REPOSITORY.kind:
         return _repository(later.path)
     text = read_plain(later.path)
     if text is None:
         return _missing(later.path)
     teller = _TELLERS.get(later.kind)
-    return teller(later.path, text) if teller else ""
+    return _and_more(teller(later.path, text), text) if teller else ""
+
+
+def _and_more(told: str, text: str) -> str:
+    """What was told of the beginning of a file is not all when there is more of it."""
+    cut = len(text.encode("utf-8", "surrogateescape")) >= _MOST_BYTES
+    return "; ".join(filter(None, (told, LONG if cut else "")))
 
 
 def read_plain(path: str) -> str | None:
@@ -88,11 +103,9 @@ def _repository(path: str) -> str:
     if not os.path.lexists(folder) and read_plain(f"{path}/HEAD") is not None:
         folder = path  # a bare one
     if os.path.realpath(folder) != folder or not Path(folder).is_dir():
-        return _missing(folder)
-    found = []
-    text = read_plain(f"{folder}/config")
-    if text is not None and (told := _git_settings(folder, text)):
-        found.append(told)
+        text = read_plain(folder)
+        return _missing(folder) if text is None else _git_settings(folder, text)
+    found = _of_repository(folder)
     if os.path.realpath(f"{folder}/hooks") != f"{folder}/hooks":
         return "; ".join([*found, "its hooks lead elsewhere; not looked at"])
     with suppress(OSError), os.scandir(f"{folder}/hooks") as entries:
@@ -103,15 +116,41 @@ def _repository(path: str) -> str:
     return "; ".join(found) or "no hook, and no setting that runs a program, was found in it"
 
 
-def _git_settings(_path: str, text: str) -> str:
-    if text.startswith("gitdir:"):
-        return _named([text.partition("\n")[0]])
+def _of_repository(folder: str) -> list[str]:
+    """What its settings say, and which of them lie in files that were not looked at."""
+    found = []
+    common = read_plain(f"{folder}/commondir")
+    if common is not None:
+        found.append(
+            f"git takes its settings and hooks from elsewhere, look there: commondir {_named([common.rstrip()])}"
+        )
+    elif os.path.lexists(f"{folder}/commondir"):
+        found.append("commondir leads git to settings and hooks elsewhere; not looked at")
+    for name in ("config", "config.worktree"):
+        file = f"{folder}/{name}"
+        text = read_plain(file)
+        if text is not None:
+            found.append(_and_more(_git_settings(file, text), text))
+        elif os.path.lexists(file):
+            found.append(f"{name}: not looked at; look for yourself")
+    return list(filter(None, found))
+
+
+def _git_settings(path: str, text: str) -> str:
+    if path.endswith("/.git") and text.startswith("gitdir:"):
+        return _named([text.rstrip("\r\n")])
+    values = settings(text)
     met = [
         f"{key} = {value}"
-        for key, value in settings(text)
-        if _RUNS.fullmatch(key) or (key.startswith("alias.") and value.lstrip('" ').startswith("!"))
+        for key, value in values
+        if _RUNS.fullmatch(key) or (key.startswith("alias.") and value.lstrip(" \t\r\n").startswith("!"))
     ]
-    return _named(met)
+    told = [_named(met)] if met else []
+    if any(_INCLUDES.fullmatch(key) for key, _ in values):
+        told.append("more settings come from what it includes; look there too")
+    if is_true(value_of("extensions.worktreeconfig", text)):
+        told.append("more settings come from config.worktree; look there too")
+    return "; ".join(told)
 
 
 def _servers(_path: str, text: str) -> str:
@@ -150,7 +189,8 @@ def _tasks(_path: str, text: str) -> str:
 def _lines_that_run(path: str, text: str) -> str:
     if not path.endswith(".pth"):
         return ""
-    lines = [line for line in text.splitlines() if line.startswith(("import ", "import\t"))]
+    # As Python itself: older ones end a line at fewer characters, so this finds more. A byte order mark is skipped.
+    lines = [line for line in text.removeprefix("\ufeff").splitlines() if line.startswith(("import ", "import\t"))]
     return "runs " + _named(lines) if lines else "only adds folders"
 
 
@@ -160,6 +200,8 @@ def scripts_since(path: str, before: bytes | None) -> str:
     if text is None:
         return _missing(path)
     old = _scripts_of(before.decode("utf-8", "surrogateescape")) if before is not None else {}
+    if not _json(text):
+        return UNREADABLE
     new = _scripts_of(text)
     changed = _named(f"{name}: {new[name]}" for name in new if name not in old or old[name] != new[name])
     if before is None:
@@ -168,6 +210,8 @@ def scripts_since(path: str, before: bytes | None) -> str:
 
 
 def _scripts(_path: str, text: str) -> str:
+    if not _json(text):
+        return UNREADABLE
     return _named(f"{name}: {command}" for name, command in _scripts_of(text).items())
 
 
@@ -184,7 +228,7 @@ def _is_program(path: str, _text: str) -> str:
 
 def _json(text: str) -> Mapping[str, Any]:
     with suppress(ValueError, RecursionError):
-        found = json.loads(text)
+        found = json.loads(text.removeprefix("\ufeff"))  # npm and its like skip the mark
         return found if isinstance(found, dict) else {}
     return {}
 

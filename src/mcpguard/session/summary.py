@@ -15,7 +15,7 @@ from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
 from mcpguard.model.event import Kind
 from mcpguard.model.values import dataclass
-from mcpguard.session.run_later import REPOSITORY, run_later
+from mcpguard.session.run_later import CACHED, REPOSITORY, run_later
 
 TOP = 5
 MOST_APPROVED = 50
@@ -36,6 +36,7 @@ class Summary:
         losses: what is missing from the record -> how many.
         repositories: git repositories that the session made in the workspace.
         unasked: what else the session wrote and tools obey without being asked: see `run_later`.
+        caches: those in which it changed programs that were there before.
         approved: rules that the user added while the session ran, each with how far it reaches.
         missing: paths that a rule allows, that were not there at launch, and that this tier could not let the agent make.
     """
@@ -56,6 +57,7 @@ class Summary:
     missing: tuple[str, ...] = ()
     repositories: tuple[str, ...] = ()
     unasked: tuple[str, ...] = ()
+    caches: tuple[str, ...] = ()
     would_be_denied: tuple[Group, ...] = ()
     would_be_denied_kinds: int = 0
     approved: tuple[str, ...] = ()
@@ -88,7 +90,8 @@ def summarise(store: Store, session: str) -> Summary:
         losses=tuple(totals.losses(store, session)),
         missing=_missing(store, session),
         repositories=tuple(one.path for one in later if one.kind == REPOSITORY.kind),
-        unasked=tuple(one.path for one in later if one.kind != REPOSITORY.kind),
+        unasked=tuple(one.path for one in later if one.kind not in (REPOSITORY.kind, CACHED)),
+        caches=tuple(one.path for one in later if one.kind == CACHED),
         would_be_denied=tuple(would_be_denied),
         would_be_denied_kinds=would_be_denied_kinds,
         approved=_approved(store, session),
@@ -140,7 +143,12 @@ def render(summary: Summary, home: str, *, warning: str | None = None) -> list[s
             f"  advice   written by the agent; git, editors, agents and shells obey these without being asked: {written}"
         )
         lines += _more(len(summary.unasked) - TOP)
-    if summary.repositories or summary.unasked:
+    if summary.caches:
+        changed = ", ".join(printable(shorten(path, home)) for path in summary.caches)
+        lines.append(
+            f"  advice   programs that were there before were changed; your tools run them later, unguarded: {changed}"
+        )
+    if summary.repositories or summary.unasked or summary.caches:
         lines.append(f"           what is in them now: mcpguard report {summary.session}")
     if warning:
         lines.append(f"  warning  {printable(warning)}")

@@ -75,7 +75,8 @@ def _one_line(path: Path) -> str | None:
     try:
         if not path.is_file() or path.stat().st_size > _MAX_POINTER:
             return None
-        text = path.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n")
+        # As bytes, and without what git takes off: in text mode a carriage return inside would end the line.
+        text = path.read_bytes().decode("utf-8", "surrogateescape").rstrip("\r\n")
     except OSError:
         return None
     return text if text and "\n" not in text and "\0" not in text else None

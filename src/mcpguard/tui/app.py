@@ -257,7 +257,7 @@ class WatchApp(App[None]):
             try:
                 once, pattern = suggestions(event, variables_of(self._session.workspace))
             except McpguardError as problem:
-                self._draw_details(event, f"\n{problem.what}")
+                self._draw_details(event, f"\n{printable(f'{problem.what}: {problem.why}')}")
                 return
             self._draw_details(event, f"\no once  {rules(once)}   s, w  {rules(pattern)}")
 

@@ -203,7 +203,7 @@ class Approval:
             if problem is None:
                 then(result)
             else:
-                self._tell(problem.what, f"{problem.why}; {problem.do}", severity="warning")
+                self._tell(problem.what, printable(f"{problem.why}; {problem.do}"), severity="warning")
 
         def run() -> None:
             result = None

@@ -22,6 +22,8 @@ MG_UNIX_RULES_LIMIT: Final = 64
 MG_SESSIONS_LIMIT: Final = 256
 MG_POLICIES_LIMIT: Final = 1024
 MG_FACTORS_LIMIT: Final = 8
+MG_PAGE_LINES: Final = 8192
+MG_PAGES_LIMIT: Final = 64
 MG_NAMES_LIMIT: Final = 4
 MG_LEARNED_LIMIT: Final = 8
 MG_BRANCH_BYTES: Final = 32
@@ -185,6 +187,9 @@ MG_LEAF: Final = struct.Struct("=24sQ")
 
 # words
 MG_LINE: Final = struct.Struct("=16s")
+
+# lines
+MG_PAGE: Final = struct.Struct("=131072s")
 
 # guard_masks factors protect_from rules guards
 MG_POLICY: Final = struct.Struct("=24sIIII")

@@ -240,7 +240,9 @@ def _net(sample: bytes, head: Head) -> NetRecord:
 def _unix(sample: bytes, head: Head) -> UnixRecord:
     _, series, count, rule, op, verdict, detail, length, path, _ = _abi.MG_UNIX.unpack_from(sample)
     name = path[:length]
-    text = "@" + _text(name[1:]) if name.startswith(b"\0") else _text(name)
+    # A file `@x` in the current folder is no abstract socket.
+    file = _text(b"./" + name if name.startswith(b"@") else name)
+    text = "@" + _text(name[1:]) if name.startswith(b"\0") else file
     return UnixRecord(head, _NET_OPS[op], _VERDICTS[verdict], text, rule, _DETAILS[detail], count, series)
 
 

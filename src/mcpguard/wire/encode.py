@@ -6,6 +6,7 @@ prefixes say (`policy.network.connect_table` does that), and denies are put firs
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -22,7 +23,7 @@ NetRow = tuple[bytes, int, Sequence[PortRule]]
 
 UnixRow = tuple[str, Effect | str, int]
 """pattern, effect, rule id. A path stands for itself and all below (`/**` at its end says the same), `@name` for one abstract
-socket; `*` at the end of either: every name that begins so."""
+socket; `*` at the end of either: every name that begins so; `[*]` in a path: the character itself."""
 
 
 def prefix_table(rows: Iterable[NetRow]) -> dict[bytes, bytes]:
@@ -71,6 +72,10 @@ def unix_table(rows: Sequence[UnixRow]) -> bytes:
     return _abi.MG_UNIX_RULES.pack(len(rows), packed)
 
 
+# As `policy.patterns.quote` writes a character that means something in a pattern.
+_QUOTED = re.compile(r"\[([*?\[\\{}])\]")
+
+
 def _unix_rule(pattern: str, effect: Effect | str, rule: int) -> bytes:
     abstract = pattern.startswith("@")
     body, match = pattern, _abi.MG_UNIX_EXACT if abstract else _abi.MG_UNIX_SUBTREE
@@ -80,10 +85,13 @@ def _unix_rule(pattern: str, effect: Effect | str, rule: int) -> bytes:
         body, match = pattern.removesuffix("*"), _abi.MG_UNIX_BEGINNING
     if match == _abi.MG_UNIX_SUBTREE:
         body = body.rstrip("/")
+    plain = body
+    if not abstract:
+        body, plain = (_QUOTED.sub(by, body) for by in (r"\1", ""))
     encoded = body.encode(errors="surrogateescape")
     if abstract:
         encoded = b"\0" + encoded[1:]
-    if len(encoded) > _abi.MG_SUN_BYTES or any(c in body for c in "*?["):
+    if len(encoded) > _abi.MG_SUN_BYTES or any(c in plain for c in "*?["):
         raise PolicyError(
             f"the socket pattern {pattern} cannot be enforced",
             why="a socket rule is a path of at most 108 bytes, with * or /** at its end at most",

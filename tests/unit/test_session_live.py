@@ -1,0 +1,78 @@
+"""Rules for a session that runs: none is said to hold that a denial wins over."""
+
+from __future__ import annotations
+
+import pytest
+
+from mcpguard.errors import UsageError
+from mcpguard.model.policy import Policy, User
+from mcpguard.model.values import replace
+from mcpguard.policy.compile import compile_policy, extend_policy
+from mcpguard.profile.amend import Addition
+from mcpguard.profile.parse import parse
+from mcpguard.session.live import _insist_it_opens, rule_of
+
+WRITTEN = """\
+name: p
+files:
+  deny: [/srv/keys, "/srv/logs/*.key"]
+sockets:
+  deny: [/run/control, "/srv/agent-*", "@bus-*"]
+"""
+
+
+def held(section: str, key: str, value: str) -> Policy:
+    """A policy that has the rule as well; raises when a denial wins over it."""
+    policy = compile_policy(
+        parse(WRITTEN, "p.yaml", name="p").profile,
+        user=User(1, 1, (), "u", "/home/u"),
+        workspace="/home/u/project",
+        tmp="/tmp",
+        resolve=lambda _: None,
+    )
+    rule = rule_of(Addition(section, key, value))
+    assert rule is not None
+    rule = replace(rule, origin=replace(rule.origin, line=1))
+    kind = "files" if section == "files" else "sockets"
+    extended = extend_policy(policy, **{kind: [rule]})  # type: ignore[arg-type]
+    _insist_it_opens(extended, rule)
+    return extended
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("sockets", "allow", "/run/control/**"),
+        ("sockets", "allow", "/run/control/*"),
+        ("sockets", "allow", "/run/control/s*"),
+        ("sockets", "allow", "/run/control"),
+        ("sockets", "allow", "/srv/agent-1*"),
+        ("sockets", "allow", "@bus-*"),
+        ("sockets", "allow", "@bus-1*"),
+        ("sockets", "allow", "@bus-1"),
+        ("sockets", "own", "/run/control/**"),
+        ("files", "read", "/srv/keys/**"),
+        ("files", "read", "/srv/keys/a*"),
+        ("files", "write", "/srv/keys/*/new"),
+        ("files", "read", "/srv/logs/a*.key"),
+    ],
+)
+def test_a_rule_whose_every_name_is_denied_is_refused(section: str, key: str, value: str) -> None:
+    with pytest.raises(UsageError, match="refuses it on purpose"):
+        held(section, key, value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("sockets", "allow", "/run/**"),
+        ("sockets", "allow", "/run/con*"),
+        ("sockets", "allow", "@bus*"),
+        ("sockets", "allow", "@other-*"),
+        ("files", "read", "/srv/**"),
+        ("files", "read", "/srv/k*"),
+        ("files", "read", "/srv/logs/*"),
+    ],
+)
+def test_a_rule_that_opens_something_beside_what_is_denied_is_taken(section: str, key: str, value: str) -> None:
+    assert held(section, key, value).rules[-1].text.endswith(value)
