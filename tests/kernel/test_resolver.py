@@ -81,6 +81,8 @@ NAMES = (
     entry("loop.test", 443),
     entry("liar.test", 443),
     entry("many.test", 443),
+    entry("v4alias.test", 443),
+    entry("v4alias2.test", 443),
 )
 CONNECT = (NetEntry(mapped("10.9.0.0"), 112, 0, 65535, BOTH, Effect.ALLOW, 7),)
 
@@ -184,6 +186,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             "far.elsewhere.example": ["60 CNAME farther.elsewhere.example."],
             "farther.elsewhere.example": ["60 A 203.0.113.22"],
             "split.example": ["60 A 203.0.113.23"],
+            "v4alias.test": ["60 CNAME v4.example."],
+            "v4.example": ["60 A 203.0.113.70"],
             "loop.test": ["60 CNAME loop.test."],
             "rebind.test": ["0 A 127.0.0.1", "0 A 169.254.169.254", "0 A 10.0.0.1", "0 AAAA ::ffff:127.0.0.1"],
             "mixed.test": ["60 A 192.168.1.1", "60 A 203.0.113.24"],
@@ -205,6 +209,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             "dead.test": lambda _query, _stream: None,
             "chain2.test": alias_only("split.example"),
             "liar.test": liar,
+            "v4alias2.test": alias_only("v4.example"),
         }
         names = Map("mg_names", bpf.create_map(HASH, "mg_names", 16, _abi.MG_LEARNED.size, 4096))
         questions = Map("mg_questions", bpf.create_map(HASH, "mg_questions", 4, _abi.MG_QUESTION.size, 65536))
@@ -444,6 +449,17 @@ def test_the_next_server_is_asked_when_one_fails(bench: Bench) -> None:
             assert bench.addresses("broken.test") == ["203.0.113.40"]
         finally:
             bench.conf.write_text(before)
+
+
+@pytest.mark.parametrize("name", ["v4alias.test", "v4alias2.test"])
+def test_an_alias_without_such_an_address_ends_after_one_more_question(bench: Bench, name: str) -> None:
+    """The stubs of systemd-resolved and dnsmasq say "there is none" without a proof of it."""
+    before = len(bench.server.asked)
+    answer = bench.ask(name, "AAAA")
+    assert answer.rcode() == dns.rcode.NOERROR
+    assert [one.rdtype for one in answer.answer] == [dns.rdatatype.CNAME]
+    assert bench.server.names()[before:] == [name, "v4.example"]
+    assert bench.addresses(name) == ["203.0.113.70"]
 
 
 def test_a_slow_answer_comes_when_it_comes(bench: Bench) -> None:

@@ -18,8 +18,10 @@ from mcpguard.model.values import dataclass
 from mcpguard.resolver import upstream
 from mcpguard.resolver.table import LONGEST_S
 
-# Names that one answer may lead through.
+# Names that one answer may lead through, and questions that it may take.
 _LONGEST_CHAIN = 12
+# For all of its questions, however many servers do not answer.
+_WHOLE_S = 20.0
 _MOST_KEPT = 1000
 _AT_ONCE = 256
 
@@ -60,7 +62,7 @@ class Lookups:
             return kept
         running = self._running.get(key)
         if running is None:
-            running = asyncio.create_task(self._look_up(dns.name.from_text(name), asked, servers, secure))
+            running = asyncio.create_task(self._in_time(dns.name.from_text(name), asked, servers, secure))
             self._running[key] = running
             running.add_done_callback(lambda done: self._finish(key, done))
         return await asyncio.shield(running)
@@ -76,19 +78,31 @@ class Lookups:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = found
 
+    async def _in_time(
+        self, name: dns.name.Name, asked: dns.rdatatype.RdataType, servers: Sequence[str], secure: bool
+    ) -> Found:
+        try:
+            return await asyncio.wait_for(self._look_up(name, asked, servers, secure), _WHOLE_S)
+        except TimeoutError:
+            raise upstream.Unanswered(f"no answer within {_WHOLE_S:.0f} seconds") from None
+
     async def _look_up(
         self, name: dns.name.Name, asked: dns.rdatatype.RdataType, servers: Sequence[str], secure: bool
     ) -> Found:
         chain: list[dns.rrset.RRset] = []
-        while True:
+        for _ in range(_LONGEST_CHAIN):
             async with self._room:
                 response = await upstream.ask(servers, name, asked, secure=secure)
+            before = len(chain)
             name = _follow(response, name, asked, chain)
-            ended = response.rcode() != dns.rcode.NOERROR or _proves_nothing(response) or not chain
+            # Stubs often say "there is none" without a proof: what adds nothing ends it as well.
+            ended = response.rcode() != dns.rcode.NOERROR or _proves_nothing(response) or len(chain) == before
             if ended or chain[-1].rdtype != dns.rdatatype.CNAME or asked == dns.rdatatype.CNAME:
                 break
             if len(chain) > _LONGEST_CHAIN:
                 raise upstream.Unanswered("its aliases lead nowhere")
+        else:
+            raise upstream.Unanswered("its aliases lead nowhere")
         authority = [one for one in response.authority if one.rdtype == dns.rdatatype.SOA]
         ttl = min((one.ttl for one in chain), default=0)
         return Found(
