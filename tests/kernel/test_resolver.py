@@ -489,6 +489,7 @@ def test_of_a_mixed_answer_the_public_part_is_told(bench: Bench) -> None:
 
 def test_an_inner_address_that_a_rule_allows_by_itself_is_told(bench: Bench) -> None:
     assert bench.addresses("ranged.test") == [IN_RANGE]
+    assert not bench.learned(IN_RANGE)  # on the ports of that rule, which are in the kernel's table, and on no other
 
 
 @pytest.mark.parametrize(("name", "address"), [("zero.test", "203.0.113.25"), ("one.test", "203.0.113.26")])

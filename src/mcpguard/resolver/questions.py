@@ -21,6 +21,7 @@ from mcpguard.errors import McpguardError
 from mcpguard.kernel.bpf import Map
 from mcpguard.model.access import Verdict
 from mcpguard.model.values import dataclass
+from mcpguard.policy.addresses import inner
 from mcpguard.resolver import replies, upstream
 from mcpguard.resolver.lookups import Lookups
 from mcpguard.resolver.rules import Decision, Rules
@@ -162,8 +163,10 @@ class Questions:
         # Where no rule for the name opens its addresses, the rules for addresses decide alone.
         objection = self.rules.objection if decision.openings else _no_objection
         reply, addresses, why = replies.answer(query, found, objection, left_s)
+        # What a rule by address opens of this host or a private network is in the kernel's table, with that rule's ports.
+        public = [address for address in addresses if not inner(address)]
         if decision.openings:
-            self._learned.open(addresses, decision.openings, left_s)
+            self._learned.open(public, decision.openings, left_s)
         return reply, addresses, why
 
 

@@ -103,7 +103,10 @@ class Rules:
         return answer.rule if answer.verdict is Verdict.ALLOW else 0
 
     def objection(self, address: str) -> str:
-        """Why a name must not lead to this address, in words; empty: it may."""
+        """Why an answer must not tell this address, in words; empty: it may.
+
+        An inner one that a rule by address allows may be told, for that rule to decide; a name opens none.
+        """
         words = inner(address)
         if not words:
             return ""
