@@ -82,6 +82,8 @@ NAMES = (
     entry("liar.test", 443),
     entry("many.test", 443),
     entry("v4alias.test", 443),
+    entry("shutalias.test", 443),
+    entry("shutalias2.test", 443),
     entry("v4alias2.test", 443),
 )
 CONNECT = (NetEntry(mapped("10.9.0.0"), 112, 0, 65535, BOTH, Effect.ALLOW, 7),)
@@ -186,6 +188,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             "far.elsewhere.example": ["60 CNAME farther.elsewhere.example."],
             "farther.elsewhere.example": ["60 A 203.0.113.22"],
             "split.example": ["60 A 203.0.113.23"],
+            "shutalias.test": ["60 CNAME shut.wild.test."],
+            "shut.wild.test": ["60 A 203.0.113.71"],
             "v4alias.test": ["60 CNAME v4.example."],
             "v4.example": ["60 A 203.0.113.70"],
             "loop.test": ["60 CNAME loop.test."],
@@ -209,6 +213,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             "dead.test": lambda _query, _stream: None,
             "chain2.test": alias_only("split.example"),
             "liar.test": liar,
+            "shutalias2.test": alias_only("shut.wild.test"),
             "v4alias2.test": alias_only("v4.example"),
         }
         names = Map("mg_names", bpf.create_map(HASH, "mg_names", 16, _abi.MG_LEARNED.size, 4096))
@@ -460,6 +465,17 @@ def test_an_alias_without_such_an_address_ends_after_one_more_question(bench: Be
     assert [one.rdtype for one in answer.answer] == [dns.rdatatype.CNAME]
     assert bench.server.names()[before:] == [name, "v4.example"]
     assert bench.addresses(name) == ["203.0.113.70"]
+
+
+@pytest.mark.parametrize("name", ["shutalias.test", "shutalias2.test"])
+def test_an_alias_of_a_denied_name_is_refused_by_its_rule(bench: Bench, name: str) -> None:
+    answer = bench.ask(name)
+    assert (answer.rcode(), answer.answer) == (dns.rcode.NXDOMAIN, [])
+    assert not bench.learned("203.0.113.71")
+    assert "shut.wild.test" not in bench.server.names()
+    told = bench.told_of(name)
+    assert (told.verdict, told.rule) == (Verdict.DENY, 3)
+    assert "shut.wild.test" in told.detail
 
 
 def test_a_slow_answer_comes_when_it_comes(bench: Bench) -> None:

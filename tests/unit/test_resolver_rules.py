@@ -12,7 +12,7 @@ from mcpguard.model.access import Effect, Verdict
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry
 from mcpguard.policy.addresses import inner
 from mcpguard.policy.network import mapped, name_matches
-from mcpguard.resolver.rules import Opening, Rules
+from mcpguard.resolver.rules import Decision, Opening, Rules
 
 BOTH = PROTO_TCP | PROTO_UDP
 NOBODY = bytes(16)
@@ -106,6 +106,22 @@ def test_a_denial_of_some_ports_leaves_the_name_and_takes_the_ports() -> None:
 def test_a_name_whose_every_port_is_denied_is_refused_by_that_rule() -> None:
     found = rules(allow("a.b", 443), deny("a.b", 400, 500)).of_name("a.b", NOBODY)
     assert (found.verdict, found.rule) == (Verdict.DENY, 9)
+
+
+def test_a_denied_name_is_denied_as_what_an_alias_leads_to() -> None:
+    made = rules(allow("a.b", 1, 65535), deny("c.d"), deny("e.f", 22, 22))
+    found = made.of_name("a.b", NOBODY)
+    assert made.of_alias(found, "x.y") == found
+    assert made.of_alias(found, "c.d") == Decision(Verdict.DENY, 9)
+    assert made.of_alias(found, "e.f").openings == (Opening(1, 21, BOTH, 1), Opening(23, 65535, BOTH, 1))
+
+
+def test_a_name_without_a_rule_is_no_alias_to_a_denied_one_either() -> None:
+    made = rules(deny("c.d"), connect=(network("192.0.2.53", 128, 53),), audit=True)
+    for server in ("192.0.2.53", "192.0.2.54"):
+        found = made.of_name("a.b", mapped(server))
+        assert found.verdict is not Verdict.DENY
+        assert made.of_alias(found, "c.d").verdict is Verdict.DENY
 
 
 def test_in_audit_what_no_rule_allows_is_asked_for_and_opens_nothing() -> None:

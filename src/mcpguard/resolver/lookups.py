@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import dns.flags
 import dns.message
@@ -42,6 +42,10 @@ class Found:
     authentic: bool
     ends: float
 
+    def aliases(self) -> list[str]:
+        """The names that it leads through, without the one that was asked for."""
+        return [text(record.target) for one in self.answer if one.rdtype == dns.rdatatype.CNAME for record in one]
+
 
 _Key = tuple[str, int, bool, tuple[str, ...]]
 
@@ -54,15 +58,30 @@ class Lookups:
         self._running: dict[_Key, asyncio.Task[Found]] = {}
         self._room = asyncio.Semaphore(_AT_ONCE)
 
-    async def find(self, name: str, asked: dns.rdatatype.RdataType, servers: Sequence[str], *, secure: bool) -> Found:
-        """Raises upstream.Unanswered."""
+    async def find(
+        self,
+        name: str,
+        asked: dns.rdatatype.RdataType,
+        servers: Sequence[str],
+        *,
+        secure: bool,
+        may_ask: Callable[[str], bool],
+    ) -> Found:
+        """What the servers say of a name; the answer may lead through names that must not be asked for.
+
+        Args:
+            may_ask: whether the name that an alias leads to may be asked for; else the answer ends at the alias.
+
+        Raises:
+            upstream.Unanswered
+        """
         key = (name, int(asked), secure, tuple(servers))
         kept = self._kept.get(key)
         if kept is not None and kept.ends > time.monotonic():
             return kept
         running = self._running.get(key)
         if running is None:
-            running = asyncio.create_task(self._in_time(dns.name.from_text(name), asked, servers, secure))
+            running = asyncio.create_task(self._in_time(dns.name.from_text(name), asked, servers, secure, may_ask))
             self._running[key] = running
             running.add_done_callback(lambda done: self._finish(key, done))
         return await asyncio.shield(running)
@@ -79,15 +98,25 @@ class Lookups:
             self._kept[key] = found
 
     async def _in_time(
-        self, name: dns.name.Name, asked: dns.rdatatype.RdataType, servers: Sequence[str], secure: bool
+        self,
+        name: dns.name.Name,
+        asked: dns.rdatatype.RdataType,
+        servers: Sequence[str],
+        secure: bool,
+        may_ask: Callable[[str], bool],
     ) -> Found:
         try:
-            return await asyncio.wait_for(self._look_up(name, asked, servers, secure), _WHOLE_S)
+            return await asyncio.wait_for(self._look_up(name, asked, servers, secure, may_ask), _WHOLE_S)
         except TimeoutError:
             raise upstream.Unanswered(f"no answer within {_WHOLE_S:.0f} seconds") from None
 
     async def _look_up(
-        self, name: dns.name.Name, asked: dns.rdatatype.RdataType, servers: Sequence[str], secure: bool
+        self,
+        name: dns.name.Name,
+        asked: dns.rdatatype.RdataType,
+        servers: Sequence[str],
+        secure: bool,
+        may_ask: Callable[[str], bool],
     ) -> Found:
         chain: list[dns.rrset.RRset] = []
         for _ in range(_LONGEST_CHAIN):
@@ -98,6 +127,8 @@ class Lookups:
             # Stubs often say "there is none" without a proof: what adds nothing ends it as well.
             ended = response.rcode() != dns.rcode.NOERROR or _proves_nothing(response) or len(chain) == before
             if ended or chain[-1].rdtype != dns.rdatatype.CNAME or asked == dns.rdatatype.CNAME:
+                break
+            if not may_ask(text(name)):
                 break
             if len(chain) > _LONGEST_CHAIN:
                 raise upstream.Unanswered("its aliases lead nowhere")
@@ -112,6 +143,11 @@ class Lookups:
             bool(response.flags & dns.flags.AD),
             time.monotonic() + min(ttl, LONGEST_S),
         )
+
+
+def text(name: dns.name.Name) -> str:
+    """As rules are compared with it: lower case, without a trailing dot."""
+    return name.to_text(omit_final_dot=True).lower()
 
 
 def _proves_nothing(response: dns.message.Message) -> bool:

@@ -23,7 +23,7 @@ from mcpguard.model.access import Verdict
 from mcpguard.model.values import dataclass
 from mcpguard.policy.addresses import inner
 from mcpguard.resolver import replies, upstream
-from mcpguard.resolver.lookups import Lookups
+from mcpguard.resolver.lookups import Lookups, text
 from mcpguard.resolver.rules import Decision, Rules
 from mcpguard.resolver.table import Learned, NoRoom
 from mcpguard.wire import _abi
@@ -52,6 +52,15 @@ class Asker:
     ppid: int
     comm: str
     server: bytes
+
+
+class _DeniedAlias(Exception):
+    """An allowed name leads through one that a rule denies."""
+
+    def __init__(self, name: str, rule: int) -> None:
+        super().__init__(name)
+        self.name = name
+        self.rule = rule
 
 
 class Questions:
@@ -122,7 +131,7 @@ class Questions:
         """The reply and what the record tells of it. The addresses in the reply are open when this returns."""
         question = query.question[0]
         head = Head(when_ns, asker.pid, asker.tid, asker.ppid, asker.comm, 0)
-        host = question.name.to_text(omit_final_dot=True).lower()
+        host = text(question.name)
 
         def told(
             reply: dns.message.Message, verdict: Verdict, rule: int, detail: str = "", addresses: tuple[str, ...] = ()
@@ -144,6 +153,9 @@ class Questions:
             return told(replies.refusal(query, dns.rcode.NOERROR, words), Verdict.DENY, 0, words)
         try:
             reply, addresses, why = await self._forward(query, host, decision, asker)
+        except _DeniedAlias as denied:
+            words = f"it is an alias of {denied.name}, which a rule denies"
+            return told(replies.refusal(query, dns.rcode.NXDOMAIN, words), Verdict.DENY, denied.rule, words)
         except (upstream.Unanswered, NoRoom, McpguardError) as error:
             lost = isinstance(error, upstream.Unanswered)
             code = dns.edns.EDECode.NO_REACHABLE_AUTHORITY if lost else dns.edns.EDECode.OTHER
@@ -158,7 +170,12 @@ class Questions:
     ) -> tuple[dns.message.Message, list[str], str]:
         servers = [_text(asker.server)] if decision.straight else self._servers.now()
         secure = bool(query.ednsflags & dns.flags.DO)
-        found = await self._lookups.find(host, query.question[0].rdtype, servers, secure=secure)
+        asked = query.question[0].rdtype
+        found = await self._lookups.find(host, asked, servers, secure=secure, may_ask=self._may_ask)
+        for alias in found.aliases():
+            decision = self.rules.of_alias(decision, alias)
+            if decision.verdict is Verdict.DENY:
+                raise _DeniedAlias(alias, decision.rule)
         left_s = int(found.ends - time.monotonic())
         # Where no rule for the name opens its addresses, the rules for addresses decide alone.
         objection = self.rules.objection if decision.openings else _no_objection
@@ -168,6 +185,9 @@ class Questions:
         if decision.openings:
             self._learned.open(public, decision.openings, left_s)
         return reply, addresses, why
+
+    def _may_ask(self, alias: str) -> bool:
+        return self.rules.of_alias(Decision(Verdict.ALLOW, 0), alias).verdict is Verdict.ALLOW
 
 
 def _no_objection(_address: str) -> str:

@@ -78,8 +78,8 @@ class Rules:
             name: lower case, without a trailing dot.
             server: whom the program asked, 16 bytes.
         """
-        matching = sorted((e for e in self._names if name_matches(e.pattern, name)), key=name_order)
-        denied = [entry for entry in matching if entry.effect is Effect.DENY]
+        matching = self._matching(name)
+        denied = _denials(matching)
         whole = next((entry for entry in denied if _is_whole(entry)), None)
         if whole is not None:
             return Decision(Verdict.DENY, whole.rule)
@@ -93,6 +93,21 @@ class Rules:
         if by_address:
             return Decision(Verdict.ALLOW, by_address, straight=True)
         return Decision(Verdict.AUDIT if self._audit else Verdict.DENY, 0)
+
+    def of_alias(self, decision: Decision, name: str) -> Decision:
+        """The same, when the name turns out to be an alias of another one: what rules deny of that one is denied."""
+        denied = _denials(self._matching(name))
+        whole = next((entry for entry in denied if _is_whole(entry)), None)
+        if whole is not None:
+            return Decision(Verdict.DENY, whole.rule)
+        left = tuple(piece for opening in decision.openings for piece in _less(opening, denied))
+        if decision.openings and not left:
+            return Decision(Verdict.DENY, denied[0].rule)
+        return replace(decision, openings=left)
+
+    def _matching(self, name: str) -> list[NameEntry]:
+        """In deciding order."""
+        return sorted((e for e in self._names if name_matches(e.pattern, name)), key=name_order)
 
     def _of_server(self, server: bytes) -> int:
         """The rule that allows port 53 of a server by its address; 0: none. A resolver of this very host asks anybody for
@@ -122,11 +137,19 @@ def _is_whole(entry: NameEntry) -> bool:
     return (entry.port_low, entry.port_high) == _EVERY_PORT and entry.protocols == PROTO_TCP | PROTO_UDP
 
 
+def _denials(entries: Sequence[NameEntry]) -> list[NameEntry]:
+    return [entry for entry in entries if entry.effect is Effect.DENY]
+
+
 def _left_of(entry: NameEntry, denied: Sequence[NameEntry]) -> list[Opening]:
     """What an entry allows, less what others deny."""
-    left = [Opening(entry.port_low, entry.port_high, entry.protocols, entry.rule)]
+    return _less(Opening(entry.port_low, entry.port_high, entry.protocols, entry.rule), denied)
+
+
+def _less(opening: Opening, denied: Sequence[NameEntry]) -> list[Opening]:
+    left = [opening]
     for other in denied:
-        left = [piece for opening in left for piece in _without(opening, other)]
+        left = [piece for one in left for piece in _without(one, other)]
     return left
 
 
