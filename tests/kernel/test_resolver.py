@@ -12,6 +12,8 @@ import select
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -621,6 +623,27 @@ def test_new_rules_hold_when_they_are_taken_and_after_a_restart(bench: Bench) ->
     assert process is not None
     process.kill()
     assert bench.addresses("later.example") == ["203.0.113.60"]
+
+
+def test_code_of_a_project_that_python_is_pointed_to_does_not_run_in_it(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("dns", "sitecustomize", "mcpguard", "asyncio"):
+        (tmp_path / module).mkdir()
+        (tmp_path / module / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    subprocess.run([sys.executable, "-c", "import asyncio"], check=True)
+    assert (tmp_path / "ran").exists()  # what Python does without care
+    (tmp_path / "ran").unlink()
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "dns/__init__.py"))
+    process = bench.resolver._process
+    assert process is not None
+    process.kill()
+    assert bench.addresses("ok.test") == [PUBLIC]
+    assert bench.resolver._process is not None
+    seen = Path(f"/proc/{bench.resolver._process.pid}/environ").read_bytes()
+    assert {line.partition(b"=")[0] for line in seen.split(b"\0")} == {b"PATH", b"LC_ALL", b""}
+    assert not (tmp_path / "ran").exists()
 
 
 def test_it_ends_with_who_started_it(bench: Bench) -> None:

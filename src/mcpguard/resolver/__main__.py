@@ -1,4 +1,7 @@
-"""Entry of the resolver: `python -P -m mcpguard.resolver`, with the lines of `session.resolver` on standard input.
+"""Entry of the resolver: `python -E -P .../mcpguard/resolver/__main__.py`, with lines of `session.resolver` on standard input.
+
+It starts while the agent runs, so nothing that an agent may have written is on its path: no PYTHONPATH, no working directory.
+The package's own parent is put there by hand.
 
 The first line has the descriptors, and each line has the rules as they are from now on; each
 but the first is answered with a byte when they are. It ends when the input ends, so with
@@ -13,7 +16,13 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__" and sys.flags.ignore_environment:
+    _root = str(Path(__file__).absolute().parents[2])
+    if _root not in sys.path:
+        sys.path.insert(0, _root)
 
 from mcpguard.kernel.bpf import Map
 from mcpguard.model.values import replace

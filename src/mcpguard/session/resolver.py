@@ -19,6 +19,7 @@ import termios
 import threading
 from collections.abc import Mapping
 
+import mcpguard
 from mcpguard.errors import HostError
 
 TYPE_CHECKING = False
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from mcpguard.model.policy import Policy
 
+_ENTRY = f"{mcpguard.__path__[0]}/resolver/__main__.py"
+# Nothing of the user's: a variable may lead Python or the loader to a folder where the agent writes.
+_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 _TRIES = 50
 _BACKLOG = 64
 _BATCH = 1000
@@ -177,8 +181,9 @@ class Resolver:
                 return None
             # A session of its own: what the terminal sends is for the agent.
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mcpguard.resolver"],
+                [sys.executable, "-E", "-P", _ENTRY],
                 cwd="/",
+                env=_ENVIRONMENT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
