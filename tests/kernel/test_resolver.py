@@ -40,6 +40,7 @@ from mcpguard.model.profile import SystemSwitches
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import replace
 from mcpguard.policy.network import mapped
+from mcpguard.session import resolver as resolver_module
 from mcpguard.session.resolver import Resolver
 from mcpguard.wire import _abi, encode, lookups
 from mcpguard.wire.encode import LearnedRule
@@ -644,6 +645,28 @@ def test_code_of_a_project_that_python_is_pointed_to_does_not_run_in_it(
     seen = Path(f"/proc/{bench.resolver._process.pid}/environ").read_bytes()
     assert {line.partition(b"=")[0] for line in seen.split(b"\0")} == {b"PATH", b"LC_ALL", b""}
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_resolver_that_cannot_begin_is_told_of_once_and_questions_fail_at_once(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench.told_of("ok.test")
+    entry = resolver_module._ENTRY
+    monkeypatch.setattr(resolver_module, "_ENTRY", str(tmp_path / "none.py"))
+    assert bench.resolver._process is not None
+    bench.resolver._process.kill()
+    for _ in range(3):
+        answer = bench.ask("ok.test")
+        assert (answer.rcode(), answer.answer) == (dns.rcode.SERVFAIL, [])
+    told = [one for one in (bench.told_of(""), *bench.told) if "does not start" in one.detail]
+    assert told[0].verdict is Verdict.DENY
+    with socket.create_connection(("127.0.0.1", bench.resolver.port), WAIT_S) as stream:
+        assert stream.recv(1) == b""
+    monkeypatch.setattr(resolver_module, "_ENTRY", entry)
+    deadline = time.monotonic() + WAIT_S
+    while bench.ask("ok.test").rcode() != dns.rcode.NOERROR:
+        assert time.monotonic() < deadline
+    assert capfd.readouterr().err.count("names do not resolve") == 1
 
 
 def test_it_ends_with_who_started_it(bench: Bench) -> None:

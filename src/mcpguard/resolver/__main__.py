@@ -3,8 +3,8 @@
 It starts while the agent runs, so nothing that an agent may have written is on its path: no PYTHONPATH, no working directory.
 The package's own parent is put there by hand.
 
-The first line has the descriptors, and each line has the rules as they are from now on; each
-but the first is answered with a byte when they are. It ends when the input ends, so with
+The first line has the descriptors, and each line has the rules as they are from now on; each is
+answered with a byte when they are. It ends when the input ends, so with
 the process that started it.
 """
 
@@ -64,6 +64,7 @@ async def _serve(first: dict[str, Any], lines: asyncio.StreamReader) -> None:
         Servers(),
     )
     await Server(questions).begin([socket.socket(fileno=fd) for fd in first["sockets"]])
+    os.write(sys.stdout.fileno(), b"+")
     sweeping = asyncio.create_task(_sweep(learned))
     while line := await lines.readline():
         questions.rules = Rules.from_json(json.loads(line))

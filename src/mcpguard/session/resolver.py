@@ -2,6 +2,7 @@
 
 The sockets are ours and bound before anything is guarded, so questions wait in them while no resolver runs, and nobody else can
 take their port. A resolver that ends is started again with the same sockets; meanwhile names do not resolve and nothing opens.
+One that cannot even begin is told of, and questions are answered here with "try again later".
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Mapping
 
 import mcpguard
 from mcpguard.errors import HostError
+from mcpguard.model.access import Verdict
+from mcpguard.wire import lookups
+from mcpguard.wire.records import Head, LookupRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +41,10 @@ _BACKLOG = 64
 _BATCH = 1000
 # A resolver that ends at once is started more and more seldom.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+# One that has lived so long had no trouble in beginning.
+_WELL_S = 10.0
+_LOOK_S = 0.1
+_HEADER_BYTES = 12
 _ROOM_BYTES = 1 << 20
 _ADOPT_S = 5.0
 
@@ -124,6 +133,23 @@ def _write(process: subprocess.Popen[bytes], message: dict[str, Any]) -> None:
         process.stdin.flush()
 
 
+def _is_ready(process: subprocess.Popen[bytes]) -> bool:
+    """Wait until it serves; False: it ended before."""
+    return process.stdout is not None and os.read(process.stdout.fileno(), 1) == b"+"
+
+
+def _refuse_one(served: socket.socket) -> None:
+    """Take one question, or one connection, and say that it failed (SERVFAIL). Does not wait."""
+    if served.type == socket.SOCK_STREAM:
+        served.setblocking(False)
+        served.accept()[0].close()
+        return
+    question, sender = served.recvfrom(1 << 16, socket.MSG_DONTWAIT)
+    if len(question) >= _HEADER_BYTES and not question[2] & 0x80:
+        answer = question[:2] + bytes((question[2] | 0x80, 0x82)) + question[4:]
+        served.sendto(answer, socket.MSG_DONTWAIT, sender)
+
+
 class Resolver:
     """One session's resolver.
 
@@ -146,6 +172,9 @@ class Resolver:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
+        # The process that runs now serves, or has ended without.
+        self._begun = threading.Event()
+        self._told = False
 
     def start(self, policy: Policy, descriptors: Mapping[str, int]) -> None:
         """Have it answer from now on, in a process of its own, until `close`.
@@ -166,12 +195,47 @@ class Resolver:
     def _keep(self) -> None:
         pause_s = _FIRST_PAUSE_S
         while not self._stop.is_set():
+            since = time.monotonic()
             process = self._spawn()
+            served = process is not None and _is_ready(process)
+            self._begun.set()
             if process is not None:
                 process.wait()
-            if self._stop.wait(pause_s):
+            if served and time.monotonic() - since > _WELL_S:
+                pause_s = _FIRST_PAUSE_S
+            if not served and not self._stop.is_set():
+                self._tell_of_failure()
+                self._refuse(pause_s)
+            elif self._stop.wait(pause_s):
                 return
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _tell_of_failure(self) -> None:
+        """Say once, to the person and on record, that no name resolves."""
+        if self._told:
+            return
+        self._told = True
+        words = "the resolver of this session does not start, so names do not resolve"
+        head = Head(time.monotonic_ns(), os.getpid(), os.getpid(), os.getppid(), "mcpguard", 0)
+        with contextlib.suppress(OSError):
+            record = LookupRecord(head, "", "", Verdict.DENY, 0, words, ())
+            self._theirs.send(lookups.encode(record), socket.MSG_DONTWAIT)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(
+                f"mcpguard: {words}; is dnspython whole? `{sys.executable} -E -P -c 'import dns.message'`\n"
+            )
+
+    def _refuse(self, pause_s: float) -> None:
+        """For so long, answer whoever asks that it failed, instead of nobody."""
+        poll = select.poll()
+        by_number = {one.fileno(): one for one in self._sockets}
+        for number in by_number:
+            poll.register(number, select.POLLIN)
+        until = time.monotonic() + pause_s
+        while not self._stop.is_set() and (left_s := until - time.monotonic()) > 0:
+            for number, _ in poll.poll(min(left_s, _LOOK_S) * 1000):
+                with contextlib.suppress(OSError):
+                    _refuse_one(by_number[number])
 
     def _spawn(self) -> subprocess.Popen[bytes] | None:
         facts = self._facts
@@ -191,6 +255,7 @@ class Resolver:
                 start_new_session=True,
             )
             self._process = process
+            self._begun.clear()
             _write(process, facts)
             return process
         return None
@@ -204,7 +269,7 @@ class Resolver:
                 return
             with contextlib.suppress(OSError):
                 _write(process, rules_to_json(policy))
-                if select.select([process.stdout], (), (), _ADOPT_S)[0]:
+                if self._begun.wait(_ADOPT_S) and select.select([process.stdout], (), (), _ADOPT_S)[0]:
                     os.read(process.stdout.fileno(), 1)
 
     def close(self) -> None:
