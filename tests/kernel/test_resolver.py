@@ -574,6 +574,25 @@ def test_who_is_not_of_the_tree_gets_no_answer(bench: Bench) -> None:
     assert len(bench.server.raw) == before
 
 
+def test_questions_that_find_no_room_are_counted(bench: Bench) -> None:
+    bench.addresses("ok.test")
+    before, sent = bench.resolver.feed.missing(), 20_000
+    wire = dns.message.make_query("evil.test", "A").to_wire()
+    assert bench.resolver._process is not None
+    bench.resolver._process.send_signal(signal.SIGSTOP)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        bench.known(sock)
+        for _ in range(sent):
+            sock.sendto(wire, ("127.0.0.1", bench.resolver.port))
+    bench.resolver._process.send_signal(signal.SIGCONT)
+    missing = bench.resolver.feed.missing() - before
+    assert 0 < missing < sent
+    deadline = time.monotonic() + WAIT_S
+    while bench.send(wire, wait_s=0.5) is None:  # the first ones may find no room either
+        assert time.monotonic() < deadline
+
+
 def test_two_hundred_questions_at_once_are_all_answered_each_asked_for_once(bench: Bench) -> None:
     bench.server.records |= {f"n{n}.wild.test": [f"60 A 203.0.113.{n % 90 + 150}"] for n in range(50)}
     answers: list[list[str]] = []

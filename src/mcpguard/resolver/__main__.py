@@ -41,29 +41,45 @@ _MOST_LINE = 16 << 20
 class Teller:
     """Puts questions on record, as far as somebody reads; what finds no room is counted, and told with the next."""
 
-    def __init__(self, line: socket.socket) -> None:
+    def __init__(self, line: socket.socket, untold: int) -> None:
+        """
+        Args:
+            untold: descriptor of 8 bytes where the count stands, for whoever looks when this process has ended.
+        """
         self._line = line
-        self._lost = 0
+        self._untold = untold
+        self._lost = int.from_bytes(os.pread(untold, 8, 0), "little")
 
     def __call__(self, record: LookupRecord) -> None:
         told = replace(record, head=replace(record.head, lost_before=self._lost))
         try:
             self._line.send(lookups.encode(told), socket.MSG_DONTWAIT)
-            self._lost = 0
         except OSError:
-            self._lost += 1
+            self.missed()
+        else:
+            if self._lost:
+                self._count(0)
+
+    def missed(self) -> None:
+        """Count a question that is not answered, or not told of."""
+        self._count(self._lost + 1)
+
+    def _count(self, lost: int) -> None:
+        self._lost = lost
+        os.pwrite(self._untold, lost.to_bytes(8, "little"), 0)
 
 
 async def _serve(first: dict[str, Any], lines: asyncio.StreamReader) -> None:
     learned = Learned(Map("mg_names", first["names_map"]))
+    teller = Teller(socket.socket(fileno=first["record"]), first["untold"])
     questions = Questions(
         Rules.from_json(first),
         Map("mg_questions", first["questions_map"]),
         learned,
-        Teller(socket.socket(fileno=first["record"])),
+        teller,
         Servers(),
     )
-    await Server(questions).begin([socket.socket(fileno=fd) for fd in first["sockets"]])
+    await Server(questions, teller.missed).begin([socket.socket(fileno=fd) for fd in first["sockets"]])
     os.write(sys.stdout.fileno(), b"+")
     sweeping = asyncio.create_task(_sweep(learned))
     while line := await lines.readline():

@@ -32,8 +32,13 @@ class _Datagrams(asyncio.DatagramProtocol):
 class Server:
     """Serves the questions that come to sockets which somebody else has bound."""
 
-    def __init__(self, questions: Questions) -> None:
+    def __init__(self, questions: Questions, missed: Callable[[], None]) -> None:
+        """
+        Args:
+            missed: counts a question that gets no answer and is not on record.
+        """
         self._questions = questions
+        self._missed = missed
         self._waiting: set[asyncio.Task[None]] = set()
         self._streams = 0
 
@@ -50,6 +55,7 @@ class Server:
     def _datagram(self, data: bytes, sender: tuple[str, int], transport: asyncio.DatagramTransport) -> None:
         asker = self._questions.who(sender[1], socket.IPPROTO_UDP)
         if asker is None or len(self._waiting) >= _MOST_WAITING:
+            self._missed()
             return
         task = asyncio.get_running_loop().create_task(self._answer(data, sender, transport, asker))
         self._waiting.add(task)
@@ -65,6 +71,7 @@ class Server:
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asker = self._questions.who(writer.get_extra_info("peername")[1], socket.IPPROTO_TCP)
         if asker is None or self._streams >= _MOST_STREAMS:
+            self._missed()
             writer.close()
             return
         self._streams += 1

@@ -68,6 +68,7 @@ class Recording:
         self._counters: Counters | None = None
         self._recorder: Recorder | None = None
         self._pump: Pump | None = None
+        self._lookups: Feed | None = None
         self._pid_fd = -1
         self._leaf = ""
         self._final = False
@@ -119,6 +120,7 @@ class Recording:
         Raises:
             HostError: nothing came out of the ring of denials, so the run would not be on record.
         """
+        self._lookups = lookups
         sizes = facts["rings"]
         self._rings = {name: Ring(descriptors[name], int(sizes[name])) for name in ("mg_denials", "mg_activity")}
         self._counters = Counters(descriptors["mg_counters"], _abi.MG_COUNTERS.size)
@@ -193,6 +195,8 @@ class Recording:
         _series, _denials, denials, _activity, activity, _busy = _abi.MG_COUNTERS.unpack(self._counters.read())
         recorder.lost("refusals that the kernel dropped at the end: the ring of denials was full", denials)
         recorder.lost("activity that the kernel dropped at the end: its ring was full", activity)
+        if self._lookups is not None:
+            recorder.lost("questions for names that were not answered: too many at once", self._lookups.missing())
 
     def wait_for_end(self) -> None:
         """Wait until the agent's first process has ended, by its descriptor."""

@@ -19,7 +19,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import mcpguard
 from mcpguard.errors import HostError
@@ -39,6 +39,8 @@ _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 _TRIES = 50
 _BACKLOG = 64
 _BATCH = 1000
+# From <linux/sock_diag.h>; the last number are datagrams that found no room.
+_SO_MEMINFO, _MEMORY = 55, "=9I"
 # A resolver that ends at once is started more and more seldom.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 # One that has lived so long had no trouble in beginning.
@@ -107,8 +109,16 @@ def rules_to_json(policy: Policy) -> dict[str, Any]:
 class Feed:
     """What the resolver tells of each question, to be read like a ring."""
 
-    def __init__(self, line: socket.socket) -> None:
+    def __init__(self, line: socket.socket, sockets: Sequence[socket.socket], untold: int) -> None:
+        """
+        Args:
+            sockets: where questions arrive.
+            untold: descriptor of the resolver's own count, 8 bytes.
+        """
         self._line = line
+        self._datagrams = [one for one in sockets if one.type == socket.SOCK_DGRAM]
+        self._untold = untold
+        self._missing = 0
 
     def fileno(self) -> int:
         return self._line.fileno()
@@ -120,6 +130,16 @@ class Feed:
             while len(found) < _BATCH:
                 found.append(self._line.recv(1 << 16))
         return found
+
+    def missing(self) -> int:
+        """Questions so far of which nothing was told: the kernel's sockets had no room for them, or the resolver had none."""
+        with contextlib.suppress(OSError, struct.error):
+            full = sum(
+                struct.unpack(_MEMORY, one.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, struct.calcsize(_MEMORY)))[-1]
+                for one in self._datagrams
+            )
+            self._missing = full + int.from_bytes(os.pread(self._untold, 8, 0), "little")
+        return self._missing
 
     def unread(self) -> int:
         """Whether there is more: the kernel tells the bytes of the next line only."""
@@ -166,7 +186,9 @@ class Resolver:
         ours.setblocking(False)
         self._theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM_BYTES)
         self._ours = ours
-        self.feed = Feed(ours)
+        self._untold = os.memfd_create("mcpguard-untold")
+        os.pwrite(self._untold, bytes(8), 0)
+        self.feed = Feed(ours, self._sockets, self._untold)
         self._facts: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -185,6 +207,7 @@ class Resolver:
         self._facts = {
             "sockets": [one.fileno() for one in self._sockets],
             "record": self._theirs.fileno(),
+            "untold": self._untold,
             "names_map": os.dup(descriptors["mg_names"]),
             "questions_map": os.dup(descriptors["mg_questions"]),
             **rules_to_json(policy),
@@ -239,7 +262,7 @@ class Resolver:
 
     def _spawn(self) -> subprocess.Popen[bytes] | None:
         facts = self._facts
-        handed = [*facts["sockets"], facts["record"], facts["names_map"], facts["questions_map"]]
+        handed = [*facts["sockets"], facts["record"], facts["untold"], facts["names_map"], facts["questions_map"]]
         with self._lock, contextlib.suppress(OSError):
             if self._stop.is_set():
                 return None
@@ -280,5 +303,6 @@ class Resolver:
                 self._process.kill()
         if self._keeper is not None:
             self._keeper.join()
+        self.feed.missing()
         for one in self._sockets:
             one.close()
