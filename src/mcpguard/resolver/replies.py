@@ -20,6 +20,8 @@ from mcpguard.resolver.upstream import PAYLOAD
 
 _SMALLEST = 512
 _LARGEST = 65535
+# Of one answer: a name whose server gives thousands must not fill the kernel's map, which all names share.
+MOST_ADDRESSES = 64
 _HEADER_BYTES = 12
 _HINTS = (svcb.ParamKey.IPV4HINT, svcb.ParamKey.IPV6HINT)
 ADDRESSES = (dns.rdatatype.A, dns.rdatatype.AAAA)
@@ -59,13 +61,15 @@ def answer(
         ttl_s: how long the answer holds from now on.
 
     Returns:
-        The reply, the addresses in it, and why others are not.
+        The reply, the addresses in it (at most MOST_ADDRESSES), and why others are not.
     """
     kept, addresses, why = [], [], ""
     for rrset in found.answer:
         records = []
         for record in rrset:
             if rrset.rdtype in ADDRESSES:
+                if len(addresses) == MOST_ADDRESSES:
+                    break
                 words = objection(record.address)
                 if words:
                     why = f"it leads to {record.address} ({words})"
