@@ -246,6 +246,15 @@ def test_check_notes_a_closing_slash_that_makes_nothing(shell: Shell) -> None:
     assert noted == [f"{path}:4", f"{path}:5"]
 
 
+def test_check_notes_a_name_that_programs_ask_for_with_a_domain(shell: Shell) -> None:
+    rules = "network:\n  allow:\n    - intra:8080\n    - intra.corp.example\n    - localhost:3000\n    - 10.0.0.1\n"
+    path = shell.own("mine", rules + "  deny: [short]\n")
+    done = shell("profile", "check", "mine")
+    assert done.returncode == 0
+    noted = [line.split(": ")[1] for line in done.stderr.splitlines() if line.startswith("note: ")]
+    assert noted == [f"{path}:3"]
+
+
 def test_check_prints_every_mistake_and_exits_1(shell: Shell) -> None:
     path = shell.own("sick", "fils: {}\nfiles:\n  read: [no]\n")
     done = shell("profile", "check")

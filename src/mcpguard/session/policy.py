@@ -204,6 +204,19 @@ def idle_slashes(profile: Profile) -> list[FileRule]:
     return [rule for rule in slashed if not (rule.may_make_folder and rule.pattern.startswith(own))]
 
 
+def single_words(profile: Profile) -> list[NetRule]:
+    """Rules for a name without a domain, which programs ask for with a search domain of the host behind it."""
+    from mcpguard.model.policy import NameEntry
+    from mcpguard.policy.network import parse_rule
+
+    allowed = [one for one in profile.network if (one.effect, one.direction) == (Effect.ALLOW, NetDirection.CONNECT)]
+    return [
+        rule
+        for rule in allowed
+        if any(isinstance(entry, NameEntry) and "." not in entry.pattern for entry in parse_rule(rule, 0))
+    ]
+
+
 def _patterns(profile: Profile) -> Iterator[tuple[str, Origin]]:
     for rule in profile.files:
         for pattern in (rule.pattern, *rule.exceptions):
