@@ -142,6 +142,12 @@ def network(address: str, prefix: int, port: int = 0, effect: Effect = Effect.AL
         (network("192.0.2.53", 128, 443), "192.0.2.53", False),
         (network("127.0.0.0", 104), "127.0.0.53", False),
         (network("::1", 128), "::1", False),
+        (network("127.0.0.0", 104, 53), "127.0.0.53", True),
+        (network("::1", 128, 53), "::1", True),
+        (network("127.0.0.53", 128, 53), "127.0.0.54", False),
+        (network("0.0.0.0", 96), "127.0.0.53", True),
+        (network("0.0.0.0", 96, 443), "127.0.0.53", False),
+        (network("2000::", 3), "::1", False),
     ],
 )
 def test_a_server_that_a_rule_allows_by_its_address_is_asked_itself(
@@ -149,6 +155,13 @@ def test_a_server_that_a_rule_allows_by_its_address_is_asked_itself(
 ) -> None:
     found = rules(connect=(entry,)).of_name("a.b", mapped(server))
     assert (found.verdict is Verdict.ALLOW, found.straight, found.openings) == (straight, straight, ())
+
+
+def test_a_denied_stub_of_the_host_is_not_asked_whatever_else_is_open() -> None:
+    everywhere = network("0.0.0.0", 96)
+    for denied in (network("127.0.0.0", 104, effect=Effect.DENY), network("127.0.0.53", 128, 53, Effect.DENY)):
+        found = rules(connect=(everywhere, denied)).of_name("a.b", mapped("127.0.0.53"))
+        assert found.verdict is Verdict.DENY
 
 
 INNER = [

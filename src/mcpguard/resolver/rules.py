@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DNS_PORT = 53
 _EVERY_PORT = (0, 65535)
+_EVERY_IPV4 = 96
 _LOOPBACK_V4 = mapped("127.0.0.0")
 _LOOPBACK_V6 = mapped("::1")
 
@@ -111,10 +112,13 @@ class Rules:
 
     def _of_server(self, server: bytes) -> int:
         """The rule that allows port 53 of a server by its address; 0: none. A resolver of this very host asks anybody for
-        whoever comes: a rule for its local services does not mean it."""
-        if not any(server) or cut(server, 104) == _LOOPBACK_V4 or server == _LOOPBACK_V6:
+        whoever comes: a rule for its local services does not mean it, one for port 53 or for every address does."""
+        if not any(server):
             return 0
-        answer = answer_address(self._connect, server, DNS_PORT, PROTO_UDP)
+        entries = self._connect
+        if cut(server, 104) == _LOOPBACK_V4 or server == _LOOPBACK_V6:
+            entries = tuple(entry for entry in entries if entry.effect is Effect.DENY or _means_a_resolver(entry))
+        answer = answer_address(entries, server, DNS_PORT, PROTO_UDP)
         return answer.rule if answer.verdict is Verdict.ALLOW else 0
 
     def objection(self, address: str) -> str:
@@ -131,6 +135,10 @@ class Rules:
             for entry in self._connect
         )
         return "" if own else words
+
+
+def _means_a_resolver(entry: NetEntry) -> bool:
+    return entry.prefix <= _EVERY_IPV4 or (entry.port_low, entry.port_high) == (DNS_PORT, DNS_PORT)
 
 
 def _is_whole(entry: NameEntry) -> bool:
