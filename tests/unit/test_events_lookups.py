@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from events_help import Bench, head
 
+from mcpguard.events.habits import OwnNames
 from mcpguard.events.hosts import Hosts
-from mcpguard.model.access import Verdict
+from mcpguard.model.access import Effect, Verdict
 from mcpguard.model.event import Kind
+from mcpguard.model.policy import PROTO_TCP, NameEntry, Policy
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import replace
 from mcpguard.profile.amend import Addition
@@ -106,3 +110,40 @@ def test_what_a_rule_by_name_would_not_open_is_no_proposal(tmp_path: Path, recor
     assert key_of(event) is None
     assert suggestions(event, VARIABLES) == ((), ())
     assert not list(needs(bench.store, [bench.session]))
+
+
+ALLOWING = SimpleNamespace(names=(NameEntry("ok.test", 443, 443, PROTO_TCP, Effect.ALLOW, 1),))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "routine"),
+    [
+        ("box", "A", True),
+        ("box.corp.test", "AAAA", True),
+        ("localhost.corp.test", "A", True),
+        ("ok.test.corp.test", "A", True),
+        ("1.0.0.127.in-addr.arpa", "PTR", True),
+        ("9.0.66.10.in-addr.arpa", "PTR", True),
+        ("1." + "0." * 31 + "ip6.arpa", "PTR", True),
+        ("secret.box", "A", False),
+        ("secret.corp.test", "A", False),
+        ("evil.test.corp.test", "A", False),
+        ("ok.test.elsewhere.test", "A", False),
+        ("corp.test", "A", False),
+        ("box", "TXT", False),
+        ("8.8.8.8.in-addr.arpa", "PTR", False),
+        ("x.0.0.127.in-addr.arpa", "PTR", False),
+        ("1.1.0.0.127.in-addr.arpa", "PTR", False),
+        ("127.0.0.1", "PTR", False),
+    ],
+)
+def test_everyday_questions_are_routine_and_their_look_alikes_are_not(name: str, kind: str, routine: bool) -> None:
+    own = OwnNames("box", ("corp.test", "lan"))
+    assert (own.asking(cast(Policy, ALLOWING), name, kind) is not None) == routine
+
+
+def test_the_search_domains_are_those_of_the_last_line(tmp_path: Path) -> None:
+    conf = tmp_path / "resolv.conf"
+    conf.write_text("domain old.test\nnameserver 192.0.2.1\nsearch Corp.Test. lan\n")
+    assert OwnNames.of_this_host(str(conf)).search == ("corp.test", "lan")
+    assert OwnNames.of_this_host(str(tmp_path / "none")).search == ()

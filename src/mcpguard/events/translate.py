@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from mcpguard.events.attribute import Attributor
 from mcpguard.events.calls import judge_call
 from mcpguard.events.finding import Finding
-from mcpguard.events.habits import sorting
+from mcpguard.events.habits import OwnNames, sorting
 from mcpguard.events.hosts import Hosts
 from mcpguard.events.judge import Judge
 from mcpguard.events.processes import Process, ProcessTable
@@ -68,6 +68,7 @@ class Translator:
         self._session = session
         self._policy = policy
         self._hosts = Hosts(names)
+        self._own_names = OwnNames.of_this_host()
         self._epoch_ns = epoch_ns
         self._judge = Judge(automaton_of(policy.tables), policy.paths)
         self._attributor = Attributor(policy, self._judge, self.processes)
@@ -163,6 +164,8 @@ class Translator:
         rule = None if record.rule == 0 and record.verdict is Verdict.ALLOW else self._policy.rules[record.rule]
         words = [record.asked or "?", *record.addresses[:_SHOWN_ADDRESSES]]
         detail = " ".join(words) + (f": {record.detail}" if record.detail else "")
+        if record.verdict is Verdict.DENY and record.rule == 0 and record.host:
+            detail = self._own_names.asking(self._policy, record.host, record.asked) or detail
         finding = Finding(Kind.DNS, "query", record.verdict, rule=rule, detail=detail)
         return replace(self._event(record.head, finding), host=record.host or None)
 
