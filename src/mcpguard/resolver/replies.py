@@ -63,7 +63,8 @@ def answer(
     Returns:
         The reply, the addresses in it (at most MOST_ADDRESSES), and why others are not.
     """
-    kept, addresses, why = [], [], ""
+    kept, why = [], ""
+    addresses: list[str] = []
     for rrset in found.answer:
         records = []
         for record in rrset:
