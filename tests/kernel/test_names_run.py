@@ -330,6 +330,13 @@ def test_a_rule_that_denies_a_name_wins_over_a_wildcard(box: Sandbox) -> None:
     assert "shut.wild.test" in event["rule"]["text"]
 
 
+def test_everyday_questions_are_routine(box: Sandbox) -> None:
+    attempt(box, f"import socket; print(socket.getnameinfo(({INTERN!r}, 1), 0)); print(look_up('secret.elsewhere'))")
+    asked = {str(event["host"]): str(event["detail"]) for event in denied(box, kind="dns")}
+    assert asked.pop("9.0.66.10.in-addr.arpa", "quiet").startswith("quiet")  # the hosts file may answer it
+    assert not asked.pop("secret.elsewhere").startswith("quiet")
+
+
 def test_the_hosts_file_counts_where_a_rule_allows_the_name(box: Sandbox) -> None:
     code = f"print(look_up('intern.test')); print(reach({INTERN!r})); print(reach({INTERN!r}, 22))"
     address, reached, other = attempt(box, code)

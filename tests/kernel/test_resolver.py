@@ -576,6 +576,26 @@ def test_who_is_not_of_the_tree_gets_no_answer(bench: Bench) -> None:
     assert len(bench.server.raw) == before
 
 
+def test_a_port_that_somebody_else_may_have_by_now_is_forgotten(bench: Bench) -> None:
+    wire = dns.message.make_query("ok.test", "A").to_wire()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(WAIT_S)
+        bench.known(sock)
+        for _ in range(2):  # both were said to be of the tree once, as two that wait at the same time
+            sock.sendto(wire, ("127.0.0.1", bench.resolver.port))
+        assert sock.recv(4096) and sock.recv(4096)
+        key = encode.question_key(sock.getsockname()[1], socket.IPPROTO_UDP)
+        deadline = time.monotonic() + WAIT_S
+        while bench.questions.get(key, _abi.MG_QUESTION.size) is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        sock.settimeout(0.5)
+        sock.sendto(wire, ("127.0.0.1", bench.resolver.port))
+        with pytest.raises(TimeoutError):
+            sock.recv(4096)
+
+
 def test_questions_that_find_no_room_are_counted(bench: Bench) -> None:
     bench.addresses("ok.test")
     before, sent = bench.resolver.feed.missing(), 20_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 import time
 from collections.abc import Callable
 
@@ -101,6 +102,10 @@ class Questions:
             return None
         pid, tid, ppid, comm, server = _abi.MG_QUESTION.unpack(value)
         return Asker(pid, tid, ppid, comm.split(b"\0")[0].decode(errors="replace"), server)
+
+    def forget(self, port: int) -> None:
+        """Whoever sends datagrams from this port from now on must be of the tree anew."""
+        self._askers.delete(question_key(port, socket.IPPROTO_UDP))
 
     async def reply(self, wire: bytes, asker: Asker, *, stream: bool) -> bytes | None:
         """The answer to the bytes of a question; None: they deserve none."""

@@ -14,6 +14,9 @@ _MOST_WAITING = 1024
 _MOST_STREAMS = 64
 _IDLE_S = 10.0
 _LENGTH_BYTES = 2
+# Each datagram says anew who sends it. Several of one socket may wait at once, so what was said is not forgotten at the first;
+# the odd number keeps clear of programs that ask again and again.
+_REMEMBERED_S = 3.7
 
 
 class _Datagrams(asyncio.DatagramProtocol):
@@ -41,6 +44,7 @@ class Server:
         self._missed = missed
         self._waiting: set[asyncio.Task[None]] = set()
         self._streams = 0
+        self._forgetting: dict[int, asyncio.TimerHandle] = {}
 
     async def begin(self, sockets: Sequence[socket.socket]) -> None:
         """Serve these from now on, in the running loop."""
@@ -54,12 +58,24 @@ class Server:
 
     def _datagram(self, data: bytes, sender: tuple[str, int], transport: asyncio.DatagramTransport) -> None:
         asker = self._questions.who(sender[1], socket.IPPROTO_UDP)
+        self._forget_later(sender[1])
         if asker is None or len(self._waiting) >= _MOST_WAITING:
             self._missed()
             return
         task = asyncio.get_running_loop().create_task(self._answer(data, sender, transport, asker))
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
+
+    def _forget_later(self, port: int) -> None:
+        """Somebody else may come to have this port."""
+        before = self._forgetting.pop(port, None)
+        if before is not None:
+            before.cancel()
+        self._forgetting[port] = asyncio.get_running_loop().call_later(_REMEMBERED_S, self._forget, port)
+
+    def _forget(self, port: int) -> None:
+        del self._forgetting[port]
+        self._questions.forget(port)
 
     async def _answer(
         self, data: bytes, sender: tuple[str, int], transport: asyncio.DatagramTransport, asker: Asker
