@@ -127,7 +127,7 @@ class Bench:
         port, kind = sock.getsockname()[1], sock.type
         protocol = socket.IPPROTO_UDP if kind == socket.SOCK_DGRAM else socket.IPPROTO_TCP
         value = _abi.MG_QUESTION.pack(PID, PID, 1, b"client", mapped(server))
-        self.questions.set(encode.question_key(port, protocol), value)
+        self.questions.set(encode.question_key(mapped("127.0.0.1"), port, protocol), value)
 
     def send(self, wire: bytes, *, wait_s: float = WAIT_S, known: bool = True, server: str = HOST) -> bytes | None:
         """The answer to these bytes; None: there was none in time."""
@@ -220,7 +220,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             "v4alias2.test": alias_only("v4.example"),
         }
         names = Map("mg_names", bpf.create_map(HASH, "mg_names", 16, _abi.MG_LEARNED.size, 4096))
-        questions = Map("mg_questions", bpf.create_map(HASH, "mg_questions", 4, _abi.MG_QUESTION.size, 65536))
+        questions = Map(
+            "mg_questions",
+            bpf.create_map(HASH, "mg_questions", _abi.MG_QUESTION_KEY.size, _abi.MG_QUESTION.size, 65536),
+        )
         resolver = InOwnMounts()
         resolver.conf = conf
         resolver.start(make_policy(names=NAMES, connect=CONNECT), {"mg_names": names.fd, "mg_questions": questions.fd})
@@ -585,7 +588,7 @@ def test_a_port_that_somebody_else_may_have_by_now_is_forgotten(bench: Bench) ->
         for _ in range(2):  # both were said to be of the tree once, as two that wait at the same time
             sock.sendto(wire, ("127.0.0.1", bench.resolver.port))
         assert sock.recv(4096) and sock.recv(4096)
-        key = encode.question_key(sock.getsockname()[1], socket.IPPROTO_UDP)
+        key = encode.question_key(mapped("127.0.0.1"), sock.getsockname()[1], socket.IPPROTO_UDP)
         deadline = time.monotonic() + WAIT_S
         while bench.questions.get(key, _abi.MG_QUESTION.size) is not None:
             assert time.monotonic() < deadline

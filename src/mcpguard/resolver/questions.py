@@ -23,6 +23,7 @@ from mcpguard.kernel.bpf import Map
 from mcpguard.model.access import Verdict
 from mcpguard.model.values import dataclass
 from mcpguard.policy.addresses import inner
+from mcpguard.policy.network import mapped
 from mcpguard.resolver import replies, upstream
 from mcpguard.resolver.lookups import Lookups, text
 from mcpguard.resolver.rules import Decision, Rules
@@ -41,6 +42,8 @@ FORWARDED = frozenset(
     }
 )
 REFUSED_TYPES = frozenset({_T.ANY, _T.AXFR, _T.IXFR, _T.NULL, _T.MAILB, _T.MAILA})
+# As sockets have it: an address as text (IPv6 may have a scope), a port, and more for IPv6.
+Sender = tuple[str, int] | tuple[str, int, int, int]
 _NO_NAME = "it is no host name, so it is never asked for"
 
 
@@ -91,21 +94,21 @@ class Questions:
         self._servers = servers
         self._lookups = Lookups()
 
-    def who(self, port: int, protocol: int) -> Asker | None:
-        """Who sends from this port; None: nobody of the tree.
+    def who(self, sender: Sender, protocol: int) -> Asker | None:
+        """Who sends from this address and port; None: nobody of the tree.
 
         Args:
             protocol: IPPROTO_UDP or IPPROTO_TCP.
         """
-        value = self._askers.get(question_key(port, protocol), _abi.MG_QUESTION.size)
+        value = self._askers.get(_key(sender, protocol), _abi.MG_QUESTION.size)
         if value is None:
             return None
         pid, tid, ppid, comm, server = _abi.MG_QUESTION.unpack(value)
         return Asker(pid, tid, ppid, comm.split(b"\0")[0].decode(errors="replace"), server)
 
-    def forget(self, port: int) -> None:
-        """Whoever sends datagrams from this port from now on must be of the tree anew."""
-        self._askers.delete(question_key(port, socket.IPPROTO_UDP))
+    def forget(self, sender: Sender) -> None:
+        """Whoever sends datagrams from there from now on must be of the tree anew."""
+        self._askers.delete(_key(sender, socket.IPPROTO_UDP))
 
     async def reply(self, wire: bytes, asker: Asker, *, stream: bool) -> bytes | None:
         """The answer to the bytes of a question; None: they deserve none."""
@@ -193,6 +196,11 @@ class Questions:
 
     def _may_ask(self, alias: str) -> bool:
         return self.rules.of_alias(Decision(Verdict.ALLOW, 0), alias).verdict is Verdict.ALLOW
+
+
+def _key(sender: Sender, protocol: int) -> bytes:
+    address, port = sender[:2]
+    return question_key(mapped(address.partition("%")[0]), port, protocol)
 
 
 def _no_objection(_address: str) -> str:
