@@ -490,8 +490,13 @@ print(look_up("a.wild.test"), reach({OK!r}))
     assert again == f"{OK} HTTP/1.0 200"
 
 
-def test_nothing_of_ours_is_left_when_the_session_has_ended(box: Sandbox) -> None:
-    attempt(box, "print(look_up('ok.test'))")
+def test_there_is_a_resolver_from_the_first_question_to_the_end_of_the_session(box: Sandbox) -> None:
+    with puppet(box) as held:
+        assert held.ask("connect", EVIL, PORT) == "EPERM"
+        assert not resolvers()
+        assert held.ask("connect", "ok.test", PORT) == ""
+        assert len(resolvers()) == 1
+        held.end()
     assert not resolvers()
 
 

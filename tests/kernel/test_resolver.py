@@ -650,6 +650,7 @@ def test_different_ports_of_one_address_stand_beside_each_other(bench: Bench) ->
 
 
 def test_a_resolver_that_is_killed_comes_back_with_what_was_open(bench: Bench) -> None:
+    bench.ask("ok.test")
     before = bench.learned(PUBLIC)
     process = bench.resolver._process
     assert process is not None
@@ -681,6 +682,7 @@ def test_code_of_a_project_that_python_is_pointed_to_does_not_run_in_it(
     assert (tmp_path / "ran").exists()  # what Python does without care
     (tmp_path / "ran").unlink()
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "dns/__init__.py"))
+    bench.ask("ok.test")
     process = bench.resolver._process
     assert process is not None
     process.kill()
@@ -694,6 +696,7 @@ def test_code_of_a_project_that_python_is_pointed_to_does_not_run_in_it(
 def test_a_resolver_that_cannot_begin_is_told_of_once_and_questions_fail_at_once(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    bench.ask("ok.test")
     bench.told_of("ok.test")
     entry = resolver_module._ENTRY
     monkeypatch.setattr(resolver_module, "_ENTRY", str(tmp_path / "none.py"))
@@ -713,15 +716,15 @@ def test_a_resolver_that_cannot_begin_is_told_of_once_and_questions_fail_at_once
     assert capfd.readouterr().err.count("names do not resolve") == 1
 
 
-def test_it_ends_with_who_started_it(bench: Bench) -> None:
+def test_the_first_question_starts_it_and_it_ends_with_who_started_it(bench: Bench) -> None:
     other = InOwnMounts()
     other.conf = bench.conf
     other.start(make_policy(), {"mg_names": bench.names.fd, "mg_questions": bench.questions.fd})
-    deadline = time.monotonic() + WAIT_S
-    while other._process is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert other._process is None
+    with socket.create_connection(("127.0.0.1", other.port), WAIT_S) as stream:
+        assert stream.recv(1) == b""  # nobody of the tree
     process = other._process
+    assert process is not None
     other._stop.set()
     assert process.stdin is not None
     process.stdin.close()

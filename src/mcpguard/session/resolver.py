@@ -1,7 +1,8 @@
 """The resolver of a session, as the supervising process keeps it: its sockets, its rules, and that there is always one.
 
 The sockets are ours and bound before anything is guarded, so questions wait in them while no resolver runs, and nobody else can
-take their port. A resolver that ends is started again with the same sockets; meanwhile names do not resolve and nothing opens.
+take their port. The first question starts it, so a session that asks nothing has none. One that ends is started again, with the
+same sockets, for the next question; meanwhile names do not resolve and nothing opens.
 One that cannot even begin is told of, and questions are answered here with "try again later".
 """
 
@@ -189,35 +190,37 @@ class Resolver:
         self._untold = os.memfd_create("mcpguard-untold")
         os.pwrite(self._untold, bytes(8), 0)
         self.feed = Feed(ours, self._sockets, self._untold)
-        self._facts: dict[str, Any] = {}
+        self._handed: dict[str, Any] = {}
+        self._policy: Policy | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._stopping = os.eventfd(0)
         self._keeper: threading.Thread | None = None
         # The process that runs now serves, or has ended without.
         self._begun = threading.Event()
         self._told = False
 
     def start(self, policy: Policy, descriptors: Mapping[str, int]) -> None:
-        """Have it answer from now on, in a process of its own, until `close`.
+        """Have questions answered from now on until `close`, in a process of its own that the first one starts.
 
         Args:
             descriptors: what the broker handed over; `mg_names` and `mg_questions` are copied.
         """
-        self._facts = {
+        self._policy = policy
+        self._handed = {
             "sockets": [one.fileno() for one in self._sockets],
             "record": self._theirs.fileno(),
             "untold": self._untold,
             "names_map": os.dup(descriptors["mg_names"]),
             "questions_map": os.dup(descriptors["mg_questions"]),
-            **rules_to_json(policy),
         }
         self._keeper = threading.Thread(target=self._keep, name="resolver", daemon=True)
         self._keeper.start()
 
     def _keep(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while not self._stop.is_set():
+        while self._await_question():
             since = time.monotonic()
             process = self._spawn()
             served = process is not None and _is_ready(process)
@@ -232,6 +235,14 @@ class Resolver:
             elif self._stop.wait(pause_s):
                 return
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _await_question(self) -> bool:
+        """Wait until somebody asks; False: it is over."""
+        poll = select.poll()
+        for number in (self._stopping, *(one.fileno() for one in self._sockets)):
+            poll.register(number, select.POLLIN)
+        poll.poll()
+        return not self._stop.is_set()
 
     def _tell_of_failure(self) -> None:
         """Say once, to the person and on record, that no name resolves."""
@@ -261,10 +272,10 @@ class Resolver:
                     _refuse_one(by_number[number])
 
     def _spawn(self) -> subprocess.Popen[bytes] | None:
-        facts = self._facts
+        facts = self._handed
         handed = [*facts["sockets"], facts["record"], facts["untold"], facts["names_map"], facts["questions_map"]]
         with self._lock, contextlib.suppress(OSError):
-            if self._stop.is_set():
+            if self._stop.is_set() or self._policy is None:
                 return None
             # A session of its own: what the terminal sends is for the agent.
             process = subprocess.Popen(
@@ -279,14 +290,14 @@ class Resolver:
             )
             self._process = process
             self._begun.clear()
-            _write(process, facts)
+            _write(process, {**facts, **rules_to_json(self._policy)})
             return process
         return None
 
     def adopt(self, policy: Policy) -> None:
         """Answer by another policy; when this returns it is answered by, or by the next resolver where none runs now."""
         with self._lock:
-            self._facts |= rules_to_json(policy)
+            self._policy = policy
             process = self._process
             if process is None or process.stdout is None:
                 return
@@ -299,6 +310,7 @@ class Resolver:
         """End it. What it told and nobody has read yet stays in `feed`."""
         with self._lock:
             self._stop.set()
+            os.eventfd_write(self._stopping, 1)
             if self._process is not None:
                 self._process.kill()
         if self._keeper is not None:
