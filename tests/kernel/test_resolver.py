@@ -40,6 +40,8 @@ from mcpguard.model.profile import SystemSwitches
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import replace
 from mcpguard.policy.network import mapped
+from mcpguard.resolver.rules import Opening
+from mcpguard.resolver.table import Learned
 from mcpguard.session import resolver as resolver_module
 from mcpguard.session.resolver import Resolver
 from mcpguard.wire import _abi, encode, lookups
@@ -88,6 +90,7 @@ NAMES = (
     entry("shutalias.test", 443),
     entry("shutalias2.test", 443),
     entry("v4alias2.test", 443),
+    entry("plain.test", 443),
 )
 CONNECT = (NetEntry(mapped("10.9.0.0"), 112, 0, 65535, BOTH, Effect.ALLOW, 7),)
 
@@ -199,6 +202,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             "rebind.test": ["0 A 127.0.0.1", "0 A 169.254.169.254", "0 A 10.0.0.1", "0 AAAA ::ffff:127.0.0.1"],
             "mixed.test": ["60 A 192.168.1.1", "60 A 203.0.113.24"],
             "ranged.test": [f"60 A {IN_RANGE}"],
+            "plain.test": ["60 A 203.0.113.72"],
             "zero.test": ["0 A 203.0.113.25"],
             "one.test": ["1 A 203.0.113.26"],
             "long.test": ["999999 A 203.0.113.27"],
@@ -216,6 +220,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             "dead.test": lambda _query, _stream: None,
             "chain2.test": alias_only("split.example"),
             "liar.test": liar,
+            "plain.test": without_extensions(server),
             "shutalias2.test": alias_only("shut.wild.test"),
             "v4alias2.test": alias_only("v4.example"),
         }
@@ -231,6 +236,20 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         resolver.close()
         names.close()
         questions.close()
+
+
+def without_extensions(server: Upstream) -> Any:
+    """Does not know EDNS, and says so as old servers do: by the header alone."""
+
+    def reply(query: dns.message.Message, _stream: bool) -> dns.message.Message:
+        if query.edns < 0:
+            return server.found(query)
+        made = dns.message.Message(query.id)
+        made.flags = dns.flags.QR
+        made.set_rcode(dns.rcode.FORMERR)
+        return made
+
+    return reply
 
 
 def alias_only(target: str) -> Any:
@@ -295,7 +314,6 @@ REFUSED = {
     "no-rule": dns.name.from_text("evil.test"),
     "a-rule-denies": dns.name.from_text("shut.wild.test"),
     "below-the-denied": dns.name.from_text("secretdata.evil.test"),
-    "the-wildcards-own-name": dns.name.from_text("wild.test"),
     "look-alike-before": dns.name.from_text("evilok.test"),
     "look-alike-behind": dns.name.from_text("ok.test.evil.example"),
     "a-nul": dns.name.Name([b"a\0b", b"wild", b"test", b""]),
@@ -305,10 +323,9 @@ REFUSED = {
     "a-space": dns.name.Name([b"a b", b"wild", b"test", b""]),
     "beyond-ascii": dns.name.Name([b"\xc3\xa9", b"wild", b"test", b""]),
     "a-star": dns.name.Name([b"*", b"wild", b"test", b""]),
-    "the-root": dns.name.root,
     "the-longest": dns.name.from_text(LONG + ".xxxxxx"),
     "an-address-backwards": dns.name.from_text("1.0.0.10.in-addr.arpa"),
-    "a-single-word": dns.name.from_text("test"),
+    "a-single-word": dns.name.from_text("tes"),
 }
 
 
@@ -327,6 +344,18 @@ def test_a_name_without_a_rule_is_refused_at_once_and_never_asked_for(bench: Ben
     assert len(bench.server.raw) == before, "the server outside has seen something of it"
     told = bench.told_of(name.to_text(omit_final_dot=True).lower())
     assert (told.verdict, told.rule) == (Verdict.DENY, 3 if case == "a-rule-denies" else 0)
+
+
+@pytest.mark.parametrize("name", [dns.name.root, dns.name.from_text("wild.test"), dns.name.from_text("test")])
+def test_a_name_above_an_allowed_one_is_refused_without_a_word_about_what_is_below(
+    bench: Bench, name: dns.name.Name
+) -> None:
+    before = len(bench.server.raw)
+    for kind in ("A", "NS"):
+        answer = bench.ask(name, kind)
+        assert (answer.rcode(), answer.answer, answer.authority) == (dns.rcode.NOERROR, [], [])
+    assert len(bench.server.raw) == before
+    assert bench.told_of(name.to_text(omit_final_dot=True)).verdict is Verdict.DENY
 
 
 @pytest.mark.parametrize("kind", ["ANY", "AXFR", "IXFR", "NULL", "MAILB"])
@@ -425,6 +454,11 @@ def test_aliases_need_no_rule_and_belong_to_the_question(bench: Bench) -> None:
 def test_a_server_that_leaves_an_alias_is_asked_on(bench: Bench) -> None:
     assert bench.addresses("chain2.test") == ["203.0.113.23"]
     assert bench.learned("203.0.113.23")
+
+
+def test_a_server_that_knows_no_extensions_is_asked_without(bench: Bench) -> None:
+    assert bench.addresses("plain.test") == ["203.0.113.72"]
+    assert bench.server.names().count("plain.test") == 2
 
 
 def test_an_alias_to_itself_ends(bench: Bench) -> None:
@@ -649,6 +683,25 @@ def test_different_ports_of_one_address_stand_beside_each_other(bench: Bench) ->
     assert [rule.rule for rule in bench.learned(PUBLIC)] in ([1], [2])  # the same ports: the newest stands for both
 
 
+def test_where_there_is_no_room_the_rule_with_the_most_addresses_gives_way() -> None:
+    names = Map("mg_names", bpf.create_map(HASH, "mg_names", 16, _abi.MG_LEARNED.size, 1000))
+    try:
+        learned = Learned(names)
+        few, many = (Opening(443, 443, BOTH, 1),), (Opening(443, 443, BOTH, 2),)
+        learned.open(["198.51.100.1"], few, 60)
+        every = [str(ipaddress.ip_address("203.0.0.0") + n) for n in range(1100)]
+        for n in range(0, len(every), 50):
+            learned.open(every[n : n + 50], many, 60 + n)
+        there = set(names.keys(16))
+        assert mapped("198.51.100.1") in there
+        assert {mapped(address) for address in every[-50:]} <= there
+        assert mapped(every[0]) not in there  # the oldest of them
+        learned.open(["198.51.100.2"], few, 60)  # others find room at all times
+        assert mapped("198.51.100.2") in set(names.keys(16))
+    finally:
+        names.close()
+
+
 def test_a_resolver_that_is_killed_comes_back_with_what_was_open(bench: Bench) -> None:
     bench.ask("ok.test")
     before = bench.learned(PUBLIC)
@@ -669,6 +722,24 @@ def test_new_rules_hold_when_they_are_taken_and_after_a_restart(bench: Bench) ->
     assert process is not None
     process.kill()
     assert bench.addresses("later.example") == ["203.0.113.60"]
+
+
+def test_new_rules_are_in_force_when_taken_also_after_some_that_were_taken_late(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.server.records["late.example"] = ["60 A 203.0.113.61"]
+    assert bench.ask("late.example").rcode() == dns.rcode.NXDOMAIN
+    process = bench.resolver._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    with monkeypatch.context() as patched:
+        patched.setattr(resolver_module, "_ADOPT_S", 0.1)
+        for _ in range(3):
+            bench.resolver.adopt(make_policy(names=NAMES, connect=CONNECT))
+    process.send_signal(signal.SIGCONT)
+    bench.resolver.adopt(make_policy(names=(*NAMES, entry("late.example", 443)), connect=CONNECT))
+    assert bench.resolver._owed == 0
+    assert bench.addresses("late.example") == ["203.0.113.61"]
 
 
 def test_code_of_a_project_that_python_is_pointed_to_does_not_run_in_it(

@@ -147,12 +147,13 @@ class Questions:
             kind = dns.rdatatype.to_text(question.rdtype)
             return reply, LookupRecord(head, host, kind, verdict, rule, detail, addresses)
 
+        absent = dns.rcode.NOERROR if self.rules.is_above(host) else dns.rcode.NXDOMAIN
         if not all(map(_LABEL.fullmatch, question.name.labels[:-1])) or len(question.name.labels) < 2:
-            return told(replies.refusal(query, dns.rcode.NXDOMAIN, _NO_NAME), Verdict.DENY, 0, _NO_NAME)
+            return told(replies.refusal(query, absent, _NO_NAME), Verdict.DENY, 0, _NO_NAME)
         decision = self.rules.of_name(host, asker.server)
         if decision.verdict is Verdict.DENY:
             words = "a rule denies this name" if decision.rule else "no rule allows this name"
-            return told(replies.refusal(query, dns.rcode.NXDOMAIN, words), Verdict.DENY, decision.rule)
+            return told(replies.refusal(query, absent, words), Verdict.DENY, decision.rule)
         if question.rdclass != dns.rdataclass.IN or question.rdtype in REFUSED_TYPES:
             words = "nothing is asked for in this way"
             return told(replies.refusal(query, dns.rcode.REFUSED, words), Verdict.DENY, 0, words)

@@ -20,6 +20,9 @@ PAYLOAD = 1232
 _TRY_S = 2.5
 _ROUNDS = 2
 _MOST_SERVERS = 3
+# Where resolv.conf names nobody, the C library asks there.
+_LOCAL = "127.0.0.1"
+_WITHOUT_EXTENSIONS = (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS)
 _FINAL = (dns.rcode.NOERROR, dns.rcode.NXDOMAIN)
 
 
@@ -36,11 +39,11 @@ class Servers:
         self._servers: list[str] = []
 
     def now(self) -> list[str]:
-        """Textual addresses, at most three as the C library takes; empty: there are none."""
+        """Textual addresses, one to three, as the C library takes them."""
         try:
             stat = os.stat(self._path)  # noqa: PTH116
         except OSError:
-            return []
+            return [_LOCAL]
         seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if seen != self._seen:
             self._servers, self._seen = _read(self._path), seen
@@ -58,8 +61,8 @@ def _read(path: str) -> list[str]:
                     except ValueError:
                         continue
     except OSError:
-        return []
-    return found[:_MOST_SERVERS]
+        pass
+    return found[:_MOST_SERVERS] or [_LOCAL]
 
 
 async def ask(
@@ -78,9 +81,9 @@ async def ask(
         for server in servers:
             query = dns.message.make_query(name, asked, use_edns=0, payload=PAYLOAD, want_dnssec=secure)
             try:
-                response, _ = await dns.asyncquery.udp_with_fallback(
-                    query, server, timeout=_TRY_S, ignore_unexpected=True, ignore_errors=True
-                )
+                response = await _ask(query, server)
+                if response.rcode() in _WITHOUT_EXTENSIONS:
+                    response = await _ask(dns.message.make_query(name, asked), server)
             except (dns.exception.DNSException, OSError, EOFError, asyncio.IncompleteReadError) as error:
                 trouble = f"{server}: {str(error) or type(error).__name__}"
                 continue
@@ -88,3 +91,10 @@ async def ask(
                 return response
             trouble = f"{server} answered {dns.rcode.to_text(response.rcode())}"
     raise Unanswered(trouble)
+
+
+async def _ask(query: dns.message.Message, server: str) -> dns.message.Message:
+    response, _ = await dns.asyncquery.udp_with_fallback(
+        query, server, timeout=_TRY_S, ignore_unexpected=True, ignore_errors=True
+    )
+    return response

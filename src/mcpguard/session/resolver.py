@@ -200,6 +200,8 @@ class Resolver:
         # The process that runs now serves, or has ended without.
         self._begun = threading.Event()
         self._told = False
+        # Rules that the process was given and has not said to have taken.
+        self._owed = 0
 
     def start(self, policy: Policy, descriptors: Mapping[str, int]) -> None:
         """Have questions answered from now on until `close`, in a process of its own that the first one starts.
@@ -289,6 +291,7 @@ class Resolver:
                 start_new_session=True,
             )
             self._process = process
+            self._owed = 0
             self._begun.clear()
             _write(process, {**facts, **rules_to_json(self._policy)})
             return process
@@ -303,8 +306,14 @@ class Resolver:
                 return
             with contextlib.suppress(OSError):
                 _write(process, rules_to_json(policy))
-                if self._begun.wait(_ADOPT_S) and select.select([process.stdout], (), (), _ADOPT_S)[0]:
-                    os.read(process.stdout.fileno(), 1)
+                self._owed += 1
+                while (
+                    self._owed
+                    and self._begun.wait(_ADOPT_S)
+                    and select.select([process.stdout], (), (), _ADOPT_S)[0]
+                    and (said := os.read(process.stdout.fileno(), 64))
+                ):
+                    self._owed -= len(said)
 
     def close(self) -> None:
         """End it. What it told and nobody has read yet stays in `feed`."""
