@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -124,6 +125,24 @@ def test_names_become_text_and_the_page_may_load_nothing(recorded: Recorded) -> 
     assert not {name for name in seen.attributes if name.startswith("on")} | (seen.attributes & {"src", "href"})
     assert "default-src 'none'" in text and "\x1b" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_every_colour_of_the_page_stands_out_from_its_ground(recorded: Recorded) -> None:
+    """By 4.5 to 1, as the web's accessibility guidelines ask of text."""
+
+    def light(code: str) -> float:
+        parts = [int(code[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05
+
+    themes = re.findall(r":root\{([^}]*--ground[^}]*)\}", page(recorded.read(), "/home/u"))
+    assert len(themes) == 2
+    for theme in themes:
+        colours = dict(re.findall(r"--(\w+):#(\w{6})\b", theme))
+        assert set(colours) == {"ground", "text", "dim", "deny", "allow", "audit"}
+        ground = light(colours.pop("ground"))
+        for name, code in colours.items():
+            assert max(light(code), ground) / min(light(code), ground) >= 4.5, name
 
 
 def test_a_long_table_is_folded_and_loses_nothing(recorded: Recorded) -> None:
