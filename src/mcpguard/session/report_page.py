@@ -50,6 +50,7 @@ def page(report: Report, home: str) -> str:
     parts = [
         _facts(report, home),
         _timeline(report.timeline),
+        _approvals(report, home),
         _later(report, home),
         _groups("Refused", "deny", report.denials, report.left_out.get("denials", 0), home),
         _groups(
@@ -138,6 +139,19 @@ def _timeline(slices: Sequence[Slice]) -> str:
         "<span>events in each piece of the time; refused or audited ones on top, in red</span>"
         f"<span>{_clock(slices[-1].began_ns)}</span></div>"
     )
+
+
+def _approvals(report: Report, home: str) -> str:
+    if not report.approvals:
+        return ""
+    rows = [
+        f"<tr><td>{_clock(one.time_ns)}</td><td class=m>{_text(one.rule)}</td><td>{_text(one.how)}</td>"
+        f"<td class=m>{_text(shorten(one.origin.place, home) if one.origin else one.why_later)}</td>"
+        f"<td class=m>{_text(one.who)}</td></tr>"
+        for one in report.approvals
+    ]
+    head = ("time", "rule", "reaches", "where it stands", "asked by")
+    return f"<h2>Allowed while it ran</h2>{_table(head, rows)}{_more(report.left_out.get('approvals', 0))}"
 
 
 def _later(report: Report, home: str) -> str:

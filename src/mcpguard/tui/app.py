@@ -207,10 +207,11 @@ class WatchApp(App[None]):
         session = self._session
         state = session.state
         ending = f", exit {session.exit_code}" if session.exit_code is not None else ""
+        modes = "".join(f" --{mode}" for mode in session.modes)
         status = Text(no_wrap=True, overflow="ellipsis")
         status.append(f" {session.id} ", style="bold")
         status.append(f"{state}{ending}", style="green" if state is State.RUNNING else "yellow")
-        status.append(f"  profile {printable(session.profile)}  tier {session.tier}")
+        status.append(f"  profile {printable(session.profile)}{modes}  tier {session.tier}")
         self._status.update(status)
         self._count_line.update(self._counts())
 
