@@ -94,6 +94,7 @@ class Policy:
         environment_set: (name, value) of variables that the agent gets.
         folders: the agent's own folders in the home, and the standard ones on the way to them, parents first: made for a run
             where they do not exist, and taken away after it where they are still empty.
+        mcp: rules for MCP as JSON (`mcp.policy.load` reads what it holds); empty where the profile says nothing of it.
     """
 
     digest: str
@@ -117,3 +118,4 @@ class Policy:
     folders: tuple[str, ...] = ()
     socket_tables: bytes = b""
     environment_set: tuple[tuple[str, str], ...] = ()
+    mcp: str = ""

@@ -152,6 +152,7 @@ def _plain(policy: Policy) -> dict[str, Any]:
         "system": [getattr(policy.system, switch) for switch in SystemSwitches.__slots__],
         "audit": policy.audit,
         "folders": policy.folders,
+        "mcp": policy.mcp,
     }
 
 
@@ -192,6 +193,7 @@ def _policy(kept: dict[str, Any]) -> Policy:
         audit=kept["audit"],
         folders=tuple(kept["folders"]),
         socket_tables=base64.b64decode(kept["socket_tables"]),
+        mcp=kept["mcp"],
     )
 
 

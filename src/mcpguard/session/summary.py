@@ -189,6 +189,8 @@ def _question(group: Group) -> str | None:
         address = f"[{event.address}]" if ":" in event.address else event.address
         udp = "/udp" if event.protocol == "udp" else ""
         return f"connect {shlex.quote(printable(f'{event.host or address}:{event.port}{udp}'))}"
+    if event.kind is Kind.DNS and event.host:
+        return f"connect {shlex.quote(printable(event.host))}"
     if event.kind is Kind.UNIX and event.path:
         return f"unix {shlex.quote(printable(event.path))}"
     if event.kind in (Kind.FILE, Kind.EXEC) and event.access and event.path and "*" not in event.path:
