@@ -34,21 +34,30 @@ class Servers:
         self._path = path
         self._seen: tuple[int, ...] = ()
         self._servers: list[str] = []
+        self._search: list[str] = []
 
     def now(self) -> list[str]:
         """Textual addresses, at most three as the C library takes; empty: there are none."""
+        return self._servers if self._look() else []
+
+    def search(self) -> list[str]:
+        """The domains that the C library tries behind a name, lower case, without dots at their ends."""
+        return self._search if self._look() else []
+
+    def _look(self) -> bool:
         try:
             stat = os.stat(self._path)  # noqa: PTH116
         except OSError:
-            return []
+            return False
         seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if seen != self._seen:
-            self._servers, self._seen = _read(self._path), seen
-        return self._servers
+            (self._servers, self._search), self._seen = _read(self._path), seen
+        return True
 
 
-def _read(path: str) -> list[str]:
-    found = []
+def _read(path: str) -> tuple[list[str], list[str]]:
+    found: list[str] = []
+    search: list[str] = []
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
             for words in map(str.split, lines):
@@ -57,9 +66,11 @@ def _read(path: str) -> list[str]:
                         found.append(str(ipaddress.ip_address(words[1])))
                     except ValueError:
                         continue
+                elif words and words[0] in ("search", "domain"):
+                    search = [word.strip(".").lower() for word in words[1:]]
     except OSError:
-        return []
-    return found[:_MOST_SERVERS]
+        return [], []
+    return found[:_MOST_SERVERS], list(filter(None, search))
 
 
 async def ask(

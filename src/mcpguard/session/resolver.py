@@ -49,6 +49,7 @@ _LOOK_S = 0.1
 _HEADER_BYTES = 12
 _ROOM_BYTES = 1 << 20
 _ADOPT_S = 5.0
+_MOST_LEFT = 1000
 
 
 def _bind() -> list[socket.socket]:
@@ -176,7 +177,10 @@ class Resolver:
     Attributes:
         port: where the sockets are bound.
         feed: what it tells of each question.
+        held: packets with all questions that are held for a person, whenever they change; None: it holds none.
     """
+
+    held: socket.socket | None = None
 
     def __init__(self) -> None:
         """Raises HostError: there is no port for it."""
@@ -197,19 +201,27 @@ class Resolver:
         # The process that runs now serves, or has ended without.
         self._begun = threading.Event()
         self._told = False
+        self._holds: socket.socket | None = None
 
-    def start(self, policy: Policy, descriptors: Mapping[str, int]) -> None:
+    def start(self, policy: Policy, descriptors: Mapping[str, int], *, ask: bool = False) -> None:
         """Have it answer from now on, in a process of its own, until `close`.
 
         Args:
             descriptors: what the broker handed over; `mg_names` and `mg_questions` are copied.
+            ask: names that no rule covers may be held, while `watched`.
         """
+        if ask:
+            self.held, self._holds = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.held.setblocking(False)
         self._facts = {
             "sockets": [one.fileno() for one in self._sockets],
             "record": self._theirs.fileno(),
             "untold": self._untold,
             "names_map": os.dup(descriptors["mg_names"]),
             "questions_map": os.dup(descriptors["mg_questions"]),
+            "held": self._holds.fileno() if self._holds else -1,
+            "watched": False,
+            "left": [],
             **rules_to_json(policy),
         }
         self._keeper = threading.Thread(target=self._keep, name="resolver", daemon=True)
@@ -263,6 +275,7 @@ class Resolver:
     def _spawn(self) -> subprocess.Popen[bytes] | None:
         facts = self._facts
         handed = [*facts["sockets"], facts["record"], facts["untold"], facts["names_map"], facts["questions_map"]]
+        handed += [facts["held"]] if facts["held"] >= 0 else []
         with self._lock, contextlib.suppress(OSError):
             if self._stop.is_set():
                 return None
@@ -285,13 +298,26 @@ class Resolver:
 
     def adopt(self, policy: Policy) -> None:
         """Answer by another policy; when this returns it is answered by, or by the next resolver where none runs now."""
+        self._change(rules_to_json(policy))
+
+    def watched(self, watched: bool) -> None:
+        """Somebody watches who may answer questions, or nobody does; then none is held."""
+        self._change({"watched": watched})
+
+    def leave(self, name: str) -> None:
+        """A person said that this name stays refused; it is held no more."""
+        left = self._facts.get("left", [])
+        if name not in left:
+            self._change({"left": [*left, name][-_MOST_LEFT:]})
+
+    def _change(self, news: dict[str, Any]) -> None:
         with self._lock:
-            self._facts |= rules_to_json(policy)
+            self._facts |= news
             process = self._process
             if process is None or process.stdout is None:
                 return
             with contextlib.suppress(OSError):
-                _write(process, rules_to_json(policy))
+                _write(process, news)
                 if self._begun.wait(_ADOPT_S) and select.select([process.stdout], (), (), _ADOPT_S)[0]:
                     os.read(process.stdout.fileno(), 1)
 
