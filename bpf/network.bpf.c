@@ -64,6 +64,14 @@ struct mg_recent_questions {
 
 MG_PER_SLOT(mg_questions, struct mg_recent_questions);
 
+/* Ports of the resolvers of all sessions. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MG_SESSIONS_LIMIT);
+	__type(key, __u32);
+	__type(value, __u32);
+} mg_resolvers SEC(".maps");
+
 /* A context field may only be read at a fixed offset; the compiler likes to join reads of two branches
  * into one at a computed offset, which volatile reads in a straight line forbid.
  */
@@ -167,6 +175,28 @@ static __always_inline void mg_source(struct bpf_sock_addr *ctx, const struct mg
 		__builtin_memcpy(from->words, own.words, sizeof(from->words));
 }
 
+/* --- resolvers ------------------------------------------------------------------------------------------------ */
+
+static __always_inline int mg_is_home(const struct mg_target *target)
+{
+	return mg_is_loopback(target) && target->words[3] == bpf_htonl(mg_is_v4(target) ? INADDR_LOOPBACK : 1);
+}
+
+static __always_inline int mg_is_resolver(const struct mg_leaf *leaf, const struct mg_target *target)
+{
+	return leaf->session.resolver && target->port == leaf->session.resolver && mg_is_home(target);
+}
+
+/* The resolver of another session answers by that one's rules and puts what it is asked on that one's record, so whatever the
+ * rules are, in audit too, nobody else speaks to it.
+ */
+static __always_inline int mg_is_foreign_resolver(const struct mg_leaf *leaf, const struct mg_target *target)
+{
+	__u32 port = target->port;
+
+	return port != leaf->session.resolver && mg_is_home(target) && bpf_map_lookup_elem(&mg_resolvers, &port);
+}
+
 /* --- destinations --------------------------------------------------------------------------------------------- */
 
 static __always_inline int mg_asked_before(const struct mg_leaf *leaf, __u64 cookie, const struct mg_target *target)
@@ -219,6 +249,11 @@ static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_
 	struct mg_target from;
 	struct mg_socket *socket;
 
+	if (mg_is_foreign_resolver(leaf, target)) {
+		answer = (struct mg_answer){ .verdict = MG_DENY, .detail = MG_DETAIL_RESOLVER };
+		mg_report(&leaf->session, target, &answer, op, 0);
+		return MG_BLOCK;
+	}
 	mg_match(&leaf->session, MG_TABLE_CONNECT, target, &answer);
 	if (!answer.verdict && mg_match_learned(&leaf->session, target, &answer) && op == MG_NET_SENDMSG)
 		mg_remember_peer(leaf, bpf_get_socket_cookie(ctx), target);
@@ -258,14 +293,6 @@ static __always_inline int mg_is_question(const struct mg_leaf *leaf, const stru
 	return leaf->session.resolver && target->port == MG_DNS_PORT && mg_protocol_mask(target->protocol);
 }
 
-static __always_inline int mg_is_resolver(const struct mg_leaf *leaf, const struct mg_target *target)
-{
-	__u32 home = bpf_htonl(mg_is_v4(target) ? INADDR_LOOPBACK : 1);
-
-	return leaf->session.resolver && target->port == leaf->session.resolver && mg_is_loopback(target) &&
-	       target->words[3] == home;
-}
-
 /* A question for a name goes to the session's resolver, whomever the program asks; `target` becomes that. 0: it cannot. */
 static __always_inline int mg_redirect(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, struct mg_target *target,
 				       __u8 op)
@@ -303,7 +330,7 @@ static __always_inline const struct mg_target *mg_asked(struct bpf_sock_addr *ct
 	return &socket->server;
 }
 
-/* Let the resolver know who asks, by the port that the question comes from. */
+/* Let the resolver know who asks, by where the question comes from. */
 static __always_inline void mg_note_question(const struct mg_leaf *leaf, const struct mg_socket *socket,
 					   const struct mg_target *from)
 {
@@ -313,6 +340,7 @@ static __always_inline void mg_note_question(const struct mg_leaf *leaf, const s
 
 	if (!questions)
 		return;
+	__builtin_memcpy(key.address, from->bytes, sizeof(key.address));
 	if (socket) {
 		question.pid = socket->owner.pid;
 		question.tid = socket->owner.tid;
@@ -760,6 +788,10 @@ int mg_egress(struct __sk_buff *skb)
 	if (mg_is_resolver(leaf, &packet.to)) {
 		mg_note_question(leaf, socket, &packet.from);
 		return MG_PASS;
+	}
+	if (mg_is_foreign_resolver(leaf, &packet.to)) {
+		answer = (struct mg_answer){ .verdict = MG_DENY, .detail = MG_DETAIL_RESOLVER };
+		return mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket);
 	}
 	mg_match(&leaf->session, MG_TABLE_CONNECT, &packet.to, &answer);
 	if (!answer.verdict)

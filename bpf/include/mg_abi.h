@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 5
+#define MG_ABI_VERSION 6
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -77,6 +77,7 @@ enum mg_detail {
 	MG_DETAIL_NAMES = 14,	/* mounted in more places than can be judged */
 	MG_DETAIL_OUTSIDER = 15, /* it belongs to a process that is not of the tree */
 	MG_DETAIL_EXPIRED = 16,	/* a name had opened the address, and its time is over */
+	MG_DETAIL_RESOLVER = 17, /* it is the resolver of another session */
 };
 
 enum mg_unix_match { MG_UNIX_EXACT = 0, MG_UNIX_SUBTREE = 1, MG_UNIX_BEGINNING = 2 };
@@ -400,8 +401,9 @@ struct mg_learned {
 	struct mg_learned_rule rules[MG_LEARNED_LIMIT];
 };
 
-/* Map mg_questions: who sent a question to the resolver, by the port that it came from. */
+/* Map mg_questions: who sent a question to the resolver, by where it came from. */
 struct mg_question_key {
+	__u8 address[16];	/* network order, IPv4 mapped */
 	__u16 port;
 	__u16 protocol;		/* IPPROTO_* */
 };

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,11 @@ from dataclasses import dataclass, field
 import pytest
 from bpf_tree import Tree, allow, deny, errno_of, in_child
 
+from mcpguard.backends.engine import Engine
+from mcpguard.kernel import cgroup
 from mcpguard.kernel.bpf import Map
 from mcpguard.kernel.cgroup import Leaf
+from mcpguard.model.access import Verdict
 from mcpguard.policy.network import mapped
 from mcpguard.wire import _abi, encode
 from mcpguard.wire.encode import LearnedRule
@@ -126,7 +130,8 @@ def test_a_question_reaches_the_resolver_and_its_answer_looks_as_asked(
     assert answer == "inside"
     assert (sender, sender_port, peer, peer_port) == (host, 53, host, 53)
     assert (b"inside", port) in answerer.came
-    key = encode.question_key(int(str(port)), socket.IPPROTO_UDP if kind == UDP else socket.IPPROTO_TCP)
+    source = mapped("::1" if host == V6 else HOME)
+    key = encode.question_key(source, int(str(port)), socket.IPPROTO_UDP if kind == UDP else socket.IPPROTO_TCP)
     found = tree.session.maps["mg_questions"].get(key, _abi.MG_QUESTION.size)
     assert found is not None
     who, _tid, _ppid, _comm, server = _abi.MG_QUESTION.unpack(found)
@@ -175,6 +180,114 @@ def test_a_socket_that_goes_elsewhere_after_a_question_shows_where_it_is(
             return list(sock.getpeername())
 
     assert tree.run(act) == [HOME, served]
+
+
+# --- two sessions -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def neighbour(other_leaf: Leaf) -> Iterator[Tree]:
+    """A second session, which may reach all of loopback."""
+    planted = Tree.plant(other_leaf)
+    yield planted
+    planted.close()
+
+
+LOOPBACK = (allow("127.0.0.0", 8, 1), allow("::1", 128, 2))
+DOORS = {
+    "udp4": (socket.AF_INET, UDP, HOME),
+    "tcp4": (socket.AF_INET, TCP, HOME),
+    "udp4-any": (socket.AF_INET, UDP, "0.0.0.0"),
+    "tcp4-any": (socket.AF_INET, TCP, "0.0.0.0"),
+    "udp6": (socket.AF_INET6, UDP, "::1"),
+    "tcp6": (socket.AF_INET6, TCP, "::1"),
+    "udp6-any": (socket.AF_INET6, UDP, "::"),
+    "udp-mapped": (socket.AF_INET6, UDP, f"::ffff:{HOME}"),
+    "tcp-mapped": (socket.AF_INET6, TCP, f"::ffff:{HOME}"),
+}
+
+
+def _speak(family: int, kind: int, host: str, port: int, *, connected: bool) -> None:
+    with socket.socket(family, kind) as sock:
+        sock.settimeout(5)
+        if connected:
+            sock.connect((host, port))
+            sock.sendall(b"stolen")
+        else:
+            sock.sendto(b"stolen", (host, port))
+        assert sock.recv(16) == b"stolen"
+
+
+@pytest.mark.parametrize("audit", [False, True])
+@pytest.mark.parametrize("door", DOORS)
+def test_nobody_speaks_to_the_resolver_of_another_session(
+    tree: Tree, neighbour: Tree, answerer: Answerer, door: str, audit: bool
+) -> None:
+    family, kind, host = DOORS[door]
+    neighbour.guard(connect=LOOPBACK, audit=audit)
+
+    def each() -> list[int]:
+        ways = [True] if kind == TCP else [True, False]
+        return [errno_of(lambda way=way: _speak(family, kind, host, answerer.port, connected=way)) for way in ways]
+
+    assert not any(neighbour.run(each))  # nobody's resolver is there yet
+    tree.guard(resolver=answerer.port, connect=LOOPBACK)
+    before = len(answerer.came)
+    assert set(neighbour.run(each)) == {errno.EPERM}
+    assert len(answerer.came) == before
+    refused = neighbour.await_denial(lambda one: isinstance(one, NetRecord) and one.port == answerer.port)
+    assert isinstance(refused, NetRecord)
+    assert (refused.verdict, refused.detail) == (Verdict.DENY, "it answers names of another session")
+    # Its own session may, where a rule allows loopback: it is answered as always.
+    assert not any(tree.run(each))
+    tree.close()
+    assert not any(neighbour.run(each))
+
+
+def test_a_socket_that_was_connected_before_the_resolver_began_is_cut_off(
+    tree: Tree, neighbour: Tree, answerer: Answerer
+) -> None:
+    neighbour.guard(connect=LOOPBACK)
+
+    def act() -> list[int]:
+        with socket.socket(socket.AF_INET, UDP) as sock:
+            sock.settimeout(5)
+            sock.connect((HOME, answerer.port))
+            sock.send(b"early")
+            assert sock.recv(16) == b"early"
+            tree.guard(resolver=answerer.port)
+            return [errno_of(lambda: sock.send(b"late"))]
+
+    assert neighbour.run(act) == [errno.EPERM]
+    assert all(data != b"late" for data, _ in answerer.came)
+
+
+def test_a_port_is_free_again_when_nobody_has_its_resolver(tree: Tree, neighbour: Tree, answerer: Answerer) -> None:
+    """Two sessions can have the same one, in network namespaces of their own; and one may give it up while it lives."""
+    ports = tree.engine.map("mg_resolvers")
+    key = answerer.port.to_bytes(4, sys.byteorder)
+    tree.guard(resolver=answerer.port)
+    neighbour.guard(resolver=answerer.port)
+    assert ports.get(key, 4) is not None
+    neighbour.session.set_state(neighbour.flags)
+    assert ports.get(key, 4) is not None
+    tree.close()
+    left = neighbour.engine.map("mg_resolvers")
+    assert left.get(key, 4) is None
+
+
+def test_the_port_of_a_killed_session_is_cleared_away_with_it(neighbour: Tree, answerer: Answerer) -> None:
+    key = answerer.port.to_bytes(4, sys.byteorder)
+    mount = cgroup.unified_mount()
+    assert mount is not None
+    left = cgroup.make_leaf(mount, f"test-names-{os.getpid()}")
+    tree = Tree.plant(left).guard(resolver=answerer.port)
+    tree.let_go()
+    os.close(left.fd)
+    assert left.remove()
+    assert neighbour.engine.map("mg_resolvers").get(key, 4) is not None
+    Engine.open().close()
+    assert neighbour.engine.map("mg_resolvers").get(key, 4) is None
 
 
 # --- what was learned --------------------------------------------------------------------------------------------

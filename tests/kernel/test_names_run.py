@@ -30,6 +30,8 @@ RESOLVER = f"{mcpguard.__path__[0]}/resolver/__main__.py"
 
 OK, OTHER, EVIL, INTERN = "203.0.113.1", "203.0.113.2", "203.0.113.3", "10.66.0.9"
 OK6 = "2001:db8:77::1"
+BEHIND_NAT = "64:ff9b::203.0.113.2"
+STUB = "127.0.0.53"
 PORT = 8080
 CLONE_NEWNET = 0x40000000
 PROFILE = f"""\
@@ -57,6 +59,9 @@ RECORDS = {
     "denied.wild.test": [f"60 A {OTHER}"],
     "rebind.test": ["0 A 127.0.0.1"],
     "meta.test": ["0 A 169.254.169.254"],
+    "kin.wild.test": ["60 CNAME a.wild.test."],
+    "alias.wild.test": ["60 CNAME shut.wild.test."],
+    "nat.wild.test": [f"60 AAAA {BEHIND_NAT}"],
 }
 # Run as `sh -c`, with NAME put in; they print an address or a page.
 CLIENTS = {
@@ -128,12 +133,14 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
         ip("-n", name, "link", "set", "lo", "up")
         for address in (OK, OTHER, EVIL, INTERN, "169.254.169.254"):
             ip("-n", name, "address", "add", f"{address}/32", "dev", "lo")
-        ip("-n", name, "address", "add", f"{OK6}/128", "dev", "lo")
+        for address in (OK6, BEHIND_NAT):
+            ip("-n", name, "address", "add", f"{address}/128", "dev", "lo")
         home = os.open("/proc/self/ns/net", os.O_RDONLY)
         stack.callback(os.close, home)
         _enter(f"/run/netns/{name}")
         try:
             server = stack.enter_context(upstream())
+            stub = stack.enter_context(upstream(STUB))
             made = Town(name, server)
             for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
                 listener = socket.socket(family)
@@ -146,7 +153,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
                 threading.Thread(target=_serve, args=(listener, made.came), daemon=True).start()
         finally:
             _enter(f"/proc/self/fd/{home}")
-        server.records = dict(RECORDS)
+        server.records = stub.records = dict(RECORDS)
         for target, text in (
             ("/etc/resolv.conf", f"nameserver {HOST}\n"),
             ("/etc/hosts", f"127.0.0.1 localhost\n{INTERN} intern.test\n"),
@@ -254,7 +261,7 @@ TRY = """
 import json, os, socket, subprocess, sys
 def reach(host, port=8080, kind=socket.SOCK_STREAM):
     try:
-        with socket.socket(socket.AF_INET, kind) as sock:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as sock:
             sock.settimeout(5)
             if kind == socket.SOCK_DGRAM:
                 sock.sendto(b"x", (host, port))
@@ -328,6 +335,76 @@ def test_a_rule_that_denies_a_name_wins_over_a_wildcard(box: Sandbox) -> None:
     assert OK not in told[1]
     (event,) = denied(box, kind="dns", host="shut.wild.test")
     assert "shut.wild.test" in event["rule"]["text"]
+
+
+def test_an_inner_address_is_open_on_the_ports_of_the_rule_that_names_it_and_on_no_other(box: Sandbox) -> None:
+    code = f"print(look_up('rebind.test')); print(reach('rebind.test', {PORT}))"
+    assert attempt(box, code, guarded=False) == ["127.0.0.1", "HTTP/1.0 200"]
+    assert attempt(box, code, options=["--net", f"localhost:{PORT}"]) == ["127.0.0.1", "HTTP/1.0 200"]
+    for other in ("localhost:3000", "0.0.0.0/0:443"):
+        told = attempt(box, code, options=["--net", other])[1]
+        assert told.startswith("PermissionError"), other
+        assert denied(box, kind="net", address="127.0.0.1", port=PORT), other
+
+
+@pytest.mark.parametrize("words", ["0.0.0.0/0", "localhost:53"])
+def test_a_stub_of_the_host_is_asked_for_any_name_where_a_rule_by_address_opens_it(
+    town: Town, box: Sandbox, words: str
+) -> None:
+    conf = town.files["/etc/resolv.conf"]
+    before = conf.read_text()
+    conf.write_text(f"nameserver {STUB}\n")
+    try:
+        assert attempt(box, "print(look_up('evil.test'))", options=["--net", words]) == [EVIL]
+        assert attempt(box, "print(look_up('evil.test'))") != [EVIL]
+        assert attempt(box, "print(look_up('ok.test'))") == [OK]
+    finally:
+        conf.write_text(before)
+
+
+def test_an_alias_of_a_denied_name_is_denied(box: Sandbox) -> None:
+    kin, alias = attempt(box, "print(look_up('kin.wild.test')); print(look_up('alias.wild.test'))")
+    assert kin == OK
+    assert OK not in alias
+    (event,) = denied(box, kind="dns", host="alias.wild.test")
+    assert "shut.wild.test" in event["rule"]["text"]
+
+
+def test_a_denied_address_is_denied_by_way_of_a_gateway_too(box: Sandbox) -> None:
+    code = f"print(socket.getaddrinfo('nat.wild.test', {PORT})[0][4][0]); print(reach('64:ff9b::cb00:7102'))"
+    address, reached = attempt(box, code, guarded=False)
+    assert reached == "HTTP/1.0 200"
+    told = attempt(box, code)
+    assert told[0] == address
+    assert told[1].startswith("PermissionError")
+    events = denied(box, kind="net", address=address, port=PORT)
+    assert events
+    assert all(OTHER in event["rule"]["text"] for event in events)
+
+
+SPEAK = """
+question = bytes.fromhex("000701000001000000000000046576696c04746573740000010001")  # evil.test A
+with open("/proc/net/udp") as lines:
+    places = [line.split()[1].split(":") for line in lines if ":" in line.split()[1]]
+for port in sorted(int(port, 16) for address, port in places if address == "0100007F"):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(question, ("127.0.0.1", port))
+            print("sent")
+        except OSError as error:
+            print(type(error).__name__)
+"""
+
+
+def test_a_session_has_no_use_of_the_resolver_of_another_one(box: Sandbox) -> None:
+    with puppet(box) as first:
+        assert attempt(box, SPEAK, guarded=False) == ["sent"]
+        told = attempt(box, SPEAK, options=["--net", "localhost"])
+        assert sorted(told) == ["PermissionError", "sent"]  # the other one is its own
+        (event,) = denied(box, kind="net", address="127.0.0.1")
+        assert event["detail"].startswith("it answers names of another session")
+        first.end()
+        assert not [e for e in first.events("--kind", "dns") if e["host"] == "evil.test"]
 
 
 def test_everyday_questions_are_routine(box: Sandbox) -> None:
@@ -413,8 +490,13 @@ print(look_up("a.wild.test"), reach({OK!r}))
     assert again == f"{OK} HTTP/1.0 200"
 
 
-def test_nothing_of_ours_is_left_when_the_session_has_ended(box: Sandbox) -> None:
-    attempt(box, "print(look_up('ok.test'))")
+def test_there_is_a_resolver_from_the_first_question_to_the_end_of_the_session(box: Sandbox) -> None:
+    with puppet(box) as held:
+        assert held.ask("connect", EVIL, PORT) == "EPERM"
+        assert not resolvers()
+        assert held.ask("connect", "ok.test", PORT) == ""
+        assert len(resolvers()) == 1
+        held.end()
     assert not resolvers()
 
 

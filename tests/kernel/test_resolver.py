@@ -40,6 +40,8 @@ from mcpguard.model.profile import SystemSwitches
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import replace
 from mcpguard.policy.network import mapped
+from mcpguard.resolver.rules import Opening
+from mcpguard.resolver.table import Learned
 from mcpguard.session import resolver as resolver_module
 from mcpguard.session.resolver import Resolver
 from mcpguard.wire import _abi, encode, lookups
@@ -88,6 +90,7 @@ NAMES = (
     entry("shutalias.test", 443),
     entry("shutalias2.test", 443),
     entry("v4alias2.test", 443),
+    entry("plain.test", 443),
 )
 CONNECT = (NetEntry(mapped("10.9.0.0"), 112, 0, 65535, BOTH, Effect.ALLOW, 7),)
 
@@ -127,7 +130,7 @@ class Bench:
         port, kind = sock.getsockname()[1], sock.type
         protocol = socket.IPPROTO_UDP if kind == socket.SOCK_DGRAM else socket.IPPROTO_TCP
         value = _abi.MG_QUESTION.pack(PID, PID, 1, b"client", mapped(server))
-        self.questions.set(encode.question_key(port, protocol), value)
+        self.questions.set(encode.question_key(mapped("127.0.0.1"), port, protocol), value)
 
     def send(self, wire: bytes, *, wait_s: float = WAIT_S, known: bool = True, server: str = HOST) -> bytes | None:
         """The answer to these bytes; None: there was none in time."""
@@ -199,6 +202,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             "rebind.test": ["0 A 127.0.0.1", "0 A 169.254.169.254", "0 A 10.0.0.1", "0 AAAA ::ffff:127.0.0.1"],
             "mixed.test": ["60 A 192.168.1.1", "60 A 203.0.113.24"],
             "ranged.test": [f"60 A {IN_RANGE}"],
+            "plain.test": ["60 A 203.0.113.72"],
             "zero.test": ["0 A 203.0.113.25"],
             "one.test": ["1 A 203.0.113.26"],
             "long.test": ["999999 A 203.0.113.27"],
@@ -216,11 +220,15 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             "dead.test": lambda _query, _stream: None,
             "chain2.test": alias_only("split.example"),
             "liar.test": liar,
+            "plain.test": without_extensions(server),
             "shutalias2.test": alias_only("shut.wild.test"),
             "v4alias2.test": alias_only("v4.example"),
         }
         names = Map("mg_names", bpf.create_map(HASH, "mg_names", 16, _abi.MG_LEARNED.size, 4096))
-        questions = Map("mg_questions", bpf.create_map(HASH, "mg_questions", 4, _abi.MG_QUESTION.size, 65536))
+        questions = Map(
+            "mg_questions",
+            bpf.create_map(HASH, "mg_questions", _abi.MG_QUESTION_KEY.size, _abi.MG_QUESTION.size, 65536),
+        )
         resolver = InOwnMounts()
         resolver.conf = conf
         resolver.start(make_policy(names=NAMES, connect=CONNECT), {"mg_names": names.fd, "mg_questions": questions.fd})
@@ -228,6 +236,20 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         resolver.close()
         names.close()
         questions.close()
+
+
+def without_extensions(server: Upstream) -> Any:
+    """Does not know EDNS, and says so as old servers do: by the header alone."""
+
+    def reply(query: dns.message.Message, _stream: bool) -> dns.message.Message:
+        if query.edns < 0:
+            return server.found(query)
+        made = dns.message.Message(query.id)
+        made.flags = dns.flags.QR
+        made.set_rcode(dns.rcode.FORMERR)
+        return made
+
+    return reply
 
 
 def alias_only(target: str) -> Any:
@@ -292,7 +314,6 @@ REFUSED = {
     "no-rule": dns.name.from_text("evil.test"),
     "a-rule-denies": dns.name.from_text("shut.wild.test"),
     "below-the-denied": dns.name.from_text("secretdata.evil.test"),
-    "the-wildcards-own-name": dns.name.from_text("wild.test"),
     "look-alike-before": dns.name.from_text("evilok.test"),
     "look-alike-behind": dns.name.from_text("ok.test.evil.example"),
     "a-nul": dns.name.Name([b"a\0b", b"wild", b"test", b""]),
@@ -302,10 +323,9 @@ REFUSED = {
     "a-space": dns.name.Name([b"a b", b"wild", b"test", b""]),
     "beyond-ascii": dns.name.Name([b"\xc3\xa9", b"wild", b"test", b""]),
     "a-star": dns.name.Name([b"*", b"wild", b"test", b""]),
-    "the-root": dns.name.root,
     "the-longest": dns.name.from_text(LONG + ".xxxxxx"),
     "an-address-backwards": dns.name.from_text("1.0.0.10.in-addr.arpa"),
-    "a-single-word": dns.name.from_text("test"),
+    "a-single-word": dns.name.from_text("tes"),
 }
 
 
@@ -324,6 +344,18 @@ def test_a_name_without_a_rule_is_refused_at_once_and_never_asked_for(bench: Ben
     assert len(bench.server.raw) == before, "the server outside has seen something of it"
     told = bench.told_of(name.to_text(omit_final_dot=True).lower())
     assert (told.verdict, told.rule) == (Verdict.DENY, 3 if case == "a-rule-denies" else 0)
+
+
+@pytest.mark.parametrize("name", [dns.name.root, dns.name.from_text("wild.test"), dns.name.from_text("test")])
+def test_a_name_above_an_allowed_one_is_refused_without_a_word_about_what_is_below(
+    bench: Bench, name: dns.name.Name
+) -> None:
+    before = len(bench.server.raw)
+    for kind in ("A", "NS"):
+        answer = bench.ask(name, kind)
+        assert (answer.rcode(), answer.answer, answer.authority) == (dns.rcode.NOERROR, [], [])
+    assert len(bench.server.raw) == before
+    assert bench.told_of(name.to_text(omit_final_dot=True)).verdict is Verdict.DENY
 
 
 @pytest.mark.parametrize("kind", ["ANY", "AXFR", "IXFR", "NULL", "MAILB"])
@@ -422,6 +454,11 @@ def test_aliases_need_no_rule_and_belong_to_the_question(bench: Bench) -> None:
 def test_a_server_that_leaves_an_alias_is_asked_on(bench: Bench) -> None:
     assert bench.addresses("chain2.test") == ["203.0.113.23"]
     assert bench.learned("203.0.113.23")
+
+
+def test_a_server_that_knows_no_extensions_is_asked_without(bench: Bench) -> None:
+    assert bench.addresses("plain.test") == ["203.0.113.72"]
+    assert bench.server.names().count("plain.test") == 2
 
 
 def test_an_alias_to_itself_ends(bench: Bench) -> None:
@@ -585,7 +622,7 @@ def test_a_port_that_somebody_else_may_have_by_now_is_forgotten(bench: Bench) ->
         for _ in range(2):  # both were said to be of the tree once, as two that wait at the same time
             sock.sendto(wire, ("127.0.0.1", bench.resolver.port))
         assert sock.recv(4096) and sock.recv(4096)
-        key = encode.question_key(sock.getsockname()[1], socket.IPPROTO_UDP)
+        key = encode.question_key(mapped("127.0.0.1"), sock.getsockname()[1], socket.IPPROTO_UDP)
         deadline = time.monotonic() + WAIT_S
         while bench.questions.get(key, _abi.MG_QUESTION.size) is not None:
             assert time.monotonic() < deadline
@@ -646,7 +683,27 @@ def test_different_ports_of_one_address_stand_beside_each_other(bench: Bench) ->
     assert [rule.rule for rule in bench.learned(PUBLIC)] in ([1], [2])  # the same ports: the newest stands for both
 
 
+def test_where_there_is_no_room_the_rule_with_the_most_addresses_gives_way() -> None:
+    names = Map("mg_names", bpf.create_map(HASH, "mg_names", 16, _abi.MG_LEARNED.size, 1000))
+    try:
+        learned = Learned(names)
+        few, many = (Opening(443, 443, BOTH, 1),), (Opening(443, 443, BOTH, 2),)
+        learned.open(["198.51.100.1"], few, 60)
+        every = [str(ipaddress.ip_address("203.0.0.0") + n) for n in range(1100)]
+        for n in range(0, len(every), 50):
+            learned.open(every[n : n + 50], many, 60 + n)
+        there = set(names.keys(16))
+        assert mapped("198.51.100.1") in there
+        assert {mapped(address) for address in every[-50:]} <= there
+        assert mapped(every[0]) not in there  # the oldest of them
+        learned.open(["198.51.100.2"], few, 60)  # others find room at all times
+        assert mapped("198.51.100.2") in set(names.keys(16))
+    finally:
+        names.close()
+
+
 def test_a_resolver_that_is_killed_comes_back_with_what_was_open(bench: Bench) -> None:
+    bench.ask("ok.test")
     before = bench.learned(PUBLIC)
     process = bench.resolver._process
     assert process is not None
@@ -667,6 +724,24 @@ def test_new_rules_hold_when_they_are_taken_and_after_a_restart(bench: Bench) ->
     assert bench.addresses("later.example") == ["203.0.113.60"]
 
 
+def test_new_rules_are_in_force_when_taken_also_after_some_that_were_taken_late(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.server.records["late.example"] = ["60 A 203.0.113.61"]
+    assert bench.ask("late.example").rcode() == dns.rcode.NXDOMAIN
+    process = bench.resolver._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    with monkeypatch.context() as patched:
+        patched.setattr(resolver_module, "_ADOPT_S", 0.1)
+        for _ in range(3):
+            bench.resolver.adopt(make_policy(names=NAMES, connect=CONNECT))
+    process.send_signal(signal.SIGCONT)
+    bench.resolver.adopt(make_policy(names=(*NAMES, entry("late.example", 443)), connect=CONNECT))
+    assert bench.resolver._owed == 0
+    assert bench.addresses("late.example") == ["203.0.113.61"]
+
+
 def test_code_of_a_project_that_python_is_pointed_to_does_not_run_in_it(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -678,6 +753,7 @@ def test_code_of_a_project_that_python_is_pointed_to_does_not_run_in_it(
     assert (tmp_path / "ran").exists()  # what Python does without care
     (tmp_path / "ran").unlink()
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "dns/__init__.py"))
+    bench.ask("ok.test")
     process = bench.resolver._process
     assert process is not None
     process.kill()
@@ -691,6 +767,7 @@ def test_code_of_a_project_that_python_is_pointed_to_does_not_run_in_it(
 def test_a_resolver_that_cannot_begin_is_told_of_once_and_questions_fail_at_once(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    bench.ask("ok.test")
     bench.told_of("ok.test")
     entry = resolver_module._ENTRY
     monkeypatch.setattr(resolver_module, "_ENTRY", str(tmp_path / "none.py"))
@@ -710,15 +787,15 @@ def test_a_resolver_that_cannot_begin_is_told_of_once_and_questions_fail_at_once
     assert capfd.readouterr().err.count("names do not resolve") == 1
 
 
-def test_it_ends_with_who_started_it(bench: Bench) -> None:
+def test_the_first_question_starts_it_and_it_ends_with_who_started_it(bench: Bench) -> None:
     other = InOwnMounts()
     other.conf = bench.conf
     other.start(make_policy(), {"mg_names": bench.names.fd, "mg_questions": bench.questions.fd})
-    deadline = time.monotonic() + WAIT_S
-    while other._process is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert other._process is None
+    with socket.create_connection(("127.0.0.1", other.port), WAIT_S) as stream:
+        assert stream.recv(1) == b""  # nobody of the tree
     process = other._process
+    assert process is not None
     other._stop.set()
     assert process.stdin is not None
     process.stdin.close()

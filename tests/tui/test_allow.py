@@ -102,6 +102,13 @@ async def menu(app: WatchApp, pilot: Any) -> None:
     await opened(app, pilot, ScopeScreen)
 
 
+async def writing(app: WatchApp, pilot: Any) -> None:
+    """By way of the menu to the change of the profile."""
+    await menu(app, pilot)
+    await pilot.press("w")
+    await opened(app, pilot, WriteScreen)
+
+
 def cache_file(tmp_path: Path) -> str:
     return f"{tmp_path}/home/.cache/tool/x-1"
 
@@ -132,9 +139,7 @@ def test_the_profile_is_written_after_y_and_the_session_takes_the_rule(
     recorded.add(denied(recorded, cache_file(tmp_path)))
 
     async def steps(app: WatchApp, pilot: Any) -> None:
-        await menu(app, pilot)
-        await pilot.press("w")
-        await opened(app, pilot, WriteScreen)
+        await writing(app, pilot)
         assert "+ file write ~/.cache/tool/" in words(app) and not own.exists() and not line.asked
         await pilot.press("y")
         await until(pilot, lambda: "the next run has it, too" in notes(app))
@@ -157,9 +162,7 @@ def test_what_this_tier_cannot_change_now_the_next_run_has_and_the_screen_says_w
         await until(pilot, lambda: "not allowed now" in notes(app))
         assert "cannot be had in this session" in notes(app) and "why: Landlock cannot be widened" in notes(app)
         assert "holds now" not in notes(app)
-        await menu(app, pilot)
-        await pilot.press("w")
-        await opened(app, pilot, WriteScreen)
+        await writing(app, pilot)
         await pilot.press("y")
         await until(pilot, lambda: "the next run has it: files.write: ~/.cache/tool/" in notes(app))
         assert own.exists() and "holds now" not in notes(app)
@@ -177,9 +180,7 @@ def test_a_session_that_does_not_answer_changes_nothing_and_the_profile_still_ca
         await menu(app, pilot)
         await pilot.press("o")
         await until(pilot, lambda: "does not take rules now" in notes(app))
-        await menu(app, pilot)
-        await pilot.press("w")
-        await opened(app, pilot, WriteScreen)
+        await writing(app, pilot)
         await pilot.press("y")
         await until(pilot, lambda: "it hung up" in notes(app) and "the next run has it" in notes(app))
         assert own.exists()
@@ -235,9 +236,7 @@ def test_what_is_left_refused_asks_nobody(key: str, recorded: Recorded, own: Pat
         await menu(app, pilot)
         await pilot.press(key)
         await until(pilot, lambda: not isinstance(app.screen, ScopeScreen))
-        await menu(app, pilot)
-        await pilot.press("w")
-        await opened(app, pilot, WriteScreen)
+        await writing(app, pilot)
         await pilot.press(key if key != "x" else "n")
         await until(pilot, lambda: not isinstance(app.screen, WriteScreen))
         assert not own.exists() and not line.asked
@@ -291,9 +290,7 @@ def test_comments_of_an_own_profile_stay(recorded: Recorded, own: Path, line: Li
     recorded.add(denied(recorded, cache_file(tmp_path)))
 
     async def steps(app: WatchApp, pilot: Any) -> None:
-        await menu(app, pilot)
-        await pilot.press("w")
-        await opened(app, pilot, WriteScreen)
+        await writing(app, pilot)
         await pilot.press("y")
         await until(pilot, lambda: "~/.cache/tool/" in own.read_text())
         assert own.read_text().startswith("# mine\n") and "# old" in own.read_text()
@@ -313,9 +310,7 @@ def test_a_profile_that_changed_meanwhile_is_not_overwritten(
     recorded.add(denied(recorded, cache_file(tmp_path)))
 
     async def steps(app: WatchApp, pilot: Any) -> None:
-        await menu(app, pilot)
-        await pilot.press("w")
-        await opened(app, pilot, WriteScreen)
+        await writing(app, pilot)
         own.parent.mkdir(parents=True)
         own.write_text("name: default\nextends: [default]\n")
         await pilot.press("y")

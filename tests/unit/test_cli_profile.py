@@ -246,6 +246,19 @@ def test_check_notes_a_closing_slash_that_makes_nothing(shell: Shell) -> None:
     assert noted == [f"{path}:4", f"{path}:5"]
 
 
+@pytest.mark.parametrize(
+    ("allowed", "noted"),
+    [("0.0.0.0/0", True), ("2000::/3", True), ("128.0.0.0/1:443", True), ("10.0.0.0/8", False), ("fd00::/8", False)],
+)
+def test_check_notes_a_denied_name_whose_addresses_are_open(shell: Shell, allowed: str, noted: bool) -> None:
+    path = shell.own(
+        "mine", f"network:\n  allow: ['{allowed}', ok.example]\n  deny:\n    - bad.example\n    - 192.0.2.1\n"
+    )
+    done = shell("profile", "check", "mine")
+    assert done.returncode == 0
+    assert [line.split(": ")[1] for line in done.stderr.splitlines() if "note: " in line] == [f"{path}:4"] * noted
+
+
 def test_check_notes_a_name_that_programs_ask_for_with_a_domain(shell: Shell) -> None:
     rules = "network:\n  allow:\n    - intra:8080\n    - intra.corp.example\n    - localhost:3000\n    - 10.0.0.1\n"
     path = shell.own("mine", rules + "  deny: [short]\n")

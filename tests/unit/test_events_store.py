@@ -25,7 +25,7 @@ from mcpguard.events.sessions import State, Supervisor
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
 from mcpguard.model.coverage import Coverage, Strength
-from mcpguard.model.event import Event, Kind
+from mcpguard.model.event import Event, Kind, McpMessage, Peer
 from mcpguard.model.rule import Origin
 
 POLICY = make_policy(*OPEN_POLICY)
@@ -88,7 +88,14 @@ def test_every_field_of_an_event_comes_back_as_it_was_stored(store: Store) -> No
         count=9,
         errno="EACCES",
         detail="d",
+        mcp=McpMessage(
+            *("files", "stdio", "client", "c1", "tools/call", "1", "read", '{"path":"/ü"}', True, 5, "no", -32000, 7),
+            client=Peer(1, "/c"),
+            peer=Peer(2),
+        ),
     )
+    assert event.mcp is not None
+    assert all(getattr(event.mcp, field.name) is not None for field in dataclasses.fields(event.mcp))
     assert all(getattr(event, field.name) is not None for field in dataclasses.fields(event))
     store.add(session, [event])
     assert stored(store, session) == [event]

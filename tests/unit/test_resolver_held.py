@@ -150,7 +150,6 @@ def test_a_session_that_does_not_ask_holds_nothing() -> None:
     async def scene() -> None:
         held = Held(None, lambda: ("box", ()))
         held.watch(True)
-        held.begin()
         (task,) = await begun(held.wait("a.test", A, WHO, stream=True))
         assert task.done() and task.result() == ""
 

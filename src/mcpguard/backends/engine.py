@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LAYOUT = 1
 DENIALS, ACTIVITY, COUNTERS = "mg_denials", "mg_activity", "mg_counters"
 SESSIONS, LEAVES = "mg_sessions", "mg_leaves"
-NAMES, QUESTIONS = "mg_names", "mg_questions"
+NAMES, QUESTIONS, RESOLVERS = "mg_names", "mg_questions", "mg_resolvers"
 _SUMS = ("_sums", "_denied")
 _FACTS, _FACTS_BYTES = "facts", 1 << 14
 _FIRST = bytes(4)
@@ -235,7 +235,15 @@ class Engine:
         """No decision finds the session any more. Its sockets may outlive it: they may finish, not begin."""
         ended = _abi.MG_LEAF.pack(_abi.MG_SESSION.pack(0, _abi.MG_SESSION_ENDED, 0, 0, 0, 0), leaf_id)
         _set_if_there(self.map(LEAVES), _key64(leaf_id), ended)
+        value = self.map(SESSIONS).get(_key64(leaf_id), _abi.MG_SESSION.size)
         self.map(SESSIONS).delete(_key64(leaf_id))
+        if value is not None:
+            self._free_port(_resolver_of(value))
+
+    def _free_port(self, port: int) -> None:
+        """The resolver on this port is gone. Another session may have the same one, in a network namespace of its own."""
+        if port and port not in map(_resolver_of, self._sessions().values()):
+            self.map(RESOLVERS).delete(_key32(port))
 
     def _slot_deletions(self, slot: int) -> list[Callable[[], None]]:
         """Each of these waits until no program uses the map any more; together they wait once."""
@@ -280,6 +288,7 @@ class Session:
         self._moving: Beside | None = None
         self._leftovers: list[Callable[[], None]] = []
         self._gone = False
+        self._resolver = 0
 
     @property
     def fds(self) -> dict[str, int]:
@@ -307,8 +316,13 @@ class Session:
             self.await_maps()
         value = _abi.MG_SESSION.pack(self.slot, flags, files, sockets, resolver, 0)
         with pins.locked():
+            before, self._resolver = self._resolver, resolver
+            if resolver and resolver != before:
+                self.engine.map(RESOLVERS).set(_key32(resolver), _FIRST)
             _set_if_there(self.engine.map(LEAVES), _key64(self.leaf_id), _abi.MG_LEAF.pack(value, self.leaf_id))
             self.engine.map(SESSIONS).set(_key64(self.leaf_id), value)
+            if before != resolver:
+                self.engine._free_port(before)
             if cgroup.is_populated(self.leaf_fd):
                 self._await_readers()
 
@@ -568,6 +582,11 @@ def _gone(leaves: Iterable[int]) -> set[int]:
         return {leaf for leaf in asked if not cgroup.exists(fd, leaf)}
     finally:
         os.close(fd)
+
+
+def _resolver_of(session: bytes) -> int:
+    """The port that a value of the map of sessions tells."""
+    return int(_abi.MG_SESSION.unpack(session)[4])
 
 
 def _set_if_there(storage: bpf.Map, key: bytes, value: bytes) -> None:

@@ -16,11 +16,12 @@ from mcpguard.profile import nodes, store, trust
 from mcpguard.profile.effective import difference, effective
 from mcpguard.profile.load import inspect, inspect_text, load, locate
 from mcpguard.profile.parse import require_name
-from mcpguard.session.policy import idle_slashes, single_words, trial, wide_writes
+from mcpguard.session.policy import idle_name_denials, idle_slashes, single_words, trial, wide_writes
 
 _WIDE = "it opens the whole home, also for start-up files that do not exist yet; name the folders that are needed"
 _SLASH = "a closing slash makes a folder only of one fixed path in the home; here it means nothing"
 _SHORT = "with a search domain (/etc/resolv.conf) programs ask for NAME.DOMAIN, which needs a rule of its own"
+_BY_ADDRESS = "it is not looked up, but a rule by address opens its addresses to who knows them; deny those as well"
 _EXCEPTED = "what built-in rules deny there is left to the allow rules; only in runs of this very profile"
 Format = Annotated[Literal["text", "json"], typer.Option("--format", help="How to print it.")]
 
@@ -166,6 +167,8 @@ def _is_sound(name: str) -> bool:
             render.note(f"note: {slashed.origin.place}: write {slashed.pattern}: {_SLASH}")
         for short in single_words(profile):
             render.note(f"note: {short.origin.place}: connect {short.target}: {_SHORT}")
+        for denied in idle_name_denials(profile):
+            render.note(f"note: {denied.origin.place}: deny {denied.target}: {_BY_ADDRESS}")
     return not problems
 
 

@@ -95,6 +95,8 @@ def _ensure_schema(connection: sqlite3.Connection, path: Path) -> None:
         )
     if version == 0:
         _create_tables(connection)
+    elif version < schema.VERSION:
+        _migrate(connection)
     if connection.execute("PRAGMA application_id").fetchone()[0] != schema.APPLICATION_ID:
         raise sqlite3.DatabaseError("it is a database of another program")
     # Touch every table, so that a torn file shows at once and not in the middle of a run.
@@ -110,6 +112,20 @@ def _create_tables(connection: sqlite3.Connection) -> None:
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {schema.VERSION}")
+    connection.execute("COMMIT")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Make the tables those of this version; another run may have done it when the lock is had."""
+    connection.execute("BEGIN IMMEDIATE")
+    found = connection.execute("PRAGMA user_version").fetchone()[0]
+    try:
+        for version in range(found, schema.VERSION):
+            connection.execute(schema.MIGRATIONS[version])
+        connection.execute(f"PRAGMA user_version = {max(found, schema.VERSION)}")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
     connection.execute("COMMIT")
 
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from mcpguard.events.schema import clean
-from mcpguard.model.event import Event, Kind
+from mcpguard.events.schema import clean, mcp_fields
+from mcpguard.model.event import Event, Kind, McpMessage
 from mcpguard.model.paths import is_below
 
 # The order of the contract; `rule` stands for its four parts in CSV.
 KEYS = (
     *("time", "session", "seq", "kind", "op", "verdict", "access", "path", "target", "host", "address", "port"),
-    *("protocol", "pid", "ppid", "exe", "comm", "argv", "rule", "count", "errno", "detail"),
+    *("protocol", "pid", "ppid", "exe", "comm", "argv", "rule", "count", "errno", "detail", "mcp"),
 )
 RULE_KEYS = ("profile", "file", "line", "text")
 CSV_HEADER = tuple(
@@ -53,8 +53,18 @@ def as_json(event: Event) -> dict[str, object]:
             "line": event.rule.line,
             "text": clean(event.rule.text),
         }
+    values["mcp"] = None if event.mcp is None else _mcp(event.mcp)
     found = {key: values[key] if key in values else getattr(event, key) for key in KEYS}
     return {key: clean(v) if isinstance(v, str) else v for key, v in found.items() if v is not None}
+
+
+def _mcp(message: McpMessage) -> dict[str, object]:
+    """Its keys as the contract has them: what was JSON is JSON again."""
+    found: dict[str, object] = mcp_fields(message)
+    for key in ("id", "arguments"):
+        if key in found:
+            found[key] = json.loads(str(found[key]))
+    return found
 
 
 def json_line(event: Event) -> str:
@@ -63,7 +73,7 @@ def json_line(event: Event) -> str:
 
 
 def csv_row(event: Event) -> list[str]:
-    """The event's values in the order of CSV_HEADER; argv as JSON, empty where a value has no meaning."""
+    """The event's values in the order of CSV_HEADER; argv and mcp as JSON, empty where a value has no meaning."""
     values = as_json(event)
     rule = values.get("rule")
     parts: Mapping[str, object] = rule if isinstance(rule, dict) else {}
@@ -71,7 +81,7 @@ def csv_row(event: Event) -> list[str]:
     for key in KEYS:
         if key == "rule":
             row += [str(parts.get(part, "")) for part in RULE_KEYS]
-        elif key == "argv":
+        elif key in ("argv", "mcp"):
             row.append(json.dumps(values[key], ensure_ascii=False) if key in values else "")
         else:
             row.append(str(values.get(key, "")))
@@ -83,7 +93,7 @@ def cells(event: Event, home: str) -> Cells:
     when = datetime.fromtimestamp(event.time_ns / 1e9).astimezone()
     who = f"{event.comm or '?'}[{event.pid}]" if event.pid is not None else ""
     act = event.op if event.access is None or event.access == event.op else f"{event.op} {event.access}"
-    notes = [f"x{event.count}" if event.count > 1 else "", event.errno or "", event.detail or ""]
+    notes = [f"x{event.count}" if event.count > 1 else "", event.errno or "", _answer_of(event), event.detail or ""]
     return Cells(
         time=when.strftime("%H:%M:%S"),
         verdict="LOSS" if event.kind is Kind.LOSS else event.verdict.value.upper(),
@@ -97,6 +107,11 @@ def cells(event: Event, home: str) -> Cells:
 
 def object_of(event: Event, home: str) -> str:
     """What the act was about, in one word or two."""
+    if event.mcp is not None:
+        message = event.mcp
+        return " ".join(
+            word for word in (message.server, message.method or "?", message.tool, message.arguments) if word
+        )
     if event.kind is Kind.NET and event.address:
         address = f"[{event.address}]" if ":" in event.address else event.address
         port = f":{event.port}" if event.port is not None else ""
@@ -106,6 +121,16 @@ def object_of(event: Event, home: str) -> str:
         return " ".join([shorten(event.path or "?", home), *event.argv[1:]])
     text = shorten(event.path or event.host or "", home)
     return f"{text} -> {shorten(event.target, home)}" if event.target is not None else text
+
+
+def _answer_of(event: Event) -> str:
+    """Of a response: how long it took, how large it is, what went wrong."""
+    if event.mcp is None or event.op != "response":
+        return ""
+    message = event.mcp
+    took = None if message.duration_ns is None else f"{message.duration_ns / 1e6:.1f} ms"
+    size = None if message.result_bytes is None else f"{message.result_bytes} B"
+    return "  ".join(part for part in (took, size, message.error and f"error: {message.error}") if part)
 
 
 def place_of(event: Event) -> str:
@@ -122,6 +147,11 @@ def shorten(path: str, home: str) -> str:
     if home not in ("", "/") and is_below(path, home):
         return "~" + path[len(home) :]
     return path
+
+
+def clock(time_ns: int) -> str:
+    """The person's own time of day, seconds and no more."""
+    return datetime.fromtimestamp(time_ns / 1e9).astimezone().strftime("%H:%M:%S")
 
 
 def rfc3339(time_ns: int) -> str:

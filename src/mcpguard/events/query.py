@@ -136,7 +136,8 @@ def _any_matches(pattern: str, *names: str | None) -> bool:
 def _words(event: Event) -> str:
     rule = event.rule.text if event.rule else None
     parts = (event.op, event.path, event.target, event.host, event.address, event.comm, event.exe, rule, event.detail)
-    return "\n".join(part for part in (*parts, *(event.argv or ())) if part)
+    message = event.mcp and (event.mcp.server, event.mcp.method, event.mcp.tool, event.mcp.arguments, event.mcp.call)
+    return "\n".join(part for part in (*parts, *(event.argv or ()), *(message or ())) if part)
 
 
 def path_filter(pattern: str, home: str) -> Callable[[str], bool]:

@@ -11,10 +11,10 @@ from typing import Any
 
 from mcpguard.model.access import Verdict
 from mcpguard.model.coverage import Coverage, Strength
-from mcpguard.model.event import Event, Kind
+from mcpguard.model.event import Event, Kind, McpMessage, Peer
 from mcpguard.model.rule import Origin
 
-VERSION = 1
+VERSION = 3
 # "mcpg": tells our file from any other SQLite database at that place.
 APPLICATION_ID = 0x6D637067
 
@@ -34,7 +34,8 @@ CREATE TABLE sessions (
   unsaved INTEGER NOT NULL DEFAULT 0,
   supervisor_pid INTEGER NOT NULL,
   supervisor_start INTEGER NOT NULL,
-  supervisor_boot TEXT NOT NULL
+  supervisor_boot TEXT NOT NULL,
+  modes TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE rules (
   session INTEGER NOT NULL REFERENCES sessions(n),
@@ -69,11 +70,17 @@ CREATE TABLE events (
   count INTEGER NOT NULL,
   errno TEXT,
   detail TEXT,
+  mcp TEXT,
   PRIMARY KEY (session, seq)
 ) WITHOUT ROWID;
 CREATE INDEX events_by_verdict ON events (session, verdict, seq);
 CREATE INDEX events_by_kind ON events (session, kind, seq);
 """
+# What makes the tables of a version those of the next.
+MIGRATIONS = {
+    1: "ALTER TABLE events ADD COLUMN mcp TEXT",
+    2: "ALTER TABLE sessions ADD COLUMN modes TEXT NOT NULL DEFAULT ''",
+}
 
 EVENT_COLUMNS = [
     "session",
@@ -98,7 +105,12 @@ EVENT_COLUMNS = [
     "count",
     "errno",
     "detail",
+    "mcp",
 ]
+MCP_KEYS = (
+    *("server", "transport", "sender", "call", "method", "id", "tool", "arguments", "cut"),
+    *("result_bytes", "error", "error_code", "duration_ns", "client", "peer"),
+)
 INSERT_EVENT = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
 # Rules come with their event: a reader that follows a session needs no copy that could be stale.
 SELECT_EVENT = (
@@ -127,7 +139,7 @@ def event_row(event: Event, session: int, seq: int, rule: int | None) -> Row:
         *(session, seq, event.time_ns, event.kind.value, event.op, event.verdict.value, event.access),
         *(_clean(event.path), _clean(event.target), _clean(event.host), event.address, event.port, event.protocol),
         *(event.pid, event.ppid, _clean(event.exe), _clean(event.comm), argv, rule, event.count),
-        *(event.errno, _clean(event.detail)),
+        *(event.errno, _clean(event.detail), _mcp_text(event.mcp)),
     )
 
 
@@ -140,7 +152,27 @@ def event_of(row: Row, session: str) -> Event:
     fields["verdict"] = Verdict(fields["verdict"])
     fields["argv"] = None if fields["argv"] is None else tuple(json.loads(fields["argv"]))
     fields["rule"] = None if fields["rule"] is None else Origin(profile, file, line, text)
+    fields["mcp"] = None if fields["mcp"] is None else _mcp_of(json.loads(fields["mcp"]))
     return Event(**fields)
+
+
+def _mcp_text(message: McpMessage | None) -> str | None:
+    return None if message is None else json.dumps(mcp_fields(message), ensure_ascii=False)
+
+
+def mcp_fields(message: McpMessage) -> dict[str, Any]:
+    """What is known of a message; keys without a value are absent."""
+    found = {name: getattr(message, name) for name in MCP_KEYS}
+    for end in ("client", "peer"):
+        peer = found[end]
+        found[end] = peer and {"pid": peer.pid} | ({"exe": clean(peer.exe)} if peer.exe else {})
+    found["cut"] = message.cut or None
+    return {key: clean(value) if isinstance(value, str) else value for key, value in found.items() if value is not None}
+
+
+def _mcp_of(fields: dict[str, Any]) -> McpMessage:
+    peers: dict[str, Any] = {end: Peer(**fields[end]) for end in ("client", "peer") if end in fields}
+    return McpMessage(**(fields | peers))
 
 
 def coverage_text(coverage: Sequence[Coverage]) -> str:

@@ -93,6 +93,7 @@ class Policy:
         socket_tables: as `tables`, from those of `sockets` that are paths and hold for what others made; empty: not made.
         folders: the agent's own folders in the home, and the standard ones on the way to them, parents first: made for a run
             where they do not exist, and taken away after it where they are still empty.
+        mcp: rules for MCP as JSON (`mcp.policy.load` reads what it holds); empty where the profile says nothing of it.
     """
 
     digest: str
@@ -115,3 +116,4 @@ class Policy:
     audit: bool = False
     folders: tuple[str, ...] = ()
     socket_tables: bytes = b""
+    mcp: str = ""

@@ -5,6 +5,10 @@ from __future__ import annotations
 from mcpguard.model.rule import FileException, FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mcpguard.model.mcp import McpRules
+
 # What makes a user namespace usable; `system.user_namespaces` lets them be written.
 NAMESPACE_MAPS = ("/proc/*/uid_map", "/proc/*/gid_map", "/proc/*/setgroups")
 
@@ -17,6 +21,12 @@ class SystemSwitches:
     io_uring: bool = False
     memory_programs: bool = False
     debuggers: bool = False
+
+
+def _no_rules() -> McpRules:
+    from mcpguard.model.mcp import McpRules  # a launch with a kept policy makes no profile
+
+    return McpRules()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,7 @@ class Profile:
         environment_remove: glob patterns of environment variables that the agent does not get.
         environment_keep: exceptions to `environment_remove`.
         ancestors: every profile merged in, sorted by name.
+        mcp: what it says of MCP servers and tools.
         exceptions: what built-in denials leave alone; the profile's own words, never its parents'.
     """
 
@@ -49,3 +60,4 @@ class Profile:
     ancestors: tuple[str, ...] = ()
     origins: tuple[Origin, ...] = ()
     exceptions: tuple[FileException, ...] = ()
+    mcp: McpRules = field(default_factory=_no_rules)

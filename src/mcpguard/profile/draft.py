@@ -11,6 +11,7 @@ from typing import NamedTuple
 import yaml
 
 from mcpguard.errors import ProfileError
+from mcpguard.model.mcp import AfterTaint, McpRule, McpRules, ToolClass
 from mcpguard.model.profile import Profile, SystemSwitches
 from mcpguard.model.rule import FileException, FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field
@@ -57,6 +58,11 @@ class Draft:
     sockets: list[SocketRule] = field(default_factory=list)
     variables: dict[str, list[str]] = field(default_factory=lambda: {"remove": [], "keep": []})
     switches: dict[str, bool] = field(default_factory=dict)
+    mcp: list[McpRule] = field(default_factory=list)
+    classes: list[tuple[ToolClass, McpRule]] = field(default_factory=list)
+    untrusted: list[McpRule] = field(default_factory=list)
+    after_taint: AfterTaint | None = None
+    gate: bool | None = None
     origins: list[Origin] = field(default_factory=list)
 
     def refuse(self, line: int, code: str, what: str, why: str, do: str) -> None:
@@ -91,6 +97,7 @@ class Draft:
             ancestors=(self.name,),
             origins=tuple(self.origins),
             exceptions=tuple(self.exceptions),
+            mcp=McpRules(tuple(self.mcp), tuple(self.classes), tuple(self.untrusted), self.after_taint, self.gate),
         )
         return Raw(profile, tuple(self.parents))
 

@@ -7,20 +7,20 @@ counts only in the profile that is run, so that no parent opens anything unseen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 from mcpguard.errors import ProfileError, UsageError
+from mcpguard.model.mcp import AfterTaint, McpRules
 from mcpguard.model.profile import Profile, SystemSwitches
-from mcpguard.model.rule import FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field, replace
 from mcpguard.profile import nodes, store, trust
 from mcpguard.profile.draft import Parent, Raw
 from mcpguard.profile.parse import examine, valid_name
 
-T = TypeVar("T", FileRule, NetRule, SocketRule, Origin)
+T = TypeVar("T", bound=Hashable)
 
 
 def load(name_or_path: str, *, workspace: str | None = None) -> Profile:
@@ -220,10 +220,25 @@ def _join(loading: _Loading, entry: store.Entry) -> tuple[Profile | None, list[P
             memory_programs=any(found.system.memory_programs for found in every),
             debuggers=any(found.system.debuggers for found in every),
         ),
+        mcp=_join_mcp([found.mcp for found in every]),
         ancestors=_sorted(found.ancestors for found in every),
         origins=_union(found.origins for found in every),
     )
     return joined, []
+
+
+def _join_mcp(every: list[McpRules]) -> McpRules:
+    """Of two words on the same matter the stricter counts."""
+    said = {one.after_taint for one in every}
+    gates = {one.gate for one in every}
+    strictest = (AfterTaint.REFUSE, AfterTaint.ASK, AfterTaint.ALLOW)
+    return McpRules(
+        _union(one.rules for one in every),
+        _union(one.classes for one in every),
+        _union(one.untrusted for one in every),
+        next((word for word in strictest if word in said), None),
+        next((word for word in (True, False) if word in gates), None),
+    )
 
 
 def _command(loading: _Loading, entry: store.Entry) -> tuple[str, ...]:

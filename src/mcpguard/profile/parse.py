@@ -7,12 +7,13 @@ a path or host pattern means is not judged here (the policy compiler does, with 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import yaml
 
 from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.access import Access, Effect
+from mcpguard.model.mcp import AfterTaint, Condition, McpRule, Test, ToolClass
 from mcpguard.model.rule import GRANTS, FileException, FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
 from mcpguard.profile.draft import Draft, Parent, Raw, Word, items, keys, text, unquoted, words, wrong_type
@@ -21,6 +22,8 @@ from mcpguard.profile.schema import ENTRY_KEYS, Key, Type, keys_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z0-9_*?\[\]!-]+")
+_TESTS = tuple(test.value for test in Test)
+_AFTER_TAINT = tuple(word.value for word in AfterTaint)
 _ALL = Access.READ | Access.WRITE | Access.EXECUTE
 
 
@@ -87,10 +90,10 @@ def _read_name(draft: Draft, root: yaml.MappingNode) -> None:
 
 
 def _read_section(draft: Draft, key: Key, node: yaml.Node) -> None:
-    known = keys_of(key.name)
+    known = keys_of(key.path)
     if isinstance(node, yaml.MappingNode):
-        for inner, value in keys(draft, node, known, key.name):
-            _READERS[inner.type](draft, inner, value)
+        for inner, value in keys(draft, node, known, key.path):
+            (_read_section if inner.type is Type.SECTION else _READERS[inner.type])(draft, inner, value)
     else:
         wrong_type(draft, node, key.path, "keys with values: " + ", ".join(known))
 
@@ -215,20 +218,104 @@ def _read_variables(draft: Draft, key: Key, node: yaml.Node) -> None:
 
 def _read_switch(draft: Draft, key: Key, node: yaml.Node) -> None:
     if isinstance(node, yaml.ScalarNode) and nodes.plain_kind(node) == "bool" and node.value in ("true", "false"):
-        draft.switches[key.name] = node.value == "true"
-        draft.origin(nodes.line_of(node), f"system {key.name} {node.value}")
+        if key.section == "mcp":
+            draft.gate = node.value == "true"
+        else:
+            draft.switches[key.name] = node.value == "true"
+        draft.origin(nodes.line_of(node), f"{key.section} {key.name} {node.value}")
     else:
         shown = f'"{node.value}"' if isinstance(node, yaml.ScalarNode) and node.value else nodes.shape(node)
         draft.refuse(nodes.line_of(node), "type", f"{key.path} is {shown}", "it is a switch", "write true or false")
 
 
-def _read_reserved(draft: Draft, key: Key, node: yaml.Node) -> None:
-    if not isinstance(node, yaml.MappingNode):
-        wrong_type(draft, node, key.path, "{} in this version")
-    elif node.value:
-        why = "this version does not support rules for MCP servers and tools, and it skips no rule"
-        line = nodes.line_of(node.value[0][0])
-        draft.refuse(line, "not-supported", f"{key.path} holds rules", why, f"remove them, or write {key.path}: {{}}")
+def _read_tools(draft: Draft, key: Key, node: yaml.Node) -> None:
+    """`mcp.allow` and `mcp.deny`: a text, or a mapping that says more about it."""
+    for item in items(draft, key, node):
+        if isinstance(item, yaml.MappingNode):
+            _read_tool_entry(draft, key, item)
+        elif word := text(draft, item, key.path):
+            draft.mcp.append(_mcp_rule(draft, key, word))
+
+
+def _read_tool_entry(draft: Draft, key: Key, mapping: yaml.MappingNode) -> None:
+    """After a complaint the whole entry is dropped: half of a rule is another rule."""
+    before = len(draft.errors)
+    word: Word | None = None
+    where: tuple[Condition, ...] = ()
+    because = ""
+    for inner, value in keys(draft, mapping, ENTRY_KEYS[key.type], key.path):
+        if inner.name == "where":
+            where = tuple(_conditions(draft, key, value))
+        elif inner.name == "tool":
+            word = text(draft, value, f"{key.path} tool")
+        elif found := text(draft, value, f"{key.path} because"):
+            because = " ".join(found.text.split())
+    if len(draft.errors) > before:
+        return
+    if word is None:
+        what, why = f"an entry of {key.path} names no tool", "it would mean nothing or everything"
+        draft.refuse(nodes.line_of(mapping), "no-tool", what, why, 'write "- tool: SERVER/TOOL"')
+    else:
+        draft.mcp.append(_mcp_rule(draft, key, word, where, because))
+
+
+def _conditions(draft: Draft, key: Key, node: yaml.Node) -> Iterator[Condition]:
+    """`where: {ARGUMENT: {TEST: value or values}}`."""
+    if not isinstance(node, yaml.MappingNode) or not node.value:
+        wrong_type(draft, node, f"{key.path} where", 'conditions: {path: {inside: "{workspace}"}}')
+        return
+    seen: set[str] = set()
+    for argument, tests in node.value:
+        name = text(draft, argument, f"{key.path} where")
+        if name is None:
+            continue
+        if not isinstance(tests, yaml.MappingNode) or not tests.value:
+            wrong_type(draft, tests, f"{key.path} where {name.text}", "a test and a value: {equals: value}")
+            continue
+        for test, values in tests.value:
+            word = text(draft, test, f"{key.path} where {name.text}")
+            if word is None:
+                continue
+            if word.text not in _TESTS or f"{name.text} {word.text}" in seen:
+                what = f'"{word.text}" is no test' if word.text not in _TESTS else f'"{word.text}" stands twice'
+                do = "use each of these at most once: " + ", ".join(_TESTS)
+                draft.refuse(word.line, "test", what, "a mistyped condition would be a hole", do)
+                continue
+            seen.add(f"{name.text} {word.text}")
+            many = values.value if isinstance(values, yaml.SequenceNode) else [values]
+            found = [text(draft, one, f"{key.path} where {name.text} {word.text}") for one in many]
+            if not found:
+                wrong_type(draft, values, f"{key.path} where {name.text} {word.text}", "a value")
+            yield Condition(name.text, Test(word.text), tuple(one.text for one in found if one))
+
+
+def _mcp_rule(draft: Draft, key: Key, word: Word, where: tuple[Condition, ...] = (), because: str = "") -> McpRule:
+    said = "".join(f" where {one.argument} {one.test} {' '.join(one.values)}" for one in where)
+    origin = draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}{said}")
+    return McpRule(Effect.DENY if key.name == "deny" else Effect.ALLOW, word.text, origin, where, because)
+
+
+def _read_named_tools(draft: Draft, key: Key, node: yaml.Node) -> None:
+    """Members of `mcp.classes`, and `mcp.flow.untrusted`."""
+    for word in words(draft, key, node):
+        rule = _mcp_rule(draft, key, word)
+        if key.section == "mcp.classes":
+            draft.classes.append((ToolClass(key.name), rule))
+        else:
+            draft.untrusted.append(rule)
+
+
+def _read_word(draft: Draft, key: Key, node: yaml.Node) -> None:
+    """`mcp.flow.then`."""
+    word = text(draft, node, key.path)
+    if word is None:
+        return
+    if word.text not in _AFTER_TAINT:
+        what = f'"{word.text}" is not what {key.path} can be'
+        draft.refuse(word.line, "word", what, "it is one of a few words", "write one of " + ", ".join(_AFTER_TAINT))
+        return
+    draft.after_taint = AfterTaint(word.text)
+    draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}")
 
 
 _READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
@@ -243,5 +330,7 @@ _READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
     Type.SOCKETS: _read_sockets,
     Type.VARIABLES: _read_variables,
     Type.SWITCH: _read_switch,
-    Type.RESERVED: _read_reserved,
+    Type.TOOLS: _read_tools,
+    Type.NAMED_TOOLS: _read_named_tools,
+    Type.WORD: _read_word,
 }

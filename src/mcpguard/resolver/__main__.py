@@ -78,7 +78,6 @@ async def _serve(first: dict[str, Any], lines: asyncio.StreamReader) -> None:
     questions = Questions(
         Rules.from_json(first), Map("mg_questions", first["questions_map"]), learned, teller, servers, held
     )
-    held.begin()
     _take(first, questions, held)
     await Server(questions, teller.missed).begin([socket.socket(fileno=fd) for fd in first["sockets"]])
     os.write(sys.stdout.fileno(), b"+")

@@ -67,10 +67,6 @@ class Held:
         self._known: dict[str, None] = {}
         self._telling: asyncio.TimerHandle | None = None
 
-    def begin(self) -> None:
-        """An earlier resolver may have held some; they are over."""
-        self._tell_soon()
-
     def watch(self, watched: bool) -> None:
         """Somebody watches from now on, or nobody; then nothing is held any more."""
         self._watched = watched and self._line is not None

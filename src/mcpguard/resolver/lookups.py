@@ -23,6 +23,9 @@ _LONGEST_CHAIN = 12
 # For all of its questions, however many servers do not answer.
 _WHOLE_S = 20.0
 _MOST_KEPT = 1000
+_MOST_KEPT_BYTES = 4 << 20
+# What a record takes in memory besides its data, about.
+_RECORD_BYTES = 200
 _AT_ONCE = 256
 
 
@@ -46,6 +49,10 @@ class Found:
         """The names that it leads through, without the one that was asked for."""
         return [text(record.target) for one in self.answer if one.rdtype == dns.rdatatype.CNAME for record in one]
 
+    def room(self) -> int:
+        """The bytes that it takes, about."""
+        return sum(_RECORD_BYTES + len(record.to_digestable()) for one in self.answer for record in one)
+
 
 _Key = tuple[str, int, bool, tuple[str, ...]]
 
@@ -55,6 +62,7 @@ class Lookups:
 
     def __init__(self) -> None:
         self._kept: dict[_Key, Found] = {}
+        self._kept_bytes = 0
         self._running: dict[_Key, asyncio.Task[Found]] = {}
         self._room = asyncio.Semaphore(_AT_ONCE)
 
@@ -91,11 +99,17 @@ class Lookups:
         if done.cancelled() or done.exception() is not None:
             return
         found = done.result()
-        self._kept.pop(key, None)
+        self._drop(key)
         if found.answer and found.ends > time.monotonic():
-            while len(self._kept) >= _MOST_KEPT:
-                del self._kept[next(iter(self._kept))]
             self._kept[key] = found
+            self._kept_bytes += found.room()
+            while len(self._kept) > _MOST_KEPT or self._kept_bytes > _MOST_KEPT_BYTES:
+                self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: _Key) -> None:
+        found = self._kept.pop(key, None)
+        if found is not None:
+            self._kept_bytes -= found.room()
 
     async def _in_time(
         self,

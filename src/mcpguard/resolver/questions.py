@@ -23,6 +23,7 @@ from mcpguard.kernel.bpf import Map
 from mcpguard.model.access import Verdict
 from mcpguard.model.values import dataclass, replace
 from mcpguard.policy.addresses import inner
+from mcpguard.policy.network import mapped
 from mcpguard.resolver import replies, upstream
 from mcpguard.resolver.held import Cut, Held
 from mcpguard.resolver.lookups import Lookups, text
@@ -43,6 +44,8 @@ FORWARDED = frozenset(
 )
 REFUSED_TYPES = frozenset({_T.ANY, _T.AXFR, _T.IXFR, _T.NULL, _T.MAILB, _T.MAILA})
 _NOBODY = bytes(16)
+# As sockets have it: an address as text (IPv6 may have a scope), a port, and more for IPv6.
+Sender = tuple[str, int] | tuple[str, int, int, int]
 _NO_NAME = "it is no host name, so it is never asked for"
 
 
@@ -96,21 +99,21 @@ class Questions:
         self._held = held
         self._lookups = Lookups()
 
-    def who(self, port: int, protocol: int) -> Asker | None:
-        """Who sends from this port; None: nobody of the tree.
+    def who(self, sender: Sender, protocol: int) -> Asker | None:
+        """Who sends from this address and port; None: nobody of the tree.
 
         Args:
             protocol: IPPROTO_UDP or IPPROTO_TCP.
         """
-        value = self._askers.get(question_key(port, protocol), _abi.MG_QUESTION.size)
+        value = self._askers.get(_key(sender, protocol), _abi.MG_QUESTION.size)
         if value is None:
             return None
         pid, tid, ppid, comm, server = _abi.MG_QUESTION.unpack(value)
         return Asker(pid, tid, ppid, comm.split(b"\0")[0].decode(errors="replace"), server)
 
-    def forget(self, port: int) -> None:
-        """Whoever sends datagrams from this port from now on must be of the tree anew."""
-        self._askers.delete(question_key(port, socket.IPPROTO_UDP))
+    def forget(self, sender: Sender) -> None:
+        """Whoever sends datagrams from there from now on must be of the tree anew."""
+        self._askers.delete(_key(sender, socket.IPPROTO_UDP))
 
     async def reply(self, wire: bytes, asker: Asker, *, stream: bool) -> bytes | None:
         """The answer to the bytes of a question; None: they deserve none."""
@@ -157,8 +160,9 @@ class Questions:
             kind = dns.rdatatype.to_text(question.rdtype)
             return reply, LookupRecord(head, host, kind, verdict, rule, detail, addresses)
 
+        absent = dns.rcode.NOERROR if self.rules.is_above(host) else dns.rcode.NXDOMAIN
         if not all(map(_LABEL.fullmatch, question.name.labels[:-1])) or len(question.name.labels) < 2:
-            return told(replies.refusal(query, dns.rcode.NXDOMAIN, _NO_NAME), Verdict.DENY, 0, _NO_NAME)
+            return told(replies.refusal(query, absent, _NO_NAME), Verdict.DENY, 0, _NO_NAME)
         decision = self.rules.of_name(host, asker.server)
         unanswered = ""
         if _is_open_to_question(decision) and question.rdclass == dns.rdataclass.IN:
@@ -170,7 +174,7 @@ class Questions:
         if decision.verdict is Verdict.DENY:
             words = "a rule denies this name" if decision.rule else "no rule allows this name"
             detail = "" if decision.rule else unanswered
-            return told(replies.refusal(query, dns.rcode.NXDOMAIN, words), Verdict.DENY, decision.rule, detail)
+            return told(replies.refusal(query, absent, words), Verdict.DENY, decision.rule, detail)
         if question.rdclass != dns.rdataclass.IN or question.rdtype in REFUSED_TYPES:
             words = "nothing is asked for in this way"
             return told(replies.refusal(query, dns.rcode.REFUSED, words), Verdict.DENY, 0, words)
@@ -219,6 +223,11 @@ class Questions:
 def _is_open_to_question(decision: Decision) -> bool:
     """Merely no rule allows it."""
     return decision.verdict is Verdict.DENY and decision.rule == 0
+
+
+def _key(sender: Sender, protocol: int) -> bytes:
+    address, port = sender[:2]
+    return question_key(mapped(address.partition("%")[0]), port, protocol)
 
 
 def _no_objection(_address: str) -> str:

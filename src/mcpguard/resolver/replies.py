@@ -63,13 +63,14 @@ def answer(
     Returns:
         The reply, the addresses in it (at most MOST_ADDRESSES), and why others are not.
     """
-    kept, why = [], ""
+    kept, why, whole = [], "", True
     addresses: list[str] = []
     for rrset in found.answer:
         records = []
         for record in rrset:
             if rrset.rdtype in ADDRESSES:
                 if len(addresses) == MOST_ADDRESSES:
+                    whole = False
                     break
                 words = objection(record.address)
                 if words:
@@ -87,7 +88,7 @@ def answer(
         return refusal(query, dns.rcode.NOERROR, why, dns.edns.EDECode.FILTERED), [], why
     reply = dns.message.make_response(query, recursion_available=True, our_payload=PAYLOAD)
     reply.set_rcode(found.rcode)
-    if found.authentic and not why:
+    if found.authentic and whole and not why:
         reply.flags |= dns.flags.AD
     reply.answer = kept
     reply.authority = [] if kept else list(found.authority)

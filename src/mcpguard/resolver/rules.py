@@ -95,6 +95,16 @@ class Rules:
             return Decision(Verdict.ALLOW, by_address, straight=True)
         return Decision(Verdict.AUDIT if self._audit else Verdict.DENY, 0)
 
+    def is_above(self, name: str) -> bool:
+        """Whether a rule allows something below this name. Then it must not be told not to exist: resolvers inside would take
+        that for an answer about everything below.
+
+        Args:
+            name: as for `of_name`; "." is the root.
+        """
+        allowed = [entry.pattern for entry in self._names if entry.effect is Effect.ALLOW]
+        return any(name == "." or pattern.endswith(f".{name}") for pattern in allowed)
+
     def of_alias(self, decision: Decision, name: str) -> Decision:
         """The same, when the name turns out to be an alias of another one: what rules deny of that one is denied."""
         denied = _denials(self._matching(name))

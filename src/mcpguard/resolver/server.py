@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from mcpguard.resolver.questions import Asker, Questions
+from mcpguard.resolver.questions import Asker, Questions, Sender
 
 _MOST_WAITING = 1024
 _MOST_STREAMS = 64
@@ -20,14 +20,14 @@ _REMEMBERED_S = 3.7
 
 
 class _Datagrams(asyncio.DatagramProtocol):
-    def __init__(self, serve: Callable[[bytes, tuple[str, int], asyncio.DatagramTransport], None]) -> None:
+    def __init__(self, serve: Callable[[bytes, Sender, asyncio.DatagramTransport], None]) -> None:
         self._serve = serve
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)  # in older Pythons it only looks like one
 
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+    def datagram_received(self, data: bytes, addr: Sender) -> None:
         if self._transport is not None:
             self._serve(data, addr, self._transport)
 
@@ -44,7 +44,7 @@ class Server:
         self._missed = missed
         self._waiting: set[asyncio.Task[None]] = set()
         self._streams = 0
-        self._forgetting: dict[int, asyncio.TimerHandle] = {}
+        self._forgetting: dict[Sender, asyncio.TimerHandle] = {}
 
     async def begin(self, sockets: Sequence[socket.socket]) -> None:
         """Serve these from now on, in the running loop."""
@@ -56,9 +56,9 @@ class Server:
             else:
                 await asyncio.start_server(self._stream, sock=one)
 
-    def _datagram(self, data: bytes, sender: tuple[str, int], transport: asyncio.DatagramTransport) -> None:
-        asker = self._questions.who(sender[1], socket.IPPROTO_UDP)
-        self._forget_later(sender[1])
+    def _datagram(self, data: bytes, sender: Sender, transport: asyncio.DatagramTransport) -> None:
+        asker = self._questions.who(sender, socket.IPPROTO_UDP)
+        self._forget_later(sender)
         if asker is None or len(self._waiting) >= _MOST_WAITING:
             self._missed()
             return
@@ -66,26 +66,24 @@ class Server:
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
 
-    def _forget_later(self, port: int) -> None:
+    def _forget_later(self, sender: Sender) -> None:
         """Somebody else may come to have this port."""
-        before = self._forgetting.pop(port, None)
+        before = self._forgetting.pop(sender, None)
         if before is not None:
             before.cancel()
-        self._forgetting[port] = asyncio.get_running_loop().call_later(_REMEMBERED_S, self._forget, port)
+        self._forgetting[sender] = asyncio.get_running_loop().call_later(_REMEMBERED_S, self._forget, sender)
 
-    def _forget(self, port: int) -> None:
-        del self._forgetting[port]
-        self._questions.forget(port)
+    def _forget(self, sender: Sender) -> None:
+        del self._forgetting[sender]
+        self._questions.forget(sender)
 
-    async def _answer(
-        self, data: bytes, sender: tuple[str, int], transport: asyncio.DatagramTransport, asker: Asker
-    ) -> None:
+    async def _answer(self, data: bytes, sender: Sender, transport: asyncio.DatagramTransport, asker: Asker) -> None:
         reply = await self._questions.reply(data, asker, stream=False)
         if reply is not None:
             transport.sendto(reply, sender)
 
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asker = self._questions.who(writer.get_extra_info("peername")[1], socket.IPPROTO_TCP)
+        asker = self._questions.who(writer.get_extra_info("peername"), socket.IPPROTO_TCP)
         if asker is None or self._streams >= _MOST_STREAMS:
             self._missed()
             writer.close()

@@ -20,6 +20,9 @@ PAYLOAD = 1232
 _TRY_S = 2.5
 _ROUNDS = 2
 _MOST_SERVERS = 3
+# Where resolv.conf names nobody, the C library asks there.
+_LOCAL = "127.0.0.1"
+_WITHOUT_EXTENSIONS = (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS)
 _FINAL = (dns.rcode.NOERROR, dns.rcode.NXDOMAIN)
 
 
@@ -37,8 +40,8 @@ class Servers:
         self._search: list[str] = []
 
     def now(self) -> list[str]:
-        """Textual addresses, at most three as the C library takes; empty: there are none."""
-        return self._servers if self._look() else []
+        """Textual addresses, one to three, as the C library takes them."""
+        return self._servers if self._look() else [_LOCAL]
 
     def search(self) -> list[str]:
         """The domains that the C library tries behind a name, lower case, without dots at their ends."""
@@ -69,8 +72,8 @@ def _read(path: str) -> tuple[list[str], list[str]]:
                 elif words and words[0] in ("search", "domain"):
                     search = [word.strip(".").lower() for word in words[1:]]
     except OSError:
-        return [], []
-    return found[:_MOST_SERVERS], list(filter(None, search))
+        pass
+    return found[:_MOST_SERVERS] or [_LOCAL], list(filter(None, search))
 
 
 async def ask(
@@ -89,9 +92,9 @@ async def ask(
         for server in servers:
             query = dns.message.make_query(name, asked, use_edns=0, payload=PAYLOAD, want_dnssec=secure)
             try:
-                response, _ = await dns.asyncquery.udp_with_fallback(
-                    query, server, timeout=_TRY_S, ignore_unexpected=True, ignore_errors=True
-                )
+                response = await _ask(query, server)
+                if response.rcode() in _WITHOUT_EXTENSIONS:
+                    response = await _ask(dns.message.make_query(name, asked), server)
             except (dns.exception.DNSException, OSError, EOFError, asyncio.IncompleteReadError) as error:
                 trouble = f"{server}: {str(error) or type(error).__name__}"
                 continue
@@ -99,3 +102,10 @@ async def ask(
                 return response
             trouble = f"{server} answered {dns.rcode.to_text(response.rcode())}"
     raise Unanswered(trouble)
+
+
+async def _ask(query: dns.message.Message, server: str) -> dns.message.Message:
+    response, _ = await dns.asyncquery.udp_with_fallback(
+        query, server, timeout=_TRY_S, ignore_unexpected=True, ignore_errors=True
+    )
+    return response

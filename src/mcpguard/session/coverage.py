@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # What a tier leaves open, said in the same words wherever it is said.
 LATER_NAMES = "a protected name that is created after launch is reported, not stopped"
+NO_GATE = "this version has no gate that MCP servers start by"
 RINGS = "what programs do through io_uring with files is refused like everything else, but not on record"
 MEMORY_PROGRAMS = "a program that exists only in memory (memfd) can be executed; it is on record"
 SHARED_ADDRESSES = "while an address of an allowed name is open, every other name on that address is reached too"
@@ -94,11 +95,12 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
     tier = Coverage("tier", Strength.FULL, offer.words)
     record = "BPF tracepoints and cgroup programs, keyed by the cgroup"
     events = Coverage("events", Strength.FULL, record)
+    mcp = _mcp(policy)
     if not offer.hooks_hold:
         if policy.system.io_uring:
             events = Coverage("events", Strength.PARTIAL, record, (RINGS,))
         files, execute, sockets, processes = _of_landlock(plan, offer)
-        return (tier, files, execute, network, sockets, processes, events)
+        return (tier, files, execute, network, sockets, processes, events, *mcp)
     by = HOOKS[offer.tier]
     return (
         tier,
@@ -109,6 +111,17 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
         Coverage("unix sockets", Strength.FULL, f"{by}, cgroup BPF"),
         Coverage("processes", Strength.FULL, f"cgroup leaf, seccomp, {by}"),
         events,
+        *mcp,
+    )
+
+
+def _mcp(policy: Policy) -> tuple[Coverage, ...]:
+    if not policy.mcp:
+        return ()
+    return (
+        Coverage(
+            "mcp", Strength.NONE, "", (NO_GATE,), "remove `mcp` from the profile, or accept it with --best-effort"
+        ),
     )
 
 

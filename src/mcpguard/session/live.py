@@ -25,6 +25,7 @@ from mcpguard.policy.decide import answer_address, decide_file, decide_name, dec
 from mcpguard.policy.patterns import witness
 from mcpguard.profile.amend import Addition
 from mcpguard.session import network
+from mcpguard.session.approvals import HOW_FAR
 from mcpguard.session.approve import Outcome, Scope
 from mcpguard.session.coverage import TIER_NAMES, Offer
 from mcpguard.session.hooks import Hooks
@@ -40,7 +41,6 @@ _UPDATE_S = 10.0
 # An intruder who knocks for hours fills no record.
 _MOST_INTRUDERS = 100
 NO_INTRUDERS = system_rule("no guarded process changes the rules of a session")
-_HOW_FAR = {Scope.ONCE: "once", Scope.SESSION: "for the session", Scope.PROFILE: "in the profile"}
 _RESTRICTING = {("files", "deny"), ("files", "readonly"), ("network", "deny"), ("sockets", "deny")}
 # Scopes of Landlock that close abstract sockets of others, whatever a rule says.
 _SCOPED_ABI = 6
@@ -94,7 +94,7 @@ class Live:
                 now.append(written.get(rule, rule))
         if now:
             self._take(now)
-        how = f"{_HOW_FAR[scope]}, by {who}"
+        how = f"{HOW_FAR[scope]}, by {who}"
         for rule in now:
             self._tell(rule.origin, how)
         for text, why in later.items():

@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-FORMAT = 5
+FORMAT = 6
 # One file each; the oldest go.
 KEPT = 32
 # Looked up for each of hundreds of rules.
@@ -151,6 +151,7 @@ def _plain(policy: Policy) -> dict[str, Any]:
         "system": [getattr(policy.system, switch) for switch in SystemSwitches.__slots__],
         "audit": policy.audit,
         "folders": policy.folders,
+        "mcp": policy.mcp,
     }
 
 
@@ -190,6 +191,7 @@ def _policy(kept: dict[str, Any]) -> Policy:
         audit=kept["audit"],
         folders=tuple(kept["folders"]),
         socket_tables=base64.b64decode(kept["socket_tables"]),
+        mcp=kept["mcp"],
     )
 
 

@@ -86,11 +86,13 @@ class Recording:
         tier: str,
         holds: Sequence[Coverage],
         notes: Sequence[str] = (),
+        modes: Sequence[str] = (),
     ) -> Recording:
         """Open the store and start the session in it.
 
         Args:
             notes: what the summary tells besides of how the session was set up.
+            modes: see `events.sessions.Session`.
         """
         now_ns = time.time_ns()
         try:
@@ -99,7 +101,7 @@ class Recording:
                 _warn(store.note)
             _patiently(
                 lambda: store.start_session(
-                    policy, command=command, tier=tier, coverage=holds, now_ns=now_ns, session=session
+                    policy, command=command, tier=tier, coverage=holds, now_ns=now_ns, session=session, modes=modes
                 )
             )
             return Recording(policy, store, session, command, notes)

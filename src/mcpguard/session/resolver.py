@@ -1,7 +1,8 @@
 """The resolver of a session, as the supervising process keeps it: its sockets, its rules, and that there is always one.
 
 The sockets are ours and bound before anything is guarded, so questions wait in them while no resolver runs, and nobody else can
-take their port. A resolver that ends is started again with the same sockets; meanwhile names do not resolve and nothing opens.
+take their port. The first question starts it, so a session that asks nothing has none. One that ends is started again, with the
+same sockets, for the next question; meanwhile names do not resolve and nothing opens.
 One that cannot even begin is told of, and questions are answered here with "try again later".
 """
 
@@ -193,18 +194,24 @@ class Resolver:
         self._untold = os.memfd_create("mcpguard-untold")
         os.pwrite(self._untold, bytes(8), 0)
         self.feed = Feed(ours, self._sockets, self._untold)
-        self._facts: dict[str, Any] = {}
+        self._handed: dict[str, Any] = {}
+        self._policy: Policy | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._stopping = os.eventfd(0)
         self._keeper: threading.Thread | None = None
         # The process that runs now serves, or has ended without.
         self._begun = threading.Event()
         self._told = False
+        # Rules that the process was given and has not said to have taken.
+        self._owed = 0
         self._holds: socket.socket | None = None
+        # What `watched` and `leave` said last.
+        self._said: dict[str, Any] = {"watched": False, "left": []}
 
     def start(self, policy: Policy, descriptors: Mapping[str, int], *, ask: bool = False) -> None:
-        """Have it answer from now on, in a process of its own, until `close`.
+        """Have questions answered from now on until `close`, in a process of its own that the first one starts.
 
         Args:
             descriptors: what the broker handed over; `mg_names` and `mg_questions` are copied.
@@ -213,29 +220,30 @@ class Resolver:
         if ask:
             self.held, self._holds = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self.held.setblocking(False)
-        self._facts = {
+        self._policy = policy
+        self._handed = {
             "sockets": [one.fileno() for one in self._sockets],
             "record": self._theirs.fileno(),
             "untold": self._untold,
             "names_map": os.dup(descriptors["mg_names"]),
             "questions_map": os.dup(descriptors["mg_questions"]),
             "held": self._holds.fileno() if self._holds else -1,
-            "watched": False,
-            "left": [],
-            **rules_to_json(policy),
         }
         self._keeper = threading.Thread(target=self._keep, name="resolver", daemon=True)
         self._keeper.start()
 
     def _keep(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while not self._stop.is_set():
+        while self._await_question():
             since = time.monotonic()
             process = self._spawn()
             served = process is not None and _is_ready(process)
             self._begun.set()
             if process is not None:
                 process.wait()
+            if self._holds is not None:
+                with contextlib.suppress(OSError):
+                    self._holds.send(b"[]", socket.MSG_DONTWAIT)
             if served and time.monotonic() - since > _WELL_S:
                 pause_s = _FIRST_PAUSE_S
             if not served and not self._stop.is_set():
@@ -244,6 +252,14 @@ class Resolver:
             elif self._stop.wait(pause_s):
                 return
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _await_question(self) -> bool:
+        """Wait until somebody asks; False: it is over."""
+        poll = select.poll()
+        for number in (self._stopping, *(one.fileno() for one in self._sockets)):
+            poll.register(number, select.POLLIN)
+        poll.poll()
+        return not self._stop.is_set()
 
     def _tell_of_failure(self) -> None:
         """Say once, to the person and on record, that no name resolves."""
@@ -273,11 +289,11 @@ class Resolver:
                     _refuse_one(by_number[number])
 
     def _spawn(self) -> subprocess.Popen[bytes] | None:
-        facts = self._facts
+        facts = self._handed
         handed = [*facts["sockets"], facts["record"], facts["untold"], facts["names_map"], facts["questions_map"]]
         handed += [facts["held"]] if facts["held"] >= 0 else []
         with self._lock, contextlib.suppress(OSError):
-            if self._stop.is_set():
+            if self._stop.is_set() or self._policy is None:
                 return None
             # A session of its own: what the terminal sends is for the agent.
             process = subprocess.Popen(
@@ -291,40 +307,51 @@ class Resolver:
                 start_new_session=True,
             )
             self._process = process
+            self._owed = 0
             self._begun.clear()
-            _write(process, facts)
+            _write(process, {**facts, **rules_to_json(self._policy), **self._said})
             return process
         return None
 
     def adopt(self, policy: Policy) -> None:
         """Answer by another policy; when this returns it is answered by, or by the next resolver where none runs now."""
-        self._change(rules_to_json(policy))
+        with self._lock:
+            self._policy = policy
+            self._tell(rules_to_json(policy))
 
     def watched(self, watched: bool) -> None:
         """Somebody watches who may answer questions, or nobody does; then none is held."""
-        self._change({"watched": watched})
+        with self._lock:
+            self._said["watched"] = watched
+            self._tell({"watched": watched})
 
     def leave(self, name: str) -> None:
         """A person said that this name stays refused; it is held no more."""
-        left = self._facts.get("left", [])
-        if name not in left:
-            self._change({"left": [*left, name][-_MOST_LEFT:]})
-
-    def _change(self, news: dict[str, Any]) -> None:
         with self._lock:
-            self._facts |= news
-            process = self._process
-            if process is None or process.stdout is None:
-                return
-            with contextlib.suppress(OSError):
-                _write(process, news)
-                if self._begun.wait(_ADOPT_S) and select.select([process.stdout], (), (), _ADOPT_S)[0]:
-                    os.read(process.stdout.fileno(), 1)
+            self._said["left"] = [*self._said["left"], name][-_MOST_LEFT:]
+            self._tell({"left": [name]})
+
+    def _tell(self, news: dict[str, Any]) -> None:
+        """Have the process that runs take something, with the lock held; returns when it has."""
+        process = self._process
+        if process is None or process.stdout is None:
+            return
+        with contextlib.suppress(OSError):
+            _write(process, news)
+            self._owed += 1
+            while (
+                self._owed
+                and self._begun.wait(_ADOPT_S)
+                and select.select([process.stdout], (), (), _ADOPT_S)[0]
+                and (said := os.read(process.stdout.fileno(), 64))
+            ):
+                self._owed -= len(said)
 
     def close(self) -> None:
         """End it. What it told and nobody has read yet stays in `feed`."""
         with self._lock:
             self._stop.set()
+            os.eventfd_write(self._stopping, 1)
             if self._process is not None:
                 self._process.kill()
         if self._keeper is not None:

@@ -95,7 +95,8 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     # While the broker makes and confines the child, on another processor where there is one.
     from mcpguard.session.recording import Recording
 
-    recording = Recording.begin(session, policy, command, coverage.TIER_NAMES[offer.tier], holds, notes)
+    tier = coverage.TIER_NAMES[offer.tier]
+    recording = Recording.begin(session, policy, command, tier, holds, notes, options.modes)
     edits = None
     try:
         facts = _start(broker, recording, start.resolver, fixed)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import shlex
 
 from mcpguard.events import totals
-from mcpguard.events.finding import NOT_NOW, REPEATS_OF_OPENS
+from mcpguard.events.finding import REPEATS_OF_OPENS
 from mcpguard.events.format import object_of, printable, shorten
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
 from mcpguard.model.event import Kind
 from mcpguard.model.values import dataclass
+from mcpguard.session.approvals import approvals
 from mcpguard.session.run_later import CACHED, REPOSITORY, run_later
 
 TOP = 5
@@ -99,13 +100,7 @@ def summarise(store: Store, session: str) -> Summary:
 
 
 def _approved(store: Store, session: str) -> tuple[str, ...]:
-    groups, _kinds = totals.groups(store, session, totals.APPROVED, MOST_APPROVED)
-    told = []
-    for event in (group.example for group in groups):
-        text, not_now, _why = (event.detail or "").partition(NOT_NOW)
-        how = "the next run has it" if not_now else text.partition(", by ")[0]
-        told.append(f"{event.rule.text if event.rule else text} ({how})")
-    return tuple(dict.fromkeys(told))
+    return tuple(dict.fromkeys(f"{one.rule} ({one.how})" for one in approvals(store, session, MOST_APPROVED)))
 
 
 def _missing(store: Store, session: str) -> tuple[str, ...]:

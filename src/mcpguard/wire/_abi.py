@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 5
+ABI_VERSION: Final = 6
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -79,6 +79,7 @@ MG_DETAIL_MAPPED: Final = 13
 MG_DETAIL_NAMES: Final = 14
 MG_DETAIL_OUTSIDER: Final = 15
 MG_DETAIL_EXPIRED: Final = 16
+MG_DETAIL_RESOLVER: Final = 17
 
 MG_UNIX_EXACT: Final = 0
 MG_UNIX_SUBTREE: Final = 1
@@ -227,8 +228,8 @@ MG_LEARNED_RULE: Final = struct.Struct("=QIHHB7s")
 # count reserved rules
 MG_LEARNED: Final = struct.Struct("=II192s")
 
-# port protocol
-MG_QUESTION_KEY: Final = struct.Struct("=HH")
+# address port protocol
+MG_QUESTION_KEY: Final = struct.Struct("=16sHH")
 
 # pid tid ppid comm server
 MG_QUESTION: Final = struct.Struct("=III16s16s")

@@ -126,9 +126,14 @@ def learned(rules: Sequence[LearnedRule]) -> bytes:
     return _abi.MG_LEARNED.pack(len(rules), 0, packed)
 
 
-def question_key(port: int, protocol: int) -> bytes:
-    """Key of the map `mg_questions`: where a question came from; `protocol` is IPPROTO_TCP or IPPROTO_UDP."""
-    return _abi.MG_QUESTION_KEY.pack(port, protocol)
+def question_key(address: bytes, port: int, protocol: int) -> bytes:
+    """Key of the map `mg_questions`: where a question came from.
+
+    Args:
+        address: 16 bytes, IPv4 mapped.
+        protocol: IPPROTO_TCP or IPPROTO_UDP.
+    """
+    return _abi.MG_QUESTION_KEY.pack(address, port, protocol)
 
 
 def configured_version(value: bytes) -> int:

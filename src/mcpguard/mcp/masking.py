@@ -1,0 +1,109 @@
+"""Values of JSON for a record: bounded, and without what looks like a secret.
+
+Whoever reads the record must see what a call did, not what would let them do it too. Masking finds what has a known form or
+a telling name; it is no promise that nothing secret is left.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+MASK = "***"
+# Bytes of JSON text, characters of one string before any is shortened further, and how deep and wide values are followed.
+LIMIT = 4_096
+_STRINGS = (1_024, 256, 64, 16)
+_MOST = 50
+_DEEPEST = 12
+# Who writes the text is not to be trusted: no pattern may look at it more often than a few times, whatever it is.
+# A secret that begins behind what is kept is cut off; one that begins before must be seen whole.
+_LOOKED_AT = 4_096
+
+_NAMES = re.compile(
+    r"pass(?:word|wd|phrase|code)?$|secret|token(?!s$)|api[-_]?key|access[-_]?key|private[-_]?key|authorization|credential|"
+    r"cookie|session[-_]?key|bearer|client[-_]?secret|connection[-_]?string",
+    re.IGNORECASE,
+)
+# Not secret, although their names hold such a word.
+_HARMLESS = re.compile(r"(?:progress|continuation|page|next)[-_]?token", re.IGNORECASE)
+_FORMS = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
+    r"|\b(?:gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|sk-|sk_live_|rk_live_|hf_|npm_|pypi-|AKIA|ASIA|AIza|ya29\.|SG\.|dop_v1_)"
+    r"[A-Za-z0-9_.\-]{10,}"
+    r"|\beyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]*",
+    re.DOTALL,
+)
+# `NAME=value`, `name: value` and `"name":"value"` in running text; the value of an HTTP credential behind its scheme.
+_PAIRS = re.compile(
+    r"(?P<name>(?<![A-Za-z0-9_\-])[A-Za-z0-9_\-]*?(?:password|passwd|passphrase|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)"
+    r"[A-Za-z0-9_\-]{0,64}[\"']?\s{0,8}[=:]\s{0,8}[\"']?)(?P<value>[^\s\"'&,;]{4,})",
+    re.IGNORECASE,
+)
+_SCHEMES = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+[A-Za-z0-9+/=_.\-~]{8,}", re.IGNORECASE)
+_IN_URLS = re.compile(r"(?P<begin>\b[a-z][a-z0-9+.\-]{0,30}://[^/\s:@]{0,128}:)[^/\s@]+(?=@)", re.IGNORECASE)
+
+
+def masked_text(text: str) -> str:
+    """The text with MASK in place of what looks like a secret."""
+    text = _FORMS.sub(MASK, text)
+    text = _SCHEMES.sub(lambda found: f"{found['scheme']} {MASK}", text)
+    text = _PAIRS.sub(lambda found: found["name"] + MASK, text)
+    return _IN_URLS.sub(lambda found: found["begin"] + MASK, text)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a member of that name holds a secret, by its name alone."""
+    return bool(_NAMES.search(name)) and not _HARMLESS.search(name)
+
+
+def bounded(value: object, limit: int = LIMIT) -> tuple[str, bool]:
+    """The value as JSON text of at most `limit` bytes, masked; and whether something was left out.
+
+    Long strings keep their beginning, long lists and objects their first members, so that what is left is JSON.
+    """
+    for longest in _STRINGS:
+        shortened = _Shortening(longest)
+        text = json.dumps(shortened.value(value), ensure_ascii=False, separators=(",", ":"))
+        if len(text.encode("utf-8", "surrogatepass")) <= limit:
+            return text, shortened.cut
+    return json.dumps("…"), True
+
+
+class _Shortening:
+    """One pass over a value.
+
+    Attributes:
+        cut: something was left out.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self.cut = False
+        self._longest = longest
+
+    def value(self, value: object, depth: int = 0) -> Any:
+        if isinstance(value, str):
+            return self._string(value)
+        if isinstance(value, dict | list) and depth == _DEEPEST:
+            self.cut = True
+            return "…"
+        if isinstance(value, dict):
+            return {
+                self._string(str(name)): MASK if item and is_secret_name(str(name)) else self.value(item, depth + 1)
+                for name, item in self._first(list(value.items()))
+            }
+        if isinstance(value, list):
+            return [self.value(item, depth + 1) for item in self._first(value)]
+        return value
+
+    def _string(self, text: str) -> str:
+        shown = masked_text(text[:_LOOKED_AT])
+        if len(text) <= _LOOKED_AT and len(shown) <= self._longest:
+            return shown
+        self.cut = True
+        return shown[: self._longest] + "…"
+
+    def _first(self, items: list[Any]) -> list[Any]:
+        if len(items) > _MOST:
+            self.cut = True
+        return items[:_MOST]
