@@ -108,7 +108,7 @@ EVENT_COLUMNS = [
     "mcp",
 ]
 MCP_KEYS = (
-    *("server", "transport", "sender", "call", "method", "id", "tool", "arguments", "cut"),
+    *("server", "transport", "sender", "call", "method", "id", "tool", "arguments", "cut", "classes"),
     *("result_bytes", "error", "error_code", "duration_ns", "client", "peer"),
 )
 INSERT_EVENT = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"
