@@ -220,14 +220,16 @@ def test_show_resolved_names_the_place_of_each_rule(shell: Shell) -> None:
 def test_show_resolved_names_the_place_of_what_is_no_rule_on_an_object_too(shell: Shell) -> None:
     path = shell.own(
         "mine",
-        "extends: [base]\ncommand: [a, b]\nenvironment:\n  remove:\n    - MINE\n  keep: [LANG]\nsystem:\n  io_uring: true\n",
+        "extends: [base]\ncommand: [a, b]\nenvironment:\n  remove:\n    - MINE\n  keep: [LANG]\n  set:\n    LEFT: '{tmp}/x'\n"
+        "system:\n  io_uring: true\n",
     )
     rules = json.loads(shell("profile", "show", "mine", "--resolved", "--format", "json").stdout)["rules"]
     places = {rule["rule"]: (rule["file"], rule["line"]) for rule in rules}
     assert places["command a b"] == (str(path), 2)
     assert places["environment remove MINE"] == (str(path), 5)
     assert places["environment keep LANG"] == (str(path), 6)
-    assert places["system io_uring true"] == (str(path), 8)
+    assert places["environment set LEFT={tmp}/x"] == (str(path), 8)
+    assert places["system io_uring true"] == (str(path), 10)
     assert places["environment remove LD_PRELOAD"][0] == "builtin:base.yaml"
 
 

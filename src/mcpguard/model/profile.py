@@ -41,6 +41,7 @@ class Profile:
         command: what `mcpguard run NAME` executes; empty when the profile is not an agent.
         environment_remove: glob patterns of environment variables that the agent does not get.
         environment_keep: exceptions to `environment_remove`.
+        environment_set: (name, value) of variables that the agent gets, by name; values as written.
         ancestors: every profile merged in, sorted by name.
         mcp: what it says of MCP servers and tools.
         exceptions: what built-in denials leave alone; the profile's own words, never its parents'.
@@ -56,6 +57,7 @@ class Profile:
     sockets: tuple[SocketRule, ...] = ()
     environment_remove: tuple[str, ...] = ()
     environment_keep: tuple[str, ...] = ()
+    environment_set: tuple[tuple[str, str], ...] = ()
     system: SystemSwitches = field(default_factory=SystemSwitches)
     ancestors: tuple[str, ...] = ()
     origins: tuple[Origin, ...] = ()

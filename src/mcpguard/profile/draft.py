@@ -57,6 +57,7 @@ class Draft:
     network: list[NetRule] = field(default_factory=list)
     sockets: list[SocketRule] = field(default_factory=list)
     variables: dict[str, list[str]] = field(default_factory=lambda: {"remove": [], "keep": []})
+    settings: dict[str, str] = field(default_factory=dict)
     switches: dict[str, bool] = field(default_factory=dict)
     mcp: list[McpRule] = field(default_factory=list)
     classes: list[tuple[ToolClass, McpRule]] = field(default_factory=list)
@@ -93,6 +94,7 @@ class Draft:
             sockets=tuple(self.sockets),
             environment_remove=tuple(self.variables["remove"]),
             environment_keep=tuple(self.variables["keep"]),
+            environment_set=tuple(sorted(self.settings.items())),
             system=SystemSwitches(**self.switches),
             ancestors=(self.name,),
             origins=tuple(self.origins),

@@ -35,6 +35,7 @@ def effective(profile: Profile) -> list[Line]:
         *(_written(profile, f"mcp gate {word}") for word in ("true", "false")),
         *(_written(profile, f"environment remove {name}") for name in profile.environment_remove),
         *(_written(profile, f"environment keep {name}") for name in profile.environment_keep),
+        *(_written(profile, setting_text(*setting)) for setting in profile.environment_set),
         _written(profile, "system user_namespaces true"),
         _written(profile, "system io_uring true"),
         _written(profile, "system memory_programs true"),
@@ -46,6 +47,11 @@ def effective(profile: Profile) -> list[Line]:
 def command_text(command: tuple[str, ...]) -> str:
     """The command of a profile as one line of it."""
     return f"command {' '.join(command)}"
+
+
+def setting_text(name: str, value: str) -> str:
+    """A variable that a profile sets, as one line of it."""
+    return f"environment set {name}={value}"
 
 
 def _file_text(rule: FileRule) -> str:

@@ -203,6 +203,7 @@ def _join(loading: _Loading, entry: store.Entry) -> tuple[Profile | None, list[P
     own = loading.raws[entry.path].profile
     try:
         command = _command(loading, entry)
+        settings = _settings(loading, entry)
     except ProfileError as conflict:
         return None, [conflict]
     every = sorted((raw.profile for raw in loading.raws.values()), key=lambda found: (found.name, found.source))
@@ -214,6 +215,7 @@ def _join(loading: _Loading, entry: store.Entry) -> tuple[Profile | None, list[P
         sockets=_union(found.sockets for found in every),
         environment_remove=_sorted(found.environment_remove for found in every),
         environment_keep=_sorted(found.environment_keep for found in every),
+        environment_set=tuple(sorted(settings.items())),
         system=SystemSwitches(
             user_namespaces=any(found.system.user_namespaces for found in every),
             io_uring=any(found.system.io_uring for found in every),
@@ -258,6 +260,26 @@ def _command(loading: _Loading, entry: store.Entry) -> tuple[str, ...]:
             code="command-conflict",
         )
     return next(iter(commands), ())
+
+
+def _settings(loading: _Loading, entry: store.Entry) -> dict[str, str]:
+    """Variables that are set: the profile's own value, else that of its parents, who may not differ."""
+    raw = loading.raws[entry.path]
+    found: dict[str, str] = {}
+    brought: dict[str, str] = {}
+    for parent in loading.parents[entry.path]:
+        for name, value in _settings(loading, parent).items():
+            if found.setdefault(name, value) != value and name not in dict(raw.profile.environment_set):
+                raise nodes.error(
+                    entry.source,
+                    raw.parents[0].line,
+                    f"{brought[name]} and {parent.name} set {name} to different values",
+                    why="the order of `extends` never matters, so none of them wins",
+                    do=f"write under `environment` what this profile means: set: {{{name}: ...}}",
+                    code="set-conflict",
+                )
+            brought.setdefault(name, parent.name)
+    return found | dict(raw.profile.environment_set)
 
 
 def _union(groups: Iterable[tuple[T, ...]]) -> tuple[T, ...]:

@@ -7,7 +7,7 @@ a path or host pattern means is not judged here (the policy compiler does, with 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import yaml
 
@@ -17,11 +17,16 @@ from mcpguard.model.mcp import AfterTaint, Condition, McpRule, Test, ToolClass
 from mcpguard.model.rule import GRANTS, FileException, FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
 from mcpguard.profile.draft import Draft, Parent, Raw, Word, items, keys, text, unquoted, words, wrong_type
-from mcpguard.profile.effective import command_text
+from mcpguard.profile.effective import command_text, setting_text
 from mcpguard.profile.schema import ENTRY_KEYS, Key, Type, keys_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z0-9_*?\[\]!-]+")
+_SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# The loader of every program obeys these, the one of the agent first; by PATH it would be chosen which program the command is.
+_NEVER_SET = re.compile(r"LD_.*|GLIBC_TUNABLES|PATH|MCPGUARD_.*")
+_PLACE = re.compile(r"\{([A-Za-z_]+)\}")
+_PLACES = ("workspace", "tmp", "home")
 _TESTS = tuple(test.value for test in Test)
 _AFTER_TAINT = tuple(word.value for word in AfterTaint)
 _ALL = Access.READ | Access.WRITE | Access.EXECUTE
@@ -216,6 +221,37 @@ def _read_variables(draft: Draft, key: Key, node: yaml.Node) -> None:
             draft.refuse(word.line, "variable", what, why, "write only the name, without = and value")
 
 
+def _read_settings(draft: Draft, key: Key, node: yaml.Node) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        wrong_type(draft, node, key.path, key.type.value)
+        return
+    for inner, value in node.value:
+        name = str(inner.value) if isinstance(inner, yaml.ScalarNode) else ""
+        if complaint := _no_setting(name, draft.settings):
+            draft.refuse(nodes.line_of(inner), "variable", f'"{name}" in {key.path} {complaint[0]}', *complaint[1:])
+        elif word := text(draft, value, f"{key.path} {name}"):
+            unknown = next((place for place in _PLACE.findall(word.text) if place not in _PLACES), None)
+            if unknown is not None:
+                do = nodes.near(unknown, _PLACES) or "write the value as it is to be, or in another way"
+                why = "values may hold {workspace}, {tmp} and {home}"
+                draft.refuse(word.line, "variable", f'"{{{unknown}}}" in {key.path} {name} means nothing', why, do)
+                continue
+            draft.settings[name] = word.text
+            draft.origin(nodes.line_of(inner), setting_text(name, word.text))
+
+
+def _no_setting(name: str, known: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """What is wrong with the name of a variable to be set, why, and what to do."""
+    if not _SETTING.fullmatch(name):
+        return "is not the name of a variable", "a name holds letters, digits and _", "write NAME: value"
+    if name in known:
+        return "is set twice", "YAML would drop one of them", "remove one"
+    if _NEVER_SET.fullmatch(name):
+        why = "it decides which code runs before the first program of the agent does"
+        return "can be set by no profile", why, "set it in the command itself, as in command: [env, NAME=value, agent]"
+    return None
+
+
 def _read_switch(draft: Draft, key: Key, node: yaml.Node) -> None:
     if isinstance(node, yaml.ScalarNode) and nodes.plain_kind(node) == "bool" and node.value in ("true", "false"):
         if key.section == "mcp":
@@ -329,6 +365,7 @@ _READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
     Type.TARGETS: _read_targets,
     Type.SOCKETS: _read_sockets,
     Type.VARIABLES: _read_variables,
+    Type.SETTINGS: _read_settings,
     Type.SWITCH: _read_switch,
     Type.TOOLS: _read_tools,
     Type.NAMED_TOOLS: _read_named_tools,

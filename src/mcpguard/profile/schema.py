@@ -22,6 +22,7 @@ class Type(enum.StrEnum):
     TARGETS = "list of network targets"
     SOCKETS = "list of socket patterns"
     VARIABLES = "list of environment variable patterns"
+    SETTINGS = "names of environment variables with values"
     TOOLS = "list of MCP servers and tools, or of entries with tool, where and because"
     NAMED_TOOLS = "list of MCP servers and tools"
     WORD = "one of a few words"
@@ -68,6 +69,7 @@ KEYS = (
     Key("environment", Type.SECTION, "variables that the agent inherits"),
     Key("environment.remove", Type.VARIABLES, "not handed to the agent"),
     Key("environment.keep", Type.VARIABLES, "handed over although `remove` matches"),
+    Key("environment.set", Type.SETTINGS, "given to the agent with this value"),
     Key("system", Type.SECTION, "kernel features that are closed unless a profile asks"),
     Key("system.user_namespaces", Type.SWITCH, "programs may make user namespaces"),
     Key("system.io_uring", Type.SWITCH, "programs may use io_uring"),

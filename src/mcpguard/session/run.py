@@ -74,7 +74,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     coverage.insist(holds, best_effort=options.best_effort)
     session = new_id(time.time_ns())
     fixed = network.fixed_names(policy)
-    environment = scrub(os.environ, policy.environment_remove, policy.environment_keep)
+    environment = scrub(os.environ, policy.environment_remove, policy.environment_keep) | dict(policy.environment_set)
     environment[SESSION_VARIABLE] = session
     notes = [*plan.hidden, *(_asking(session, quiet=options.quiet) if options.ask else ())]
     broker.request(
