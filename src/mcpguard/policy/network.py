@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Effect
@@ -17,7 +16,12 @@ from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry
 from mcpguard.model.rule import NetDirection, NetRule
 from mcpguard.model.values import dataclass
 
-_Entry = TypeVar("_Entry", NetEntry, NameEntry)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    _Entry = TypeVar("_Entry", NetEntry, NameEntry)
+
 MAX_PORT_RULES = 32
 PROTOCOLS = {"tcp": PROTO_TCP, "udp": PROTO_UDP}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
@@ -156,7 +160,7 @@ def _every_port(entry: _Entry, denials: list[_Entry], closed: Callable[[list[_En
     for protocol in (PROTO_TCP, PROTO_UDP):
         if not entry.protocols & protocol:
             continue
-        denying = [one for one in denials if one.protocols & protocol]
+        denying: list[_Entry] = [one for one in denials if one.protocols & protocol]
         # Between two of these ports the same denials hold; nobody can be reached at port 0.
         lowest = max(1, entry.port_low)
         bounds = {lowest, *(one.port_low for one in denying), *(one.port_high + 1 for one in denying)}
