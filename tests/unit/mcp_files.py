@@ -13,7 +13,7 @@ DATA = Path(__file__).parent.parent / "data" / "mcp"
 def copied(folder: Path) -> Path:
     """The three of them below a folder, as a user has them: closed to others."""
     for part in ("home", "project", "machine"):
-        shutil.copytree(DATA / part, folder / part)
+        shutil.copytree(DATA / part, folder / part, dirs_exist_ok=True)
     for file in folder.rglob("*"):
         file.chmod(0o700 if file.is_dir() else 0o600)
     return folder

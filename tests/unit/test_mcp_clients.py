@@ -7,9 +7,31 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mcp_files import copied, read, write
 
 from mcpguard.catalogue.clients import PLACES, VARIABLES, projects
+from mcpguard.catalogue.server import of
+from mcpguard.catalogue.starting import identify
+
+_WORDS = (
+    "command",
+    "args",
+    "env",
+    "url",
+    "cwd",
+    "path",
+    "headers",
+    "type",
+    "enabled",
+    "trust",
+    "sh",
+    "node",
+    "./x",
+    "python3",
+    "-m",
+)
 
 # client, scope, name: one for each client and each scope that it has.
 DECLARED = """
@@ -187,6 +209,24 @@ def test_parts_of_unexpected_shapes_count_as_absent(tmp_path: Path) -> None:
     strange_one, empty = read(tmp_path).servers
     assert (strange_one.kind, strange_one.words, strange_one.env) == ("unclear", ("",), {"A": "b"})
     assert empty.kind == "unclear"
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(_WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_WORDS) | st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), _JSON, max_size=3))
+def test_whatever_a_declaration_holds_it_is_a_server_with_an_identity_or_none(servers: dict[str, object]) -> None:
+    for name, value in servers.items():
+        if isinstance(value, dict):
+            found = of(name, value, client="c", scope="user", file="/f")
+            known = identify(found, {"PATH": "/usr/bin", "HOME": "/nowhere"}, Path("/nowhere"))
+            assert known is None or (known.digest.startswith("sha256:") and known.facts())
 
 
 def test_folders_of_plugins_without_end_are_left(tmp_path: Path) -> None:

@@ -276,13 +276,13 @@ def _add_interpreter(found: Path, env: Mapping[str, str], cwd: Path, code: list[
 
 
 def _add(code: list[Code], notes: list[str], role: str, path: Path) -> None:
-    real = Path(os.path.realpath(path))
     try:
+        real = Path(os.path.realpath(path))
         status = real.stat()
         system = role == "interpreter" and status.st_uid == 0 and not status.st_mode & 0o022
         code.append(Code(role, str(real), "" if system else _file_sum(real)))
-    except (OSError, UnreadableError) as failed:
-        code.append(Code(role, str(real), MISSING))
+    except (OSError, UnreadableError, ValueError) as failed:
+        code.append(Code(role, str(path), MISSING))
         notes.append(f"{path} cannot be read: {getattr(failed, 'strerror', None) or failed}")
 
 

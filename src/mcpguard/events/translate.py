@@ -23,6 +23,7 @@ from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import replace
 from mcpguard.policy.decide import automaton_of
+from mcpguard.wire.lookups import UNANSWERED
 from mcpguard.wire.records import (
     CallRecord,
     ExecRecord,
@@ -163,7 +164,8 @@ class Translator:
         self._hosts.add(record)
         rule = None if record.rule == 0 and record.verdict is Verdict.ALLOW else self._policy.rules[record.rule]
         words = [record.asked or "?", *record.addresses[:_SHOWN_ADDRESSES]]
-        detail = " ".join(words) + (f": {record.detail}" if record.detail else "")
+        mark = "; " if record.detail.startswith(UNANSWERED) else ": "
+        detail = " ".join(words) + (f"{mark}{record.detail}" if record.detail else "")
         if record.verdict is Verdict.DENY and record.rule == 0 and record.host:
             detail = self._own_names.asking(self._policy, record.host, record.asked) or detail
         finding = Finding(Kind.DNS, "query", record.verdict, rule=rule, detail=detail)

@@ -37,21 +37,30 @@ class Servers:
         self._path = path
         self._seen: tuple[int, ...] = ()
         self._servers: list[str] = []
+        self._search: list[str] = []
 
     def now(self) -> list[str]:
         """Textual addresses, one to three, as the C library takes them."""
+        return self._servers if self._look() else [_LOCAL]
+
+    def search(self) -> list[str]:
+        """The domains that the C library tries behind a name, lower case, without dots at their ends."""
+        return self._search if self._look() else []
+
+    def _look(self) -> bool:
         try:
             stat = os.stat(self._path)  # noqa: PTH116
         except OSError:
-            return [_LOCAL]
+            return False
         seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if seen != self._seen:
-            self._servers, self._seen = _read(self._path), seen
-        return self._servers
+            (self._servers, self._search), self._seen = _read(self._path), seen
+        return True
 
 
-def _read(path: str) -> list[str]:
-    found = []
+def _read(path: str) -> tuple[list[str], list[str]]:
+    found: list[str] = []
+    search: list[str] = []
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
             for words in map(str.split, lines):
@@ -60,9 +69,11 @@ def _read(path: str) -> list[str]:
                         found.append(str(ipaddress.ip_address(words[1])))
                     except ValueError:
                         continue
+                elif words and words[0] in ("search", "domain"):
+                    search = [word.strip(".").lower() for word in words[1:]]
     except OSError:
         pass
-    return found[:_MOST_SERVERS] or [_LOCAL]
+    return found[:_MOST_SERVERS] or [_LOCAL], list(filter(None, search))
 
 
 async def ask(
