@@ -29,6 +29,8 @@ _NAT64 = b"\0\x64\xff\x9b" + bytes(8)
 _SIX_TO_FOUR = b"\x20\x02"
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)")
+_EVERY_PORT = (0, 65535)
+NAMES_OVER_TLS = 853
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
@@ -265,7 +267,7 @@ def _split_port(text: str) -> tuple[str, str | None]:
 
 def _ports(text: str | None) -> tuple[int, int]:
     if text is None:
-        return 0, 65535
+        return _EVERY_PORT
     found = _PORTS.fullmatch(text)
     if not found:
         raise _Wrong(f'"{text}" is not a port', "write :443 or :3000-3999, and [ADDRESS]:PORT for IPv6")
@@ -286,7 +288,15 @@ def _entries(
     for address, prefix in networks:
         yield NetEntry(address, prefix, *ports, protocols, rule.effect, number)
     if not networks:
-        yield NameEntry(_name(rule, host), *ports, protocols, rule.effect, number)
+        for low, high in _of_name(rule, ports):
+            yield NameEntry(_name(rule, host), low, high, protocols, rule.effect, number)
+
+
+def _of_name(rule: NetRule, ports: tuple[int, int]) -> list[tuple[int, int]]:
+    """The ports of a rule for a name: who names none does not mean a resolver that answers for every name."""
+    if rule.effect is Effect.DENY or ports != _EVERY_PORT:
+        return [ports]
+    return [(_EVERY_PORT[0], NAMES_OVER_TLS - 1), (NAMES_OVER_TLS + 1, _EVERY_PORT[1])]
 
 
 def _networks(rule: NetRule, host: str) -> list[tuple[bytes, int]]:
