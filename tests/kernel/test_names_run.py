@@ -24,6 +24,7 @@ from puppet import puppet
 from upstream import HOST, Upstream, upstream
 
 import mcpguard
+from mcpguard.events.doors import DOOR
 
 pytestmark = pytest.mark.kernel
 RESOLVER = f"{mcpguard.__path__[0]}/resolver/__main__.py"
@@ -427,11 +428,25 @@ def test_in_audit_names_are_asked_for_and_what_no_rule_allows_is_told(box: Sandb
     assert {event["kind"] for event in events} == {"dns", "net"}
 
 
-DOORS = ("/run/systemd/resolve/io.systemd.Resolve", "/run/nscd/socket", "/run/avahi-daemon/socket")
+DOORS = (
+    "/run/systemd/resolve/io.systemd.Resolve",
+    "/run/systemd/resolve/io.systemd.Resolve.Monitor",
+    "/run/dbus/system_bus_socket",
+    "/run/nscd/socket",
+    "/run/avahi-daemon/socket",
+)
+# Multicast DNS, LLMNR, and names over TLS at an address that a name has opened on another port: address, port, type.
+FAR_DOORS = (("224.0.0.251", 5353, 2), ("224.0.0.252", 5355, 2), (OK, 853, 1), (OK, 853, 2), (OK, 5355, 1))
 
 
 def test_other_doors_to_a_resolver_are_closed(box: Sandbox) -> None:
-    code = "\n".join(f"print(local({door!r}))" for door in DOORS) + "\nprint(reach('224.0.0.251', 5353, 2))"
+    code = "\n".join(
+        [
+            *(f"print(local({door!r}))" for door in DOORS),
+            "print(look_up('ok.test'))",
+            *(f"print(reach{door!r})" for door in FAR_DOORS),
+        ]
+    )
     with contextlib.ExitStack() as stack:
         there = []
         for door in DOORS:
@@ -446,12 +461,33 @@ def test_other_doors_to_a_resolver_are_closed(box: Sandbox) -> None:
                 there.append(door)
         outside = attempt(box, code, guarded=False)
         assert outside[: len(DOORS)].count("connected") >= len(there)
+        assert not [line for line in outside[-len(FAR_DOORS) :] if "PermissionError" in line]
         inside = attempt(box, code)
-    assert "connected" not in inside
-    assert inside[-1].startswith("PermissionError")
-    assert denied(box, kind="net", address="224.0.0.251", port=5353)
+    assert "connected" not in inside and inside[len(DOORS)] == OK
+    assert all(line.startswith("PermissionError") for line in inside[-len(FAR_DOORS) :]), inside
+    events = box.denials()
+    for address, port, kind in FAR_DOORS:
+        word = "tcp" if kind == 1 else "udp"
+        found = [e for e in events if (e.get("address"), e.get("port"), e.get("protocol")) == (address, port, word)]
+        assert found and DOOR in found[0]["detail"], (address, port, found)
     for door in there:
-        assert [e for e in box.denials() if e["kind"] in ("unix", "file") and e.get("path") == door], door
+        found = [e for e in events if e["kind"] == "unix" and e.get("path") == door]
+        # `base` denies the system bus on purpose, and says why itself.
+        assert found and (DOOR in found[0].get("detail", "") or found[0]["rule"]["text"] == "sockets deny /run/dbus")
+
+
+def test_a_rule_without_a_port_opens_no_names_over_tls_and_one_that_names_the_port_does(box: Sandbox) -> None:
+    profile = PROFILE.replace(f"ok.test:{PORT}", "ok.test")
+    code = f"print(look_up('ok.test')); print(reach({OK!r})); print(reach({OK!r}, 853)); print(reach({OK!r}, 854))"
+    try:
+        box.write_profile("names", profile)
+        address, page, tls, beside = attempt(box, code)
+        assert (address, page) == (OK, "HTTP/1.0 200")
+        assert tls.startswith("PermissionError") and beside.startswith("ConnectionRefused")
+        box.write_profile("names", profile.replace('    - "ok.test"\n', '    - "ok.test"\n    - "ok.test:853"\n'))
+        assert attempt(box, code)[2].startswith("ConnectionRefused")
+    finally:
+        box.write_profile("names", PROFILE)
 
 
 def test_a_resolver_that_is_killed_opens_nothing_and_comes_back(town: Town, box: Sandbox) -> None:

@@ -9,6 +9,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from mcpguard.events import doors
 from mcpguard.events.attribute import Attributor
 from mcpguard.events.calls import judge_call
 from mcpguard.events.finding import Finding
@@ -146,7 +147,8 @@ class Translator:
         detail = record.detail or (f"{record.protocol} socket" if record.op == "socket" and record.protocol else None)
         if record.verdict is Verdict.DENY and record.rule == 0:
             detail = (
-                sorting(record.op, record.protocol, record.port, known=self._hosts.of(record.address) is not None)
+                doors.of_port(record.port, record.protocol)
+                or sorting(record.op, record.protocol, record.port, known=self._hosts.of(record.address) is not None)
                 or detail
             )
         finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=detail)

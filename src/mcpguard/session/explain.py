@@ -188,7 +188,7 @@ def _destination(target: str) -> tuple[str, str, int, int]:
     except PolicyError as bad:
         raise _misunderstood(target, bad.why, "write HOST:PORT, such as example.com:443 or [::1]:80") from None
     entry = entries[0]
-    whole = (entry.port_low, entry.port_high) == (0, 65535)
+    whole = entry.port_low == 0  # no port that anybody can write
     if entry.port_low != entry.port_high and not whole:
         raise _misunderstood(target, "a connection has one port", "write HOST:PORT")
     port = DEFAULT_PORT if whole else entry.port_low
