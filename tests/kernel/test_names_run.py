@@ -24,6 +24,7 @@ from puppet import puppet
 from upstream import HOST, Upstream, upstream
 
 import mcpguard
+from mcpguard.events.doors import DOOR
 
 pytestmark = pytest.mark.kernel
 RESOLVER = f"{mcpguard.__path__[0]}/resolver/__main__.py"
@@ -427,11 +428,25 @@ def test_in_audit_names_are_asked_for_and_what_no_rule_allows_is_told(box: Sandb
     assert {event["kind"] for event in events} == {"dns", "net"}
 
 
-DOORS = ("/run/systemd/resolve/io.systemd.Resolve", "/run/nscd/socket", "/run/avahi-daemon/socket")
+DOORS = (
+    "/run/systemd/resolve/io.systemd.Resolve",
+    "/run/systemd/resolve/io.systemd.Resolve.Monitor",
+    "/run/dbus/system_bus_socket",
+    "/run/nscd/socket",
+    "/run/avahi-daemon/socket",
+)
+# Multicast DNS, LLMNR, and names over TLS at an address that a name has opened on another port: address, port, type.
+FAR_DOORS = (("224.0.0.251", 5353, 2), ("224.0.0.252", 5355, 2), (OK, 853, 1), (OK, 853, 2), (OK, 5355, 1))
 
 
 def test_other_doors_to_a_resolver_are_closed(box: Sandbox) -> None:
-    code = "\n".join(f"print(local({door!r}))" for door in DOORS) + "\nprint(reach('224.0.0.251', 5353, 2))"
+    code = "\n".join(
+        [
+            *(f"print(local({door!r}))" for door in DOORS),
+            "print(look_up('ok.test'))",
+            *(f"print(reach{door!r})" for door in FAR_DOORS),
+        ]
+    )
     with contextlib.ExitStack() as stack:
         there = []
         for door in DOORS:
@@ -446,12 +461,33 @@ def test_other_doors_to_a_resolver_are_closed(box: Sandbox) -> None:
                 there.append(door)
         outside = attempt(box, code, guarded=False)
         assert outside[: len(DOORS)].count("connected") >= len(there)
+        assert not [line for line in outside[-len(FAR_DOORS) :] if "PermissionError" in line]
         inside = attempt(box, code)
-    assert "connected" not in inside
-    assert inside[-1].startswith("PermissionError")
-    assert denied(box, kind="net", address="224.0.0.251", port=5353)
+    assert "connected" not in inside and inside[len(DOORS)] == OK
+    assert all(line.startswith("PermissionError") for line in inside[-len(FAR_DOORS) :]), inside
+    events = box.denials()
+    for address, port, kind in FAR_DOORS:
+        word = "tcp" if kind == 1 else "udp"
+        found = [e for e in events if (e.get("address"), e.get("port"), e.get("protocol")) == (address, port, word)]
+        assert found and DOOR in found[0]["detail"], (address, port, found)
     for door in there:
-        assert [e for e in box.denials() if e["kind"] in ("unix", "file") and e.get("path") == door], door
+        found = [e for e in events if e["kind"] == "unix" and e.get("path") == door]
+        # `base` denies the system bus on purpose, and says why itself.
+        assert found and (DOOR in found[0].get("detail", "") or found[0]["rule"]["text"] == "sockets deny /run/dbus")
+
+
+def test_a_rule_without_a_port_opens_no_names_over_tls_and_one_that_names_the_port_does(box: Sandbox) -> None:
+    profile = PROFILE.replace(f"ok.test:{PORT}", "ok.test")
+    code = f"print(look_up('ok.test')); print(reach({OK!r})); print(reach({OK!r}, 853)); print(reach({OK!r}, 854))"
+    try:
+        box.write_profile("names", profile)
+        address, page, tls, beside = attempt(box, code)
+        assert (address, page) == (OK, "HTTP/1.0 200")
+        assert tls.startswith("PermissionError") and beside.startswith("ConnectionRefused")
+        box.write_profile("names", profile.replace('    - "ok.test"\n', '    - "ok.test"\n    - "ok.test:853"\n'))
+        assert attempt(box, code)[2].startswith("ConnectionRefused")
+    finally:
+        box.write_profile("names", PROFILE)
 
 
 def test_a_resolver_that_is_killed_opens_nothing_and_comes_back(town: Town, box: Sandbox) -> None:
@@ -575,10 +611,38 @@ def test_a_name_that_is_allowed_while_the_session_runs_resolves_and_is_reached(b
 
 
 def test_why_and_the_log_speak_of_names(box: Sandbox) -> None:
-    attempt(box, "print(look_up('a.wild.test')); print(look_up('evil.test'))")
-    assert box.mcpguard("why", "-p", "names", "connect", f"a.wild.test:{PORT}").code == 0
-    assert box.mcpguard("why", "-p", "names", "connect", f"evil.test:{PORT}").code == 1
-    inside = box.mcpguard("why", "-p", "names", "connect", f"rebind.test:{PORT}")
-    assert inside.code == 1
-    assert "never opens that" in inside.out
-    assert {e["host"] for e in box.events(None, "--host", "*.wild.test")} == {"a.wild.test"}
+    attempt(
+        box,
+        f"print(look_up('a.wild.test')); print(look_up('evil.test')); print(reach({OK!r})); print(reach({OK!r}, 22))",
+    )
+
+    def why(target: str) -> tuple[int, str]:
+        done = box.mcpguard("why", "-p", "names", "connect", target)
+        return done.code, done.out
+
+    for target, code, words in (
+        (f"a.wild.test:{PORT}", 0, f"while its answer holds, now {OK}"),
+        ("a.wild.test:22", 1, "a rule allows it on other ports"),
+        ("a.wild.test:853", 1, DOOR),
+        (f"evil.test:{PORT}", 1, "nobody outside is asked"),
+        (f"shut.wild.test:{PORT}", 1, "network deny shut.wild.test"),
+        (f"rebind.test:{PORT}", 1, "never opens that"),
+        (f"denied.wild.test:{PORT}", 1, f"is {OTHER}"),
+        (f"{OK}:{PORT}", 1, "a name with a rule that leads there opens it"),
+        ("203.0.113.53:53", 1, "a resolver of the session's own"),
+    ):
+        assert why(target)[0] == code and words in " ".join(why(target)[1].split()), (target, why(target))
+    for pattern, names, kinds in (
+        ("*.wild.test", {"a.wild.test"}, {("dns", "allow"), ("net", "allow"), ("net", "deny")}),
+        ("?.wild.*", {"a.wild.test"}, {("dns", "allow"), ("net", "allow"), ("net", "deny")}),
+        ("evil.*", {"evil.test"}, {("dns", "deny")}),
+        (
+            "*.test",
+            {"a.wild.test", "evil.test"},
+            {("dns", "allow"), ("dns", "deny"), ("net", "allow"), ("net", "deny")},
+        ),
+        ("wild.test", set(), set()),
+    ):
+        found = box.events(None, "--host", pattern)
+        assert {event["host"] for event in found} == names, pattern
+        assert {(event["kind"], event["verdict"]) for event in found} == kinds, pattern

@@ -100,7 +100,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     edits = None
     try:
         facts = _start(broker, recording, start.resolver, fixed)
-        start.resolver.start(policy, broker.descriptors)
+        start.resolver.start(policy, broker.descriptors, ask=options.ask)
         watch.agent_started(int(facts["pid"]))
         gc.freeze()  # or its first look goes through all of that, while the agent starts
         gc.enable()
@@ -108,7 +108,9 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             later.start()
         if hooks:
             hooks.start()
-        edits = _take_edits(session, lambda: _live(policy, offer, broker, start.resolver, recording, hooks, later))
+        edits = _take_edits(
+            session, start.resolver, lambda: _live(policy, offer, broker, start.resolver, recording, hooks, later)
+        )
         code, trouble = _wait_for_agent(broker, command, recording)
     finally:
         watch.agent_ended()
@@ -189,11 +191,11 @@ def _plan(policy: Policy, broker: client.Broker) -> tuple[FilesPlan, sockets.Lat
     return plan, sockets.LaterSockets(may_connect, refused, broker.hide)
 
 
-def _take_edits(session: str, live: Callable[[], Live]) -> Edits:
+def _take_edits(session: str, resolver: Resolver, live: Callable[[], Live]) -> Edits:
     """The agent runs: what is imported now, nobody waits for."""
     from mcpguard.session.edits import Edits
 
-    edits = Edits(session)
+    edits = Edits(session, resolver)
     edits.start(live)
     return edits
 
