@@ -39,9 +39,10 @@ def identify(server: Server, environment: Mapping[str, str], project: Path) -> I
 
 def folder(server: Server, environment: Mapping[str, str], project: Path) -> Path:
     """Where a local server is started; the arguments as for `identify`."""
-    text = expanded(server.cwd, {**environment, **_places(server, project)})
-    start = Path(server.project or project)
-    return start / Path(text).expanduser() if text else start
+    cwd = expanded(server.cwd, {**environment, **_places(server, project)})
+    if cwd == "~" or cwd.startswith("~/"):
+        cwd = environment.get("HOME", "") + cwd[1:]
+    return Path(server.project or project, cwd)
 
 
 def start_environment(server: Server, environment: Mapping[str, str]) -> dict[str, str]:
