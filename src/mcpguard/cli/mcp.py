@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 import typer
 
 from mcpguard.catalogue import approved, starting
+from mcpguard.catalogue import scan as scanning
 from mcpguard.catalogue.approved import Entry
+from mcpguard.catalogue.findings import Finding
 from mcpguard.catalogue.identity import MISSING
 from mcpguard.catalogue.survey import Row, Survey, chosen, masked_words, survey
 from mcpguard.cli import exit_codes, render
@@ -20,7 +22,7 @@ from mcpguard.events.format import shorten
 
 _HELP = """See which MCP servers your agents' settings declare, what each really runs, and approve those that may start.
 
-list shows them all, show all that is known of one. Nothing is started to find out.
+list shows them all, scan what is wrong with them, show all that is known of one. Nothing is started to find out.
 
 approve remembers exactly one program with its words; when anything of it changes, it has to be approved again."""
 
@@ -50,7 +52,7 @@ def register(app: typer.Typer) -> None:
     """Add the group of commands."""
     group = typer.Typer(help=_HELP, no_args_is_help=True)
     group.command("list")(list_)
-    for command in (show, approve, revoke):
+    for command in (scan, show, approve, revoke):
         group.command(command.__name__)(command)
     app.add_typer(group, name="mcp")
 
@@ -115,6 +117,65 @@ def _as_json(row: Row) -> dict[str, object]:
         "notes": known.notes or None if known else None,
     }
     return {key: value for key, value in values.items() if value is not None}
+
+
+def scan(
+    format: Annotated[
+        Literal["table", "json", "sarif"], typer.Option("--format", help="How to print what was found.")
+    ] = "table",
+) -> None:
+    """Find what is wrong with the declared servers: secrets, packages without a version, wide folders, and the like.
+
+    Reads the settings of every known client and the files that they name; nothing is started, nothing is sent. Each
+    finding has its number in the OWASP MCP Top 10 (2025). Exits 1 when something was found, 0 when nothing was.
+    """
+    found = _survey()
+    findings = scanning.scan(found, os.environ)
+    if format == "json":
+        render.as_json([_finding_as_json(one) for one in findings])
+    elif format == "sarif":
+        from mcpguard.catalogue import sarif
+
+        render.as_json(sarif.document(findings, Path.cwd()))
+    else:
+        _print_findings(findings, len(found.rows))
+    raise typer.Exit(exit_codes.NEGATIVE if findings else exit_codes.DONE)
+
+
+def _print_findings(findings: Sequence[Finding], servers: int) -> None:
+    """By server and file; what to do is said once for each kind."""
+    home = str(Path.home())
+    rows = [
+        [one.rule.level.value, one.rule.owasp, one.rule.name, one.server, _where(one, home), one.detail]
+        for one in findings
+    ]
+    if rows:
+        render.table(("level", "owasp", "finding", "server", "where", "what"), rows)
+        render.line()
+    for rule in dict.fromkeys(one.rule for one in findings):
+        render.line(f"{rule.name}: {rule.says}; {rule.do}")
+    render.note(f"{len(findings)} findings in {servers} servers" if findings else f"nothing found in {servers} servers")
+
+
+def _where(found: Finding, home: str) -> str:
+    return shorten(found.file, home) + (f":{found.line}" if found.line else "")
+
+
+def _finding_as_json(found: Finding) -> dict[str, object]:
+    values: dict[str, object] = {
+        "finding": found.rule.name,
+        "owasp": found.rule.owasp,
+        "level": found.rule.level.value,
+        "says": found.rule.says,
+        "do": found.rule.do,
+        "detail": found.detail,
+        "server": found.server,
+        "client": found.client,
+        "scope": found.scope,
+        "file": found.file,
+        "line": found.line,
+    }
+    return {key: value for key, value in values.items() if value not in ("", 0)}
 
 
 def show(name: Name, client: Client = "", format: Format = "table") -> None:
