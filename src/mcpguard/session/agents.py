@@ -24,6 +24,7 @@ from mcpguard.session.gate import SHIM
 _STRONGEST = ("command line", "managed", "local", "project", "environment", "user", "plugin")
 _MCP_CONFIG, _STRICT = "--mcp-config", "--strict-mcp-config"
 _LARGEST_ARGUMENT = 120_000
+_LARGEST_FILE = 1 << 20
 
 
 class Keeps(Protocol):
@@ -143,7 +144,7 @@ def _from_argument(text: str) -> list[Server]:
         if text.lstrip().startswith("{"):
             value, _repeated = reading.parse(text.encode(errors="surrogateescape"), "json")
         else:
-            value = reading.read(Path(text), "json").value
+            value = reading.read(Path(text), "json", _LARGEST_FILE).value
         group = value["mcpServers"]
         return [
             servers.of(str(name), one, client="claude-code", scope="command line", file=_MCP_CONFIG, project="")
@@ -183,7 +184,7 @@ def _gemini(variable: str, system: str) -> Callable[..., Told]:
         """The settings of the system count before all others; those that the host has are kept."""
         path = Path(environment.get(variable) or system)
         try:
-            settings = reading.read(path, "json").value
+            settings = reading.read(path, "json", _LARGEST_FILE).value
         except (OSError, reading.UnreadableError):
             settings = {}
         local = _local(found)
