@@ -116,6 +116,7 @@ def of(world: World, server: dict[str, Any]) -> list[tuple[str, str]]:
             "privileged-container",
             "-v /var/run/docker.sock:/s",
         ),
+        ({"url": "https://x.example", "headersHelper": "./get"}, "helper-command", "headersHelper: ./get"),
         ({"command": "x", "trust": True}, "auto-approval", "trust: true"),
         ({"command": "x", "alwaysAllow": ["read", "write"]}, "auto-approval", "alwaysAllow: read, write"),
         ({"command": "x", "env": {"LD_PRELOAD": "/x.so"}}, "code-by-variable", "LD_PRELOAD=/x.so"),
