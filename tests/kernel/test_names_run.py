@@ -611,10 +611,38 @@ def test_a_name_that_is_allowed_while_the_session_runs_resolves_and_is_reached(b
 
 
 def test_why_and_the_log_speak_of_names(box: Sandbox) -> None:
-    attempt(box, "print(look_up('a.wild.test')); print(look_up('evil.test'))")
-    assert box.mcpguard("why", "-p", "names", "connect", f"a.wild.test:{PORT}").code == 0
-    assert box.mcpguard("why", "-p", "names", "connect", f"evil.test:{PORT}").code == 1
-    inside = box.mcpguard("why", "-p", "names", "connect", f"rebind.test:{PORT}")
-    assert inside.code == 1
-    assert "never opens that" in inside.out
-    assert {e["host"] for e in box.events(None, "--host", "*.wild.test")} == {"a.wild.test"}
+    attempt(
+        box,
+        f"print(look_up('a.wild.test')); print(look_up('evil.test')); print(reach({OK!r})); print(reach({OK!r}, 22))",
+    )
+
+    def why(target: str) -> tuple[int, str]:
+        done = box.mcpguard("why", "-p", "names", "connect", target)
+        return done.code, done.out
+
+    for target, code, words in (
+        (f"a.wild.test:{PORT}", 0, f"while its answer holds, now {OK}"),
+        ("a.wild.test:22", 1, "a rule allows it on other ports"),
+        ("a.wild.test:853", 1, DOOR),
+        (f"evil.test:{PORT}", 1, "nobody outside is asked"),
+        (f"shut.wild.test:{PORT}", 1, "network deny shut.wild.test"),
+        (f"rebind.test:{PORT}", 1, "never opens that"),
+        (f"denied.wild.test:{PORT}", 1, f"is {OTHER}"),
+        (f"{OK}:{PORT}", 1, "a name with a rule that leads there opens it"),
+        ("203.0.113.53:53", 1, "a resolver of the session's own"),
+    ):
+        assert why(target)[0] == code and words in " ".join(why(target)[1].split()), (target, why(target))
+    for pattern, names, kinds in (
+        ("*.wild.test", {"a.wild.test"}, {("dns", "allow"), ("net", "allow"), ("net", "deny")}),
+        ("?.wild.*", {"a.wild.test"}, {("dns", "allow"), ("net", "allow"), ("net", "deny")}),
+        ("evil.*", {"evil.test"}, {("dns", "deny")}),
+        (
+            "*.test",
+            {"a.wild.test", "evil.test"},
+            {("dns", "allow"), ("dns", "deny"), ("net", "allow"), ("net", "deny")},
+        ),
+        ("wild.test", set(), set()),
+    ):
+        found = box.events(None, "--host", pattern)
+        assert {event["host"] for event in found} == names, pattern
+        assert {(event["kind"], event["verdict"]) for event in found} == kinds, pattern
