@@ -34,11 +34,15 @@ def identify(server: Server, environment: Mapping[str, str], project: Path) -> I
         return identity.of_remote(expanded(server.url, known))
     command = expanded(server.command, known)
     args = [expanded(arg, known) for arg in server.args]
-    cwd = expanded(server.cwd, known)
+    return identity.of(command, args, start_environment(server, environment), str(folder(server, environment, project)))
+
+
+def folder(server: Server, environment: Mapping[str, str], project: Path) -> Path:
+    """Where a local server is started; the arguments as for `identify`."""
+    cwd = expanded(server.cwd, {**environment, **_places(server, project)})
     if cwd == "~" or cwd.startswith("~/"):
         cwd = environment.get("HOME", "") + cwd[1:]
-    folder = Path(server.project or project, cwd)
-    return identity.of(command, args, start_environment(server, environment), str(folder))
+    return Path(server.project or project, cwd)
 
 
 def start_environment(server: Server, environment: Mapping[str, str]) -> dict[str, str]:

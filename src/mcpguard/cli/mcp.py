@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 import typer
 
 from mcpguard.catalogue import approved, starting
-from mcpguard.catalogue import scan as scanning
 from mcpguard.catalogue.approved import Entry
 from mcpguard.catalogue.findings import Finding
 from mcpguard.catalogue.identity import MISSING
 from mcpguard.catalogue.survey import Row, Survey, chosen, masked_words, survey
 from mcpguard.cli import exit_codes, render
+from mcpguard.cli.mcp_scan import findings, scan
 from mcpguard.errors import UsageError
 from mcpguard.events.format import shorten
 
@@ -119,82 +119,24 @@ def _as_json(row: Row) -> dict[str, object]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def scan(
-    format: Annotated[
-        Literal["table", "json", "sarif"], typer.Option("--format", help="How to print what was found.")
-    ] = "table",
-) -> None:
-    """Find what is wrong with the declared servers: secrets, packages without a version, wide folders, and the like.
-
-    Reads the settings of every known client and the files that they name; nothing is started, nothing is sent. Each
-    finding has its number in the OWASP MCP Top 10 (2025). Exits 1 when something was found, 0 when nothing was.
-    """
-    found = _survey()
-    findings = scanning.scan(found, os.environ)
-    if format == "json":
-        render.as_json([_finding_as_json(one) for one in findings])
-    elif format == "sarif":
-        from mcpguard.catalogue import sarif
-
-        render.as_json(sarif.document(findings, Path.cwd()))
-    else:
-        _print_findings(findings, len(found.rows))
-    raise typer.Exit(exit_codes.NEGATIVE if findings else exit_codes.DONE)
-
-
-def _print_findings(findings: Sequence[Finding], servers: int) -> None:
-    """By server and file; what to do is said once for each kind."""
-    home = str(Path.home())
-    rows = [
-        [one.rule.level.value, one.rule.owasp, one.rule.name, one.server, _where(one, home), one.detail]
-        for one in findings
-    ]
-    if rows:
-        render.table(("level", "owasp", "finding", "server", "where", "what"), rows)
-        render.line()
-    for rule in dict.fromkeys(one.rule for one in findings):
-        render.line(f"{rule.name}: {rule.says}; {rule.do}")
-    render.note(f"{len(findings)} findings in {servers} servers" if findings else f"nothing found in {servers} servers")
-
-
-def _where(found: Finding, home: str) -> str:
-    return shorten(found.file, home) + (f":{found.line}" if found.line else "")
-
-
-def _finding_as_json(found: Finding) -> dict[str, object]:
-    values: dict[str, object] = {
-        "finding": found.rule.name,
-        "owasp": found.rule.owasp,
-        "level": found.rule.level.value,
-        "says": found.rule.says,
-        "do": found.rule.do,
-        "detail": found.detail,
-        "server": found.server,
-        "client": found.client,
-        "scope": found.scope,
-        "file": found.file,
-        "line": found.line,
-    }
-    return {key: value for key, value in values.items() if value not in ("", 0)}
-
-
 def show(name: Name, client: Client = "", format: Format = "table") -> None:
     """Print all that is known of a server: where it is declared, what it really runs, and what was approved."""
-    rows = chosen(_survey(), name, client)
-    entries = approved.load().named(name)
+    found = _survey()
+    rows, entries = chosen(found, name, client), found.catalogue.named(name)
     if format == "json":
         known = [{"declared_in": one.declared_in, "digest": one.digest, "approved": one.approved} for one in entries]
         render.as_json({"name": name, "declared": [_as_json(row) for row in rows], "approved": known})
         return
+    told = findings(found)
     for row in rows:
-        _print(row)
+        _print(row, told)
     for entry in entries:
         render.line(f"approved     {entry.approved}  {entry.digest}")
         render.line(f"  as         {entry.facts.get('command') or entry.facts.get('origin', '')}")
         render.line(f"  from       {entry.declared_in}")
 
 
-def _print(row: Row) -> None:
+def _print(row: Row, told: Sequence[Finding]) -> None:
     """What would be trusted, for a person to read."""
     server, known = row.server, row.identity
     place = f"{server.project} in {server.file}" if server.project else server.file
@@ -207,6 +149,11 @@ def _print(row: Row) -> None:
     pairs.append(("state", _state(row)))
     pairs += [("changed", text) for text in row.state.differences]
     pairs += [("note", text) for text in _caveats(row)]
+    pairs += [
+        ("finding", f"{one.rule.owasp} {one.rule.name}: {one.rule.says}: {one.detail}")
+        for one in told
+        if (one.server, one.file, one.client) == (server.name, server.file, server.client)
+    ]
     for name, text in pairs:
         render.line(f"{name:<11}  {text}")
     render.line()
@@ -235,8 +182,6 @@ def _caveats(row: Row) -> Iterator[str]:
     yield from row.identity.notes
     for text in starting.unknown(row.server, os.environ, Path.cwd()):
         yield f"{text} is put in by its client, and what it becomes is not known here"
-    if row.identity.package is not None and not row.identity.package.pinned:
-        yield "its package has no exact version: what it fetches may be another tomorrow, and this approval would not see it"
 
 
 def approve(
@@ -251,9 +196,9 @@ def approve(
 ) -> None:
     """Let a server start in guarded sessions, after a look at what it really is.
 
-    Shows the program, its words, its script with their digests, and its package; then asks. What is approved is exactly
-    that: when a word, the program or the script changes, the server is refused until it is approved again. A remote
-    server is approved by its origin. Exits 1 when something was left out.
+    Shows the program, its words, its script with their digests, its package, and what a scan finds; then asks. What is
+    approved is exactly that: when a word, the program or the script changes, the server is refused until it is approved
+    again. A remote server is approved by its origin. Exits 1 when something was left out.
     """
     if bool(names) == all_:
         raise _misuse("name the servers, or say --all", "there are none named" if not names else "both were given")
@@ -263,7 +208,8 @@ def approve(
         rows = [row for row in found.rows if row.here and row.identity and client in ("", row.server.client)]
     if yes and not all_:
         _one_each(rows, client)
-    outcomes = [_approve(row, yes) for row in rows]
+    told = findings(found)
+    outcomes = [_approve(row, told, yes=yes) for row in rows]
     if not rows:
         render.note("no server is declared here that could be approved")
     raise typer.Exit(exit_codes.DONE if all(outcomes) else exit_codes.NEGATIVE)
@@ -283,12 +229,12 @@ def _one_each(rows: Sequence[Row], client: str) -> None:
             )
 
 
-def _approve(row: Row, yes: bool) -> bool:
+def _approve(row: Row, told: Sequence[Finding], *, yes: bool) -> bool:
     """Whether it is approved in the end."""
     if row.state.allowed:
         render.line(f"{row.server.name} is approved already, as {row.server.client} declares it")
         return True
-    _print(row)
+    _print(row, told)
     if row.identity is None or row.identity.origin.startswith("unreadable") or _missing(row):
         render.note(f"{row.server.name} cannot be approved: what it would start is not there to be looked at")
         return False
