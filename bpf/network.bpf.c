@@ -18,11 +18,13 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 enum { MG_BLOCK = 0, MG_PASS = 1 };
 enum { MG_SOCK_STREAM = 1, MG_SOCK_DGRAM = 2 };
 enum { MG_STATE_LISTEN = 10 };
+enum { MG_DNS_PORT = 53 };
 
 /* Facts about one socket of a tree. */
 struct mg_socket {
 	__u64 leaf;		/* whose it is, as mg_leaf.id */
 	struct mg_target peer;	/* the destination that the connect hook let through */
+	struct mg_target server;	/* whom it last asked for a name; the question went to the resolver */
 	__u8 approved;		/* `peer` is set */
 	__u8 serves;		/* bound or listening where a rule allows it */
 	struct mg_owner owner;
@@ -35,7 +37,9 @@ struct {
 	__type(value, struct mg_socket);
 } mg_sockets SEC(".maps");
 
-/* Peers that sent a datagram to a socket that serves: it may answer them. */
+/* Peers that sent a datagram to a socket that serves: it may answer them. And peers at a name's address: what a socket began
+ * with one of them goes on when the address has grown too old for something new.
+ */
 struct mg_asker {
 	__u64 cookie;
 	struct mg_target peer;
@@ -50,6 +54,23 @@ struct mg_peers {
 };
 
 MG_PER_SLOT(mg_askers, struct mg_peers);
+
+struct mg_recent_questions {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__uint(key_size, sizeof(struct mg_question_key));
+	__uint(value_size, sizeof(struct mg_question));
+};
+
+MG_PER_SLOT(mg_questions, struct mg_recent_questions);
+
+/* Ports of the resolvers of all sessions. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MG_SESSIONS_LIMIT);
+	__type(key, __u32);
+	__type(value, __u32);
+} mg_resolvers SEC(".maps");
 
 /* A context field may only be read at a fixed offset; the compiler likes to join reads of two branches
  * into one at a computed offset, which volatile reads in a straight line forbid.
@@ -154,6 +175,28 @@ static __always_inline void mg_source(struct bpf_sock_addr *ctx, const struct mg
 		__builtin_memcpy(from->words, own.words, sizeof(from->words));
 }
 
+/* --- resolvers ------------------------------------------------------------------------------------------------ */
+
+static __always_inline int mg_is_home(const struct mg_target *target)
+{
+	return mg_is_loopback(target) && target->words[3] == bpf_htonl(mg_is_v4(target) ? INADDR_LOOPBACK : 1);
+}
+
+static __always_inline int mg_is_resolver(const struct mg_leaf *leaf, const struct mg_target *target)
+{
+	return leaf->session.resolver && target->port == leaf->session.resolver && mg_is_home(target);
+}
+
+/* The resolver of another session answers by that one's rules and puts what it is asked on that one's record, so whatever the
+ * rules are, in audit too, nobody else speaks to it.
+ */
+static __always_inline int mg_is_foreign_resolver(const struct mg_leaf *leaf, const struct mg_target *target)
+{
+	__u32 port = target->port;
+
+	return port != leaf->session.resolver && mg_is_home(target) && bpf_map_lookup_elem(&mg_resolvers, &port);
+}
+
 /* --- destinations --------------------------------------------------------------------------------------------- */
 
 static __always_inline int mg_asked_before(const struct mg_leaf *leaf, __u64 cookie, const struct mg_target *target)
@@ -164,6 +207,32 @@ static __always_inline int mg_asked_before(const struct mg_leaf *leaf, __u64 coo
 	asker.cookie = cookie;
 	asker.peer = *target;
 	return askers && bpf_map_lookup_elem(askers, &asker);
+}
+
+static __always_inline void mg_remember_peer(const struct mg_leaf *leaf, __u64 cookie, const struct mg_target *peer)
+{
+	void *askers = mg_of_slot(&mg_askers, leaf->session.slot);
+	struct mg_asker asker = {};
+	__u64 now = bpf_ktime_get_ns();
+
+	asker.cookie = cookie;
+	asker.peer = *peer;
+	if (askers)
+		bpf_map_update_elem(askers, &asker, &now, BPF_ANY);
+}
+
+static __always_inline int mg_same_peer(const struct mg_target *a, const struct mg_target *b)
+{
+	return a->words[0] == b->words[0] && a->words[1] == b->words[1] && a->words[2] == b->words[2] &&
+	       a->words[3] == b->words[3] && a->port == b->port;
+}
+
+/* A connected IPv6 socket whose peer is an IPv4 one names it with each datagram: that was judged at connect. */
+static __always_inline int mg_was_approved(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, const struct mg_target *target)
+{
+	struct mg_socket *socket = mg_socket_of(ctx, leaf);
+
+	return socket && socket->approved && mg_same_peer(&socket->peer, target);
 }
 
 /* What no rule allows and no rule denies: own listeners and answers pass, the rest is the default's. */
@@ -180,13 +249,21 @@ static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_
 	struct mg_target from;
 	struct mg_socket *socket;
 
+	if (mg_is_foreign_resolver(leaf, target)) {
+		answer = (struct mg_answer){ .verdict = MG_DENY, .detail = MG_DETAIL_RESOLVER };
+		mg_report(&leaf->session, target, &answer, op, 0);
+		return MG_BLOCK;
+	}
 	mg_match(&leaf->session, MG_TABLE_CONNECT, target, &answer);
+	if (!answer.verdict && mg_match_learned(&leaf->session, target, &answer) && op == MG_NET_SENDMSG)
+		mg_remember_peer(leaf, bpf_get_socket_cookie(ctx), target);
 	if (!answer.verdict) {
 		mg_source(ctx, target, &from);
 		if (MG_OWN(leaf, ctx, &from, target)) {
 			answer.verdict = MG_ALLOW;
 			answer.detail = MG_DETAIL_OWN;
-		} else if (op == MG_NET_SENDMSG && mg_asked_before(leaf, bpf_get_socket_cookie(ctx), target)) {
+		} else if (op == MG_NET_SENDMSG && (mg_was_approved(ctx, leaf, target) ||
+						    mg_asked_before(leaf, bpf_get_socket_cookie(ctx), target))) {
 			return MG_PASS; /* traffic that others began is on record where they began it */
 		} else {
 			mg_default(leaf, &answer);
@@ -209,6 +286,73 @@ static __always_inline void mg_ports(struct bpf_sock_addr *ctx, struct mg_target
 	target->protocol = ctx->protocol;
 }
 
+/* --- names ---------------------------------------------------------------------------------------------------- */
+
+static __always_inline int mg_is_question(const struct mg_leaf *leaf, const struct mg_target *target)
+{
+	return leaf->session.resolver && target->port == MG_DNS_PORT && mg_protocol_mask(target->protocol);
+}
+
+/* A question for a name goes to the session's resolver, whomever the program asks; `target` becomes that. 0: it cannot. */
+static __always_inline int mg_redirect(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, struct mg_target *target,
+				       __u8 op)
+{
+	struct mg_socket *socket = mg_socket_of(ctx, leaf);
+
+	if (!socket)
+		return 0;
+	socket->server = *target;
+	target->port = leaf->session.resolver;
+	target->words[3] = bpf_htonl(mg_is_v4(target) ? INADDR_LOOPBACK : 1);
+	if (target->words[3] == bpf_htonl(1)) {
+		target->words[0] = 0;
+		target->words[1] = 0;
+		target->words[2] = 0;
+	}
+	if (op == MG_NET_CONNECT) {
+		socket->peer = *target;
+		socket->approved = 1;
+	}
+	return 1;
+}
+
+/* What the program asked, when `peer` is the resolver that answers in its place; else 0. */
+static __always_inline const struct mg_target *mg_asked(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf,
+							const struct mg_target *peer)
+{
+	struct mg_socket *socket;
+
+	if (!mg_is_resolver(leaf, peer))
+		return 0;
+	socket = mg_socket_of(ctx, leaf);
+	if (!socket || socket->server.port != MG_DNS_PORT || mg_is_v4(&socket->server) != mg_is_v4(peer))
+		return 0;
+	return &socket->server;
+}
+
+/* Let the resolver know who asks, by where the question comes from. */
+static __always_inline void mg_note_question(const struct mg_leaf *leaf, const struct mg_socket *socket,
+					   const struct mg_target *from)
+{
+	void *questions = mg_of_slot(&mg_questions, leaf->session.slot);
+	struct mg_question_key key = { .port = from->port, .protocol = from->protocol };
+	struct mg_question question = {};
+
+	if (!questions)
+		return;
+	__builtin_memcpy(key.address, from->bytes, sizeof(key.address));
+	if (socket) {
+		question.pid = socket->owner.pid;
+		question.tid = socket->owner.tid;
+		question.ppid = socket->owner.ppid;
+		__builtin_memcpy(question.comm, socket->owner.comm, sizeof(question.comm));
+		__builtin_memcpy(question.server, socket->server.bytes, sizeof(question.server));
+	}
+	bpf_map_update_elem(questions, &key, &question, BPF_ANY);
+}
+
+/* --- hooks of addresses --------------------------------------------------------------------------------------- */
+
 /* The kernel sends to a wildcard destination by way of loopback or the socket's own address; settle it on loopback. */
 static __always_inline int mg_to_v4(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, __u8 op)
 {
@@ -218,6 +362,13 @@ static __always_inline int mg_to_v4(struct bpf_sock_addr *ctx, const struct mg_l
 		ctx->user_ip4 = bpf_htonl(INADDR_LOOPBACK);
 	mg_target_v4(&target, ctx->user_ip4);
 	mg_ports(ctx, &target);
+	if (mg_is_question(leaf, &target)) {
+		if (!mg_redirect(ctx, leaf, &target, op))
+			return MG_BLOCK;
+		ctx->user_ip4 = target.words[3];
+		ctx->user_port = bpf_htons(target.port);
+		return MG_PASS;
+	}
 	return mg_decide(ctx, leaf, &target, op);
 }
 
@@ -230,6 +381,15 @@ static __always_inline void mg_read_v6(struct bpf_sock_addr *ctx, struct mg_targ
 	mg_ports(ctx, target);
 }
 
+static __always_inline void mg_write_v6(struct bpf_sock_addr *ctx, const struct mg_target *target)
+{
+	ctx->user_ip6[0] = target->words[0];
+	ctx->user_ip6[1] = target->words[1];
+	ctx->user_ip6[2] = target->words[2];
+	ctx->user_ip6[3] = target->words[3];
+	ctx->user_port = bpf_htons(target->port);
+}
+
 static __always_inline int mg_to_v6(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, __u8 op)
 {
 	struct mg_target target;
@@ -238,6 +398,12 @@ static __always_inline int mg_to_v6(struct bpf_sock_addr *ctx, const struct mg_l
 	if (mg_is_any(&target) && target.port) {
 		target.words[3] = target.words[2] ? bpf_htonl(INADDR_LOOPBACK) : bpf_htonl(1);
 		ctx->user_ip6[3] = target.words[3];
+	}
+	if (mg_is_question(leaf, &target)) {
+		if (!mg_redirect(ctx, leaf, &target, op))
+			return MG_BLOCK;
+		mg_write_v6(ctx, &target);
+		return MG_PASS;
 	}
 	return mg_decide(ctx, leaf, &target, op);
 }
@@ -285,45 +451,90 @@ int mg_sendmsg6(struct bpf_sock_addr *ctx)
 	return mg_to_v6(ctx, leaf, MG_NET_SENDMSG);
 }
 
-/* The kernel takes no refusal here: what was sent is with the socket already. */
-static __always_inline int mg_remember_asker(struct bpf_sock_addr *ctx, const struct mg_target *peer)
+static __always_inline void mg_remember_asker(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf,
+					      const struct mg_target *peer)
 {
-	const struct mg_leaf *leaf = mg_leaf_here();
-	struct mg_asker asker = {};
-	struct mg_socket *socket;
-	void *askers;
-	__u64 now;
+	struct mg_socket *socket = mg_socket_of(ctx, leaf);
 
-	if (!mg_is_live(leaf))
-		return MG_PASS;
-	socket = mg_socket_of(ctx, leaf);
-	askers = mg_of_slot(&mg_askers, leaf->session.slot);
-	if (!socket || !socket->serves || !askers)
-		return MG_PASS;
-	asker.cookie = bpf_get_socket_cookie(ctx);
-	asker.peer = *peer;
-	now = bpf_ktime_get_ns();
-	bpf_map_update_elem(askers, &asker, &now, BPF_ANY);
-	return MG_PASS;
+	if (socket && socket->serves)
+		mg_remember_peer(leaf, bpf_get_socket_cookie(ctx), peer);
 }
 
+/* The kernel takes no refusal in these: what was sent is with the socket already. An answer of the resolver looks as if it
+ * came from whom the program asked.
+ */
 SEC("cgroup/recvmsg4")
 int mg_recvmsg4(struct bpf_sock_addr *ctx)
 {
+	const struct mg_leaf *leaf = mg_leaf_here();
+	const struct mg_target *asked;
 	struct mg_target peer;
 
+	if (!mg_is_live(leaf))
+		return MG_PASS;
 	mg_target_v4(&peer, ctx->user_ip4);
 	mg_ports(ctx, &peer);
-	return mg_remember_asker(ctx, &peer);
+	asked = mg_asked(ctx, leaf, &peer);
+	if (!asked) {
+		mg_remember_asker(ctx, leaf, &peer);
+		return MG_PASS;
+	}
+	ctx->user_ip4 = asked->words[3];
+	ctx->user_port = bpf_htons(MG_DNS_PORT);
+	return MG_PASS;
 }
 
 SEC("cgroup/recvmsg6")
 int mg_recvmsg6(struct bpf_sock_addr *ctx)
 {
+	const struct mg_leaf *leaf = mg_leaf_here();
+	const struct mg_target *asked;
 	struct mg_target peer;
 
+	if (!mg_is_live(leaf))
+		return MG_PASS;
 	mg_read_v6(ctx, &peer);
-	return mg_remember_asker(ctx, &peer);
+	asked = mg_asked(ctx, leaf, &peer);
+	if (asked)
+		mg_write_v6(ctx, asked);
+	else
+		mg_remember_asker(ctx, leaf, &peer);
+	return MG_PASS;
+}
+
+SEC("cgroup/getpeername4")
+int mg_getpeername4(struct bpf_sock_addr *ctx)
+{
+	const struct mg_leaf *leaf = mg_leaf_here();
+	const struct mg_target *asked;
+	struct mg_target peer;
+
+	if (!mg_is_live(leaf))
+		return MG_PASS;
+	mg_target_v4(&peer, ctx->user_ip4);
+	mg_ports(ctx, &peer);
+	asked = mg_asked(ctx, leaf, &peer);
+	if (asked) {
+		ctx->user_ip4 = asked->words[3];
+		ctx->user_port = bpf_htons(MG_DNS_PORT);
+	}
+	return MG_PASS;
+}
+
+SEC("cgroup/getpeername6")
+int mg_getpeername6(struct bpf_sock_addr *ctx)
+{
+	const struct mg_leaf *leaf = mg_leaf_here();
+	const struct mg_target *asked;
+	struct mg_target peer;
+
+	if (!mg_is_live(leaf))
+		return MG_PASS;
+	mg_read_v6(ctx, &peer);
+	asked = mg_asked(ctx, leaf, &peer);
+	if (asked)
+		mg_write_v6(ctx, asked);
+	return MG_PASS;
 }
 
 /* --- own addresses -------------------------------------------------------------------------------------------- */
@@ -520,12 +731,6 @@ static __always_inline int mg_parse(struct __sk_buff *skb, struct mg_packet *pac
 	return 1;
 }
 
-static __always_inline int mg_same_peer(const struct mg_target *a, const struct mg_target *b)
-{
-	return a->words[0] == b->words[0] && a->words[1] == b->words[1] && a->words[2] == b->words[2] &&
-	       a->words[3] == b->words[3] && a->port == b->port;
-}
-
 /* May a packet that no rule names leave? The peer was approved at connect, or began the conversation itself. */
 static __always_inline int mg_expected(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
 				       struct mg_socket *socket, const struct mg_packet *packet)
@@ -580,7 +785,17 @@ int mg_egress(struct __sk_buff *skb)
 	}
 	if (!mg_is_live(leaf))
 		return mg_may_finish(leaf, socket, &packet) ? MG_PASS : MG_BLOCK;
+	if (mg_is_resolver(leaf, &packet.to)) {
+		mg_note_question(leaf, socket, &packet.from);
+		return MG_PASS;
+	}
+	if (mg_is_foreign_resolver(leaf, &packet.to)) {
+		answer = (struct mg_answer){ .verdict = MG_DENY, .detail = MG_DETAIL_RESOLVER };
+		return mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket);
+	}
 	mg_match(&leaf->session, MG_TABLE_CONNECT, &packet.to, &answer);
+	if (!answer.verdict)
+		mg_match_learned(&leaf->session, &packet.to, &answer);
 	if (answer.verdict == MG_ALLOW)
 		return MG_PASS;
 	if (!answer.verdict) {

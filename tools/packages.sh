@@ -3,7 +3,8 @@
 #
 # usage: tools/packages.sh build|test|vm
 #   build  what `make demo` needs: compiler for the BPF programs, loader libraries, Python's venv, git
-#   test   the same, and what the suites drive: gcc, make, node, npm, ip, script, useradd, curl, tmux, bpftool
+#   test   the same, and what the suites drive: gcc, make, node, npm, ip, script, useradd, curl, wget, dig, musl-gcc,
+#          tmux, bpftool
 #   vm     the same as build, and what tests/vm boots with: qemu, a kernel's decompressors, makers of file systems
 # Each line names the package and the thing that proves it is there: a command, or a file below a library folder.
 # Never uninstalls, never changes sources, never asks a question.
@@ -59,6 +60,10 @@ if [[ ${1:-build} == test ]]; then
     need sudo have_command sudo
     need passwd have_command useradd
     need curl have_command curl
+    # Programs that ask for names, each in its own way.
+    need wget have_command wget
+    need musl-tools have_command musl-gcc
+    need bind9-dnsutils have_command dig
     need tmux have_command tmux
     # The layout of the records is compared with the compiled header's; Ubuntu ships the tool with its kernels.
     need "$(. /etc/os-release && [[ $ID == ubuntu ]] && echo linux-tools-common || echo bpftool)" have_command bpftool

@@ -26,6 +26,7 @@ enum mg_limit {
 	MG_PAGE_LINES = 8192,
 	MG_PAGES_LIMIT = 64,	/* of one policy */
 	MG_NAMES_LIMIT = 4,	/* of one object, by mounts */
+	MG_LEARNED_LIMIT = 8,	/* different ports of one address that names have opened */
 	MG_BRANCH_BYTES = 32,	/* of a name on the way to a mount root; a longer one takes several steps */
 	MG_PIECE_BYTES = 8192,	/* of a stream, in one record */
 };
@@ -77,6 +78,8 @@ enum mg_detail {
 	MG_DETAIL_MAPPED = 13,	/* mapped as code into a running program */
 	MG_DETAIL_NAMES = 14,	/* mounted in more places than can be judged */
 	MG_DETAIL_OUTSIDER = 15, /* it belongs to a process that is not of the tree */
+	MG_DETAIL_EXPIRED = 16,	/* a name had opened the address, and its time is over */
+	MG_DETAIL_RESOLVER = 17, /* it is the resolver of another session */
 };
 
 enum mg_channel { MG_PIPE = 1, MG_UNIX_STREAM = 2, MG_LOOPBACK = 3 };
@@ -281,6 +284,8 @@ struct mg_session {
 	__u32 flags;		/* enum mg_session_flag */
 	__u32 files;		/* index of the policy of its files; 0: none */
 	__u32 sockets;		/* index of the policy of its socket paths; 0: none */
+	__u32 resolver;		/* port on 127.0.0.1 and ::1 where questions for names go, whomever they were for; 0: none */
+	__u32 reserved;
 };
 
 /* Map mg_leaves, storage of the cgroup leaf: what the programs attached to it see of their session. Zero until it is written. */
@@ -402,6 +407,38 @@ struct mg_port_rule {
 struct mg_port_rules {
 	__u32 count;
 	struct mg_port_rule rules[MG_PORT_RULES_LIMIT];
+};
+
+/* Ports of an address that a name has opened, by the rule for that name. */
+struct mg_learned_rule {
+	__u64 expires_ns;	/* CLOCK_MONOTONIC; no new flow from then on */
+	__u32 rule;
+	__u16 low;
+	__u16 high;
+	__u8 protocols;		/* enum mg_protocol, or-ed */
+	__u8 reserved[7];
+};
+
+/* Map mg_names, by address (16 bytes, network order, IPv4 mapped): written by the session's resolver. */
+struct mg_learned {
+	__u32 count;
+	__u32 reserved;
+	struct mg_learned_rule rules[MG_LEARNED_LIMIT];
+};
+
+/* Map mg_questions: who sent a question to the resolver, by where it came from. */
+struct mg_question_key {
+	__u8 address[16];	/* network order, IPv4 mapped */
+	__u16 port;
+	__u16 protocol;		/* IPPROTO_* */
+};
+
+struct mg_question {
+	__u32 pid;		/* of the process that made the socket */
+	__u32 tid;
+	__u32 ppid;
+	char comm[MG_COMM_BYTES];
+	__u8 server[16];	/* whom it asked; zero: the resolver itself */
 };
 
 /* Name of a unix socket, and key of mg_own_names; an abstract one starts with a zero byte. */

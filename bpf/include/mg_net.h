@@ -172,6 +172,56 @@ __noinline int mg_match(const struct mg_session *session, __u32 table, const str
 	return 0;
 }
 
+/* Addresses of names, put here by the session's resolver before it tells them to who asked. */
+struct mg_learned_addresses {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__uint(key_size, 16);
+	__uint(value_size, sizeof(struct mg_learned));
+};
+
+MG_PER_SLOT(mg_names, struct mg_learned_addresses);
+
+/* What names have opened: asked where no rule of the tables decides. An answer that is too old leaves the verdict open. */
+__noinline int mg_match_learned(const struct mg_session *session, const struct mg_target *target, struct mg_answer *answer)
+{
+	struct mg_learned *learned;
+	__u8 address[16]; /* older kernels take no key from memory that a caller handed in */
+	__u16 port;
+	__u64 now;
+	void *names;
+	__u8 mask;
+
+	if (!session || !target || !answer)
+		return 0;
+	names = mg_of_slot(&mg_names, session->slot);
+	__builtin_memcpy(address, target->bytes, sizeof(address));
+	learned = names ? bpf_map_lookup_elem(names, address) : 0;
+	if (!learned)
+		return 0;
+	now = bpf_ktime_get_ns();
+	mask = mg_protocol_mask(target->protocol);
+	port = target->port;
+	for (int i = 0; i < MG_LEARNED_LIMIT; i++) {
+		const struct mg_learned_rule *rule = &learned->rules[i];
+
+		if (i >= learned->count)
+			break;
+		if (!(rule->protocols & mask) || (port && (port < rule->low || port > rule->high)))
+			continue;
+		if (rule->expires_ns <= now) {
+			answer->detail = MG_DETAIL_EXPIRED;
+			continue;
+		}
+		answer->rule = rule->rule;
+		answer->verdict = MG_ALLOW;
+		answer->detail = 0;
+		return 1;
+	}
+	return 0;
+}
+
 /* Who did it, when that is not the current task: packets leave in the name of whoever made the socket. */
 struct mg_owner {
 	__u32 pid;

@@ -165,3 +165,8 @@ def test_doctor_inside_a_guarded_session_says_so(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert done.returncode == 1
     assert "inside a guarded session" in report["problems"][0]["what"]
+
+
+def test_a_resolver_that_does_not_answer_costs_the_names() -> None:
+    assert strengths(CanaryResult({**ACTS, "names.honest": "done"}, True, ""))["names"] is Strength.PARTIAL
+    assert strengths(CanaryResult({**ACTS, "names.honest": "timed out"}, True, ""))["names"] is Strength.NONE

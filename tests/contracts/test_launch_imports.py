@@ -46,8 +46,8 @@ def imported(modules: tuple[str, ...]) -> set[str]:
     ("modules", "ours", "all_of_them"),
     [
         (BEFORE_THE_BROKER, 14, 70),
-        (BEFORE_THE_REQUEST, 62, 145),
-        (ALL, 92, 185),
+        (BEFORE_THE_REQUEST, 65, 145),
+        (ALL, 96, 190),
         (BEFORE_IT_IS_ARMED, 28, 84),
         (BROKER, 44, 115),
     ],

@@ -66,13 +66,13 @@ class Tree:
             tree.rings[name] = Ring(os.dup(tree.session.fds[name]), size)
         return tree
 
-    def guard(self, *, guard_unix: bool = False, **settings: Any) -> Tree:
-        """Attach the network programs and give them rules."""
+    def guard(self, *, guard_unix: bool = False, resolver: int = 0, **settings: Any) -> Tree:
+        """Attach the network programs and give them rules, and the port of a resolver."""
         chosen = cgroup_bpf.Settings(**settings)
         self.network = cgroup_bpf.attach(self.session, guard_unix=guard_unix)
         self.network.set_rules(chosen)
         self.flags |= chosen.flags
-        self.session.set_state(self.flags)
+        self.session.set_state(self.flags, resolver=resolver)
         return self
 
     def trace(self) -> Tree:

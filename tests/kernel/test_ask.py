@@ -89,6 +89,9 @@ def test_what_no_rule_covers_is_refused_at_once_and_answered_by_nobody_inside(
     assert {event["rule"]["file"] for event in refused if event.get("port") == listener.getsockname()[1]} == {"default"}
     written = [event for event in events(world, "--verdict", "deny") if "questions" in event.get("path", "")]
     assert {Path(event["path"]).name for event in written} >= {kept.name}
+    assert [
+        json.loads(line)["modes"] for line in mcpguard(world, "sessions", "--format", "json").stdout.splitlines()
+    ] == [["ask"]]
 
 
 def test_without_ask_nothing_is_a_question(world: Path) -> None:

@@ -247,7 +247,7 @@ def test_an_object_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_too_many_sessions_are_refused_with_a_reason(
     tree: Tree, other_leaf: Leaf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = {slot: _abi.MG_SESSION.pack(slot, 1, 0, 0) for slot in range(1, _abi.MG_SESSIONS_LIMIT)}
+    full = {slot: _abi.MG_SESSION.pack(slot, 1, 0, 0, 0, 0) for slot in range(1, _abi.MG_SESSIONS_LIMIT)}
     monkeypatch.setattr(tree.engine, "_sessions", lambda: full)
     with pytest.raises(HostError) as caught:
         tree.engine.add_session(other_leaf.fd, other_leaf.id)

@@ -48,6 +48,22 @@ def test_npx_runs_what_it_installs_on_a_home_without_its_cache(box: Sandbox) -> 
     assert not (box.world.home / ".cache/uv").exists(), "what had no use is gone"
 
 
+def test_uvx_gets_a_folder_for_tools_that_it_may_write(box: Sandbox) -> None:
+    box.profile = "dev-tools"
+    use = ["sh", "-c", 'mkdir -p "${UV_TOOL_DIR:-$HOME/.local/share/uv/tools}" && echo "$UV_TOOL_DIR"']
+    ran = box.run(use)
+    assert (ran.code, ran.out) == (0, f"{box.world.home}/.cache/uv/tools\n"), ran.err
+    assert box.denials() == []
+
+
+def test_a_profile_sets_variables_and_its_word_comes_last(box: Sandbox) -> None:
+    text = "name: own\nextends: [dev-tools]\nenvironment:\n  remove: [FROM_*]\n  set:\n"
+    box.write_profile("own", text + "    FROM_PROFILE: '{workspace}'\n    HISTFILE: '{tmp}/h'\n")
+    ran = box.run(["sh", "-c", 'echo "$FROM_PROFILE $HISTFILE"'])
+    assert ran.out.split()[0] == os.path.realpath(box.world.project), ran.err
+    assert ran.out.split()[1].endswith("/h")
+
+
 @pytest.mark.parametrize("used", [False, True])
 def test_no_tool_is_installed_for_later(box: Sandbox, used: bool) -> None:
     """`uvx ruff` takes an installed ruff, unguarded as well."""

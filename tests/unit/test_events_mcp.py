@@ -126,6 +126,7 @@ def test_a_store_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
     store.close()
     with sqlite3.connect(path) as old:
         old.execute("ALTER TABLE events DROP COLUMN mcp")
+        old.execute("ALTER TABLE sessions DROP COLUMN modes")
         old.execute("PRAGMA user_version = 1")
     with Store.open(path) as store:
         assert store.note is None

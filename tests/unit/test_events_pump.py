@@ -64,7 +64,9 @@ class Setup:
         self.bench = bench
         self.records = records
         self.denials, self.activity = FakeRing(), FakeRing()
-        self.pump = Pump({"denials": self.denials, "activity": self.activity}, self.decode, bench.recorder)
+        self.pump = Pump(
+            {"denials": (self.denials, self.decode), "activity": (self.activity, self.decode)}, bench.recorder
+        )
 
     def decode(self, raw: bytes) -> Record:
         if not raw.isdigit():
@@ -135,7 +137,7 @@ def test_an_error_of_the_decoder_that_nobody_foresaw_costs_one_record(bench: Ben
         return DENIED
 
     ring = FakeRing()
-    pump = Pump({"denials": ring}, decode_or_fail, bench.recorder)
+    pump = Pump({"denials": (ring, decode_or_fail)}, bench.recorder)
     ring.put(b"0", b"odd", b"0")
     pump.start()
     assert pump.stop()
@@ -192,7 +194,7 @@ def test_bytes_that_the_real_decoder_cannot_read_do_not_take_the_rest_of_their_b
         return DENIED if raw == b"0" else decode.record(raw)
 
     ring = FakeRing()
-    pump = Pump({"denials": ring}, decode_real, bench.recorder)
+    pump = Pump({"denials": (ring, decode_real)}, bench.recorder)
     ring.put(b"torn", b"0")
     pump.start()
     assert pump.stop()

@@ -89,7 +89,8 @@ def test_every_field_of_an_event_comes_back_as_it_was_stored(store: Store) -> No
         errno="EACCES",
         detail="d",
         mcp=McpMessage(
-            *("files", "stdio", "client", "c1", "tools/call", "1", "read", '{"path":"/ü"}', True, 5, "no", -32000, 7),
+            *("files", "stdio", "client", "c1", "tools/call", "1", "read", '{"path":"/ü"}', True, "read"),
+            *(5, "no", -32000, 7),
             client=Peer(1, "/c"),
             peer=Peer(2),
         ),

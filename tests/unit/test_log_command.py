@@ -191,6 +191,13 @@ def test_sessions_lists_each_with_its_state_and_denials(bench: Bench) -> None:
     assert bench.session in table and "interrupted" in table
 
 
+def test_sessions_tells_which_ones_ask(bench: Bench) -> None:
+    begin(bench.store, bench.policy, modes=("ask", "audit"), now_ns=START_EPOCH_NS + SECOND)
+    found = [json.loads(line) for line in run("sessions", "--format", "json").splitlines()]
+    assert [one["modes"] for one in found] == [["ask", "audit"], []]
+    assert run("sessions").count(f"{found[0]['profile']} --ask --audit ") == 1
+
+
 def test_no_store_yet_is_an_empty_list_of_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
     assert run("sessions", "--format", "json") == ""

@@ -26,6 +26,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_profile(place: Path, denied: str) -> None:
     text = f"name: mine\nextends: [dev-tools]\nfiles:\n  deny: [{denied}]\nnetwork:\n  allow: [a.example.org:443]\n"
+    text += "environment:\n  set: {MINE: '{home}/x'}\n"
     text += "system:\n  user_namespaces: true\n  io_uring: true\n  memory_programs: true\n"
     (place / "guard/config/profiles/mine.yaml").write_text(text)
 

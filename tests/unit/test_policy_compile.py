@@ -513,3 +513,13 @@ def test_exceptions_change_nothing_but_what_they_name(denied: list[str], excepte
             assert verdict(after, path) is verdict(before, path)
         if path in excepted:
             assert verdict(after, path) is Verdict.ALLOW
+
+
+def test_values_of_variables_are_filled_in_once() -> None:
+    def policy(**values: str) -> Policy:
+        profile = Profile("p", "p.yaml", environment_set=tuple(values.items()))
+        return compile_policy(profile, user=USER, workspace="/ws/{home}", tmp="/t", resolve=lambda _: None)
+
+    found = policy(A="{workspace}:{tmp}/x:{home}", B="{other}")
+    assert found.environment_set == (("A", "/ws/{home}:/t/x:/home/u"), ("B", "{other}"))
+    assert found.digest != policy(A="{workspace}:{tmp}/x:{home}").digest

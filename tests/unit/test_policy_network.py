@@ -53,6 +53,27 @@ def test_a_target_is_read_as_written(target: str, entries: list[object]) -> None
     assert parse(target) == entries
 
 
+@pytest.mark.parametrize(
+    ("target", "address", "port", "denied"),
+    [
+        ("203.0.113.2", "64:ff9b::203.0.113.2", 8080, True),
+        ("203.0.113.2", "2002:cb00:7102::1", 8080, True),
+        ("203.0.113.2", "64:ff9b::203.0.113.3", 8080, False),
+        ("203.0.113.2", "2002:cb00:7103::1", 8080, False),
+        ("203.0.113.0/24:25", "64:ff9b::203.0.113.77", 25, True),
+        ("203.0.113.0/24:25", "64:ff9b::203.0.113.77", 26, False),
+        ("2001:db8::/32", "2002:2001:db8::", 8080, False),
+    ],
+)
+def test_a_denied_ipv4_range_is_denied_by_way_of_the_gateways_that_carry_to_it(
+    target: str, address: str, port: int, denied: bool
+) -> None:
+    wide = [*parse("64:ff9b::/96"), *parse("2002::/16")]
+    rules = [one for one in (*wide, *parse(target, effect=Effect.DENY)) if isinstance(one, NetEntry)]
+    verdict = answer_address(rules, mapped(address), port, PROTO_TCP).verdict
+    assert verdict is (Verdict.DENY if denied else Verdict.ALLOW)
+
+
 def test_a_star_listens_on_every_address() -> None:
     assert parse("*:8080", NetDirection.LISTEN) == [NetEntry(bytes(16), 0, 8080, 8080, BOTH, Effect.ALLOW, 5)]
 

@@ -111,6 +111,24 @@ def test_parents_with_different_commands_need_a_word_from_the_child(profiles: Pa
     assert (error.code, error.what.startswith(f"{path}:2: ")) == ("profile.command-conflict", True)
 
 
+def test_a_variable_has_the_profiles_own_value_else_its_parents(profiles: Path) -> None:
+    write(profiles, "top", "environment: {set: {A: top, B: top}}\n")
+    write(profiles, "left", "extends: [top]\nenvironment: {set: {A: left}}\n")
+    write(profiles, "right", "extends: [top]\n")
+    write(profiles, "own", "extends: [left, right]\nenvironment: {set: {A: own}}\n")
+    assert load("left").environment_set == (("A", "left"), ("B", "top"))
+    assert load("own").environment_set == (("A", "own"), ("B", "top"))
+
+
+def test_parents_that_set_a_variable_differently_need_a_word_from_the_child(profiles: Path) -> None:
+    write(profiles, "a", "environment: {set: {A: one}}\n")
+    write(profiles, "b", "environment: {set: {A: two}}\n")
+    path = write(profiles, "c", "name: c\nextends: [a, b]\n")
+    error = refusal("c")
+    assert (error.code, error.what.startswith(f"{path}:2: ")) == ("profile.set-conflict", True)
+    assert error.what.endswith("a and b set A to different values")
+
+
 def test_a_circle_is_refused_at_the_line_that_closes_it(profiles: Path) -> None:
     write(profiles, "a", "extends: [b]\n")
     path = write(profiles, "b", "name: b\nextends: [a]\n")

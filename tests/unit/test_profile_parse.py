@@ -109,6 +109,38 @@ def test_every_key_of_a_full_profile_is_read() -> None:
     assert (profile.system.user_namespaces, profile.system.io_uring) == (True, False)
 
 
+def test_variables_are_set_to_texts() -> None:
+    profile = read("environment:\n  set: {B: '{home}/x', _A1: '{\"k\": 1}'}\n").profile
+    assert profile.environment_set == (("B", "{home}/x"), ("_A1", '{"k": 1}'))
+    assert next((place.line, place.text) for place in profile.origins) == (2, "environment set B={home}/x")
+
+
+@pytest.mark.parametrize(
+    ("written", "code", "word"),
+    [
+        ("{LD_PRELOAD: /x.so}", "profile.variable", "decides which code runs"),
+        ("{LD_LIBRARY_PATH: /x}", "profile.variable", "decides which code runs"),
+        ("{GLIBC_TUNABLES: x=1}", "profile.variable", "decides which code runs"),
+        ("{PATH: /x}", "profile.variable", "decides which code runs"),
+        ("{MCPGUARD_SESSION: x}", "profile.variable", "decides which code runs"),
+        ("{A=B: x}", "profile.variable", "letters, digits and _"),
+        ("{'': x}", "profile.variable", "letters, digits and _"),
+        ("{'A*': x}", "profile.variable", "letters, digits and _"),
+        ("{A: x, A: y}", "profile.variable", "one of them"),
+        ("{A: '{workspce}/x'}", "profile.variable", "{workspace}"),
+        ("{A: 1}", "profile.not-text", "number"),
+        ("{A: }", "profile.not-text", "nothing"),
+        ("{A: {home}}", "profile.not-text", "{ }"),
+        ('{A: "a\\nb"}', "profile.line-break", "one line"),
+        ("[A]", "profile.type", "with values"),
+    ],
+)
+def test_a_variable_that_cannot_be_set_is_refused(written: str, code: str, word: str) -> None:
+    error = refusal(f"name: p\nenvironment:\n  set: {written}\n")
+    assert (error.code, error.what.startswith("p.yaml:3: ")) == (code, True)
+    assert word in error.why
+
+
 def test_words_in_quotes_are_words() -> None:
     assert [rule.pattern for rule in read("files: {read: ['no', '~', '8080']}").profile.files] == ["no", "~", "8080"]
 

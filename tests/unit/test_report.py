@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,10 +14,13 @@ from events_help import OPEN_POLICY, make_policy
 from typer.testing import CliRunner
 
 from mcpguard.cli.commands import build
+from mcpguard.events.format import clock
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
+from mcpguard.model.rule import Origin
 from mcpguard.session import report as reports
+from mcpguard.session.live import APPROVED
 from mcpguard.session.report import Report, report
 from mcpguard.session.report_page import page
 
@@ -124,6 +128,47 @@ def test_names_become_text_and_the_page_may_load_nothing(recorded: Recorded) -> 
     assert not {name for name in seen.attributes if name.startswith("on")} | (seen.attributes & {"src", "href"})
     assert "default-src 'none'" in text and "\x1b" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_every_colour_of_the_page_stands_out_from_its_ground(recorded: Recorded) -> None:
+    """By 4.5 to 1, as the web's accessibility guidelines ask of text."""
+
+    def light(code: str) -> float:
+        parts = [int(code[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05
+
+    themes = re.findall(r":root\{([^}]*--ground[^}]*)\}", page(recorded.read(), "/home/u"))
+    assert len(themes) == 2
+    for theme in themes:
+        colours = dict(re.findall(r"--(\w+):#(\w{6})\b", theme))
+        assert set(colours) == {"ground", "text", "dim", "deny", "allow", "audit"}
+        ground = light(colours.pop("ground"))
+        for name, code in colours.items():
+            assert max(light(code), ground) / min(light(code), ground) >= 4.5, name
+
+
+def test_what_was_allowed_while_it_ran_is_told_with_when_and_how_far(recorded: Recorded) -> None:
+    profile = Origin("p", "/home/u/p.yaml", 3, "read /srv/a")
+    watch = Origin(APPROVED, APPROVED, 0, "network allow 10.0.0.1:443")
+    recorded.add(Kind.PROCESS, "approve", rule=watch, detail="once, by watch, in the profile, by x[7]")
+    recorded.add(Kind.PROCESS, "approve", rule=profile, detail="in the profile, by watch[8]")
+    recorded.add(Kind.PROCESS, "approve", detail="read /srv/b: not now, for tier 3; for the session, by watch[9]")
+    recorded.add(Kind.PROCESS, "approve", Verdict.DENY, pid=5, detail="asked this session for more rules")
+    found = recorded.read()
+    assert [(one.rule, one.scope, one.how, one.who) for one in found.approvals] == [
+        ("network allow 10.0.0.1:443", "once", "once", "watch, in the profile, by x[7]"),
+        ("read /srv/a", "profile", "in the profile", "watch[8]"),
+        ("read /srv/b", "session", "the next run has it", "watch[9]"),
+    ]
+    assert found.summary.approved == tuple(f"{one.rule} ({one.how})" for one in found.approvals)
+    text = page(found, "/home/u")
+    assert "Allowed while it ran" in text and "~/p.yaml:3" in text and "tier 3" in text
+    printed = CliRunner().invoke(build(), ["report", recorded.id]).output
+    assert f"  approved {clock(BEGAN_NS + 1_000_000_000)}  network allow 10.0.0.1:443  (once)" in printed
+    told = json.loads(CliRunner().invoke(build(), ["report", recorded.id, "--format", "json"]).output)["approvals"]
+    assert told[1]["file"] == "/home/u/p.yaml" and told[1]["line"] == 3 and told[1]["scope"] == "profile"
+    assert told[2]["next_run_because"] == "tier 3" and "file" not in told[2]
 
 
 def test_a_long_table_is_folded_and_loses_nothing(recorded: Recorded) -> None:

@@ -157,6 +157,32 @@ def test_a_cache_of_programs_is_one_line_however_much_was_installed_in_it(record
     assert now(one) == "what was there before was not changed"
 
 
+def test_the_cache_of_virtualenv_is_told_of(recorded: Recorded, tmp_path: Path) -> None:
+    cache = f"{tmp_path}/.cache/virtualenv"
+    recorded.wrote("create", f"{cache}/wheel/house/pip-1-py3-none-any.whl")
+    recorded.wrote("create", f"{cache}/py_info/5/0.lock")
+    (one,) = run_later(recorded.store, recorded.id)
+    assert (one.path, one.kind, one.unasked, one.times) == (cache, "cached-program", False, 1)
+    recorded.wrote("open", f"{cache}/wheel/3.11/image/1/CopyPipInstall/pip-1-py3-none-any/pip/__init__.py")
+    recorded.wrote("rename", f"{cache}/x", f"{cache}/py_info/5/0.json")
+    (one,) = run_later(recorded.store, recorded.id)
+    assert one.unasked and len(one.changed) == 2
+
+
+def test_an_empty_git_file_leads_nowhere_and_another_one_does(recorded: Recorded, tmp_path: Path) -> None:
+    cache = tmp_path / ".cache/uv"
+    cache.mkdir(parents=True)
+    marker = cache / ".git"
+    recorded.wrote("create", str(marker))
+    marker.touch()
+    assert found(recorded) == {}
+    marker.write_text("gitdir: /tmp/x")
+    assert found(recorded) == {str(marker): "git-settings"}
+    marker.unlink()
+    marker.symlink_to("/dev/null")
+    assert found(recorded) == {str(marker): "git-settings"}
+
+
 @pytest.mark.parametrize(
     "acts",
     [

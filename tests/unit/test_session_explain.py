@@ -12,7 +12,7 @@ from events_help import ALL, make_policy
 from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.policy import PROTO_TCP, NameEntry, Policy
 from mcpguard.model.rule import Origin
-from mcpguard.session import network
+from mcpguard.session import explain as explain_module
 from mcpguard.session.explain import explain
 
 # Above the highest PID that Linux gives.
@@ -53,14 +53,32 @@ def test_a_way_that_cannot_be_read_is_judged_as_written(policy: Policy, monkeypa
     assert explain(policy, "read", "/proc/keys").verdict is Verdict.DENY
 
 
-def test_the_resolver_is_allowed_when_the_policy_names_hosts(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "resolvers", lambda: ["192.0.2.53"])
-    assert explain(policy, "connect", "192.0.2.53:53/udp").verdict is Verdict.DENY
+def test_a_name_server_is_judged_as_an_address_and_what_happens_to_questions_is_told(policy: Policy) -> None:
     named = replace(policy, names=(NameEntry("example.com", 443, 443, PROTO_TCP, Effect.ALLOW, 1),))
     found = explain(named, "connect", "192.0.2.53:53/udp")
-    assert found.verdict is Verdict.ALLOW
-    assert found.rule is not None and "resolvers" in found.rule.text
-    assert explain(named, "connect", "192.0.2.53:54/udp").verdict is Verdict.DENY
+    assert found.verdict is Verdict.DENY
+    assert "resolver of the session's own" in found.detail
+    assert "resolver" not in explain(named, "connect", "192.0.2.53:54/udp").detail
+
+
+@pytest.mark.parametrize(
+    ("addresses", "verdict"),
+    [
+        (["10.0.0.7"], Verdict.DENY),
+        (["169.254.169.254", "fd00::1"], Verdict.DENY),
+        (["10.0.0.7", "203.0.113.7"], Verdict.ALLOW),
+        (["203.0.113.7"], Verdict.ALLOW),
+        ([], Verdict.ALLOW),
+    ],
+)
+def test_a_name_that_leads_only_inside_is_told_closed(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, addresses: list[str], verdict: Verdict
+) -> None:
+    monkeypatch.setattr(explain_module, "_addresses", lambda _host: addresses)
+    named = replace(policy, names=(NameEntry("example.com", 443, 443, PROTO_TCP, Effect.ALLOW, 1),))
+    found = explain(named, "connect", "example.com:443")
+    assert found.verdict is verdict
+    assert ("never opens that" in found.detail) == (verdict is Verdict.DENY)
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:80", "127.9.9.9", "[::1]:80", "::1", "localhost:80", "0.0.0.0:80"])

@@ -27,6 +27,8 @@ NETWORK = {
     "mg_sendmsg6": 15,
     "mg_recvmsg4": 19,
     "mg_recvmsg6": 20,
+    "mg_getpeername4": 29,
+    "mg_getpeername6": 30,
 }
 
 

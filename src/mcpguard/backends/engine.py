@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LAYOUT = 1
 DENIALS, ACTIVITY, MESSAGES, COUNTERS = "mg_denials", "mg_activity", "mg_messages", "mg_counters"
 SESSIONS, LEAVES = "mg_sessions", "mg_leaves"
+NAMES, QUESTIONS, RESOLVERS = "mg_names", "mg_questions", "mg_resolvers"
 _SUMS = ("_sums", "_denied")
 _FACTS, _FACTS_BYTES = "facts", 1 << 14
 _FIRST = bytes(4)
@@ -173,7 +174,7 @@ class Engine:
             try:
                 session._make_maps(self._facts["inner"])
                 self._link()
-                self.map(SESSIONS).set(_key64(leaf_id), _abi.MG_SESSION.pack(slot, 0, 0, 0))
+                self.map(SESSIONS).set(_key64(leaf_id), _abi.MG_SESSION.pack(slot, 0, 0, 0, 0, 0))
                 session._move_in()
             except BaseException:
                 session._forget()
@@ -235,9 +236,17 @@ class Engine:
 
     def _end(self, leaf_id: int) -> None:
         """No decision finds the session any more. Its sockets may outlive it: they may finish, not begin."""
-        ended = _abi.MG_LEAF.pack(_abi.MG_SESSION.pack(0, _abi.MG_SESSION_ENDED, 0, 0), leaf_id)
+        ended = _abi.MG_LEAF.pack(_abi.MG_SESSION.pack(0, _abi.MG_SESSION_ENDED, 0, 0, 0, 0), leaf_id)
         _set_if_there(self.map(LEAVES), _key64(leaf_id), ended)
+        value = self.map(SESSIONS).get(_key64(leaf_id), _abi.MG_SESSION.size)
         self.map(SESSIONS).delete(_key64(leaf_id))
+        if value is not None:
+            self._free_port(_resolver_of(value))
+
+    def _free_port(self, port: int) -> None:
+        """The resolver on this port is gone. Another session may have the same one, in a network namespace of its own."""
+        if port and port not in map(_resolver_of, self._sessions().values()):
+            self.map(RESOLVERS).delete(_key32(port))
 
     def _slot_deletions(self, slot: int) -> list[Callable[[], None]]:
         """Each of these waits until no program uses the map any more; together they wait once."""
@@ -265,7 +274,8 @@ class Session:
     Attributes:
         slot: the index of its maps.
         leaf_fd, leaf_id: the cgroup.
-        fds: what may be handed to the user's process: rings, counters, sums (`sums.*`). Closing them ends nothing.
+        fds: what may be handed to the user's process: rings, counters, sums (`sums.*`), and what its resolver writes and reads
+            (NAMES, QUESTIONS). Closing them ends nothing.
         sizes: bytes of each ring's data area, by the names in `fds`.
         maps: all maps of its own by name; those that are not in `fds` are part of verdicts and stay here.
     """
@@ -281,19 +291,25 @@ class Session:
         self._moving: Beside | None = None
         self._leftovers: list[Callable[[], None]] = []
         self._gone = False
+        self._resolver = 0
 
     @property
     def fds(self) -> dict[str, int]:
-        carried = {name: self.maps[name].fd for name in (DENIALS, ACTIVITY, MESSAGES, COUNTERS)}
+        names = (DENIALS, ACTIVITY, MESSAGES, COUNTERS, NAMES, QUESTIONS)
+        carried = {name: self.maps[name].fd for name in names}
         counted = {f"sums.{name}": one.fd for name, one in self.maps.items() if name.endswith(_SUMS)}
         return {**carried, **counted}
 
-    def set_state(self, flags: int, files: int = 0, sockets: int = 0, *, early: bool = False) -> None:
+    def set_state(
+        self, flags: int, files: int = 0, sockets: int = 0, resolver: int = 0, *, early: bool = False
+    ) -> None:
         """Say what the session is from now on; for one reader all of it changes in one step.
 
         Args:
             flags: MG_SESSION_*, or-ed; without MG_SESSION_LIVE everything is refused.
             files, sockets: indices of policies; 0: none.
+            resolver: port on 127.0.0.1 and ::1 where questions for names go, whomever they were for; 0: they are judged by the
+                rules like any other request.
             early: do not wait until the session's maps are in its slots. What asks a table that is not there is refused;
                 `await_maps` must come before anything is to be allowed or recorded.
 
@@ -302,10 +318,15 @@ class Session:
         """
         if not early:
             self.await_maps()
-        value = _abi.MG_SESSION.pack(self.slot, flags, files, sockets)
+        value = _abi.MG_SESSION.pack(self.slot, flags, files, sockets, resolver, 0)
         with pins.locked():
+            before, self._resolver = self._resolver, resolver
+            if resolver and resolver != before:
+                self.engine.map(RESOLVERS).set(_key32(resolver), _FIRST)
             _set_if_there(self.engine.map(LEAVES), _key64(self.leaf_id), _abi.MG_LEAF.pack(value, self.leaf_id))
             self.engine.map(SESSIONS).set(_key64(self.leaf_id), value)
+            if before != resolver:
+                self.engine._free_port(before)
             if cgroup.is_populated(self.leaf_fd):
                 self._await_readers()
 
@@ -314,7 +335,7 @@ class Session:
         value = self.engine.map(SESSIONS).get(_key64(self.leaf_id), _abi.MG_SESSION.size)
         if value is None:
             return 0, 0
-        _slot, _flags, files, sockets = _abi.MG_SESSION.unpack(value)
+        _slot, _flags, files, sockets, *_rest = _abi.MG_SESSION.unpack(value)
         return files, sockets
 
     def another(self, name: str) -> bpf.Map:
@@ -565,6 +586,11 @@ def _gone(leaves: Iterable[int]) -> set[int]:
         return {leaf for leaf in asked if not cgroup.exists(fd, leaf)}
     finally:
         os.close(fd)
+
+
+def _resolver_of(session: bytes) -> int:
+    """The port that a value of the map of sessions tells."""
+    return int(_abi.MG_SESSION.unpack(session)[4])
 
 
 def _set_if_there(storage: bpf.Map, key: bytes, value: bytes) -> None:

@@ -33,9 +33,10 @@ def main(arguments: list[str]) -> int:
             sys.stderr.write("mcpguard: the other end of the broker's socket is not who called sudo\n")
             return 125
     os.set_inheritable(connection, False)
-    first = os.read(connection, 2)
-    if len(first) == 2 and first[0] <= 1 and first[1] <= 3:  # else the user's process has changed its mind
-        serve(connection, caller, audit=bool(first[0]), tier=first[1] or None)
+    first = os.read(connection, 4)
+    if len(first) == 4 and first[0] <= 1 and first[1] <= 3:  # else the user's process has changed its mind
+        resolver = int.from_bytes(first[2:], "big")
+        serve(connection, caller, audit=bool(first[0]), tier=first[1] or None, resolver=resolver)
     return 0
 
 

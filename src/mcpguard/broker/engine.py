@@ -32,10 +32,15 @@ class Engine:
     What is armed outlives this process for as long as anything lives in the leaf.
     """
 
-    def __init__(self, leaf: Leaf, audit: bool, tier: int | None) -> None:
+    def __init__(self, leaf: Leaf, audit: bool, tier: int | None, resolver: int = 0) -> None:
+        """
+        Args:
+            resolver: port on 127.0.0.1 and ::1 where questions for names go; 0: they are judged like other requests.
+        """
         self._flags = _abi.MG_SESSION_LIVE | cgroup_bpf.Settings(audit=audit).flags
         self._leaf = leaf
         self._asked = tier
+        self.resolver = resolver
         self._guard: Guard | None = None
         self._policies = (0, 0)
         self._plan: GuardPlan | None = None
@@ -80,7 +85,7 @@ class Engine:
 
     def go_live(self) -> None:
         """Have the programs ask the session's tables, which are empty still, or even on their way into the session's slots."""
-        self._session.set_state(self._flags, early=True)
+        self._session.set_state(self._flags, resolver=self.resolver, early=True)
 
     def set_rules(self, network: dict[str, Any]) -> None:
         """Fill the tables from the request; before this every destination is refused."""
@@ -130,14 +135,23 @@ class Engine:
                 policies = self._guard.set_policy(plan)
                 self._guard.add_own_places(policies, self._own_places, plan)
                 self._policies = policies
-                self._session.set_state(self._flags | _abi.MG_SESSION_FILES, *policies)
+                self._set_state()
             tables.take_over()
         except BaseException:
             tables.drop()
             if self._policies != before:
                 self._policies = before
-                self._session.set_state(self._flags | _abi.MG_SESSION_FILES, *before)
+                self._set_state()
             raise
+
+    def drop_resolver(self) -> None:
+        """Nobody answers questions for names any more, and its port may become somebody else's."""
+        self.resolver = 0
+        self._set_state()
+
+    def _set_state(self) -> None:
+        files = _abi.MG_SESSION_FILES if self._own_places is not None else 0
+        self._session.set_state(self._flags | files, *self._policies, self.resolver)
 
     def arm(self, own_places: dict[str, int]) -> None:
         """From the return on the session's tables are where all programs look, and the hooks judge every act of the leaf by the
@@ -151,10 +165,10 @@ class Engine:
             return
         self._own_places = own_places
         self._guard.add_own_places(self._policies, own_places, self._plan)
-        self._session.set_state(self._flags | _abi.MG_SESSION_FILES, *self._policies)
+        self._set_state()
 
     def descriptors(self) -> tuple[int, ...]:
-        """Rings, counters and sums, in the order of `facts()["descriptors"]`."""
+        """Rings, counters, sums and what the resolver needs, in the order of `facts()["descriptors"]`."""
         return tuple(self._session.fds.values())
 
     def facts(self) -> dict[str, Any]:

@@ -158,6 +158,9 @@ class Launch:
                     return status
             if self.channel.fileno() in ready:
                 self._read_update(engine, covers)
+            if self.client_gone and engine.resolver:
+                with contextlib.suppress(KernelError):
+                    engine.drop_resolver()
 
     def _restore(self, covers: Covers) -> None:
         restored: list[str] = []

@@ -19,7 +19,7 @@ from mcpguard.kernel import cgroup
 from mcpguard.kernel.places import RUN
 
 
-def serve(connection: int, caller_uid: int, *, audit: bool, tier: int | None) -> None:
+def serve(connection: int, caller_uid: int, *, audit: bool, tier: int | None, resolver: int) -> None:
     """Serve one session for the user `caller_uid`, then return.
 
     Loading takes longer than anything else and needs nothing of the request, so it begins before the request is there.
@@ -28,7 +28,7 @@ def serve(connection: int, caller_uid: int, *, audit: bool, tier: int | None) ->
         connection: descriptor of the socket to the user's process; taken over.
     """
     try:
-        with _leaf() as leaf, Engine(leaf, audit, tier) as engine:
+        with _leaf() as leaf, Engine(leaf, audit, tier, resolver) as engine:
             # The kernel is still putting the session's maps into its slots.
             from mcpguard.broker.channel import opened
             from mcpguard.broker.launch import Launch

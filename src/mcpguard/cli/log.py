@@ -55,6 +55,9 @@ def log(
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="Only events since then: 30m, 1h, 2d or an RFC 3339 time.")
     ] = None,
+    call: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only this MCP call, and what the server did while it lasted.")
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on showing events until the session ends.")
     ] = False,
@@ -79,6 +82,9 @@ def log(
         chosen = told.id
         if session is None and (note := unrecorded.words(chosen)):
             render.note(note)
+        if call is not None:
+            _write_call(store, chosen, call, format, home)
+            return
         found = query.follow(store, chosen, wanted, time.sleep) if follow else query.events(store, chosen, wanted)
         hidden = wanted != query.Filter() and wanted.kind is not Kind.LOSS
         if hidden and incomplete(store, [told]):
@@ -92,6 +98,18 @@ def log(
         except BrokenPipeError:
             # `log | head`: whoever read has enough. Python would complain once more when it closes stdout.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _write_call(store: Store, session: str, id: str, format: str, home: str) -> None:
+    """A call, its effects, its response; and below, what is not as it was said."""
+    from mcpguard.events.effects import calls
+
+    (told,) = calls(store, session, only=id)
+    _write([told.request, *told.effects, *([told.response] if told.response else [])], format, home)
+    for line in told.mismatches:
+        render.note(f"mismatch: {printable(line)}")
+    if told.overlaps:
+        render.note(f"what is told here may belong to {', '.join(told.overlaps)}, which overlapped with this call")
 
 
 def _write(events: Iterable[Event], format: str, home: str) -> bool:

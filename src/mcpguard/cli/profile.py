@@ -11,18 +11,17 @@ from mcpguard.cli import edit as editing
 from mcpguard.cli import exit_codes, render
 from mcpguard.cli.learn import learn
 from mcpguard.errors import McpguardError, UsageError
-from mcpguard.model.access import Effect
 from mcpguard.model.profile import Profile
 from mcpguard.profile import nodes, store, trust
 from mcpguard.profile.effective import difference, effective
 from mcpguard.profile.load import inspect, inspect_text, load, locate
 from mcpguard.profile.parse import require_name
-from mcpguard.session.network import wildcard_rules
-from mcpguard.session.policy import idle_slashes, trial, wide_writes
+from mcpguard.session.policy import idle_name_denials, idle_slashes, single_words, trial, wide_writes
 
-_WILDCARD = "this version cannot look a name with * up; name the hosts, or their addresses"
 _WIDE = "it opens the whole home, also for start-up files that do not exist yet; name the folders that are needed"
 _SLASH = "a closing slash makes a folder only of one fixed path in the home; here it means nothing"
+_SHORT = "with a search domain (/etc/resolv.conf) programs ask for NAME.DOMAIN, which needs a rule of its own"
+_BY_ADDRESS = "it is not looked up, but a rule by address opens its addresses to who knows them; deny those as well"
 _EXCEPTED = "what built-in rules deny there is left to the allow rules; only in runs of this very profile"
 Format = Annotated[Literal["text", "json"], typer.Option("--format", help="How to print it.")]
 
@@ -160,15 +159,16 @@ def _is_sound(name: str) -> bool:
         render.error(problem)
     if profile is not None and not problems:
         render.line(f"{name}: {len(profile.origins)} rules, no mistake")
-        for rule in wildcard_rules(profile):
-            effect = "allows" if rule.effect is Effect.ALLOW else "denies"
-            render.note(f"note: {rule.origin.place}: {rule.target} {effect} nothing: {_WILDCARD}")
         for wide in wide_writes(profile):
             render.note(f"note: {wide.origin.place}: write {wide.pattern}: {_WIDE}")
         for one in profile.exceptions:
             render.note(f"note: {one.origin.place}: except {one.path}: {_EXCEPTED}")
         for slashed in idle_slashes(profile):
             render.note(f"note: {slashed.origin.place}: write {slashed.pattern}: {_SLASH}")
+        for short in single_words(profile):
+            render.note(f"note: {short.origin.place}: connect {short.target}: {_SHORT}")
+        for denied in idle_name_denials(profile):
+            render.note(f"note: {denied.origin.place}: deny {denied.target}: {_BY_ADDRESS}")
     return not problems
 
 

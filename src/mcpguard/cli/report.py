@@ -11,9 +11,11 @@ import typer
 from mcpguard.cli import render
 from mcpguard.cli.sessions import as_json as session_json
 from mcpguard.events.format import as_json as event_json
-from mcpguard.events.format import printable, shorten
+from mcpguard.events.format import clock, printable, rfc3339, shorten
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
+from mcpguard.model.values import replace
+from mcpguard.session.approvals import Approval
 from mcpguard.session.report import Report
 from mcpguard.session.report import report as read
 from mcpguard.session.report_page import page
@@ -50,8 +52,12 @@ def report(
 
 
 def _print(found: Report, home: str) -> None:
-    for line in summary_lines(found.summary, home):
+    # Told here with their times.
+    for line in summary_lines(replace(found.summary, approved=()), home):
         render.line(line)
+    for approval in found.approvals[:_SHOWN]:
+        render.line(f"  approved {clock(approval.time_ns)}  {printable(approval.rule)}  ({approval.how})")
+    _rest(len(found.approvals) + found.left_out.get("approvals", 0) - len(found.approvals[:_SHOWN]))
     outside = found.outside_workspace
     render.line(f"  changed  {len(found.changes)} paths, {len(outside)} of them outside the workspace")
     first = [*outside, *(change for change in found.changes if change not in outside)][:_SHOWN]
@@ -101,9 +107,24 @@ def _json(found: Report, home: str) -> dict[str, object]:
         "denials": [_group(group) for group in found.denials],
         "not_stopped": [_group(group) for group in found.not_stopped],
         "would_be_denied": [_group(group) for group in found.would_be_denied],
+        "approvals": [_approval(one) for one in found.approvals],
         "later": [_later(one) for one in found.later],
         "left_out": found.left_out,
     }
+
+
+def _approval(one: Approval) -> dict[str, object]:
+    values = {
+        "time": rfc3339(one.time_ns),
+        "rule": one.rule,
+        "scope": one.scope,
+        "asked_by": one.who,
+        "profile": one.origin.profile if one.origin else None,
+        "file": one.origin.file if one.origin else None,
+        "line": one.origin.line if one.origin else None,
+        "next_run_because": one.why_later or None,
+    }
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _later(one: Later) -> dict[str, object]:

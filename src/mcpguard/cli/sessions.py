@@ -62,6 +62,7 @@ def as_json(session: Session, denied: int, *, complete: bool) -> dict[str, objec
         "id": session.id,
         "state": session.state.value,
         "profile": session.profile,
+        "modes": list(session.modes),
         "workspace": session.workspace,
         "command": list(session.command),
         "tier": session.tier,
@@ -124,7 +125,7 @@ def _cells(session: Session, denied: str, home: str) -> tuple[str, ...]:
     return (
         session.id,
         session.state.value,
-        printable(session.profile),
+        printable(" ".join([session.profile, *(f"--{mode}" for mode in session.modes)])),
         datetime.fromtimestamp(session.started_ns // 1_000_000_000).astimezone().strftime("%m-%d %H:%M"),
         denied,
         "" if session.exit_code is None else str(session.exit_code),

@@ -49,3 +49,9 @@ def is_quiet(event: Event) -> bool:
 
 def is_not_stopped(event: Event) -> bool:
     return event.detail is not None and event.detail.startswith(NOT_STOPPED)
+
+
+def is_unnamed(event: Event) -> bool:
+    """A question for the address of a name that no rule speaks of."""
+    asked = (event.detail or "").partition(";")[0]
+    return event.kind is Kind.DNS and event.host is not None and asked in ("A", "AAAA")

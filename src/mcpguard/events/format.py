@@ -149,6 +149,11 @@ def shorten(path: str, home: str) -> str:
     return path
 
 
+def clock(time_ns: int) -> str:
+    """The person's own time of day, seconds and no more."""
+    return datetime.fromtimestamp(time_ns / 1e9).astimezone().strftime("%H:%M:%S")
+
+
 def rfc3339(time_ns: int) -> str:
     """RFC 3339 with microseconds, in UTC."""
     seconds, rest = divmod(time_ns, 1_000_000_000)

@@ -7,15 +7,21 @@ every start. Nothing here changes a verdict.
 
 from __future__ import annotations
 
+import ipaddress
 import posixpath
 import re
+import socket
+from pathlib import Path
 
 from mcpguard.events.finding import QUIET
 from mcpguard.events.processes import Process
-from mcpguard.model.access import Access
+from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
+from mcpguard.model.values import dataclass
+from mcpguard.policy.addresses import inner
+from mcpguard.policy.network import name_matches
 
 # Looks into this many processes are told as one.
 SWEEP = 5
@@ -88,6 +94,65 @@ def sorting(op: str, protocol: str, port: int, *, known: bool) -> str | None:
     if op != "connect" or protocol != "udp":
         return None
     return SORTS if port == 0 or (known and port in SORTING_PORTS) else MAY_SORT
+
+
+@dataclass(frozen=True, slots=True)
+class OwnNames:
+    """What programs of this host ask for without anybody wanting it.
+
+    Attributes:
+        host: its name, in lower case.
+        search: the domains that its C library tries behind a name.
+    """
+
+    host: str
+    search: tuple[str, ...]
+
+    @staticmethod
+    def of_this_host(path: str = "/etc/resolv.conf") -> OwnNames:
+        found: list[str] = []
+        try:
+            lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            lines = []
+        for words in map(str.split, lines):
+            if words and words[0] in ("search", "domain"):
+                found = [word.strip(".").lower() for word in words[1:]]  # as for the C library, the last line counts
+        return OwnNames(socket.gethostname().lower(), tuple(filter(None, found)))
+
+    def asking(self, policy: Policy, name: str, kind: str) -> str | None:
+        """The detail of a question that no rule allows, when it is such a habit.
+
+        Args:
+            name: lower case, without a trailing dot.
+            kind: of record, such as `A`.
+        """
+        if kind == "PTR":
+            address = _backwards(name)
+            return f"{QUIET}: a program asks for the name of its own address" if address and inner(address) else None
+        if kind not in ("A", "AAAA"):
+            return None
+        tried = next((name.removesuffix(f".{end}") for end in self.search if name.endswith(f".{end}")), "")
+        own = {self.host, self.host.partition(".")[0], "localhost"}
+        if name in own or tried in own:
+            return f"{QUIET}: programs look up the name of their own host"
+        allowed = any(entry.effect is Effect.ALLOW and name_matches(entry.pattern, tried) for entry in policy.names)
+        if tried and allowed:
+            return f"{QUIET}: the C library tried {tried} with a search domain behind it"
+        return None
+
+
+def _backwards(name: str) -> str:
+    """The address that a PTR question is about; empty: it is no such name."""
+    parts = name.split(".")[:-2][::-1]
+    if name.endswith(".ip6.arpa"):
+        digits = "".join(parts)
+        parts = [digits[at : at + 4] for at in range(0, len(digits), 4)]
+    written = (":" if name.endswith(".ip6.arpa") else ".").join(parts)
+    try:
+        return str(ipaddress.ip_address(written)) if name.endswith((".in-addr.arpa", ".ip6.arpa")) else ""
+    except ValueError:
+        return ""
 
 
 def looks_at_all_processes(exe: str | None) -> bool:

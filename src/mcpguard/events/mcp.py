@@ -64,6 +64,7 @@ class Talk:
         *,
         id: str | int | None = None,
         call: str | None = None,
+        classes: frozenset[str] = frozenset(),
         verdict: Verdict = Verdict.ALLOW,
         rule: Origin | None = None,
         detail: str | None = None,
@@ -74,12 +75,14 @@ class Talk:
             sender: `client` or `server`.
             params: what `json.loads` gave.
             call: from `call_id`, for a request.
+            classes: of the tool that is called, as far as they are known.
         """
         tool = named(method, params)
         arguments, cut = _arguments(method, params)
         message = McpMessage(
             *(_name(self.server), self.transport, sender, call, _name(method), None if id is None else _id(id)),
             *(None if tool is None else masked_text(_name(tool)), arguments, cut),
+            classes="+".join(sorted(classes)) or None,
             client=self.client,
             peer=self.peer,
         )

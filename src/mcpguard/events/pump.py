@@ -30,6 +30,10 @@ OUTRUN = "records at least that were written faster at the end than they could b
 FAILED = "records that came with an unexpected error"
 
 
+# Makes a record of the bytes of one; raises ValueError or KernelError for bytes that are none.
+Decode = Callable[[bytes], Record]
+
+
 class Ring(Protocol):
     """A ring buffer that can be waited for."""
 
@@ -60,17 +64,14 @@ class Pump:
         failure: the first unexpected error; None when all went well.
     """
 
-    def __init__(self, rings: Mapping[str, Ring], decode: Callable[[bytes], Record], recorder: Recorder) -> None:
+    def __init__(self, rings: Mapping[str, tuple[Ring, Decode]], recorder: Recorder) -> None:
         """
         Args:
-            rings: name -> ring. Name the ring of denials first: what is in it is drained before the activity that
-                explains it, so a process is known by the time its denial is judged.
-            decode: makes a record of the bytes of one; raises ValueError or KernelError for bytes that are
-                none.
+            rings: name -> ring, and what makes records of its bytes. Name the ring of denials first: what is in it is drained
+                before the activity that explains it, so a process is known by the time its denial is judged.
         """
         self.failure: Exception | None = None
         self._rings = dict(rings)
-        self._decode = decode
         self._recorder = recorder
         self._drained = 0
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
@@ -101,7 +102,7 @@ class Pump:
 
     def behind(self) -> int:
         """How many records are drained and not recorded, or not even drained."""
-        return self._drained - self._recorder.taken + sum(ring.unread() for ring in self._rings.values())
+        return self._drained - self._recorder.taken + sum(ring.unread() for ring, _ in self._rings.values())
 
     @property
     def _moved(self) -> tuple[int, int]:
@@ -109,7 +110,7 @@ class Pump:
 
     def _run(self) -> None:
         poll = select.poll()
-        for descriptor in (self._stop, *(ring.fileno() for ring in self._rings.values())):
+        for descriptor in (self._stop, *(ring.fileno() for ring, _ in self._rings.values())):
             poll.register(descriptor, select.POLLIN)
         stopping = False
         while not stopping:
@@ -121,17 +122,17 @@ class Pump:
             if not self._guard(self._step):
                 break
         else:
-            self._recorder.lost(OUTRUN, sum(ring.unread() for ring in self._rings.values()))
+            self._recorder.lost(OUTRUN, sum(ring.unread() for ring, _ in self._rings.values()))
         self._guard(self._recorder.finish)
 
     def _step(self) -> bool:
         """Move what is there; False: there was nothing."""
         records: list[Record] = []
         lost: dict[str, int] = {}
-        for name, ring in self._rings.items():
+        for name, (ring, decode) in self._rings.items():
             for raw in _emptied(ring):
                 try:
-                    record = self._decode(raw)
+                    record = decode(raw)
                 except Exception as error:
                     # Whatever it is: what was drained with it is in no ring any more, and must not be lost for it.
                     if not isinstance(error, (KernelError, ValueError)):
@@ -139,7 +140,7 @@ class Pump:
                     lost[UNREADABLE] = lost.get(UNREADABLE, 0) + 1
                     continue
                 if record.head.lost_before:
-                    dropped = f"records that the kernel dropped: {name} was full"
+                    dropped = f"records that were dropped: {name} was full"
                     lost[dropped] = lost.get(dropped, 0) + record.head.lost_before
                 records.append(record)
                 self._drained += 1

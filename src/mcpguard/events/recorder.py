@@ -79,7 +79,7 @@ class Recorder:
         """
         Args:
             first_process: what the launcher started; the root of every chain of parents.
-            names: address -> host name; may change while the session runs.
+            names: address -> host name, of those that need no looking up.
         """
         self.counters = Counters()
         self.failure: StoreError | None = None
@@ -222,7 +222,7 @@ class Recorder:
             self._quiet.add(event, now_ns)
         elif event.verdict is Verdict.DENY or is_not_stopped(event):
             self._urgent.add(_same(event), event, now_ns)
-        elif event.kind in (Kind.FILE, Kind.NET, Kind.UNIX):
+        elif event.kind in (Kind.FILE, Kind.NET, Kind.UNIX, Kind.DNS):
             self._sums.add(_same(event), event)
         else:
             self._waiting.append(event)
@@ -277,7 +277,7 @@ def _same(event: Event) -> tuple[Hashable, ...]:
     # An act without an object is told apart by its words alone: a raw socket from a packet socket, one signal from another.
     about = event.detail if event.path is None and event.address is None else None
     return (
-        about,
+        *(about, event.host if event.kind is Kind.DNS else None),
         *(event.pid, event.kind, event.op, event.verdict, event.access, event.path, event.target),
         *(event.address, event.port, event.protocol, event.errno, event.exe),
     )

@@ -14,7 +14,7 @@ from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.event import Event, Kind, McpMessage, Peer
 from mcpguard.model.rule import Origin
 
-VERSION = 2
+VERSION = 3
 # "mcpg": tells our file from any other SQLite database at that place.
 APPLICATION_ID = 0x6D637067
 
@@ -34,7 +34,8 @@ CREATE TABLE sessions (
   unsaved INTEGER NOT NULL DEFAULT 0,
   supervisor_pid INTEGER NOT NULL,
   supervisor_start INTEGER NOT NULL,
-  supervisor_boot TEXT NOT NULL
+  supervisor_boot TEXT NOT NULL,
+  modes TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE rules (
   session INTEGER NOT NULL REFERENCES sessions(n),
@@ -76,7 +77,10 @@ CREATE INDEX events_by_verdict ON events (session, verdict, seq);
 CREATE INDEX events_by_kind ON events (session, kind, seq);
 """
 # What makes the tables of a version those of the next.
-MIGRATIONS = {1: "ALTER TABLE events ADD COLUMN mcp TEXT"}
+MIGRATIONS = {
+    1: "ALTER TABLE events ADD COLUMN mcp TEXT",
+    2: "ALTER TABLE sessions ADD COLUMN modes TEXT NOT NULL DEFAULT ''",
+}
 
 EVENT_COLUMNS = [
     "session",
@@ -104,7 +108,7 @@ EVENT_COLUMNS = [
     "mcp",
 ]
 MCP_KEYS = (
-    *("server", "transport", "sender", "call", "method", "id", "tool", "arguments", "cut"),
+    *("server", "transport", "sender", "call", "method", "id", "tool", "arguments", "cut", "classes"),
     *("result_bytes", "error", "error_code", "duration_ns", "client", "peer"),
 )
 INSERT_EVENT = f"INSERT INTO events ({', '.join(EVENT_COLUMNS)}) VALUES ({', '.join('?' * len(EVENT_COLUMNS))})"

@@ -52,6 +52,7 @@ class Session:
         started_ns, ended_ns: nanoseconds since the Unix epoch; `ended_ns` is None until the run ended in order.
         exit_code: what `run` exited with; None until then.
         unsaved: events that could not be stored.
+        modes: of `ask` and `audit`, those that the run was started with.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Session:
     ended_ns: int | None = None
     exit_code: int | None = None
     unsaved: int = 0
+    modes: tuple[str, ...] = ()
 
     @property
     def state(self) -> State:

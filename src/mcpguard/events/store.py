@@ -25,7 +25,7 @@ from mcpguard.model.rule import Origin
 
 _SESSION_COLUMNS = (
     "id, profile, digest, workspace, command, tier, coverage, started_ns, supervisor_pid, supervisor_start, "
-    "supervisor_boot, ended_ns, exit_code, unsaved"
+    "supervisor_boot, ended_ns, exit_code, unsaved, modes"
 )
 _INSERT_RULE = "INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?)"
 
@@ -88,11 +88,13 @@ class Store:
         now_ns: int,
         supervisor: Supervisor | None = None,
         session: str = "",
+        modes: Sequence[str] = (),
     ) -> str:
         """Begin a session and store the policy's rules; returns its id.
 
         Args:
             session: the id, where it had to be known before.
+            modes: see `Session`.
 
         Raises:
             StoreError: it cannot be written.
@@ -102,7 +104,7 @@ class Store:
         values = (
             *(session, policy.profile, policy.digest, schema.clean(policy.workspace)),
             *(json.dumps([schema.clean(word) for word in command]), tier, schema.coverage_text(coverage), now_ns),
-            *(who.pid, who.start, who.boot, None, None, 0),
+            *(who.pid, who.start, who.boot, None, None, 0, " ".join(modes)),
         )
         with self._write() as connection:
             marks = ", ".join("?" * len(values))
@@ -247,11 +249,14 @@ def _rule_row(session: int, number: int, origin: Origin, because: str) -> tuple[
 
 
 def _session_of(row: schema.Row) -> Session:
-    (id_, profile, digest, workspace, command, tier, coverage, started, pid, start, boot, ended, code, unsaved) = row
+    id_, profile, digest, workspace, command, tier, coverage, started, pid, start, boot, ended, code, unsaved, modes = (
+        row
+    )
     return Session(
         *(id_, profile, digest, workspace, tuple(json.loads(command)), tier, schema.coverage_of(coverage), started),
         supervisor=Supervisor(pid, start, boot),
         ended_ns=ended,
         exit_code=code,
         unsaved=unsaved,
+        modes=tuple(modes.split()),
     )

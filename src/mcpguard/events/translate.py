@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from mcpguard.events.attribute import Attributor
 from mcpguard.events.calls import judge_call
 from mcpguard.events.finding import Finding
-from mcpguard.events.habits import sorting
+from mcpguard.events.habits import OwnNames, sorting
+from mcpguard.events.hosts import Hosts
 from mcpguard.events.judge import Judge
 from mcpguard.events.processes import Process, ProcessTable
 from mcpguard.events.sockets import SocketJudge
@@ -29,12 +30,16 @@ from mcpguard.wire.records import (
     FileRecord,
     ForkRecord,
     Head,
+    LookupRecord,
     NetRecord,
     OpenRecord,
     PathCallRecord,
     Record,
     UnixRecord,
 )
+
+# Of one answer, in the words of its event.
+_SHOWN_ADDRESSES = 8
 
 
 class Translator:
@@ -55,14 +60,15 @@ class Translator:
     ) -> None:
         """
         Args:
-            names: address -> host name, kept up to date by whoever resolves names.
+            names: address -> host name, of those that need no looking up.
             epoch_ns: CLOCK_MONOTONIC nanoseconds to nanoseconds since the Unix epoch.
             began_ns: when the session began, in nanoseconds since the Unix epoch.
         """
         self.processes = ProcessTable(first)
         self._session = session
         self._policy = policy
-        self._names = names
+        self._hosts = Hosts(names)
+        self._own_names = OwnNames.of_this_host()
         self._epoch_ns = epoch_ns
         self._judge = Judge(automaton_of(policy.tables), policy.paths)
         self._attributor = Attributor(policy, self._judge, self.processes)
@@ -101,6 +107,8 @@ class Translator:
                 return self._refusable(record, finding)
             case NetRecord():
                 return self._net(record)
+            case LookupRecord():
+                return self._lookup(record)
             case UnixRecord():
                 return self._unix(record)
             case FileRecord():
@@ -136,16 +144,30 @@ class Translator:
         rule = self._rule(record.rule, record.verdict)
         detail = record.detail or (f"{record.protocol} socket" if record.op == "socket" and record.protocol else None)
         if record.verdict is Verdict.DENY and record.rule == 0:
-            detail = sorting(record.op, record.protocol, record.port, known=record.address in self._names) or detail
+            detail = (
+                sorting(record.op, record.protocol, record.port, known=self._hosts.of(record.address) is not None)
+                or detail
+            )
         finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=detail)
         return replace(
             self._event(record.head, finding),
-            host=self._names.get(record.address),
+            host=self._hosts.of(record.address, record.rule),
             address=record.address or None,
             port=record.port or None,
             protocol=record.protocol or None,
             count=record.count,
         )
+
+    def _lookup(self, record: LookupRecord) -> Event:
+        """A question for a name. What it says of addresses counts from here on: whoever uses them asked before."""
+        self._hosts.add(record)
+        rule = None if record.rule == 0 and record.verdict is Verdict.ALLOW else self._policy.rules[record.rule]
+        words = [record.asked or "?", *record.addresses[:_SHOWN_ADDRESSES]]
+        detail = " ".join(words) + (f": {record.detail}" if record.detail else "")
+        if record.verdict is Verdict.DENY and record.rule == 0 and record.host:
+            detail = self._own_names.asking(self._policy, record.host, record.asked) or detail
+        finding = Finding(Kind.DNS, "query", record.verdict, rule=rule, detail=detail)
+        return replace(self._event(record.head, finding), host=record.host or None)
 
     def _unix(self, record: UnixRecord) -> Event:
         return self._event(record.head, self._sockets.finding(record), count=record.count)

@@ -46,6 +46,7 @@ class McpMessage:
         tool: of `tools/call`; of other methods the prompt or resource that is named.
         arguments: JSON text, bounded, secrets masked; of methods without arguments their params.
         cut: something of the arguments was left out.
+        classes: what the tool does, as far as it is known: `read`, `write`, `destructive`, `open`, joined with `+`.
         result_bytes: size of a result as it was sent.
         error: what a response says went wrong; also of a tool that says so in its result.
         error_code: JSON-RPC's number; None where a tool reported the error.
@@ -62,6 +63,7 @@ class McpMessage:
     tool: str | None = None
     arguments: str | None = None
     cut: bool = False
+    classes: str | None = None
     result_bytes: int | None = None
     error: str | None = None
     error_code: int | None = None

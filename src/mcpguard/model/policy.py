@@ -91,8 +91,10 @@ class Policy:
         connect, listen: address rules; names: destinations by name (connect only).
         audit: let through and record everything but denies.
         socket_tables: as `tables`, from those of `sockets` that are paths and hold for what others made; empty: not made.
+        environment_set: (name, value) of variables that the agent gets.
         folders: the agent's own folders in the home, and the standard ones on the way to them, parents first: made for a run
             where they do not exist, and taken away after it where they are still empty.
+        mcp: rules for MCP as JSON (`mcp.policy.load` reads what it holds); empty where the profile says nothing of it.
     """
 
     digest: str
@@ -115,3 +117,5 @@ class Policy:
     audit: bool = False
     folders: tuple[str, ...] = ()
     socket_tables: bytes = b""
+    environment_set: tuple[tuple[str, str], ...] = ()
+    mcp: str = ""

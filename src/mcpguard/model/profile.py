@@ -5,6 +5,10 @@ from __future__ import annotations
 from mcpguard.model.rule import FileException, FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mcpguard.model.mcp import McpRules
+
 # What makes a user namespace usable; `system.user_namespaces` lets them be written.
 NAMESPACE_MAPS = ("/proc/*/uid_map", "/proc/*/gid_map", "/proc/*/setgroups")
 
@@ -19,6 +23,12 @@ class SystemSwitches:
     debuggers: bool = False
 
 
+def _no_rules() -> McpRules:
+    from mcpguard.model.mcp import McpRules  # a launch with a kept policy makes no profile
+
+    return McpRules()
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """A profile with everything it inherits merged in; merging is a union, so order never matters.
@@ -31,7 +41,9 @@ class Profile:
         command: what `mcpguard run NAME` executes; empty when the profile is not an agent.
         environment_remove: glob patterns of environment variables that the agent does not get.
         environment_keep: exceptions to `environment_remove`.
+        environment_set: (name, value) of variables that the agent gets, by name; values as written.
         ancestors: every profile merged in, sorted by name.
+        mcp: what it says of MCP servers and tools.
         exceptions: what built-in denials leave alone; the profile's own words, never its parents'.
     """
 
@@ -45,7 +57,9 @@ class Profile:
     sockets: tuple[SocketRule, ...] = ()
     environment_remove: tuple[str, ...] = ()
     environment_keep: tuple[str, ...] = ()
+    environment_set: tuple[tuple[str, str], ...] = ()
     system: SystemSwitches = field(default_factory=SystemSwitches)
     ancestors: tuple[str, ...] = ()
     origins: tuple[Origin, ...] = ()
     exceptions: tuple[FileException, ...] = ()
+    mcp: McpRules = field(default_factory=_no_rules)

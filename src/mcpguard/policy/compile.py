@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -120,11 +121,17 @@ def compile_policy(
         sockets=tuple(sorted({e for rule in sockets for e in places.sockets(rule, ids[rule])}, key=_socket_entry_key)),
         environment_remove=tuple(sorted(set(profile.environment_remove))),
         environment_keep=tuple(sorted(set(profile.environment_keep))),
+        environment_set=tuple((name, _filled_in(value, variables)) for name, value in profile.environment_set),
         system=profile.system,
         audit=audit,
         folders=_folders(files, variables, automaton),
     )
     return replace(policy, digest=_digest(policy), socket_tables=sockets_of(policy, foreign=True).to_bytes())
+
+
+def _filled_in(value: str, variables: Mapping[str, str]) -> str:
+    """In one pass: a folder's name may itself look like a variable."""
+    return re.sub(r"\{(workspace|tmp|home)\}", lambda found: variables[found[1]], value)
 
 
 def extend_policy(
@@ -372,7 +379,7 @@ def _digest(policy: Policy) -> str:
         "listen": _unique(_net_content(entry) for entry in policy.listen),
         "names": _unique([e.pattern, e.port_low, e.port_high, e.protocols, e.effect] for e in policy.names),
         "sockets": _unique([entry.pattern, entry.effect, entry.own] for entry in policy.sockets),
-        "environment": [policy.environment_remove, policy.environment_keep],
+        "environment": [policy.environment_remove, policy.environment_keep, policy.environment_set],
         "system": asdict(policy.system),
         "audit": policy.audit,
         "folders": policy.folders,

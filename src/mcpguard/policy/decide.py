@@ -96,7 +96,7 @@ def decide_name(policy: Policy, host: str, port: int, protocol: int = PROTO_TCP)
         matching = [
             entry for entry in policy.names if name_matches(entry.pattern, name) and _fits(entry, port, protocol)
         ]
-        return _first(sorted(matching, key=_name_order), policy.audit)
+        return _first(sorted(matching, key=name_order), policy.audit)
     return decide_connect(policy, name, port, protocol)
 
 
@@ -155,7 +155,7 @@ def _fits(entry: NetEntry | NameEntry, port: int, protocol: int) -> bool:
     return entry.port_low <= port <= entry.port_high and bool(entry.protocols & protocol)
 
 
-def _name_order(entry: NameEntry) -> tuple[bool, bool, int, int, int]:
+def name_order(entry: NameEntry) -> tuple[bool, bool, int, int, int]:
     """Deny, then an exact name, then the longer pattern, then fewer ports."""
     wildcard = entry.pattern.startswith("*")
     ports = entry.port_high - entry.port_low

@@ -19,6 +19,8 @@ from mcpguard.model.values import dataclass
 MAX_PORT_RULES = 32
 PROTOCOLS = {"tcp": PROTO_TCP, "udp": PROTO_UDP}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
+_NAT64 = b"\0\x64\xff\x9b" + bytes(8)
+_SIX_TO_FOUR = b"\x20\x02"
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
@@ -66,7 +68,8 @@ def parse_rule(rule: NetRule, number: int) -> tuple[NetEntry | NameEntry, ...]:
         number: the rule's id, put into the entries.
 
     Returns:
-        One entry; two for `localhost` (127.0.0.0/8 and ::1). A NameEntry only for CONNECT rules.
+        One entry; two for `localhost` (127.0.0.0/8 and ::1). A NameEntry only for CONNECT rules. A denied IPv4 range comes
+        with the IPv6 ranges that a NAT64 or 6to4 gateway carries to it.
 
     Raises:
         PolicyError: `policy.network`, beginning with the rule's place.
@@ -221,6 +224,8 @@ def _entries(
     rule: NetRule, host: str, ports: tuple[int, int], protocols: int, number: int
 ) -> Iterable[NetEntry | NameEntry]:
     networks = _networks(rule, host)
+    if rule.effect is Effect.DENY and rule.direction is NetDirection.CONNECT:
+        networks += [carried for network in networks for carried in _carried(*network)]
     for address, prefix in networks:
         yield NetEntry(address, prefix, *ports, protocols, rule.effect, number)
     if not networks:
@@ -240,6 +245,13 @@ def _networks(rule: NetRule, host: str) -> list[tuple[bytes, int]]:
     if ":" not in host and "/" not in host and not _NUMBER.fullmatch(host.removesuffix(".").rpartition(".")[2]):
         return []
     return [_network(rule, host)]
+
+
+def _carried(address: bytes, prefix: int) -> list[tuple[bytes, int]]:
+    """The IPv6 ranges that gateways carry to an IPv4 one (NAT64, RFC 6052; 6to4, RFC 3056); none of an IPv6 one."""
+    if prefix < 96 or not address.startswith(_MAPPED):
+        return []
+    return [(_NAT64 + address[12:], prefix), (_SIX_TO_FOUR + address[12:] + bytes(10), prefix - 80)]
 
 
 def _network(rule: NetRule, host: str) -> tuple[bytes, int]:

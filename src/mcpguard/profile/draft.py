@@ -11,6 +11,7 @@ from typing import NamedTuple
 import yaml
 
 from mcpguard.errors import ProfileError
+from mcpguard.model.mcp import AfterTaint, McpRule, McpRules, ToolClass
 from mcpguard.model.profile import Profile, SystemSwitches
 from mcpguard.model.rule import FileException, FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field
@@ -56,7 +57,13 @@ class Draft:
     network: list[NetRule] = field(default_factory=list)
     sockets: list[SocketRule] = field(default_factory=list)
     variables: dict[str, list[str]] = field(default_factory=lambda: {"remove": [], "keep": []})
+    settings: dict[str, str] = field(default_factory=dict)
     switches: dict[str, bool] = field(default_factory=dict)
+    mcp: list[McpRule] = field(default_factory=list)
+    classes: list[tuple[ToolClass, McpRule]] = field(default_factory=list)
+    untrusted: list[McpRule] = field(default_factory=list)
+    after_taint: AfterTaint | None = None
+    gate: bool | None = None
     origins: list[Origin] = field(default_factory=list)
 
     def refuse(self, line: int, code: str, what: str, why: str, do: str) -> None:
@@ -87,10 +94,12 @@ class Draft:
             sockets=tuple(self.sockets),
             environment_remove=tuple(self.variables["remove"]),
             environment_keep=tuple(self.variables["keep"]),
+            environment_set=tuple(sorted(self.settings.items())),
             system=SystemSwitches(**self.switches),
             ancestors=(self.name,),
             origins=tuple(self.origins),
             exceptions=tuple(self.exceptions),
+            mcp=McpRules(tuple(self.mcp), tuple(self.classes), tuple(self.untrusted), self.after_taint, self.gate),
         )
         return Raw(profile, tuple(self.parents))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mcpguard.model.mcp import AfterTaint
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import FileRule, Origin
 
@@ -27,8 +28,14 @@ def effective(profile: Profile) -> list[Line]:
         [Line(f"file {one.origin.text}", one.origin, one.because) for one in profile.exceptions],
         [Line(rule.origin.text, rule.origin, "") for rule in profile.network],
         [Line(rule.origin.text, rule.origin, "") for rule in profile.sockets],
+        [Line(rule.origin.text, rule.origin, rule.because) for rule in profile.mcp.rules],
+        [Line(rule.origin.text, rule.origin, "") for _class, rule in profile.mcp.classes],
+        [Line(rule.origin.text, rule.origin, "") for rule in profile.mcp.untrusted],
+        *(_written(profile, f"mcp flow then {word}") for word in AfterTaint),
+        *(_written(profile, f"mcp gate {word}") for word in ("true", "false")),
         *(_written(profile, f"environment remove {name}") for name in profile.environment_remove),
         *(_written(profile, f"environment keep {name}") for name in profile.environment_keep),
+        *(_written(profile, setting_text(*setting)) for setting in profile.environment_set),
         _written(profile, "system user_namespaces true"),
         _written(profile, "system io_uring true"),
         _written(profile, "system memory_programs true"),
@@ -40,6 +47,11 @@ def effective(profile: Profile) -> list[Line]:
 def command_text(command: tuple[str, ...]) -> str:
     """The command of a profile as one line of it."""
     return f"command {' '.join(command)}"
+
+
+def setting_text(name: str, value: str) -> str:
+    """A variable that a profile sets, as one line of it."""
+    return f"environment set {name}={value}"
 
 
 def _file_text(rule: FileRule) -> str:

@@ -7,20 +7,20 @@ counts only in the profile that is run, so that no parent opens anything unseen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 from mcpguard.errors import ProfileError, UsageError
+from mcpguard.model.mcp import AfterTaint, McpRules
 from mcpguard.model.profile import Profile, SystemSwitches
-from mcpguard.model.rule import FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field, replace
 from mcpguard.profile import nodes, store, trust
 from mcpguard.profile.draft import Parent, Raw
 from mcpguard.profile.parse import examine, valid_name
 
-T = TypeVar("T", FileRule, NetRule, SocketRule, Origin)
+T = TypeVar("T", bound=Hashable)
 
 
 def load(name_or_path: str, *, workspace: str | None = None) -> Profile:
@@ -203,6 +203,7 @@ def _join(loading: _Loading, entry: store.Entry) -> tuple[Profile | None, list[P
     own = loading.raws[entry.path].profile
     try:
         command = _command(loading, entry)
+        settings = _settings(loading, entry)
     except ProfileError as conflict:
         return None, [conflict]
     every = sorted((raw.profile for raw in loading.raws.values()), key=lambda found: (found.name, found.source))
@@ -214,16 +215,32 @@ def _join(loading: _Loading, entry: store.Entry) -> tuple[Profile | None, list[P
         sockets=_union(found.sockets for found in every),
         environment_remove=_sorted(found.environment_remove for found in every),
         environment_keep=_sorted(found.environment_keep for found in every),
+        environment_set=tuple(sorted(settings.items())),
         system=SystemSwitches(
             user_namespaces=any(found.system.user_namespaces for found in every),
             io_uring=any(found.system.io_uring for found in every),
             memory_programs=any(found.system.memory_programs for found in every),
             debuggers=any(found.system.debuggers for found in every),
         ),
+        mcp=_join_mcp([found.mcp for found in every]),
         ancestors=_sorted(found.ancestors for found in every),
         origins=_union(found.origins for found in every),
     )
     return joined, []
+
+
+def _join_mcp(every: list[McpRules]) -> McpRules:
+    """Of two words on the same matter the stricter counts."""
+    said = {one.after_taint for one in every}
+    gates = {one.gate for one in every}
+    strictest = (AfterTaint.REFUSE, AfterTaint.ASK, AfterTaint.ALLOW)
+    return McpRules(
+        _union(one.rules for one in every),
+        _union(one.classes for one in every),
+        _union(one.untrusted for one in every),
+        next((word for word in strictest if word in said), None),
+        next((word for word in (True, False) if word in gates), None),
+    )
 
 
 def _command(loading: _Loading, entry: store.Entry) -> tuple[str, ...]:
@@ -243,6 +260,26 @@ def _command(loading: _Loading, entry: store.Entry) -> tuple[str, ...]:
             code="command-conflict",
         )
     return next(iter(commands), ())
+
+
+def _settings(loading: _Loading, entry: store.Entry) -> dict[str, str]:
+    """Variables that are set: the profile's own value, else that of its parents, who may not differ."""
+    raw = loading.raws[entry.path]
+    found: dict[str, str] = {}
+    brought: dict[str, str] = {}
+    for parent in loading.parents[entry.path]:
+        for name, value in _settings(loading, parent).items():
+            if found.setdefault(name, value) != value and name not in dict(raw.profile.environment_set):
+                raise nodes.error(
+                    entry.source,
+                    raw.parents[0].line,
+                    f"{brought[name]} and {parent.name} set {name} to different values",
+                    why="the order of `extends` never matters, so none of them wins",
+                    do=f"write under `environment` what this profile means: set: {{{name}: ...}}",
+                    code="set-conflict",
+                )
+            brought.setdefault(name, parent.name)
+    return found | dict(raw.profile.environment_set)
 
 
 def _union(groups: Iterable[tuple[T, ...]]) -> tuple[T, ...]:

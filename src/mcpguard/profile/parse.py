@@ -7,20 +7,28 @@ a path or host pattern means is not judged here (the policy compiler does, with 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import yaml
 
 from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.access import Access, Effect
+from mcpguard.model.mcp import AfterTaint, Condition, McpRule, Test, ToolClass
 from mcpguard.model.rule import GRANTS, FileException, FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
 from mcpguard.profile.draft import Draft, Parent, Raw, Word, items, keys, text, unquoted, words, wrong_type
-from mcpguard.profile.effective import command_text
+from mcpguard.profile.effective import command_text, setting_text
 from mcpguard.profile.schema import ENTRY_KEYS, Key, Type, keys_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"[A-Za-z0-9_*?\[\]!-]+")
+_SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# The loader of every program obeys these, the one of the agent first; by PATH it would be chosen which program the command is.
+_NEVER_SET = re.compile(r"LD_.*|GLIBC_TUNABLES|PATH|MCPGUARD_.*")
+_PLACE = re.compile(r"\{([A-Za-z_]+)\}")
+_PLACES = ("workspace", "tmp", "home")
+_TESTS = tuple(test.value for test in Test)
+_AFTER_TAINT = tuple(word.value for word in AfterTaint)
 _ALL = Access.READ | Access.WRITE | Access.EXECUTE
 
 
@@ -87,10 +95,10 @@ def _read_name(draft: Draft, root: yaml.MappingNode) -> None:
 
 
 def _read_section(draft: Draft, key: Key, node: yaml.Node) -> None:
-    known = keys_of(key.name)
+    known = keys_of(key.path)
     if isinstance(node, yaml.MappingNode):
-        for inner, value in keys(draft, node, known, key.name):
-            _READERS[inner.type](draft, inner, value)
+        for inner, value in keys(draft, node, known, key.path):
+            (_read_section if inner.type is Type.SECTION else _READERS[inner.type])(draft, inner, value)
     else:
         wrong_type(draft, node, key.path, "keys with values: " + ", ".join(known))
 
@@ -213,22 +221,137 @@ def _read_variables(draft: Draft, key: Key, node: yaml.Node) -> None:
             draft.refuse(word.line, "variable", what, why, "write only the name, without = and value")
 
 
+def _read_settings(draft: Draft, key: Key, node: yaml.Node) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        wrong_type(draft, node, key.path, key.type.value)
+        return
+    for inner, value in node.value:
+        name = str(inner.value) if isinstance(inner, yaml.ScalarNode) else ""
+        if complaint := _no_setting(name, draft.settings):
+            draft.refuse(nodes.line_of(inner), "variable", f'"{name}" in {key.path} {complaint[0]}', *complaint[1:])
+        elif word := text(draft, value, f"{key.path} {name}"):
+            unknown = next((place for place in _PLACE.findall(word.text) if place not in _PLACES), None)
+            if unknown is not None:
+                do = nodes.near(unknown, _PLACES) or "write the value as it is to be, or in another way"
+                why = "values may hold {workspace}, {tmp} and {home}"
+                draft.refuse(word.line, "variable", f'"{{{unknown}}}" in {key.path} {name} means nothing', why, do)
+                continue
+            draft.settings[name] = word.text
+            draft.origin(nodes.line_of(inner), setting_text(name, word.text))
+
+
+def _no_setting(name: str, known: Mapping[str, str]) -> tuple[str, str, str] | None:
+    """What is wrong with the name of a variable to be set, why, and what to do."""
+    if not _SETTING.fullmatch(name):
+        return "is not the name of a variable", "a name holds letters, digits and _", "write NAME: value"
+    if name in known:
+        return "is set twice", "YAML would drop one of them", "remove one"
+    if _NEVER_SET.fullmatch(name):
+        why = "it decides which code runs before the first program of the agent does"
+        return "can be set by no profile", why, "set it in the command itself, as in command: [env, NAME=value, agent]"
+    return None
+
+
 def _read_switch(draft: Draft, key: Key, node: yaml.Node) -> None:
     if isinstance(node, yaml.ScalarNode) and nodes.plain_kind(node) == "bool" and node.value in ("true", "false"):
-        draft.switches[key.name] = node.value == "true"
-        draft.origin(nodes.line_of(node), f"system {key.name} {node.value}")
+        if key.section == "mcp":
+            draft.gate = node.value == "true"
+        else:
+            draft.switches[key.name] = node.value == "true"
+        draft.origin(nodes.line_of(node), f"{key.section} {key.name} {node.value}")
     else:
         shown = f'"{node.value}"' if isinstance(node, yaml.ScalarNode) and node.value else nodes.shape(node)
         draft.refuse(nodes.line_of(node), "type", f"{key.path} is {shown}", "it is a switch", "write true or false")
 
 
-def _read_reserved(draft: Draft, key: Key, node: yaml.Node) -> None:
-    if not isinstance(node, yaml.MappingNode):
-        wrong_type(draft, node, key.path, "{} in this version")
-    elif node.value:
-        why = "this version does not support rules for MCP servers and tools, and it skips no rule"
-        line = nodes.line_of(node.value[0][0])
-        draft.refuse(line, "not-supported", f"{key.path} holds rules", why, f"remove them, or write {key.path}: {{}}")
+def _read_tools(draft: Draft, key: Key, node: yaml.Node) -> None:
+    """`mcp.allow` and `mcp.deny`: a text, or a mapping that says more about it."""
+    for item in items(draft, key, node):
+        if isinstance(item, yaml.MappingNode):
+            _read_tool_entry(draft, key, item)
+        elif word := text(draft, item, key.path):
+            draft.mcp.append(_mcp_rule(draft, key, word))
+
+
+def _read_tool_entry(draft: Draft, key: Key, mapping: yaml.MappingNode) -> None:
+    """After a complaint the whole entry is dropped: half of a rule is another rule."""
+    before = len(draft.errors)
+    word: Word | None = None
+    where: tuple[Condition, ...] = ()
+    because = ""
+    for inner, value in keys(draft, mapping, ENTRY_KEYS[key.type], key.path):
+        if inner.name == "where":
+            where = tuple(_conditions(draft, key, value))
+        elif inner.name == "tool":
+            word = text(draft, value, f"{key.path} tool")
+        elif found := text(draft, value, f"{key.path} because"):
+            because = " ".join(found.text.split())
+    if len(draft.errors) > before:
+        return
+    if word is None:
+        what, why = f"an entry of {key.path} names no tool", "it would mean nothing or everything"
+        draft.refuse(nodes.line_of(mapping), "no-tool", what, why, 'write "- tool: SERVER/TOOL"')
+    else:
+        draft.mcp.append(_mcp_rule(draft, key, word, where, because))
+
+
+def _conditions(draft: Draft, key: Key, node: yaml.Node) -> Iterator[Condition]:
+    """`where: {ARGUMENT: {TEST: value or values}}`."""
+    if not isinstance(node, yaml.MappingNode) or not node.value:
+        wrong_type(draft, node, f"{key.path} where", 'conditions: {path: {inside: "{workspace}"}}')
+        return
+    seen: set[str] = set()
+    for argument, tests in node.value:
+        name = text(draft, argument, f"{key.path} where")
+        if name is None:
+            continue
+        if not isinstance(tests, yaml.MappingNode) or not tests.value:
+            wrong_type(draft, tests, f"{key.path} where {name.text}", "a test and a value: {equals: value}")
+            continue
+        for test, values in tests.value:
+            word = text(draft, test, f"{key.path} where {name.text}")
+            if word is None:
+                continue
+            if word.text not in _TESTS or f"{name.text} {word.text}" in seen:
+                what = f'"{word.text}" is no test' if word.text not in _TESTS else f'"{word.text}" stands twice'
+                do = "use each of these at most once: " + ", ".join(_TESTS)
+                draft.refuse(word.line, "test", what, "a mistyped condition would be a hole", do)
+                continue
+            seen.add(f"{name.text} {word.text}")
+            many = values.value if isinstance(values, yaml.SequenceNode) else [values]
+            found = [text(draft, one, f"{key.path} where {name.text} {word.text}") for one in many]
+            if not found:
+                wrong_type(draft, values, f"{key.path} where {name.text} {word.text}", "a value")
+            yield Condition(name.text, Test(word.text), tuple(one.text for one in found if one))
+
+
+def _mcp_rule(draft: Draft, key: Key, word: Word, where: tuple[Condition, ...] = (), because: str = "") -> McpRule:
+    said = "".join(f" where {one.argument} {one.test} {' '.join(one.values)}" for one in where)
+    origin = draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}{said}")
+    return McpRule(Effect.DENY if key.name == "deny" else Effect.ALLOW, word.text, origin, where, because)
+
+
+def _read_named_tools(draft: Draft, key: Key, node: yaml.Node) -> None:
+    """Members of `mcp.classes`, and `mcp.flow.untrusted`."""
+    for word in words(draft, key, node):
+        rule = _mcp_rule(draft, key, word)
+        if key.section == "mcp.classes":
+            draft.classes.append((ToolClass(key.name), rule))
+        else:
+            draft.untrusted.append(rule)
+
+
+def _read_word(draft: Draft, key: Key, node: yaml.Node) -> None:
+    """`mcp.flow.then`."""
+    word = text(draft, node, key.path)
+    if word is None:
+        return
+    if word.text not in _AFTER_TAINT:
+        what = f'"{word.text}" is not what {key.path} can be'
+        draft.refuse(word.line, "word", what, "it is one of a few words", "write one of " + ", ".join(_AFTER_TAINT))
+        return
+    draft.after_taint = AfterTaint(word.text)
+    draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}")
 
 
 _READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
@@ -242,6 +365,9 @@ _READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
     Type.TARGETS: _read_targets,
     Type.SOCKETS: _read_sockets,
     Type.VARIABLES: _read_variables,
+    Type.SETTINGS: _read_settings,
     Type.SWITCH: _read_switch,
-    Type.RESERVED: _read_reserved,
+    Type.TOOLS: _read_tools,
+    Type.NAMED_TOOLS: _read_named_tools,
+    Type.WORD: _read_word,
 }

@@ -22,7 +22,10 @@ class Type(enum.StrEnum):
     TARGETS = "list of network targets"
     SOCKETS = "list of socket patterns"
     VARIABLES = "list of environment variable patterns"
-    RESERVED = "nothing yet"
+    SETTINGS = "names of environment variables with values"
+    TOOLS = "list of MCP servers and tools, or of entries with tool, where and because"
+    NAMED_TOOLS = "list of MCP servers and tools"
+    WORD = "one of a few words"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ KEYS = (
     Key("environment", Type.SECTION, "variables that the agent inherits"),
     Key("environment.remove", Type.VARIABLES, "not handed to the agent"),
     Key("environment.keep", Type.VARIABLES, "handed over although `remove` matches"),
+    Key("environment.set", Type.SETTINGS, "given to the agent with this value"),
     Key("system", Type.SECTION, "kernel features that are closed unless a profile asks"),
     Key("system.user_namespaces", Type.SWITCH, "programs may make user namespaces"),
     Key("system.io_uring", Type.SWITCH, "programs may use io_uring"),
@@ -75,10 +79,22 @@ KEYS = (
         "programs that exist in memory only (memfd) may be started (tiers 1 and 2)",
     ),
     Key("system.debuggers", Type.SWITCH, "programs may trace one another, as gdb, strace and leak checkers do"),
-    Key("mcp", Type.RESERVED, "servers and tools; must be empty in this version"),
+    Key("mcp", Type.SECTION, "MCP servers and their tools"),
+    Key("mcp.gate", Type.SWITCH, "servers start by way of the gate only, and only those that you approved"),
+    Key("mcp.allow", Type.TOOLS, "may be used: SERVER, SERVER/TOOL, SERVER/@CLASS or SERVER/KIND:NAME"),
+    Key("mcp.deny", Type.TOOLS, "may not be used, whatever `allow` says"),
+    Key("mcp.classes", Type.SECTION, "what tools do, where mcpguard does not know it or you know better"),
+    Key("mcp.classes.read", Type.NAMED_TOOLS, "they only read"),
+    Key("mcp.classes.write", Type.NAMED_TOOLS, "they change something"),
+    Key("mcp.classes.destructive", Type.NAMED_TOOLS, "what they change cannot be had back"),
+    Key("mcp.classes.open", Type.NAMED_TOOLS, "what they are given leaves this host"),
+    Key("mcp.classes.untrusted", Type.NAMED_TOOLS, "their results hold what strangers wrote"),
+    Key("mcp.flow", Type.SECTION, "what an agent may do once it has read what strangers wrote"),
+    Key("mcp.flow.untrusted", Type.NAMED_TOOLS, "whose results count as written by strangers"),
+    Key("mcp.flow.then", Type.WORD, "calls of the classes write, destructive and open are then: allow, ask or refuse"),
 )
 
-SECTIONS = ("", *(key.name for key in KEYS if key.type is Type.SECTION))
+SECTIONS = ("", *(key.path for key in KEYS if key.type is Type.SECTION))
 _PATH = Key("path", Type.TEXT, "the pattern")
 _BECAUSE = Key("because", Type.TEXT, "the reason, shown with a denial")
 _EXISTING = Key("existing", Type.TEXT, "a beginning of path; the rule holds below what that names at launch")
@@ -88,6 +104,14 @@ ENTRY_KEYS = {
     Type.PROTECTED: {key.name: key for key in (_PATH, _EXISTING, _BECAUSE)},
     Type.DENIED: {key.name: key for key in (_PATH, _EXCEPT, _BECAUSE)},
     Type.EXCEPTED: {key.name: key for key in (_PATH, _BECAUSE)},
+    Type.TOOLS: {
+        key.name: key
+        for key in (
+            Key("tool", Type.TEXT, "the server and tool"),
+            Key("where", Type.SECTION, "conditions: argument, then one of equals, glob, regex, inside, host"),
+            _BECAUSE,
+        )
+    },
 }
 
 

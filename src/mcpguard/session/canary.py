@@ -51,6 +51,16 @@ def connect(family, kind, address):
         link.connect(address)
         link.send(b"x")
 
+def ask_for_a_name():
+    # Nobody is at that server: the session's own resolver answers in its place, that there is no such name.
+    server = ("192.0.2.53", 53)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        link.settimeout(20)
+        link.sendto(bytes.fromhex("4d4701000001000000000000086d6370677561726407696e76616c69640000010001"), server)
+        answer, sender = link.recvfrom(512)
+    if sender != server or answer[3] & 15 != 3:
+        raise OSError(errno.EPROTO, "")
+
 act("read.honest", lambda: open(place["honest"]).close())
 act("read.denied", lambda: open(place["denied"]).close())
 act("read.outside", lambda: open(place["outside"]).close())
@@ -64,6 +74,7 @@ act("network.tcp4", lambda: connect(socket.AF_INET, socket.SOCK_STREAM, ("127.0.
 act("network.udp4", lambda: connect(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", place["tcp4"])))
 if place["tcp6"]:
     act("network.tcp6", lambda: connect(socket.AF_INET6, socket.SOCK_STREAM, ("::1", place["tcp6"])))
+act("names.honest", ask_for_a_name)
 act("unix.pathname", lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, place["socket"]))
 act("unix.abstract", lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, chr(0) + place["abstract"]))
 act("process.signal", lambda: os.kill(place["pid"], 0))

@@ -10,7 +10,6 @@ from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
 from mcpguard.model.values import dataclass
-from mcpguard.session.network import wildcards
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,9 +17,10 @@ if TYPE_CHECKING:
 
 # What a tier leaves open, said in the same words wherever it is said.
 LATER_NAMES = "a protected name that is created after launch is reported, not stopped"
+NO_GATE = "this version has no gate that MCP servers start by"
 RINGS = "what programs do through io_uring with files is refused like everything else, but not on record"
 MEMORY_PROGRAMS = "a program that exists only in memory (memfd) can be executed; it is on record"
-SHARED_ADDRESSES = "names are resolved at launch and refreshed: every name on the same address is reached too"
+SHARED_ADDRESSES = "while an address of an allowed name is open, every other name on that address is reached too"
 LATER_SOCKETS = (
     "a socket made after launch can be reached through a symlink for about two seconds, until it is hidden, "
     "and where the session may have its own sockets it stays reachable"
@@ -51,7 +51,6 @@ FIXES = {
 TIER_NAMES = {1: "1 bpf-lsm", 2: "2 bpf-modify-return", 3: "3 landlock"}
 # Preemption models of the kernel under which a modify-return program is never skipped.
 SAFE_PREEMPTION = ("none", "voluntary")
-_SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +95,12 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
     tier = Coverage("tier", Strength.FULL, offer.words)
     record = "BPF tracepoints and cgroup programs, keyed by the cgroup"
     events = Coverage("events", Strength.FULL, record)
+    mcp = _mcp(policy)
     if not offer.hooks_hold:
         if policy.system.io_uring:
             events = Coverage("events", Strength.PARTIAL, record, (RINGS,))
         files, execute, sockets, processes = _of_landlock(plan, offer)
-        return (tier, files, execute, network, sockets, processes, events)
+        return (tier, files, execute, network, sockets, processes, events, *mcp)
     by = HOOKS[offer.tier]
     return (
         tier,
@@ -111,6 +111,17 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
         Coverage("unix sockets", Strength.FULL, f"{by}, cgroup BPF"),
         Coverage("processes", Strength.FULL, f"cgroup leaf, seccomp, {by}"),
         events,
+        *mcp,
+    )
+
+
+def _mcp(policy: Policy) -> tuple[Coverage, ...]:
+    if not policy.mcp:
+        return ()
+    return (
+        Coverage(
+            "mcp", Strength.NONE, "", (NO_GATE,), "remove `mcp` from the profile, or accept it with --best-effort"
+        ),
     )
 
 
@@ -142,14 +153,8 @@ def fix_of(gaps: Sequence[str]) -> str:
 
 def _network(policy: Policy) -> Coverage:
     by = "cgroup BPF on connect, send, bind and every packet out"
-    unresolved = [entry.pattern for entry in wildcards(policy)]
-    gaps = []
-    if policy.names:
-        gaps.append(SHARED_ADDRESSES)
-    if unresolved:
-        shown = ", ".join(unresolved[:_SHOWN_NAMES]) + (", ..." if len(unresolved) > _SHOWN_NAMES else "")
-        gaps.append(f"wildcard names allow nothing yet: {shown}")
-    return Coverage("network", Strength.PARTIAL if gaps else Strength.FULL, by, tuple(gaps))
+    gaps = (SHARED_ADDRESSES,) if policy.names else ()
+    return Coverage("network", Strength.PARTIAL if gaps else Strength.FULL, by, gaps)
 
 
 def _sockets(abi: int, unix_hook: bool) -> Coverage:

@@ -165,7 +165,7 @@ def coverage_of(result: canary.CanaryResult, facts: probe.HostFacts, tier: int) 
     by, known = _by_hooks(tier) if _hooks_hold(facts, tier) else _by_landlock(facts, tier)
     rows = [_row(KINDS[prefix], by[prefix], known.get(prefix, ()), _acts(result, prefix)) for prefix in KINDS]
     network = next(row for row in rows if row.kind == "network")
-    rows.insert(4, _names_row(network))
+    rows.insert(4, _names_row(network, result))
     rows.append(_events_row(result))
     return tuple(rows)
 
@@ -231,8 +231,12 @@ def _events_row(result: canary.CanaryResult) -> Coverage:
     return Coverage(kind, Strength.FULL, by)
 
 
-def _names_row(network: Coverage) -> Coverage:
+def _names_row(network: Coverage, result: canary.CanaryResult) -> Coverage:
     if network.strength is Strength.NONE:
         return Coverage("names", Strength.NONE, network.by, ("network rules do not hold",), fix=network.fix)
+    seen = _acts(result, "names").get("names.honest", "done")
+    if seen != "done":
+        gap = f"the session's own resolver did not answer: {seen}"
+        return Coverage("names", Strength.NONE, "the session's own resolver", (gap,), fix=_REPORT)
     gaps = (coverage.SHARED_ADDRESSES,)
     return Coverage("names", Strength.PARTIAL, network.by, gaps, fix=coverage.fix_of(gaps))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from mcpguard.errors import PolicyError, UsageError
@@ -17,16 +18,19 @@ from mcpguard.model.paths import is_below
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, Policy
 from mcpguard.model.rule import NetDirection, NetRule, Origin
 from mcpguard.model.values import dataclass
+from mcpguard.policy.addresses import inner
 from mcpguard.policy.decide import Answer, decide_connect, decide_file, decide_name, decide_unix
 from mcpguard.policy.network import parse_rule
 from mcpguard.profile import store
-from mcpguard.session.network import with_resolvers
+from mcpguard.resolver.rules import DNS_PORT
+from mcpguard.session.network import fixed_names
 
 DEFAULT_PORT = 443
 _ACCESS = {"read": Access.READ, "write": Access.WRITE, "execute": Access.EXECUTE}
 _OWN_LISTENERS = "a port on which the session itself listens is allowed too"
 _OUTSIDE_ONLY = "for processes outside the session; of its own processes the profile's rules decide"
-_WILDCARD = "the rule names it, but this version cannot look names with * up: they allow nothing"
+_NEVER_OPENED = "a rule by name never opens that; name the address as well"
+_QUESTION = "questions for names go to a resolver of the session's own, which answers for names that a rule allows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,7 @@ def explain(policy: Policy, access: str, target: str) -> Explanation:
         UsageError: the target cannot be understood.
     """
     if access == "connect":
-        # A run may ask the host's resolvers when its policy names hosts: the same policy answers here.
-        return _connect(with_resolvers(policy), target)
+        return _connect(policy, target)
     if access == "unix":
         return _unix(policy, target)
     typed, real = _paths(target)
@@ -134,6 +137,8 @@ def _connect(policy: Policy, target: str) -> Explanation:
     if address:
         parsed = ipaddress.ip_address(address)
         detail = _OWN_LISTENERS if parsed.is_loopback or parsed.is_unspecified else ""
+        if port == DNS_PORT:
+            detail = _QUESTION
         return _explanation(policy, decide_connect(policy, address, port, protocol), judged, detail)
     return _by_name(policy, host, port, protocol, judged)
 
@@ -143,18 +148,29 @@ def _by_name(policy: Policy, host: str, port: int, protocol: int, judged: str) -
     allowed = answer.verdict is Verdict.ALLOW
     if answer.rule and not allowed:
         return _explanation(policy, answer, judged)
-    if allowed and _only_wildcard(policy, answer.rule):
-        return Explanation(Verdict.DENY, judged, policy.rules[answer.rule], "", _WILDCARD)
     # The kernel judges addresses: a rule may deny one that the name leads to, or allow one by its range.
-    for address in _addresses(host):
+    addresses = _addresses(host)
+    for address in addresses:
         by_address = decide_connect(policy, address, port, protocol)
         if by_address.rule and (by_address.verdict is Verdict.ALLOW) != allowed:
             return _explanation(policy, by_address, judged, f"{host} is {address}")
+    unopened = _unopened(policy, addresses, port, protocol) if allowed else ""
+    if unopened:
+        return Explanation(Verdict.DENY, judged, policy.rules[0], "", f"{host} is {unopened}: {_NEVER_OPENED}")
     return _explanation(policy, answer, judged)
 
 
-def _only_wildcard(policy: Policy, rule: int) -> bool:
-    return any(entry.rule == rule and entry.pattern.startswith("*") for entry in policy.names)
+def _unopened(policy: Policy, addresses: Sequence[str], port: int, protocol: int) -> str:
+    """The first of a name's addresses, in words, when a session would accept none of them."""
+    fixed = fixed_names(policy).hosts
+    closed = [
+        f"{address} ({inner(address)})"
+        for address in addresses
+        if inner(address)
+        and address not in fixed
+        and decide_connect(policy, address, port, protocol).verdict is not Verdict.ALLOW
+    ]
+    return closed[0] if closed and len(closed) == len(addresses) else ""
 
 
 def _addresses(host: str) -> list[str]:

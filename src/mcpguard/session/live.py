@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from mcpguard.broker.client import Broker
 from mcpguard.errors import McpguardError, UsageError
@@ -24,11 +25,13 @@ from mcpguard.policy.decide import answer_address, decide_file, decide_name, dec
 from mcpguard.policy.patterns import witness
 from mcpguard.profile.amend import Addition
 from mcpguard.session import network
+from mcpguard.session.approvals import HOW_FAR
 from mcpguard.session.approve import Outcome, Scope
 from mcpguard.session.coverage import TIER_NAMES, Offer
 from mcpguard.session.hooks import Hooks
 from mcpguard.session.planted import Trust
 from mcpguard.session.recording import Recording
+from mcpguard.session.resolver import Resolver
 from mcpguard.session.sockets import LaterSockets
 from mcpguard.session.wide import opened
 
@@ -38,11 +41,9 @@ _UPDATE_S = 10.0
 # An intruder who knocks for hours fills no record.
 _MOST_INTRUDERS = 100
 NO_INTRUDERS = system_rule("no guarded process changes the rules of a session")
-_HOW_FAR = {Scope.ONCE: "once", Scope.SESSION: "for the session", Scope.PROFILE: "in the profile"}
 _RESTRICTING = {("files", "deny"), ("files", "readonly"), ("network", "deny"), ("sockets", "deny")}
 # Scopes of Landlock that close abstract sockets of others, whatever a rule says.
 _SCOPED_ABI = 6
-_NO_LOOK_UP = "a name with * cannot be looked up, so it allows nothing in any run yet"
 _AT_LAUNCH = "only rules about files, network and sockets can be taken while a session runs"
 _DENIALS = "a session that runs keeps its denials"
 _ABSTRACT = "Landlock keeps the session from abstract sockets of others"
@@ -57,7 +58,7 @@ class Live:
         policy: Policy,
         offer: Offer,
         broker: Broker,
-        names: network.Names,
+        resolver: Resolver,
         recording: Recording,
         hooks: Hooks | None,
         later: LaterSockets | None,
@@ -66,7 +67,7 @@ class Live:
         self._trusted = Trust(policy.user.home, set())
         self._offer = offer
         self._broker = broker
-        self._names = names
+        self._resolver = resolver
         self._recording = recording
         self._hooks = hooks
         self._later = later
@@ -93,7 +94,7 @@ class Live:
                 now.append(written.get(rule, rule))
         if now:
             self._take(now)
-        how = f"{_HOW_FAR[scope]}, by {who}"
+        how = f"{HOW_FAR[scope]}, by {who}"
         for rule in now:
             self._tell(rule.origin, how)
         for text, why in later.items():
@@ -113,7 +114,7 @@ class Live:
     def _not_now(self, rule: Rule) -> str:
         """Why a rule can be had by the next run at the earliest; empty when it can be had now."""
         if isinstance(rule, NetRule):
-            return _NO_LOOK_UP if rule.target.startswith("*") else ""
+            return ""
         if self._offer.tier == 1:
             return ""
         if isinstance(rule, FileRule):
@@ -129,14 +130,12 @@ class Live:
 
     def _take(self, rules: Sequence[Rule]) -> None:
         before = self._policy
-        extended = network.with_resolvers(
-            extend_policy(
-                before,
-                files=[rule for rule in rules if isinstance(rule, FileRule)],
-                network=[rule for rule in rules if isinstance(rule, NetRule)],
-                sockets=[rule for rule in rules if isinstance(rule, SocketRule)],
-                trusted=self._trusted,
-            )
+        extended = extend_policy(
+            before,
+            files=[rule for rule in rules if isinstance(rule, FileRule)],
+            network=[rule for rule in rules if isinstance(rule, NetRule)],
+            sockets=[rule for rule in rules if isinstance(rule, SocketRule)],
+            trusted=self._trusted,
         )
         for rule in rules:
             _insist_it_opens(extended, rule)
@@ -157,16 +156,18 @@ class Live:
 
     def _use(self, policy: Policy) -> None:
         planning = self._hooks.adopting(policy) if self._hooks else contextlib.nullcontext()
-        with self._names.adopting(policy) as rows, planning as plan:
-            tables = network.settings(policy, rows, peers=self._offer.tier == 1)
-            self._broker.update(tables, plan, _UPDATE_S)
+        with planning as plan:
+            self._broker.update(self._tables(policy), plan, _UPDATE_S)
+        # Names are answered by the new rules only once the kernel has its part of them.
+        self._resolver.adopt(policy)
+
+    def _tables(self, policy: Policy) -> dict[str, Any]:
+        return network.settings(policy, network.fixed_names(policy), peers=self._offer.tier == 1)
 
     def _take_back(self) -> None:
         """It is not known what the broker did or will do: what it is told last counts."""
-        rows = self._names.rows()
-        tables = network.settings(self._policy, rows, peers=self._offer.tier == 1)
         with contextlib.suppress(OSError):
-            self._broker.send_update(tables, self._hooks.plan if self._hooks else None)
+            self._broker.send_update(self._tables(self._policy), self._hooks.plan if self._hooks else None)
 
 
 def _not_live(addition: Addition) -> str:

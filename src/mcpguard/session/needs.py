@@ -23,6 +23,10 @@ _ACCESS = {"read": Access.READ, "write": Access.WRITE, "execute": Access.EXECUTE
 _UNSURE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4})|\ufffd")
 NO_NAME = "no rule can mean this name exactly"
 
+# Who was refused a name never said which port it wanted.
+USUAL_PORT = 443
+
+
 # Folders of the home that hold one folder for each program.
 CACHES = (".cache", "Library/Caches")
 SHELVES = (*CACHES, ".config", ".local/share", ".local/state", ".local/lib")
@@ -84,7 +88,9 @@ def _rows(store: Store, session: str) -> list[Sequence[object]]:
             "COALESCE(e.comm, '?'), SUM(e.count), r.profile, r.file, r.line, r.text, r.because, "
             f"COALESCE(e.detail LIKE '{BELOW}%', 0) "
             "FROM events e LEFT JOIN rules r ON r.session = e.session AND r.n = e.rule "
-            "WHERE e.session = ? AND e.verdict IN ('deny', 'audit') AND e.kind IN ('file', 'exec', 'net', 'unix') "
+            "WHERE e.session = ? AND e.verdict IN ('deny', 'audit') AND (e.kind IN ('file', 'exec', 'net', 'unix') "
+            # A name that was refused never came to a connection; in audit it does, and that knows the port.
+            "OR (e.kind = 'dns' AND e.verdict = 'deny' AND (e.detail || ';' LIKE 'A;%' OR e.detail || ';' LIKE 'AAAA;%'))) "
             f"AND (e.detail IS NULL OR NOT (e.detail LIKE '{QUIET}%' OR e.detail LIKE '{LISTED}%')) "
             "GROUP BY e.kind, e.op, e.verdict, e.access, e.path, e.target, e.host, e.address, e.port, e.protocol, e.comm, "
             f"e.rule, e.detail LIKE '{NOT_STOPPED}%', e.detail LIKE '{BELOW}%'",
@@ -102,6 +108,10 @@ def _of_row(*row: object) -> Iterable[Need]:
     elif below:
         refused = (system_rule("no move out of the reach of a rule"), BELOW)
     programs = {str(comm): int(str(times))}
+    if kind == "dns":
+        if host is not None:
+            yield Need("net", "connect", f"{host}:{USUAL_PORT}", programs, refused)
+        return
     if kind == "net":
         asked = "connect" if op in ("connect", "sendmsg") else "listen"
         if (

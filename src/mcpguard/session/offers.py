@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcpguard.errors import UsageError
+from mcpguard.events.finding import is_unnamed
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.paths import is_below
@@ -20,7 +21,7 @@ from mcpguard.model.rule import Origin
 from mcpguard.policy.patterns import quote
 from mcpguard.profile import store
 from mcpguard.profile.amend import Addition
-from mcpguard.session.needs import NO_NAME, Need, inexact
+from mcpguard.session.needs import NO_NAME, USUAL_PORT, Need, inexact
 from mcpguard.session.policy import PRIVILEGED_COPY, current_user, own_paths, temporary_directory
 from mcpguard.session.propose import propose
 from mcpguard.session.wide import opened
@@ -199,6 +200,8 @@ def _exact(event: Event) -> Iterator[Addition]:
         protocol = f"/{event.protocol}" if event.protocol in ("tcp", "udp") else ""
         port = f":{event.port}" if event.port else ""
         yield Addition("network", _ACTS[event.op], f"{host}{port}{protocol if port else ''}")
+    elif is_unnamed(event):
+        yield Addition("network", "allow", f"{event.host}:{USUAL_PORT}")
     elif event.kind is Kind.UNIX and event.path:
         yield Addition("sockets", "allow", event.path if event.path.startswith("@") else quote(event.path))
     else:
@@ -218,6 +221,8 @@ def _needs(event: Event) -> list[Need]:
         where = event.host or (f"[{event.address}]" if ":" in event.address else event.address)
         udp = "/udp" if event.protocol == "udp" else ""
         return [Need("net", asked, f"{where}:{event.port or ''}{udp}", programs)]
+    if is_unnamed(event):
+        return [Need("net", "connect", f"{event.host}:{USUAL_PORT}", programs)]
     if event.kind is Kind.UNIX and event.path and event.op not in ("bind", "listen"):
         return [Need("unix", "connect", event.path, programs)]
     if event.kind in (Kind.FILE, Kind.EXEC) and event.access:

@@ -29,3 +29,8 @@ class RunOptions:
     command: tuple[str, ...]
     after_separator: bool
     ask: bool = False
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Words for the record: of `ask` and `audit`, those that are on."""
+        return tuple(word for word, on in (("ask", self.ask), ("audit", self.audit)) if on)

@@ -10,17 +10,18 @@ import contextlib
 import os
 import pwd
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mcpguard
-from mcpguard.errors import McpguardError, PolicyError, UsageError
+from mcpguard.errors import McpguardError, PolicyError, ProfileError, UsageError
 from mcpguard.kernel import cgroup, pins
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
-from mcpguard.model.policy import Policy, User
+from mcpguard.model.policy import NetEntry, Policy, User
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin
+from mcpguard.model.values import replace
 from mcpguard.profile import store
 from mcpguard.session import policy_cache
 from mcpguard.session.existing import search
@@ -35,6 +36,7 @@ _SYSTEM_DIRECTORIES = frozenset((
     "/sys", "/usr", "/var",
 ))
 # fmt: on
+_EVERY_IPV4 = 96
 _SHARED_TEMPORARY = ("/tmp", "/var/tmp")
 
 
@@ -130,7 +132,7 @@ def compile_for(
         noted.found[base, rest] = search(base, rest)
         return noted.found[base, rest]
 
-    return compile_policy(
+    policy = compile_policy(
         profile,
         user=user,
         workspace=workspace,
@@ -150,6 +152,24 @@ def compile_for(
         ],
         extra_network=[_net_rule(target) for target in net],
     )
+    return _with_mcp(policy, profile)
+
+
+def _with_mcp(policy: Policy, profile: Profile) -> Policy:
+    """The policy with what the profile says of MCP; that is not for the kernel, so its compiler is not the same."""
+    from mcpguard.model.mcp import McpRules
+
+    if profile.mcp == McpRules():
+        return policy
+    import json
+    from hashlib import sha256
+
+    from mcpguard.mcp.policy import compile_rules, dump
+
+    variables = {"home": policy.user.home, "workspace": policy.workspace, "tmp": policy.tmp}
+    mcp = json.dumps(dump(compile_rules(profile.mcp, variables)), sort_keys=True)
+    digest = sha256(f"{policy.digest} {mcp}".encode("utf-8", "surrogatepass")).hexdigest()
+    return replace(policy, mcp=mcp, digest=digest)
 
 
 def trial(profile: Profile) -> list[McpguardError]:
@@ -184,7 +204,21 @@ def rule_errors(profile: Profile) -> list[McpguardError]:
             parse_rule(rule, 1)
         except PolicyError as bad:
             found.append(bad)
+    found.extend(_mcp_errors(profile, variables))
     return found
+
+
+def _mcp_errors(profile: Profile, variables: Mapping[str, str]) -> Iterator[McpguardError]:
+    from mcpguard.mcp.policy import compile_rules
+    from mcpguard.model.mcp import McpRules
+
+    mcp = profile.mcp
+    every = [*mcp.rules, *(rule for _class, rule in mcp.classes), *mcp.untrusted]
+    for rule in every:
+        try:
+            compile_rules(McpRules(rules=(rule,)), variables)
+        except ProfileError as bad:
+            yield bad
 
 
 def wide_writes(profile: Profile) -> list[FileRule]:
@@ -202,6 +236,40 @@ def idle_slashes(profile: Profile) -> list[FileRule]:
     written = [rule for rule in profile.files if rule.effect is Effect.ALLOW and Access.WRITE in rule.access]
     slashed = [rule for rule in written if rule.pattern.endswith("/")]
     return [rule for rule in slashed if not (rule.may_make_folder and rule.pattern.startswith(own))]
+
+
+def single_words(profile: Profile) -> list[NetRule]:
+    """Rules for a name without a domain, which programs ask for with a search domain of the host behind it."""
+    from mcpguard.model.policy import NameEntry
+    from mcpguard.policy.network import parse_rule
+
+    allowed = [one for one in profile.network if (one.effect, one.direction) == (Effect.ALLOW, NetDirection.CONNECT)]
+    return [
+        rule
+        for rule in allowed
+        if any(isinstance(entry, NameEntry) and "." not in entry.pattern for entry in parse_rule(rule, 0))
+    ]
+
+
+def idle_name_denials(profile: Profile) -> list[NetRule]:
+    """Rules that deny a name beside one that opens a large part of the public network by address, its addresses among them."""
+    from mcpguard.model.policy import NameEntry
+    from mcpguard.policy.network import parse_rule
+
+    rules = [one for one in profile.network if one.direction == NetDirection.CONNECT]
+    opened = [entry for rule in rules if rule.effect == Effect.ALLOW for entry in parse_rule(rule, 0)]
+    if not any(isinstance(entry, NetEntry) and _is_wide(entry) for entry in opened):
+        return []
+    denied = [rule for rule in rules if rule.effect == Effect.DENY]
+    return [rule for rule in denied if any(isinstance(entry, NameEntry) for entry in parse_rule(rule, 0))]
+
+
+def _is_wide(entry: NetEntry) -> bool:
+    from mcpguard.policy.addresses import inner
+
+    if entry.prefix >= _EVERY_IPV4 and not any(entry.address[:10]):
+        return entry.prefix < _EVERY_IPV4 + 8
+    return entry.prefix <= 3 or (entry.prefix <= 32 and not inner(entry.address))
 
 
 def _patterns(profile: Profile) -> Iterator[tuple[str, Origin]]:

@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-FORMAT = 5
+FORMAT = 6
 # One file each; the oldest go.
 KEPT = 32
 # Looked up for each of hundreds of rules.
@@ -148,9 +148,11 @@ def _plain(policy: Policy) -> dict[str, Any]:
         "sockets": [[entry.pattern, entry.effect, entry.rule, entry.own] for entry in policy.sockets],
         "remove": policy.environment_remove,
         "keep": policy.environment_keep,
+        "set": policy.environment_set,
         "system": [getattr(policy.system, switch) for switch in SystemSwitches.__slots__],
         "audit": policy.audit,
         "folders": policy.folders,
+        "mcp": policy.mcp,
     }
 
 
@@ -186,10 +188,12 @@ def _policy(kept: dict[str, Any]) -> Policy:
         ),
         environment_remove=tuple(kept["remove"]),
         environment_keep=tuple(kept["keep"]),
+        environment_set=tuple((name, value) for name, value in kept["set"]),
         system=SystemSwitches(*kept["system"]),
         audit=kept["audit"],
         folders=tuple(kept["folders"]),
         socket_tables=base64.b64decode(kept["socket_tables"]),
+        mcp=kept["mcp"],
     )
 
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from mcpguard.errors import HostError
-from mcpguard.events.finding import is_quiet
+from mcpguard.events.finding import is_quiet, is_unnamed
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.profile.store import state_directory
@@ -89,6 +89,8 @@ def key_of(event: Event) -> str | None:
     if event.kind is Kind.NET and event.address and event.op in _ACTS:
         asked = "listen" if event.op in ("bind", "listen") else "connect"
         return json.dumps([asked, event.host or event.address, event.port, event.protocol])
+    if is_unnamed(event):
+        return json.dumps(["name", event.host])
     if event.kind is Kind.UNIX and event.path and event.op in _ACTS:
         return json.dumps(["unix", event.path])
     if event.kind in (Kind.FILE, Kind.EXEC) and event.access and (event.path or "").startswith("/"):

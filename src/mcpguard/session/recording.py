@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mcpguard.errors import HostError, StoreError
 from mcpguard.events import unrecorded
@@ -21,7 +21,8 @@ from mcpguard.events.database import BUSY
 from mcpguard.events.format import printable
 from mcpguard.events.missing import loss
 from mcpguard.events.processes import Process
-from mcpguard.events.pump import Pump
+from mcpguard.events.pump import Decode, Pump
+from mcpguard.events.pump import Ring as RecordRing
 from mcpguard.events.recorder import Recorder
 from mcpguard.events.store import Store
 from mcpguard.kernel.ring import Counters, Ring
@@ -29,9 +30,14 @@ from mcpguard.model.coverage import Coverage
 from mcpguard.model.event import Event
 from mcpguard.model.policy import Policy
 from mcpguard.wire import _abi, decode
+from mcpguard.wire import lookups as told
 from mcpguard.wire.records import SumRecord
 
+if TYPE_CHECKING:
+    from mcpguard.session.resolver import Feed
+
 T = TypeVar("T")
+_LOOKUPS = "questions for names"
 _CANARY_WAIT_S = 5.0
 # How often a lock on the store is waited for, a second each: before the agent starts, and to write that it has ended.
 _LOCK_ATTEMPTS = 10
@@ -62,6 +68,7 @@ class Recording:
         self._counters: Counters | None = None
         self._recorder: Recorder | None = None
         self._pump: Pump | None = None
+        self._lookups: Feed | None = None
         self._pid_fd = -1
         self._leaf = ""
         self._final = False
@@ -79,11 +86,13 @@ class Recording:
         tier: str,
         holds: Sequence[Coverage],
         notes: Sequence[str] = (),
+        modes: Sequence[str] = (),
     ) -> Recording:
         """Open the store and start the session in it.
 
         Args:
             notes: what the summary tells besides of how the session was set up.
+            modes: see `events.sessions.Session`.
         """
         now_ns = time.time_ns()
         try:
@@ -92,7 +101,7 @@ class Recording:
                 _warn(store.note)
             _patiently(
                 lambda: store.start_session(
-                    policy, command=command, tier=tier, coverage=holds, now_ns=now_ns, session=session
+                    policy, command=command, tier=tier, coverage=holds, now_ns=now_ns, session=session, modes=modes
                 )
             )
             return Recording(policy, store, session, command, notes)
@@ -101,12 +110,19 @@ class Recording:
             unrecorded.note(session, policy.profile, error.why)
             return Recording(policy, None, session, command)
 
-    def attach(self, descriptors: Mapping[str, int], facts: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    def attach(
+        self, descriptors: Mapping[str, int], facts: Mapping[str, Any], lookups: Feed, names: Mapping[str, str]
+    ) -> None:
         """Read the rings from now on; the canary's refusal must already be in them.
+
+        Args:
+            lookups: what the resolver tells.
+            names: textual address -> name, of those that need no looking up.
 
         Raises:
             HostError: nothing came out of the ring of denials, so the run would not be on record.
         """
+        self._lookups = lookups
         sizes = facts["rings"]
         self._rings = {name: Ring(descriptors[name], int(sizes[name])) for name in ("mg_denials", "mg_activity")}
         self._counters = Counters(descriptors["mg_counters"], _abi.MG_COUNTERS.size)
@@ -117,7 +133,12 @@ class Recording:
             return
         first = Process(int(facts["pid"]), os.getpid(), exe="", argv=self._command, start_ns=time.monotonic_ns())
         self._recorder = Recorder(self._store, self.session, self._policy, first, names=names)
-        self._pump = Pump(self._rings, decode.record, self._recorder)
+        # Last, so that whatever a ring says of an address comes after the answer that gave it.
+        sources: dict[str, tuple[RecordRing, Decode]] = {
+            name: (ring, decode.record) for name, ring in self._rings.items()
+        }
+        sources[_LOOKUPS] = (lookups, told.decode)
+        self._pump = Pump(sources, self._recorder)
         self._pump.start()
 
     def _expect_canary(self, pid: int) -> None:
@@ -178,6 +199,8 @@ class Recording:
         )
         recorder.lost("refusals that the kernel dropped at the end: the ring of denials was full", denials)
         recorder.lost("activity that the kernel dropped at the end: its ring was full", activity)
+        if self._lookups is not None:
+            recorder.lost("questions for names that were not answered: too many at once", self._lookups.missing())
 
     def wait_for_end(self) -> None:
         """Wait until the agent's first process has ended, by its descriptor."""

@@ -17,6 +17,7 @@ from mcpguard.events.totals import Group
 from mcpguard.model.access import Verdict
 from mcpguard.model.paths import is_below
 from mcpguard.model.values import dataclass, replace
+from mcpguard.session.approvals import Approval, approvals
 from mcpguard.session.git_head import POINTERS, committed, repository_of
 from mcpguard.session.process_tree import ProcessTable
 from mcpguard.session.run_later import PACKAGES, Later, run_later
@@ -77,6 +78,7 @@ class Report:
     processes: ProcessTable
     later: tuple[Later, ...]
     left_out: dict[str, int]
+    approvals: tuple[Approval, ...] = ()
 
     @property
     def outside_workspace(self) -> tuple[Change, ...]:
@@ -111,6 +113,7 @@ def report(store: Store, session: str) -> Report:
         processes=table,
         later=tuple(_looked_at(store, session, one) for one in _bounded("later", run_later(store, session), left_out)),
         left_out=left_out,
+        approvals=_bounded("approvals", approvals(store, session, MOST * 2), left_out),
     )
 
 

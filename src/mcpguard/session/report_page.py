@@ -15,14 +15,17 @@ from mcpguard.session.process_tree import Process
 from mcpguard.session.report import Report, Slice
 
 _STYLE = """
-:root{color-scheme:light dark;--line:#8884;--deny:#c62828;--allow:#2e7d32;--audit:#b26a00}
-@media(prefers-color-scheme:dark){:root{--deny:#ff6b6b;--allow:#7ec87e;--audit:#ffb74d}}
+:root{color-scheme:light dark;--line:#8884;--ground:#ffffff;--text:#1a1a1a;--dim:#595959;
+--deny:#b71c1c;--allow:#1b6323;--audit:#8a4b00}
+@media(prefers-color-scheme:dark){
+:root{--ground:#121212;--text:#e6e6e6;--dim:#a6a6a6;--deny:#ff7b72;--allow:#7ec87e;--audit:#ffb74d}}
+body{background:var(--ground);color:var(--text)}
 body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem;border-bottom:1px solid var(--line)}
 table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.15rem .8rem .15rem 0;
 vertical-align:top;border-bottom:1px solid var(--line)}td.m{overflow-wrap:anywhere;min-width:9rem}th{font-weight:600}
 code,td.m{font-family:ui-monospace,monospace;font-size:.9em}code{overflow-wrap:anywhere}
-.deny{color:var(--deny);font-weight:600}.allow{color:var(--allow)}.audit{color:var(--audit);font-weight:600}.dim{opacity:.7}
+.deny{color:var(--deny);font-weight:600}.allow{color:var(--allow)}.audit{color:var(--audit);font-weight:600}.dim{color:var(--dim)}
 .facts{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;overflow-wrap:anywhere}
 .facts ul{margin:0;padding-left:1.1rem}
 .big span{display:inline-block;margin-right:2rem;font-size:1.2rem}summary{cursor:pointer}
@@ -47,6 +50,7 @@ def page(report: Report, home: str) -> str:
     parts = [
         _facts(report, home),
         _timeline(report.timeline),
+        _approvals(report, home),
         _later(report, home),
         _groups("Refused", "deny", report.denials, report.left_out.get("denials", 0), home),
         _groups(
@@ -135,6 +139,19 @@ def _timeline(slices: Sequence[Slice]) -> str:
         "<span>events in each piece of the time; refused or audited ones on top, in red</span>"
         f"<span>{_clock(slices[-1].began_ns)}</span></div>"
     )
+
+
+def _approvals(report: Report, home: str) -> str:
+    if not report.approvals:
+        return ""
+    rows = [
+        f"<tr><td>{_clock(one.time_ns)}</td><td class=m>{_text(one.rule)}</td><td>{_text(one.how)}</td>"
+        f"<td class=m>{_text(shorten(one.origin.place, home) if one.origin else one.why_later)}</td>"
+        f"<td class=m>{_text(one.who)}</td></tr>"
+        for one in report.approvals
+    ]
+    head = ("time", "rule", "reaches", "where it stands", "asked by")
+    return f"<h2>Allowed while it ran</h2>{_table(head, rows)}{_more(report.left_out.get('approvals', 0))}"
 
 
 def _later(report: Report, home: str) -> str:

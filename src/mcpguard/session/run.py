@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mcpguard.session.hooks import Hooks
     from mcpguard.session.live import Live
     from mcpguard.session.recording import Recording
+    from mcpguard.session.resolver import Resolver
 
 FAILED = 125
 
@@ -55,13 +56,11 @@ def run(options: RunOptions, start: Start) -> int:
     """
     command, policy = agent.choose(options)
     with own_folders(policy, quiet=options.quiet):
-        return _guard(options, command, network.with_resolvers(policy), start)
+        return _guard(options, command, policy, start)
 
 
 def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start: Start) -> int:
     broker, watch = start.broker(), start.watch
-    names = network.Names(policy, state_directory() / "names.json")
-    names.begin()
     # Our own folders are protected like everything that exists; one that did not could be made inside.
     for ours in (user_directory(), state_directory(), control_directory()):
         with contextlib.suppress(OSError):  # a home that nobody can write needs no protection there
@@ -74,7 +73,8 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     holds = coverage.of_policy(policy, plan, offer)
     coverage.insist(holds, best_effort=options.best_effort)
     session = new_id(time.time_ns())
-    environment = scrub(os.environ, policy.environment_remove, policy.environment_keep)
+    fixed = network.fixed_names(policy)
+    environment = scrub(os.environ, policy.environment_remove, policy.environment_keep) | dict(policy.environment_set)
     environment[SESSION_VARIABLE] = session
     notes = [*plan.hidden, *(_asking(session, quiet=options.quiet) if options.ask else ())]
     broker.request(
@@ -88,33 +88,34 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             files=plan,
             guard=hooks.plan if hooks else None,
             switches=_switches(policy),
-            network=network.settings(policy, names.rows(network.LAUNCH_WAIT_S), peers=offer.tier == 1),
+            network=network.settings(policy, fixed, peers=offer.tier == 1),
             seccomp=seccomp.cached_filter(policy.system, state_directory(), mounts=offer.tier == 1),
         )
     )
     # While the broker makes and confines the child, on another processor where there is one.
     from mcpguard.session.recording import Recording
 
-    recording = Recording.begin(session, policy, command, coverage.TIER_NAMES[offer.tier], holds, notes)
+    tier = coverage.TIER_NAMES[offer.tier]
+    recording = Recording.begin(session, policy, command, tier, holds, notes, options.modes)
     edits = None
     try:
-        facts = _start(broker, recording, names)
+        facts = _start(broker, recording, start.resolver, fixed)
+        start.resolver.start(policy, broker.descriptors)
         watch.agent_started(int(facts["pid"]))
         gc.freeze()  # or its first look goes through all of that, while the agent starts
         gc.enable()
-        names.keep_fresh(lambda rows: broker.send_update({"connect": rows}))
         if later:
             later.start()
         if hooks:
             hooks.start()
-        edits = _take_edits(session, lambda: _live(policy, offer, broker, names, recording, hooks, later))
+        edits = _take_edits(session, lambda: _live(policy, offer, broker, start.resolver, recording, hooks, later))
         code, trouble = _wait_for_agent(broker, command, recording)
     finally:
         watch.agent_ended()
         broker.hang_up()
         if edits:
             edits.close()
-        names.close()
+        start.resolver.close()
         if later:
             later.close()
         if hooks:
@@ -152,7 +153,9 @@ def _tier_1_failed(asked: str | None) -> bool:
     return False
 
 
-def _start(broker: client.Broker, recording: Recording, names: network.Names) -> Mapping[str, Any]:
+def _start(
+    broker: client.Broker, recording: Recording, resolver: Resolver, fixed: network.FixedNames
+) -> Mapping[str, Any]:
     """Have the agent started and put on record, once the child is confined; the broker's facts.
 
     Raises:
@@ -160,7 +163,7 @@ def _start(broker: client.Broker, recording: Recording, names: network.Names) ->
     """
     try:
         facts = broker.confined()
-        recording.attach(broker.descriptors, facts, names.host_of)
+        recording.attach(broker.descriptors, facts, resolver.feed, fixed.hosts)
         broker.go()
     except BaseException:
         recording.not_started(FAILED)
@@ -199,14 +202,14 @@ def _live(
     policy: Policy,
     offer: coverage.Offer,
     broker: client.Broker,
-    names: network.Names,
+    resolver: Resolver,
     recording: Recording,
     hooks: Hooks | None,
     later: sockets.LaterSockets | None,
 ) -> Live:
     from mcpguard.session.live import Live
 
-    return Live(policy, offer, broker, names, recording, hooks, later)
+    return Live(policy, offer, broker, resolver, recording, hooks, later)
 
 
 def _hooks(policy: Policy, offer: coverage.Offer, broker: client.Broker) -> Hooks:

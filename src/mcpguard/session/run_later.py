@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from fnmatch import translate
@@ -210,7 +211,7 @@ def run_later(store: Store, session: str) -> list[Later]:
         asked = None if is_below(one.path, workspace) and not is_below(home, workspace) else base
         point = point_of(one.path, workspace) or _by_place(one.path, search_path, asked)
         whole = not _WHOLE.isdisjoint(one.ways) and not any(path.startswith(f"{one.path}/") for path in found)
-        if point is None and one.path.endswith("/.git") and "mkdir" not in one.ways:
+        if point is None and one.path.endswith("/.git") and "mkdir" not in one.ways and not _is_empty(one.path):
             point = POINTER
         if point is None and whole:
             point = point_of(f"{one.path}/x", workspace)
@@ -272,6 +273,15 @@ def _own_folders(written: Sequence[Written], repositories: Sequence[str]) -> tup
     environments = [folder for one in written if (folder := one.path.removesuffix("/pyvenv.cfg")) != one.path]
     own = [f"{folder}/" for folder in (*repositories, *environments) if folder in made]
     return (*own, *(f"{folder}/.git/" for folder in repositories))
+
+
+def _is_empty(path: str) -> bool:
+    """A file with nothing in it leads git nowhere: uv has one in its cache, which ends git's search there."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == 0
 
 
 def _base(workspace: str) -> Policy:

@@ -23,6 +23,11 @@ _CACHES = tuple(
         (".npm/_npx", "npx runs what is in it", r"[^/]+"),
         (".cache/node/corepack", "pnpm and yarn are run from it", r"v\d+/[^/]+(?:/[^/]+)?"),
         (".cache/uv", "uvx and uv run run what is in it", r"archive-v\d+/[^/]+|environments-v\d+/[^/]+(?:/[^/]+)?"),
+        (
+            ".cache/virtualenv",
+            "virtualenv and pre-commit put what is in it into new environments",
+            r"wheel/house/[^/]+\.whl|wheel/[^/]+/image/\d+/[^/]+/[^/]+|wheel/[^/]+/embed/.+\.json|py_info/.+\.json",
+        ),
     )
 )
 _HONEST = "honest runs write there, too"

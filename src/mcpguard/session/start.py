@@ -45,7 +45,7 @@ def _broker_place() -> tuple[str, str]:
 
 
 class Start:
-    """Signals and broker of one run."""
+    """Signals, broker and resolver of one run."""
 
     def __init__(self) -> None:
         """As root, start the broker: it imports while the command line is read.
@@ -62,9 +62,15 @@ class Start:
 
     def load(self, options: RunOptions) -> None:
         """Have the broker load for these options, or let it be started for them later; to be called once."""
+        from mcpguard.session.resolver import Resolver
+
         self._options = options
+        self.resolver = Resolver()
         if self._broker is not None:
-            self._broker.load(audit=options.audit, tier=options.tier)
+            self._tell_broker(self._broker, options)
+
+    def _tell_broker(self, broker: client.Broker, options: RunOptions) -> None:
+        broker.load(audit=options.audit, tier=options.tier, resolver=self.resolver.port)
 
     def broker(self) -> client.Broker:
         """The broker, started now if it was not; sudo may ask for a password. To be called after `load`."""
@@ -72,7 +78,7 @@ class Start:
             return self._broker
         broker = self._begin()
         if self._options is not None:
-            self.load(self._options)
+            self._tell_broker(broker, self._options)
         return broker
 
     def _begin(self) -> client.Broker:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import shlex
 
 from mcpguard.events import totals
-from mcpguard.events.finding import NOT_NOW, REPEATS_OF_OPENS
+from mcpguard.events.finding import REPEATS_OF_OPENS
 from mcpguard.events.format import object_of, printable, shorten
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
 from mcpguard.model.event import Kind
 from mcpguard.model.values import dataclass
+from mcpguard.session.approvals import approvals
 from mcpguard.session.run_later import CACHED, REPOSITORY, run_later
 
 TOP = 5
@@ -99,13 +100,7 @@ def summarise(store: Store, session: str) -> Summary:
 
 
 def _approved(store: Store, session: str) -> tuple[str, ...]:
-    groups, _kinds = totals.groups(store, session, totals.APPROVED, MOST_APPROVED)
-    told = []
-    for event in (group.example for group in groups):
-        text, not_now, _why = (event.detail or "").partition(NOT_NOW)
-        how = "the next run has it" if not_now else text.partition(", by ")[0]
-        told.append(f"{event.rule.text if event.rule else text} ({how})")
-    return tuple(dict.fromkeys(told))
+    return tuple(dict.fromkeys(f"{one.rule} ({one.how})" for one in approvals(store, session, MOST_APPROVED)))
 
 
 def _missing(store: Store, session: str) -> tuple[str, ...]:
@@ -194,6 +189,8 @@ def _question(group: Group) -> str | None:
         address = f"[{event.address}]" if ":" in event.address else event.address
         udp = "/udp" if event.protocol == "udp" else ""
         return f"connect {shlex.quote(printable(f'{event.host or address}:{event.port}{udp}'))}"
+    if event.kind is Kind.DNS and event.host:
+        return f"connect {shlex.quote(printable(event.host))}"
     if event.kind is Kind.UNIX and event.path:
         return f"unix {shlex.quote(printable(event.path))}"
     if event.kind in (Kind.FILE, Kind.EXEC) and event.access and event.path and "*" not in event.path:

@@ -27,6 +27,7 @@ from mcpguard.session.questions import key_of, remember
 from mcpguard.tui import filters
 from mcpguard.tui.allow import rules
 from mcpguard.tui.approval import Approval, Approve
+from mcpguard.tui.colours import ANSI_DARK, ANSI_LIGHT, DARK, LIGHT
 from mcpguard.tui.details import describe
 from mcpguard.tui.export import export
 from mcpguard.tui.feed import Feed, Portion
@@ -71,6 +72,9 @@ class WatchApp(App[None]):
             ask: has a session take more rules.
         """
         super().__init__()
+        self.register_theme(DARK)
+        self.register_theme(LIGHT)
+        self.theme, self.ansi_theme_dark, self.ansi_theme_light = DARK.name, ANSI_DARK, ANSI_LIGHT
         self._home = home or str(Path.home())
         self._open_store = open_store
         self._session = session
@@ -203,10 +207,11 @@ class WatchApp(App[None]):
         session = self._session
         state = session.state
         ending = f", exit {session.exit_code}" if session.exit_code is not None else ""
+        modes = "".join(f" --{mode}" for mode in session.modes)
         status = Text(no_wrap=True, overflow="ellipsis")
         status.append(f" {session.id} ", style="bold")
         status.append(f"{state}{ending}", style="green" if state is State.RUNNING else "yellow")
-        status.append(f"  profile {printable(session.profile)}  tier {session.tier}")
+        status.append(f"  profile {printable(session.profile)}{modes}  tier {session.tier}")
         self._status.update(status)
         self._count_line.update(self._counts())
 
@@ -377,7 +382,7 @@ class WatchApp(App[None]):
 
     def action_theme(self) -> None:
         """Light or dark."""
-        self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
+        self.theme = (LIGHT if self.current_theme.dark else DARK).name
 
     def action_help(self) -> None:
         """The keys and the filter's words."""

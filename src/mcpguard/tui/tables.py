@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
 from itertools import islice
 
 from rich.text import Text
 from textual.widgets import DataTable
 
 from mcpguard.events.activity import Reached, Started
-from mcpguard.events.format import printable, shorten
+from mcpguard.events.format import clock, printable, shorten
 from mcpguard.model.access import Verdict
 from mcpguard.tui.colours import VERDICTS
 from mcpguard.tui.totals import Use
@@ -42,7 +41,7 @@ def _reached(one: Reached) -> Row:
         printable(f"{name}{protocol}"),
         printable(one.address if one.host else ""),
         str(one.times),
-        _clock(one.last_ns),
+        clock(one.last_ns),
     )
 
 
@@ -96,7 +95,3 @@ def _fill(shown: DataTable[Text | str], rows: Iterable[Row]) -> None:
 def _verdict(verdict: Verdict) -> Text:
     word = verdict.value.upper()
     return Text(word, style=VERDICTS[word])
-
-
-def _clock(time_ns: int) -> str:
-    return datetime.fromtimestamp(time_ns / 1e9).astimezone().strftime("%H:%M:%S")

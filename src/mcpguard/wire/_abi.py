@@ -25,6 +25,7 @@ MG_FACTORS_LIMIT: Final = 8
 MG_PAGE_LINES: Final = 8192
 MG_PAGES_LIMIT: Final = 64
 MG_NAMES_LIMIT: Final = 4
+MG_LEARNED_LIMIT: Final = 8
 MG_BRANCH_BYTES: Final = 32
 MG_PIECE_BYTES: Final = 8192
 
@@ -79,6 +80,8 @@ MG_DETAIL_RECEIVED: Final = 12
 MG_DETAIL_MAPPED: Final = 13
 MG_DETAIL_NAMES: Final = 14
 MG_DETAIL_OUTSIDER: Final = 15
+MG_DETAIL_EXPIRED: Final = 16
+MG_DETAIL_RESOLVER: Final = 17
 
 MG_PIPE: Final = 1
 MG_UNIX_STREAM: Final = 2
@@ -183,11 +186,11 @@ MG_UNIX: Final = struct.Struct("=48sQQIBBBB108sI")
 # abi_version reserved
 MG_CONFIG: Final = struct.Struct("=II")
 
-# slot flags files sockets
-MG_SESSION: Final = struct.Struct("=IIII")
+# slot flags files sockets resolver reserved
+MG_SESSION: Final = struct.Struct("=IIIIII")
 
 # session id
-MG_LEAF: Final = struct.Struct("=16sQ")
+MG_LEAF: Final = struct.Struct("=24sQ")
 
 # words
 MG_LINE: Final = struct.Struct("=16s")
@@ -228,6 +231,18 @@ MG_PORT_RULE: Final = struct.Struct("=IHHBB2s")
 
 # count rules
 MG_PORT_RULES: Final = struct.Struct("=I384s")
+
+# expires_ns rule low high protocols reserved
+MG_LEARNED_RULE: Final = struct.Struct("=QIHHB7s")
+
+# count reserved rules
+MG_LEARNED: Final = struct.Struct("=II192s")
+
+# address port protocol
+MG_QUESTION_KEY: Final = struct.Struct("=16sHH")
+
+# pid tid ppid comm server
+MG_QUESTION: Final = struct.Struct("=III16s16s")
 
 # bytes length type
 MG_NAME: Final = struct.Struct("=112sII")

@@ -49,6 +49,8 @@ _DETAILS: Final = {
     _abi.MG_DETAIL_NARROWED: "narrowed",
     _abi.MG_DETAIL_OWN: "own",
     _abi.MG_DETAIL_NOT_PLAIN: "not a plain path",
+    _abi.MG_DETAIL_EXPIRED: "looked up too long ago",
+    _abi.MG_DETAIL_RESOLVER: "it answers names of another session",
 }
 _PATH_OPS: Final = {
     _abi.MG_OP_OPEN: "open",

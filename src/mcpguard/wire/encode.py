@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Effect
+from mcpguard.model.values import dataclass
 from mcpguard.wire import _abi
 
 PortRule = tuple[int, int, int, Effect | str, int]
@@ -98,6 +99,41 @@ def _unix_rule(pattern: str, effect: Effect | str, rule: int) -> bytes:
             code="policy.unix-pattern",
         )
     return _abi.MG_UNIX_RULE.pack(rule, _verdict(effect), match, len(encoded), 0, encoded)
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedRule:
+    """Ports of an address that a name has opened.
+
+    Attributes:
+        expires_ns: CLOCK_MONOTONIC; no new flow begins from then on.
+        low, high: ports, inclusive; protocols: PROTO_TCP | PROTO_UDP; rule: the id of the rule for the name.
+    """
+
+    expires_ns: int
+    rule: int
+    low: int
+    high: int
+    protocols: int
+
+
+def learned(rules: Sequence[LearnedRule]) -> bytes:
+    """Value of the map `mg_names`; at most MG_LEARNED_LIMIT rules."""
+    packed = b"".join(
+        _abi.MG_LEARNED_RULE.pack(rule.expires_ns, rule.rule, rule.low, rule.high, rule.protocols, b"")
+        for rule in rules
+    )
+    return _abi.MG_LEARNED.pack(len(rules), 0, packed)
+
+
+def question_key(address: bytes, port: int, protocol: int) -> bytes:
+    """Key of the map `mg_questions`: where a question came from.
+
+    Args:
+        address: 16 bytes, IPv4 mapped.
+        protocol: IPPROTO_TCP or IPPROTO_UDP.
+    """
+    return _abi.MG_QUESTION_KEY.pack(address, port, protocol)
 
 
 def configured_version(value: bytes) -> int:

@@ -240,6 +240,27 @@ class MessageRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class LookupRecord:
+    """A question for a name, and what became of it; told by the session's resolver, not by the kernel.
+
+    Attributes:
+        host: the name, lower case, without a trailing dot; what is no host name is escaped.
+        asked: type of the question (`A`, `AAAA`, ...).
+        rule: index into `Policy.rules`; 0: none.
+        detail: why it was refused; empty otherwise.
+        addresses: those in the answer that was given, textual.
+    """
+
+    head: Head
+    host: str
+    asked: str
+    verdict: Verdict
+    rule: int
+    detail: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SumRecord:
     """What an aggregate had counted and not yet sent when it was read at the end: `count` more of `series`."""
 
@@ -257,4 +278,5 @@ Record = (
     | NetRecord
     | UnixRecord
     | FileRecord
+    | LookupRecord
 )

@@ -1,0 +1,301 @@
+"""What a server really is: the program, its words, its script and its package; of a remote one its origin.
+
+Nothing is executed to find out. The name that a server gives itself, and the name in a configuration, count for nothing.
+The digest covers the resolved path of the program and its bytes, with those of the script that it interprets; every word; the
+package as specified; and the variables that choose code (STEERING). It does not cover what a script imports, nor what a package
+runner fetches beyond the version or digest that its words name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mcpguard.catalogue import package as packages
+from mcpguard.catalogue import scripts
+from mcpguard.catalogue.package import Package
+from mcpguard.catalogue.reading import MAX_CODE, UnreadableError, content, opened
+from mcpguard.mcp.masking import MASK, is_secret_name, masked_text
+from mcpguard.model.values import dataclass
+
+# Variables by which a program loads other code, or a runner fetches from elsewhere.
+STEERING = (
+    *(
+        "LD_PRELOAD",
+        "LD_LIBRARY_PATH",
+        "LD_AUDIT",
+        "NODE_OPTIONS",
+        "NODE_PATH",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PYTHONSTARTUP",
+    ),
+    *(
+        "PYTHONINSPECT",
+        "PYTHONUSERBASE",
+        "PERL5OPT",
+        "PERL5LIB",
+        "RUBYOPT",
+        "RUBYLIB",
+        "BASH_ENV",
+        "ENV",
+        "JAVA_TOOL_OPTIONS",
+    ),
+    *(
+        "_JAVA_OPTIONS",
+        "JDK_JAVA_OPTIONS",
+        "CLASSPATH",
+        "DENO_CONFIG",
+        "BUN_OPTIONS",
+        "DOCKER_HOST",
+        "DOCKER_CONTEXT",
+        "CONTAINER_HOST",
+    ),
+    *(
+        "npm_config_registry",
+        "npm_config_userconfig",
+        "npm_config_prefix",
+        "npm_config_node_options",
+        "npm_config_script_shell",
+    ),
+    *(
+        "NPM_CONFIG_REGISTRY",
+        "NPM_CONFIG_USERCONFIG",
+        "NPM_CONFIG_PREFIX",
+        "NPM_CONFIG_NODE_OPTIONS",
+        "NPM_CONFIG_SCRIPT_SHELL",
+    ),
+    *(
+        "UV_INDEX",
+        "UV_INDEX_URL",
+        "UV_DEFAULT_INDEX",
+        "UV_EXTRA_INDEX_URL",
+        "UV_FIND_LINKS",
+        "UV_PYTHON",
+        "UV_CONFIG_FILE",
+    ),
+    *(
+        "PIP_INDEX_URL",
+        "PIP_EXTRA_INDEX_URL",
+        "PIP_CONFIG_FILE",
+        "GIT_SSH_COMMAND",
+        "GIT_EXEC_PATH",
+        "GIT_CONFIG_GLOBAL",
+    ),
+)
+MISSING = "missing"
+_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_WRAPPERS = ("env", "nohup", "setsid", "nice", "stdbuf", "time")
+_DEEPEST = 4
+_SHEBANG = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A file that is executed or interpreted.
+
+    Attributes:
+        role: `program`, `interpreter`, `script` or `loaded` (by an option, before the script).
+        path: links resolved; as written where there is no such file.
+        sha256: of its bytes; empty for an interpreter that only root can change; MISSING where it cannot be read.
+    """
+
+    role: str
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What is executed, or called.
+
+    Attributes:
+        command, args: as given.
+        found: where the command was found, before links were followed; empty where it was not.
+        code: the files, the program first; empty for a remote server.
+        package: what a package runner was asked for; None where the command is none.
+        steering: variables of STEERING that are set, with the SHA-256 of their values.
+        origin: scheme, host and port of a remote server; else empty.
+        notes: what could not be found out, one sentence each.
+    """
+
+    command: str
+    args: tuple[str, ...] = ()
+    found: str = ""
+    code: tuple[Code, ...] = ()
+    package: Package | None = None
+    steering: tuple[tuple[str, str], ...] = ()
+    origin: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def program(self) -> str:
+        """Resolved path of the program; empty where there is none."""
+        return self.code[0].path if self.code and self.found else ""
+
+    @property
+    def digest(self) -> str:
+        """One text for all of it: `sha256:` and 64 hex digits."""
+        code = [[one.role, one.path, one.sha256] for one in self.code]
+        package = str(self.package or "")
+        everything = [self.command, self.args, self.found, code, package, self.steering, self.origin]
+        return f"sha256:{_sum(json.dumps(everything))}"
+
+    def facts(self) -> dict[str, str]:
+        """The same for a person, by what it is; secrets in words are masked."""
+        if self.origin:
+            return {"origin": self.origin}
+        facts = {"command": " ".join(shown((self.command, *self.args)))}
+        if self.found and self.found != self.code[0].path:
+            facts["found as"] = self.found
+        for code in self.code:
+            role = next(name for name in _numbered(code.role) if name not in facts)
+            facts[role] = masked_text(code.path)
+            if code.sha256:
+                facts[f"{role} sha256"] = code.sha256
+        if self.package is not None:
+            facts["package"] = masked_text(str(self.package))
+        return facts | {f"{name} sha256": value for name, value in self.steering}
+
+
+def of(command: str, args: Sequence[str], env: Mapping[str, str], cwd: str) -> Identity:
+    """The identity of a local server.
+
+    Args:
+        env: with what it would start: PATH is searched, STEERING is part of it.
+        cwd: absolute; what relative paths begin at.
+    """
+    steering = {name: _sum(env[name]) for name in STEERING if env.get(name)}
+    code: list[Code] = []
+    notes: list[str] = []
+    package = _look(command, list(args), dict(env), Path(cwd), code, notes, 0)
+    found = resolve(command, env, cwd)
+    return Identity(
+        command,
+        tuple(args),
+        str(found or ""),
+        tuple(code),
+        package,
+        tuple(sorted(steering.items())),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def of_remote(url: str) -> Identity:
+    """The identity of a remote server: its origin; one that cannot be read is an origin of its own, which nobody approved."""
+    return Identity("", origin=origin(url) or f"unreadable:{_sum(url)}")
+
+
+def origin(url: str) -> str:
+    """`scheme://host:port`, lower case, the port always there; empty for what is no http(s) or ws(s) URL."""
+    try:
+        parts = urlsplit(url)
+        port, host = parts.port or _PORTS[parts.scheme], parts.hostname
+    except (ValueError, KeyError):
+        return ""
+    if not host or not host.isascii() or any(char in host for char in "%\\ {}$"):
+        return ""
+    shown_host = f"[{host}]" if ":" in host else host.rstrip(".")
+    return f"{parts.scheme}://{shown_host}:{port}"
+
+
+def resolve(command: str, env: Mapping[str, str], cwd: str) -> Path | None:
+    """The file that a command means, links not followed; None where no program is there."""
+    if not command or "\0" in command:
+        return None
+    folders = [cwd] if "/" in command else env.get("PATH", os.defpath).split(os.pathsep)
+    candidates = (Path(os.path.normpath(Path(cwd, folder or ".", command))) for folder in folders)
+    return next((path for path in candidates if path.is_file() and os.access(path, os.X_OK)), None)
+
+
+def shown(words: Sequence[str]) -> list[str]:
+    """Words without the secrets in them, nor those that an option before them names."""
+    texts: list[str] = []
+    named = False
+    for word in words:
+        texts.append(MASK if named and not word.startswith("-") else masked_text(word))
+        named = word.startswith("-") and "=" not in word and is_secret_name(word)
+    return texts
+
+
+def _look(
+    command: str, args: list[str], env: dict[str, str], cwd: Path, code: list[Code], notes: list[str], depth: int
+) -> Package | None:
+    """Add what a command executes, and what it executes in turn; returns its package."""
+    found = resolve(command, env, str(cwd))
+    name = Path(command).name
+    if found is None:
+        code.append(Code("program", command, MISSING))
+        notes.append(f"no program {command} was found")
+        return packages.of(name, args)
+    run = scripts.find(name, found, args, env, cwd)
+    _add(code, notes, "interpreter" if run.files and scripts.is_interpreter(name) else "program", found)
+    _add_interpreter(found, env, cwd, code, notes)
+    for role, path in run.files:
+        _add(code, notes, role, path)
+    if run.note:
+        notes.append(run.note)
+    if name in _WRAPPERS and depth < _DEEPEST:
+        inner = _unwrapped(args, env)
+        return _look(inner[0], inner[1:], env, cwd, code, notes, depth + 1) if inner else None
+    return packages.of(name, args)
+
+
+def _unwrapped(args: list[str], env: dict[str, str]) -> list[str]:
+    """The command inside `env A=b command` and its like, with the variables that it sets; empty where there is none."""
+    for at, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if equals and name.isidentifier():
+            env[name] = value
+        elif not arg.startswith("-"):
+            return args[at:]
+    return []
+
+
+def _add_interpreter(found: Path, env: Mapping[str, str], cwd: Path, code: list[Code], notes: list[str]) -> None:
+    """Of a script that names its interpreter in its first line, that interpreter."""
+    try:
+        first = content(found, MAX_CODE, _SHEBANG)[0].split(b"\n")[0]
+    except (OSError, UnreadableError):
+        return
+    if not first.startswith(b"#!"):
+        return
+    words = os.fsdecode(first[2:]).split()
+    if words and Path(words[0]).name == "env":
+        words = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
+    program = resolve(words[0], env, str(cwd)) if words else None
+    if program is None:
+        notes.append(f"the interpreter of {found} was not found")
+    else:
+        _add(code, notes, "interpreter", program)
+
+
+def _add(code: list[Code], notes: list[str], role: str, path: Path) -> None:
+    real = Path(os.path.realpath(path))
+    try:
+        status = real.stat()
+        system = role == "interpreter" and status.st_uid == 0 and not status.st_mode & 0o022
+        code.append(Code(role, str(real), "" if system else _file_sum(real)))
+    except (OSError, UnreadableError) as failed:
+        code.append(Code(role, str(real), MISSING))
+        notes.append(f"{path} cannot be read: {getattr(failed, 'strerror', None) or failed}")
+
+
+def _file_sum(path: Path) -> str:
+    with opened(path, MAX_CODE) as (file, _status):
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sum(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _numbered(role: str) -> Iterator[str]:
+    yield role
+    for number in count(2):
+        yield f"{role} {number}"

@@ -1,0 +1,275 @@
+"""What `npx`, `uvx`, `docker run` and their like fetch and run, read from their arguments. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from mcpguard.model.values import dataclass
+
+UNPINNED = "unpinned"
+_NPM_VERSION = re.compile(r"\d+\.\d+\.\d+(?:[-+][\w.+-]+)?\Z")
+_PYTHON_VERSION = re.compile(r"\d[\w.!+]*\Z")
+_COMMIT = re.compile(r"(?:@|#|#commit=)[0-9a-f]{40}(?:[#&]|\Z)|[#&]sha256=[0-9a-f]{64}")
+_IMAGE_DIGEST = re.compile(r"@sha256:[0-9a-f]{64}\Z")
+_LOCAL = ("./", "../", "/", "~/", "file:")
+_PYTHON_SPEC = re.compile(
+    r"(?P<name>[A-Za-z0-9][\w.-]*(?:\[[\w,. -]*\])?)\s*(?P<version>(?:===?|@|[<>=!~]=?).*)?\Z", re.DOTALL
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """What a package runner was asked for.
+
+    Attributes:
+        runner: `npx`, `uvx`, `docker`, …
+        name: of the package or image, without its version; a URL or path where it is one.
+        version: exact version, commit or digest; UNPINNED where the next start may fetch something else.
+        wanted: version as written, where it is no exact one: `latest`, `^1.2`, a tag; else empty.
+    """
+
+    runner: str
+    name: str
+    version: str
+    wanted: str = ""
+
+    @property
+    def pinned(self) -> bool:
+        return self.version != UNPINNED
+
+    @property
+    def image(self) -> bool:
+        return self.runner in _CONTAINERS
+
+    def __str__(self) -> str:
+        return f"{self.runner} {self.name} {self.version}" + (f" ({self.wanted})" if self.wanted else "")
+
+
+_NODE = {
+    "npx": (),
+    "bunx": (),
+    "pnpx": (),
+    "pnpm": ("dlx", "exec"),
+    "yarn": ("dlx",),
+    "npm": ("exec", "x"),
+    "bun": ("x",),
+}
+_PYTHON = {"uvx": (), "uv": ("tool", "run"), "pipx": ("run",)}
+_CONTAINERS = {"docker": ("run",), "podman": ("run",), "nerdctl": ("run",)}
+# Options whose value is the next word; what is not known here and has no `=` is taken for a switch.
+_VALUES = {
+    "node": {
+        "-p",
+        "--package",
+        "-c",
+        "--call",
+        "-w",
+        "--workspace",
+        "--registry",
+        "--cache",
+        "--prefix",
+        "--userconfig",
+    },
+    "python": {
+        *(
+            "--from",
+            "--with",
+            "--with-editable",
+            "--with-requirements",
+            "-p",
+            "--python",
+            "--index",
+            "--index-url",
+            "-i",
+        ),
+        *(
+            "--default-index",
+            "--extra-index-url",
+            "--find-links",
+            "-f",
+            "--cache-dir",
+            "--directory",
+            "--project",
+            "--spec",
+        ),
+        *("--pip-args", "--constraints", "-c", "--overrides", "--refresh-package", "--env-file", "--config-file", "-w"),
+        *("--exclude-newer", "--resolution", "--prerelease", "--link-mode", "--color", "--backend"),
+    },
+    "container": {
+        *(
+            "-e",
+            "--env",
+            "--env-file",
+            "-v",
+            "--volume",
+            "--mount",
+            "--name",
+            "--network",
+            "--net",
+            "-p",
+            "--publish",
+            "-u",
+        ),
+        *(
+            "--user",
+            "-w",
+            "--workdir",
+            "--entrypoint",
+            "-l",
+            "--label",
+            "--platform",
+            "--pull",
+            "--add-host",
+            "--cap-add",
+        ),
+        *(
+            "--cap-drop",
+            "--device",
+            "--dns",
+            "--gpus",
+            "-h",
+            "--hostname",
+            "--ip",
+            "--ipc",
+            "--log-driver",
+            "--log-opt",
+        ),
+        *(
+            "-m",
+            "--memory",
+            "--cpus",
+            "--pid",
+            "--restart",
+            "--runtime",
+            "--security-opt",
+            "--shm-size",
+            "--stop-timeout",
+        ),
+        *(
+            "--tmpfs",
+            "--ulimit",
+            "--userns",
+            "-a",
+            "--attach",
+            "--cidfile",
+            "--memory-swap",
+            "--pids-limit",
+            "--expose",
+        ),
+        *(
+            "--context",
+            "-H",
+            "--host",
+            "--config",
+            "--log-level",
+            "--connection",
+            "--url",
+            "--link",
+            "--network-alias",
+            "--volumes-from",
+            "--annotation",
+            "--health-cmd",
+            "--isolation",
+            "--sysctl",
+        ),
+    },
+}
+_NAMED = {"node": ("-p", "--package"), "python": ("--from", "--spec"), "container": ()}
+
+
+def of(program: str, args: Sequence[str]) -> Package | None:
+    """The package that these words run; None where they run no package."""
+    runner = PurePosixPath(program).name
+    for family, runners in (("node", _NODE), ("python", _PYTHON), ("container", _CONTAINERS)):
+        if runner in runners:
+            return _of(runner, family, runners[runner], list(args))
+    return None
+
+
+def _of(runner: str, family: str, verbs: tuple[str, ...], args: list[str]) -> Package | None:
+    words, named = _words(args, _VALUES[family], _NAMED[family], len(verbs) if runner == "uv" else bool(verbs))
+    if runner == "uv":
+        if words[:2] != ["tool", "run"]:
+            return None
+        words = words[2:]
+    elif verbs:
+        if not words or words[0] not in verbs:
+            return None
+        words = words[1:]
+    wanted = named or words[:1]
+    if not wanted:
+        return None
+    # More than one: each of them is installed, and the first that is not exact makes the whole inexact.
+    packages = [_READERS[family](runner, text) for text in wanted]
+    return next((package for package in packages if not package.pinned), packages[0])
+
+
+def _words(args: list[str], valued: set[str], naming: tuple[str, ...], verbs: int) -> tuple[list[str], list[str]]:
+    """Words that are no options, `verbs` of them and one more; and the values of options that name a package."""
+    words: list[str] = []
+    named: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        if arg == "--":
+            words += rest
+        elif arg.startswith("-") and len(arg) > 1:
+            option, equals, value = arg.partition("=")
+            if option in valued and not equals:
+                value = next(rest, "")
+            if option in naming:
+                named.append(value)
+        else:
+            words.append(arg)
+        if len(words) > verbs:
+            break  # what follows is the package's own
+    return words, named
+
+
+def _npm(runner: str, text: str) -> Package:
+    if _is_url(text):
+        return _url(runner, text)
+    name, _, version = text.rpartition("@") if "@" in text[1:] else (text, "", "")
+    exact = _NPM_VERSION.match(version.removeprefix("npm:"))
+    return Package(runner, name, version) if exact else Package(runner, name, UNPINNED, version)
+
+
+def _python(runner: str, text: str) -> Package:
+    if _is_url(text):
+        return _url(runner, text)
+    found = _PYTHON_SPEC.match(text)
+    if found is None:
+        return Package(runner, text, UNPINNED)
+    wanted = (found["version"] or "").strip()
+    version = wanted.lstrip("=@").strip() if wanted.startswith(("==", "@")) else ""
+    exact = _PYTHON_VERSION.match(version)
+    return Package(runner, found["name"], version) if exact else Package(runner, found["name"], UNPINNED, wanted)
+
+
+def _image(runner: str, text: str) -> Package:
+    digest = _IMAGE_DIGEST.search(text)
+    name, _, tag = text[: digest.start()].rpartition(":") if digest else text.rpartition(":")
+    if not name or "/" in tag:  # `host:5000/name` has a port and no tag
+        name, tag = (text[: digest.start()] if digest else text), ""
+    return Package(runner, name, digest[0][1:]) if digest else Package(runner, name, UNPINNED, tag)
+
+
+def _is_url(text: str) -> bool:
+    if text in (".", "..") or text.startswith(("git+", *_LOCAL)):
+        return True
+    return (
+        ("/" in text and not text.startswith("@")) or "://" in text or text.startswith(("github:", "gitlab:", "gist:"))
+    )
+
+
+def _url(runner: str, text: str) -> Package:
+    """A repository, an archive or a folder: exact where a commit or a sum is named; a folder is on this machine."""
+    commit = _COMMIT.search(text)
+    if commit:
+        return Package(runner, text[: commit.start()], commit[0].strip("@#&"))
+    local = text in (".", "..") or text.startswith(_LOCAL)
+    return Package(runner, text, "local") if local else Package(runner, text, UNPINNED)
+
+
+_READERS = {"node": _npm, "python": _python, "container": _image}

@@ -1,0 +1,171 @@
+"""Which files an interpreter is told to run, read from its words and the file system, without starting it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from mcpguard.model.values import dataclass
+
+SCRIPT, LOADED = "script", "loaded"
+_NODE = re.compile(r"(?:node|nodejs|bun|deno|tsx|ts-node)\Z")
+_PYTHON = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
+_OTHERS = re.compile(r"(?:ba|da|z|k|fi)?sh\Z|ruby[\d.]*\Z|perl[\d.]*\Z|php[\d.]*\Z|lua[\d.]*\Z")
+_CODE = re.compile(r"\.(?:[mc]?[jt]sx?|pyz?|sh|rb|pl|php|jar|lua|wasm)\Z")
+# Options of Node's family with a value that is loaded as code, with another value, and with the program itself.
+_NODE_LOADS = {"-r", "--require", "--import", "--loader", "--experimental-loader", "--preload"}
+_NODE_VALUES = {
+    "-C",
+    "--conditions",
+    "--env-file",
+    "--input-type",
+    "--title",
+    "--config",
+    "-c",
+    "--tsconfig",
+    "--cwd",
+    "-P",
+    "--project",
+}
+_NODE_TEXT = {"-e", "--eval", "-p", "--print", "-pe"}
+_NODE_VERBS = {"run", "watch", "serve"}
+_NODE_ENDINGS = ("", ".js", ".mjs", ".cjs", ".ts", ".json", "/index.js", "/index.mjs", "/index.ts")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an interpreter runs.
+
+    Attributes:
+        files: role and path of each file, as it would be opened; it may not exist.
+        note: why something could not be found; else empty.
+    """
+
+    files: tuple[tuple[str, Path], ...] = ()
+    note: str = ""
+
+
+def is_interpreter(program: str) -> bool:
+    """Whether a program of this name runs a file that is named in its words."""
+    return bool(_NODE.match(program) or _PYTHON.match(program) or _OTHERS.match(program))
+
+
+def find(program: str, found: Path, args: Sequence[str], environment: Mapping[str, str], cwd: Path) -> Found:
+    """The files that these words have a program run.
+
+    Args:
+        program: its name.
+        found: where it was found, links not followed: a virtual environment is told by that.
+    """
+    if _PYTHON.match(program):
+        return _python(found, args, environment, cwd)
+    if _NODE.match(program):
+        return _node(args, cwd)
+    if _OTHERS.match(program):
+        return _other(args, cwd)
+    folders = [cwd, *(cwd / arg for arg in args if len(arg) > 1 and (cwd / arg).is_dir())]
+    named = [arg for arg in args if _CODE.search(arg) and not arg.startswith("-")]
+    hits = ((folder / arg for folder in folders if (folder / arg).is_file()) for arg in named)
+    return Found(tuple((SCRIPT, path) for paths in hits for path in list(paths)[:1]))
+
+
+def _node(args: Sequence[str], cwd: Path) -> Found:
+    loaded: list[tuple[str, Path]] = []
+    rest = iter(args)
+    for arg in rest:
+        option, equals, value = arg.partition("=")
+        if option in _NODE_TEXT:
+            return Found(tuple(loaded))
+        if option in _NODE_LOADS:
+            value = value if equals else next(rest, "")
+            if value.startswith((".", "/")):
+                loaded.append((LOADED, _node_file(cwd, value)))
+        elif option in _NODE_VALUES and not equals:
+            next(rest, "")
+        elif arg == "--":
+            return Found((*loaded, *((SCRIPT, _node_file(cwd, name)) for name in (next(rest, ""),) if name)))
+        elif not arg.startswith("-") and arg not in _NODE_VERBS:
+            return Found((*loaded, (SCRIPT, _node_file(cwd, arg))))
+    return Found(tuple(loaded), "no script is named in its words")
+
+
+def _node_file(cwd: Path, name: str) -> Path:
+    """The file that Node takes a name for: it adds endings, and looks into folders."""
+    candidates = (Path(f"{cwd / name}{ending}") for ending in _NODE_ENDINGS)
+    return next((path for path in candidates if path.is_file()), cwd / name)
+
+
+def _other(args: Sequence[str], cwd: Path) -> Found:
+    for arg in args:
+        if arg in ("-c", "-e", "-r", "-lc", "-ic", "-ec"):
+            return Found()
+        if not arg.startswith("-"):
+            return Found(((SCRIPT, cwd / arg),))
+    return Found(note="no script is named in its words")
+
+
+def _python(found: Path, args: Sequence[str], environment: Mapping[str, str], cwd: Path) -> Found:
+    isolated = False
+    rest = iter(args)
+    for arg in rest:
+        if arg == "-" or not arg.startswith("-"):
+            return Found(note="its script comes from its input") if arg == "-" else Found(_python_file(cwd / arg))
+        if arg.startswith("--"):
+            if arg == "--check-hash-based-pycs":
+                next(rest, "")
+            continue
+        flags = "".join(takewhile(lambda letter: letter not in "cmWX", arg[1:]))
+        isolated = isolated or "I" in flags or "P" in flags
+        option, value = arg[1 + len(flags) : 2 + len(flags)], arg[2 + len(flags) :]
+        if option == "c":
+            return Found()
+        if option:
+            value = value or next(rest, "")
+        if option == "m":
+            places = _python_places(found, environment, None if isolated or environment.get("PYTHONSAFEPATH") else cwd)
+            return _module(value, places)
+    return Found(note="no script is named in its words")
+
+
+def _python_file(path: Path) -> tuple[tuple[str, Path], ...]:
+    return ((SCRIPT, path / "__main__.py" if path.is_dir() else path),)
+
+
+def _module(name: str, places: Iterator[Path]) -> Found:
+    """Files of `python -m NAME`: a module, or a package's two."""
+    parts = name.split(".")
+    if all(part.isidentifier() for part in parts):
+        for place in places:
+            base = place.joinpath(*parts)
+            package = (base / "__main__.py", base / "__init__.py")
+            if package[0].is_file():
+                return Found(tuple((SCRIPT, path) for path in package if path.is_file()))
+            if (module := base.with_name(f"{parts[-1]}.py")).is_file():
+                return Found(((SCRIPT, module),))
+    return Found(note=f"the file of the module {name} was not found")
+
+
+def _python_places(found: Path, environment: Mapping[str, str], cwd: Path | None) -> Iterator[Path]:
+    """Where an interpreter looks for modules, as far as that can be told without starting it."""
+    if cwd is not None:
+        yield cwd
+    for text in environment.get("PYTHONPATH", "").split(os.pathsep):
+        if text:
+            yield (cwd or Path("/")) / text
+    prefix, real = found.parent.parent, Path(os.path.realpath(found))
+    name = real.name if real.name.startswith("python3.") else "python3.*"
+    yield from sorted(prefix.glob(f"lib/{name}/site-packages"))
+    if (prefix / "pyvenv.cfg").is_file():
+        prefix = real.parent.parent
+    if home := environment.get("HOME"):
+        yield from sorted(Path(home).glob(f".local/lib/{name}/site-packages"))
+    for pattern in (
+        f"local/lib/{name}/dist-packages",
+        f"lib/{name}/site-packages",
+        "lib/python3/dist-packages",
+        f"lib/{name}",
+    ):
+        yield from sorted(prefix.glob(pattern))

@@ -1,0 +1,51 @@
+"""What the tools of known servers do: data that was written by us, read from `classes/*.json`.
+
+A server is known by its package, never by what it calls itself. A tool that no file names is unknown: no rule that allows
+a class covers it, and every rule that denies one does.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_FOLDER = Path(__file__).with_name("classes")
+
+
+def of_package(package: str) -> Mapping[str, Any]:
+    """The entry of a package: tool name or glob to its classes; empty for one that nobody described.
+
+    Args:
+        package: name without version, such as `@modelcontextprotocol/server-filesystem`.
+    """
+    return next((one["tools"] for one in _every() if package in one["packages"]), {})
+
+
+def classes_of(tools: Mapping[str, Any], tool: str, arguments: Mapping[str, Any]) -> frozenset[str]:
+    """Classes of a call, empty for an unknown tool.
+
+    Args:
+        tools: as `of_package` gives them. A value is a list of classes, or `{"argument": NAME, "by": [[regular expression,
+            classes], ...]}`: the first expression that matches the whole argument decides.
+    """
+    said = tools.get(tool)
+    if said is None:
+        globs = sorted((name for name in tools if fnmatch.fnmatchcase(tool, name)), key=len)
+        said = tools[globs[-1]] if globs else []
+    if isinstance(said, list):
+        return frozenset(said)
+    value = arguments.get(said["argument"])
+    if not isinstance(value, str):
+        return frozenset()
+    return next((frozenset(classes) for text, classes in said["by"] if re.fullmatch(text, value)), frozenset())
+
+
+def _every() -> list[dict[str, Any]]:
+    return [json.loads(path.read_bytes()) for path in sorted(_FOLDER.glob("*.json"))]

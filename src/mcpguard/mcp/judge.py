@@ -1,0 +1,344 @@
+"""What may pass between an agent and one server.
+
+Every message is judged once, on the parsed message that is also what is forwarded. Order of rules never matters: a `deny` that
+matches denies; else an `allow` that matches allows; else it is denied. Methods that no revision of the protocol has are
+denied unless a rule names them: what we do not understand, we cannot judge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+
+from mcpguard.mcp import messages
+from mcpguard.mcp.classes import classes_of
+from mcpguard.mcp.conditions import Answer, holds
+from mcpguard.mcp.messages import Kind, Message
+from mcpguard.mcp.policy import UNKNOWN, McpPolicy, Pattern, Rule, server_word
+from mcpguard.model.access import Effect, Verdict
+from mcpguard.model.mcp import AfterTaint, McpKind
+from mcpguard.model.rule import Origin
+from mcpguard.model.values import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# JSON-RPC leaves -32000 to -32019 to implementations.
+BLOCKED = -32010
+# What needs no rule: it begins or ends a connection, or asks what there is (the answer is filtered).
+_ALWAYS = frozenset(
+    ("initialize", "ping", "server/discover", "logging/setLevel", "subscriptions/listen", "resources/templates/list")
+) | frozenset(("tools/list", "resources/list", "prompts/list"))
+# About calls that were judged when they were made.
+_TASKS = frozenset(("tasks/get", "tasks/list", "tasks/result", "tasks/cancel"))
+_ASKED_BY_SERVERS = {"sampling/createMessage": McpKind.SAMPLING, "elicitation/create": McpKind.ELICITATION}
+_NEEDS_NO_RULE_FROM_SERVERS = frozenset(("ping", "roots/list"))
+# Member of a listing, what its entries are, and what names one.
+_LISTINGS = {
+    "tools/list": ("tools", McpKind.TOOL, "name"),
+    "resources/list": ("resources", McpKind.RESOURCE, "uri"),
+    "resources/templates/list": ("resourceTemplates", McpKind.RESOURCE, "uriTemplate"),
+    "prompts/list": ("prompts", McpKind.PROMPT, "name"),
+}
+_INTRODUCTIONS = frozenset(("initialize", "server/discover"))
+_CHANGING = frozenset(("write", "destructive", "open", UNKNOWN))
+
+Resolve = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The answer to one message.
+
+    Attributes:
+        verdict: ALLOW or DENY.
+        kind, name: what it is about; the method where it is about nothing that a server offers.
+        reason: for the log and, where it was denied, for the agent: one line.
+        origin: the rule that decided, where one did.
+        classes: of a tool.
+        ask: it is only denied until the user allows it.
+    """
+
+    verdict: Verdict
+    kind: McpKind
+    name: str
+    reason: str = ""
+    origin: Origin | None = None
+    classes: frozenset[str] = frozenset()
+    ask: bool = False
+
+    @property
+    def allowed(self) -> bool:
+        return self.verdict is Verdict.ALLOW
+
+
+@dataclass(slots=True)
+class Taint:
+    """What a whole session has read from sources that its user does not trust; shared by its servers.
+
+    Attributes:
+        sources: what was read, as `server/tool`, in order, each once.
+    """
+
+    sources: dict[str, None]
+
+    def note(self, source: str) -> None:
+        """Remember a source."""
+        self.sources.setdefault(source)
+
+
+class Judge:
+    """Judges the messages of one connection to one server.
+
+    Args:
+        policy: of the session.
+        server: the server's name in the agent's configuration.
+        tools: classes of its tools, as `classes.of_package` gives them.
+        pins: digests of what a model reads of it, by `kind:name`; filled while it is empty, that is with the first listings of
+            a server that was just approved. Later, what changed or is new is not shown and cannot be called.
+        taint: of the session.
+        resolve: makes an absolute path of one that an argument names, symlinks followed.
+    """
+
+    def __init__(
+        self,
+        policy: McpPolicy,
+        server: str,
+        tools: Mapping[str, Any],
+        pins: dict[str, str],
+        taint: Taint,
+        resolve: Resolve,
+    ) -> None:
+        self._policy = policy
+        self._server = server_word(server)
+        self._tools = tools
+        self._taint = taint
+        self._resolve = resolve
+        self.pins = pins
+        self._pinned = bool(pins)
+        self._changed: set[str] = set()
+
+    def from_client(self, message: Message) -> Judgement:
+        """Judge a request or notification of the agent. Its responses are the answers to what was let through."""
+        method, params = message.method, message.params
+        if method in _ALWAYS or method in _TASKS:
+            return _allow(McpKind.METHOD, method)
+        if method == "tools/call":
+            return self._call(params)
+        if method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
+            return self._named(McpKind.RESOURCE, params.get("uri"), {})
+        if method == "prompts/get":
+            return self._named(McpKind.PROMPT, params.get("name"), params.get("arguments", {}))
+        if method == "completion/complete":
+            return self._completion(params)
+        if message.kind is Kind.NOTIFICATION and method.startswith("notifications/"):
+            return _allow(McpKind.METHOD, method)
+        return self._named(McpKind.METHOD, method, {})
+
+    def from_server(self, message: Message) -> Judgement:
+        """Judge a request or notification of the server."""
+        method = message.method
+        if method in _NEEDS_NO_RULE_FROM_SERVERS:
+            return _allow(McpKind.METHOD, method)
+        if kind := _ASKED_BY_SERVERS.get(method):
+            return self._named(kind, _asked_name(method, message.params), {})
+        if message.kind is Kind.NOTIFICATION and method.startswith("notifications/"):
+            return _allow(McpKind.METHOD, method)
+        return self._named(McpKind.METHOD, method, {})
+
+    def answer(self, method: str, params: Mapping[str, Any], response: Message) -> tuple[bytes, Judgement]:
+        """Judge the server's response to a request that was let through.
+
+        Returns:
+            (bytes, judgement): what the agent gets, a listing without what is denied in it; after a denial an error instead.
+        """
+        result = response.result
+        if method in _LISTINGS and isinstance(result, dict):
+            return self._listing(method, response, result)
+        if method in _INTRODUCTIONS and isinstance(result, dict):
+            return self._introduction(response, result)
+        asked = self._asked_within(result)
+        if asked is not None and not asked.allowed:
+            return refusal(response.id, asked, ""), asked
+        if method == "tools/call" and response.error is None:
+            self._note_source(str(params.get("name")), params.get("arguments", {}))
+        return response.raw, _allow(McpKind.METHOD, method)
+
+    def taint_by(self, why: str) -> None:
+        """Let the flow rule hold from here on, for another reason than a source: `why` in words for the log."""
+        self._taint.note(why)
+
+    def _call(self, params: Mapping[str, Any]) -> Judgement:
+        name, arguments = params.get("name"), params.get("arguments", {})
+        judged = self._named(McpKind.TOOL, name, arguments)
+        if not judged.allowed:
+            return judged
+        if f"tool:{name}" in self._changed or (self._pinned and f"tool:{name}" not in self.pins):
+            why = "its definition is not one that was approved"
+            return Judgement(Verdict.DENY, McpKind.TOOL, judged.name, why, None, judged.classes)
+        return self._flow(judged)
+
+    def _flow(self, judged: Judgement) -> Judgement:
+        """After untrusted words were read, what changes or sends something is the agent's own no longer."""
+        after = self._policy.after_taint
+        if after is AfterTaint.ALLOW or not self._taint.sources or not judged.classes & _CHANGING:
+            return judged
+        first = next(iter(self._taint.sources))
+        why = f"after {first} was read, calls that change or send something need the user's word"
+        return Judgement(
+            Verdict.DENY, judged.kind, judged.name, why, judged.origin, judged.classes, after is AfterTaint.ASK
+        )
+
+    def _completion(self, params: Mapping[str, Any]) -> Judgement:
+        ref = params.get("ref")
+        if isinstance(ref, dict) and ref.get("type") == "ref/prompt":
+            return self._named(McpKind.PROMPT, ref.get("name"), {})
+        if isinstance(ref, dict) and ref.get("type") == "ref/resource":
+            return self._named(McpKind.RESOURCE, ref.get("uri"), {})
+        return Judgement(
+            Verdict.DENY, McpKind.METHOD, "completion/complete", "it says of nothing known what to complete"
+        )
+
+    def _named(self, kind: McpKind, name: Any, arguments: Any) -> Judgement:
+        if not isinstance(name, str) or not name:
+            return Judgement(Verdict.DENY, kind, "", "it names nothing")
+        if not isinstance(arguments, dict):
+            return Judgement(Verdict.DENY, kind, name, "its arguments are no object")
+        classes = self._classes(name, arguments) if kind is McpKind.TOOL else frozenset()
+        covering = [rule for rule in self._policy.rules if self._covers(rule.effect, rule.pattern, kind, name, classes)]
+        for rule in covering:
+            if rule.effect is Effect.DENY and self._may_hold(rule, arguments):
+                return Judgement(Verdict.DENY, kind, name, _because(rule), rule.origin, classes)
+        for rule in covering:
+            if rule.effect is Effect.ALLOW and self._surely_holds(rule, arguments):
+                return Judgement(Verdict.ALLOW, kind, name, "", rule.origin, classes)
+        conditional = any(rule.effect is Effect.ALLOW for rule in covering)
+        why = "its arguments are not what the rules allow" if conditional else "no rule allows it"
+        return Judgement(Verdict.DENY, kind, name, why, None, classes)
+
+    def _covers(self, effect: Effect, pattern: Pattern, kind: McpKind, name: str, classes: frozenset[str]) -> bool:
+        """A rule that denies a class covers what nobody described, too: it may be of that class."""
+        if effect is Effect.DENY and UNKNOWN in classes and pattern.tool_class:
+            classes = classes | {pattern.tool_class}
+        return pattern.covers(self._server, kind, name, classes)
+
+    def _may_hold(self, rule: Rule, arguments: Mapping[str, Any]) -> bool:
+        return all(holds(one, arguments, self._resolve) is not Answer.NO for one in rule.where)
+
+    def _surely_holds(self, rule: Rule, arguments: Mapping[str, Any]) -> bool:
+        return all(holds(one, arguments, self._resolve) is Answer.YES for one in rule.where)
+
+    def _classes(self, tool: str, arguments: Mapping[str, Any]) -> frozenset[str]:
+        """The user's word on a tool, else our own; without either it is unknown."""
+        own = {
+            one
+            for one, pattern in self._policy.classes
+            if pattern.covers(self._server, McpKind.TOOL, tool, frozenset())
+        }
+        return frozenset(own) or classes_of(self._tools, tool, arguments) or frozenset((UNKNOWN,))
+
+    def _note_source(self, tool: str, arguments: Any) -> None:
+        classes = self._classes(tool, arguments if isinstance(arguments, dict) else {})
+        if any(one.covers(self._server, McpKind.TOOL, tool, classes) for one in self._policy.untrusted):
+            self._taint.note(f"{self._server}/{tool}")
+
+    def _listing(self, method: str, response: Message, result: Mapping[str, Any]) -> tuple[bytes, Judgement]:
+        member, kind, naming = _LISTINGS[method]
+        entries = result.get(member)
+        if not isinstance(entries, list):
+            return response.raw, _allow(McpKind.METHOD, method)
+        kept = [one for one in entries if isinstance(one, dict) and self._shown(kind, one.get(naming), one)]
+        if len(kept) == len(entries):
+            return response.raw, _allow(McpKind.METHOD, method)
+        hidden = sorted(
+            str(one.get(naming) if isinstance(one, dict) else one)[:80] for one in entries if one not in kept
+        )
+        cut = {"jsonrpc": "2.0", "id": response.id, "result": {**result, member: kept}}
+        note = f"not shown to the agent: {', '.join(hidden)}"
+        return messages.write(cut), Judgement(Verdict.ALLOW, McpKind.METHOD, method, note)
+
+    def _shown(self, kind: McpKind, name: Any, definition: Mapping[str, Any]) -> bool:
+        """Whether some call of it could be allowed, and it is what was approved."""
+        if not isinstance(name, str) or not name:
+            return False
+        if kind is not McpKind.RESOURCE and not self._is_as_approved(f"{kind.value}:{name}", digest_of(definition)):
+            return False
+        classes = self._classes(name, {}) if kind is McpKind.TOOL else frozenset()
+        by_arguments = kind is McpKind.TOOL and classes == {UNKNOWN} and isinstance(self._tools.get(name), dict)
+        if by_arguments:  # what it does is only known when it is called
+            return any(rule.effect is Effect.ALLOW for rule in self._policy.rules)
+        covering = [rule for rule in self._policy.rules if self._covers(rule.effect, rule.pattern, kind, name, classes)]
+        if any(rule.effect is Effect.DENY and not rule.where for rule in covering):
+            return False
+        return any(rule.effect is Effect.ALLOW for rule in covering)
+
+    def _is_as_approved(self, key: str, digest: str) -> bool:
+        known = self.pins.get(key)
+        if known is None and not self._pinned:
+            self.pins[key] = known = digest
+        (self._changed.discard if known == digest else self._changed.add)(key)
+        return known == digest
+
+    def _introduction(self, response: Message, result: Mapping[str, Any]) -> tuple[bytes, Judgement]:
+        """The server's instructions go to the model as they are, so they are pinned, too."""
+        method, text = "instructions", result.get("instructions")
+        if text is None or self._is_as_approved("server:instructions", digest_of({"instructions": text})):
+            return response.raw, _allow(McpKind.METHOD, method)
+        rest = {key: value for key, value in result.items() if key != "instructions"}
+        note = "instructions that are not those that were approved are not shown to the agent"
+        cut = messages.write({"jsonrpc": "2.0", "id": response.id, "result": rest})
+        return cut, Judgement(Verdict.ALLOW, McpKind.METHOD, method, note)
+
+    def _asked_within(self, result: Any) -> Judgement | None:
+        """Since 2026-07-28 a server asks within the result of a call, and the call is made again with the answers."""
+        if not isinstance(result, dict) or result.get("resultType") != "input_required":
+            return None
+        asks = result.get("inputRequests", {})
+        if not isinstance(asks, dict):
+            return Judgement(Verdict.DENY, McpKind.METHOD, "inputRequests", "what it asks for cannot be read")
+        for one in asks.values():
+            method = one.get("method") if isinstance(one, dict) else None
+            params = one.get("params", {}) if isinstance(one, dict) else {}
+            if not isinstance(method, str) or not isinstance(params, dict):
+                return Judgement(Verdict.DENY, McpKind.METHOD, "inputRequests", "what it asks for cannot be read")
+            judged = self.from_server(Message(Kind.REQUEST, b"", 0, method, params))
+            if not judged.allowed:
+                return judged
+        return None
+
+
+def digest_of(definition: Mapping[str, Any]) -> str:
+    """Digest of everything that a model could read in a definition; `_meta` is left out, as it may hold times."""
+    seen = {key: value for key, value in definition.items() if key != "_meta"}
+    return hashlib.sha256(json.dumps(seen, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def refusal(id: str | int | None, judged: Judgement, call: str) -> bytes:
+    """The answer to a denied request, as one line.
+
+    Args:
+        id: of the request.
+        judged: the denial.
+        call: what finds the call in the log; empty where it is not on record.
+    """
+    found = f" (mcpguard log --call {call})" if call else ""
+    text = f"blocked by policy: {judged.name or judged.kind.value}: {judged.reason}{found}"
+    return messages.write({"jsonrpc": "2.0", "id": id, "error": {"code": BLOCKED, "message": text}})
+
+
+def _allow(kind: McpKind, name: str) -> Judgement:
+    return Judgement(Verdict.ALLOW, kind, name)
+
+
+def _because(rule: Rule) -> str:
+    return rule.because or f"denied by {rule.origin.text}"
+
+
+def _asked_name(method: str, params: Mapping[str, Any]) -> str:
+    """What a rule names in what a server asks: the mode of an elicitation; a model has no name in advance."""
+    if method == "elicitation/create":
+        mode = params.get("mode", "form")
+        return mode if isinstance(mode, str) and mode else "?"
+    return "createMessage"

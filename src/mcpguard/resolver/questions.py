@@ -1,0 +1,213 @@
+"""One question of the tree, from its bytes to the bytes of the answer: who asks, what the policy says, what is opened."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import time
+from collections.abc import Callable
+
+import dns.edns
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.opcode
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+
+from mcpguard.errors import McpguardError
+from mcpguard.kernel.bpf import Map
+from mcpguard.model.access import Verdict
+from mcpguard.model.values import dataclass
+from mcpguard.policy.addresses import inner
+from mcpguard.policy.network import mapped
+from mcpguard.resolver import replies, upstream
+from mcpguard.resolver.lookups import Lookups, text
+from mcpguard.resolver.rules import Decision, Rules
+from mcpguard.resolver.table import Learned, NoRoom
+from mcpguard.wire import _abi
+from mcpguard.wire.encode import question_key
+from mcpguard.wire.records import Head, LookupRecord
+
+_LABEL = re.compile(rb"[A-Za-z0-9_-]{1,63}")
+_T = dns.rdatatype
+# What programs ask for honestly. Other types could carry what nobody looks at.
+FORWARDED = frozenset(
+    {
+        *(_T.A, _T.AAAA, _T.CNAME, _T.HTTPS, _T.SVCB, _T.MX, _T.TXT, _T.SRV, _T.PTR, _T.NS, _T.SOA, _T.CAA),
+        *(_T.NAPTR, _T.DS, _T.DNSKEY, _T.SSHFP, _T.TLSA, _T.DNAME, _T.URI),
+    }
+)
+REFUSED_TYPES = frozenset({_T.ANY, _T.AXFR, _T.IXFR, _T.NULL, _T.MAILB, _T.MAILA})
+# As sockets have it: an address as text (IPv6 may have a scope), a port, and more for IPv6.
+Sender = tuple[str, int] | tuple[str, int, int, int]
+_NO_NAME = "it is no host name, so it is never asked for"
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asked, and whom (16 bytes; zero: the resolver itself)."""
+
+    pid: int
+    tid: int
+    ppid: int
+    comm: str
+    server: bytes
+
+
+class _DeniedAlias(Exception):
+    """An allowed name leads through one that a rule denies."""
+
+    def __init__(self, name: str, rule: int) -> None:
+        super().__init__(name)
+        self.name = name
+        self.rule = rule
+
+
+class Questions:
+    """Answers the questions of one session.
+
+    Attributes:
+        rules: what the policy says now.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        askers: Map,
+        learned: Learned,
+        tell: Callable[[LookupRecord], None],
+        servers: upstream.Servers,
+    ) -> None:
+        """
+        Args:
+            askers: the map `mg_questions`.
+            tell: puts a question on record.
+        """
+        self.rules = rules
+        self._askers = askers
+        self._learned = learned
+        self._tell = tell
+        self._servers = servers
+        self._lookups = Lookups()
+
+    def who(self, sender: Sender, protocol: int) -> Asker | None:
+        """Who sends from this address and port; None: nobody of the tree.
+
+        Args:
+            protocol: IPPROTO_UDP or IPPROTO_TCP.
+        """
+        value = self._askers.get(_key(sender, protocol), _abi.MG_QUESTION.size)
+        if value is None:
+            return None
+        pid, tid, ppid, comm, server = _abi.MG_QUESTION.unpack(value)
+        return Asker(pid, tid, ppid, comm.split(b"\0")[0].decode(errors="replace"), server)
+
+    def forget(self, sender: Sender) -> None:
+        """Whoever sends datagrams from there from now on must be of the tree anew."""
+        self._askers.delete(_key(sender, socket.IPPROTO_UDP))
+
+    async def reply(self, wire: bytes, asker: Asker, *, stream: bool) -> bytes | None:
+        """The answer to the bytes of a question; None: they deserve none."""
+        when_ns = time.monotonic_ns()
+        try:
+            query = dns.message.from_wire(wire)
+        except (dns.exception.DNSException, ValueError):
+            return self._malformed(wire, asker, when_ns)
+        if query.flags & dns.flags.QR:
+            return None
+        if query.opcode() != dns.opcode.QUERY or query.edns > 0:
+            rcode = dns.rcode.BADVERS if query.edns > 0 else dns.rcode.NOTIMP
+            return replies.to_wire(replies.refusal(query, rcode, "not understood"), query, stream=stream)
+        if len(query.question) != 1:
+            return self._malformed(wire, asker, when_ns)
+        reply, record = await self._answer(query, asker, when_ns)
+        self._tell(record)
+        return replies.to_wire(reply, query, stream=stream)
+
+    def _malformed(self, wire: bytes, asker: Asker, when_ns: int) -> bytes | None:
+        head = Head(when_ns, asker.pid, asker.tid, asker.ppid, asker.comm, 0)
+        self._tell(LookupRecord(head, "", "", Verdict.DENY, 0, "it is no question for a name", ()))
+        return replies.malformed(wire)
+
+    async def _answer(
+        self, query: dns.message.Message, asker: Asker, when_ns: int
+    ) -> tuple[dns.message.Message, LookupRecord]:
+        """The reply and what the record tells of it. The addresses in the reply are open when this returns."""
+        question = query.question[0]
+        head = Head(when_ns, asker.pid, asker.tid, asker.ppid, asker.comm, 0)
+        host = text(question.name)
+
+        def told(
+            reply: dns.message.Message, verdict: Verdict, rule: int, detail: str = "", addresses: tuple[str, ...] = ()
+        ) -> tuple[dns.message.Message, LookupRecord]:
+            kind = dns.rdatatype.to_text(question.rdtype)
+            return reply, LookupRecord(head, host, kind, verdict, rule, detail, addresses)
+
+        absent = dns.rcode.NOERROR if self.rules.is_above(host) else dns.rcode.NXDOMAIN
+        if not all(map(_LABEL.fullmatch, question.name.labels[:-1])) or len(question.name.labels) < 2:
+            return told(replies.refusal(query, absent, _NO_NAME), Verdict.DENY, 0, _NO_NAME)
+        decision = self.rules.of_name(host, asker.server)
+        if decision.verdict is Verdict.DENY:
+            words = "a rule denies this name" if decision.rule else "no rule allows this name"
+            return told(replies.refusal(query, absent, words), Verdict.DENY, decision.rule)
+        if question.rdclass != dns.rdataclass.IN or question.rdtype in REFUSED_TYPES:
+            words = "nothing is asked for in this way"
+            return told(replies.refusal(query, dns.rcode.REFUSED, words), Verdict.DENY, 0, words)
+        if question.rdtype not in FORWARDED:
+            words = "this type of record is not asked for"
+            return told(replies.refusal(query, dns.rcode.NOERROR, words), Verdict.DENY, 0, words)
+        try:
+            reply, addresses, why = await self._forward(query, host, decision, asker)
+        except _DeniedAlias as denied:
+            words = f"it is an alias of {denied.name}, which a rule denies"
+            return told(replies.refusal(query, dns.rcode.NXDOMAIN, words), Verdict.DENY, denied.rule, words)
+        except (upstream.Unanswered, NoRoom, McpguardError) as error:
+            lost = isinstance(error, upstream.Unanswered)
+            code = dns.edns.EDECode.NO_REACHABLE_AUTHORITY if lost else dns.edns.EDECode.OTHER
+            failed = replies.refusal(query, dns.rcode.SERVFAIL, str(error), code)
+            return told(failed, decision.verdict, decision.rule, f"no answer: {error}")
+        if why and not addresses:
+            return told(reply, Verdict.DENY, 0, why)
+        return told(reply, decision.verdict, decision.rule, why, tuple(addresses))
+
+    async def _forward(
+        self, query: dns.message.Message, host: str, decision: Decision, asker: Asker
+    ) -> tuple[dns.message.Message, list[str], str]:
+        servers = [_text(asker.server)] if decision.straight else self._servers.now()
+        secure = bool(query.ednsflags & dns.flags.DO)
+        asked = query.question[0].rdtype
+        found = await self._lookups.find(host, asked, servers, secure=secure, may_ask=self._may_ask)
+        for alias in found.aliases():
+            decision = self.rules.of_alias(decision, alias)
+            if decision.verdict is Verdict.DENY:
+                raise _DeniedAlias(alias, decision.rule)
+        left_s = int(found.ends - time.monotonic())
+        # Where no rule for the name opens its addresses, the rules for addresses decide alone.
+        objection = self.rules.objection if decision.openings else _no_objection
+        reply, addresses, why = replies.answer(query, found, objection, left_s)
+        # What a rule by address opens of this host or a private network is in the kernel's table, with that rule's ports.
+        public = [address for address in addresses if not inner(address)]
+        if decision.openings:
+            self._learned.open(public, decision.openings, left_s)
+        return reply, addresses, why
+
+    def _may_ask(self, alias: str) -> bool:
+        return self.rules.of_alias(Decision(Verdict.ALLOW, 0), alias).verdict is Verdict.ALLOW
+
+
+def _key(sender: Sender, protocol: int) -> bytes:
+    address, port = sender[:2]
+    return question_key(mapped(address.partition("%")[0]), port, protocol)
+
+
+def _no_objection(_address: str) -> str:
+    return ""
+
+
+def _text(address: bytes) -> str:
+    parsed = ipaddress.IPv6Address(address)
+    return str(parsed.ipv4_mapped or parsed)

@@ -1,0 +1,132 @@
+"""The catalogue: nothing is approved but what the user approved exactly, and a file that is not understood approves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from mcp_files import write
+
+from mcpguard.catalogue import approved, identity
+from mcpguard.catalogue.identity import Identity
+from mcpguard.errors import HostError
+
+pytestmark = pytest.mark.usefixtures("mcpguard_home")
+REST = '"declared_in": "", "digest": "", "approved": ""'
+ENV = {"PATH": "/usr/bin:/bin"}
+
+
+def local(tmp_path: Path, text: str = "1", *args: str) -> Identity:
+    write(tmp_path / "x.sh", text)
+    return identity.of("sh", ["x.sh", *args], ENV, str(tmp_path))
+
+
+def test_only_what_was_approved_is_and_what_changed_is_told(tmp_path: Path) -> None:
+    first = local(tmp_path)
+    assert approved.load().state("x", first).word == "not approved"
+    approved.approve("x", "file", first, ["B", "A"])
+    catalogue = approved.load()
+    assert catalogue.state("x", first).allowed
+    assert not catalogue.state("y", first).allowed
+    assert catalogue.entries[0].environment == ("A", "B")
+
+    changed = catalogue.state("x", local(tmp_path, "2"))
+    assert (changed.word, changed.allowed) == ("changed", False)
+    assert [text.split(":")[0] for text in changed.differences] == ["script sha256"]
+    (told,) = catalogue.state("x", local(tmp_path, "1", "--more")).differences
+    assert told == "command: sh x.sh -> sh x.sh --more"
+    hidden = catalogue.state("x", identity.of("sh", ["x.sh"], {**ENV, "BASH_ENV": "/x"}, str(tmp_path)))
+    assert hidden.differences[0].startswith("BASH_ENV sha256: none -> ")
+
+
+def test_a_remote_server_is_its_origin() -> None:
+    approved.approve("r", "file", identity.of_remote("https://a.example/mcp"), [])
+    catalogue = approved.load()
+    assert catalogue.state("r", identity.of_remote("https://a.example/other")).allowed
+    (told,) = catalogue.state("r", identity.of_remote("http://a.example/mcp")).differences
+    assert told == "origin: https://a.example:443 -> http://a.example:80"
+    assert not catalogue.state("r", identity.of_remote("https://a.example.evil/")).allowed
+
+
+def test_one_declaration_has_one_approval_and_several_have_their_own(tmp_path: Path) -> None:
+    old, new, other = local(tmp_path), local(tmp_path, "2"), local(tmp_path, "3")
+    approved.approve("x", "file", old, [])
+    approved.approve("x", "file", new, [])
+    approved.approve("x", "elsewhere", other, [])
+    catalogue = approved.load()
+    assert [catalogue.state("x", one).word for one in (old, new, other)] == ["changed", "approved", "approved"]
+    assert len(approved.revoke("x")) == 2
+    assert approved.load().state("x", new).word == "not approved"
+    assert approved.revoke("x") == ()
+
+
+def test_the_file_is_the_users_alone(tmp_path: Path) -> None:
+    previous = os.umask(0)
+    try:
+        approved.approve("x", "file", local(tmp_path), [])
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE(approved.file().stat().st_mode) == 0o600
+    assert stat.S_IMODE(approved.file().parent.stat().st_mode) == 0o700
+    assert [path.name for path in approved.file().parent.iterdir()] == [approved.file().name]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "{}", "null", "[" * 10_000, '{"version": 2, "servers": []}', '{"version": 1}'),
+        *(
+            '{"version": 1, "servers": {}, "servers": []}',
+            '{"version": 1, "servers": [1]}',
+            '{"version": 1, "servers": [{}]}',
+        ),
+        f'{{"version": 1, "servers": [{{"name": 1, {REST}, "facts": [], "environment": []}}]}}',
+        f'{{"version": 1, "servers": [{{"name": "", {REST}, "facts": 0, "environment": []}}]}}',
+        b"\xff",
+    ],
+)
+def test_a_file_that_is_not_understood_is_an_error_and_stays(tmp_path: Path, text: str | bytes) -> None:
+    path = write(approved.file(), text)
+    for act in (
+        approved.load,
+        lambda: approved.approve("x", "file", local(tmp_path), []),
+        lambda: approved.revoke("x"),
+    ):
+        with pytest.raises(HostError) as problem:
+            act()
+        assert problem.value.code == "catalogue.unusable"
+    assert path.read_bytes() == (text if isinstance(text, bytes) else text.encode())
+
+
+def test_a_file_that_others_may_have_written_is_an_error(tmp_path: Path) -> None:
+    approved.approve("x", "file", local(tmp_path), [])
+    approved.file().chmod(0o666)
+    with pytest.raises(HostError, match="cannot be used"):
+        approved.load()
+    approved.file().chmod(0o600)
+    moved = approved.file().rename(tmp_path / "moved.json")
+    approved.file().symlink_to(moved)
+    with pytest.raises(HostError) as problem:
+        approved.load()
+    assert "link" in problem.value.why
+
+
+def test_approvals_at_the_same_time_lose_none(tmp_path: Path) -> None:
+    one = local(tmp_path)
+    threads = [threading.Thread(target=approved.approve, args=(f"x{at}", "file", one, [])) for at in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(approved.load().entries) == 20
+
+
+def test_names_may_be_anything(tmp_path: Path) -> None:
+    for name in ("", "a\nb", "\x1b[31m", "\ud800", "é"):
+        approved.approve(name, "file", local(tmp_path), [])
+        assert approved.load().state(name, local(tmp_path)).allowed
+    json.loads(approved.file().read_bytes())

@@ -1,0 +1,197 @@
+"""What clients declare is found wherever they keep it, and one bad file hides no other."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from mcp_files import copied, read, write
+
+from mcpguard.catalogue.clients import PLACES, VARIABLES, projects
+
+# client, scope, name: one for each client and each scope that it has.
+DECLARED = """
+claude-code user claude-user
+claude-code user claude-http
+claude-code local claude-local
+claude-code project claude-project
+claude-code managed claude-managed
+claude-code plugin claude-plugin
+claude-desktop user desktop-user
+codex user codex-user
+codex user codex-remote
+codex project codex-project
+codex managed codex-managed
+gemini-cli user gemini-user
+gemini-cli user gemini-http
+gemini-cli user gemini-sse
+gemini-cli plugin gemini-extension
+gemini-cli project gemini-project
+gemini-cli managed gemini-managed
+qwen-code user qwen-user
+qwen-code project qwen-project
+qwen-code managed qwen-managed
+cursor user cursor-user
+cursor user cursor-remote
+cursor project cursor-project
+vscode user code-user
+vscode user code-old
+vscode project code-project
+copilot user copilot-user
+windsurf user windsurf-user
+windsurf project windsurf-project
+windsurf managed windsurf-managed
+opencode user opencode-user
+opencode user opencode-remote
+opencode project opencode-project
+opencode managed opencode-managed
+goose user developer
+goose user goose-user
+goose user goose-remote
+zed user zed-user
+zed user zed-old
+zed project zed-project
+amp user amp-user
+amp project amp-project
+amp managed amp-managed
+kiro user kiro-user
+kiro project kiro-project
+antigravity user antigravity-user
+amazon-q user amazonq-user
+amazon-q user amazonq-agent
+amazon-q project amazonq-project
+openclaw user openclaw-user
+"""
+
+
+def test_every_server_of_every_client_and_scope_is_found(tmp_path: Path) -> None:
+    found = read(copied(tmp_path))
+    assert [f"{one.client} {one.scope} {one.name}" for one in found.servers] == DECLARED.strip().splitlines()
+    assert not found.problems
+    assert {place.client for place in PLACES} == {one.client for one in found.servers}
+
+
+def test_the_parts_of_a_server_are_read_whatever_its_client_calls_them(tmp_path: Path) -> None:
+    found = {one.name: one for one in read(copied(tmp_path)).servers}
+    assert found["opencode-user"].words == ("bun", "x", "opencode-mcp@1.2.0")
+    assert found["opencode-user"].env == {"TOKEN": "{env:MY_TOKEN}"}
+    assert not found["opencode-remote"].enabled
+    assert found["zed-old"].words == ("uvx", "mcp-server-time==2025.9.25")
+    assert found["goose-user"].words == ("uvx", "mcp-server-sqlite==2025.4.25")
+    assert found["goose-remote"].url == "https://mcp.example.com/goose"
+    assert found["developer"].kind == "built-in"
+    assert found["codex-user"].env == {"LOG_LEVEL": "info"}
+    assert found["codex-remote"].headers == {"X-Figma-Region": "us-east-1"}
+    assert found["windsurf-user"].kind == "remote"
+    assert found["gemini-http"].url == "https://api.example.com/mcp"
+    assert found["gemini-user"].cwd == "./"
+    assert found["claude-local"].project == "/srv/work/app"
+    assert found["claude-local"].place.endswith(".claude.json#/srv/work/app")
+
+
+@pytest.mark.parametrize(
+    ("variable", "file", "text"),
+    [
+        ("CLAUDE_CONFIG_DIR", ".claude.json", '{"mcpServers": {"moved": {"command": "x"}}}'),
+        ("CODEX_HOME", "config.toml", '[mcp_servers.moved]\ncommand = "x"\n'),
+        ("GEMINI_CLI_HOME", ".gemini/settings.json", '{"mcpServers": {"moved": {"command": "x"}}}'),
+        ("COPILOT_HOME", "mcp-config.json", '{"mcpServers": {"moved": {"command": "x"}}}'),
+        ("OPENCODE_CONFIG_DIR", "opencode.json", '{"mcp": {"moved": {"command": ["x"]}}}'),
+        ("XDG_CONFIG_HOME", "goose/config.yaml", "extensions:\n  moved: {cmd: x}\n"),
+        ("XDG_CONFIG_HOME", "zed/settings.json", '{"context_servers": {"moved": {"command": "x"}}}'),
+        ("GEMINI_CLI_SYSTEM_SETTINGS_PATH", "", '{"mcpServers": {"moved": {"command": "x"}}}'),
+        ("QWEN_CODE_SYSTEM_SETTINGS_PATH", "", '{"mcpServers": {"moved": {"command": "x"}}}'),
+        ("OPENCODE_CONFIG", "", '{"mcp": {"moved": {"command": ["x"]}}}'),
+    ],
+)
+def test_variables_move_what_they_move_for_the_client(tmp_path: Path, variable: str, file: str, text: str) -> None:
+    elsewhere = tmp_path / "else*where"
+    write(elsewhere / file if file else elsewhere, text)
+    assert [one.name for one in read(tmp_path, **{variable: str(elsewhere)}).servers] == ["moved"]
+    assert read(tmp_path, **{variable: "else*where"}).servers == ()
+
+
+def test_a_configuration_in_a_variable_is_read(tmp_path: Path) -> None:
+    found = read(tmp_path, OPENCODE_CONFIG_CONTENT='{"mcp": {"inline": {"command": ["x"]}}}')
+    assert [(one.name, one.scope, one.file) for one in found.servers] == [
+        ("inline", "environment", "$OPENCODE_CONFIG_CONTENT")
+    ]
+    assert [place.path for place in VARIABLES] == ["OPENCODE_CONFIG_CONTENT"]
+    assert read(tmp_path, OPENCODE_CONFIG_CONTENT="{").problems[0].path == "$OPENCODE_CONFIG_CONTENT"
+
+
+def test_the_project_reaches_up_to_the_root_of_its_repository_and_no_further(tmp_path: Path) -> None:
+    inner = tmp_path / "project" / "a" / "b"
+    inner.mkdir(parents=True)
+    assert projects(inner) == [inner]
+    (tmp_path / "project" / ".git").mkdir()
+    assert projects(inner) == [inner, inner.parent, tmp_path / "project"]
+
+
+def test_servers_cannot_hide_behind_the_name_of_a_group(tmp_path: Path) -> None:
+    servers = {"servers": {"command": ["a"], "environment": {"b": "c"}}, "other": {"command": ["d"]}}
+    write(tmp_path / "project/opencode.json", json.dumps({"mcp": servers}))
+    assert {"servers", "other"} <= {one.name for one in read(tmp_path).servers}
+
+
+def test_bad_files_are_told_and_hide_no_other(tmp_path: Path) -> None:
+    home, project = tmp_path / "home", tmp_path / "project"
+    write(project / ".mcp.json", '{"mcpServers": {"good": {"command": "x"}}}')
+    write(home / ".claude.json", "{")
+    write(home / ".codex/config.toml", "a = [")
+    write(home / ".config/goose/config.yaml", "extensions: &a {b: *a}")
+    write(home / ".cursor/mcp.json", b"\xff\xfe")
+    write(home / ".qwen/settings.json", " " * (5 << 20))
+    write(home / ".gemini/settings.json", "[" * 100_000)
+    (home / ".kiro/settings").mkdir(parents=True)
+    os.mkfifo(home / ".kiro/settings/mcp.json")
+    (home / ".aws/amazonq/mcp.json").mkdir(parents=True)
+    (home / ".config/zed").mkdir()
+    (home / ".config/zed/settings.json").symlink_to(home / ".config/zed/settings.json")
+    (home / ".config/amp").symlink_to(home / ".config/amp")
+    found = read(tmp_path)
+    assert [one.name for one in found.servers] == ["good"]
+    told = {file.path.removeprefix(f"{home}/"): file.problem for file in found.problems}
+    assert told.pop(".gemini/settings.json") == "it is nested too deep"
+    assert told.pop(".qwen/settings.json") == "it is larger than 4096 KiB"
+    assert told.pop(".kiro/settings/mcp.json") == told.pop(".aws/amazonq/mcp.json") == "it is not a regular file"
+    assert told.pop(".config/zed/settings.json").startswith("Too many levels")
+    assert {path for path in told if ".config/amp" not in path} == {
+        *(".claude.json", ".codex/config.toml", ".config/goose/config.yaml", ".cursor/mcp.json"),
+    }
+
+
+@pytest.mark.parametrize(
+    "value", ["[]", "7", '"x"', '{"mcpServers": []}', '{"mcpServers": {"a": 1, "b": [], "c": null}}']
+)
+def test_other_shapes_than_expected_are_no_servers(tmp_path: Path, value: str) -> None:
+    write(tmp_path / "project/.mcp.json", value)
+    write(tmp_path / "home/.claude.json", value.replace("mcpServers", "projects"))
+    found = read(tmp_path)
+    assert (found.servers, found.problems) == ((), ())
+
+
+def test_parts_of_unexpected_shapes_count_as_absent(tmp_path: Path) -> None:
+    strange = {
+        "command": {"path": 3},
+        "args": "x",
+        "env": [1, "A=b"],
+        "headers": 1,
+        "url": [],
+        "cwd": 4,
+        "trust": "yes",
+    }
+    write(tmp_path / "project/.mcp.json", json.dumps({"mcpServers": {"strange": strange, "": {"command": [[]]}}}))
+    strange_one, empty = read(tmp_path).servers
+    assert (strange_one.kind, strange_one.words, strange_one.env) == ("unclear", ("",), {"A": "b"})
+    assert empty.kind == "unclear"
+
+
+def test_folders_of_plugins_without_end_are_left(tmp_path: Path) -> None:
+    folder = tmp_path / "home/.claude/plugins"
+    for name in ("a/b/c", "a/b/c/d/e/f/g/h/i"):
+        write(folder / name / ".mcp.json", json.dumps({"mcpServers": {name[-1]: {"command": "x"}}}))
+    (folder / "loop").symlink_to(folder)
+    assert [one.name for one in read(tmp_path).servers] == ["c"]

@@ -1,0 +1,230 @@
+"""An identity names what is really executed: another program, script, word, package or variable is another identity."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from mcp_files import write
+
+from mcpguard.catalogue import identity
+from mcpguard.catalogue import package as packages
+from mcpguard.catalogue.identity import Identity
+
+DIGEST = "a" * 64
+COMMIT = "0123456789" * 4
+TOKEN = "ghp_" + "a1B2c3D4e5F6g7H8i9J0" * 2  # put together, so that no scanner takes this file for a leak
+
+
+def program(path: Path, text: str = "#!/bin/sh\n") -> Path:
+    write(path, text).chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def bin_folder(tmp_path: Path) -> Path:
+    """A folder for PATH, with the programs that tests start nowhere."""
+    for name in ("node", "npx", "server", "python3", "docker"):
+        program(tmp_path / "bin" / name, f"binary {name}")
+    return tmp_path / "bin"
+
+
+def of(folder: Path, command: str, *args: str, cwd: Path | None = None, **env: str) -> Identity:
+    return identity.of(command, args, {"PATH": str(folder), **env}, str(cwd or folder.parent))
+
+
+def code(found: Identity) -> list[tuple[str, str]]:
+    return [(one.role, Path(one.path).name) for one in found.code]
+
+
+def test_the_same_command_has_the_same_digest_and_everything_that_changes_what_runs_another(bin_folder: Path) -> None:
+    script = write(bin_folder.parent / "x.js", "1")
+    first = of(bin_folder, "node", "x.js", "--port", "1")
+    assert first.digest == of(bin_folder, "node", "x.js", "--port", "1").digest
+    assert first.digest.startswith("sha256:") and len(first.digest) == 71
+    others = [
+        of(bin_folder, "node", "x.js", "--port", "2"),
+        of(bin_folder, "node", "x.js", "--port 1"),
+        of(bin_folder, "./bin/node", "x.js", "--port", "1", NODE_OPTIONS="--require ./y.js"),
+        of(bin_folder, "node", "x.js", "--port", "1", NODE_OPTIONS="--require ./y.js"),
+        of(bin_folder, "node", "x.js", "--port", "1", LD_PRELOAD="/x.so"),
+    ]
+    script.write_text("2")
+    others.append(of(bin_folder, "node", "x.js", "--port", "1"))
+    program(bin_folder / "node", "another binary").chmod(0o775)  # no system's: its bytes count
+    others.append(of(bin_folder, "node", "x.js", "--port", "1"))
+    assert len({first.digest, *(other.digest for other in others)}) == len(others) + 1
+
+
+def test_a_program_earlier_in_path_is_another(bin_folder: Path, tmp_path: Path) -> None:
+    program(tmp_path / "evil" / "server", "binary server")
+    changed = of(bin_folder, "server", PATH=f"{tmp_path / 'evil'}:{bin_folder}")
+    assert changed.program == str(tmp_path / "evil" / "server")
+    assert changed.digest != of(bin_folder, "server").digest
+
+
+def test_links_are_followed_and_the_way_there_counts(bin_folder: Path) -> None:
+    (bin_folder / "link").symlink_to("server")
+    found = of(bin_folder, "link")
+    assert (found.program, found.found) == (str(bin_folder / "server"), str(bin_folder / "link"))
+    assert found.digest != of(bin_folder, "server").digest
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("x.js",), ["x.js"]),
+        (("x",), ["x.js"]),
+        (("--inspect", "x.js", "y.js"), ["x.js"]),
+        (("-r", "./y.js", "x.js"), ["y.js", "x.js"]),
+        (("--require=./y.js", "x.js"), ["y.js", "x.js"]),
+        (("--import", "tsx", "x.js"), ["x.js"]),
+        (("--", "x.js"), ["x.js"]),
+        (("folder",), ["index.js"]),
+        (("-e", "x.js"), []),
+    ],
+)
+def test_the_script_of_node(bin_folder: Path, args: tuple[str, ...], expected: list[str]) -> None:
+    for name in ("x.js", "y.js", "folder/index.js"):
+        write(bin_folder.parent / name, name)
+    found = of(bin_folder, "node", *args)
+    assert [name for role, name in code(found) if role in ("script", "loaded")] == expected
+    assert all(len(one.sha256) == 64 for one in found.code if one.role in ("script", "loaded"))
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("x.py",), ["x.py"]),
+        (("-u", "x.py", "-m", "mod"), ["x.py"]),
+        (("-m", "mod"), ["mod.py"]),
+        (("-um", "mod"), ["mod.py"]),
+        (("-Im", "mod"), []),
+        (("-W", "ignore", "-X", "dev", "-mpack.sub"), ["__main__.py", "__init__.py"]),
+        (("-c", "x.py"), []),
+        (("folder",), ["__main__.py"]),
+    ],
+)
+def test_the_script_of_python(bin_folder: Path, args: tuple[str, ...], expected: list[str]) -> None:
+    for name in ("x.py", "mod.py", "pack/sub/__main__.py", "pack/sub/__init__.py", "folder/__main__.py"):
+        write(bin_folder.parent / name, name)
+    assert [name for role, name in code(of(bin_folder, "python3", *args)) if role == "script"] == expected
+
+
+def test_a_module_of_a_virtual_environment_is_found(tmp_path: Path) -> None:
+    found = identity.of(sys.executable, ["-m", "pytest"], dict(os.environ), str(tmp_path))
+    assert ("script", "__main__.py") in code(found)
+    assert not found.notes
+
+
+def test_a_module_that_is_not_found_is_said(bin_folder: Path) -> None:
+    assert of(bin_folder, "python3", "-m", "nowhere").notes == ("the file of the module nowhere was not found",)
+
+
+def test_wrappers_and_first_lines_lead_to_what_runs(bin_folder: Path) -> None:
+    write(bin_folder.parent / "x.js", "1")
+    program(bin_folder / "env", "binary env")
+    program(bin_folder / "tool", "#!/usr/bin/env -S node --x\n")
+    wrapped = of(bin_folder, "env", "-i", "A=b", "node", "x.js")
+    assert ("script", "x.js") in code(wrapped) and ("program", "env") in code(wrapped)
+    assert ("interpreter", "node") in code(of(bin_folder, "tool"))
+
+
+def test_code_in_the_words_of_other_programs_counts(bin_folder: Path) -> None:
+    program(bin_folder / "uv", "binary uv")
+    write(bin_folder.parent / "project/server.py", "1")
+    found = of(bin_folder, "uv", "--directory", str(bin_folder.parent / "project"), "run", "server.py")
+    assert ("script", "server.py") in code(found)
+
+
+def test_what_is_missing_is_said_and_is_another_identity_when_it_appears(bin_folder: Path) -> None:
+    missing = of(bin_folder, "nothing")
+    assert (missing.program, missing.notes) == ("", ("no program nothing was found",))
+    without = of(bin_folder, "node", "x.js")
+    write(bin_folder.parent / "x.js", "1")
+    assert without.notes and without.digest != of(bin_folder, "node", "x.js").digest
+
+
+def test_scripts_that_are_pipes_or_endless_do_not_hold_anybody_up(bin_folder: Path) -> None:
+    os.mkfifo(bin_folder.parent / "x.js")
+    assert of(bin_folder, "node", "x.js").notes
+    assert of(bin_folder, "node", "/dev/zero").notes
+    (bin_folder.parent / "loop.js").symlink_to("loop.js")
+    assert of(bin_folder, "node", "loop.js").notes
+    assert of(bin_folder, "no\0de", "a\0b", "\ud800").digest
+
+
+def test_secrets_are_in_the_digest_and_not_in_what_is_shown(bin_folder: Path) -> None:
+    first = of(bin_folder, "server", "--api-key", "hunter22", f"--header=Bearer {TOKEN}")
+    second = of(bin_folder, "server", "--api-key", "hunter23", f"--header=Bearer {TOKEN}")
+    assert first.facts() == second.facts()
+    assert "hunter" not in str(first.facts()) and TOKEN not in str(first.facts())
+    assert first.digest != second.digest
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://A.Example/mcp?x=1#y", "https://a.example:443"),
+        ("http://user:secret@localhost:80/", "http://localhost:80"),
+        ("https://a.example.:443", "https://a.example:443"),
+        ("http://[::1]:8080/x", "http://[::1]:8080"),
+        ("ws://a.example", "ws://a.example:80"),
+        ("file:///etc/passwd", ""),
+        ("https://${HOST}/", ""),
+        ("https://a\u0430.example/", ""),
+        ("https://a:99999/", ""),
+        ("", ""),
+    ],
+)
+def test_origins(url: str, origin: str) -> None:
+    assert identity.origin(url) == origin
+    found = identity.of_remote(url)
+    assert found.origin == origin or found.origin.startswith("unreadable:")
+    assert found.digest != identity.of_remote("https://other.example").digest
+
+
+@pytest.mark.parametrize(
+    ("words", "package"),
+    [
+        ("npx -y @a/b@1.2.3 /x", "npx @a/b 1.2.3"),
+        ("npx @a/b", "npx @a/b unpinned"),
+        ("npx -y a@latest", "npx a unpinned (latest)"),
+        ("npx a@^1.2.3", "npx a unpinned (^1.2.3)"),
+        ("npx a@1", "npx a unpinned (1)"),
+        ("npx --package=a@1.0.0 -p b -- c", "npx b unpinned"),
+        ("npx github:a/b", "npx github:a/b unpinned"),
+        (f"npx github:a/b#{COMMIT}", f"npx github:a/b {COMMIT}"),
+        ("npx -y ./here", "npx ./here local"),
+        ("npm exec -y a@2.0.0", "npm a 2.0.0"),
+        ("npm run start", "None"),
+        ("pnpm dlx a@1.0.0", "pnpm a 1.0.0"),
+        ("yarn dlx a", "yarn a unpinned"),
+        ("bunx a@1.0.0", "bunx a 1.0.0"),
+        ("bun x a@1.0.0", "bun a 1.0.0"),
+        ("uvx mcp-server-git==1.2.3 --repository .", "uvx mcp-server-git 1.2.3"),
+        ("uvx mcp-server-git@1.2.3", "uvx mcp-server-git 1.2.3"),
+        ("uvx --python 3.12 a>=1", "uvx a unpinned (>=1)"),
+        ("uvx a[b]==2.0", "uvx a[b] 2.0"),
+        (f"uvx --from git+https://host/x/y@{COMMIT} y", f"uvx git+https://host/x/y {COMMIT}"),
+        ("uvx --from git+https://host/x/y@main y", "uvx git+https://host/x/y@main unpinned"),
+        ("uv tool run a==1.0", "uv a 1.0"),
+        ("uv run server.py", "None"),
+        ("pipx run --spec a==1.0 b", "pipx a 1.0"),
+        ("docker run -i --rm -e A -v /:/x host:5000/a/b c", "docker host:5000/a/b unpinned"),
+        ("docker run host:5000/a:1.2", "docker host:5000/a unpinned (1.2)"),
+        (f"podman run a@sha256:{DIGEST}", f"podman a sha256:{DIGEST}"),
+        (f"docker run a:1@sha256:{DIGEST}", f"docker a sha256:{DIGEST}"),
+        ("docker --context x run a", "docker a unpinned"),
+        ("docker exec a b", "None"),
+        ("/usr/bin/npx a@1.0.0", "npx a 1.0.0"),
+        ("node a@1.0.0", "None"),
+        ("npx", "None"),
+        ("npx -y", "None"),
+    ],
+)
+def test_what_package_runners_are_asked_for(words: str, package: str) -> None:
+    program_, *args = words.split()
+    assert str(packages.of(program_, args)) == package
