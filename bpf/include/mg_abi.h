@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 6
+#define MG_ABI_VERSION 7
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 6
+ABI_VERSION: Final = 7
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
