@@ -227,7 +227,9 @@ class Observer:
 
     @staticmethod
     def _is_settled(stream: _Stream) -> bool:
-        return stream.channel == "tcp" or (stream.partner is not None and stream.partner.spoke)
+        """Whether the other direction has shown who is there; HTTP answers without a message show it, too."""
+        other = stream.partner
+        return other is not None and (other.spoke or stream.channel == "tcp")
 
     def _make_room(self) -> None:
         while len(self._streams) > MOST_STREAMS:
