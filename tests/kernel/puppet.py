@@ -73,6 +73,9 @@ def link(target, path):
 def names(path):
     os.listdir(path)
 
+def system(line):
+    os.system(line)
+
 print(json.dumps({"session": os.environ["MCPGUARD_SESSION"], "pid": os.getpid()}), flush=True)
 for line in sys.stdin:
     act, *words = json.loads(line)

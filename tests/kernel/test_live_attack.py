@@ -21,7 +21,7 @@ from mcpguard.kernel import privileges
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.profile.amend import Addition
 from mcpguard.session import control
-from mcpguard.session.approve import Outcome, Scope, address, approve
+from mcpguard.session.approve import Outcome, Question, Scope, Watch, address, approve, leave
 
 pytestmark = pytest.mark.kernel
 
@@ -94,12 +94,38 @@ class Decides:
         self.intruders.append(pid)
 
 
+class Holds:
+    """Remembers whether anybody watches, and which names were left."""
+
+    def __init__(self) -> None:
+        self.held: socket.socket | None
+        self.held, self.tells = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.held.setblocking(False)
+        self.watchers: list[bool] = []
+        self.left: list[str] = []
+
+    def watched(self, watched: bool) -> None:
+        self.watchers.append(watched)
+
+    def leave(self, name: str) -> None:
+        self.left.append(name)
+
+
 @pytest.fixture
-def decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decides]:
+def holds() -> Iterator[Holds]:
+    made = Holds()
+    yield made
+    made.tells.close()
+    if made.held is not None:
+        made.held.close()
+
+
+@pytest.fixture
+def decides(holds: Holds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decides]:
     """A socket as a session has it, with nothing between it and the tree but its own look at who asks."""
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
     made, stop = Decides(), os.eventfd(0)
-    thread = threading.Thread(target=control.serve, args=(SESSION, stop, lambda: made))
+    thread = threading.Thread(target=control.serve, args=(SESSION, stop, lambda: made, holds))
     thread.start()
     path = control.control_directory() / SESSION
     while not path.exists():
@@ -297,3 +323,82 @@ def test_descriptors_that_come_along_are_not_kept(decides: Decides) -> None:
             line.recv(1 << 16)
     assert ask().now
     assert len(os.listdir("/proc/self/fd")) < before + 10
+
+
+# --- who watches, and is asked ------------------------------------------------------------------------------------
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def heard(watch: Watch) -> list[Question]:
+    deadline = time.monotonic() + 30
+    while (news := watch.news()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return news
+
+
+ASKED = ["a.test", "A", 7, 1, "tool", 5, 2]
+
+
+def test_who_watches_hears_what_is_held_and_is_missed_when_the_last_one_goes(decides: Decides, holds: Holds) -> None:
+    first = Watch(SESSION)
+    assert heard(first) == []
+    until(lambda: holds.watchers == [True])
+    holds.tells.send(json.dumps([ASKED]).encode())
+    assert heard(first) == [Question("a.test", "A", 7, 1, "tool", 5, 2)]
+    second = Watch(SESSION)
+    assert [one.name for one in heard(second)] == ["a.test"]
+    assert ask().now
+    first.close()
+    holds.tells.send(b"[]")
+    assert heard(second) == []
+    assert holds.watchers == [True]
+    second.close()
+    until(lambda: holds.watchers == [True, False])
+    assert decides.intruders == []
+
+
+def test_a_name_is_left_refused_from_outside_and_not_from_a_leaf(decides: Decides, holds: Holds, leaf: Leaf) -> None:
+    assert within(leaf, lambda: leave(SESSION, "a.test") is None)
+    until(lambda: len(decides.intruders) == 1)
+    assert holds.left == []
+    leave(SESSION, "a.test")
+    assert holds.left == ["a.test"]
+
+
+def test_nobody_of_a_leaf_watches(decides: Decides, holds: Holds, leaf: Leaf) -> None:
+    assert not within(leaf, lambda: heard(Watch(SESSION)) == [])
+    assert holds.watchers == [] and len(decides.intruders) == 1
+
+
+def test_a_session_that_does_not_ask_is_not_watched(decides: Decides, holds: Holds) -> None:
+    with connected() as line:
+        assert holds.held is not None
+        holds.held.close()
+        holds.held = None
+        line.send(json.dumps({"version": 1, "watch": True, "nonce": json.loads(line.recv(1 << 16))["nonce"]}).encode())
+        assert "--ask" in json.loads(line.recv(1 << 16))["error"][1]
+    assert holds.watchers == [] and ask().now
+
+
+def test_who_watches_and_says_more_or_reads_nothing_is_let_go(decides: Decides, holds: Holds) -> None:
+    with connected() as line:
+        line.send(json.dumps({"version": 1, "watch": True, "nonce": json.loads(line.recv(1 << 16))["nonce"]}).encode())
+        assert json.loads(line.recv(1 << 16)) == []
+        line.send(b"more")
+        until(lambda: holds.watchers == [True, False])
+    deaf = Watch(SESSION)
+    until(lambda: holds.watchers == [True, False, True])
+    for _ in range(2000):
+        holds.tells.send(json.dumps([ASKED] * 100).encode())
+        if holds.watchers[-1] is False:
+            break
+    until(lambda: holds.watchers == [True, False, True, False])
+    assert ask().now
+    deaf.close()

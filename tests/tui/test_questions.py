@@ -309,3 +309,41 @@ def test_the_key_of_a_question_is_its_object_and_what_was_asked(recorded: Record
     assert one == questions.key_of(replace(connect(recorded, 443, pid=CHILD), op="sendmsg")) is not None
     assert json.loads(one) == ["connect", "192.0.2.7", 443, "tcp"]
     assert questions.key_of(connect(recorded, 80)) != one
+
+
+def held(recorded: Recorded, host: str, count: int = 1) -> Event:
+    given = {"verdict": Verdict.DENY, "host": host, "comm": "tool", "count": count, "detail": "A; held"}
+    return replace(recorded.event(Kind.DNS, "query", **given), rule=DEFAULT)
+
+
+def test_a_held_look_up_is_a_row_that_becomes_a_refusal_or_is_over(asking: Recorded, line: Line) -> None:  # noqa: F811
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        def hold(*events: Event) -> None:
+            with app._feed.lock:
+                app._totals.set_held(events)
+
+        hold(held(asking, "a.example", 3), held(asking, "b.example"))
+        await until(pilot, lambda: [row[:2] for row in rows(app)] == [["HELD", "3"], ["HELD", "1"]], str(rows(app)))
+        await until(pilot, lambda: "2 HELD" in counts(app) and "2 QUESTIONS" in counts(app))
+        # One is refused in the end, and stays a question; another rule let the other one go on.
+        asking.add(replace(held(asking, "a.example", 3), detail="A; held, and nobody allowed it within 30 seconds"))
+        await until(pilot, lambda: rows(app)[0][1] == "6")
+        hold()
+        await until(pilot, lambda: [row[:2] for row in rows(app)] == [["OPEN", "3"], ["over", "0"]], str(rows(app)))
+        await until(pilot, lambda: "HELD" not in counts(app) and "1 QUESTION (7)" in counts(app))
+
+    asking.story()
+    watch(asking, line, steps)
+
+
+def test_a_question_for_another_record_of_a_name_hides_no_question(asking: Recorded, line: Line) -> None:  # noqa: F811
+    asking.add(
+        replace(held(asking, "a.example"), detail="A"),
+        replace(held(asking, "a.example"), detail="HTTPS"),
+        *asking.opens(1),
+    )
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: [row[:2] for row in rows(app)] == [["OPEN", "1"]], str(rows(app)))
+
+    watch(asking, line, steps)

@@ -7,9 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
-from mcp_files import copied, read, write
+from hypothesis import given, settings
+from mcp_files import JSON_SERVERS, copied, read, write
 
 from mcpguard.catalogue.clients import PLACES, VARIABLES, projects
+from mcpguard.catalogue.server import of
+from mcpguard.catalogue.starting import identify
 
 # client, scope, name: one for each client and each scope that it has.
 DECLARED = """
@@ -155,7 +158,7 @@ def test_bad_files_are_told_and_hide_no_other(tmp_path: Path) -> None:
     assert [one.name for one in found.servers] == ["good"]
     told = {file.path.removeprefix(f"{home}/"): file.problem for file in found.problems}
     assert told.pop(".gemini/settings.json") == "it is nested too deep"
-    assert told.pop(".qwen/settings.json") == "it is larger than 4096 KiB"
+    assert told.pop(".qwen/settings.json") == "it is larger than 2048 KiB"
     assert told.pop(".kiro/settings/mcp.json") == told.pop(".aws/amazonq/mcp.json") == "it is not a regular file"
     assert told.pop(".config/zed/settings.json").startswith("Too many levels")
     assert {path for path in told if ".config/amp" not in path} == {
@@ -187,6 +190,16 @@ def test_parts_of_unexpected_shapes_count_as_absent(tmp_path: Path) -> None:
     strange_one, empty = read(tmp_path).servers
     assert (strange_one.kind, strange_one.words, strange_one.env) == ("unclear", ("",), {"A": "b"})
     assert empty.kind == "unclear"
+
+
+@settings(deadline=None)
+@given(JSON_SERVERS)
+def test_whatever_a_declaration_holds_it_is_a_server_with_an_identity_or_none(servers: dict[str, object]) -> None:
+    for name, value in servers.items():
+        if isinstance(value, dict):
+            found = of(name, value, client="c", scope="user", file="/f")
+            known = identify(found, {"PATH": "/usr/bin", "HOME": "/nowhere"}, Path("/nowhere"))
+            assert known is None or (known.digest.startswith("sha256:") and known.facts())
 
 
 def test_folders_of_plugins_without_end_are_left(tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ class Engine:
         sessions = self._sessions()
         for leaf_id in _gone(sessions):
             self._clear(leaf_id, int(_abi.MG_SESSION.unpack(sessions.pop(leaf_id))[0]))
+        self._free_ports(sessions.values())
         if not sessions:
             self._unlink()
 
@@ -238,15 +239,14 @@ class Engine:
         """No decision finds the session any more. Its sockets may outlive it: they may finish, not begin."""
         ended = _abi.MG_LEAF.pack(_abi.MG_SESSION.pack(0, _abi.MG_SESSION_ENDED, 0, 0, 0, 0), leaf_id)
         _set_if_there(self.map(LEAVES), _key64(leaf_id), ended)
-        value = self.map(SESSIONS).get(_key64(leaf_id), _abi.MG_SESSION.size)
         self.map(SESSIONS).delete(_key64(leaf_id))
-        if value is not None:
-            self._free_port(_resolver_of(value))
 
-    def _free_port(self, port: int) -> None:
-        """The resolver on this port is gone. Another session may have the same one, in a network namespace of its own."""
-        if port and port not in map(_resolver_of, self._sessions().values()):
-            self.map(RESOLVERS).delete(_key32(port))
+    def _free_ports(self, sessions: Iterable[bytes]) -> None:
+        """Take out the ports of resolvers that no session has. Not earlier: a resolver ends a moment later than its tree."""
+        taken = {_key32(_resolver_of(value)) for value in sessions}
+        resolvers = self.map(RESOLVERS)
+        for port in set(resolvers.keys(4)) - taken:
+            resolvers.delete(port)
 
     def _slot_deletions(self, slot: int) -> list[Callable[[], None]]:
         """Each of these waits until no program uses the map any more; together they wait once."""
@@ -291,7 +291,6 @@ class Session:
         self._moving: Beside | None = None
         self._leftovers: list[Callable[[], None]] = []
         self._gone = False
-        self._resolver = 0
 
     @property
     def fds(self) -> dict[str, int]:
@@ -320,13 +319,10 @@ class Session:
             self.await_maps()
         value = _abi.MG_SESSION.pack(self.slot, flags, files, sockets, resolver, 0)
         with pins.locked():
-            before, self._resolver = self._resolver, resolver
-            if resolver and resolver != before:
+            if resolver:
                 self.engine.map(RESOLVERS).set(_key32(resolver), _FIRST)
             _set_if_there(self.engine.map(LEAVES), _key64(self.leaf_id), _abi.MG_LEAF.pack(value, self.leaf_id))
             self.engine.map(SESSIONS).set(_key64(self.leaf_id), value)
-            if before != resolver:
-                self.engine._free_port(before)
             if cgroup.is_populated(self.leaf_fd):
                 self._await_readers()
 

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from mcpguard.catalogue import package as packages
 from mcpguard.catalogue import scripts
 from mcpguard.catalogue.package import Package
-from mcpguard.catalogue.reading import MAX_CODE, UnreadableError, content, opened
-from mcpguard.mcp.masking import MASK, is_secret_name, masked_text
+from mcpguard.catalogue.reading import MAX_CODE, UnreadableError, content, is_file, opened
+from mcpguard.mcp.masking import LOOKED_AT, MASK, is_secret_name, masked_text
 from mcpguard.model.values import dataclass
 
 # Variables by which a program loads other code, or a runner fetches from elsewhere.
@@ -93,6 +93,8 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _WRAPPERS = ("env", "nohup", "setsid", "nice", "stdbuf", "time")
 _DEEPEST = 4
 _SHEBANG = 256
+# Of one server, for a person to read.
+MAX_WORDS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +157,11 @@ class Identity:
             facts["found as"] = self.found
         for code in self.code:
             role = next(name for name in _numbered(code.role) if name not in facts)
-            facts[role] = masked_text(code.path)
+            facts[role] = masked_text(code.path[:LOOKED_AT])
             if code.sha256:
                 facts[f"{role} sha256"] = code.sha256
         if self.package is not None:
-            facts["package"] = masked_text(str(self.package))
+            facts["package"] = masked_text(str(self.package)[:LOOKED_AT])
         return facts | {f"{name} sha256": value for name, value in self.steering}
 
 
@@ -210,17 +212,18 @@ def resolve(command: str, env: Mapping[str, str], cwd: str) -> Path | None:
         return None
     folders = [cwd] if "/" in command else env.get("PATH", os.defpath).split(os.pathsep)
     candidates = (Path(os.path.normpath(Path(cwd, folder or ".", command))) for folder in folders)
-    return next((path for path in candidates if path.is_file() and os.access(path, os.X_OK)), None)
+    return next((path for path in candidates if is_file(path) and os.access(path, os.X_OK)), None)
 
 
 def shown(words: Sequence[str]) -> list[str]:
-    """Words without the secrets in them, nor those that an option before them names."""
+    """Words without the secrets in them, nor those that an option before them names; what is very long is cut."""
     texts: list[str] = []
     named = False
-    for word in words:
-        texts.append(MASK if named and not word.startswith("-") else masked_text(word))
+    for word in words[:MAX_WORDS]:
+        text = MASK if named and not word.startswith("-") else masked_text(word[:LOOKED_AT])
+        texts.append(text + ("…" if len(word) > LOOKED_AT else ""))
         named = word.startswith("-") and "=" not in word and is_secret_name(word)
-    return texts
+    return texts + (["…"] if len(words) > MAX_WORDS else [])
 
 
 def _look(
@@ -276,13 +279,13 @@ def _add_interpreter(found: Path, env: Mapping[str, str], cwd: Path, code: list[
 
 
 def _add(code: list[Code], notes: list[str], role: str, path: Path) -> None:
-    real = Path(os.path.realpath(path))
     try:
+        real = Path(os.path.realpath(path))
         status = real.stat()
         system = role == "interpreter" and status.st_uid == 0 and not status.st_mode & 0o022
         code.append(Code(role, str(real), "" if system else _file_sum(real)))
-    except (OSError, UnreadableError) as failed:
-        code.append(Code(role, str(real), MISSING))
+    except (OSError, UnreadableError, ValueError) as failed:
+        code.append(Code(role, str(path), MISSING))
         notes.append(f"{path} cannot be read: {getattr(failed, 'strerror', None) or failed}")
 
 

@@ -12,7 +12,7 @@ from typer.completion import get_completion_script, install  # type: ignore[attr
 from typer.main import get_command
 
 from mcpguard import __version__
-from mcpguard.cli import doctor, log, profile, render, report, run, run_words, sessions, setup, watch, why
+from mcpguard.cli import doctor, log, mcp, profile, render, report, run, run_words, sessions, setup, watch, why
 from mcpguard.errors import UsageError
 
 NAME = "mcpguard"
@@ -35,7 +35,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_top)
     app.command("run", help=run_words.HELP, context_settings=_PASS_ON)(_run)
-    for module in (watch, log, report, sessions, profile, why, doctor, setup):
+    for module in (watch, log, report, sessions, profile, mcp, why, doctor, setup):
         module.register(app)
     return app
 

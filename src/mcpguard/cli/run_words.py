@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--ask",
         action="store_true",
-        help="make what no rule covers a question in `mcpguard watch`; it is refused until then",
+        help="make what no rule covers a question in `mcpguard watch`; it is refused until then, look-ups of names wait for it",
     )
     made.add_argument(
         "--best-effort", action="store_true", help="run although a rule cannot be enforced here; prints the gap"

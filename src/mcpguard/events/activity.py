@@ -191,7 +191,9 @@ def uncovered(store: Store, span: Span, session: str) -> list[Uncovered]:
     rows = store.read(
         "SELECT MAX(e.seq), SUM(e.count) FROM events e JOIN rules r ON r.session = e.session AND r.n = e.rule "
         f"WHERE {_RANGE} AND e.verdict = 'deny' AND r.file = 'default' AND {LOUD} "
-        "GROUP BY e.kind, e.op, e.access, e.path, e.target, e.host, e.address, e.port, e.protocol "
+        "GROUP BY e.kind, e.op, e.access, e.path, e.target, e.host, e.address, e.port, e.protocol, "
+        # A question for an address is one; that for another record of the name, which may be the newest, is none.
+        "e.kind = 'dns' AND (e.detail || ';' LIKE 'A;%' OR e.detail || ';' LIKE 'AAAA;%') "
         f"ORDER BY MIN(e.seq) LIMIT {MAX_UNCOVERED}",
         span,
     )

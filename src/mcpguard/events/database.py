@@ -73,6 +73,8 @@ def _prepare(path: Path) -> None:
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
+        if path.stat().st_size == 0:  # later it would mean nothing, and wait for whoever writes
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         # The file survives a kill of any process; only a power cut may cost the last transactions.
         connection.execute("PRAGMA synchronous = NORMAL")

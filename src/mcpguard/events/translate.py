@@ -9,6 +9,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from mcpguard.events import doors
 from mcpguard.events.attribute import Attributor
 from mcpguard.events.calls import judge_call
 from mcpguard.events.finding import Finding
@@ -23,6 +24,7 @@ from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import replace
 from mcpguard.policy.decide import automaton_of
+from mcpguard.wire.lookups import UNANSWERED
 from mcpguard.wire.records import (
     CallRecord,
     ExecRecord,
@@ -145,7 +147,8 @@ class Translator:
         detail = record.detail or (f"{record.protocol} socket" if record.op == "socket" and record.protocol else None)
         if record.verdict is Verdict.DENY and record.rule == 0:
             detail = (
-                sorting(record.op, record.protocol, record.port, known=self._hosts.of(record.address) is not None)
+                doors.of_port(record.port, record.protocol)
+                or sorting(record.op, record.protocol, record.port, known=self._hosts.of(record.address) is not None)
                 or detail
             )
         finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=detail)
@@ -163,7 +166,8 @@ class Translator:
         self._hosts.add(record)
         rule = None if record.rule == 0 and record.verdict is Verdict.ALLOW else self._policy.rules[record.rule]
         words = [record.asked or "?", *record.addresses[:_SHOWN_ADDRESSES]]
-        detail = " ".join(words) + (f": {record.detail}" if record.detail else "")
+        mark = "; " if record.detail.startswith(UNANSWERED) else ": "
+        detail = " ".join(words) + (f"{mark}{record.detail}" if record.detail else "")
         if record.verdict is Verdict.DENY and record.rule == 0 and record.host:
             detail = self._own_names.asking(self._policy, record.host, record.asked) or detail
         finding = Finding(Kind.DNS, "query", record.verdict, rule=rule, detail=detail)

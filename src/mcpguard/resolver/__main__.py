@@ -3,9 +3,8 @@
 It starts while the agent runs, so nothing that an agent may have written is on its path: no PYTHONPATH, no working directory.
 The package's own parent is put there by hand.
 
-The first line has the descriptors, and each line has the rules as they are from now on; each is
-answered with a byte when they are. It ends when the input ends, so with
-the process that started it.
+The first line has the descriptors and the rules; each line after it has what is different from now on, and
+is answered with a byte when it is. It ends when the input ends, so with the process that started it.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ if __name__ == "__main__" and sys.flags.ignore_environment:
 
 from mcpguard.kernel.bpf import Map
 from mcpguard.model.values import replace
+from mcpguard.resolver.held import Held
 from mcpguard.resolver.questions import Questions
 from mcpguard.resolver.rules import Rules
 from mcpguard.resolver.server import Server
@@ -72,20 +72,29 @@ class Teller:
 async def _serve(first: dict[str, Any], lines: asyncio.StreamReader) -> None:
     learned = Learned(Map("mg_names", first["names_map"]))
     teller = Teller(socket.socket(fileno=first["record"]), first["untold"])
+    servers = Servers(instead=first["servers"])
+    line = socket.socket(fileno=first["held"]) if first["held"] >= 0 else None
+    held = Held(line, lambda: (socket.gethostname().lower(), servers.search()))
     questions = Questions(
-        Rules.from_json(first),
-        Map("mg_questions", first["questions_map"]),
-        learned,
-        teller,
-        Servers(),
+        Rules.from_json(first), Map("mg_questions", first["questions_map"]), learned, teller, servers, held
     )
+    _take(first, questions, held)
     await Server(questions, teller.missed).begin([socket.socket(fileno=fd) for fd in first["sockets"]])
     os.write(sys.stdout.fileno(), b"+")
     sweeping = asyncio.create_task(_sweep(learned))
-    while line := await lines.readline():
-        questions.rules = Rules.from_json(json.loads(line))
+    while news := await lines.readline():
+        _take(json.loads(news), questions, held)
         os.write(sys.stdout.fileno(), b"+")
     sweeping.cancel()
+
+
+def _take(news: dict[str, Any], questions: Questions, held: Held) -> None:
+    if "names" in news:
+        questions.follow(Rules.from_json(news))
+    if "left" in news:
+        held.leave(news["left"])
+    if "watched" in news:
+        held.watch(bool(news["watched"]))
 
 
 async def _sweep(learned: Learned) -> None:

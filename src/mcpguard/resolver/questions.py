@@ -21,10 +21,11 @@ import dns.rdatatype
 from mcpguard.errors import McpguardError
 from mcpguard.kernel.bpf import Map
 from mcpguard.model.access import Verdict
-from mcpguard.model.values import dataclass
+from mcpguard.model.values import dataclass, replace
 from mcpguard.policy.addresses import inner
 from mcpguard.policy.network import mapped
 from mcpguard.resolver import replies, upstream
+from mcpguard.resolver.held import Cut, Held
 from mcpguard.resolver.lookups import Lookups, text
 from mcpguard.resolver.rules import Decision, Rules
 from mcpguard.resolver.table import Learned, NoRoom
@@ -42,6 +43,7 @@ FORWARDED = frozenset(
     }
 )
 REFUSED_TYPES = frozenset({_T.ANY, _T.AXFR, _T.IXFR, _T.NULL, _T.MAILB, _T.MAILA})
+_NOBODY = bytes(16)
 # As sockets have it: an address as text (IPv6 may have a scope), a port, and more for IPv6.
 Sender = tuple[str, int] | tuple[str, int, int, int]
 _NO_NAME = "it is no host name, so it is never asked for"
@@ -81,17 +83,20 @@ class Questions:
         learned: Learned,
         tell: Callable[[LookupRecord], None],
         servers: upstream.Servers,
+        held: Held,
     ) -> None:
         """
         Args:
             askers: the map `mg_questions`.
             tell: puts a question on record.
+            held: where a question for a name that no rule covers may wait.
         """
         self.rules = rules
         self._askers = askers
         self._learned = learned
         self._tell = tell
         self._servers = servers
+        self._held = held
         self._lookups = Lookups()
 
     def who(self, sender: Sender, protocol: int) -> Asker | None:
@@ -124,9 +129,17 @@ class Questions:
             return replies.to_wire(replies.refusal(query, rcode, "not understood"), query, stream=stream)
         if len(query.question) != 1:
             return self._malformed(wire, asker, when_ns)
-        reply, record = await self._answer(query, asker, when_ns)
+        try:
+            reply, record = await self._answer(query, asker, when_ns, stream=stream)
+        except Cut:
+            return replies.cut(query)
         self._tell(record)
         return replies.to_wire(reply, query, stream=stream)
+
+    def follow(self, rules: Rules) -> None:
+        """Go by other rules; what was held and is spoken of now goes on."""
+        self.rules = rules
+        self._held.look_again(lambda name: not _is_open_to_question(rules.of_name(name, _NOBODY)))
 
     def _malformed(self, wire: bytes, asker: Asker, when_ns: int) -> bytes | None:
         head = Head(when_ns, asker.pid, asker.tid, asker.ppid, asker.comm, 0)
@@ -134,7 +147,7 @@ class Questions:
         return replies.malformed(wire)
 
     async def _answer(
-        self, query: dns.message.Message, asker: Asker, when_ns: int
+        self, query: dns.message.Message, asker: Asker, when_ns: int, *, stream: bool
     ) -> tuple[dns.message.Message, LookupRecord]:
         """The reply and what the record tells of it. The addresses in the reply are open when this returns."""
         question = query.question[0]
@@ -151,9 +164,17 @@ class Questions:
         if not all(map(_LABEL.fullmatch, question.name.labels[:-1])) or len(question.name.labels) < 2:
             return told(replies.refusal(query, absent, _NO_NAME), Verdict.DENY, 0, _NO_NAME)
         decision = self.rules.of_name(host, asker.server)
+        unanswered = ""
+        if _is_open_to_question(decision) and question.rdclass == dns.rdataclass.IN:
+            who = (asker.pid, asker.ppid, asker.comm)
+            unanswered = await self._held.wait(host, question.rdtype, who, stream=stream)
+            decision = self.rules.of_name(host, asker.server)
+            # What is told from here on may be of rules that were not there when it came.
+            head = replace(head, when_ns=time.monotonic_ns())
         if decision.verdict is Verdict.DENY:
             words = "a rule denies this name" if decision.rule else "no rule allows this name"
-            return told(replies.refusal(query, absent, words), Verdict.DENY, decision.rule)
+            detail = "" if decision.rule else unanswered
+            return told(replies.refusal(query, absent, words), Verdict.DENY, decision.rule, detail)
         if question.rdclass != dns.rdataclass.IN or question.rdtype in REFUSED_TYPES:
             words = "nothing is asked for in this way"
             return told(replies.refusal(query, dns.rcode.REFUSED, words), Verdict.DENY, 0, words)
@@ -197,6 +218,11 @@ class Questions:
 
     def _may_ask(self, alias: str) -> bool:
         return self.rules.of_alias(Decision(Verdict.ALLOW, 0), alias).verdict is Verdict.ALLOW
+
+
+def _is_open_to_question(decision: Decision) -> bool:
+    """Merely no rule allows it."""
+    return decision.verdict is Verdict.DENY and decision.rule == 0
 
 
 def _key(sender: Sender, protocol: int) -> bytes:

@@ -117,6 +117,11 @@ def to_wire(reply: dns.message.Message, query: dns.message.Message, *, stream: b
     try:
         return reply.to_wire(max_size=room, prefer_truncation=True)
     except dns.exception.TooBig:
-        short = refusal(query, dns.rcode.NOERROR, "", dns.edns.EDECode.OTHER)
-        short.flags |= dns.flags.TC
-        return short.to_wire()
+        return cut(query)
+
+
+def cut(query: dns.message.Message) -> bytes:
+    """The bytes of an answer that says: ask again by a stream."""
+    short = refusal(query, dns.rcode.NOERROR, "", dns.edns.EDECode.OTHER)
+    short.flags |= dns.flags.TC
+    return short.to_wire()

@@ -6,9 +6,11 @@ stands in `control`. One packet each: the session's nonce, the question with tha
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -77,8 +79,75 @@ def approve(session: str, additions: Sequence[Addition], scope: Scope) -> Outcom
     raise HostError(what, why=why, do=do, code=code)
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question for the address of a name that is held for an answer.
+
+    Attributes:
+        kind: `A` or `AAAA`.
+        pid, ppid, comm: who asked first.
+        since_ns: since the Unix epoch.
+        count: how often it was asked.
+    """
+
+    name: str
+    kind: str
+    pid: int
+    ppid: int
+    comm: str
+    since_ns: int
+    count: int
+
+
+class Watch:
+    """A line to a session that holds questions as long as this is open."""
+
+    def __init__(self, session: str) -> None:
+        """
+        Raises:
+            OSError, ValueError, LookupError, TypeError: it does not run, does not ask, or does not answer.
+        """
+        self._line = _said(session, {"version": VERSION, "watch": True})
+
+    def news(self) -> list[Question] | None:
+        """All that is held, when that has changed since it was asked last; does not wait.
+
+        Raises:
+            OSError, ValueError, TypeError: the session hung up, or holds nothing.
+        """
+        newest = None
+        while select.select([self._line], (), (), 0)[0]:
+            newest = self._line.recv(MOST_BYTES)
+            if not newest:
+                raise ConnectionResetError("the session hung up")
+        if newest is None:
+            return None
+        return [
+            Question(str(name), str(kind), int(pid), int(ppid), str(comm), int(since), int(count))
+            for name, kind, pid, ppid, comm, since, count in json.loads(newest)
+        ]
+
+    def close(self) -> None:
+        self._line.close()
+
+
+def leave(session: str, name: str) -> None:
+    """Have a held question for a name refused now, and not held again; where the session has ended, nothing."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        _asked(session, {"version": VERSION, "leave": name})
+
+
 def _asked(session: str, question: dict[str, Any]) -> dict[str, Any]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+    with _said(session, question) as line:
+        line.settimeout(_ANSWER_S)
+        answer: dict[str, Any] = json.loads(line.recv(MOST_BYTES))
+        return answer
+
+
+def _said(session: str, question: dict[str, Any]) -> socket.socket:
+    """A line on which a question was just asked."""
+    with contextlib.ExitStack() as undone:
+        line = undone.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         line.settimeout(_HELLO_S)
         with address(session) as name:
             line.connect(name)
@@ -86,9 +155,8 @@ def _asked(session: str, question: dict[str, Any]) -> dict[str, Any]:
             raise PermissionError("somebody else answers")
         nonce = json.loads(line.recv(MOST_BYTES))["nonce"]
         line.send(json.dumps({**question, "nonce": nonce}).encode())
-        line.settimeout(_ANSWER_S)
-        answer: dict[str, Any] = json.loads(line.recv(MOST_BYTES))
-        return answer
+        undone.pop_all()
+        return line
 
 
 def _no_answer(session: str, why: str) -> HostError:

@@ -1,4 +1,6 @@
-"""The socket at which a running session takes more rules from its user. What it listens to stands in `approve`.
+"""The socket at which a running session takes more rules from its user, and tells who watches which questions are held.
+
+What it listens to stands in `approve`.
 
 The guarded tree has the same user id, so a name and its permissions keep nobody out. The folder is hidden from it and denied
 in every profile; and who asks is looked at by the kernel's word alone: the user, a living process, and in no guarded leaf.
@@ -38,20 +40,40 @@ class Decides(Protocol):
         ...
 
 
+class Holds(Protocol):
+    """What holds questions for names.
+
+    Attributes:
+        held: a packet with all that are held comes here whenever they change; None: none ever is.
+    """
+
+    held: socket.socket | None
+
+    def watched(self, watched: bool) -> None:
+        """Somebody watches who may answer, or nobody does."""
+        ...
+
+    def leave(self, name: str) -> None:
+        """This one stays refused."""
+        ...
+
+
 # For whoever connects and then says nothing. Others are heard meanwhile; of more silent ones than this the oldest go.
 _PATIENCE_S = 2.0
 _MOST_SILENT = 16
 _MOST_WAITING = 64
+_MOST_WATCHERS = 16
 _LONGEST_VALUE = 4096
 _STALE_S = 60.0
 _CREDENTIALS = struct.Struct("iII")
 
 
-def serve(session: str, stop: int, live: Callable[[], Decides]) -> None:
+def serve(session: str, stop: int, live: Callable[[], Decides], holds: Holds) -> None:
     """Take questions until `stop` (an eventfd) is written to. A socket that cannot be had is none: `approve` says so then.
 
     Args:
         live: makes what decides, when the first one comes.
+        holds: is told while somebody watches, and whoever does is told what it holds.
     """
     made: list[Decides] = []
 
@@ -60,21 +82,26 @@ def serve(session: str, stop: int, live: Callable[[], Decides]) -> None:
         return made[0]
 
     peers: list[_Peer] = []
+    watchers = _Watchers(holds)
     try:
         with contextlib.suppress(OSError), _listening(session) as listener:
-            while stop not in (ready := _ready(stop, listener.fileno(), peers)):
+            while stop not in (ready := _ready([stop, listener.fileno(), *watchers.numbers()], peers)):
                 heard = time.monotonic()  # who speaks while another one is answered was not silent
                 if listener.fileno() in ready:
                     with contextlib.suppress(OSError):
                         _welcome(listener.accept()[0], peers, decides)
+                watchers.serve(ready)  # before somebody joins them whose question was what could be read
                 for peer in [one for one in peers if one.line.fileno() in ready]:
                     peers.remove(peer)
-                    with contextlib.suppress(OSError), peer:
-                        _converse(peer, decides)
+                    with contextlib.ExitStack() as closing, contextlib.suppress(OSError):
+                        closing.enter_context(peer)
+                        if _converse(peer, decides, watchers):
+                            closing.pop_all()
                 _let_go(peers, heard)
     finally:
         for peer in peers:
             peer.close()
+        watchers.close()
 
 
 @dataclass(slots=True)
@@ -103,10 +130,64 @@ class _Peer:
         os.close(self.held)
 
 
-def _ready(stop: int, listener: int, peers: Sequence[_Peer]) -> list[int]:
+class _Watchers:
+    """Who watches the session now. They say nothing more; their lines are open as long as they are there."""
+
+    def __init__(self, holds: Holds) -> None:
+        self.holds = holds
+        self._peers: list[_Peer] = []
+        self._news = b"[]"
+
+    def numbers(self) -> list[int]:
+        """Descriptors to wait for."""
+        own = [self.holds.held.fileno()] if self.holds.held is not None else []
+        return [*own, *(peer.line.fileno() for peer in self._peers)]
+
+    def add(self, peer: _Peer) -> None:
+        """They hear what is held now, and all that changes.
+
+        Raises:
+            HostError: there are too many, or nothing is ever held.
+        """
+        if self.holds.held is None:
+            raise _refused("it was not started with --ask, so nothing is held")
+        if len(self._peers) >= _MOST_WATCHERS:
+            raise _refused(f"{_MOST_WATCHERS} screens watch it already")
+        peer.line.setblocking(False)
+        peer.line.send(self._news)
+        self._peers.append(peer)
+        if len(self._peers) == 1:
+            self.holds.watched(True)
+
+    def serve(self, ready: Sequence[int]) -> None:
+        """Pass on what is new, and let go who hung up, said something, or does not read."""
+        if self.holds.held is not None and self.holds.held.fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                while news := self.holds.held.recv(MOST_BYTES):
+                    self._news = news
+            for peer in list(self._peers):
+                try:
+                    peer.line.send(self._news)
+                except OSError:
+                    self._remove(peer)
+        for peer in [one for one in self._peers if one.line.fileno() in ready]:
+            self._remove(peer)
+
+    def _remove(self, peer: _Peer) -> None:
+        self._peers.remove(peer)
+        peer.close()
+        if not self._peers:
+            self.holds.watched(False)
+
+    def close(self) -> None:
+        for peer in list(self._peers):
+            self._remove(peer)
+
+
+def _ready(others: Sequence[int], peers: Sequence[_Peer]) -> list[int]:
     """What can be read now; nothing when somebody has been silent for too long."""
     patience = max(0.0, peers[0].until - time.monotonic()) if peers else None
-    return select.select([stop, listener, *(peer.line.fileno() for peer in peers)], (), (), patience)[0]
+    return select.select([*others, *(peer.line.fileno() for peer in peers)], (), (), patience)[0]
 
 
 def _let_go(peers: list[_Peer], now: float) -> None:
@@ -179,19 +260,25 @@ def _hold(pid: int) -> int | None:
         return None
 
 
-def _converse(peer: _Peer, decides: Callable[[], Decides]) -> None:
+def _converse(peer: _Peer, decides: Callable[[], Decides], watchers: _Watchers) -> bool:
+    """Answer what one peer asks; True: they stay, to watch."""
     if (question := _question(peer)) is None:
         decides().intruder(peer.pid)
-        return
+        return False
     if not question:  # somebody looked whether we are there
-        return
+        return False
     try:
-        answer = _answer(question, peer.pid, decides())
+        asked = _read(question)
+        if "watch" in asked:
+            watchers.add(peer)
+            return True
+        answer = _left(asked, watchers.holds) if "leave" in asked else _answer(asked, peer.pid, decides())
     except McpguardError as error:
         answer = {"error": [error.what, error.why, error.do, error.code]}
     except Exception as error:  # whatever it is, the run goes on
         answer = {"error": [*_failed(error)]}
     peer.line.send(json.dumps(answer).encode())
+    return False
 
 
 def _question(peer: _Peer) -> bytes | None:
@@ -220,17 +307,33 @@ def outside(pid: int) -> bool:
     return len(places) == 1 and f"/{cgroup.PARENT}/" not in f"{places[0]}/"
 
 
-def _answer(data: bytes, pid: int, live: Decides) -> dict[str, Any]:
+def _read(data: bytes) -> dict[str, Any]:
     try:
         question = json.loads(data)
-        version, scope, additions = question["version"], question["scope"], question["additions"]
-        if version != VERSION:
-            raise _refused(f"the session speaks version {VERSION}, who asks {str(version)[:20]}")
+        version = question["version"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unreadable(error) from None
+    if version != VERSION:
+        raise _refused(f"the session speaks version {VERSION}, who asks {str(version)[:20]}")
+    return dict(question)
+
+
+def _left(question: dict[str, Any], holds: Holds) -> dict[str, Any]:
+    name = question["leave"]
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_VALUE:
+        raise _refused("a name is a word")
+    holds.leave(name)
+    return {"left": name}
+
+
+def _answer(question: dict[str, Any], pid: int, live: Decides) -> dict[str, Any]:
+    try:
+        scope, additions = question["scope"], question["additions"]
         if not isinstance(additions, list) or len(additions) > MOST_ADDITIONS:
             raise _refused(f"more than {MOST_ADDITIONS} rules, or no list of them")
         outcome = live.approve([_addition(one) for one in additions], Scope(scope), _who(pid))
     except (KeyError, TypeError, ValueError) as error:
-        raise _refused(f"{type(error).__name__}: {str(error)[:200]}") from None
+        raise _unreadable(error) from None
     return {"now": outcome.now, "later": outcome.later, "why": outcome.why}
 
 
@@ -250,6 +353,10 @@ def _who(pid: int) -> str:
     except OSError:
         comm = "?"
     return f"{comm}[{pid}]"
+
+
+def _unreadable(error: Exception) -> HostError:
+    return _refused(f"{type(error).__name__}: {str(error)[:200]}")
 
 
 def _refused(why: str) -> HostError:

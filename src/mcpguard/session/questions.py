@@ -1,7 +1,8 @@
 """Questions of a session that was started with `--ask`: which refusals are one, and what a person answered.
 
-A refusal is never held: it is refused at once, and an answer holds for the next attempt. Answers are lines of a file in the
-user's state directory, which no guarded process may write; a line is appended in one piece, so several screens can answer.
+What the kernel refuses is refused at once, and an answer holds for the next attempt; a look-up of a name is held by the
+resolver while somebody watches. Answers are lines of a file in the user's state directory, which no guarded process may
+write; a line is appended in one piece, so several screens can answer.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mcpguard.errors import HostError, StoreError
+from mcpguard.errors import HostError, StoreError, UsageError
 from mcpguard.events import unrecorded
 from mcpguard.events.database import BUSY
 from mcpguard.events.format import printable
@@ -253,6 +253,7 @@ class Recording:
             _warn(warning)
         if not quiet:
             self._summarise(self._store, warning)
+        _tidy(self._store)
         # Closing writes back what was appended, and waits until it is on the disk. After a short run that is left to the next
         # one, or to whoever reads: what is written outlives this process either way.
         if time.monotonic() - self._began > _SHORT_S:
@@ -306,6 +307,18 @@ class Recording:
             lines = [*lines, f"{self._leftover} background process(es) of the session were ended with it"]
         with contextlib.suppress(OSError):
             sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _tidy(store: Store) -> None:
+    """Keep the record within its limits; whatever that meets, the run is over and its record complete."""
+    from mcpguard.events import retention
+
+    try:
+        retention.tidy(store, retention.limits(os.environ), time.time_ns())
+    except UsageError as error:
+        _warn(f"{error.what}: {error.do}; nothing old was forgotten")
+    except StoreError:
+        pass  # the next run does it
 
 
 def _patiently(work: Callable[[], T]) -> T:

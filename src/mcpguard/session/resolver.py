@@ -50,6 +50,7 @@ _LOOK_S = 0.1
 _HEADER_BYTES = 12
 _ROOM_BYTES = 1 << 20
 _ADOPT_S = 5.0
+_MOST_LEFT = 1000
 
 
 def _bind() -> list[socket.socket]:
@@ -177,7 +178,12 @@ class Resolver:
     Attributes:
         port: where the sockets are bound.
         feed: what it tells of each question.
+        held: packets with all questions that are held for a person, whenever they change; None: it holds none.
+        servers: `ADDRESS` or `ADDRESS#PORT`, asked in place of the host's own; empty: those.
     """
+
+    held: socket.socket | None = None
+    servers: Sequence[str] = ()
 
     def __init__(self) -> None:
         """Raises HostError: there is no port for it."""
@@ -202,13 +208,20 @@ class Resolver:
         self._told = False
         # Rules that the process was given and has not said to have taken.
         self._owed = 0
+        self._holds: socket.socket | None = None
+        # What `watched` and `leave` said last.
+        self._said: dict[str, Any] = {"watched": False, "left": []}
 
-    def start(self, policy: Policy, descriptors: Mapping[str, int]) -> None:
+    def start(self, policy: Policy, descriptors: Mapping[str, int], *, ask: bool = False) -> None:
         """Have questions answered from now on until `close`, in a process of its own that the first one starts.
 
         Args:
             descriptors: what the broker handed over; `mg_names` and `mg_questions` are copied.
+            ask: names that no rule covers may be held, while `watched`.
         """
+        if ask:
+            self.held, self._holds = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.held.setblocking(False)
         self._policy = policy
         self._handed = {
             "sockets": [one.fileno() for one in self._sockets],
@@ -216,6 +229,8 @@ class Resolver:
             "untold": self._untold,
             "names_map": os.dup(descriptors["mg_names"]),
             "questions_map": os.dup(descriptors["mg_questions"]),
+            "held": self._holds.fileno() if self._holds else -1,
+            "servers": list(self.servers),
         }
         self._keeper = threading.Thread(target=self._keep, name="resolver", daemon=True)
         self._keeper.start()
@@ -229,6 +244,9 @@ class Resolver:
             self._begun.set()
             if process is not None:
                 process.wait()
+            if self._holds is not None:
+                with contextlib.suppress(OSError):
+                    self._holds.send(b"[]", socket.MSG_DONTWAIT)
             if served and time.monotonic() - since > _WELL_S:
                 pause_s = _FIRST_PAUSE_S
             if not served and not self._stop.is_set():
@@ -276,6 +294,7 @@ class Resolver:
     def _spawn(self) -> subprocess.Popen[bytes] | None:
         facts = self._handed
         handed = [*facts["sockets"], facts["record"], facts["untold"], facts["names_map"], facts["questions_map"]]
+        handed += [facts["held"]] if facts["held"] >= 0 else []
         with self._lock, contextlib.suppress(OSError):
             if self._stop.is_set() or self._policy is None:
                 return None
@@ -293,7 +312,7 @@ class Resolver:
             self._process = process
             self._owed = 0
             self._begun.clear()
-            _write(process, {**facts, **rules_to_json(self._policy)})
+            _write(process, {**facts, **rules_to_json(self._policy), **self._said})
             return process
         return None
 
@@ -301,19 +320,35 @@ class Resolver:
         """Answer by another policy; when this returns it is answered by, or by the next resolver where none runs now."""
         with self._lock:
             self._policy = policy
-            process = self._process
-            if process is None or process.stdout is None:
-                return
-            with contextlib.suppress(OSError):
-                _write(process, rules_to_json(policy))
-                self._owed += 1
-                while (
-                    self._owed
-                    and self._begun.wait(_ADOPT_S)
-                    and select.select([process.stdout], (), (), _ADOPT_S)[0]
-                    and (said := os.read(process.stdout.fileno(), 64))
-                ):
-                    self._owed -= len(said)
+            self._tell(rules_to_json(policy))
+
+    def watched(self, watched: bool) -> None:
+        """Somebody watches who may answer questions, or nobody does; then none is held."""
+        with self._lock:
+            self._said["watched"] = watched
+            self._tell({"watched": watched})
+
+    def leave(self, name: str) -> None:
+        """A person said that this name stays refused; it is held no more."""
+        with self._lock:
+            self._said["left"] = [*self._said["left"], name][-_MOST_LEFT:]
+            self._tell({"left": [name]})
+
+    def _tell(self, news: dict[str, Any]) -> None:
+        """Have the process that runs take something, with the lock held; returns when it has."""
+        process = self._process
+        if process is None or process.stdout is None:
+            return
+        with contextlib.suppress(OSError):
+            _write(process, news)
+            self._owed += 1
+            while (
+                self._owed
+                and self._begun.wait(_ADOPT_S)
+                and select.select([process.stdout], (), (), _ADOPT_S)[0]
+                and (said := os.read(process.stdout.fileno(), 64))
+            ):
+                self._owed -= len(said)
 
     def close(self) -> None:
         """End it. What it told and nobody has read yet stays in `feed`."""

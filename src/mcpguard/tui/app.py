@@ -228,7 +228,10 @@ class WatchApp(App[None]):
         text.append(f" {self._totals.rates[-1]}/s", style="dim")
         text.append(f"  {verdicts[Verdict.ALLOW]} allowed", style="green")
         text.append(f"  {verdicts[Verdict.DENY]} denied", style="bold red" if verdicts[Verdict.DENY] else "dim")
-        if waiting := len(self._totals.open_questions()):
+        questions = self._totals.open_questions()
+        if held := sum(bool(question.held) for question in questions):
+            text.append(f"  {held} HELD", style="bold yellow reverse")
+        if waiting := len(questions):
             text.append(f"  {waiting} QUESTION{'S' if waiting > 1 else ''} (7)", style="bold yellow")
             if more := self._totals.questions_left_out:
                 text.append(f", {more} more in the log", style="yellow")

@@ -14,12 +14,13 @@ from typing import Any
 from textual.app import App
 
 from mcpguard.errors import McpguardError
+from mcpguard.events.finding import is_unnamed
 from mcpguard.events.format import printable, shorten
 from mcpguard.events.sessions import Session, State
 from mcpguard.model.event import Event
 from mcpguard.profile.amend import Addition
 from mcpguard.session.amendment import Amendment, install, prepare
-from mcpguard.session.approve import Outcome, Scope
+from mcpguard.session.approve import Outcome, Scope, leave
 from mcpguard.session.offers import Offer, Purpose, exception, offer, purpose
 from mcpguard.session.questions import LEFT
 from mcpguard.tui.allow import PurposeScreen, ScopeScreen, WriteScreen
@@ -126,8 +127,14 @@ class Approval:
     def settle(self, event: Event, answer: str) -> None:
         """The answer to a question: a scope, or that it stays refused."""
         if answer == LEFT:
+
+            def work() -> None:
+                self._answered(event, LEFT)
+                if is_unnamed(event) and event.host:
+                    leave(self._session().id, event.host)
+
             self._do(
-                lambda: self._answered(event, LEFT),
+                work,
                 lambda _: self._tell("left refused", "it is not asked again in this session"),
             )
         else:

@@ -7,6 +7,7 @@ the others are counted, and the sums hold all of them.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +20,11 @@ from mcpguard.events.activity import Span
 from mcpguard.events.query import Filter
 from mcpguard.events.sessions import Session, State
 from mcpguard.events.store import Store
-from mcpguard.model.event import Event
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event, Kind
+from mcpguard.policy.compile import DEFAULT
 from mcpguard.session import questions
+from mcpguard.session.approve import Question, Watch
 from mcpguard.session.process_tree import ProcessTable
 from mcpguard.tui.totals import Totals
 
@@ -32,6 +36,9 @@ MOST = 1_000
 STEP = 50_000
 PIECE = 500
 _MEASURE_EVERY = 8
+# A session listens a little after it began.
+_AGAIN_S = 1.0
+_HELD = "held until it is answered here"
 _MEASURED = 200
 
 
@@ -78,6 +85,8 @@ class Feed:
         self._closed = False
         self._wanted = Filter()
         self._asked = True
+        self._watch: Watch | None = None
+        self._again = 0.0
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
 
     def start(self) -> None:
@@ -100,6 +109,9 @@ class Feed:
                 self._follow(store)
         except StoreError as error:
             self._deliver(Portion(error=error))
+        finally:
+            if self._watch is not None:
+                self._watch.close()
 
     def _follow(self, store: Store) -> None:
         number = store.number(self._session)
@@ -133,6 +145,7 @@ class Feed:
                 with self.lock:
                     self.totals.unwritten = sum(loss.count for loss in missing.unwritten(store, session))
             self._read_answers()
+            self._read_held(running=state is State.RUNNING)
             rounds += 1
             if state is State.RUNNING and rounds % _MEASURE_EVERY == 0:
                 self._measure(meters)
@@ -170,6 +183,41 @@ class Feed:
         found = questions.answers(self._session)
         with self.lock:
             self.totals.answers = found
+
+    def _read_held(self, *, running: bool) -> None:
+        """While this screen is open, a session that asks holds questions for it."""
+        try:
+            if self._watch is None:
+                if not running or self.totals.answers is None or time.monotonic() < self._again:
+                    return
+                self._again = time.monotonic() + _AGAIN_S
+                self._watch = Watch(self._session)
+            news = self._watch.news()
+        except (OSError, ValueError, LookupError, TypeError):
+            if self._watch is None:
+                return
+            self._watch.close()
+            self._watch, news = None, []
+        if news is not None:
+            with self.lock:
+                self.totals.set_held([self._event(question) for question in news])
+
+    def _event(self, asked: Question) -> Event:
+        """A held question, as the refusal that it becomes unless somebody allows it."""
+        return Event(
+            asked.since_ns,
+            self._session,
+            Kind.DNS,
+            "query",
+            Verdict.DENY,
+            pid=asked.pid,
+            ppid=asked.ppid,
+            comm=asked.comm,
+            host=asked.name,
+            count=asked.count,
+            rule=DEFAULT,
+            detail=f"{asked.kind}; {_HELD}",
+        )
 
     def _measure(self, meters: dict[int, psutil.Process]) -> None:
         with self.lock:

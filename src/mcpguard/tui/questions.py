@@ -1,4 +1,7 @@
-"""The tab of questions: what no rule covers, once each, answered by a key. No row moves away under a key."""
+"""The tab of questions: what no rule covers, once each, answered by a key. No row moves away under a key.
+
+HELD: a program waits for the answer. OPEN: it was refused, and an answer holds for the next attempt.
+"""
 
 from __future__ import annotations
 
@@ -107,9 +110,20 @@ class Questions(DataTable[Text | str]):
     def _row(self, question: Question, processes: ProcessTable) -> tuple[Text | str, ...]:
         event = question.event
         answer = self._answers.get(question.key)
-        word = Text("OPEN", style="bold") if answer is None else Text(_WORDS.get(answer, answer), style="dim")
+        if answer is not None:
+            word = Text(_WORDS.get(answer, answer), style="dim")
+        elif question.held:
+            word = Text("HELD", style="bold reverse")
+        else:
+            word = Text("OPEN", style="bold") if question.count else Text("over", style="dim")
         chain = [columns.cut_end(printable(one.name), 24) for one in processes.chain(event.pid)] or [
             printable(event.comm or "?")
         ]
         what = columns.cut_start(printable(object_of(event, self._at_home)), 60)
-        return (word, str(question.count), event.access or event.op, Text(what), Text(" < ".join(chain)))
+        return (
+            word,
+            str(question.count + question.held),
+            event.access or event.op,
+            Text(what),
+            Text(" < ".join(chain)),
+        )

@@ -56,11 +56,16 @@ class Use:
 
 @dataclass(slots=True)
 class Question:
-    """The same refusal, however often; `event` is the newest."""
+    """The same refusal, however often; `event` is the newest.
+
+    Attributes:
+        held: how many ask for this name and wait for the answer. Until they are refused they are not in `count`.
+    """
 
     key: str
     event: Event
     count: int
+    held: int = 0
 
 
 class Totals:
@@ -162,10 +167,23 @@ class Totals:
             else:
                 self.questions_left_out += 1
 
+    def set_held(self, held: Iterable[Event]) -> None:
+        """All that is held now; what was and is no more stays as the question that it is, if it was refused."""
+        for question in self.questions.values():
+            question.held = 0
+        for event in held:
+            key = key_of(event)
+            if key is None:
+                continue
+            question = self.questions.setdefault(key, Question(key, event, 0))
+            question.event, question.held = event, event.count
+
     def open_questions(self) -> list[Question]:
         """Those without an answer; none where the session does not ask."""
         answers = self.answers
-        return [] if answers is None else [one for one in self.questions.values() if one.key not in answers]
+        if answers is None:
+            return []
+        return [one for one in self.questions.values() if one.key not in answers and (one.count or one.held)]
 
     def tick(self, second: int, last: int) -> None:
         """Note how many events there were when `second` of any clock began."""

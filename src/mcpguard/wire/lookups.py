@@ -14,6 +14,8 @@ LINE_BYTES = 8192
 MOST_ADDRESSES = 64
 _MOST_NAME = 1100  # 255 bytes, each escaped
 _MOST_WORDS = 400
+# Words of a question for an address that was held for a person begin so.
+UNANSWERED = "held, and nobody allowed it"
 
 
 def encode(record: LookupRecord) -> bytes:

@@ -1,0 +1,289 @@
+"""`mcpguard mcp`: which MCP servers are declared, what they really are, and which of them may start."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mcpguard.catalogue import approved, starting
+from mcpguard.catalogue.approved import Entry
+from mcpguard.catalogue.findings import Finding
+from mcpguard.catalogue.identity import MISSING
+from mcpguard.catalogue.survey import Row, Survey, chosen, masked_words, survey
+from mcpguard.cli import exit_codes, render
+from mcpguard.cli.mcp_scan import findings, scan
+from mcpguard.errors import UsageError
+from mcpguard.events.format import shorten
+
+_HELP = """See which MCP servers your agents' settings declare, what each really runs, and approve those that may start.
+
+list shows them all, scan what is wrong with them, show all that is known of one. Nothing is started to find out.
+
+approve remembers exactly one program with its words; when anything of it changes, it has to be approved again."""
+
+
+def _declared(incomplete: str) -> list[str]:
+    """Names of declared servers, for the shell."""
+    return sorted({row.server.name for row in _survey().rows if row.server.name.startswith(incomplete)})
+
+
+def _approved(incomplete: str) -> list[str]:
+    """Names in the catalogue, for the shell."""
+    return sorted({entry.name for entry in approved.load().entries if entry.name.startswith(incomplete)})
+
+
+def _clients(incomplete: str) -> list[str]:
+    from mcpguard.catalogue.clients import CLIENTS
+
+    return [client for client in CLIENTS if client.startswith(incomplete)]
+
+
+Format = Annotated[Literal["table", "json"], typer.Option("--format", help="How to print them.")]
+Name = Annotated[str, typer.Argument(help="Name of a server, as mcpguard mcp list shows it.", autocompletion=_declared)]
+Client = Annotated[str, typer.Option("--client", help="Only as this client declares it.", autocompletion=_clients)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group of commands."""
+    group = typer.Typer(help=_HELP, no_args_is_help=True)
+    group.command("list")(list_)
+    for command in (scan, show, approve, revoke):
+        group.command(command.__name__)(command)
+    app.add_typer(group, name="mcp")
+
+
+def _survey() -> Survey:
+    return survey(Path.cwd(), os.environ)
+
+
+def list_(format: Format = "table") -> None:
+    """List the MCP servers that your agents' settings declare for you and for this folder, and whether each may start.
+
+    The settings of every known client are read: yours, the project's, the machine's, and those of plugins. A server is
+    "approved", "not approved", or "changed": approved once, and not what it was.
+    """
+    found = _survey()
+    if format == "json":
+        render.as_json([_as_json(row) for row in found.rows])
+    else:
+        home = str(Path.home())
+        headers = ("server", "client", "scope", "state", "starts")
+        render.table(headers, [[*_place(row, home), _state(row), row.starts] for row in found.rows])
+    _notes(found)
+
+
+def _place(row: Row, home: str) -> tuple[str, str, str]:
+    server = row.server
+    scope = f"{server.scope} {shorten(server.project, home)}" if server.project else server.scope
+    return server.name, server.client, scope
+
+
+def _state(row: Row) -> str:
+    return row.word if row.server.enabled else f"{row.word}, disabled"
+
+
+def _notes(found: Survey) -> None:
+    for file in found.inventory.problems:
+        render.note(f"not read: {file.path}: {file.problem}; its servers are not known")
+    if not found.rows:
+        render.note(f"no client declares an MCP server for you or for {found.inventory.project}")
+    if names := sorted({entry.name for entry in found.undeclared()}):
+        render.note(f"approved and not declared here: {', '.join(names)}")
+
+
+def _as_json(row: Row) -> dict[str, object]:
+    """One server as an object; keys without a meaning are absent, keys are only ever added."""
+    server, known = row.server, row.identity
+    values: dict[str, object | None] = {
+        "name": server.name,
+        "client": server.client,
+        "scope": server.scope,
+        "file": server.file,
+        "project": server.project or None,
+        "kind": server.kind,
+        "command": masked_words(server) if server.command else None,
+        "url": row.starts if server.url else None,
+        "environment": sorted(server.env) or None,
+        "enabled": server.enabled,
+        "state": row.state.word if known else None,
+        "differences": row.state.differences or None,
+        "digest": known.digest if known else None,
+        "identity": known.facts() if known else None,
+        "notes": known.notes or None if known else None,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def show(name: Name, client: Client = "", format: Format = "table") -> None:
+    """Print all that is known of a server: where it is declared, what it really runs, and what was approved."""
+    found = _survey()
+    rows, entries = chosen(found, name, client), found.catalogue.named(name)
+    if format == "json":
+        known = [{"declared_in": one.declared_in, "digest": one.digest, "approved": one.approved} for one in entries]
+        render.as_json({"name": name, "declared": [_as_json(row) for row in rows], "approved": known})
+        return
+    told = findings(found)
+    for row in rows:
+        _print(row, told)
+    for entry in entries:
+        render.line(f"approved     {entry.approved}  {entry.digest}")
+        render.line(f"  as         {entry.facts.get('command') or entry.facts.get('origin', '')}")
+        render.line(f"  from       {entry.declared_in}")
+
+
+def _print(row: Row, told: Sequence[Finding]) -> None:
+    """What would be trusted, for a person to read."""
+    server, known = row.server, row.identity
+    place = f"{server.project} in {server.file}" if server.project else server.file
+    pairs = [("server", server.name), ("declared", f"{server.client}, {server.scope}: {place}"), ("starts", row.starts)]
+    if known:
+        pairs += _facts(known.facts())
+        pairs.append(("digest", known.digest))
+    if server.env:
+        pairs.append(("variables", ", ".join(sorted(server.env))))
+    pairs.append(("state", _state(row)))
+    pairs += [("changed", text) for text in row.state.differences]
+    pairs += [("note", text) for text in _caveats(row)]
+    pairs += [
+        ("finding", f"{one.rule.owasp} {one.rule.name}: {one.rule.says}: {one.detail}")
+        for one in told
+        if (one.server, one.file, one.client) == (server.name, server.file, server.client)
+    ]
+    for name, text in pairs:
+        render.line(f"{name:<11}  {text}")
+    render.line()
+
+
+def _facts(facts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What the server is, the sum of a file beside its path."""
+    for name, text in facts.items():
+        if name == "command":
+            continue
+        part = name.removesuffix(" sha256")
+        if part == name:
+            yield name, text + (f"  ({_sum(facts[f'{name} sha256'])})" if f"{name} sha256" in facts else "")
+        elif part not in facts:
+            yield part, _sum(text)
+
+
+def _sum(text: str) -> str:
+    return text if text == MISSING else f"sha256 {text[:16]}…"
+
+
+def _caveats(row: Row) -> Iterator[str]:
+    if row.identity is None:
+        yield "it is part of its client" if row.server.kind == "built-in" else "it has neither a command nor a URL"
+        return
+    yield from row.identity.notes
+    for text in starting.unknown(row.server, os.environ, Path.cwd()):
+        yield f"{text} is put in by its client, and what it becomes is not known here"
+
+
+def approve(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of servers.", autocompletion=_declared, show_default=False)
+    ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Every server that is not approved yet, one after the other.")
+    ] = False,
+    client: Client = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Approve without asking.")] = False,
+) -> None:
+    """Let a server start in guarded sessions, after a look at what it really is.
+
+    Shows the program, its words, its script with their digests, its package, and what a scan finds; then asks. What is
+    approved is exactly that: when a word, the program or the script changes, the server is refused until it is approved
+    again. A remote server is approved by its origin. Exits 1 when something was left out.
+    """
+    if bool(names) == all_:
+        raise _misuse("name the servers, or say --all", "there are none named" if not names else "both were given")
+    found = _survey()
+    rows = [row for name in dict.fromkeys(names or ()) for row in chosen(found, name, client)]
+    if all_:
+        rows = [row for row in found.rows if row.here and row.identity and client in ("", row.server.client)]
+    if yes and not all_:
+        _one_each(rows, client)
+    told = findings(found)
+    outcomes = [_approve(row, told, yes=yes) for row in rows]
+    if not rows:
+        render.note("no server is declared here that could be approved")
+    raise typer.Exit(exit_codes.DONE if all(outcomes) else exit_codes.NEGATIVE)
+
+
+def _one_each(rows: Sequence[Row], client: str) -> None:
+    """A name that means several servers is never approved unseen."""
+    for row in rows:
+        others = [one for one in rows if one.server.name == row.server.name]
+        if len({one.identity.digest for one in others if one.identity}) > 1:
+            places = ", ".join(f"{one.server.client} in {one.server.file}" for one in others)
+            raise UsageError(
+                f'"{row.server.name}" is several servers here',
+                why=f"declared by {places}",
+                do="leave --yes out and look at each" if client else f"say which: --client {row.server.client}",
+                code="usage.mcp-several",
+            )
+
+
+def _approve(row: Row, told: Sequence[Finding], *, yes: bool) -> bool:
+    """Whether it is approved in the end."""
+    if row.state.allowed:
+        render.line(f"{row.server.name} is approved already, as {row.server.client} declares it")
+        return True
+    _print(row, told)
+    if row.identity is None or row.identity.origin.startswith("unreadable") or _missing(row):
+        render.note(f"{row.server.name} cannot be approved: what it would start is not there to be looked at")
+        return False
+    if not yes and not _confirmed(row.server.name):
+        render.note(f"{row.server.name} was not approved")
+        return False
+    entry = approved.approve(row.server.name, row.server.place, row.identity, tuple(row.server.env))
+    render.line(f"approved  {row.server.name}  {entry.digest}")
+    return True
+
+
+def _missing(row: Row) -> bool:
+    return any(code.sha256 == MISSING for code in row.identity.code) if row.identity else True
+
+
+def _confirmed(name: str) -> bool:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise _misuse(f'"{name}" was not approved', "there is no terminal to ask on", "mcpguard mcp approve --yes NAME")
+    sys.stdout.flush()
+    sys.stderr.write("may it start in guarded sessions? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def revoke(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of servers.", autocompletion=_approved, show_default=False)
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every approved server.")] = False,
+) -> None:
+    """Take an approval back. The server starts in no guarded session from then on; one that runs goes on.
+
+    Exits 1 when there was none.
+    """
+    if bool(names) == all_:
+        raise _misuse("name the servers, or say --all", "there are none named" if not names else "both were given")
+    wanted = names or sorted({entry.name for entry in approved.load().entries})
+    gone = [_revoke(name) for name in dict.fromkeys(wanted)]
+    raise typer.Exit(exit_codes.DONE if all(gone) else exit_codes.NEGATIVE)
+
+
+def _revoke(name: str) -> tuple[Entry, ...]:
+    gone = approved.revoke(name)
+    for entry in gone:
+        render.line(f"revoked  {name}  {entry.facts.get('command') or entry.facts.get('origin', '')}")
+    if not gone:
+        render.note(f'"{name}" was not approved')
+    return gone
+
+
+def _misuse(what: str, why: str, do: str = "mcpguard mcp list") -> UsageError:
+    return UsageError(what, why=why, do=do, code="usage.mcp")

@@ -1,0 +1,222 @@
+"""`mcpguard mcp`, called the way a shell calls it: list, show, approve, revoke."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mcp_files import copied, write
+
+from mcpguard.catalogue import approved
+from mcpguard.cli import main
+
+TOKEN = "ghp_" + "a1B2c3D4e5F6g7H8i9J0" * 2  # put together, so that no scanner takes this file for a leak
+Mcp = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def mcp(
+    tmp_path: Path, mcpguard_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Mcp:
+    """Calls `mcpguard mcp WORDS` in the project of a world of its own; gives the exit code, the output and the errors."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    for name in ("XDG_CONFIG_HOME", "CODEX_HOME", "CLAUDE_CONFIG_DIR", "PYTHONPATH"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mcpguard", "mcp", *words])
+        code = main.main()
+        done = capsys.readouterr()
+        return code, done.out, done.err
+
+    return call
+
+
+def declare(folder: Path, **servers: object) -> Path:
+    """A project's `.mcp.json`."""
+    return write(folder / "project/.mcp.json", json.dumps({"mcpServers": servers}))
+
+
+def test_list_shows_every_server_with_its_state(tmp_path: Path, mcp: Mcp) -> None:
+    copied(tmp_path)
+    code, out, _ = mcp("list")
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()]
+    assert ["claude-project", "claude-code", "project", "not", "approved", "npx"] in [row[:6] for row in rows]
+    assert ["opencode-remote", "opencode", "user", "not", "approved,", "disabled"] in [row[:6] for row in rows]
+    assert ["developer", "goose", "user", "built-in", "built-in"] in rows
+    code, out, _ = mcp("list", "--format", "json")
+    listed = {one["name"]: one for one in json.loads(out)}
+    assert set(listed) >= {"claude-user", "codex-remote", "zed-old"}
+    assert listed["claude-user"]["command"] == ["npx", "-y", "@modelcontextprotocol/server-memory@2025.9.25"]
+    assert listed["codex-remote"]["identity"] == {"origin": "https://mcp.figma.example:443"}
+    assert listed["opencode-remote"]["enabled"] is False
+    assert "state" not in listed["developer"]
+
+
+def test_approve_show_change_revoke(tmp_path: Path, mcp: Mcp) -> None:
+    script = write(tmp_path / "project/server.sh", "one")
+    declare(tmp_path, mine={"command": "sh", "args": ["server.sh"], "env": {"TOKEN": "${TOKEN}"}})
+    code, out, _ = mcp("approve", "--yes", "mine")
+    assert code == 0
+    assert "script       " + str(script) in out and "variables    TOKEN" in out
+    assert "finding      MCP05 program-in-project: " in out
+    assert approved.load().entries[0].environment == ("TOKEN",)
+    assert "approved already" in mcp("approve", "mine")[1]
+    assert " approved " in mcp("list")[1]
+    script.write_text("two")
+    assert " changed " in mcp("list")[1]
+    assert "changed      script sha256: " in mcp("show", "mine")[1]
+    assert mcp("approve", "--yes", "mine")[0] == 0
+    shown = json.loads(mcp("show", "mine", "--format", "json")[1])
+    assert (
+        shown["declared"][0]["state"] == "approved" and shown["approved"][0]["digest"] == shown["declared"][0]["digest"]
+    )
+    code, out, _ = mcp("revoke", "mine")
+    assert (code, out) == (0, "revoked  mine  sh server.sh\n")
+    assert mcp("revoke", "mine")[0] == 1
+    assert "not approved" in mcp("list")[1]
+
+
+def test_all_of_them(tmp_path: Path, mcp: Mcp) -> None:
+    declare(tmp_path, a={"command": "sh"}, b={"url": "https://b.example/mcp"}, c={"command": "nowhere"}, d={})
+    code, _, err = mcp("approve", "--all", "--yes")
+    assert code == 1
+    assert "c cannot be approved" in err
+    assert [entry.name for entry in approved.load().entries] == ["a", "b"]
+    assert mcp("revoke", "--all")[0] == 0
+    assert approved.load().entries == ()
+
+
+def test_a_name_that_means_several_servers_is_not_approved_unseen(tmp_path: Path, mcp: Mcp) -> None:
+    declare(tmp_path, twice={"command": "sh"})
+    write(tmp_path / "home/.cursor/mcp.json", '{"mcpServers": {"twice": {"command": "cat"}}}')
+    code, _, err = mcp("approve", "--yes", "twice")
+    assert code == 2 and "code  usage.mcp-several" in err
+    assert mcp("approve", "--yes", "twice", "--client", "cursor")[0] == 0
+    assert mcp("list")[1].count(" approved ") == 1
+    assert " changed " in mcp("list")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("approve",), "usage.mcp"),
+        (("approve", "a", "--all"), "usage.mcp"),
+        (("revoke",), "usage.mcp"),
+        (("approve", "nothing"), "usage.mcp-server"),
+        (("show", "min"), "usage.mcp-server"),
+        (("approve", "mine"), "usage.mcp"),
+    ],
+)
+def test_misuse_is_told_in_four_lines(tmp_path: Path, mcp: Mcp, words: tuple[str, ...], error: str) -> None:
+    declare(tmp_path, mine={"command": "sh"})
+    code, _, err = mcp(*words)
+    assert code == 2
+    assert [line.split()[0] for line in err.splitlines()] == ["mcpguard:", "why", "do", "code"]
+    assert f"code  {error}" in err
+    assert words[-1] != "min" or 'did you mean "mine"?' in err
+
+
+def test_secrets_are_shown_nowhere(tmp_path: Path, mcp: Mcp) -> None:
+    declare(
+        tmp_path,
+        local={"command": "sh", "args": ["x.sh", "--api-key", "hunter22", TOKEN], "env": {"KEY": TOKEN}},
+        far={
+            "url": f"https://me:hunter22@b.example/mcp?token={TOKEN}",
+            "headers": {"Authorization": f"Bearer {TOKEN}"},
+        },
+    )
+    write(tmp_path / "project/x.sh", "1")
+    said = [mcp(*words) for words in (("list",), ("list", "--format", "json"), ("show", "local"), ("show", "far"))]
+    said += [mcp("approve", "--yes", "--all"), mcp("show", "local", "--format", "json"), mcp("revoke", "local")]
+    for _, out, err in said:
+        assert TOKEN not in out + err and "hunter22" not in out + err
+    assert TOKEN not in approved.file().read_text() and "hunter22" not in approved.file().read_text()
+
+
+def test_names_cannot_steer_the_terminal(tmp_path: Path, mcp: Mcp) -> None:
+    name = "x\x1b[2J\n\u202ey\u200b\U000e0041\ud800"
+    declare(tmp_path, **{name: {"command": "sh", "args": [name], "cwd": name, "description": name}})
+    write(tmp_path / "home/.codex/config.toml", '"\\u001b[2J" = [')
+    for words in (
+        ("list",),
+        ("list", "--format", "json"),
+        ("show", name),
+        ("approve", "--yes", name),
+        ("revoke", name),
+    ):
+        for text in mcp(*words)[1:]:
+            assert all(char.isprintable() or char == "\n" for char in text)
+
+
+def test_a_file_that_is_not_read_is_told(tmp_path: Path, mcp: Mcp) -> None:
+    write(tmp_path / "project/.mcp.json", "{")
+    code, _, err = mcp("list")
+    assert code == 0
+    assert f"not read: {tmp_path / 'project/.mcp.json'}: " in err
+
+
+def test_a_catalogue_that_is_not_understood_is_an_error(tmp_path: Path, mcp: Mcp) -> None:
+    declare(tmp_path, mine={"command": "sh"})
+    write(approved.file(), "{")
+    for words in (("list",), ("approve", "--yes", "mine"), ("revoke", "mine"), ("show", "mine")):
+        code, _, err = mcp(*words)
+        assert code == 1 and "code  catalogue.unusable" in err
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 1), ("n\n", 1), ("\x04", 1)])
+def test_a_terminal_is_asked(tmp_path: Path, mcp: Mcp, answer: str, code: int) -> None:
+    declare(tmp_path, mine={"command": "sh"})
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "mcpguard", "mcp", "approve", "mine"],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        start_new_session=True,
+    ) as process:
+        os.close(theirs)
+        assert b"[y/N]" in os.read(ours, 1024)
+        os.write(ours, answer.encode())
+        assert process.wait(60) == code
+    os.close(ours)
+    assert bool(approved.load().entries) == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mcpguard mcp ap", ["approve"]),
+        ("mcpguard mcp approve mi", ["mine"]),
+        ("mcpguard mcp show mi", ["mine"]),
+        ("mcpguard mcp revoke mi", []),
+        ("mcpguard mcp approve --client cur", ["cursor"]),
+    ],
+)
+def test_a_shell_completes_names(tmp_path: Path, mcp: Mcp, line: str, expected: list[str]) -> None:
+    declare(tmp_path, mine={"command": "sh"})
+    done = subprocess.run(
+        [sys.executable, "-m", "mcpguard"],
+        env={
+            **os.environ,
+            "_MCPGUARD_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(line.split()) - 1),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == expected
