@@ -53,7 +53,7 @@ class Listener:
         self._recorder = recorder
         self._clock = clock or Clock()
         self._observer: Observer | None = None
-        self._skipped: list[os.stat_result] = []
+        self._skipped: list[tuple[int, int]] = []
         self._skipping = threading.Lock()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="mcpguard-messages", daemon=True)
@@ -61,9 +61,9 @@ class Listener:
     def start(self) -> None:
         self._thread.start()
 
-    def skip(self, ends: Iterable[os.stat_result]) -> None:
-        """These pipes and sockets (`os.fstat` of them) are told by somebody else. May be called by any thread, also after the
-        first messages went through: what is not older than three seconds, or has had no answer, is not told here.
+    def skip(self, ends: Iterable[tuple[int, int]]) -> None:
+        """These pipes and sockets (`st_dev` and `st_ino` of them) are told by somebody else. May be called by any thread, also
+        when the first messages have gone through: they are held back for a moment.
         """
         with self._skipping:
             self._skipped += ends

@@ -32,7 +32,7 @@ MOST_STREAMS = 2_048
 MOST_HELD = 32 << 20
 MOST_WAITING = 4_096
 # How long a message waits for the other direction to show who the server is, and for a gate's word.
-HOLD_NS = 3_000_000_000
+HOLD_NS = 5_000_000_000
 MOST_HELD_BACK = 1_000
 # A call that sends ends after what it sent has arrived: the answer may be seen before its question.
 EARLY_NS = 1_000_000_000
@@ -119,9 +119,10 @@ class Observer:
         # HTTP: by the server's port and the session, for answers that come on another connection.
         self._pool: OrderedDict[tuple[int, str, str, Key], tuple[_Stream, Event]] = OrderedDict()
 
-    def skip(self, ends: Iterable[os.stat_result]) -> None:
-        """These pipes and sockets are somebody else's to tell of: what was seen on them and not told is forgotten."""
-        self._skipped.update((_device(end.st_dev), end.st_ino) for end in ends)
+    def skip(self, ends: Iterable[tuple[int, int]]) -> None:
+        """These pipes and sockets, by `st_dev` and `st_ino`, are somebody else's to tell of: what was seen on them and not told
+        is forgotten."""
+        self._skipped.update((_device(device), inode) for device, inode in ends)
 
     def feed(self, records: Iterable[MessageRecord]) -> list[Event]:
         """The events of pieces, in the order in which they were seen."""

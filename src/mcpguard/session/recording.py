@@ -152,7 +152,7 @@ class Recording:
         self._listener = Listener(self._rings[_MESSAGES], self.session, recorder)
         self._listener.start()
 
-    def skip_messages(self, ends: Sequence[os.stat_result]) -> None:
+    def skip_messages(self, ends: Sequence[tuple[int, int]]) -> None:
         """MCP messages on these pipes and sockets are told by somebody else; see `Listener.skip`."""
         if self._listener is not None:
             self._listener.skip(ends)
