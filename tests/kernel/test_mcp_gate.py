@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,7 @@ for line in sys.stdin.buffer:
                 "write": lambda: str(open(arguments["path"], "w").write("written")),
                 "run": lambda: str(os.system(arguments["command"])),
                 "connect": lambda: str(__import__("socket").create_connection((arguments["host"], arguments["port"]), 5)),
-                "socket": lambda: str(__import__("socket").socket(arguments["family"])),
+                "socket": lambda: str(__import__("socket").socket(arguments["family"], arguments["type"])),
             }.get(name, lambda: json.dumps(arguments))()
         except OSError as error:
             text = f"refused: {error.errno}"
@@ -60,7 +61,7 @@ for line in sys.stdin.buffer:
 CLIENT = """
 import json, os, subprocess, sys
 python, shim, name, command, lines = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4]), json.loads(sys.argv[5])
-words = [python, "-I", "-S", shim, os.environ["MCPGUARD_GATE"], name, "--", *command] if shim else command
+words = [python, "-I", "-S", "-B", shim, os.environ["MCPGUARD_GATE"], name, "--", *command] if shim else command
 server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 for line in lines:
     try:
@@ -232,7 +233,7 @@ def test_what_goes_on_when_the_gate_is_killed_goes_on_without_its_servers(box: B
     box.approve("s", box.command)
     code = f"""
 import json, os, subprocess, sys, time
-words = [{mcpguard_command()[0]!r}, "-I", "-S", {SHIM!r}, os.environ["MCPGUARD_GATE"], "s", "--", *{box.command!r}]
+words = [{mcpguard_command()[0]!r}, "-I", "-S", "-B", {SHIM!r}, os.environ["MCPGUARD_GATE"], "s", "--", *{box.command!r}]
 def start():
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 def say(server):
@@ -264,6 +265,71 @@ print(say(start()), flush=True)
     first, end, second = finished.json_lines()
     assert text_of(first) == text_of(second) == '{"a": 1}' and end == {"rest": "", "code": 0}, finished
     assert [e["op"] for e in box.mcp_events()].count("start") == 2
+
+
+KEPT = """\
+name: kept
+files:
+  read: [{server}]
+  write: ["{{workspace}}/docs"]
+"""
+FREE = """\
+name: kept
+files:
+  read: [{server}]
+  write: ["{{workspace}}/docs"]
+network:
+  allow: ["127.0.0.1:{port}"]
+"""
+
+
+def test_a_confined_server_reaches_less_than_its_agent(box: Box) -> None:
+    """The control is the same server under the same agent without the one line."""
+    world = box.inside.world
+    (world.project / "docs").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        box.options = (*box.options, "--net", f"127.0.0.1:{port}")
+        lines = [
+            tool("read", 1, path=str(world.project / "app.py")),
+            tool("write", 2, path=str(world.project / "new")),
+            tool("write", 3, path=str(world.project / "docs/new")),
+            tool("run", 4, command="cat app.py >/dev/null"),
+            tool("connect", 5, host="127.0.0.1", port=port),
+            tool("socket", 6, family=socket.AF_NETLINK, type=socket.SOCK_RAW),
+            tool("socket", 7, family=socket.AF_UNIX, type=socket.SOCK_STREAM),
+        ]
+        box.approve("s", box.command)
+        answers = [text_of(one) for one in box.talk("s", *lines).json_lines()[:-1]]
+        assert len(answers) == 7 and not any("refused" in one for one in answers) and answers[3] == "0", answers
+        box.inside.write_profile("kept", KEPT.format(server=box.server))
+        box.inside.write_profile("gated", PROFILE + "  confine: {s: kept}\n")
+        finished = box.talk("s", *lines)
+        answers = [text_of(one) for one in finished.json_lines()[:-1]]
+        refused = ["refused" in one for one in answers]
+        assert refused == [True, True, False, False, True, True, False] and answers[3] != "0", (answers, finished)
+        box.inside.write_profile("kept", FREE.format(server=box.server, port=port))
+        box.inside.write_profile("gated", PROFILE + "  confine: {s: kept}\n")
+        answers = [text_of(one) for one in box.talk("s", *lines).json_lines()[:-1]]
+        assert ["refused" in one for one in answers] == [True, True, False, False, False, False, False], answers
+
+
+def test_confinement_never_opens_what_the_agent_has_not(box: Box) -> None:
+    box.approve("s", box.command)
+    secret = box.inside.world.root / "elsewhere"
+    secret.write_text("x")
+    box.inside.write_profile("kept", f"name: kept\nfiles:\n  read: [{box.server}, {secret}]\n")
+    box.inside.write_profile("gated", PROFILE + "  confine: {s: kept}\n")
+    first, *_rest = box.talk("s", tool("read", path=str(secret))).json_lines()
+    assert text_of(first) == "refused: 13", first
+
+
+def test_what_cannot_be_enforced_for_one_server_stops_the_run(box: Box) -> None:
+    text = 'name: kept\nfiles:\n  read: ["{workspace}"]\n  deny: ["{workspace}/app.py"]\n'
+    box.inside.write_profile("kept", text)
+    box.inside.write_profile("gated", PROFILE + "  confine: {s: kept}\n")
+    finished = box.talk("s", tool("echo"))
+    assert finished.code == 125 and "run.confine" in finished.err, finished
 
 
 def test_without_a_gate_in_the_profile_nothing_is_different(box: Box) -> None:

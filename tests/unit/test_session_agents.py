@@ -41,8 +41,8 @@ def write(path: Path, value: Any) -> None:
 
 
 def assert_is_shim(words: list[str], name: str = "fs") -> None:
-    assert words[1:6] == ["-I", "-S", SHIM, "/state/gate/session/socket", name]
-    assert words[6:] == ["--", LOCAL["command"], *LOCAL["args"]]
+    assert words[1:7] == ["-I", "-S", "-B", SHIM, "/state/gate/session/socket", name]
+    assert words[7:] == ["--", LOCAL["command"], *LOCAL["args"]]
 
 
 def test_claude_gets_its_servers_by_its_flags_and_reads_no_others(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_claude_gets_its_servers_by_its_flags_and_reads_no_others(tmp_path: Path
     )
     declared = json.loads(text)["mcpServers"]
     assert set(declared) == {"fs", "web"} and declared["web"]["url"] == "https://x/mcp"
-    assert declared["fs"]["args"][:3] == ["-I", "-S", SHIM]
+    assert declared["fs"]["args"][:4] == ["-I", "-S", "-B", SHIM]
     assert [one.name for one in found.servers] == ["fs"]
     assert "secret" not in text
 

@@ -22,6 +22,9 @@ class Unvetted(HostError):
     """A server may not start. Its four lines are for the agent's log."""
 
 
+Grants = tuple[tuple[str, int], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """What a process may be.
@@ -47,7 +50,7 @@ class Admission:
         cwd: where it is started.
         tools: what its tools do, for `Judge`.
         pins: its definitions when it was approved, for `Judge`.
-        grants: `[path, Landlock rights]` of all that it may reach; None: what the agent may.
+        grants: lists of `[path, Landlock rights]`; it may reach what every one of them holds. Empty: what the agent may.
         filter: a system-call filter to put on besides; empty: none.
     """
 
@@ -58,7 +61,7 @@ class Admission:
     cwd: str
     tools: dict[str, Any] = field(default_factory=dict)
     pins: dict[str, str] = field(default_factory=dict)
-    grants: tuple[tuple[str, int], ...] | None = None
+    grants: tuple[Grants, ...] = ()
     filter: bytes = b""
 
     def order(self) -> dict[str, Any]:

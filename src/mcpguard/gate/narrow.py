@@ -11,26 +11,30 @@ from collections.abc import Sequence
 
 from mcpguard.kernel import landlock, mounts, privileges
 
+_STANDARD = 3
 
-def narrow(grants: Sequence[Sequence[str | int]] | None, program: bytes) -> None:
+
+def narrow(grants: Sequence[Sequence[tuple[str, int]]], program: bytes, line: int) -> None:
     """Keep this process, and all that it starts, to what is granted.
 
     Args:
-        grants: `[path, Landlock rights]`; a path that is not there, or has become a symlink, is left out. None: no file rules.
+        grants: lists of `[path, Landlock rights]`, each a ruleset; a path that is not there, or became a symlink, is left out.
         program: a system-call filter; empty: none.
+        line: the one descriptor that stays open besides the standard ones: others could lead out.
 
     Raises:
         OSError: the kernel refused it.
     """
-    if grants is not None:
+    privileges.close_from(_STANDARD, {line})
+    for granted in grants:
         ruleset = landlock.Ruleset(landlock.abi())
-        for path, rights in grants:
+        for path, rights in granted:
             try:
-                place = mounts.open_exact(str(path))
+                place = mounts.open_exact(path)
             except OSError:
                 continue
             is_folder = os.path.isdir(f"/proc/self/fd/{place}")
-            ruleset.allow(place, int(rights) if is_folder else int(rights) & landlock.FILE_RIGHTS)
+            ruleset.allow(place, rights if is_folder else rights & landlock.FILE_RIGHTS)
             os.close(place)
         ruleset.restrict_self()
     if program:

@@ -6,6 +6,7 @@ only for a name that none had. Either way exactly that has to be in the user's c
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import json
 import os
@@ -16,7 +17,8 @@ from typing import Any
 from mcpguard.catalogue import approved, starting
 from mcpguard.catalogue.server import STDIO, Server
 from mcpguard.events.mcp import Talk
-from mcpguard.gate.admission import Admission, Unvetted, forms_of
+from mcpguard.gate import no_network
+from mcpguard.gate.admission import Admission, Grants, Unvetted, forms_of
 from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.peers import path_of
@@ -34,13 +36,14 @@ class Servers:
         """
         Args:
             facts: `session`; `environment` of the agent; `workspace`; `mcp`, the rules as `Policy.mcp` has them; `servers`, a
-                list of the fields of `catalogue.server.Server`.
+                list of the fields of `catalogue.server.Server`; `confined`, of `session.confinement`.
         """
         self._session = facts["session"]
         self._environment: dict[str, str] = facts["environment"]
         self._workspace = Path(facts["workspace"])
         self._declared = {one["name"]: Server(**{**one, "args": tuple(one["args"])}) for one in facts["servers"]}
         self._policy = policy.load(json.loads(facts["mcp"]))
+        self._confined: list[dict[str, Any]] = facts["confined"]
         self._taint = Taint({})
         self._ledger = ledger
 
@@ -68,7 +71,15 @@ class Servers:
         entry = next(one for one in catalogue.named(name) if one.digest == found.digest)
         pins = of_approval(name, entry.digest, entry.approved)
         tools = classes.of_package(found.package.name) if found.package is not None else {}
-        return Admission(found.found, words, environment, forms, str(cwd), dict(tools), pins)
+        grants, filter = self._narrowing(name)
+        return Admission(found.found, words, environment, forms, str(cwd), dict(tools), pins, grants, filter)
+
+    def _narrowing(self, name: str) -> tuple[tuple[Grants, ...], bytes]:
+        """What the server is kept to, by every rule that names it."""
+        word = policy.server_word(name)
+        mine = [one for one in self._confined if fnmatch.fnmatchcase(word, one["server"])]
+        grants = tuple(tuple((path, rights) for path, rights in one["grants"]) for one in mine)
+        return grants, b"" if all(one["network"] for one in mine) else no_network.program()
 
     def judge(self, name: str, admission: Admission, peer: int, client: int) -> Judges:
         """What judges the messages of a server that was admitted."""

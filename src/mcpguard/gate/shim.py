@@ -45,8 +45,8 @@ def main(words: list[str], socket: str | None = None) -> NoReturn:
                 do="mcpguard mcp shim NAME -- COMMAND [ARGUMENT...]",
                 code="usage.shim",
             )
-        order, descriptors = _ask(socket or _socket_of_session(), words[0], words[2:])
-        _become(order, descriptors)
+        order, descriptors, line = _ask(socket or _socket_of_session(), words[0], words[2:])
+        _become(order, descriptors, line)
     except McpguardError as error:
         wrong = error
     except Exception as error:
@@ -76,7 +76,7 @@ def _failed(name: str, why: str) -> HostError:
     )
 
 
-def _ask(socket: str, name: str, argv: list[str]) -> tuple[dict[str, Any], list[int]]:
+def _ask(socket: str, name: str, argv: list[str]) -> tuple[dict[str, Any], list[int], int]:
     import json
 
     line = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
@@ -87,7 +87,7 @@ def _ask(socket: str, name: str, argv: list[str]) -> tuple[dict[str, Any], list[
     line.sendmsg([question], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, both)])
     room = _socket.CMSG_SPACE(_DESCRIPTORS * _INT)
     data, ancillary, _flags, _address = line.recvmsg(MOST_BYTES, room, _socket.MSG_CMSG_CLOEXEC)
-    line.detach()  # open until the server is executed: so the gate learns that it was
+    number = line.detach()  # open until the server is executed: so the gate learns that it was
     if not data:
         raise ConnectionError("the gate hung up")
     answer = json.loads(data)
@@ -100,18 +100,18 @@ def _ask(socket: str, name: str, argv: list[str]) -> tuple[dict[str, Any], list[
         if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS)
         for at in range(0, len(payload) - _INT + 1, _INT)
     ]
-    return answer["go"], found
+    return answer["go"], found, number
 
 
-def _become(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
+def _become(order: dict[str, Any], descriptors: list[int], line: int) -> NoReturn:
     for standard, given in zip((0, 1), descriptors, strict=True):
         os.dup2(given, standard)
         os.close(given)
     os.chdir(order["cwd"])
-    if order["grants"] is not None or order["filter"]:
+    if order["grants"] or order["filter"]:
         from mcpguard.gate.narrow import narrow
 
-        narrow(order["grants"], bytes.fromhex(order["filter"]))
+        narrow(order["grants"], bytes.fromhex(order["filter"]), line)
     os.execve(order["program"], order["argv"], order["environment"])
 
 

@@ -8,7 +8,6 @@ for the rules of the network to judge.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from mcpguard.catalogue import server as servers
 from mcpguard.catalogue.server import REMOTE, STDIO, Server
 from mcpguard.errors import UsageError
 from mcpguard.model.values import dataclass
-from mcpguard.session.gate import SHIM
+from mcpguard.session.gate import SHIM_WORDS
 
 # Whose declaration of a name an agent takes, the strongest first.
 _STRONGEST = ("command line", "managed", "local", "project", "environment", "user", "plugin")
@@ -82,7 +81,7 @@ def _each_once(found: Iterable[Server]) -> list[Server]:
 
 def _shim(one: Server, gate: Keeps) -> list[str]:
     """What an agent starts instead of a server. The words behind `--` are for whoever looks at processes."""
-    return [sys.executable, "-I", "-S", SHIM, gate.address, one.name, "--", *one.words]
+    return [*SHIM_WORDS, gate.address, one.name, "--", *one.words]
 
 
 def _local(found: Iterable[Server]) -> tuple[Server, ...]:

@@ -26,6 +26,8 @@ from mcpguard.profile.store import gate_directory
 
 _ENTRY = f"{mcpguard.__path__[0]}/gate/__main__.py"
 SHIM = f"{mcpguard.__path__[0]}/gate/shim.py"
+# What an agent starts, before SOCKET NAME -- COMMAND. It would try to keep what it compiled, and may not.
+SHIM_WORDS = (sys.executable, "-I", "-S", "-B", SHIM)
 # Nothing of the user's but where mcpguard's own folders are: a variable may lead Python or the loader to a folder where the
 # agent writes.
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}

@@ -225,9 +225,10 @@ def _mcp_errors(profile: Profile, variables: Mapping[str, str]) -> Iterator[Mcpg
 
     mcp = profile.mcp
     every = [*mcp.rules, *(rule for _class, rule in mcp.classes), *mcp.untrusted]
-    for rule in every:
+    alone = [*(McpRules(rules=(rule,)) for rule in every), *(McpRules(confined=(one,)) for one in mcp.confined)]
+    for rules in alone:
         try:
-            compile_rules(McpRules(rules=(rule,)), variables)
+            compile_rules(rules, variables)
         except ProfileError as bad:
             yield bad
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,12 +40,14 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
         McpguardError: the gate cannot be had, the catalogue or a configuration that the command line names cannot be read.
     """
     catalogue = approved.load()
+    kept = _confined(policy)
     gate = Gate(session)
     told = tell(command, {**environment, SOCKET_VARIABLE: gate.address}, policy.workspace, gate)
     gate.facts |= {
         "environment": environment,
         "workspace": policy.workspace,
         "mcp": policy.mcp,
+        "confined": kept,
         "servers": [_plain(one) for one in told.servers],
     }
     return Servers(
@@ -53,6 +56,14 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
         told.environment,
         _waiting(one.name for one in told.servers if not catalogue.named(one.name)),
     )
+
+
+def _confined(policy: Policy) -> list[dict[str, Any]]:
+    if not json.loads(policy.mcp)["confined"]:
+        return []
+    from mcpguard.session.confinement import confined  # it compiles profiles
+
+    return confined(policy)
 
 
 def _plain(one: Server) -> dict[str, Any]:
