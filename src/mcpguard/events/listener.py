@@ -24,6 +24,9 @@ WAKE_MS = 250
 # The last reading ends when nothing comes any more, or here: what a leftover process goes on sending is not waited for.
 LAST_ROUNDS = 64
 STALLED_S = 60.0
+# What the store has not taken yet; a tree that talks faster than events can be written pays with its own record.
+MOST_UNTOLD = 10_000
+TOO_MANY = "MCP messages that came faster than they could be written"
 DROPPED = "pieces of MCP messages that the kernel dropped: their ring was full"
 UNREADABLE = "pieces of MCP messages that could not be read"
 LEFT_BEHIND = "MCP messages at least that were not read at the end"
@@ -127,6 +130,9 @@ class Listener:
 
     def _tell(self, events: list[Event], lost: dict[str, int]) -> None:
         now_ns = self._clock.epoch_ns()
+        if len(events) > (room := max(0, MOST_UNTOLD - self._recorder.untold)):
+            lost = lost | {TOO_MANY: len(events) - room}
+            del events[room:]
         events += [loss(now_ns, self._session, what, count) for what, count in lost.items() if count]
         self._recorder.tell(events)
 

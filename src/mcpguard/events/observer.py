@@ -43,7 +43,7 @@ _OF_SERVERS = ("sampling/", "elicitation/", "roots/")
 
 NOT_WHOLE = "MCP messages at least that were not seen whole: too long, or a part of them was missed"
 NOT_READ = "MCP messages that could not be read"
-FORGOTTEN = "MCP connections that were not followed any more, because there were too many"
+FORGOTTEN = "MCP connections that were not followed to their end, because there were too many"
 
 End = tuple[int, int]
 Key = tuple[type, str | int]
@@ -235,7 +235,7 @@ class Observer:
     def _make_room(self) -> None:
         while len(self._streams) > MOST_STREAMS:
             _end, stream = self._streams.popitem(last=False)
-            if stream.spoke:
+            if stream.back or stream.asked or stream.early or (stream.framing is not None and stream.framing.held):
                 self.lost[FORGOTTEN] += 1
             if stream.partner is not None:
                 stream.partner.partner = None

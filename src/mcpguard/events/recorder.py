@@ -115,6 +115,11 @@ class Recorder:
         """Put on record what no record of the kernel tells of. May be called by another thread."""
         self._told.extend(events)
 
+    @property
+    def untold(self) -> int:
+        """How many told events are not taken yet."""
+        return len(self._told)
+
     def feed(self, records: Sequence[Record], lost: Mapping[str, int] | None = None) -> None:
         """Take a batch, in the order of time.
 
