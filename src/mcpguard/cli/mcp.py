@@ -144,8 +144,6 @@ def _print(row: Row, told: Sequence[Finding]) -> None:
     if known:
         pairs += _facts(known.facts())
         pairs.append(("digest", known.digest))
-    if server.env:
-        pairs.append(("variables", ", ".join(sorted(server.env))))
     pairs.append(("state", _state(row)))
     pairs += [("changed", text) for text in row.state.differences]
     pairs += [("note", text) for text in _caveats(row)]
@@ -163,6 +161,9 @@ def _facts(facts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """What the server is, the sum of a file beside its path."""
     for name, text in facts.items():
         if name == "command":
+            continue
+        if name.startswith("variable "):
+            yield "variable", f"{name.removeprefix('variable ')}={text}"
             continue
         part = name.removesuffix(" sha256")
         if part == name:
