@@ -152,10 +152,10 @@ class Recording:
         self._listener = Listener(self._rings[_MESSAGES], self.session, recorder)
         self._listener.start()
 
-    def skip_messages(self, ends: Sequence[tuple[int, int]]) -> None:
+    def skip_messages(self, ends: Sequence[tuple[int, int]], served: bool = True) -> None:
         """MCP messages on these pipes and sockets are told by somebody else; see `Listener.skip`."""
         if self._listener is not None:
-            self._listener.skip(ends)
+            self._listener.skip(ends, served)
 
     def _expect_canary(self, pid: int) -> None:
         """What the child and its canary did while being confined is no event of the agent: drained here, and checked."""
