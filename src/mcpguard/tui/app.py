@@ -92,7 +92,7 @@ class WatchApp(App[None]):
         self._tabs = TabbedContent(initial="events", id="tabs")
         self._stream = EventStream(self._home, id="stream")
         self._files = FilesTree(id="touched")
-        self._reached = table("reached", "verdict", "act", "destination", "address", "count", "last")
+        self._reached = table("reached", "verdict", "act", "destination", "count", "sent", "recvd", "last", "address")
         self._programs = table("programs", "verdict", "program", "count", "last command")
         self._uses = table("uses", "allowed", "denied", "rule", "place", "because")
         self._questions = Questions(self._home, id="asked")
