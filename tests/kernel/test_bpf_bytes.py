@@ -13,23 +13,15 @@ from bpf_tree import Tree, allow, in_child
 
 from mcpguard.events.flows import Flows
 from mcpguard.kernel.bpf import Map, read_entries
-from mcpguard.kernel.cgroup import Leaf
 from mcpguard.wire import _abi
 from mcpguard.wire.records import FlowRecord
 
 pytestmark = pytest.mark.kernel
 
 SENT, RECEIVED = 200_000, 300_000
-# Headers and acknowledgements come on top.
-ROOM = 1.2
+# Headers, acknowledgements and what a busy machine sends twice come on top.
+ROOM = 2
 ANYWHERE = (allow("0.0.0.0", 0, 1), allow("::", 0, 2))
-
-
-@pytest.fixture
-def tree(leaf: Leaf) -> Iterator[Tree]:
-    planted = Tree.plant(leaf)
-    yield planted
-    planted.close()
 
 
 @contextlib.contextmanager
