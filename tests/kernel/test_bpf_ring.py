@@ -113,7 +113,7 @@ def test_a_process_without_privilege_reads_a_ring_that_it_was_given(tree: Tree, 
 
 def test_the_maps_of_a_verdict_are_not_handed_out_but_those_of_the_resolver(tree: Tree) -> None:
     names = {name for name in tree.session.fds if not name.startswith("sums.")}
-    assert names == {"mg_denials", "mg_activity", "mg_counters", "mg_names", "mg_questions", "mg_flows"}
+    assert names == {"mg_denials", "mg_activity", "mg_counters", "mg_names", "mg_questions", "mg_flows", "mg_messages"}
     sums = {name.removeprefix("sums.") for name in tree.session.fds} - names
     assert all(one.endswith(("_sums", "_denied")) for one in sums)
     assert {"mg_connect", "mg_listen", "mg_own_names", "mg_askers"} <= tree.session.maps.keys() - sums
