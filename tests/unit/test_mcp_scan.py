@@ -62,6 +62,7 @@ def of(world: World, server: dict[str, Any]) -> list[tuple[str, str]]:
     ("server", "finding", "detail"),
     [
         ({"command": "x", "env": {"GITHUB_TOKEN": TOKEN}}, "literal-secret", "variable GITHUB_TOKEN …i9J0"),
+        ({"command": "x", "env": {"T": "ghp_" + "Zr4xxx9YourTq2todoP8s"}}, "literal-secret", "variable T …oP8s"),
         ({"command": "x", "env": {"SOMETHING": AWS}}, "literal-secret", "variable SOMETHING …3N5V"),
         ({"command": "x", "env": {"DB_PASSWORD": "correcthorse"}}, "literal-secret", "variable DB_PASSWORD ***"),
         ({"command": "x", "env": {"API_KEY": RANDOM}}, "literal-secret", "variable API_KEY ***"),
@@ -116,6 +117,7 @@ def of(world: World, server: dict[str, Any]) -> list[tuple[str, str]]:
             "privileged-container",
             "-v /var/run/docker.sock:/s",
         ),
+        ({"url": "https://x.example", "headersHelper": "./get"}, "helper-command", "headersHelper: ./get"),
         ({"command": "x", "trust": True}, "auto-approval", "trust: true"),
         ({"command": "x", "alwaysAllow": ["read", "write"]}, "auto-approval", "alwaysAllow: read, write"),
         ({"command": "x", "env": {"LD_PRELOAD": "/x.so"}}, "code-by-variable", "LD_PRELOAD=/x.so"),

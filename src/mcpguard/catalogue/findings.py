@@ -151,6 +151,13 @@ _RULES = (
         "take the variable out of the configuration",
     ),
     Rule(
+        "helper-command",
+        "MCP05",
+        Level.WARNING,
+        "the client runs another command for the server, which mcpguard does not look at",
+        "read what it runs; better, give the client the value by a variable",
+    ),
+    Rule(
         "plain-http",
         "MCP07",
         Level.ERROR,

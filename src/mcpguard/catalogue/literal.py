@@ -17,6 +17,13 @@ _PLACEHOLDER = re.compile(
     r"|(?:api|access)?[-_ ]?(?:key|token)[-_ ]?(?:here|goes)|1234567|abcdef|not.?(?:set|a.?real)",
     re.IGNORECASE,
 )
+# In a long value that holds digits, letters may spell such a word by chance.
+_SURE_PLACEHOLDER = re.compile(
+    r"(?<![A-Za-z0-9])(?:your|changeme|change[-_]me|replace|placeholder|example|insert|dummy|fake|sample|todo|redacted|here)"
+    r"(?![A-Za-z0-9])|x{6,}|\*{3,}|\.{3}|…|123456789|abcdefgh",
+    re.IGNORECASE,
+)
+_LONG = 20
 _ONE_CHARACTER = re.compile(r"(.)\1*\Z")
 # Their names hold such a word, and their values say where or what, not the secret itself.
 _ABOUT = re.compile(
@@ -95,4 +102,6 @@ def _named(name: str, value: str) -> str:
 
 
 def _is_placeholder(text: str) -> bool:
-    return bool(_REFERENCE.search(text) or _PLACEHOLDER.search(text) or _ONE_CHARACTER.match(text))
+    chance = len(text) >= _LONG and any(char.isdigit() for char in text)
+    words = _SURE_PLACEHOLDER if chance else _PLACEHOLDER
+    return bool(_REFERENCE.search(text) or words.search(text) or _ONE_CHARACTER.match(text))

@@ -211,6 +211,8 @@ class _Server:
                 yield "hidden-characters", f"in {place}: {chars}"
 
     def _trust(self) -> Iterator[tuple[str, str]]:
+        for text in self.server.helpers:
+            yield "helper-command", masked_text(text[:200])
         for text in self.server.automatic:
             yield "auto-approval", text[:200]
         if self.server.scope == "project" and not self.row.state.allowed and is_tracked(Path(self.server.file)):

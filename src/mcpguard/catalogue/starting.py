@@ -34,7 +34,11 @@ def identify(server: Server, environment: Mapping[str, str], project: Path) -> I
         return identity.of_remote(expanded(server.url, known))
     command = expanded(server.command, known)
     args = [expanded(arg, known) for arg in server.args]
-    return identity.of(command, args, start_environment(server, environment), str(folder(server, environment, project)))
+    declared = {f"variable {name}": text for name, text in server.env.items()}
+    if server.cwd:
+        declared["folder"] = server.cwd
+    start = start_environment(server, environment)
+    return identity.of(command, args, start, str(folder(server, environment, project)), declared)
 
 
 def folder(server: Server, environment: Mapping[str, str], project: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mcpguard.catalogue import approved, starting
+from mcpguard.catalogue import approved, clients, starting
 from mcpguard.catalogue.approved import Entry
 from mcpguard.catalogue.findings import Finding
 from mcpguard.catalogue.identity import MISSING
@@ -29,7 +29,8 @@ approve remembers exactly one program with its words; when anything of it change
 
 def _declared(incomplete: str) -> list[str]:
     """Names of declared servers, for the shell."""
-    return sorted({row.server.name for row in _survey().rows if row.server.name.startswith(incomplete)})
+    servers = clients.inventory(Path.cwd(), os.environ).servers
+    return sorted({server.name for server in servers if server.name.startswith(incomplete)})
 
 
 def _approved(incomplete: str) -> list[str]:
@@ -38,9 +39,7 @@ def _approved(incomplete: str) -> list[str]:
 
 
 def _clients(incomplete: str) -> list[str]:
-    from mcpguard.catalogue.clients import CLIENTS
-
-    return [client for client in CLIENTS if client.startswith(incomplete)]
+    return [client for client in clients.CLIENTS if client.startswith(incomplete)]
 
 
 Format = Annotated[Literal["table", "json"], typer.Option("--format", help="How to print them.")]
@@ -144,8 +143,6 @@ def _print(row: Row, told: Sequence[Finding]) -> None:
     if known:
         pairs += _facts(known.facts())
         pairs.append(("digest", known.digest))
-    if server.env:
-        pairs.append(("variables", ", ".join(sorted(server.env))))
     pairs.append(("state", _state(row)))
     pairs += [("changed", text) for text in row.state.differences]
     pairs += [("note", text) for text in _caveats(row)]
@@ -163,6 +160,9 @@ def _facts(facts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """What the server is, the sum of a file beside its path."""
     for name, text in facts.items():
         if name == "command":
+            continue
+        if name.startswith("variable "):
+            yield "variable", f"{name.removeprefix('variable ')}={text}"
             continue
         part = name.removesuffix(" sha256")
         if part == name:

@@ -10,10 +10,13 @@ from typing import Annotated, Literal
 import typer
 
 from mcpguard.catalogue import scan as scanning
-from mcpguard.catalogue.findings import Finding
+from mcpguard.catalogue.findings import RULES, Finding, Level
 from mcpguard.catalogue.survey import Survey, survey
 from mcpguard.cli import exit_codes, render
 from mcpguard.events.format import shorten
+
+_WORST = (Level.ERROR, Level.WARNING, Level.NOTE)
+_WIDTH = max(map(len, RULES))
 
 
 def findings(found: Survey) -> list[Finding]:
@@ -45,16 +48,19 @@ def scan(
 
 
 def _print(told: Sequence[Finding], servers: int) -> None:
-    """By server and file; what to do is said once for each kind."""
+    """By server and file, the worst first in each; what to do is said once for each kind."""
     home = str(Path.home())
-    rows = [
-        [one.rule.level.value, one.rule.owasp, one.rule.name, one.server, _where(one, home), one.detail] for one in told
-    ]
-    if rows:
-        render.table(("level", "owasp", "finding", "server", "where", "what"), rows)
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for one in told:
+        groups.setdefault((one.server, _where(one, home)), []).append(one)
+    for (server, where), group in groups.items():
+        render.line(f"{server or 'the file'}  {group[0].client}, {group[0].scope}: {where}")
+        for one in sorted(group, key=lambda one: _WORST.index(one.rule.level)):
+            render.line(f"  {one.rule.level.value:<7}  {one.rule.owasp}  {one.rule.name:<{_WIDTH}}  {one.detail}")
         render.line()
     for rule in dict.fromkeys(one.rule for one in told):
-        render.line(f"{rule.name}: {rule.says}; {rule.do}")
+        render.line(f"{rule.name}: {rule.says}.")
+        render.line(f"  do   {rule.do}")
     render.note(f"{len(told)} findings in {servers} servers" if told else f"nothing found in {servers} servers")
 
 

@@ -72,6 +72,7 @@ def _print(found: Report, home: str) -> None:
         name = (one.host or one.address) + (f":{one.port}" if one.port else "")
         render.line(f"           {one.verdict.value:<5} {one.op} {printable(name)}  {one.times}x")
     _rest(len(reached) - _SHOWN)
+    _print_spoken(found)
     later = found.later
     render.line("  later    " + ("nothing was found that runs by itself" if not later else "these could run later:"))
     for point in later[:_SHOWN]:
@@ -80,6 +81,21 @@ def _print(found: Report, home: str) -> None:
         if point.now:
             render.line(f"             now: {point.now}")
     _rest(len(later) + found.left_out.get("later", 0) - len(later[:_SHOWN]))
+
+
+def _print_spoken(found: Report) -> None:
+    """Tools and what else was asked of MCP servers; nothing where none was."""
+    if not found.spoken:
+        return
+    servers = {one.server for one in found.spoken}
+    render.line(f"  mcp      {sum(one.times for one in found.spoken)} messages with {len(servers)} servers")
+    ordered = sorted(found.spoken, key=lambda one: (not one.denied, not one.tool, -one.times))
+    for one in ordered[:_SHOWN]:
+        asked = one.method if one.sender == "client" else f"asks {one.method}"
+        notes = [f"{one.times}x", one.denied and f"{one.denied} refused", one.failed and f"{one.failed} failed"]
+        words = ", ".join(note for note in notes if note)
+        render.line(f"           {printable(one.server)}  {printable(f'{asked} {one.tool}'.rstrip())}  {words}")
+    _rest(len(ordered) + found.left_out.get("mcp", 0) - len(ordered[:_SHOWN]))
 
 
 def _rest(number: int) -> None:
@@ -107,6 +123,7 @@ def _json(found: Report, home: str) -> dict[str, object]:
         "denials": [_group(group) for group in found.denials],
         "not_stopped": [_group(group) for group in found.not_stopped],
         "would_be_denied": [_group(group) for group in found.would_be_denied],
+        "mcp": [one._asdict() for one in found.spoken],
         "approvals": [_approval(one) for one in found.approvals],
         "later": [_later(one) for one in found.later],
         "left_out": found.left_out,

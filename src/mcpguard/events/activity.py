@@ -64,6 +64,26 @@ class Started(NamedTuple):
     last_ns: int
 
 
+class Spoken(NamedTuple):
+    """A method of an MCP server, of `tools/call` and the like one tool, and how often it was asked for.
+
+    `tool` is empty where there is none; `sender` asked: `client`, or `server`. `failed` counts answers that say something went
+    wrong, `took_ns` adds up the times of all answers.
+    """
+
+    server: str
+    transport: str
+    sender: str
+    method: str
+    tool: str
+    times: int
+    denied: int
+    answered: int
+    failed: int
+    took_ns: int
+    last_ns: int
+
+
 class RuleUse(NamedTuple):
     """A rule of the session and how often it decided; `rule` is its number."""
 
@@ -148,6 +168,22 @@ def tree(store: Store, span: Span, session: str) -> list[Event]:
         f"{SELECT_EVENT} WHERE {_RANGE} AND (e.kind IN ('process', 'exec') OR e.verdict = 'deny') ORDER BY e.seq", span
     )
     return [event_of(row, session) for row in rows]
+
+
+def spoken(store: Store, span: Span) -> list[Spoken]:
+    """What was asked of MCP servers, and what came of it, in the order of first times. Raises StoreError, as all of these."""
+    part = "json_extract(e.mcp, '$.{}')".format
+    # An answer counts for whoever asked.
+    asker = f"CASE WHEN e.op = 'response' THEN IIF({part('sender')} = 'client', 'server', 'client') ELSE {part('sender')} END"
+    failed = f"e.op = 'response' AND {part('error')} IS NOT NULL"
+    rows = store.read(
+        f"SELECT {part('server')}, MIN({part('transport')}), {asker}, {part('method')}, COALESCE({part('tool')}, ''), "
+        "SUM(e.op != 'response'), SUM(e.op != 'response' AND e.verdict = 'deny'), SUM(e.op = 'response'), "
+        f"SUM({failed}), SUM(COALESCE({part('duration_ns')}, 0)), MAX(e.time_ns) FROM events e "
+        f"WHERE {_RANGE} AND e.kind = 'mcp' AND {part('method')} IS NOT NULL GROUP BY 1, 3, 4, 5 ORDER BY MIN(e.seq)",
+        span,
+    )
+    return [Spoken(*row) for row in rows]
 
 
 def uncovered(store: Store, span: Span, session: str) -> list[Uncovered]:

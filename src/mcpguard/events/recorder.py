@@ -15,7 +15,7 @@ from mcpguard.events.clock import Clock
 from mcpguard.events.database import BUSY
 from mcpguard.events.finding import REPEATS_OF_OPENS, is_not_stopped, is_quiet
 from mcpguard.events.missing import STORE, loss
-from mcpguard.events.processes import Process
+from mcpguard.events.processes import Process, ProcessTable
 from mcpguard.events.series import SeriesMemory
 from mcpguard.events.store import Store
 from mcpguard.events.tally import Quiet, Repeats, Sums
@@ -102,6 +102,11 @@ class Recorder:
         self._due_ns = self._clock.monotonic_ns() + INTERVAL_NS
         self._retry_ns = 0
 
+    @property
+    def processes(self) -> ProcessTable:
+        """Who is who, as far as records have told. Another thread may ask it."""
+        return self._translator.processes
+
     def adopt(self, policy: Policy, since_ns: int) -> None:
         """See `Translator.adopt`."""
         self._translator.adopt(policy, since_ns)
@@ -109,6 +114,11 @@ class Recorder:
     def tell(self, events: Iterable[Event]) -> None:
         """Put on record what no record of the kernel tells of. May be called by another thread."""
         self._told.extend(events)
+
+    @property
+    def untold(self) -> int:
+        """How many told events are not taken yet."""
+        return len(self._told)
 
     def feed(self, records: Sequence[Record], lost: Mapping[str, int] | None = None) -> None:
         """Take a batch, in the order of time.

@@ -8,7 +8,7 @@ from itertools import islice
 from rich.text import Text
 from textual.widgets import DataTable
 
-from mcpguard.events.activity import Reached, Started
+from mcpguard.events.activity import Reached, Spoken, Started
 from mcpguard.events.format import clock, printable, shorten
 from mcpguard.model.access import Verdict
 from mcpguard.tui.colours import VERDICTS
@@ -59,6 +59,25 @@ def fill_programs(shown: DataTable[Text | str], found: Iterable[Started], home: 
             )
             for one in ordered
         ),
+    )
+
+
+def fill_spoken(shown: DataTable[Text | str], found: Iterable[Spoken]) -> None:
+    """What was asked of MCP servers: refused first, then tools, then the rest of the protocol, each the most frequent first."""
+    ordered = sorted(found, key=lambda one: (not one.denied, not one.tool, -one.times))
+    _fill(shown, (_spoken(one) for one in ordered))
+
+
+def _spoken(one: Spoken) -> Row:
+    method = one.method if one.sender == "client" else f"asks {one.method}"
+    return (
+        printable(one.server),
+        printable(f"{method} {one.tool}".rstrip()),
+        str(one.times),
+        Text(str(one.denied) if one.denied else "", style=VERDICTS["DENY"]),
+        str(one.failed) if one.failed else "",
+        f"{one.took_ns / one.answered / 1e6:.1f} ms" if one.answered else "",
+        clock(one.last_ns),
     )
 
 

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from mcpguard.events.activity import MAX_PATHS, Reached, RuleUse, Started, Sum, Touched, Uncovered
+from mcpguard.events.activity import MAX_PATHS, Reached, RuleUse, Spoken, Started, Sum, Touched, Uncovered
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
@@ -16,6 +16,7 @@ from mcpguard.session.questions import key_of
 REMEMBERED_S = 60
 # The first ones stay: a flood of new ones pushes none of them away.
 MAX_QUESTIONS = 500
+_ADDED = ("times", "denied", "answered", "failed", "took_ns")
 
 
 @dataclass(slots=True)
@@ -80,6 +81,7 @@ class Totals:
         self.paths_left_out = 0
         self.destinations: dict[tuple[str, ...], Reached] = {}
         self.programs: dict[tuple[str, Verdict], Started] = {}
+        self.spoken: dict[tuple[str, ...], Spoken] = {}
         self.uses: dict[int, Use] = {}
         # In the order of their first times, which never changes: a row does not move away under a key.
         self.questions: dict[str, Question] = {}
@@ -124,6 +126,19 @@ class Totals:
             before = self.programs.get(key)
             if before or len(self.programs) < MAX_PATHS:
                 self.programs[key] = found._replace(times=found.times + (before.times if before else 0))
+
+    def add_spoken(self, spoken: Iterable[Spoken]) -> None:
+        for found in spoken:
+            key = (found.server, found.sender, found.method, found.tool)
+            before = self.spoken.get(key)
+            if before is not None:
+                found = found._replace(
+                    **{name: getattr(before, name) + getattr(found, name) for name in _ADDED},
+                    transport=before.transport,
+                )
+            elif len(self.spoken) >= MAX_PATHS:
+                continue
+            self.spoken[key] = found
 
     def set_rules(self, rules: dict[int, tuple[Origin, str]]) -> None:
         for number, (origin, because) in rules.items():

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 6
+ABI_VERSION: Final = 7
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -27,6 +27,7 @@ MG_PAGES_LIMIT: Final = 64
 MG_NAMES_LIMIT: Final = 4
 MG_LEARNED_LIMIT: Final = 8
 MG_BRANCH_BYTES: Final = 32
+MG_PIECE_BYTES: Final = 8192
 
 MG_RECORD_FORK: Final = 1
 MG_RECORD_EXEC: Final = 2
@@ -37,6 +38,7 @@ MG_RECORD_CALL: Final = 6
 MG_RECORD_NET: Final = 7
 MG_RECORD_UNIX: Final = 8
 MG_RECORD_FILE: Final = 9
+MG_RECORD_MESSAGE: Final = 10
 
 MG_ALLOW: Final = 1
 MG_DENY: Final = 2
@@ -80,6 +82,10 @@ MG_DETAIL_NAMES: Final = 14
 MG_DETAIL_OUTSIDER: Final = 15
 MG_DETAIL_EXPIRED: Final = 16
 MG_DETAIL_RESOLVER: Final = 17
+
+MG_PIPE: Final = 1
+MG_UNIX_STREAM: Final = 2
+MG_LOOPBACK: Final = 3
 
 MG_UNIX_EXACT: Final = 0
 MG_UNIX_SUBTREE: Final = 1
@@ -207,8 +213,12 @@ MG_ROOT_KEY: Final = struct.Struct("=IIII")
 # policy device node left name bytes
 MG_BRANCH_KEY: Final = struct.Struct("=IIIHH32s")
 
-# series denials_lost denials_pending activity_lost activity_pending scratch_busy
-MG_COUNTERS: Final = struct.Struct("=QQQQQQ")
+# head offset own far input device input_device length lost port far_port channel ends_line output reserved
+MG_MESSAGE: Final = struct.Struct("=48sQQQQIIIIHHBBBB")
+
+# series denials_lost denials_pending activity_lost activity_pending scratch_busy messages_lost
+# messages_pending
+MG_COUNTERS: Final = struct.Struct("=QQQQQQQQ")
 
 # total reported series
 MG_SUM: Final = struct.Struct("=QQQ")

@@ -20,6 +20,7 @@ from mcpguard.wire.records import (
     FileRecord,
     ForkRecord,
     Head,
+    MessageRecord,
     NetRecord,
     OpenRecord,
     PathCallRecord,
@@ -269,6 +270,43 @@ def _file(sample: bytes, head: Head) -> FileRecord:
         count,
         series,
     )
+
+
+_CHANNELS: Final = {_abi.MG_PIPE: "pipe", _abi.MG_UNIX_STREAM: "unix", _abi.MG_LOOPBACK: "tcp"}
+
+
+def message(sample: bytes) -> MessageRecord:
+    """One sample of the ring of messages.
+
+    Raises:
+        ValueError: the sample does not follow the contract.
+    """
+    try:
+        head = _head(_abi.MG_HEAD.unpack_from(sample))
+        (
+            _,
+            offset,
+            own,
+            far,
+            input,
+            device,
+            input_device,
+            length,
+            lost,
+            port,
+            far_port,
+            channel,
+            ends_line,
+            output,
+            _,
+        ) = _abi.MG_MESSAGE.unpack_from(sample)
+        return MessageRecord(
+            *(head, offset, (device, own), (device, far) if far else None, (input_device, input)),
+            *(_Tail(sample, _abi.MG_MESSAGE.size).take(length), lost, (port, far_port), _CHANNELS[channel]),
+            *(bool(ends_line), bool(output)),
+        )
+    except (KeyError, struct.error) as error:
+        raise ValueError(f"not a message of this version: {error!r}") from None
 
 
 def address_text(address: bytes) -> str:
