@@ -64,12 +64,12 @@ struct mg_recent_questions {
 
 MG_PER_SLOT(mg_questions, struct mg_recent_questions);
 
-/* Ports of the resolvers of all sessions. */
+/* Ports of the resolvers of all sessions, also those of other engines; with the leaf. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MG_SESSIONS_LIMIT);
+	__uint(max_entries, 1024);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, __u64);
 } mg_resolvers SEC(".maps");
 
 /* A context field may only be read at a fixed offset; the compiler likes to join reads of two branches

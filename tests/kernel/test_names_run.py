@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import http.server
 import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -75,6 +78,8 @@ CLIENTS = {
     "wget": f"wget -qO- -T9 -t1 http://NAME:{PORT}/",
     "git": f"git ls-remote http://NAME:{PORT}/r 2>&1 | grep -v 'not resolve' | grep .",
     "musl": "./resolve NAME",
+    "go": "./resolve-go NAME",
+    "nc": f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w9 NAME {PORT} | grep .",
     "dig": "dig +short NAME | grep .",
     "dig by a stream": "dig +short +tcp NAME | grep .",
     "dig elsewhere": "dig +short @203.0.113.77 NAME | grep .",
@@ -165,12 +170,15 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
 
 
 @pytest.fixture(scope="module")
-def box(town: Town) -> Iterator[Sandbox]:
+def box(town: Town, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     with sandbox() as made:
         made.prefix = town.prefix
         made.write_profile("names", PROFILE)
         build = ["musl-gcc", "-static", "-o", str(made.world.project / "resolve"), str(ACTORS / "resolve.c")]
         subprocess.run(build, check=True)
+        go = {"CGO_ENABLED": "0", "GO111MODULE": "off", "GOCACHE": str(tmp_path_factory.mktemp("go"))}
+        build = ["go", "build", "-o", str(made.world.project / "resolve-go"), str(ACTORS / "resolve.go")]
+        subprocess.run(build, env=os.environ | go, check=True)
         yield made
 
 
@@ -244,7 +252,7 @@ def test_the_server_outside_saw_no_label_of_what_no_rule_names(town: Town, fough
 def test_every_question_is_on_record_with_who_asked(fought: Round) -> None:
     told = [event for event in fought.events if event["kind"] == "dns"]
     refused = {event["comm"] for event in told if event["verdict"] == "deny" and event["host"] == "evil.test"}
-    assert {"getent", "python3", "curl", "wget", "resolve"} <= refused, refused
+    assert {"getent", "python3", "curl", "wget", "resolve", "resolve-go", "nc"} <= refused, refused
     allowed = [event for event in told if event["verdict"] == "allow" and event["host"] == "ok.test"]
     assert any(OK in event["detail"] for event in allowed)
     assert "ok.test" in allowed[0]["rule"]["text"]
@@ -254,6 +262,66 @@ def test_a_connection_is_on_record_with_the_name(fought: Round) -> None:
     connected = [event for event in fought.events if event["kind"] == "net" and event.get("address") in (OK, OK6)]
     assert connected
     assert {event["host"] for event in connected} == {"ok.test"}
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def repository(town: Town, tmp_path: Path) -> Iterator[Path]:
+    """A git repository at https://git.wild.test:8443/r.git, as files; the certificate that it shows."""
+    key, certificate, work = tmp_path / "key.pem", tmp_path / "ca.pem", tmp_path / "work"
+    names = "subjectAltName=DNS:git.wild.test,DNS:evil.test"
+    words = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -addext {names} -keyout {key} -out {certificate}"
+    subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
+    for line in (
+        f"git init -q {work}",
+        f"git -C {work} -c user.name=n -c user.email=e commit -q --allow-empty -m There",
+        f"git clone -q --bare {work} {tmp_path}/www/r.git",
+        f"git -C {tmp_path}/www/r.git update-server-info",
+    ):
+        subprocess.run(line.split(), check=True, capture_output=True)
+    served: list[http.server.ThreadingHTTPServer] = []
+    ready = threading.Event()
+
+    def serve() -> None:
+        _enter(f"/run/netns/{town.name}")
+        handler = functools.partial(_Quiet, directory=str(tmp_path / "www"))
+        with http.server.ThreadingHTTPServer(("0.0.0.0", 8443), handler) as server:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            served.append(server)
+            ready.set()
+            server.serve_forever()
+
+    threading.Thread(target=serve, daemon=True).start()
+    assert ready.wait(10)
+    yield certificate
+    served[0].shutdown()
+
+
+def test_git_clones_over_https_from_an_allowed_name_only(town: Town, box: Sandbox, repository: Path) -> None:
+    town.server.records |= {"git.wild.test": [f"60 A {OK}"]}
+    certificate = box.world.project / "ca.pem"
+    shutil.copy(repository, certificate)
+    clone = "git -c http.sslCAInfo=ca.pem clone -q https://{host}:8443/r.git {host} && git -C {host} log --format=%s"
+    box.write_profile("names", PROFILE.replace(f'"*.wild.test:{PORT}"', '"*.wild.test:8443"'))
+    try:
+        for host, code in (("git.wild.test", 0), ("evil.test", 128)):
+            outside = box.control(["sh", "-c", clone.format(host=host)])
+            assert outside.out == "There\n", outside.err
+            shutil.rmtree(box.world.project / host)
+            inside = box.run(["sh", "-c", clone.format(host=host)])
+            assert (inside.code, inside.out) == (code, "" if code else "There\n"), inside.err
+            if code:
+                assert f"resolve host: {host}" in inside.err
+    finally:
+        box.write_profile("names", PROFILE)
+    reached = [event for event in box.events() if event["kind"] == "net" and event.get("port") == 8443]
+    assert reached == []
 
 
 # --- around it -----------------------------------------------------------------------------------------------------

@@ -7,31 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from mcp_files import copied, read, write
+from hypothesis import given, settings
+from mcp_files import JSON_SERVERS, copied, read, write
 
 from mcpguard.catalogue.clients import PLACES, VARIABLES, projects
 from mcpguard.catalogue.server import of
 from mcpguard.catalogue.starting import identify
-
-_WORDS = (
-    "command",
-    "args",
-    "env",
-    "url",
-    "cwd",
-    "path",
-    "headers",
-    "type",
-    "enabled",
-    "trust",
-    "sh",
-    "node",
-    "./x",
-    "python3",
-    "-m",
-)
 
 # client, scope, name: one for each client and each scope that it has.
 DECLARED = """
@@ -177,7 +158,7 @@ def test_bad_files_are_told_and_hide_no_other(tmp_path: Path) -> None:
     assert [one.name for one in found.servers] == ["good"]
     told = {file.path.removeprefix(f"{home}/"): file.problem for file in found.problems}
     assert told.pop(".gemini/settings.json") == "it is nested too deep"
-    assert told.pop(".qwen/settings.json") == "it is larger than 4096 KiB"
+    assert told.pop(".qwen/settings.json") == "it is larger than 2048 KiB"
     assert told.pop(".kiro/settings/mcp.json") == told.pop(".aws/amazonq/mcp.json") == "it is not a regular file"
     assert told.pop(".config/zed/settings.json").startswith("Too many levels")
     assert {path for path in told if ".config/amp" not in path} == {
@@ -211,16 +192,8 @@ def test_parts_of_unexpected_shapes_count_as_absent(tmp_path: Path) -> None:
     assert empty.kind == "unclear"
 
 
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(_WORDS),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_WORDS) | st.text(max_size=3), inner, max_size=4)
-    ),
-    max_leaves=12,
-)
-
-
-@given(st.dictionaries(st.text(max_size=3), _JSON, max_size=3))
+@settings(deadline=None)
+@given(JSON_SERVERS)
 def test_whatever_a_declaration_holds_it_is_a_server_with_an_identity_or_none(servers: dict[str, object]) -> None:
     for name, value in servers.items():
         if isinstance(value, dict):

@@ -33,6 +33,7 @@ NAMES, QUESTIONS, RESOLVERS = "mg_names", "mg_questions", "mg_resolvers"
 _SUMS = ("_sums", "_denied")
 _FACTS, _FACTS_BYTES = "facts", 1 << 14
 _FIRST = bytes(4)
+_RESOLVERS_SHAPE = (libbpf.MAP_TYPE_HASH, 4, 8, 1024, 0)
 # A host that is short of something for a moment is no host without the hooks.
 MOMENTARY = (errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENFILE, errno.EMFILE)
 
@@ -223,7 +224,7 @@ class Engine:
         sessions = self._sessions()
         for leaf_id in _gone(sessions):
             self._clear(leaf_id, int(_abi.MG_SESSION.unpack(sessions.pop(leaf_id))[0]))
-        self._free_ports(sessions.values())
+        self._free_ports(sessions)
         if not sessions:
             self._unlink()
 
@@ -238,12 +239,21 @@ class Engine:
         _set_if_there(self.map(LEAVES), _key64(leaf_id), ended)
         self.map(SESSIONS).delete(_key64(leaf_id))
 
-    def _free_ports(self, sessions: Iterable[bytes]) -> None:
-        """Take out the ports of resolvers that no session has. Not earlier: a resolver ends a moment later than its tree."""
-        taken = {_key32(_resolver_of(value)) for value in sessions}
+    def _free_ports(self, sessions: Mapping[int, bytes]) -> None:
+        """Take out the ports of resolvers whose leaf is gone. Not earlier: a resolver ends a moment later than its tree.
+
+        Two sessions can have the same port, in network namespaces of their own: what ours have is put back.
+        """
         resolvers = self.map(RESOLVERS)
-        for port in set(resolvers.keys(4)) - taken:
-            resolvers.delete(port)
+        leaves = {port: resolvers.get(port, 8) for port in resolvers.keys(4)}
+        gone = _gone(_number64(leaf) for leaf in leaves.values() if leaf)
+        for port, leaf in leaves.items():
+            if leaf and _number64(leaf) in gone:
+                resolvers.delete(port)
+        for leaf_id, value in sessions.items():
+            port = _key32(_resolver_of(value))
+            if any(port) and resolvers.get(port, 8) is None:
+                resolvers.set(port, _key64(leaf_id))
 
     def _slot_deletions(self, slot: int) -> list[Callable[[], None]]:
         """Each of these waits until no program uses the map any more; together they wait once."""
@@ -316,7 +326,7 @@ class Session:
         value = _abi.MG_SESSION.pack(self.slot, flags, files, sockets, resolver, 0)
         with pins.locked():
             if resolver:
-                self.engine.map(RESOLVERS).set(_key32(resolver), _FIRST)
+                self.engine.map(RESOLVERS).set(_key32(resolver), _key64(self.leaf_id))
             _set_if_there(self.engine.map(LEAVES), _key64(self.leaf_id), _abi.MG_LEAF.pack(value, self.leaf_id))
             self.engine.map(SESSIONS).set(_key64(self.leaf_id), value)
             if cgroup.is_populated(self.leaf_fd):
@@ -468,8 +478,10 @@ def _load(objects: Iterable[ObjectSpec], name: str) -> None:
     """Load every object and pin what it has, maps of one name once; to be called under the lock."""
     folder = pins.begin(name)
     facts: dict[str, Any] = {"inner": {}, "programs": [], "links": {}, "absent": {}}
-    shared: dict[str, int] = {}
+    shared = _of_other_engines()
     try:
+        for one, fd in shared.items():
+            bpf.pin(fd, f"{folder}/{pins.MAPS}/{one}")
         for spec in objects:
             opened = bpf.Object(spec.name)
             try:
@@ -484,6 +496,22 @@ def _load(objects: Iterable[ObjectSpec], name: str) -> None:
     finally:
         for fd in shared.values():
             os.close(fd)
+
+
+def _of_other_engines() -> dict[str, int]:
+    """What all engines of this host have in common, where there is one already.
+
+    Sessions of different tiers, or builds, must know each other's resolvers.
+    """
+    for folder in pins.folders():
+        if pins.is_unfinished(folder):
+            continue
+        with contextlib.suppress(KernelError):  # a build that has no such map
+            fd = bpf.pinned(f"{folder}/{pins.MAPS}/{RESOLVERS}")
+            if bpf.shape(fd) == _RESOLVERS_SHAPE:
+                return {RESOLVERS: fd}
+            os.close(fd)
+    return {}
 
 
 def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str, Any], shared: dict[str, int]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mcpguard.catalogue import server as servers
-from mcpguard.catalogue.reading import Document, UnreadableError, parse, read
+from mcpguard.catalogue.reading import MAX_BYTES, Document, UnreadableError, is_folder, parse, read
 from mcpguard.catalogue.server import Server
 from mcpguard.model.values import dataclass
 
@@ -24,6 +24,8 @@ MAX_FILES = 500
 MAX_SERVERS = 1000
 MAX_WALK = 6
 _LARGE = 64 << 20
+# Of all files but the large one together: a project must not keep anybody waiting who looks at it.
+MAX_TOTAL = 6 << 20
 MAX_ENTRIES = 20_000
 Keys = tuple[tuple[str, ...], ...]
 _SERVERS: Keys = (("mcpServers",),)
@@ -194,13 +196,15 @@ def inventory(project: Path, environment: Mapping[str, str], root: Path = Path("
     files: list[File] = []
     found: list[Server] = []
     seen: set[tuple[str, str]] = set()
+    left = MAX_TOTAL
     for place in PLACES:
         for path, folder in islice(_paths(place, project, environment, root), MAX_FILES):
             # A place in the project is one in the home, where the home is the project.
             if (place.client, path) in seen:
                 continue
             seen.add((place.client, path))
-            if (file := _read(path, place, folder)) is not None:
+            if (file := _read(path, place, folder, left)) is not None:
+                left -= file.document.size if file.document and not place.limit else 0
                 files.append(file)
                 found += _servers(file)
     for place in VARIABLES:
@@ -210,9 +214,10 @@ def inventory(project: Path, environment: Mapping[str, str], root: Path = Path("
     return Inventory(str(project), tuple(found), tuple(files))
 
 
-def _read(path: str, place: Place, project: str) -> File | None:
+def _read(path: str, place: Place, project: str, left: int) -> File | None:
+    limit = place.limit or min(MAX_BYTES[place.syntax], left)
     try:
-        return File(path, place, project, read(Path(path), place.syntax, place.limit))
+        return File(path, place, project, read(Path(path), place.syntax, limit))
     except FileNotFoundError:
         return None
     except UnreadableError as bad:
@@ -225,7 +230,7 @@ def _variable(place: Place, text: str) -> File:
         value, repeated = parse(text.encode(errors="surrogateescape"), place.syntax)
     except UnreadableError as bad:
         return File(name, place, "", None, str(bad))
-    return File(name, place, "", Document(value, 0o600, os.getuid(), repeated))
+    return File(name, place, "", Document(value, 0o600, os.getuid(), len(text), repeated))
 
 
 def _servers(file: File) -> Iterator[Server]:
@@ -326,4 +331,4 @@ def _folders(top: Path) -> Iterator[Path]:
         yield folder
         if depth < MAX_WALK:
             below = (folder / name for name in sorted(_names(folder)))
-            waiting += [(path, depth + 1) for path in below if not path.is_symlink() and path.is_dir()]
+            waiting += [(path, depth + 1) for path in below if not path.is_symlink() and is_folder(path)]

@@ -34,8 +34,19 @@ def identify(server: Server, environment: Mapping[str, str], project: Path) -> I
         return identity.of_remote(expanded(server.url, known))
     command = expanded(server.command, known)
     args = [expanded(arg, known) for arg in server.args]
-    cwd = _cwd(expanded(server.cwd, known), Path(server.project or project))
-    return identity.of(command, args, start_environment(server, environment), str(cwd))
+    declared = {f"variable {name}": text for name, text in server.env.items()}
+    if server.cwd:
+        declared["folder"] = server.cwd
+    start = start_environment(server, environment)
+    return identity.of(command, args, start, str(folder(server, environment, project)), declared)
+
+
+def folder(server: Server, environment: Mapping[str, str], project: Path) -> Path:
+    """Where a local server is started; the arguments as for `identify`."""
+    cwd = expanded(server.cwd, {**environment, **_places(server, project)})
+    if cwd == "~" or cwd.startswith("~/"):
+        cwd = environment.get("HOME", "") + cwd[1:]
+    return Path(server.project or project, cwd)
 
 
 def start_environment(server: Server, environment: Mapping[str, str]) -> dict[str, str]:
@@ -68,7 +79,3 @@ def _places(server: Server, project: Path) -> dict[str, str]:
         **{name: str(server.project or project) for name in ("workspaceFolder", "workspacePath", "CLAUDE_PROJECT_DIR")},
         **dict.fromkeys(("extensionPath", "CLAUDE_PLUGIN_ROOT"), own),
     }
-
-
-def _cwd(text: str, project: Path) -> Path:
-    return project / Path(text).expanduser() if text else project

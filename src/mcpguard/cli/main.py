@@ -23,6 +23,10 @@ def main() -> int:
             from mcpguard.cli import run
 
             return run.main(arguments[1:])
+        if arguments[:2] == ["mcp", "shim"]:
+            from mcpguard.gate import shim
+
+            shim.main(arguments[2:])
         return _others()
     except McpguardError as problem:
         from mcpguard.cli import render

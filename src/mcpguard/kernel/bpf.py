@@ -249,10 +249,20 @@ def inner_map(outer: Map, index: int) -> Map:
 
 def map_id(fd: int) -> int:
     """The kernel's number for a map."""
+    return int(_map_info(fd).id)
+
+
+def shape(fd: int) -> Shape:
+    """Of what kind a map is, and how large."""
+    info = _map_info(fd)
+    return (info.type, info.key_size, info.value_size, info.max_entries, info.map_flags)
+
+
+def _map_info(fd: int) -> libbpf.MapInfo:
     info = libbpf.MapInfo()
     size = ctypes.c_uint32(ctypes.sizeof(info))
     libbpf.call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(size), about="map")
-    return int(info.id)
+    return info
 
 
 def read_values(fd: int, value_bytes: int, about: str) -> list[bytes]:

@@ -1,0 +1,55 @@
+"""Entry of the gate: `python -E -P .../mcpguard/gate/__main__.py`, with a line of `session.gate` on standard input.
+
+It starts while the agent runs, so nothing that an agent may have written is on its path: no PYTHONPATH, no working directory.
+The package's own parent is put there by hand. It ends when the input ends, so with the process that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+if __name__ == "__main__" and sys.flags.ignore_environment:
+    _root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    if _root not in sys.path:
+        sys.path.insert(0, _root)
+
+from mcpguard.events.store import Store
+from mcpguard.gate.ledger import Ledger
+from mcpguard.gate.servers import Servers
+from mcpguard.gate.serving import Gate
+
+_STANDARD_INPUT = 0
+
+
+def _read_line() -> bytes:
+    """One line, and not a byte of what comes after it."""
+    found = bytearray()
+    while not found.endswith(b"\n"):
+        more = os.read(_STANDARD_INPUT, 1 << 16)
+        if not more:
+            return b""
+        found += more
+    return bytes(found)
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    line = _read_line()
+    if not line:
+        return
+    facts: dict[str, Any] = json.loads(line)
+    ledger = Ledger(Store.open(create=False), facts["session"])
+    listener = socket.socket(fileno=facts["listener"])
+    Gate(facts["session"], facts["leaf"], listener, Servers(facts, ledger), ledger).serve(_STANDARD_INPUT)
+
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    main()
+    os._exit(0)
