@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from mcp_files import JSON_SERVERS, copied, read, write
 
-from mcpguard.catalogue.clients import PLACES, VARIABLES, projects
+from mcpguard.catalogue.clients import CLIENTS, PLACES, VARIABLES, projects
 from mcpguard.catalogue.server import of
 from mcpguard.catalogue.starting import identify
 
@@ -74,6 +75,16 @@ def test_every_server_of_every_client_and_scope_is_found(tmp_path: Path) -> None
     assert [f"{one.client} {one.scope} {one.name}" for one in found.servers] == DECLARED.strip().splitlines()
     assert not found.problems
     assert {place.client for place in PLACES} == {one.client for one in found.servers}
+
+
+def test_the_documentation_names_every_client_and_every_variable() -> None:
+    text = (Path(__file__).parents[2] / "docs/mcp.md").read_text()
+    variables = {name for place in PLACES for name in re.findall(r"\{([A-Z_]+):", place.path)}
+    for word in {
+        *CLIENTS,
+        *(name.removeprefix("QWEN_CODE_SYSTEM").removeprefix("GEMINI_CLI_SYSTEM") for name in variables),
+    }:
+        assert word in text, word
 
 
 def test_the_parts_of_a_server_are_read_whatever_its_client_calls_them(tmp_path: Path) -> None:

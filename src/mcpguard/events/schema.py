@@ -14,7 +14,7 @@ from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.event import Event, Kind, McpMessage, Peer
 from mcpguard.model.rule import Origin
 
-VERSION = 4
+VERSION = 6
 # "mcpg": tells our file from any other SQLite database at that place.
 APPLICATION_ID = 0x6D637067
 
@@ -71,6 +71,8 @@ CREATE TABLE events (
   errno TEXT,
   detail TEXT,
   mcp TEXT,
+  bytes_sent INTEGER,
+  bytes_received INTEGER,
   PRIMARY KEY (session, seq)
 ) WITHOUT ROWID;
 CREATE INDEX events_by_verdict ON events (session, verdict, seq);
@@ -93,7 +95,9 @@ ANALYZE sqlite_master
 MIGRATIONS = {
     1: "ALTER TABLE events ADD COLUMN mcp TEXT",
     2: "ALTER TABLE sessions ADD COLUMN modes TEXT NOT NULL DEFAULT ''",
-    3: STATISTICS,
+    3: "ALTER TABLE events ADD COLUMN bytes_sent INTEGER",
+    4: "ALTER TABLE events ADD COLUMN bytes_received INTEGER",
+    5: STATISTICS,
 }
 
 EVENT_COLUMNS = [
@@ -120,6 +124,8 @@ EVENT_COLUMNS = [
     "errno",
     "detail",
     "mcp",
+    "bytes_sent",
+    "bytes_received",
 ]
 MCP_KEYS = (
     *("server", "transport", "sender", "call", "method", "id", "tool", "arguments", "cut", "classes"),
@@ -153,7 +159,7 @@ def event_row(event: Event, session: int, seq: int, rule: int | None) -> Row:
         *(session, seq, event.time_ns, event.kind.value, event.op, event.verdict.value, event.access),
         *(_clean(event.path), _clean(event.target), _clean(event.host), event.address, event.port, event.protocol),
         *(event.pid, event.ppid, _clean(event.exe), _clean(event.comm), argv, rule, event.count),
-        *(event.errno, _clean(event.detail), _mcp_text(event.mcp)),
+        *(event.errno, _clean(event.detail), _mcp_text(event.mcp), event.bytes_sent, event.bytes_received),
     )
 
 
