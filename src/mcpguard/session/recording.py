@@ -156,10 +156,10 @@ class Recording:
         self._listener = Listener(self._rings[_MESSAGES], self.session, recorder)
         self._listener.start()
 
-    def skip_messages(self, ends: Sequence[tuple[int, int]]) -> None:
+    def skip_messages(self, ends: Sequence[tuple[int, int]], served: bool = True) -> None:
         """MCP messages on these pipes and sockets are told by somebody else; see `Listener.skip`."""
         if self._listener is not None:
-            self._listener.skip(ends)
+            self._listener.skip(ends, served)
 
     def _exchanged(self) -> list[FlowRecord]:
         """What was exchanged with whom since the last call."""
