@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 # Raise it when what is pinned changes in a way that the objects do not show.
 LAYOUT = 1
-DENIALS, ACTIVITY, COUNTERS = "mg_denials", "mg_activity", "mg_counters"
+DENIALS, ACTIVITY, MESSAGES, COUNTERS = "mg_denials", "mg_activity", "mg_messages", "mg_counters"
 SESSIONS, LEAVES = "mg_sessions", "mg_leaves"
 NAMES, QUESTIONS, RESOLVERS = "mg_names", "mg_questions", "mg_resolvers"
+FLOWS = "mg_flows"
 _SUMS = ("_sums", "_denied")
 _FACTS, _FACTS_BYTES = "facts", 1 << 14
 _FIRST = bytes(4)
@@ -77,6 +78,7 @@ OBJECTS: tuple[ObjectSpec, ...] = (
             "mg_sys_exit": "sys_exit",
         },
     ),
+    ObjectSpec("messages", links={"mg_any_send": "sys_exit"}),
 )
 
 
@@ -153,19 +155,21 @@ class Engine:
         """Programs that are attached for the whole host now."""
         return set(os.listdir(f"{self._folder}/{pins.LINKS}"))
 
-    def add_session(self, leaf_fd: int, leaf_id: int, *, denials: int = 1 << 20, activity: int = 8 << 20) -> Session:
+    def add_session(
+        self, leaf_fd: int, leaf_id: int, *, denials: int = 1 << 20, activity: int = 8 << 20, messages: int = 4 << 20
+    ) -> Session:
         """Give a leaf a slot with maps of its own. Until `Session.set_state` everything that its programs judge is refused.
 
         Args:
             leaf_fd: an open directory of the leaf; a copy is kept.
             leaf_id: what `bpf_get_current_cgroup_id` gives inside.
-            denials, activity: bytes of the rings, powers of two.
+            denials, activity, messages: bytes of the rings, powers of two.
 
         Raises:
             HostError: too many sessions.
             KernelError: the kernel refused something; nothing of the session is left.
         """
-        sizes = {DENIALS: denials, ACTIVITY: activity}
+        sizes = {DENIALS: denials, ACTIVITY: activity, MESSAGES: messages}
         with pins.locked():
             slot = self._free_slot()
             session = Session(self, os.dup(leaf_fd), leaf_id, slot, sizes)
@@ -282,7 +286,7 @@ class Session:
         slot: the index of its maps.
         leaf_fd, leaf_id: the cgroup.
         fds: what may be handed to the user's process: rings, counters, sums (`sums.*`), and what its resolver writes and reads
-            (NAMES, QUESTIONS). Closing them ends nothing.
+            (NAMES, QUESTIONS), and how many bytes went where (FLOWS). Closing them ends nothing.
         sizes: bytes of each ring's data area, by the names in `fds`.
         maps: all maps of its own by name; those that are not in `fds` are part of verdicts and stay here.
     """
@@ -301,7 +305,8 @@ class Session:
 
     @property
     def fds(self) -> dict[str, int]:
-        carried = {name: self.maps[name].fd for name in (DENIALS, ACTIVITY, COUNTERS, NAMES, QUESTIONS)}
+        names = (DENIALS, ACTIVITY, MESSAGES, COUNTERS, NAMES, QUESTIONS, FLOWS)
+        carried = {name: self.maps[name].fd for name in names}
         counted = {f"sums.{name}": one.fd for name, one in self.maps.items() if name.endswith(_SUMS)}
         return {**carried, **counted}
 

@@ -257,6 +257,8 @@ def _of_file(file: File, *, declaring: set[str], secretive: set[str]) -> Iterato
     if file.document is None:
         yield finding("unreadable-file", file.problem)
         return
+    if file.path in declaring and file.path.startswith("/") and (writer := _writable(Path(file.path).resolve())):
+        yield finding("writable-settings", writer)
     if file.document.repeated and file.path in declaring:
         yield finding("repeated-key", ", ".join(file.document.repeated[:5]))
     if file.path in secretive and _others_read(Path(file.path), file.document.mode):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mcpguard.catalogue import approved, starting
 from mcpguard.catalogue.approved import Catalogue, Entry, State
-from mcpguard.catalogue.clients import Inventory, inventory
+from mcpguard.catalogue.clients import Inventory, belongs, inventory
 from mcpguard.catalogue.identity import Identity, shown
 from mcpguard.catalogue.server import REMOTE, STDIO, Server
 from mcpguard.errors import UsageError
@@ -72,7 +72,7 @@ def survey(project: Path, environment: Mapping[str, str], root: Path = Path("/")
 def _row(server: Server, environment: Mapping[str, str], project: Path, catalogue: Catalogue) -> Row:
     known = starting.identify(server, environment, project)
     state = catalogue.state(server.name, known) if known else State(approved.NOT_APPROVED)
-    return Row(server, known, state, not server.project or Path(server.project) == project)
+    return Row(server, known, state, belongs(server, project))
 
 
 def masked_words(server: Server) -> list[str]:

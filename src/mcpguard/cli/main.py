@@ -12,7 +12,7 @@ from mcpguard.cli import exit_codes
 from mcpguard.errors import McpguardError
 
 # What reading or writing the files of mcpguard itself ends with.
-_CLOSED = ("store.unusable", "store.not-ours", "profile.not-written")
+_CLOSED = ("store.unusable", "store.not-ours", "profile.not-written", "catalogue.unusable")
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mcpguard.catalogue import approved, starting
+from mcpguard.catalogue import approved, clients, starting
 from mcpguard.catalogue.approved import Entry
 from mcpguard.catalogue.findings import Finding
 from mcpguard.catalogue.identity import MISSING
@@ -29,7 +29,8 @@ approve remembers exactly one program with its words; when anything of it change
 
 def _declared(incomplete: str) -> list[str]:
     """Names of declared servers, for the shell."""
-    return sorted({row.server.name for row in _survey().rows if row.server.name.startswith(incomplete)})
+    servers = clients.inventory(Path.cwd(), os.environ).servers
+    return sorted({server.name for server in servers if server.name.startswith(incomplete)})
 
 
 def _approved(incomplete: str) -> list[str]:
@@ -38,9 +39,7 @@ def _approved(incomplete: str) -> list[str]:
 
 
 def _clients(incomplete: str) -> list[str]:
-    from mcpguard.catalogue.clients import CLIENTS
-
-    return [client for client in CLIENTS if client.startswith(incomplete)]
+    return [client for client in clients.CLIENTS if client.startswith(incomplete)]
 
 
 Format = Annotated[Literal["table", "json"], typer.Option("--format", help="How to print them.")]
@@ -109,6 +108,7 @@ def _as_json(row: Row) -> dict[str, object]:
         "command": masked_words(server) if server.command else None,
         "url": row.starts if server.url else None,
         "environment": sorted(server.env) or None,
+        "here": row.here,
         "enabled": server.enabled,
         "state": row.state.word if known else None,
         "differences": row.state.differences or None,

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Gate:
     def __init__(self, session: str) -> None:
         """Raises HostError: it cannot have its socket, so that no server could start."""
         self.facts: dict[str, Any] = {}
+        self._tell_ends: Callable[[Sequence[tuple[int, int]], bool], None] = lambda _ends, _served: None
         self._session = session
         self._folder = gate_directory() / session
         self.address = str(self._folder / "socket")
@@ -85,12 +86,15 @@ class Gate:
         path.write_bytes(content)
         return str(path)
 
-    def start(self, leaf: str) -> None:
+    def start(self, leaf: str, tell_ends: Callable[[Sequence[tuple[int, int]], bool], None]) -> None:
         """Have shims answered from now on, until `close`.
 
         Args:
             leaf: path of the session's own cgroup leaf.
+            tell_ends: called by another thread with the device and inode numbers of pipes and sockets whose messages the gate
+                puts on record, and True; or of a conversation that it refused, and False.
         """
+        self._tell_ends = tell_ends
         handed = {
             **self.facts,
             "session": self._session,
@@ -116,7 +120,7 @@ class Gate:
     def _wait(self, process: subprocess.Popen[bytes]) -> bool:
         """Until it ends; True when that was meant to be."""
         with _held(process.pid) as held:
-            stopped = self._stop in select.select([held, self._stop], (), ())[0]
+            stopped = self._hear(process, held)
         if stopped and process.stdin is not None:
             process.stdin.close()  # it writes what it knows, and ends
             try:
@@ -125,6 +129,24 @@ class Gate:
                 process.kill()
         process.wait()
         return stopped
+
+    def _hear(self, process: subprocess.Popen[bytes], held: int) -> bool:
+        """Pass on which pipes and sockets its conversations use, until it ends or is to end; True for the latter."""
+        waited = [held, self._stop]
+        rest = b""
+        if process.stdout is not None:
+            waited.append(process.stdout.fileno())
+        while True:
+            ready = select.select(waited, (), ())[0]
+            if held in ready or self._stop in ready:
+                return self._stop in ready
+            more = os.read(waited[-1], 1 << 16)
+            if not more:
+                waited.pop()
+            *lines, rest = (rest + more).split(b"\n")
+            for line in lines:
+                served, ends = json.loads(line)
+                self._tell_ends([(int(device), int(inode)) for device, inode in ends], bool(served))
 
     def close(self) -> None:
         """End it; what it knew is on record when this returns. To be called when the tree has ended; again: nothing."""
@@ -154,7 +176,7 @@ def _spawn(line: bytes, listener: int) -> subprocess.Popen[bytes]:
         cwd="/",
         env={**{name: os.environ[name] for name in _OWN_FOLDERS if name in os.environ}, **_ENVIRONMENT},
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         pass_fds=[listener],
         start_new_session=True,

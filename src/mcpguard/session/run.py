@@ -111,7 +111,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         gc.freeze()  # or its first look goes through all of that, while the agent starts
         gc.enable()
         if guarded:
-            guarded.gate.start(str(facts["cgroup"]))
+            guarded.gate.start(str(facts["cgroup"]), recording.skip_messages)
         if later:
             later.start()
         if hooks:
