@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 7
+#define MG_ABI_VERSION 8
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -26,6 +26,7 @@ enum mg_limit {
 	MG_PAGE_LINES = 8192,
 	MG_PAGES_LIMIT = 64,	/* of one policy */
 	MG_NAMES_LIMIT = 4,	/* of one object, by mounts */
+	MG_FLOWS_LIMIT = 8192,	/* destinations of one session whose bytes are told apart */
 	MG_LEARNED_LIMIT = 8,	/* different ports of one address that names have opened */
 	MG_BRANCH_BYTES = 32,	/* of a name on the way to a mount root; a longer one takes several steps */
 	MG_PIECE_BYTES = 8192,	/* of a stream, in one record */
@@ -439,6 +440,20 @@ struct mg_question {
 	__u32 ppid;
 	char comm[MG_COMM_BYTES];
 	__u8 server[16];	/* whom it asked; zero: the resolver itself */
+};
+
+/* Map mg_flows: IP packets by the other end, headers included. All zero: those for which there was no room. */
+struct mg_flow_key {
+	__u8 address[16];	/* of the other end; network order, IPv4 mapped */
+	__u16 port;		/* of the other end; of this end where others came to us */
+	__u16 protocol;		/* IPPROTO_* */
+	__u8 op;		/* MG_NET_CONNECT, or MG_NET_ACCEPT where others came to us */
+	__u8 reserved[3];
+};
+
+struct mg_flow {
+	__u64 sent;
+	__u64 received;
 };
 
 /* Name of a unix socket, and key of mg_own_names; an abstract one starts with a zero byte. */

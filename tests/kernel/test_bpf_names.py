@@ -74,13 +74,6 @@ def answerer() -> Iterator[Answerer]:
                 sock.shutdown(socket.SHUT_RDWR)
 
 
-@pytest.fixture
-def tree(leaf: Leaf) -> Iterator[Tree]:
-    planted = Tree.plant(leaf)
-    yield planted
-    planted.close()
-
-
 def ask_connected(family: int, kind: int, host: str, token: bytes) -> list[object]:
     with socket.socket(family, kind) as sock:
         sock.settimeout(5)

@@ -325,6 +325,15 @@ def test_what_a_gate_tells_is_not_told_again_even_when_it_speaks_up_later() -> N
     assert len(world.end()) == 1
 
 
+def test_what_was_said_to_a_server_that_may_not_start_is_forgotten_and_no_more_than_that() -> None:
+    world = World()
+    world.see(world.client.say(ask(0, "initialize")))
+    world.observer.skip([(os.makedev(0, PIPES), 1)], served=False)
+    world.clock.now_ns += 2 * observing.EARLY_NS
+    world.see(world.client.say(ask(1)))
+    assert [row[3] for row in told(world.end())] == ["1"]
+
+
 def test_what_has_no_other_direction_is_told_after_a_while() -> None:
     world = World()
     world.see(world.client.say(ask(0)))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from mcp_files import JSON_SERVERS, copied, read, write
 
-from mcpguard.catalogue.clients import CLIENTS, PLACES, VARIABLES, projects
+from mcpguard.catalogue.clients import CLIENTS, PLACES, VARIABLES, belongs, projects
 from mcpguard.catalogue.server import of
 from mcpguard.catalogue.starting import identify
 
@@ -142,6 +142,26 @@ def test_the_project_reaches_up_to_the_root_of_its_repository_and_no_further(tmp
     assert projects(inner) == [inner]
     (tmp_path / "project" / ".git").mkdir()
     assert projects(inner) == [inner, inner.parent, tmp_path / "project"]
+
+
+def test_claude_code_takes_servers_from_every_folder_above(tmp_path: Path) -> None:
+    """Also with a repository between them, and without one."""
+    (tmp_path / "project/.git").mkdir(parents=True)
+    write(tmp_path / ".mcp.json", '{"mcpServers": {"above": {"command": "x"}}}')
+    write(tmp_path / "project/.mcp.json", '{"mcpServers": {"own": {"command": "x"}}}')
+    write(tmp_path / ".gemini/settings.json", '{"mcpServers": {"not for gemini": {"command": "x"}}}')
+    assert [one.name for one in read(tmp_path).servers] == ["own", "above"]
+
+
+def test_a_server_for_one_project_is_for_its_subfolders_and_worktrees(tmp_path: Path) -> None:
+    (tmp_path / "project/.git/worktrees/other").mkdir(parents=True)
+    (tmp_path / "project/sub").mkdir()
+    write(tmp_path / "other/.git", f"gitdir: {tmp_path}/project/.git/worktrees/other\n")
+    (tmp_path / "third").mkdir()
+    server = of("x", {"command": "x"}, client="c", scope="local", file="/f", project=str(tmp_path / "project"))
+    for folder, here in {"project": True, "project/sub": True, "other": True, "third": False, ".": False}.items():
+        assert belongs(server, tmp_path / folder) == here
+    assert belongs(of("x", {"command": "x"}, client="c", scope="user", file="/f"), tmp_path)
 
 
 def test_servers_cannot_hide_behind_the_name_of_a_group(tmp_path: Path) -> None:

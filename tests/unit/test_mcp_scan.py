@@ -258,6 +258,18 @@ def test_secrets_that_others_can_read_are_told(world: World, tmp_path: Path) -> 
     assert [name for name, _ in world.found()] == ["literal-secret"]
 
 
+def test_settings_that_others_can_change_are_told(world: World, tmp_path: Path) -> None:
+    for folder in (world.project, world.root, tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o711)
+    file = world.declare(s={"command": "x"})
+    assert world.found() == []
+    file.chmod(0o666)
+    assert world.found() == [("writable-settings", f"everybody can write {file}")]
+    file.chmod(0o600)
+    world.project.chmod(0o777)
+    assert world.found() == [("writable-settings", f"everybody can write {world.project}")]
+
+
 def test_files_that_are_read_in_two_ways_or_not_at_all_are_told(world: World) -> None:
     write(world.project / ".mcp.json", '{"mcpServers": {"a": {"command": "x"}, "a": {"command": "y"}}}')
     write(world.home / ".cursor/mcp.json", "{")

@@ -30,6 +30,7 @@ LAYOUT = 1
 DENIALS, ACTIVITY, MESSAGES, COUNTERS = "mg_denials", "mg_activity", "mg_messages", "mg_counters"
 SESSIONS, LEAVES = "mg_sessions", "mg_leaves"
 NAMES, QUESTIONS, RESOLVERS = "mg_names", "mg_questions", "mg_resolvers"
+FLOWS = "mg_flows"
 _SUMS = ("_sums", "_denied")
 _FACTS, _FACTS_BYTES = "facts", 1 << 14
 _FIRST = bytes(4)
@@ -285,7 +286,7 @@ class Session:
         slot: the index of its maps.
         leaf_fd, leaf_id: the cgroup.
         fds: what may be handed to the user's process: rings, counters, sums (`sums.*`), and what its resolver writes and reads
-            (NAMES, QUESTIONS). Closing them ends nothing.
+            (NAMES, QUESTIONS), and how many bytes went where (FLOWS). Closing them ends nothing.
         sizes: bytes of each ring's data area, by the names in `fds`.
         maps: all maps of its own by name; those that are not in `fds` are part of verdicts and stay here.
     """
@@ -304,7 +305,7 @@ class Session:
 
     @property
     def fds(self) -> dict[str, int]:
-        names = (DENIALS, ACTIVITY, MESSAGES, COUNTERS, NAMES, QUESTIONS)
+        names = (DENIALS, ACTIVITY, MESSAGES, COUNTERS, NAMES, QUESTIONS, FLOWS)
         carried = {name: self.maps[name].fd for name in names}
         counted = {f"sums.{name}": one.fd for name, one in self.maps.items() if name.endswith(_SUMS)}
         return {**carried, **counted}

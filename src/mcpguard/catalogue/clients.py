@@ -1,7 +1,8 @@
 """Where each client on Linux keeps its MCP servers: one table, and the walk over it.
 
 `{NAME:DEFAULT}` stands for the variable NAME, or for DEFAULT where it is not set; `{project}` for the working folder and
-those above it up to the root of its repository. `*` is one name, `**` any depth down to MAX_WALK.
+those above it up to the root of its repository, `{above}` for it and all above it. `*` is one name, `**` any depth down to
+MAX_WALK.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mcpguard.catalogue import server as servers
-from mcpguard.catalogue.reading import MAX_BYTES, Document, UnreadableError, is_folder, parse, read
+from mcpguard.catalogue.reading import MAX_BYTES, Document, UnreadableError, content, is_folder, parse, read
 from mcpguard.catalogue.server import Server
 from mcpguard.model.values import dataclass
 
@@ -86,7 +87,7 @@ PLACES: tuple[Place, ...] = (
     Place("claude-code", "user", "{CLAUDE_CONFIG_DIR:~}/.claude.json", _CLAUDE_KEYS, limit=_LARGE),
     Place("claude-code", "user", f"{_CLAUDE}/settings.json"),
     Place("claude-code", "user", f"{_CLAUDE}/settings.local.json"),
-    Place("claude-code", "project", "{project}/.mcp.json"),
+    Place("claude-code", "project", "{above}/.mcp.json"),
     Place("claude-code", "project", "{project}/.claude/settings.json"),
     Place("claude-code", "project", "{project}/.claude/settings.local.json"),
     Place("claude-code", "managed", "/etc/claude-code/managed-mcp.json"),
@@ -104,7 +105,7 @@ PLACES: tuple[Place, ...] = (
     *_gemini("gemini-cli", ".gemini", "{GEMINI_CLI_HOME:~}", "/etc/gemini-cli", "GEMINI_CLI"),
     *_gemini("qwen-code", ".qwen", "~", "/etc/qwen-code", "QWEN_CODE"),
     Place("cursor", "user", "~/.cursor/mcp.json"),
-    Place("cursor", "project", "{project}/.cursor/mcp.json"),
+    Place("cursor", "project", "{above}/.cursor/mcp.json"),
     Place("cursor", "plugin", "~/.cursor/plugins/**/mcp.json", (("mcpServers",), ())),
     Place("cursor", "plugin", "~/.cursor/plugins/**/.mcp.json", (("mcpServers",), ())),
     Place("cursor", "user", "~/.cursor/cli-config.json"),
@@ -120,6 +121,7 @@ PLACES: tuple[Place, ...] = (
     Place("windsurf", "project", "{project}/.windsurf/mcp.json"),
     Place("windsurf", "managed", "/etc/windsurf/mcp_config.json"),
     *_opencode("user", f"{_CONFIG}/opencode"),
+    *_opencode("user", "~/.opencode"),
     *_opencode("user", "{OPENCODE_CONFIG_DIR:}"),
     Place("opencode", "user", "{OPENCODE_CONFIG:}", _OPENCODE_KEYS),
     *_opencode("project", "{project}"),
@@ -268,9 +270,10 @@ def _groups(value: Any, keys: Sequence[str], project: str = "") -> Iterator[tupl
 
 def _paths(place: Place, project: Path, environment: Mapping[str, str], root: Path) -> Iterator[tuple[str, str]]:
     """Files that a place may mean, each with its project."""
-    if place.path.startswith("{project}"):
-        for folder in projects(project):
-            for path in _matching(folder, place.path.removeprefix("{project}/")):
+    first, _, rest = place.path.partition("/")
+    if first in ("{project}", "{above}"):
+        for folder in projects(project) if first == "{project}" else (project, *project.parents):
+            for path in _matching(folder, rest):
                 yield str(path), str(folder)
         return
     start, below = _start(place.path, environment, root)
@@ -299,6 +302,27 @@ def projects(folder: Path) -> list[Path]:
         if os.path.lexists(one / ".git"):
             return above[:count]
     return [folder]
+
+
+def belongs(server: Server, project: Path) -> bool:
+    """Whether a server is declared for a folder: for the user, the machine or a project that it lies in, or for its repository.
+
+    Worktrees belong to the repository that they were made from.
+    """
+    if not server.project:
+        return True
+    folders = projects(project)
+    return server.project in (*map(str, folders), _main_repository(folders[-1]))
+
+
+def _main_repository(root: Path) -> str:
+    """Of a worktree, the folder of the repository that it was made from; else empty."""
+    try:
+        text = content(root / ".git", 4096)[0].decode(errors="surrogateescape").removeprefix("gitdir:").strip()
+    except (OSError, UnreadableError):
+        return ""
+    folder = Path(os.path.normpath(root / text))
+    return str(folder.parent.parent.parent) if folder.parent.name == "worktrees" else ""
 
 
 def _matching(folder: Path, pattern: str) -> Iterator[Path]:

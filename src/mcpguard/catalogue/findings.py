@@ -186,6 +186,13 @@ _RULES = (
         "read its entry; mcpguard mcp approve NAME",
     ),
     Rule(
+        "writable-settings",
+        "MCP09",
+        Level.ERROR,
+        "other users of this machine can change which servers are declared",
+        "take the right to write away from others, for the file and every folder above it",
+    ),
+    Rule(
         "repeated-key",
         "MCP09",
         Level.WARNING,

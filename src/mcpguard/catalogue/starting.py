@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mcpguard.catalogue import identity
+from mcpguard.catalogue.clients import belongs
 from mcpguard.catalogue.identity import Identity
 from mcpguard.catalogue.server import REMOTE, STDIO, Server
 
@@ -46,7 +47,7 @@ def folder(server: Server, environment: Mapping[str, str], project: Path) -> Pat
     cwd = expanded(server.cwd, {**environment, **_places(server, project)})
     if cwd == "~" or cwd.startswith("~/"):
         cwd = environment.get("HOME", "") + cwd[1:]
-    return Path(server.project or project, cwd)
+    return Path(_base(server, project), cwd)
 
 
 def start_environment(server: Server, environment: Mapping[str, str]) -> dict[str, str]:
@@ -72,10 +73,15 @@ def unknown(server: Server, environment: Mapping[str, str], project: Path) -> tu
     return tuple(dict.fromkeys(found for word in words for found in _OPEN.findall(expanded(word, known))))
 
 
+def _base(server: Server, project: Path) -> str:
+    """Where its client runs: here, or in the other project that a server is declared for."""
+    return str(project) if belongs(server, project) else server.project
+
+
 def _places(server: Server, project: Path) -> dict[str, str]:
     """Names that clients have for places."""
     own = str(Path(server.file).parent)
     return {
-        **{name: str(server.project or project) for name in ("workspaceFolder", "workspacePath", "CLAUDE_PROJECT_DIR")},
+        **{name: _base(server, project) for name in ("workspaceFolder", "workspacePath", "CLAUDE_PROJECT_DIR")},
         **dict.fromkeys(("extensionPath", "CLAUDE_PLUGIN_ROOT"), own),
     }

@@ -108,6 +108,7 @@ def _as_json(row: Row) -> dict[str, object]:
         "command": masked_words(server) if server.command else None,
         "url": row.starts if server.url else None,
         "environment": sorted(server.env) or None,
+        "here": row.here,
         "enabled": server.enabled,
         "state": row.state.word if known else None,
         "differences": row.state.differences or None,

@@ -61,7 +61,8 @@ def _print(told: Sequence[Finding], servers: int) -> None:
     for rule in dict.fromkeys(one.rule for one in told):
         render.line(f"{rule.name}: {rule.says}.")
         render.line(f"  do   {rule.do}")
-    render.note(f"{len(told)} findings in {servers} servers" if told else f"nothing found in {servers} servers")
+    found = "nothing" if not told else "1 finding" if len(told) == 1 else f"{len(told)} findings"
+    render.note(f"{found} in {servers} server{'' if servers == 1 else 's'}")
 
 
 def _where(found: Finding, home: str) -> str:

@@ -10,8 +10,9 @@ import typer
 
 from mcpguard.cli import render
 from mcpguard.cli.sessions import as_json as session_json
+from mcpguard.events.activity import Reached
 from mcpguard.events.format import as_json as event_json
-from mcpguard.events.format import clock, printable, rfc3339, shorten
+from mcpguard.events.format import clock, printable, rfc3339, shorten, size
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
 from mcpguard.model.values import replace
@@ -70,7 +71,11 @@ def _print(found: Report, home: str) -> None:
     render.line(f"  reached  {len(reached)} destinations and sockets")
     for one in reached[:_SHOWN]:
         name = (one.host or one.address) + (f":{one.port}" if one.port else "")
-        render.line(f"           {one.verdict.value:<5} {one.op} {printable(name)}  {one.times}x")
+        exchanged = f", {size(one.bytes_sent or 0)} sent, {size(one.bytes_received or 0)} received"
+        known = one.bytes_sent is not None or one.bytes_received is not None
+        render.line(
+            f"           {one.verdict.value:<5} {one.op} {printable(name)}  {one.times}x{exchanged if known else ''}"
+        )
     _rest(len(reached) - _SHOWN)
     _print_spoken(found)
     later = found.later
@@ -119,7 +124,7 @@ def _json(found: Report, home: str) -> dict[str, object]:
             {"path": one.path, "verdict": one.verdict.value, "times": one.times, "argv": list(one.argv)}
             for one in found.programs
         ],
-        "destinations": [one._asdict() for one in found.destinations],
+        "destinations": [_destination(one) for one in found.destinations],
         "denials": [_group(group) for group in found.denials],
         "not_stopped": [_group(group) for group in found.not_stopped],
         "would_be_denied": [_group(group) for group in found.would_be_denied],
@@ -128,6 +133,11 @@ def _json(found: Report, home: str) -> dict[str, object]:
         "later": [_later(one) for one in found.later],
         "left_out": found.left_out,
     }
+
+
+def _destination(one: Reached) -> dict[str, object]:
+    """Bytes where they are known."""
+    return {key: value for key, value in one._asdict().items() if value is not None}
 
 
 def _approval(one: Approval) -> dict[str, object]:

@@ -56,7 +56,7 @@ class Listener:
         self._recorder = recorder
         self._clock = clock or Clock()
         self._observer: Observer | None = None
-        self._skipped: list[tuple[int, int]] = []
+        self._skipped: list[tuple[tuple[tuple[int, int], ...], bool]] = []
         self._skipping = threading.Lock()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="mcpguard-messages", daemon=True)
@@ -64,12 +64,15 @@ class Listener:
     def start(self) -> None:
         self._thread.start()
 
-    def skip(self, ends: Iterable[tuple[int, int]]) -> None:
+    def skip(self, ends: Iterable[tuple[int, int]], served: bool = True) -> None:
         """These pipes and sockets (`st_dev` and `st_ino` of them) are told by somebody else. May be called by any thread, also
         when the first messages have gone through: they are held back for a moment.
+
+        Args:
+            served: else nobody listens there: only what was sent already is not told.
         """
         with self._skipping:
-            self._skipped += ends
+            self._skipped.append((tuple(ends), served))
 
     def stop(self) -> bool:
         """Read what is left, end the thread. False: it hangs and was left behind."""
@@ -125,7 +128,8 @@ class Listener:
             self._observer = Observer(self._session, self._clock.epoch_of, self._clock.monotonic_ns, processes.get)
         with self._skipping:
             skipped, self._skipped = self._skipped, []
-        self._observer.skip(skipped)
+        for ends, served in skipped:
+            self._observer.skip(ends, served)
         return self._observer
 
     def _tell(self, events: list[Event], lost: dict[str, int]) -> None:

@@ -36,6 +36,7 @@ HOLD_NS = 5_000_000_000
 MOST_HELD_BACK = 1_000
 # A call that sends ends after what it sent has arrived: the answer may be seen before its question.
 EARLY_NS = 1_000_000_000
+_FOR_EVER = 1 << 63
 # Messages of another kind before a stream is left alone.
 MOST_FOREIGN = 3
 # What only a server asks.
@@ -115,14 +116,25 @@ class Observer:
         self._now_ns = now_ns
         self._who = who
         self._streams: OrderedDict[End, _Stream] = OrderedDict()
-        self._skipped: set[End] = set()
+        self._skipped: dict[End | None, int] = {}
         # HTTP: by the server's port and the session, for answers that come on another connection.
         self._pool: OrderedDict[tuple[int, str, str, Key], tuple[_Stream, Event]] = OrderedDict()
 
-    def skip(self, ends: Iterable[tuple[int, int]]) -> None:
+    def skip(self, ends: Iterable[tuple[int, int]], served: bool = True) -> None:
         """These pipes and sockets, by `st_dev` and `st_ino`, are somebody else's to tell of: what was seen on them and not told
-        is forgotten."""
-        self._skipped.update((_device(device), inode) for device, inode in ends)
+        is forgotten.
+
+        Args:
+            served: for good; else for a moment, as nobody listens there, and the tree may use them for something else.
+        """
+        until_ns = _FOR_EVER if served else self._now_ns() + EARLY_NS
+        self._skipped.update({(_device(device), inode): until_ns for device, inode in ends})
+        for stream in self._streams.values():
+            if self._is_skipped(stream.own) or self._is_skipped(stream.far):
+                stream.back = []
+
+    def _is_skipped(self, end: End | None) -> bool:
+        return end in self._skipped and self._now_ns() < self._skipped[end]
 
     def feed(self, records: Iterable[MessageRecord]) -> list[Event]:
         """The events of pieces, in the order in which they were seen."""
@@ -165,7 +177,7 @@ class Observer:
     # Streams and their pairs.
 
     def _stream(self, record: MessageRecord) -> _Stream | None:
-        if record.own in self._skipped or record.far in self._skipped:
+        if self._is_skipped(record.own) or self._is_skipped(record.far):
             self._streams.pop(record.own, None)
             return None
         stream = self._streams.get(record.own)
@@ -332,7 +344,7 @@ class Observer:
 
     def _let_go(self, stream: _Stream) -> list[Event]:
         back, stream.back = stream.back, []
-        if stream.own in self._skipped or stream.far in self._skipped:
+        if self._is_skipped(stream.own) or self._is_skipped(stream.far):
             return []
         return [event for one in back for event in self._event(stream, *one)]
 

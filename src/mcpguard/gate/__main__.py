@@ -40,10 +40,10 @@ def _read_line() -> bytes:
     return bytes(found)
 
 
-def _tell_ends(ends: Sequence[int]) -> None:
+def _tell_ends(ends: Sequence[int], served: bool) -> None:
     """Say to the process that keeps the record which pipes and sockets it need not tell of; if nobody reads it: no matter."""
     states = [os.fstat(end) for end in ends]
-    line = json.dumps([[state.st_dev, state.st_ino] for state in states]).encode() + b"\n"
+    line = json.dumps([served, [[state.st_dev, state.st_ino] for state in states]]).encode() + b"\n"
     with contextlib.suppress(OSError):
         os.write(_STANDARD_OUTPUT, line)
 

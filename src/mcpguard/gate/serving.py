@@ -88,13 +88,14 @@ class Gate:
         listener: socket.socket,
         admits: Admits,
         ledger: Ledger,
-        tell_ends: Callable[[Sequence[int]], None] = lambda _ends: None,
+        tell_ends: Callable[[Sequence[int], bool], None] = lambda _ends, _served: None,
     ) -> None:
         """
         Args:
             leaf: as `peers.welcome` takes it.
             listener: a SEQPACKET socket that the tree can reach.
-            tell_ends: called with the descriptors of a conversation before its first message is read.
+            tell_ends: called with the descriptors of a conversation before its first message is read, and with the client's of
+                one that does not come to be: whether it does is the second argument.
         """
         self._tell_ends = tell_ends
         self._session = session
@@ -245,7 +246,7 @@ class Gate:
         self._relays.add(relay)
         self._watched.update(relay.descriptors())
         self._forget(entrant)
-        self._tell_ends((client_in, client_out, server_in, server_out))
+        self._tell_ends((client_in, client_out, server_in, server_out), True)
         relay.begin()
 
     def _ended(self, relay: Relay) -> None:
@@ -262,6 +263,7 @@ class Gate:
     def _let_go(self, entrant: _Entrant, why: str) -> None:
         if why:
             self._turn_away(why, entrant)
+        self._tell_ends([end for end in entrant.client if end >= 0], False)
         self._forget(entrant)
 
     def _forget(self, entrant: _Entrant) -> None:

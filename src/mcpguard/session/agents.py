@@ -68,7 +68,7 @@ def tell(command: Sequence[str], environment: Mapping[str, str], workspace: str,
     found = [
         one for one in clients.inventory(Path(workspace), environment).servers if one.client == client and one.enabled
     ]
-    found = [one for one in found if one.scope != "local" or one.project == workspace]
+    found = [one for one in found if clients.belongs(one, Path(workspace))]
     return change(tuple(command), dict(environment), _each_once(found), gate)
 
 

@@ -51,7 +51,7 @@ class Gate:
     def __init__(self, session: str) -> None:
         """Raises HostError: it cannot have its socket, so that no server could start."""
         self.facts: dict[str, Any] = {}
-        self._tell_ends: Callable[[Sequence[tuple[int, int]]], None] = lambda _ends: None
+        self._tell_ends: Callable[[Sequence[tuple[int, int]], bool], None] = lambda _ends, _served: None
         self._session = session
         self._folder = gate_directory() / session
         self.address = str(self._folder / "socket")
@@ -86,13 +86,13 @@ class Gate:
         path.write_bytes(content)
         return str(path)
 
-    def start(self, leaf: str, tell_ends: Callable[[Sequence[tuple[int, int]]], None]) -> None:
+    def start(self, leaf: str, tell_ends: Callable[[Sequence[tuple[int, int]], bool], None]) -> None:
         """Have shims answered from now on, until `close`.
 
         Args:
             leaf: path of the session's own cgroup leaf.
             tell_ends: called by another thread with the device and inode numbers of pipes and sockets whose messages the gate
-                puts on record.
+                puts on record, and True; or of a conversation that it refused, and False.
         """
         self._tell_ends = tell_ends
         handed = {
@@ -145,7 +145,8 @@ class Gate:
                 waited.pop()
             *lines, rest = (rest + more).split(b"\n")
             for line in lines:
-                self._tell_ends([(int(device), int(inode)) for device, inode in json.loads(line)])
+                served, ends = json.loads(line)
+                self._tell_ends([(int(device), int(inode)) for device, inode in ends], bool(served))
 
     def close(self) -> None:
         """End it; what it knew is on record when this returns. To be called when the tree has ended; again: nothing."""

@@ -31,9 +31,10 @@ from mcpguard.model.event import Event
 from mcpguard.model.policy import Policy
 from mcpguard.wire import _abi, decode
 from mcpguard.wire import lookups as told
-from mcpguard.wire.records import SumRecord
+from mcpguard.wire.records import FlowRecord, SumRecord
 
 if TYPE_CHECKING:
+    from mcpguard.events.flows import Flows
     from mcpguard.session.resolver import Feed
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Recording:
         self._listener: Listener | None = None
         self._lookups: Feed | None = None
         self._pid_fd = -1
+        self._flows_fd = -1
+        self._flows: Flows | None = None
         self._leaf = ""
         self._final = False
         self._leftover = 0
@@ -138,7 +141,8 @@ class Recording:
         if self._store is None:
             return
         first = Process(int(facts["pid"]), os.getpid(), exe="", argv=self._command, start_ns=time.monotonic_ns())
-        self._recorder = Recorder(self._store, self.session, self._policy, first, names=names)
+        self._flows_fd = os.dup(descriptors["mg_flows"])
+        self._recorder = Recorder(self._store, self.session, self._policy, first, names=names, flows=self._exchanged)
         # Last, so that whatever a ring says of an address comes after the answer that gave it.
         sources: dict[str, tuple[RecordRing, Decode]] = {name: (self._rings[name], decode.record) for name in _RECORDS}
         sources[_LOOKUPS] = (lookups, told.decode)
@@ -152,10 +156,18 @@ class Recording:
         self._listener = Listener(self._rings[_MESSAGES], self.session, recorder)
         self._listener.start()
 
-    def skip_messages(self, ends: Sequence[tuple[int, int]]) -> None:
+    def skip_messages(self, ends: Sequence[tuple[int, int]], served: bool = True) -> None:
         """MCP messages on these pipes and sockets are told by somebody else; see `Listener.skip`."""
         if self._listener is not None:
-            self._listener.skip(ends)
+            self._listener.skip(ends, served)
+
+    def _exchanged(self) -> list[FlowRecord]:
+        """What was exchanged with whom since the last call."""
+        if self._flows is None:
+            from mcpguard.events.flows import Flows  # nobody waits for it any more
+
+            self._flows = Flows(self._flows_fd)
+        return self._flows.grown()
 
     def _expect_canary(self, pid: int) -> None:
         """What the child and its canary did while being confined is no event of the agent: drained here, and checked."""
@@ -231,8 +243,10 @@ class Recording:
             self._recorder.lost(UNTOLD, 1)
             self._recorder.lost(UNWATCHED, _processes(self._leaf))
             self._recorder.finish()
-        if self._pid_fd >= 0:
-            os.close(self._pid_fd)
+        for fd in (self._pid_fd, self._flows_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._pid_fd = self._flows_fd = -1
         for ring in self._rings.values():
             ring.close()
         self._rings = {}

@@ -100,7 +100,9 @@ def report(store: Store, session: str) -> Report:
     table = ProcessTable()
     table.take(activity.tree(store, span, session))
     programs = sorted(activity.started(store, span), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times))
-    reached = sorted(activity.reached(store, span), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times))
+    reached = sorted(
+        activity.with_bytes(activity.reached(store, span)), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times)
+    )
     return Report(
         session=found,
         summary=summarise(store, session),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from html import escape
 
-from mcpguard.events.format import object_of, printable, shorten
+from mcpguard.events.format import object_of, printable, shorten, size
 from mcpguard.events.totals import Group
 from mcpguard.session.process_tree import Process
 from mcpguard.session.report import Report, Slice
@@ -201,10 +201,11 @@ def _destinations(report: Report) -> str:
     rows = [
         f"<tr><td class={one.verdict.value}>{one.verdict.value}</td><td>{one.kind} {one.op}</td>"
         f"<td class=m>{_text((one.host or one.address) + (f':{one.port}' if one.port else ''))}</td>"
-        f"<td class=m>{_text(one.address if one.host else '')}</td><td>{one.times}</td></tr>"
+        f"<td class=m>{_text(one.address if one.host else '')}</td><td>{one.times or ''}</td>"
+        f"<td>{size(one.bytes_sent)}</td><td>{size(one.bytes_received)}</td></tr>"
         for one in report.destinations
     ]
-    head = ("verdict", "act", "destination", "address", "times")
+    head = ("verdict", "act", "destination", "address", "times", "sent", "received")
     return f"<h2>Destinations</h2>{_table(head, rows)}{_more(report.left_out.get('destinations', 0))}"
 
 

@@ -92,7 +92,7 @@ class WatchApp(App[None]):
         self._tabs = TabbedContent(initial="events", id="tabs")
         self._stream = EventStream(self._home, id="stream")
         self._files = FilesTree(id="touched")
-        self._reached = table("reached", "verdict", "act", "destination", "address", "count", "last")
+        self._reached = table("reached", "verdict", "act", "destination", "count", "sent", "recvd", "last", "address")
         self._programs = table("programs", "verdict", "program", "count", "last command")
         self._spoken = table("spoken", "server", "asked", "count", "denied", "failed", "mean", "last")
         self._silent = Static("No MCP event is on record for this session.", id="mcp-none")

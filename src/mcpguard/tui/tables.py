@@ -9,7 +9,7 @@ from rich.text import Text
 from textual.widgets import DataTable
 
 from mcpguard.events.activity import Reached, Spoken, Started
-from mcpguard.events.format import clock, printable, shorten
+from mcpguard.events.format import clock, printable, shorten, size
 from mcpguard.model.access import Verdict
 from mcpguard.tui.colours import VERDICTS
 from mcpguard.tui.totals import Use
@@ -39,9 +39,11 @@ def _reached(one: Reached) -> Row:
         _verdict(one.verdict),
         f"{one.kind} {one.op}",
         printable(f"{name}{protocol}"),
-        printable(one.address if one.host else ""),
-        str(one.times),
+        str(one.times) if one.times else "",
+        size(one.bytes_sent),
+        size(one.bytes_received),
         clock(one.last_ns),
+        printable(one.address if one.host else ""),  # what a narrow screen can do without
     )
 
 

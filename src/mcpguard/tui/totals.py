@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from mcpguard.events.activity import MAX_PATHS, Reached, RuleUse, Spoken, Started, Sum, Touched, Uncovered
+from mcpguard.events.activity import MAX_PATHS, Reached, RuleUse, Spoken, Started, Sum, Touched, Uncovered, with_bytes
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
@@ -118,7 +118,11 @@ class Totals:
             before = self.destinations.get(key)
             times = found.times + (before.times if before else 0)
             if before or len(self.destinations) < MAX_PATHS:
-                self.destinations[key] = found._replace(times=times)
+                self.destinations[key] = found._replace(
+                    times=times,
+                    bytes_sent=_sum(before and before.bytes_sent, found.bytes_sent),
+                    bytes_received=_sum(before and before.bytes_received, found.bytes_received),
+                )
 
     def add_started(self, started: Iterable[Started]) -> None:
         for found in started:
@@ -195,7 +199,9 @@ class Totals:
 
     def places(self) -> Iterator[Reached]:
         """Destinations, refused ones first, then the busiest."""
-        return iter(sorted(self.destinations.values(), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times)))
+        return iter(
+            sorted(with_bytes(self.destinations.values()), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times))
+        )
 
     def _place(self, path: str, denied: bool, count: int) -> Place | None:
         place = self.paths
@@ -213,3 +219,7 @@ class Totals:
             above.touched_below += count
             above.denied_below += count if denied else 0
         return place
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None and other is None else (one or 0) + (other or 0)

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 7
+ABI_VERSION: Final = 8
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -25,6 +25,7 @@ MG_FACTORS_LIMIT: Final = 8
 MG_PAGE_LINES: Final = 8192
 MG_PAGES_LIMIT: Final = 64
 MG_NAMES_LIMIT: Final = 4
+MG_FLOWS_LIMIT: Final = 8192
 MG_LEARNED_LIMIT: Final = 8
 MG_BRANCH_BYTES: Final = 32
 MG_PIECE_BYTES: Final = 8192
@@ -243,6 +244,12 @@ MG_QUESTION_KEY: Final = struct.Struct("=16sHH")
 
 # pid tid ppid comm server
 MG_QUESTION: Final = struct.Struct("=III16s16s")
+
+# address port protocol op reserved
+MG_FLOW_KEY: Final = struct.Struct("=16sHHB3s")
+
+# sent received
+MG_FLOW: Final = struct.Struct("=QQ")
 
 # bytes length type
 MG_NAME: Final = struct.Struct("=112sII")

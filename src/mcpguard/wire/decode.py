@@ -18,6 +18,7 @@ from mcpguard.wire.records import (
     ExecRecord,
     ExitRecord,
     FileRecord,
+    FlowRecord,
     ForkRecord,
     Head,
     MessageRecord,
@@ -236,6 +237,21 @@ def _net(sample: bytes, head: Head) -> NetRecord:
         _DETAILS[detail],
         count,
         series,
+    )
+
+
+def flow(key: bytes, when_ns: int, sent: int, received: int) -> FlowRecord:
+    """A key of the map of bytes, with how much there is new."""
+    address, port, protocol, op, _ = _abi.MG_FLOW_KEY.unpack(key)
+    known = any(key)
+    return FlowRecord(
+        when_ns,
+        address_text(address) if known else "",
+        port,
+        _PROTOCOLS.get(protocol, str(protocol)) if known else "",
+        op == _abi.MG_NET_ACCEPT,
+        sent,
+        received,
     )
 
 

@@ -261,6 +261,27 @@ class LookupRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowRecord:
+    """What was exchanged with a destination since the record before.
+
+    Attributes:
+        when_ns: CLOCK_MONOTONIC nanoseconds of the look at it.
+        address: textual; empty: all destinations for which the kernel had no room.
+        port: of the destination; of our own where others came to us (`incoming`).
+        protocol: as in NetRecord.
+        sent, received: bytes of IP packets, headers included.
+    """
+
+    when_ns: int
+    address: str
+    port: int
+    protocol: str
+    incoming: bool
+    sent: int
+    received: int
+
+
+@dataclass(frozen=True, slots=True)
 class SumRecord:
     """What an aggregate had counted and not yet sent when it was read at the end: `count` more of `series`."""
 
