@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 from agent_run import agent, results_of
-from harness import SYSTEM_PYTHON, Json, need_root
+from harness import SYSTEM_PYTHON, Json, need_root, sandbox
+from mcp_box import Box
 from test_mcp_claude import SERVER
+from test_mcp_servers import case
 
 pytestmark = [pytest.mark.kernel, pytest.mark.agent]
 LONG = "x" * 100_000
@@ -85,3 +87,33 @@ def test_every_request_has_its_answer_and_the_tools_their_arguments(
     assert told[3] == ("forbidden", {"api_key": "***"})
     assert made[2][1]["mcp"]["result_bytes"] > len(LONG)
     assert all("claude" in found[0]["exe"] for found in made), made[0]
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", ["filesystem", "everything", "git", "time"])
+def test_real_servers_of_both_eras_are_on_record_as_they_were_asked(name: str) -> None:
+    need_root()
+    with sandbox() as inside:
+        box = Box(inside)
+        made = case(name, box)
+        inside.profile = "dev-tools"
+        words = [SYSTEM_PYTHON, str(box.client), "", "", "s", json.dumps(made.command), json.dumps(made.lines)]
+        finished = inside.run(words, options=["--read", str(made.readable)])
+        assert finished.code == 0, finished.err
+        events = inside.events(None, "--kind", "mcp")
+        assert inside.events(None, "--kind", "loss") == []
+    asked = [json.loads(line) for line in made.lines]
+    told = [event for event in events if event["mcp"]["sender"] == "client" and event["op"] != "response"]
+    assert [(event["mcp"]["method"], event["mcp"].get("id")) for event in told] == [
+        (message["method"], message.get("id")) for message in asked
+    ]
+    answered = {event["mcp"]["call"]: event for event in events if event["op"] == "response"}
+    for event, message in zip(told, asked, strict=True):
+        if "id" in message:
+            assert answered[event["mcp"]["call"]]["mcp"]["id"] == message["id"]
+        if message["method"] == "tools/call":
+            assert event["mcp"]["tool"] == message["params"]["name"]
+            assert event["mcp"].get("arguments", {}) == message["params"]["arguments"]
+    names = {"git": "mcp_server_git", "time": "mcp_server_time"}
+    expected = names.get(name, f"@modelcontextprotocol/server-{name}")
+    assert {event["mcp"]["server"] for event in events} == {expected}
