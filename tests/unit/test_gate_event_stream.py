@@ -20,7 +20,9 @@ EVENTS = st.builds(
 
 
 @given(st.lists(EVENTS, max_size=5), st.sampled_from([b"\n", b"\r\n", b"\r"]), st.data())
-def test_events_are_the_same_however_their_bytes_arrive(sent: list[StreamEvent], end: bytes, data: st.DataObject) -> None:
+def test_events_are_the_same_however_their_bytes_arrive(
+    sent: list[StreamEvent], end: bytes, data: st.DataObject
+) -> None:
     stream, events, got = b"".join(map(encode, sent)).replace(b"\n", end), Events(1 << 12), []
     while stream:
         size = data.draw(st.integers(1, len(stream)))

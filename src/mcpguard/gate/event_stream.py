@@ -60,7 +60,8 @@ class Events:
         return found
 
     def _begin(self) -> None:
-        self._kind, self._id, self._retry = "", None, ""
+        self._kind, self._retry = "", ""
+        self._id: str | None = None
         self._data: list[bytes] = []
         self._size = 0
 

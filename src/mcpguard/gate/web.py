@@ -45,7 +45,15 @@ _HEADER_MISMATCH = -32020
 _CONNECT_S = 30.0
 _STREAM, _JSON = "text/event-stream", "application/json"
 # What goes on in each direction; everything else belongs to one connection, or would tell the server of this host.
-_ONWARD = ("accept", "content-type", "last-event-id", "mcp-session-id", "mcp-protocol-version", "mcp-method", "mcp-name")
+_ONWARD = (
+    "accept",
+    "content-type",
+    "last-event-id",
+    "mcp-session-id",
+    "mcp-protocol-version",
+    "mcp-method",
+    "mcp-name",
+)
 _ONWARD_BEGINNING = "mcp-param-"
 _BACK = ("mcp-session-id", "mcp-protocol-version", "retry-after", "allow")
 
@@ -81,7 +89,7 @@ class Web:
     Args:
         listener: bound to a loopback address.
         token: what a client has to show.
-        remotes: by name.
+        find: a server by the name in the address.
         open_: a new conversation with a server of this name, over `http` or `sse`.
     """
 
@@ -89,12 +97,12 @@ class Web:
         self,
         listener: socket.socket,
         token: str,
-        remotes: Mapping[str, Remote],
+        find: Callable[[str], Remote | None],
         open_: Callable[[str, str], Conversation],
     ) -> None:
         self._listener = listener
         self._token = token.encode()
-        self._remotes = remotes
+        self._find = find
         self._open = open_
         self._talks: dict[tuple[str, str], _Talk] = {}
         address, port = listener.getsockname()[:2]
@@ -122,7 +130,7 @@ class Web:
         if not self._is_ours(request):
             return web.Response(status=403, text="this address answers the agent of one mcpguard session only\n")
         name = request.match_info["name"]
-        remote = self._remotes.get(name)
+        remote = self._find(name)
         if remote is None:
             return web.Response(status=404, text="no server of this name was declared when the session began\n")
         if remote.refused:
@@ -228,7 +236,9 @@ class Web:
         if reply.content_type == _STREAM:
             return await self._stream(request, reply, talk, remote)
         if 300 <= reply.status < 400:
-            return _error(asked, BLOCKED, "blocked by policy: the server sends its clients to another place", status=502)
+            return _error(
+                asked, BLOCKED, "blocked by policy: the server sends its clients to another place", status=502
+            )
         body = await _read(reply)
         if body is None:
             return _error(asked, BLOCKED, f"blocked by policy: an answer has more than {LONGEST} bytes", status=502)
@@ -240,9 +250,7 @@ class Web:
             await self._say(talk, remote, request, back)
         if onward is None and asked is not None:
             return _error(asked, BLOCKED, "blocked by policy: the server's answer could not be judged")
-        return web.Response(
-            status=reply.status, body=onward or b"", content_type=_JSON, headers=_back(reply.headers)
-        )
+        return web.Response(status=reply.status, body=onward or b"", content_type=_JSON, headers=_back(reply.headers))
 
     async def _stream(
         self, request: web.Request, reply: aiohttp.ClientResponse, talk: _Talk, remote: Remote
@@ -304,7 +312,8 @@ class Web:
     async def _upstream(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        assert self._client is not None
+        if self._client is None:
+            raise OSError("not begun")
         async with self._client.request(method, url, headers=headers, data=body, allow_redirects=False) as reply:
             yield reply
 
@@ -351,9 +360,7 @@ def _error(id: str | int | None, code: int, text: str, *, status: int = 200) -> 
 def _onward(headers: Mapping[str, str], remote: Remote) -> dict[str, str]:
     """Headers for the server: the protocol's own, and those of its configuration, which win."""
     kept = {name.lower(): value for name, value in headers.items()}
-    chosen = {
-        name: value for name, value in kept.items() if name in _ONWARD or name.startswith(_ONWARD_BEGINNING)
-    }
+    chosen = {name: value for name, value in kept.items() if name in _ONWARD or name.startswith(_ONWARD_BEGINNING)}
     return chosen | {name.lower(): value for name, value in remote.headers.items()}
 
 
