@@ -222,6 +222,13 @@ def test_unknown_methods_need_a_rule_that_names_them() -> None:
     note = read(b'{"jsonrpc":"2.0","method":"vendor/note"}')
     assert not one.from_client(note).allowed
     assert one.from_client(read(b'{"jsonrpc":"2.0","method":"notifications/anything"}')).allowed
+    unanswered = read(b'{"jsonrpc":"2.0","method":"tools/call","params":{"name":"read_file"}}')
+    assert not one.from_client(unanswered).allowed
+    assert (
+        not judge('allow: [fs, "fs/sampling:*"]')
+        .from_server(read(b'{"jsonrpc":"2.0","method":"sampling/createMessage"}'))
+        .allowed
+    )
 
 
 def test_what_a_server_asks_of_the_model_or_the_user_needs_a_rule_of_its_own() -> None:

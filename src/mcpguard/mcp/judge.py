@@ -123,6 +123,8 @@ class Judge:
     def from_client(self, message: Message) -> Judgement:
         """Judge a request or notification of the agent. Its responses are the answers to what was let through."""
         method, params = message.method, message.params
+        if message.kind is Kind.NOTIFICATION:
+            return self._notification(method)
         if method in _ALWAYS or method in _TASKS:
             return _allow(McpKind.METHOD, method)
         if method == "tools/call":
@@ -133,19 +135,17 @@ class Judge:
             return self._named(McpKind.PROMPT, params.get("name"), params.get("arguments", {}))
         if method == "completion/complete":
             return self._completion(params)
-        if message.kind is Kind.NOTIFICATION and method.startswith("notifications/"):
-            return _allow(McpKind.METHOD, method)
         return self._named(McpKind.METHOD, method, {})
 
     def from_server(self, message: Message) -> Judgement:
         """Judge a request or notification of the server."""
         method = message.method
+        if message.kind is Kind.NOTIFICATION:
+            return self._notification(method)
         if method in _NEEDS_NO_RULE_FROM_SERVERS:
             return _allow(McpKind.METHOD, method)
         if kind := _ASKED_BY_SERVERS.get(method):
             return self._named(kind, _asked_name(method, message.params), {})
-        if message.kind is Kind.NOTIFICATION and method.startswith("notifications/"):
-            return _allow(McpKind.METHOD, method)
         return self._named(McpKind.METHOD, method, {})
 
     def answer(self, method: str, params: Mapping[str, Any], response: Message) -> tuple[bytes, Judgement]:
@@ -169,6 +169,12 @@ class Judge:
     def taint_by(self, why: str) -> None:
         """Let the flow rule hold from here on, for another reason than a source: `why` in words for the log."""
         self._taint.note(why)
+
+    def _notification(self, method: str) -> Judgement:
+        """A request that wants no answer would be one that nobody can tie to what it brings about."""
+        if method.startswith("notifications/"):
+            return _allow(McpKind.METHOD, method)
+        return self._named(McpKind.METHOD, method, {})
 
     def _call(self, params: Mapping[str, Any]) -> Judgement:
         name, arguments = params.get("name"), params.get("arguments", {})
