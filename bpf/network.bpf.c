@@ -10,6 +10,7 @@
 #include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
+#include "mg_flow.h"
 #include "mg_leaf.h"
 #include "mg_net.h"
 
@@ -64,12 +65,12 @@ struct mg_recent_questions {
 
 MG_PER_SLOT(mg_questions, struct mg_recent_questions);
 
-/* Ports of the resolvers of all sessions. */
+/* Ports of the resolvers of all sessions, also those of other engines; with the leaf. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MG_SESSIONS_LIMIT);
+	__uint(max_entries, 1024);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, __u64);
 } mg_resolvers SEC(".maps");
 
 /* A context field may only be read at a fixed offset; the compiler likes to join reads of two branches
@@ -765,6 +766,38 @@ static __always_inline int mg_refuse_packet(const struct mg_leaf *leaf, const st
 	return answer.verdict == MG_DENY ? MG_BLOCK : MG_PASS;
 }
 
+static __always_inline int mg_judge_packet(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
+					   struct mg_socket *socket, const struct mg_packet *packet)
+{
+	struct mg_answer answer = {};
+
+	mg_match(&leaf->session, MG_TABLE_CONNECT, &packet->to, &answer);
+	if (!answer.verdict)
+		mg_match_learned(&leaf->session, &packet->to, &answer);
+	if (answer.verdict == MG_ALLOW)
+		return MG_PASS;
+	if (!answer.verdict) {
+		if (mg_expected(skb, leaf, sk, socket, packet))
+			return MG_PASS;
+		mg_default(leaf, &answer);
+	}
+	return mg_refuse_packet(leaf, &packet->to, answer, MG_NET_PACKET, socket);
+}
+
+/* Count a packet that goes through, with the other end of it, and with the port of this end where others came to us. */
+static __always_inline void mg_count_packet(struct __sk_buff *skb, const struct mg_leaf *leaf, const struct mg_socket *socket,
+					    const struct mg_target *other, __u16 own_port, __u32 received)
+{
+	struct mg_target peer = *other;
+	__u32 op = MG_NET_CONNECT;
+
+	if (socket && socket->serves && !(socket->approved && mg_same_peer(&socket->peer, other))) {
+		peer.port = own_port;
+		op = MG_NET_ACCEPT;
+	}
+	mg_count_bytes(&leaf->session, &peer, op, skb->len, received);
+}
+
 /* Backstop behind the hooks above: whatever way a packet was made, it leaves only to where the tree may talk. */
 SEC("cgroup_skb/egress")
 int mg_egress(struct __sk_buff *skb)
@@ -793,17 +826,10 @@ int mg_egress(struct __sk_buff *skb)
 		answer = (struct mg_answer){ .verdict = MG_DENY, .detail = MG_DETAIL_RESOLVER };
 		return mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket);
 	}
-	mg_match(&leaf->session, MG_TABLE_CONNECT, &packet.to, &answer);
-	if (!answer.verdict)
-		mg_match_learned(&leaf->session, &packet.to, &answer);
-	if (answer.verdict == MG_ALLOW)
-		return MG_PASS;
-	if (!answer.verdict) {
-		if (mg_expected(skb, leaf, sk, socket, &packet))
-			return MG_PASS;
-		mg_default(leaf, &answer);
-	}
-	return mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket);
+	if (mg_judge_packet(skb, leaf, sk, socket, &packet) == MG_BLOCK)
+		return MG_BLOCK;
+	mg_count_packet(skb, leaf, socket, &packet.to, packet.from.port, 0);
+	return MG_PASS;
 }
 
 /* listen() binds an unbound socket without any hook, so who may connect is asked when somebody does. */
@@ -818,12 +844,19 @@ int mg_ingress(struct __sk_buff *skb)
 
 	if (!mg_is_live(leaf) && !(leaf->session.flags & MG_SESSION_ENDED))
 		return MG_BLOCK;
-	if (!mg_parse(skb, &packet) || !packet.opens)
+	if (!mg_parse(skb, &packet))
 		return MG_PASS;
-	if (!mg_is_live(leaf))
-		return MG_BLOCK;
 	if (sk)
 		sk = bpf_sk_fullsock(sk);
+	if (!packet.opens) {
+		if (sk)
+			socket = bpf_sk_storage_get(&mg_sockets, sk, 0, 0);
+		if (socket && !mg_is_resolver(leaf, &packet.from))
+			mg_count_packet(skb, leaf, socket, &packet.from, packet.to.port, 1);
+		return MG_PASS;
+	}
+	if (!mg_is_live(leaf))
+		return MG_BLOCK;
 	if (sk)
 		socket = bpf_sk_storage_get(&mg_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (socket)
@@ -832,6 +865,7 @@ int mg_ingress(struct __sk_buff *skb)
 	if (answer.verdict == MG_ALLOW || (!answer.verdict && MG_OWN(leaf, skb, &packet.to, &packet.from))) {
 		if (socket)
 			socket->serves = 1;
+		mg_count_packet(skb, leaf, socket, &packet.from, packet.to.port, 1);
 		return MG_PASS;
 	}
 	if (!answer.verdict)

@@ -64,6 +64,9 @@ if [[ ${1:-build} == test ]]; then
     need wget have_command wget
     need musl-tools have_command musl-gcc
     need bind9-dnsutils have_command dig
+    need golang-go have_command go
+    need netcat-openbsd have_command nc
+    need openssl have_command openssl
     need tmux have_command tmux
     # The layout of the records is compared with the compiled header's; Ubuntu ships the tool with its kernels.
     need "$(. /etc/os-release && [[ $ID == ubuntu ]] && echo linux-tools-common || echo bpftool)" have_command bpftool

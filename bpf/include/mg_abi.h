@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 6
+#define MG_ABI_VERSION 8
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -26,8 +26,10 @@ enum mg_limit {
 	MG_PAGE_LINES = 8192,
 	MG_PAGES_LIMIT = 64,	/* of one policy */
 	MG_NAMES_LIMIT = 4,	/* of one object, by mounts */
+	MG_FLOWS_LIMIT = 8192,	/* destinations of one session whose bytes are told apart */
 	MG_LEARNED_LIMIT = 8,	/* different ports of one address that names have opened */
 	MG_BRANCH_BYTES = 32,	/* of a name on the way to a mount root; a longer one takes several steps */
+	MG_PIECE_BYTES = 8192,	/* of a stream, in one record */
 };
 
 enum mg_record_kind {
@@ -40,6 +42,7 @@ enum mg_record_kind {
 	MG_RECORD_NET = 7,
 	MG_RECORD_UNIX = 8,
 	MG_RECORD_FILE = 9,
+	MG_RECORD_MESSAGE = 10,
 };
 
 enum mg_verdict { MG_ALLOW = 1, MG_DENY = 2, MG_AUDIT = 3 };
@@ -79,6 +82,8 @@ enum mg_detail {
 	MG_DETAIL_EXPIRED = 16,	/* a name had opened the address, and its time is over */
 	MG_DETAIL_RESOLVER = 17, /* it is the resolver of another session */
 };
+
+enum mg_channel { MG_PIPE = 1, MG_UNIX_STREAM = 2, MG_LOOPBACK = 3 };
 
 enum mg_unix_match { MG_UNIX_EXACT = 0, MG_UNIX_SUBTREE = 1, MG_UNIX_BEGINNING = 2 };
 
@@ -346,6 +351,25 @@ struct mg_branch_key {
 	__u8 bytes[MG_BRANCH_BYTES];	/* the next piece; zero after the end */
 };
 
+/* Bytes that a process of the tree sent on a connection on which JSON-RPC is spoken, in the order of the stream; they follow. */
+struct mg_message {
+	struct mg_head head;
+	__u64 offset;	/* of the first byte, from the first one that was sent on since the connection is looked at */
+	__u64 own;	/* inode number of the end that it was sent from */
+	__u64 far;	/* of the end where it arrives: a pipe's own; 0: not known, or TCP */
+	__u64 input;	/* of the sender's standard input; 0: none */
+	__u32 device;	/* of own and far */
+	__u32 input_device;
+	__u32 length;
+	__u32 lost;	/* bytes at the offset that were sent and are not told, instead of `length` */
+	__u16 port;	/* TCP: of the sender, host byte order */
+	__u16 far_port;
+	__u8 channel;	/* enum mg_channel */
+	__u8 ends_line;	/* the last lost byte was a line feed */
+	__u8 output;	/* it is the sender's standard output */
+	__u8 reserved;
+};
+
 /* Map mg_counters, one for each session: one value, readable by mmap. `pending` moves into the next record's lost_before. */
 struct mg_counters {
 	__u64 series;
@@ -354,6 +378,8 @@ struct mg_counters {
 	__u64 activity_lost;
 	__u64 activity_pending;
 	__u64 scratch_busy;	/* activity or denials that found no scratch buffer; counted as lost, too */
+	__u64 messages_lost;
+	__u64 messages_pending;
 };
 
 /* Value of every aggregate: what was seen, and how much of it records already stand for. */
@@ -414,6 +440,20 @@ struct mg_question {
 	__u32 ppid;
 	char comm[MG_COMM_BYTES];
 	__u8 server[16];	/* whom it asked; zero: the resolver itself */
+};
+
+/* Map mg_flows: IP packets by the other end, headers included. All zero: those for which there was no room. */
+struct mg_flow_key {
+	__u8 address[16];	/* of the other end; network order, IPv4 mapped */
+	__u16 port;		/* of the other end; of this end where others came to us */
+	__u16 protocol;		/* IPPROTO_* */
+	__u8 op;		/* MG_NET_CONNECT, or MG_NET_ACCEPT where others came to us */
+	__u8 reserved[3];
+};
+
+struct mg_flow {
+	__u64 sent;
+	__u64 received;
 };
 
 /* Name of a unix socket, and key of mg_own_names; an abstract one starts with a zero byte. */

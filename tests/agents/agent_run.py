@@ -6,7 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,15 +43,22 @@ class Agent:
 
     def ask(self, *calls: tuple[str, Json], guarded: bool) -> tuple[Finished, list[Json]]:
         """Let the agent make tool calls, one a turn; returns its end and the result of each call."""
-        prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in calls)
-        words = ["-p", "--output-format", "json", "--allowedTools", "Bash,Read,Edit,Write", "--", prompt]
         if guarded:
-            net = f"127.0.0.1:{self.model_port}"
-            project = str(self.world.project)
-            finished = self.sandbox.mcpguard("run", "-w", project, "--net", net, "claude-code", *words)
-        else:
-            finished = self.sandbox.control(["claude", *words])
+            return self.ask_by(f"127.0.0.1:{self.model_port}", *calls)
+        finished = self.sandbox.control(["claude", *_words(calls)])
         return finished, results_of(finished)
+
+    def ask_by(self, target: str, *calls: tuple[str, Json]) -> tuple[Finished, list[Json]]:
+        """The same, guarded, with the model at a target that its profile names besides."""
+        project = str(self.world.project)
+        words = ["run", "-w", project, "--net", target, "claude-code", *_words(calls)]
+        finished = self.sandbox.mcpguard(*words)
+        return finished, results_of(finished)
+
+
+def _words(calls: Sequence[tuple[str, Json]]) -> list[str]:
+    prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in calls)
+    return ["-p", "--output-format", "json", "--allowedTools", "Bash,Read,Edit,Write", "--", prompt]
 
 
 def results_of(finished: Finished) -> list[Json]:

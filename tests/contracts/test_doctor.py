@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from mcpguard.kernel import probe
 from mcpguard.model.coverage import Strength
-from mcpguard.session import doctor, foreign
+from mcpguard.session import canary, doctor, foreign
 from mcpguard.session.canary import CanaryResult
 
 ACTS = {
@@ -25,6 +26,10 @@ ACTS = {
     "execute.outside": "EACCES",
     "network.honest": "done",
     "network.tcp4": "EPERM",
+    "names.unknown": "done",
+    "names.closed": "EPERM",
+    "names.answer": "done",
+    "names.open": "done",
     "unix.pathname": "EACCES",
     "process.signal": "EPERM",
 }
@@ -44,6 +49,24 @@ def test_a_forbidden_act_that_got_through_means_the_kind_does_not_hold() -> None
         seen = strengths(CanaryResult({**ACTS, act: "done"}, True, ""))
         assert seen[kind] is Strength.NONE, act
         assert strengths(CanaryResult(ACTS, True, ""))[kind] is not Strength.NONE, act
+
+
+@pytest.mark.parametrize(
+    ("act", "seen", "words"),
+    [
+        ("names.unknown", "EPROTO", "was not refused"),
+        ("names.unknown", "timed out", "did not reach"),
+        ("names.leaked", "done", "asked for outside"),
+        ("names.closed", "done", "open before its name"),
+        ("names.answer", "EPROTO", "was not answered"),
+        ("names.open", "EPERM", "did not open"),
+    ],
+)
+def test_a_step_of_the_way_of_a_name_that_fails_is_named(act: str, seen: str, words: str) -> None:
+    rows = doctor.coverage_of(CanaryResult({**ACTS, act: seen}, True, ""), probe.facts(), 3)
+    (names,) = [row for row in rows if row.kind == "names"]
+    assert names.strength is Strength.NONE and names.fix
+    assert len(names.gaps) == 1 and words in names.gaps[0]
 
 
 def test_an_honest_act_that_was_refused_means_the_kind_does_not_hold() -> None:
@@ -167,6 +190,21 @@ def test_doctor_inside_a_guarded_session_says_so(tmp_path: Path) -> None:
     assert "inside a guarded session" in report["problems"][0]["what"]
 
 
-def test_a_resolver_that_does_not_answer_costs_the_names() -> None:
-    assert strengths(CanaryResult({**ACTS, "names.honest": "done"}, True, ""))["names"] is Strength.PARTIAL
-    assert strengths(CanaryResult({**ACTS, "names.honest": "timed out"}, True, ""))["names"] is Strength.NONE
+@pytest.mark.kernel
+def test_doctor_names_the_step_that_fails_where_no_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = canary.run_canary(3).acts
+    assert {name: seen for name, seen in whole.items() if name.startswith("names.")} == {
+        "names.unknown": "done",
+        "names.closed": "EPERM",
+        "names.answer": "done",
+        "names.open": "done",
+    }
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(canary, "_RUN", canary._RUN.replace("{server!r}", f"'127.0.0.1#{deaf.getsockname()[1]}'"))
+        result = canary.run_canary(3)
+    (names,) = [row for row in doctor.coverage_of(result, probe.facts(), 3) if row.kind == "names"]
+    assert [gap.partition(" (")[0] for gap in names.gaps] == [
+        "an allowed name was not answered",
+        "the address of an allowed name did not open",
+    ]

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from bpf_tree import Tree
 
 from mcpguard.kernel import cgroup
 from mcpguard.kernel.cgroup import Leaf
@@ -56,6 +57,14 @@ def leaf() -> Iterator[Leaf]:
     """An empty cgroup v2 leaf; whatever still lives in it at the end is killed with it."""
     with _planted() as made:
         yield made
+
+
+@pytest.fixture
+def tree(leaf: Leaf) -> Iterator[Tree]:
+    """A leaf with a session of the engine, and nothing attached yet."""
+    planted = Tree.plant(leaf)
+    yield planted
+    planted.close()
 
 
 @pytest.fixture

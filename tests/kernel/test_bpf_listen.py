@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from bpf_tree import Tree, allow, deny, errno_of, in_child
 
-from mcpguard.kernel.cgroup import Leaf
 from mcpguard.wire.encode import NetRow
 from mcpguard.wire.records import NetRecord
 
@@ -19,13 +18,6 @@ pytestmark = pytest.mark.kernel
 LOOPBACK = (allow("127.0.0.0", 8, 1), allow("::1", 128, 2))
 TCP4, UDP4 = (socket.AF_INET, socket.SOCK_STREAM), (socket.AF_INET, socket.SOCK_DGRAM)
 TCP6, UDP6 = (socket.AF_INET6, socket.SOCK_STREAM), (socket.AF_INET6, socket.SOCK_DGRAM)
-
-
-@pytest.fixture
-def tree(leaf: Leaf) -> Iterator[Tree]:
-    planted = Tree.plant(leaf)
-    yield planted
-    planted.close()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import socket
 import struct
 import sys
@@ -12,16 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from bpf_tree import Tree, allow, deny, errno_of, in_child
 
 from mcpguard.backends.engine import Engine
-from mcpguard.kernel import cgroup
+from mcpguard.kernel import bpf, cgroup
 from mcpguard.kernel.bpf import Map
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Verdict
 from mcpguard.policy.network import mapped
+from mcpguard.session.resolver import _bind
 from mcpguard.wire import _abi, encode
 from mcpguard.wire.encode import LearnedRule
 from mcpguard.wire.records import NetRecord
@@ -60,32 +63,15 @@ class Answerer:
 
 @pytest.fixture
 def answerer() -> Iterator[Answerer]:
-    homes = [(socket.AF_INET, HOME), (socket.AF_INET6, "::1")]
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(socket.socket(socket.AF_INET, UDP))
-        first.bind((HOME, 0))
-        port = first.getsockname()[1]
-        made = [first]
-        for family, kind in ((socket.AF_INET6, UDP), (socket.AF_INET, TCP), (socket.AF_INET6, TCP)):
-            sock = stack.enter_context(socket.socket(family, kind))
-            sock.bind((dict(homes)[family], port))
-            made.append(sock)
-            if kind == TCP:
-                sock.listen(8)
-        answers = Answerer(made, port)
+        made = [stack.enter_context(sock) for sock in _bind()]
+        answers = Answerer(made, made[0].getsockname()[1])
         for sock in made:
             threading.Thread(target=answers.serve, args=(sock,), daemon=True).start()
         yield answers
         for sock in made:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-
-
-@pytest.fixture
-def tree(leaf: Leaf) -> Iterator[Tree]:
-    planted = Tree.plant(leaf)
-    yield planted
-    planted.close()
 
 
 def ask_connected(family: int, kind: int, host: str, token: bytes) -> list[object]:
@@ -240,8 +226,6 @@ def test_nobody_speaks_to_the_resolver_of_another_session(
     assert (refused.verdict, refused.detail) == (Verdict.DENY, "it answers names of another session")
     # Its own session may, where a rule allows loopback: it is answered as always.
     assert not any(tree.run(each))
-    tree.close()
-    assert not any(neighbour.run(each))
 
 
 def test_a_socket_that_was_connected_before_the_resolver_began_is_cut_off(
@@ -262,32 +246,68 @@ def test_a_socket_that_was_connected_before_the_resolver_began_is_cut_off(
     assert all(data != b"late" for data, _ in answerer.came)
 
 
-def test_a_port_is_free_again_when_nobody_has_its_resolver(tree: Tree, neighbour: Tree, answerer: Answerer) -> None:
-    """Two sessions can have the same one, in network namespaces of their own; and one may give it up while it lives."""
-    ports = tree.engine.map("mg_resolvers")
-    key = answerer.port.to_bytes(4, sys.byteorder)
-    tree.guard(resolver=answerer.port)
-    neighbour.guard(resolver=answerer.port)
-    assert ports.get(key, 4) is not None
-    neighbour.session.set_state(neighbour.flags)
-    assert ports.get(key, 4) is not None
-    tree.close()
-    left = neighbour.engine.map("mg_resolvers")
-    assert left.get(key, 4) is None
-
-
-def test_the_port_of_a_killed_session_is_cleared_away_with_it(neighbour: Tree, answerer: Answerer) -> None:
-    key = answerer.port.to_bytes(4, sys.byteorder)
+@pytest.fixture
+def soon_gone() -> Iterator[Leaf]:
+    """A leaf that the test itself may remove."""
     mount = cgroup.unified_mount()
     assert mount is not None
-    left = cgroup.make_leaf(mount, f"test-names-{os.getpid()}")
-    tree = Tree.plant(left).guard(resolver=answerer.port)
-    tree.let_go()
-    os.close(left.fd)
-    assert left.remove()
-    assert neighbour.engine.map("mg_resolvers").get(key, 4) is not None
+    made = cgroup.make_leaf(mount, f"test-names-{os.getpid()}")
+    yield made
+    os.close(made.fd)
+    made.remove()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_port_is_free_when_the_next_session_begins_and_the_leaf_is_gone(
+    neighbour: Tree, soon_gone: Leaf, answerer: Answerer, killed: bool
+) -> None:
+    """Not earlier: a resolver ends a moment later than its tree."""
+    ports, key = neighbour.engine.map("mg_resolvers"), answerer.port.to_bytes(4, sys.byteorder)
+    neighbour.guard(connect=LOOPBACK)
+    tree = Tree.plant(soon_gone).guard(resolver=answerer.port)
+    if killed:
+        tree.let_go()
+    else:
+        tree.close()
     Engine.open().close()
-    assert neighbour.engine.map("mg_resolvers").get(key, 4) is None
+    assert ports.get(key, 8) is not None
+    assert soon_gone.remove()
+    assert neighbour.run(lambda: errno_of(lambda: _speak(*DOORS["udp4"], answerer.port, connected=True))) == errno.EPERM
+    Engine.open().close()
+    assert ports.get(key, 8) is None
+    assert neighbour.run(lambda: errno_of(lambda: _speak(*DOORS["udp4"], answerer.port, connected=True))) == 0
+
+
+def test_two_sessions_may_have_the_same_port_in_namespaces_of_their_own(
+    tree: Tree, soon_gone: Leaf, answerer: Answerer
+) -> None:
+    ports, key = tree.engine.map("mg_resolvers"), answerer.port.to_bytes(4, sys.byteorder)
+    tree.guard(resolver=answerer.port)
+    other = Tree.plant(soon_gone).guard(resolver=answerer.port)
+    other.close()
+    assert soon_gone.remove()
+    Engine.open().close()
+    assert ports.get(key, 8) is not None  # the first one's
+
+
+def test_sessions_of_another_build_or_tier_have_no_use_of_it_either(
+    tree: Tree, other_leaf: Leaf, answerer: Answerer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They have engines of their own, and one table of resolvers in common."""
+    tree.guard(resolver=answerer.port)
+    shutil.copytree(bpf.OBJECTS, tmp_path / "objects")
+    (tmp_path / "objects/more.bpf.o").write_bytes(os.urandom(16))
+    with monkeypatch.context() as patched:
+        patched.setattr(bpf, "OBJECTS", tmp_path / "objects")
+        newer = Tree.plant(other_leaf)
+    try:
+        newer.guard(connect=LOOPBACK)
+        assert newer.engine.map("mg_sessions").get(tree.leaf.id.to_bytes(8, sys.byteorder), 24) is None
+        assert newer.run(lambda: errno_of(lambda: _speak(*DOORS["udp4"], answerer.port, connected=True))) == errno.EPERM
+        newer.session.set_state(newer.flags, resolver=1)
+        assert tree.engine.map("mg_resolvers").get((1).to_bytes(4, sys.byteorder), 8) is not None
+    finally:
+        newer.close()
 
 
 # --- what was learned --------------------------------------------------------------------------------------------

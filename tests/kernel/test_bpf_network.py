@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from bpf_tree import Tree, allow, deny, errno_of, in_child
 
-from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Verdict
 from mcpguard.wire.records import NetRecord
 
@@ -25,13 +24,6 @@ MSG_FASTOPEN = 0x20000000
 AF_UNSPEC = 0
 V4, V6, MAPPED = "127.0.0.1", "::1", "::ffff:127.0.0.1"
 ANYWHERE = (allow("0.0.0.0", 0, 90), allow("::", 0, 91))
-
-
-@pytest.fixture
-def tree(leaf: Leaf) -> Iterator[Tree]:
-    planted = Tree.plant(leaf)
-    yield planted
-    planted.close()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,6 @@ from mcpguard.wire.records import NetRecord, OpenRecord
 pytestmark = pytest.mark.kernel
 
 NOBODY = 65534
-
-
-@pytest.fixture
-def tree(leaf: Leaf) -> Iterator[Tree]:
-    planted = Tree.plant(leaf)
-    yield planted
-    planted.close()
 
 
 def knock(ports: range) -> int:
@@ -121,7 +113,7 @@ def test_a_process_without_privilege_reads_a_ring_that_it_was_given(tree: Tree, 
 
 def test_the_maps_of_a_verdict_are_not_handed_out_but_those_of_the_resolver(tree: Tree) -> None:
     names = {name for name in tree.session.fds if not name.startswith("sums.")}
-    assert names == {"mg_denials", "mg_activity", "mg_counters", "mg_names", "mg_questions"}
+    assert names == {"mg_denials", "mg_activity", "mg_counters", "mg_names", "mg_questions", "mg_flows", "mg_messages"}
     sums = {name.removeprefix("sums.") for name in tree.session.fds} - names
     assert all(one.endswith(("_sums", "_denied")) for one in sums)
     assert {"mg_connect", "mg_listen", "mg_own_names", "mg_askers"} <= tree.session.maps.keys() - sums

@@ -5,26 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bpf_tree import Tree, errno_of, in_child
 
-from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Effect, Verdict
 from mcpguard.wire.records import UnixRecord
 
 pytestmark = pytest.mark.kernel
 
 STREAM, DATAGRAM, PACKETS = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET
-
-
-@pytest.fixture
-def tree(leaf: Leaf) -> Iterator[Tree]:
-    planted = Tree.plant(leaf)
-    yield planted
-    planted.close()
 
 
 def guard(tree: Tree, *rules: tuple[str, Effect, int], **settings: bool) -> None:

@@ -34,13 +34,6 @@ BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 
 
 @pytest.fixture
-def tree(leaf: Leaf) -> Iterator[Tree]:
-    planted = Tree.plant(leaf)
-    yield planted
-    planted.close()
-
-
-@pytest.fixture
 def other(other_leaf: Leaf) -> Iterator[Tree]:
     planted = Tree.plant(other_leaf)
     yield planted

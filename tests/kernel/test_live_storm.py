@@ -13,7 +13,6 @@ from bpf_tree import Tree, allow, deny
 from harness import Sandbox, need_root, sandbox
 from puppet import puppet
 
-from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Verdict
 
 pytestmark = pytest.mark.kernel
@@ -24,14 +23,6 @@ HONEST, DENIED, THIRD, PORT = "127.0.0.1", "127.0.0.9", "127.0.0.3", 9
 # The same for the first two by other rows: a reader that saw parts of both tables would judge them by none.
 ONE = (allow(HONEST, 32, 1), deny(DENIED, 32, 2), allow("10.0.0.0", 8, 1))
 OTHER = (allow("127.0.0.0", 8, 1), deny("127.0.0.8", 29, 2), *(allow(f"10.{n}.0.0", 16, 3) for n in range(200)))
-
-
-@pytest.fixture
-def tree(leaf: Leaf) -> Iterator[Tree]:
-    need_root()
-    made = Tree.plant(leaf)
-    yield made
-    made.close()
 
 
 def asks(address: str) -> int:

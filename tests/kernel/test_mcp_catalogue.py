@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
-from harness import assert_names_rule, need_root, sandbox
+from harness import REPOSITORY, assert_names_rule, mcpguard_command, need_root, sandbox
 
 from mcpguard.profile import store
 
@@ -61,3 +62,28 @@ def test_no_guarded_tree_writes_the_catalogue(profile: str) -> None:
         assert denied
         for event in denied:
             assert_names_rule(event, str(file.parent))
+
+
+def test_an_agent_cannot_approve_or_revoke_by_mcpguard_itself() -> None:
+    need_root()
+    with sandbox("dev-tools") as box:
+        (box.world.project / ".mcp.json").write_text(
+            '{"mcpServers": {"mine": {"command": "cat"}, "other": {"command": "ls"}}}'
+        )
+        approve, revoke = ("mcp", "approve", "--yes", "mine"), ("mcp", "revoke", "other")
+        assert box.mcpguard("mcp", "approve", "--yes", "other").code == 0
+        before = (box.world.state / "config/mcp-servers.json").read_bytes()
+        box.write_profile(
+            "open",
+            "name: open\nextends: [dev-tools]\nfiles:\n"
+            f'  write: ["{box.world.root}"]\n'
+            f'  read: ["{REPOSITORY}", "{sys.prefix}", "{sys.base_prefix}"]\n'
+            f'  execute: ["{sys.prefix}", "{sys.base_prefix}"]\n',
+        )
+        for words in (approve, revoke):
+            finished = box.run([*mcpguard_command(), *words])
+            assert finished.code != 0, finished.out
+            assert "inside" in finished.err, finished.err
+        assert (box.world.state / "config/mcp-servers.json").read_bytes() == before
+        assert box.mcpguard(*approve).code == 0
+        assert box.mcpguard(*revoke).code == 0

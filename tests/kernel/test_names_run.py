@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
+import http.server
 import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -24,6 +27,7 @@ from puppet import puppet
 from upstream import HOST, Upstream, upstream
 
 import mcpguard
+from mcpguard.events.doors import DOOR
 
 pytestmark = pytest.mark.kernel
 RESOLVER = f"{mcpguard.__path__[0]}/resolver/__main__.py"
@@ -74,6 +78,8 @@ CLIENTS = {
     "wget": f"wget -qO- -T9 -t1 http://NAME:{PORT}/",
     "git": f"git ls-remote http://NAME:{PORT}/r 2>&1 | grep -v 'not resolve' | grep .",
     "musl": "./resolve NAME",
+    "go": "./resolve-go NAME",
+    "nc": f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w9 NAME {PORT} | grep .",
     "dig": "dig +short NAME | grep .",
     "dig by a stream": "dig +short +tcp NAME | grep .",
     "dig elsewhere": "dig +short @203.0.113.77 NAME | grep .",
@@ -164,12 +170,15 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
 
 
 @pytest.fixture(scope="module")
-def box(town: Town) -> Iterator[Sandbox]:
+def box(town: Town, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     with sandbox() as made:
         made.prefix = town.prefix
         made.write_profile("names", PROFILE)
         build = ["musl-gcc", "-static", "-o", str(made.world.project / "resolve"), str(ACTORS / "resolve.c")]
         subprocess.run(build, check=True)
+        go = {"CGO_ENABLED": "0", "GO111MODULE": "off", "GOCACHE": str(tmp_path_factory.mktemp("go"))}
+        build = ["go", "build", "-o", str(made.world.project / "resolve-go"), str(ACTORS / "resolve.go")]
+        subprocess.run(build, env=os.environ | go, check=True)
         yield made
 
 
@@ -243,7 +252,7 @@ def test_the_server_outside_saw_no_label_of_what_no_rule_names(town: Town, fough
 def test_every_question_is_on_record_with_who_asked(fought: Round) -> None:
     told = [event for event in fought.events if event["kind"] == "dns"]
     refused = {event["comm"] for event in told if event["verdict"] == "deny" and event["host"] == "evil.test"}
-    assert {"getent", "python3", "curl", "wget", "resolve"} <= refused, refused
+    assert {"getent", "python3", "curl", "wget", "resolve", "resolve-go", "nc"} <= refused, refused
     allowed = [event for event in told if event["verdict"] == "allow" and event["host"] == "ok.test"]
     assert any(OK in event["detail"] for event in allowed)
     assert "ok.test" in allowed[0]["rule"]["text"]
@@ -253,6 +262,66 @@ def test_a_connection_is_on_record_with_the_name(fought: Round) -> None:
     connected = [event for event in fought.events if event["kind"] == "net" and event.get("address") in (OK, OK6)]
     assert connected
     assert {event["host"] for event in connected} == {"ok.test"}
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def repository(town: Town, tmp_path: Path) -> Iterator[Path]:
+    """A git repository at https://git.wild.test:8443/r.git, as files; the certificate that it shows."""
+    key, certificate, work = tmp_path / "key.pem", tmp_path / "ca.pem", tmp_path / "work"
+    names = "subjectAltName=DNS:git.wild.test,DNS:evil.test"
+    words = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -addext {names} -keyout {key} -out {certificate}"
+    subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
+    for line in (
+        f"git init -q {work}",
+        f"git -C {work} -c user.name=n -c user.email=e commit -q --allow-empty -m There",
+        f"git clone -q --bare {work} {tmp_path}/www/r.git",
+        f"git -C {tmp_path}/www/r.git update-server-info",
+    ):
+        subprocess.run(line.split(), check=True, capture_output=True)
+    served: list[http.server.ThreadingHTTPServer] = []
+    ready = threading.Event()
+
+    def serve() -> None:
+        _enter(f"/run/netns/{town.name}")
+        handler = functools.partial(_Quiet, directory=str(tmp_path / "www"))
+        with http.server.ThreadingHTTPServer(("0.0.0.0", 8443), handler) as server:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            served.append(server)
+            ready.set()
+            server.serve_forever()
+
+    threading.Thread(target=serve, daemon=True).start()
+    assert ready.wait(10)
+    yield certificate
+    served[0].shutdown()
+
+
+def test_git_clones_over_https_from_an_allowed_name_only(town: Town, box: Sandbox, repository: Path) -> None:
+    town.server.records |= {"git.wild.test": [f"60 A {OK}"]}
+    certificate = box.world.project / "ca.pem"
+    shutil.copy(repository, certificate)
+    clone = "git -c http.sslCAInfo=ca.pem clone -q https://{host}:8443/r.git {host} && git -C {host} log --format=%s"
+    box.write_profile("names", PROFILE.replace(f'"*.wild.test:{PORT}"', '"*.wild.test:8443"'))
+    try:
+        for host, code in (("git.wild.test", 0), ("evil.test", 128)):
+            outside = box.control(["sh", "-c", clone.format(host=host)])
+            assert outside.out == "There\n", outside.err
+            shutil.rmtree(box.world.project / host)
+            inside = box.run(["sh", "-c", clone.format(host=host)])
+            assert (inside.code, inside.out) == (code, "" if code else "There\n"), inside.err
+            if code:
+                assert f"resolve host: {host}" in inside.err
+    finally:
+        box.write_profile("names", PROFILE)
+    reached = [event for event in box.events() if event["kind"] == "net" and event.get("port") == 8443]
+    assert reached == []
 
 
 # --- around it -----------------------------------------------------------------------------------------------------
@@ -427,11 +496,25 @@ def test_in_audit_names_are_asked_for_and_what_no_rule_allows_is_told(box: Sandb
     assert {event["kind"] for event in events} == {"dns", "net"}
 
 
-DOORS = ("/run/systemd/resolve/io.systemd.Resolve", "/run/nscd/socket", "/run/avahi-daemon/socket")
+DOORS = (
+    "/run/systemd/resolve/io.systemd.Resolve",
+    "/run/systemd/resolve/io.systemd.Resolve.Monitor",
+    "/run/dbus/system_bus_socket",
+    "/run/nscd/socket",
+    "/run/avahi-daemon/socket",
+)
+# Multicast DNS, LLMNR, and names over TLS at an address that a name has opened on another port: address, port, type.
+FAR_DOORS = (("224.0.0.251", 5353, 2), ("224.0.0.252", 5355, 2), (OK, 853, 1), (OK, 853, 2), (OK, 5355, 1))
 
 
 def test_other_doors_to_a_resolver_are_closed(box: Sandbox) -> None:
-    code = "\n".join(f"print(local({door!r}))" for door in DOORS) + "\nprint(reach('224.0.0.251', 5353, 2))"
+    code = "\n".join(
+        [
+            *(f"print(local({door!r}))" for door in DOORS),
+            "print(look_up('ok.test'))",
+            *(f"print(reach{door!r})" for door in FAR_DOORS),
+        ]
+    )
     with contextlib.ExitStack() as stack:
         there = []
         for door in DOORS:
@@ -446,12 +529,33 @@ def test_other_doors_to_a_resolver_are_closed(box: Sandbox) -> None:
                 there.append(door)
         outside = attempt(box, code, guarded=False)
         assert outside[: len(DOORS)].count("connected") >= len(there)
+        assert not [line for line in outside[-len(FAR_DOORS) :] if "PermissionError" in line]
         inside = attempt(box, code)
-    assert "connected" not in inside
-    assert inside[-1].startswith("PermissionError")
-    assert denied(box, kind="net", address="224.0.0.251", port=5353)
+    assert "connected" not in inside and inside[len(DOORS)] == OK
+    assert all(line.startswith("PermissionError") for line in inside[-len(FAR_DOORS) :]), inside
+    events = box.denials()
+    for address, port, kind in FAR_DOORS:
+        word = "tcp" if kind == 1 else "udp"
+        found = [e for e in events if (e.get("address"), e.get("port"), e.get("protocol")) == (address, port, word)]
+        assert found and DOOR in found[0]["detail"], (address, port, found)
     for door in there:
-        assert [e for e in box.denials() if e["kind"] in ("unix", "file") and e.get("path") == door], door
+        found = [e for e in events if e["kind"] == "unix" and e.get("path") == door]
+        # `base` denies the system bus on purpose, and says why itself.
+        assert found and (DOOR in found[0].get("detail", "") or found[0]["rule"]["text"] == "sockets deny /run/dbus")
+
+
+def test_a_rule_without_a_port_opens_no_names_over_tls_and_one_that_names_the_port_does(box: Sandbox) -> None:
+    profile = PROFILE.replace(f"ok.test:{PORT}", "ok.test")
+    code = f"print(look_up('ok.test')); print(reach({OK!r})); print(reach({OK!r}, 853)); print(reach({OK!r}, 854))"
+    try:
+        box.write_profile("names", profile)
+        address, page, tls, beside = attempt(box, code)
+        assert (address, page) == (OK, "HTTP/1.0 200")
+        assert tls.startswith("PermissionError") and beside.startswith("ConnectionRefused")
+        box.write_profile("names", profile.replace('    - "ok.test"\n', '    - "ok.test"\n    - "ok.test:853"\n'))
+        assert attempt(box, code)[2].startswith("ConnectionRefused")
+    finally:
+        box.write_profile("names", PROFILE)
 
 
 def test_a_resolver_that_is_killed_opens_nothing_and_comes_back(town: Town, box: Sandbox) -> None:
@@ -575,10 +679,38 @@ def test_a_name_that_is_allowed_while_the_session_runs_resolves_and_is_reached(b
 
 
 def test_why_and_the_log_speak_of_names(box: Sandbox) -> None:
-    attempt(box, "print(look_up('a.wild.test')); print(look_up('evil.test'))")
-    assert box.mcpguard("why", "-p", "names", "connect", f"a.wild.test:{PORT}").code == 0
-    assert box.mcpguard("why", "-p", "names", "connect", f"evil.test:{PORT}").code == 1
-    inside = box.mcpguard("why", "-p", "names", "connect", f"rebind.test:{PORT}")
-    assert inside.code == 1
-    assert "never opens that" in inside.out
-    assert {e["host"] for e in box.events(None, "--host", "*.wild.test")} == {"a.wild.test"}
+    attempt(
+        box,
+        f"print(look_up('a.wild.test')); print(look_up('evil.test')); print(reach({OK!r})); print(reach({OK!r}, 22))",
+    )
+
+    def why(target: str) -> tuple[int, str]:
+        done = box.mcpguard("why", "-p", "names", "connect", target)
+        return done.code, done.out
+
+    for target, code, words in (
+        (f"a.wild.test:{PORT}", 0, f"while its answer holds, now {OK}"),
+        ("a.wild.test:22", 1, "a rule allows it on other ports"),
+        ("a.wild.test:853", 1, DOOR),
+        (f"evil.test:{PORT}", 1, "nobody outside is asked"),
+        (f"shut.wild.test:{PORT}", 1, "network deny shut.wild.test"),
+        (f"rebind.test:{PORT}", 1, "never opens that"),
+        (f"denied.wild.test:{PORT}", 1, f"is {OTHER}"),
+        (f"{OK}:{PORT}", 1, "a name with a rule that leads there opens it"),
+        ("203.0.113.53:53", 1, "a resolver of the session's own"),
+    ):
+        assert why(target)[0] == code and words in " ".join(why(target)[1].split()), (target, why(target))
+    for pattern, names, kinds in (
+        ("*.wild.test", {"a.wild.test"}, {("dns", "allow"), ("net", "allow"), ("net", "deny")}),
+        ("?.wild.*", {"a.wild.test"}, {("dns", "allow"), ("net", "allow"), ("net", "deny")}),
+        ("evil.*", {"evil.test"}, {("dns", "deny")}),
+        (
+            "*.test",
+            {"a.wild.test", "evil.test"},
+            {("dns", "allow"), ("dns", "deny"), ("net", "allow"), ("net", "deny")},
+        ),
+        ("wild.test", set(), set()),
+    ):
+        found = box.events(None, "--host", pattern)
+        assert {event["host"] for event in found} == names, pattern
+        assert {(event["kind"], event["verdict"]) for event in found} == kinds, pattern

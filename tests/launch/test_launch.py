@@ -29,7 +29,7 @@ def test_the_environment_is_kept_and_sudo_leaves_no_trace(account: Account, work
         entry.split("=", 1) for entry in text(account.guarded("env", "-0", cwd=workspace, env=env)).split("\0") if entry
     )
     added = {key for key in inside if key not in env and not key.startswith("MCPGUARD_")}
-    assert added <= {"_", "PWD", "SHLVL", "OLDPWD"}
+    assert added <= {"_", "PWD", "SHLVL", "OLDPWD", "UV_TOOL_DIR"}  # the last one is what the profile sets
     assert {key: inside.get(key) for key in env} == env
 
 

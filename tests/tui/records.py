@@ -14,11 +14,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 from events_help import OPEN_POLICY, make_policy
 
+from mcpguard.events.mcp import Talk
 from mcpguard.events.sessions import Session
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
 from mcpguard.model.coverage import Coverage, Strength
-from mcpguard.model.event import Event, Kind
+from mcpguard.model.event import Event, Kind, Peer
 from mcpguard.model.policy import Policy
 from mcpguard.tui.app import WatchApp
 
@@ -96,6 +97,33 @@ class Recorded:
             ),
             self.event(Kind.NET, "connect", address="192.0.2.9", port=80, protocol="tcp", verdict=Verdict.DENY, rule=0),
             self.event(Kind.PROCESS, "exit", pid=CHILD, ppid=AGENT, comm="cat", detail="status 1"),
+        )
+
+    def talk(self) -> None:
+        """Calls of two MCP servers: answered, failed, refused; and one that a server asks."""
+        client, files, web = (
+            Peer(AGENT, "/usr/bin/agent"),
+            Peer(CHILD, "/usr/bin/node"),
+            Peer(CHILD + 1, "/usr/bin/web"),
+        )
+        near, far = Talk(self.id, "@mcp/files", "stdio", client, files), Talk(self.id, "web", "http", client, web)
+        call = "tools/call"
+        read = near.request(self._now, "client", call, {"name": "read", "arguments": {"path": "/a"}}, id=1, call="a1")
+        lost = near.request(self._now, "client", call, {"name": "read", "arguments": {"path": "/b"}}, id=2, call="a2")
+        self.add(
+            near.request(self._now, "client", "tools/list", id=0, call="a0"),
+            read,
+            near.response(self._now + 2_000_000, read, result_bytes=100),
+            lost,
+            near.response(self._now + 4_000_000, lost, error=(None, "no such file")),
+            near.request(self._now, "server", "roots/list", id=0, call="b0"),
+            far.request(
+                *(self._now, "client", call, {"name": "delete", "arguments": {}}),
+                id=1,
+                call="c1",
+                verdict=Verdict.DENY,
+                detail="no rule allows it",
+            ),
         )
 
     def end(self) -> None:

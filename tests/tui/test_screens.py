@@ -69,6 +69,19 @@ def fixed(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ),
         _denied(recorded, "/srv/data/\x1b[31mred", DEFAULT),
     )
+    recorded.add(
+        recorded.event(
+            *(Kind.NET, "traffic"),
+            host="api.example.com",
+            address="192.0.2.1",
+            port=443,
+            protocol="tcp",
+            count=0,
+            bytes_sent=2100,
+            bytes_received=5_500_000,
+            **dict.fromkeys(("pid", "ppid", "comm", "exe")),
+        )
+    )
     yield recorded
     monkeypatch.undo()
     time.tzset()

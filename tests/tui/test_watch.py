@@ -260,6 +260,25 @@ def test_the_other_tabs(recorded: Recorded) -> None:
     watch(recorded, steps)
 
 
+def test_the_mcp_tab_tells_what_was_asked_of_which_server(recorded: Recorded) -> None:
+    recorded.story()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await pilot.press("5")
+        await until(pilot, lambda: bool(app.query_one("#mcp-none").display))
+        recorded.talk()
+        await until(pilot, lambda: len(cells(app, "#spoken")) == 4)
+        assert not app.query_one("#mcp-none").display
+        assert [row[:-1] for row in cells(app, "#spoken")] == [
+            ["web", "tools/call delete", "1", "1", "", ""],
+            ["@mcp/files", "tools/call read", "2", "", "1", "3.0 ms"],
+            ["@mcp/files", "tools/list", "1", "", "", ""],
+            ["@mcp/files", "asks roots/list", "1", "", "", ""],
+        ]
+
+    watch(recorded, steps)
+
+
 def test_a_loss_is_never_hidden(recorded: Recorded) -> None:
     recorded.add(
         *recorded.opens(1),

@@ -5,8 +5,55 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from hypothesis import strategies as st
+
 from mcpguard.catalogue.clients import Inventory, inventory
 
+_WORDS = (
+    "command",
+    "args",
+    "env",
+    "url",
+    "cwd",
+    "path",
+    "headers",
+    "type",
+    "enabled",
+    "trust",
+    "sh",
+    "node",
+    "./x",
+    "python3",
+    "-m",
+)
+_STRANGE = (
+    "~nobody",
+    "~",
+    "a" * 5000,
+    "a/" * 3000,
+    "\0",
+    "\ud800",
+    "/dev/null",
+    "/proc/self/mem",
+    "../" * 40,
+    "$HOME",
+    "${A",
+    "-",
+)
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from((*_WORDS, *_STRANGE)),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_WORDS) | st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+# What a file may declare: names of parts that are looked at, with anything in them.
+JSON_SERVERS = st.dictionaries(st.text(max_size=3), _JSON, max_size=3)
 DATA = Path(__file__).parent.parent / "data" / "mcp"
 
 

@@ -127,6 +127,8 @@ def test_a_store_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
     with sqlite3.connect(path) as old:
         old.execute("ALTER TABLE events DROP COLUMN mcp")
         old.execute("ALTER TABLE sessions DROP COLUMN modes")
+        for column in ("bytes_sent", "bytes_received"):
+            old.execute(f"ALTER TABLE events DROP COLUMN {column}")
         old.execute("PRAGMA user_version = 1")
     with Store.open(path) as store:
         assert store.note is None

@@ -94,6 +94,8 @@ def test_every_field_of_an_event_comes_back_as_it_was_stored(store: Store) -> No
             client=Peer(1, "/c"),
             peer=Peer(2),
         ),
+        bytes_sent=10,
+        bytes_received=0,
     )
     assert event.mcp is not None
     assert all(getattr(event.mcp, field.name) is not None for field in dataclasses.fields(event.mcp))

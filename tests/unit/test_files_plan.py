@@ -182,27 +182,22 @@ def test_audit_grants_everything_and_still_hides_what_is_denied(home: Path) -> N
     assert {("mask", str(home / ".ssh")), ("ro", str(home / ".bashrc"))} <= steps(made)
 
 
-def test_too_many_names_are_refused_with_the_folder_that_holds_most(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "bound", "most", "code"),
+    [
+        ("{}", "MAX_VISITED", 40, "plan.too-many-files"),
+        (".env{}", "MAX_STEPS", 10, "plan.too-many-mounts"),
+    ],
+)
+def test_too_much_is_refused_with_the_folder_that_holds_or_needs_most(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str, bound: str, most: int, code: str
 ) -> None:
     for number in range(50):
-        (home / f"code/src/{number}").touch()
-    monkeypatch.setattr(files_state, "MAX_VISITED", 40)
+        (home / "code/src" / name.format(number)).touch()
+    monkeypatch.setattr(files_state, bound, most)
     with pytest.raises(PolicyError) as refused:
         plan(home, allow(home / "code"), deny("/**/.env*"))
-    assert refused.value.code == "plan.too-many-files"
-    assert refused.value.what.endswith(f"most are below {home}/code/src")
-
-
-def test_too_many_mounts_are_refused_with_the_folder_that_needs_most(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number in range(20):
-        (home / f"code/src/.env{number}").touch()
-    monkeypatch.setattr(files_state, "MAX_STEPS", 10)
-    with pytest.raises(PolicyError) as refused:
-        plan(home, allow(home / "code"), deny("/**/.env*"))
-    assert refused.value.code == "plan.too-many-mounts"
+    assert refused.value.code == code
     assert refused.value.what.endswith(f"most are below {home}/code/src")
 
 

@@ -13,6 +13,8 @@ from mcp_files import write
 
 from mcpguard.catalogue import approved, identity
 from mcpguard.catalogue.identity import Identity
+from mcpguard.catalogue.server import of as server_of
+from mcpguard.catalogue.starting import identify
 from mcpguard.errors import HostError
 
 pytestmark = pytest.mark.usefixtures("mcpguard_home")
@@ -41,6 +43,34 @@ def test_only_what_was_approved_is_and_what_changed_is_told(tmp_path: Path) -> N
     assert told == "command: sh x.sh -> sh x.sh --more"
     hidden = catalogue.state("x", identity.of("sh", ["x.sh"], {**ENV, "BASH_ENV": "/x"}, str(tmp_path)))
     assert hidden.differences[0].startswith("BASH_ENV sha256: none -> ")
+
+
+def declared(tmp_path: Path, **more: object) -> Identity:
+    server = server_of("x", {"command": "sh", **more}, client="c", scope="user", file="/f")
+    known = identify(server, {**ENV, "TOKEN": "from the environment"}, tmp_path)
+    assert known is not None
+    return known
+
+
+def test_what_a_configuration_declares_is_approved_as_it_is_written(tmp_path: Path) -> None:
+    """A variable can lead an approved program to other files and other hosts."""
+    first = declared(tmp_path, env={"API": "https://a.example", "TOKEN": "${TOKEN}", "KEY": ""})
+    approved.approve("x", "file", first, [])
+    catalogue = approved.load()
+    assert catalogue.state(
+        "x", declared(tmp_path, env={"KEY": "", "TOKEN": "${TOKEN}", "API": "https://a.example"})
+    ).allowed
+    (told,) = catalogue.state(
+        "x", declared(tmp_path, env={"API": "https://evil.example", "TOKEN": "${TOKEN}", "KEY": ""})
+    ).differences
+    assert told == "variable API: https://a.example -> https://evil.example"
+    more = declared(
+        tmp_path, env={"API": "https://a.example", "TOKEN": "${TOKEN}", "KEY": "", "HTTPS_PROXY": "http://evil"}
+    )
+    assert catalogue.state("x", more).differences == ("variable HTTPS_PROXY: none -> http://evil",)
+    elsewhere = declared(tmp_path, env={"API": "https://a.example", "TOKEN": "${TOKEN}", "KEY": ""}, cwd="/")
+    assert catalogue.state("x", elsewhere).differences == ("folder: none -> /",)
+    assert "from the environment" not in approved.file().read_text()
 
 
 def test_a_remote_server_is_its_origin() -> None:

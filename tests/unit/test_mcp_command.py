@@ -69,7 +69,8 @@ def test_approve_show_change_revoke(tmp_path: Path, mcp: Mcp) -> None:
     declare(tmp_path, mine={"command": "sh", "args": ["server.sh"], "env": {"TOKEN": "${TOKEN}"}})
     code, out, _ = mcp("approve", "--yes", "mine")
     assert code == 0
-    assert "script       " + str(script) in out and "variables    TOKEN" in out
+    assert "script       " + str(script) in out and "variable     TOKEN=${TOKEN}" in out
+    assert "finding      MCP05 program-in-project: " in out
     assert approved.load().entries[0].environment == ("TOKEN",)
     assert "approved already" in mcp("approve", "mine")[1]
     assert " approved " in mcp("list")[1]

@@ -139,6 +139,32 @@ def test_code_in_the_words_of_other_programs_counts(bin_folder: Path) -> None:
     assert ("script", "server.py") in code(found)
 
 
+def test_a_runner_takes_what_lies_in_the_folder_it_starts_in(bin_folder: Path) -> None:
+    """`npx` runs the project's own package of that name, and fetches from the registry that the project's `.npmrc` names."""
+    project = bin_folder.parent / "home/project"
+    inner = project / "inner"
+    inner.mkdir(parents=True)
+    seen = [npx(bin_folder, inner).digest]
+    write(project / ".npmrc", "save-exact=true\n")
+    write(bin_folder.parent / "home/.npmrc", "registry=https://mine.example\n")
+    assert npx(bin_folder, inner).digest == seen[0]
+    write(project / ".npmrc", "save-exact=true\n@a:registry=https://evil.example\n")
+    seen.append(npx(bin_folder, inner).digest)
+    write(project / "node_modules/@a/b/package.json", "{}")
+    seen.append(npx(bin_folder, inner).digest)
+    program(project / "node_modules/.bin/b", "1")
+    seen.append(npx(bin_folder, inner).digest)
+    program(project / "node_modules/.bin/b", "2")
+    seen.append(npx(bin_folder, inner).digest)
+    assert len(set(seen)) == 5
+    assert [role for role, _ in code(npx(bin_folder, inner))][-3:] == ["local package", "local package", "settings"]
+    assert npx(bin_folder, project.parent).digest == seen[0]
+
+
+def npx(bin_folder: Path, cwd: Path) -> Identity:
+    return of(bin_folder, "npx", "-y", "@a/b@1.0.0", cwd=cwd, HOME=str(bin_folder.parent / "home"))
+
+
 def test_what_is_missing_is_said_and_is_another_identity_when_it_appears(bin_folder: Path) -> None:
     missing = of(bin_folder, "nothing")
     assert (missing.program, missing.notes) == ("", ("no program nothing was found",))

@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpguard.catalogue.reading import UnreadableError, parse
 
-_ALL = {"json": 4 << 20, "toml": 256 << 10, "yaml": 1 << 20}
+_ALL = {"json": 2 << 20, "toml": 256 << 10, "yaml": 1 << 20}
 # Each once had a parser look at every character for every one before it, or nest until memory ends.
 HOSTILE = [
     *(("json", text) for text in ("[", "/*", "//", '"\\', '"', ",", ", ", "/* *", "{", '{"a":', "*", "\n", "[],")),
@@ -78,6 +78,7 @@ _JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(_JSON)
 def test_json_with_comments_and_commas_means_what_it_means_without(value: object) -> None:
     text = json.dumps(value)

@@ -45,8 +45,11 @@ def name(pattern: str, low: int = 0, high: int = 65535, protocols: int = BOTH) -
         ("localhost:3000-3999", [net("127.0.0.0", 104, 3000, 3999), net("::1", 128, 3000, 3999)]),
         ("API.Example.com.:443/tcp", [name("api.example.com", 443, 443, PROTO_TCP)]),
         ("*.github.com:443", [name("*.github.com", 443, 443)]),
-        ("intranet", [name("intranet")]),
-        ("xn--bcher-kva.example", [name("xn--bcher-kva.example")]),
+        # Who names no port does not mean names over TLS.
+        ("intranet", [name("intranet", 0, 852), name("intranet", 854)]),
+        ("intranet:1-65535", [name("intranet", 1)]),
+        ("intranet:853", [name("intranet", 853, 853)]),
+        ("xn--bcher-kva.example", [name("xn--bcher-kva.example", 0, 852), name("xn--bcher-kva.example", 854)]),
     ],
 )
 def test_a_target_is_read_as_written(target: str, entries: list[object]) -> None:

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from mcpguard.cli.commands import build
 from mcpguard.events.format import clock
+from mcpguard.events.mcp import Talk
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
-from mcpguard.model.event import Event, Kind
+from mcpguard.model.event import Event, Kind, Peer
 from mcpguard.model.rule import Origin
 from mcpguard.session import report as reports
 from mcpguard.session.live import APPROVED
@@ -199,3 +200,18 @@ def test_the_command_prints_each_form(format: str, recorded: Recorded) -> None:
         assert told["later"][0]["what"] == "/ws/sub"
     else:
         assert "/ws/new" in done.stdout and "/ws/secret/key" in done.stdout and "/ws/sub" in done.stdout
+
+
+def test_what_was_asked_of_mcp_servers_is_in_every_form(recorded: Recorded) -> None:
+    talk = Talk(recorded.id, ODD, "stdio", Peer(10, "/usr/bin/tool"), Peer(11, "/usr/bin/node"))
+    asked = talk.request(BEGAN_NS, "client", "tools/call", {"name": "read", "arguments": {}}, id=1, call="a")
+    refused = talk.request(BEGAN_NS, "client", "tools/call", {"name": "kill"}, id=2, call="b", verdict=Verdict.DENY)
+    events = [asked, talk.response(BEGAN_NS + 1_000_000, asked, error=(None, "no")), refused]
+    recorded.store.add(recorded.id, events)
+    told = recorded.read()
+    assert [(one.tool, one.times, one.denied, one.answered, one.failed, one.took_ns) for one in told.spoken] == [
+        ("read", 1, 0, 1, 1, 1_000_000),
+        ("kill", 1, 1, 0, 0, 0),
+    ]
+    text = page(told, "/home/u")
+    assert "<h2>MCP</h2>" in text and "<script>" not in text

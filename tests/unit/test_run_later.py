@@ -133,6 +133,30 @@ def test_a_folder_that_is_renamed_afterwards_takes_its_files_along(recorded: Rec
     assert found(recorded) == {"/ws/sub/.claude/settings.json": "agent-settings"}
 
 
+def test_most_files_of_a_project_are_told_by_one_look(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(300):
+        recorded.wrote("create", f"/ws/node_modules/p{number}/index.js")
+    recorded.wrote("create", "/ws/node_modules/.git")
+    recorded.wrote("create", "/ws/bin/tool")
+    recorded.wrote("symlink", "/ws/.vscode")
+    recorded.wrote("create", "/ws/p/.envrc")
+    monkeypatch.setenv("PATH", "/usr/bin:/ws/bin")
+    asked: list[str] = []
+    monkeypatch.setattr(module, "point_of", lambda path, *more: asked.append(path) or point_of(path, *more))
+    assert set(found(recorded)) == {"/ws/node_modules/.git", "/ws/bin/tool", "/ws/.vscode", "/ws/p/.envrc"}
+    assert len(asked) <= 8
+
+
+def test_both_ends_of_an_exchange_and_all_ways_of_a_name_are_told(recorded: Recorded) -> None:
+    recorded.wrote("create", "/ws/.envrc")
+    recorded.add(Kind.FILE, "open", access="write", path="/ws/.envrc", comm="odd,name")
+    recorded.wrote("exchange", "/ws/x", "/ws/.envrc")
+    recorded.wrote("unlink", "/ws/.npmrc")
+    (one,) = run_later(recorded.store, recorded.id)
+    assert (one.path, one.ways, one.times) == ("/ws/.envrc", ("create", "exchange", "open"), 3)
+    assert one.programs == ("odd,name", "tool")
+
+
 def test_whoever_renames_without_end_is_told_of_and_not_followed(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:

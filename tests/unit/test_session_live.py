@@ -16,6 +16,8 @@ WRITTEN = """\
 name: p
 files:
   deny: [/srv/keys, "/srv/logs/*.key"]
+network:
+  deny: [10.0.0.0, 10.9.0.0/16, 10.8.0.0/17, "10.8.128.0/17:1-99", "10.8.128.0/17:100-65535", "[::1]:80", "host.a.example:80"]
 sockets:
   deny: [/run/control, "/srv/agent-*", "@bus-*"]
 """
@@ -33,7 +35,7 @@ def held(section: str, key: str, value: str) -> Policy:
     rule = rule_of(Addition(section, key, value))
     assert rule is not None
     rule = replace(rule, origin=replace(rule.origin, line=1))
-    kind = "files" if section == "files" else "sockets"
+    kind = section
     extended = extend_policy(policy, **{kind: [rule]})  # type: ignore[arg-type]
     _insist_it_opens(extended, rule)
     return extended
@@ -76,3 +78,39 @@ def test_a_rule_whose_every_name_is_denied_is_refused(section: str, key: str, va
 )
 def test_a_rule_that_opens_something_beside_what_is_denied_is_taken(section: str, key: str, value: str) -> None:
     assert held(section, key, value).rules[-1].text.endswith(value)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "10.0.0.0",
+        "10.0.0.0:443/tcp",
+        "10.9.0.0/16",
+        "10.9.3.0/24:80",
+        "10.8.0.0/16:1-65535",
+        "10.8.200.0/24:50-150",
+        "10.8.0.0/15:1-65535",
+        "10.8.0.0/15",
+        "[::1]:80",
+        "host.a.example:80",
+    ],
+)
+def test_a_destination_that_is_denied_as_a_whole_is_refused(target: str) -> None:
+    with pytest.raises(UsageError):
+        held("network", "allow", target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "10.0.0.0/8",
+        "10.0.0.0/31",
+        "10.7.0.0/16:443",
+        "localhost:80",
+        "[::1]:79-80",
+        "*.a.example:80",
+        "host.a.example:80-81",
+    ],
+)
+def test_a_destination_of_which_something_is_left_is_taken(target: str) -> None:
+    held("network", "allow", target)

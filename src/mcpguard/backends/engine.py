@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 # Raise it when what is pinned changes in a way that the objects do not show.
 LAYOUT = 1
-DENIALS, ACTIVITY, COUNTERS = "mg_denials", "mg_activity", "mg_counters"
+DENIALS, ACTIVITY, MESSAGES, COUNTERS = "mg_denials", "mg_activity", "mg_messages", "mg_counters"
 SESSIONS, LEAVES = "mg_sessions", "mg_leaves"
 NAMES, QUESTIONS, RESOLVERS = "mg_names", "mg_questions", "mg_resolvers"
+FLOWS = "mg_flows"
 _SUMS = ("_sums", "_denied")
 _FACTS, _FACTS_BYTES = "facts", 1 << 14
 _FIRST = bytes(4)
+_RESOLVERS_SHAPE = (libbpf.MAP_TYPE_HASH, 4, 8, 1024, 0)
 # A host that is short of something for a moment is no host without the hooks.
 MOMENTARY = (errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENFILE, errno.EMFILE)
 
@@ -76,6 +78,7 @@ OBJECTS: tuple[ObjectSpec, ...] = (
             "mg_sys_exit": "sys_exit",
         },
     ),
+    ObjectSpec("messages", links={"mg_any_send": "sys_exit"}),
 )
 
 
@@ -152,19 +155,21 @@ class Engine:
         """Programs that are attached for the whole host now."""
         return set(os.listdir(f"{self._folder}/{pins.LINKS}"))
 
-    def add_session(self, leaf_fd: int, leaf_id: int, *, denials: int = 1 << 20, activity: int = 8 << 20) -> Session:
+    def add_session(
+        self, leaf_fd: int, leaf_id: int, *, denials: int = 1 << 20, activity: int = 8 << 20, messages: int = 4 << 20
+    ) -> Session:
         """Give a leaf a slot with maps of its own. Until `Session.set_state` everything that its programs judge is refused.
 
         Args:
             leaf_fd: an open directory of the leaf; a copy is kept.
             leaf_id: what `bpf_get_current_cgroup_id` gives inside.
-            denials, activity: bytes of the rings, powers of two.
+            denials, activity, messages: bytes of the rings, powers of two.
 
         Raises:
             HostError: too many sessions.
             KernelError: the kernel refused something; nothing of the session is left.
         """
-        sizes = {DENIALS: denials, ACTIVITY: activity}
+        sizes = {DENIALS: denials, ACTIVITY: activity, MESSAGES: messages}
         with pins.locked():
             slot = self._free_slot()
             session = Session(self, os.dup(leaf_fd), leaf_id, slot, sizes)
@@ -223,6 +228,7 @@ class Engine:
         sessions = self._sessions()
         for leaf_id in _gone(sessions):
             self._clear(leaf_id, int(_abi.MG_SESSION.unpack(sessions.pop(leaf_id))[0]))
+        self._free_ports(sessions)
         if not sessions:
             self._unlink()
 
@@ -235,15 +241,23 @@ class Engine:
         """No decision finds the session any more. Its sockets may outlive it: they may finish, not begin."""
         ended = _abi.MG_LEAF.pack(_abi.MG_SESSION.pack(0, _abi.MG_SESSION_ENDED, 0, 0, 0, 0), leaf_id)
         _set_if_there(self.map(LEAVES), _key64(leaf_id), ended)
-        value = self.map(SESSIONS).get(_key64(leaf_id), _abi.MG_SESSION.size)
         self.map(SESSIONS).delete(_key64(leaf_id))
-        if value is not None:
-            self._free_port(_resolver_of(value))
 
-    def _free_port(self, port: int) -> None:
-        """The resolver on this port is gone. Another session may have the same one, in a network namespace of its own."""
-        if port and port not in map(_resolver_of, self._sessions().values()):
-            self.map(RESOLVERS).delete(_key32(port))
+    def _free_ports(self, sessions: Mapping[int, bytes]) -> None:
+        """Take out the ports of resolvers whose leaf is gone. Not earlier: a resolver ends a moment later than its tree.
+
+        Two sessions can have the same port, in network namespaces of their own: what ours have is put back.
+        """
+        resolvers = self.map(RESOLVERS)
+        leaves = {port: resolvers.get(port, 8) for port in resolvers.keys(4)}
+        gone = _gone(_number64(leaf) for leaf in leaves.values() if leaf)
+        for port, leaf in leaves.items():
+            if leaf and _number64(leaf) in gone:
+                resolvers.delete(port)
+        for leaf_id, value in sessions.items():
+            port = _key32(_resolver_of(value))
+            if any(port) and resolvers.get(port, 8) is None:
+                resolvers.set(port, _key64(leaf_id))
 
     def _slot_deletions(self, slot: int) -> list[Callable[[], None]]:
         """Each of these waits until no program uses the map any more; together they wait once."""
@@ -272,7 +286,7 @@ class Session:
         slot: the index of its maps.
         leaf_fd, leaf_id: the cgroup.
         fds: what may be handed to the user's process: rings, counters, sums (`sums.*`), and what its resolver writes and reads
-            (NAMES, QUESTIONS). Closing them ends nothing.
+            (NAMES, QUESTIONS), and how many bytes went where (FLOWS). Closing them ends nothing.
         sizes: bytes of each ring's data area, by the names in `fds`.
         maps: all maps of its own by name; those that are not in `fds` are part of verdicts and stay here.
     """
@@ -288,11 +302,11 @@ class Session:
         self._moving: Beside | None = None
         self._leftovers: list[Callable[[], None]] = []
         self._gone = False
-        self._resolver = 0
 
     @property
     def fds(self) -> dict[str, int]:
-        carried = {name: self.maps[name].fd for name in (DENIALS, ACTIVITY, COUNTERS, NAMES, QUESTIONS)}
+        names = (DENIALS, ACTIVITY, MESSAGES, COUNTERS, NAMES, QUESTIONS, FLOWS)
+        carried = {name: self.maps[name].fd for name in names}
         counted = {f"sums.{name}": one.fd for name, one in self.maps.items() if name.endswith(_SUMS)}
         return {**carried, **counted}
 
@@ -316,13 +330,10 @@ class Session:
             self.await_maps()
         value = _abi.MG_SESSION.pack(self.slot, flags, files, sockets, resolver, 0)
         with pins.locked():
-            before, self._resolver = self._resolver, resolver
-            if resolver and resolver != before:
-                self.engine.map(RESOLVERS).set(_key32(resolver), _FIRST)
+            if resolver:
+                self.engine.map(RESOLVERS).set(_key32(resolver), _key64(self.leaf_id))
             _set_if_there(self.engine.map(LEAVES), _key64(self.leaf_id), _abi.MG_LEAF.pack(value, self.leaf_id))
             self.engine.map(SESSIONS).set(_key64(self.leaf_id), value)
-            if before != resolver:
-                self.engine._free_port(before)
             if cgroup.is_populated(self.leaf_fd):
                 self._await_readers()
 
@@ -472,8 +483,10 @@ def _load(objects: Iterable[ObjectSpec], name: str) -> None:
     """Load every object and pin what it has, maps of one name once; to be called under the lock."""
     folder = pins.begin(name)
     facts: dict[str, Any] = {"inner": {}, "programs": [], "links": {}, "absent": {}}
-    shared: dict[str, int] = {}
+    shared = _of_other_engines()
     try:
+        for one, fd in shared.items():
+            bpf.pin(fd, f"{folder}/{pins.MAPS}/{one}")
         for spec in objects:
             opened = bpf.Object(spec.name)
             try:
@@ -488,6 +501,22 @@ def _load(objects: Iterable[ObjectSpec], name: str) -> None:
     finally:
         for fd in shared.values():
             os.close(fd)
+
+
+def _of_other_engines() -> dict[str, int]:
+    """What all engines of this host have in common, where there is one already.
+
+    Sessions of different tiers, or builds, must know each other's resolvers.
+    """
+    for folder in pins.folders():
+        if pins.is_unfinished(folder):
+            continue
+        with contextlib.suppress(KernelError):  # a build that has no such map
+            fd = bpf.pinned(f"{folder}/{pins.MAPS}/{RESOLVERS}")
+            if bpf.shape(fd) == _RESOLVERS_SHAPE:
+                return {RESOLVERS: fd}
+            os.close(fd)
+    return {}
 
 
 def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str, Any], shared: dict[str, int]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mcpguard.backends.engine import Engine
 
-PROGRAMS = ("mg_forked", "mg_executed", "mg_exited", "mg_sys_exit")
+PROGRAMS = ("mg_forked", "mg_executed", "mg_exited", "mg_sys_exit", "mg_any_send")
 
 
 def detach_verify(engine: Engine) -> list[str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mcpguard.model.plan import GuardPlan
     from mcpguard.wire.encode import NetRow, UnixRow
 
-_RINGS = (shared.DENIALS, shared.ACTIVITY)
+_RINGS = (shared.DENIALS, shared.ACTIVITY, shared.MESSAGES)
 _ALL_PORTS = (0, 65535)
 _TCP_AND_UDP = 3
 

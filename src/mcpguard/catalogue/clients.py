@@ -1,7 +1,8 @@
 """Where each client on Linux keeps its MCP servers: one table, and the walk over it.
 
 `{NAME:DEFAULT}` stands for the variable NAME, or for DEFAULT where it is not set; `{project}` for the working folder and
-those above it up to the root of its repository. `*` is one name, `**` any depth down to MAX_WALK.
+those above it up to the root of its repository, `{above}` for it and all above it. `*` is one name, `**` any depth down to
+MAX_WALK.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mcpguard.catalogue import server as servers
-from mcpguard.catalogue.reading import Document, UnreadableError, parse, read
+from mcpguard.catalogue.reading import MAX_BYTES, Document, UnreadableError, content, is_folder, parse, read
 from mcpguard.catalogue.server import Server
 from mcpguard.model.values import dataclass
 
@@ -24,6 +25,8 @@ MAX_FILES = 500
 MAX_SERVERS = 1000
 MAX_WALK = 6
 _LARGE = 64 << 20
+# Of all files but the large one together: a project must not keep anybody waiting who looks at it.
+MAX_TOTAL = 6 << 20
 MAX_ENTRIES = 20_000
 Keys = tuple[tuple[str, ...], ...]
 _SERVERS: Keys = (("mcpServers",),)
@@ -84,7 +87,7 @@ PLACES: tuple[Place, ...] = (
     Place("claude-code", "user", "{CLAUDE_CONFIG_DIR:~}/.claude.json", _CLAUDE_KEYS, limit=_LARGE),
     Place("claude-code", "user", f"{_CLAUDE}/settings.json"),
     Place("claude-code", "user", f"{_CLAUDE}/settings.local.json"),
-    Place("claude-code", "project", "{project}/.mcp.json"),
+    Place("claude-code", "project", "{above}/.mcp.json"),
     Place("claude-code", "project", "{project}/.claude/settings.json"),
     Place("claude-code", "project", "{project}/.claude/settings.local.json"),
     Place("claude-code", "managed", "/etc/claude-code/managed-mcp.json"),
@@ -102,7 +105,7 @@ PLACES: tuple[Place, ...] = (
     *_gemini("gemini-cli", ".gemini", "{GEMINI_CLI_HOME:~}", "/etc/gemini-cli", "GEMINI_CLI"),
     *_gemini("qwen-code", ".qwen", "~", "/etc/qwen-code", "QWEN_CODE"),
     Place("cursor", "user", "~/.cursor/mcp.json"),
-    Place("cursor", "project", "{project}/.cursor/mcp.json"),
+    Place("cursor", "project", "{above}/.cursor/mcp.json"),
     Place("cursor", "plugin", "~/.cursor/plugins/**/mcp.json", (("mcpServers",), ())),
     Place("cursor", "plugin", "~/.cursor/plugins/**/.mcp.json", (("mcpServers",), ())),
     Place("cursor", "user", "~/.cursor/cli-config.json"),
@@ -194,13 +197,15 @@ def inventory(project: Path, environment: Mapping[str, str], root: Path = Path("
     files: list[File] = []
     found: list[Server] = []
     seen: set[tuple[str, str]] = set()
+    left = MAX_TOTAL
     for place in PLACES:
         for path, folder in islice(_paths(place, project, environment, root), MAX_FILES):
             # A place in the project is one in the home, where the home is the project.
             if (place.client, path) in seen:
                 continue
             seen.add((place.client, path))
-            if (file := _read(path, place, folder)) is not None:
+            if (file := _read(path, place, folder, left)) is not None:
+                left -= file.document.size if file.document and not place.limit else 0
                 files.append(file)
                 found += _servers(file)
     for place in VARIABLES:
@@ -210,9 +215,10 @@ def inventory(project: Path, environment: Mapping[str, str], root: Path = Path("
     return Inventory(str(project), tuple(found), tuple(files))
 
 
-def _read(path: str, place: Place, project: str) -> File | None:
+def _read(path: str, place: Place, project: str, left: int) -> File | None:
+    limit = place.limit or min(MAX_BYTES[place.syntax], left)
     try:
-        return File(path, place, project, read(Path(path), place.syntax, place.limit))
+        return File(path, place, project, read(Path(path), place.syntax, limit))
     except FileNotFoundError:
         return None
     except UnreadableError as bad:
@@ -225,7 +231,7 @@ def _variable(place: Place, text: str) -> File:
         value, repeated = parse(text.encode(errors="surrogateescape"), place.syntax)
     except UnreadableError as bad:
         return File(name, place, "", None, str(bad))
-    return File(name, place, "", Document(value, 0o600, os.getuid(), repeated))
+    return File(name, place, "", Document(value, 0o600, os.getuid(), len(text), repeated))
 
 
 def _servers(file: File) -> Iterator[Server]:
@@ -263,9 +269,10 @@ def _groups(value: Any, keys: Sequence[str], project: str = "") -> Iterator[tupl
 
 def _paths(place: Place, project: Path, environment: Mapping[str, str], root: Path) -> Iterator[tuple[str, str]]:
     """Files that a place may mean, each with its project."""
-    if place.path.startswith("{project}"):
-        for folder in projects(project):
-            for path in _matching(folder, place.path.removeprefix("{project}/")):
+    first, _, rest = place.path.partition("/")
+    if first in ("{project}", "{above}"):
+        for folder in projects(project) if first == "{project}" else (project, *project.parents):
+            for path in _matching(folder, rest):
                 yield str(path), str(folder)
         return
     start, below = _start(place.path, environment, root)
@@ -294,6 +301,27 @@ def projects(folder: Path) -> list[Path]:
         if os.path.lexists(one / ".git"):
             return above[:count]
     return [folder]
+
+
+def belongs(server: Server, project: Path) -> bool:
+    """Whether a server is declared for a folder: for the user, the machine or a project that it lies in, or for its repository.
+
+    Worktrees belong to the repository that they were made from.
+    """
+    if not server.project:
+        return True
+    folders = projects(project)
+    return server.project in (*map(str, folders), _main_repository(folders[-1]))
+
+
+def _main_repository(root: Path) -> str:
+    """Of a worktree, the folder of the repository that it was made from; else empty."""
+    try:
+        text = content(root / ".git", 4096)[0].decode(errors="surrogateescape").removeprefix("gitdir:").strip()
+    except (OSError, UnreadableError):
+        return ""
+    folder = Path(os.path.normpath(root / text))
+    return str(folder.parent.parent.parent) if folder.parent.name == "worktrees" else ""
 
 
 def _matching(folder: Path, pattern: str) -> Iterator[Path]:
@@ -326,4 +354,4 @@ def _folders(top: Path) -> Iterator[Path]:
         yield folder
         if depth < MAX_WALK:
             below = (folder / name for name in sorted(_names(folder)))
-            waiting += [(path, depth + 1) for path in below if not path.is_symlink() and path.is_dir()]
+            waiting += [(path, depth + 1) for path in below if not path.is_symlink() and is_folder(path)]

@@ -2,8 +2,9 @@
 
 Nothing is executed to find out. The name that a server gives itself, and the name in a configuration, count for nothing.
 The digest covers the resolved path of the program and its bytes, with those of the script that it interprets; every word; the
-package as specified; and the variables that choose code (STEERING). It does not cover what a script imports, nor what a package
-runner fetches beyond the version or digest that its words name.
+package as specified; the variables and the folder that its configuration declares; and other variables that choose code
+(STEERING). It does not cover what a script imports, nor what a package runner fetches beyond the version or digest that its
+words name.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -19,8 +21,8 @@ from urllib.parse import urlsplit
 from mcpguard.catalogue import package as packages
 from mcpguard.catalogue import scripts
 from mcpguard.catalogue.package import Package
-from mcpguard.catalogue.reading import MAX_CODE, UnreadableError, content, opened
-from mcpguard.mcp.masking import MASK, is_secret_name, masked_text
+from mcpguard.catalogue.reading import MAX_CODE, UnreadableError, content, is_file, opened
+from mcpguard.mcp.masking import LOOKED_AT, MASK, is_secret_name, masked_text
 from mcpguard.model.values import dataclass
 
 # Variables by which a program loads other code, or a runner fetches from elsewhere.
@@ -93,6 +95,20 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _WRAPPERS = ("env", "nohup", "setsid", "nice", "stdbuf", "time")
 _DEEPEST = 4
 _SHEBANG = 256
+_MAX_SETTINGS = 1 << 20
+_RUNNER_SETTINGS = {
+    **dict.fromkeys(("npx", "npm"), (".npmrc",)),
+    **dict.fromkeys(("pnpm", "pnpx"), (".npmrc", ".pnpmfile.cjs", "pnpm-workspace.yaml")),
+    "yarn": (".npmrc", ".yarnrc", ".yarnrc.yml"),
+    **dict.fromkeys(("bun", "bunx"), (".npmrc", "bunfig.toml")),
+}
+_NPM_STEERING = re.compile(
+    r"^[ \t]*(?:[^\s=]*registry|(?:node-options|script-shell|shell|prefix|cache|cafile|ca|strict-ssl|(?:https?-)?proxy|git|"
+    r"userconfig|globalconfig|location)(?:\[\])?)[ \t]*=.*$",
+    re.MULTILINE,
+)
+# Of one server, for a person to read.
+MAX_WORDS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +116,8 @@ class Code:
     """A file that is executed or interpreted.
 
     Attributes:
-        role: `program`, `interpreter`, `script` or `loaded` (by an option, before the script).
+        role: `program`, `interpreter`, `script`, `loaded` (by an option, before the script), `local package` (which a runner
+            takes instead of fetching one) or `settings` (of a runner, in the folder that it starts in).
         path: links resolved; as written where there is no such file.
         sha256: of its bytes; empty for an interpreter that only root can change; MISSING where it cannot be read.
     """
@@ -120,6 +137,8 @@ class Identity:
         code: the files, the program first; empty for a remote server.
         package: what a package runner was asked for; None where the command is none.
         steering: variables of STEERING that are set, with the SHA-256 of their values.
+        declared: variables of its configuration, and `folder` where it names one, as they are written there: what they lead a
+            server to is part of what was approved, and a secret that comes from the environment may change.
         origin: scheme, host and port of a remote server; else empty.
         notes: what could not be found out, one sentence each.
     """
@@ -130,6 +149,7 @@ class Identity:
     code: tuple[Code, ...] = ()
     package: Package | None = None
     steering: tuple[tuple[str, str], ...] = ()
+    declared: tuple[tuple[str, str], ...] = ()
     origin: str = ""
     notes: tuple[str, ...] = ()
 
@@ -143,7 +163,7 @@ class Identity:
         """One text for all of it: `sha256:` and 64 hex digits."""
         code = [[one.role, one.path, one.sha256] for one in self.code]
         package = str(self.package or "")
-        everything = [self.command, self.args, self.found, code, package, self.steering, self.origin]
+        everything = [self.command, self.args, self.found, code, package, self.steering, self.declared, self.origin]
         return f"sha256:{_sum(json.dumps(everything))}"
 
     def facts(self) -> dict[str, str]:
@@ -155,20 +175,24 @@ class Identity:
             facts["found as"] = self.found
         for code in self.code:
             role = next(name for name in _numbered(code.role) if name not in facts)
-            facts[role] = masked_text(code.path)
+            facts[role] = masked_text(code.path[:LOOKED_AT])
             if code.sha256:
                 facts[f"{role} sha256"] = code.sha256
         if self.package is not None:
-            facts["package"] = masked_text(str(self.package))
-        return facts | {f"{name} sha256": value for name, value in self.steering}
+            facts["package"] = masked_text(str(self.package)[:LOOKED_AT])
+        facts |= {name: _value(name, text) for name, text in self.declared}
+        return facts | {f"{name} sha256": value for name, value in self.steering if f"variable {name}" not in facts}
 
 
-def of(command: str, args: Sequence[str], env: Mapping[str, str], cwd: str) -> Identity:
+def of(
+    command: str, args: Sequence[str], env: Mapping[str, str], cwd: str, declared: Mapping[str, str] | None = None
+) -> Identity:
     """The identity of a local server.
 
     Args:
         env: with what it would start: PATH is searched, STEERING is part of it.
         cwd: absolute; what relative paths begin at.
+        declared: as `Identity.declared`: `variable NAME` and `folder`.
     """
     steering = {name: _sum(env[name]) for name in STEERING if env.get(name)}
     code: list[Code] = []
@@ -182,6 +206,7 @@ def of(command: str, args: Sequence[str], env: Mapping[str, str], cwd: str) -> I
         tuple(code),
         package,
         tuple(sorted(steering.items())),
+        tuple(sorted((declared or {}).items())),
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -210,17 +235,18 @@ def resolve(command: str, env: Mapping[str, str], cwd: str) -> Path | None:
         return None
     folders = [cwd] if "/" in command else env.get("PATH", os.defpath).split(os.pathsep)
     candidates = (Path(os.path.normpath(Path(cwd, folder or ".", command))) for folder in folders)
-    return next((path for path in candidates if path.is_file() and os.access(path, os.X_OK)), None)
+    return next((path for path in candidates if is_file(path) and os.access(path, os.X_OK)), None)
 
 
 def shown(words: Sequence[str]) -> list[str]:
-    """Words without the secrets in them, nor those that an option before them names."""
+    """Words without the secrets in them, nor those that an option before them names; what is very long is cut."""
     texts: list[str] = []
     named = False
-    for word in words:
-        texts.append(MASK if named and not word.startswith("-") else masked_text(word))
+    for word in words[:MAX_WORDS]:
+        text = MASK if named and not word.startswith("-") else masked_text(word[:LOOKED_AT])
+        texts.append(text + ("…" if len(word) > LOOKED_AT else ""))
         named = word.startswith("-") and "=" not in word and is_secret_name(word)
-    return texts
+    return texts + (["…"] if len(words) > MAX_WORDS else [])
 
 
 def _look(
@@ -243,7 +269,10 @@ def _look(
     if name in _WRAPPERS and depth < _DEEPEST:
         inner = _unwrapped(args, env)
         return _look(inner[0], inner[1:], env, cwd, code, notes, depth + 1) if inner else None
-    return packages.of(name, args)
+    package = packages.of(name, args)
+    if package is not None:
+        _add_local(package, cwd, env.get("HOME", ""), code, notes)
+    return package
 
 
 def _unwrapped(args: list[str], env: dict[str, str]) -> list[str]:
@@ -275,6 +304,32 @@ def _add_interpreter(found: Path, env: Mapping[str, str], cwd: Path, code: list[
         _add(code, notes, "interpreter", program)
 
 
+def _add_local(package: Package, cwd: Path, home: str, code: list[Code], notes: list[str]) -> None:
+    """What a runner of Node's packages takes from the folder that it starts in before it asks anybody else."""
+    settings = _RUNNER_SETTINGS.get(package.runner)
+    if settings is None:
+        return
+    for folder in (cwd, *cwd.parents):
+        if folder in (Path("/"), Path(home or "/")):  # these are the user's own, and the machine's
+            break
+        modules = folder / "node_modules"
+        for path in (modules / package.name / "package.json", modules / ".bin" / Path(package.name).name):
+            if is_file(path):
+                _add(code, notes, "local package", path)
+        for path in (folder / name for name in settings):
+            if is_file(path) and (text := _steering_lines(path)):
+                code.append(Code("settings", str(path), _sum(text)))
+
+
+def _steering_lines(path: Path) -> str:
+    """The settings of a file that choose what is fetched and how it is run; all of it where it is no `.npmrc`."""
+    try:
+        text = content(path, _MAX_SETTINGS)[0].decode(errors="replace")
+    except (OSError, UnreadableError):
+        return MISSING
+    return "\n".join(_NPM_STEERING.findall(text)) if path.name == ".npmrc" else text
+
+
 def _add(code: list[Code], notes: list[str], role: str, path: Path) -> None:
     try:
         real = Path(os.path.realpath(path))
@@ -293,6 +348,12 @@ def _file_sum(path: Path) -> str:
 
 def _sum(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _value(name: str, text: str) -> str:
+    """The value of a variable without the secret in it; a reference to one is none."""
+    reference = text.startswith(("$", "{env:"))
+    return MASK if text and is_secret_name(name) and not reference else masked_text(text[:LOOKED_AT])
 
 
 def _numbered(role: str) -> Iterator[str]:

@@ -58,6 +58,7 @@ _NODE = {
 }
 _PYTHON = {"uvx": (), "uv": ("tool", "run"), "pipx": ("run",)}
 _CONTAINERS = {"docker": ("run",), "podman": ("run",), "nerdctl": ("run",)}
+RUNNERS = frozenset((*_NODE, *_PYTHON, *_CONTAINERS))
 # Options whose value is the next word; what is not known here and has no `=` is taken for a switch.
 _VALUES = {
     "node": {

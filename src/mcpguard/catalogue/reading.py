@@ -21,7 +21,7 @@ from mcpguard.model.values import dataclass
 
 MAX_DEPTH = 64
 MAX_CODE = 2 << 30
-MAX_BYTES = {"json": 4 << 20, "toml": 256 << 10, "yaml": 1 << 20}
+MAX_BYTES = {"json": 2 << 20, "toml": 256 << 10, "yaml": 1 << 20}
 # What does not end is taken to the end, so that no character is looked at for every one before it.
 _STRING = r'"(?:[^"\\\n]|\\.)*+"?'
 _COMMENT = re.compile(rf"({_STRING})|//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
@@ -42,25 +42,27 @@ class Document:
         value: what it holds; an empty mapping where it is empty.
         mode: permission bits.
         owner: user id.
+        size: bytes.
         repeated: keys that stand twice in one object, of which readers take the first or the last.
     """
 
     value: Any
     mode: int
     owner: int
+    size: int
     repeated: tuple[str, ...] = ()
 
 
-def read(path: Path, syntax: str, limit: int = 0) -> Document:
-    """A configuration file as plain values; `limit` bytes at most, by default what suits its syntax.
+def read(path: Path, syntax: str, limit: int) -> Document:
+    """A configuration file of `limit` bytes at most as plain values.
 
     Raises:
         FileNotFoundError: there is none.
         UnreadableError: it is no regular file, too large, closed to this user, or not in this syntax.
     """
-    raw, status = content(path, limit or MAX_BYTES[syntax])
+    raw, status = content(path, limit)
     value, repeated = parse(raw, syntax)
-    return Document(value, stat.S_IMODE(status.st_mode), status.st_uid, repeated)
+    return Document(value, stat.S_IMODE(status.st_mode), status.st_uid, len(raw), repeated)
 
 
 def content(path: Path, limit: int, most: int = -1) -> tuple[bytes, os.stat_result]:
@@ -73,6 +75,22 @@ def content(path: Path, limit: int, most: int = -1) -> tuple[bytes, os.stat_resu
     if len(raw) > limit:
         raise UnreadableError(f"it is larger than {limit >> 10} KiB")
     return raw, status
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file that can be looked at, whatever its name holds."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder that can be looked at, whatever its name holds."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager

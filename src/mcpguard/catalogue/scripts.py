@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from mcpguard.catalogue.reading import is_file, is_folder
 from mcpguard.model.values import dataclass
 
 SCRIPT, LOADED = "script", "loaded"
@@ -66,9 +67,9 @@ def find(program: str, found: Path, args: Sequence[str], environment: Mapping[st
         return _node(args, cwd)
     if _OTHERS.match(program):
         return _other(args, cwd)
-    folders = [cwd, *(cwd / arg for arg in args if len(arg) > 1 and (cwd / arg).is_dir())]
+    folders = [cwd, *(cwd / arg for arg in args if len(arg) > 1 and is_folder(cwd / arg))]
     named = [arg for arg in args if _CODE.search(arg) and not arg.startswith("-")]
-    hits = ((folder / arg for folder in folders if (folder / arg).is_file()) for arg in named)
+    hits = ((folder / arg for folder in folders if is_file(folder / arg)) for arg in named)
     return Found(tuple((SCRIPT, path) for paths in hits for path in list(paths)[:1]))
 
 
@@ -95,7 +96,7 @@ def _node(args: Sequence[str], cwd: Path) -> Found:
 def _node_file(cwd: Path, name: str) -> Path:
     """The file that Node takes a name for: it adds endings, and looks into folders."""
     candidates = (Path(f"{cwd / name}{ending}") for ending in _NODE_ENDINGS)
-    return next((path for path in candidates if path.is_file()), cwd / name)
+    return next((path for path in candidates if is_file(path)), cwd / name)
 
 
 def _other(args: Sequence[str], cwd: Path) -> Found:
@@ -131,7 +132,7 @@ def _python(found: Path, args: Sequence[str], environment: Mapping[str, str], cw
 
 
 def _python_file(path: Path) -> tuple[tuple[str, Path], ...]:
-    return ((SCRIPT, path / "__main__.py" if path.is_dir() else path),)
+    return ((SCRIPT, path / "__main__.py" if is_folder(path) else path),)
 
 
 def _module(name: str, places: Iterator[Path]) -> Found:
@@ -141,9 +142,9 @@ def _module(name: str, places: Iterator[Path]) -> Found:
         for place in places:
             base = place.joinpath(*parts)
             package = (base / "__main__.py", base / "__init__.py")
-            if package[0].is_file():
-                return Found(tuple((SCRIPT, path) for path in package if path.is_file()))
-            if (module := base.with_name(f"{parts[-1]}.py")).is_file():
+            if is_file(package[0]):
+                return Found(tuple((SCRIPT, path) for path in package if is_file(path)))
+            if is_file(module := base.with_name(f"{parts[-1]}.py")):
                 return Found(((SCRIPT, module),))
     return Found(note=f"the file of the module {name} was not found")
 
@@ -158,7 +159,7 @@ def _python_places(found: Path, environment: Mapping[str, str], cwd: Path | None
     prefix, real = found.parent.parent, Path(os.path.realpath(found))
     name = real.name if real.name.startswith("python3.") else "python3.*"
     yield from sorted(prefix.glob(f"lib/{name}/site-packages"))
-    if (prefix / "pyvenv.cfg").is_file():
+    if is_file(prefix / "pyvenv.cfg"):
         prefix = real.parent.parent
     if home := environment.get("HOME"):
         yield from sorted(Path(home).glob(f".local/lib/{name}/site-packages"))

@@ -14,6 +14,8 @@ _URLS = ("httpUrl", "url", "serverUrl", "uri", "endpoint", "baseUrl")
 _HEADERS = ("headers", "http_headers", "requestInit")
 # What has a client call tools without asking: a truth, or a list that is not empty.
 _AUTOMATIC = ("trust", "alwaysAllow", "autoApprove", "auto_approve", "alwaysApprove", "autoAllow")
+# Commands that a client runs for a server besides it, such as for its headers.
+_HELPERS = ("headersHelper", "headers_helper", "authCommand", "auth_command", "credentialHelper")
 _TEXTS = ("description", "instructions", "title", "prompt")
 
 
@@ -30,6 +32,7 @@ class Server:
         url, headers: of a remote server, as written.
         enabled: whether the client starts it.
         automatic: settings of this server by which tools are called without a question.
+        helpers: other commands that its client runs for it.
         texts: other words of it that a model or a person reads.
     """
 
@@ -47,6 +50,7 @@ class Server:
     headers: Mapping[str, str] = field(default_factory=dict)
     enabled: bool = True
     automatic: tuple[str, ...] = ()
+    helpers: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
 
     @property
@@ -83,6 +87,7 @@ def of(name: str, value: Mapping[str, Any], **where: Any) -> Server:
         headers=_texts_of(value, _HEADERS),
         enabled=value.get("enabled") is not False and value.get("disabled") is not True,
         automatic=tuple(_automatic(value)),
+        helpers=tuple(f"{key}: {_text(value[key])}" for key in _HELPERS if value.get(key)),
         texts=tuple(_texts(value)),
     )
 

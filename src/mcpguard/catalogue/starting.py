@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mcpguard.catalogue import identity
+from mcpguard.catalogue.clients import belongs
 from mcpguard.catalogue.identity import Identity
 from mcpguard.catalogue.server import REMOTE, STDIO, Server
 
@@ -34,8 +35,19 @@ def identify(server: Server, environment: Mapping[str, str], project: Path) -> I
         return identity.of_remote(expanded(server.url, known))
     command = expanded(server.command, known)
     args = [expanded(arg, known) for arg in server.args]
-    cwd = _cwd(expanded(server.cwd, known), Path(server.project or project))
-    return identity.of(command, args, start_environment(server, environment), str(cwd))
+    declared = {f"variable {name}": text for name, text in server.env.items()}
+    if server.cwd:
+        declared["folder"] = server.cwd
+    start = start_environment(server, environment)
+    return identity.of(command, args, start, str(folder(server, environment, project)), declared)
+
+
+def folder(server: Server, environment: Mapping[str, str], project: Path) -> Path:
+    """Where a local server is started; the arguments as for `identify`."""
+    cwd = expanded(server.cwd, {**environment, **_places(server, project)})
+    if cwd == "~" or cwd.startswith("~/"):
+        cwd = environment.get("HOME", "") + cwd[1:]
+    return Path(_base(server, project), cwd)
 
 
 def start_environment(server: Server, environment: Mapping[str, str]) -> dict[str, str]:
@@ -61,14 +73,15 @@ def unknown(server: Server, environment: Mapping[str, str], project: Path) -> tu
     return tuple(dict.fromkeys(found for word in words for found in _OPEN.findall(expanded(word, known))))
 
 
+def _base(server: Server, project: Path) -> str:
+    """Where its client runs: here, or in the other project that a server is declared for."""
+    return str(project) if belongs(server, project) else server.project
+
+
 def _places(server: Server, project: Path) -> dict[str, str]:
     """Names that clients have for places."""
     own = str(Path(server.file).parent)
     return {
-        **{name: str(server.project or project) for name in ("workspaceFolder", "workspacePath", "CLAUDE_PROJECT_DIR")},
+        **{name: _base(server, project) for name in ("workspaceFolder", "workspacePath", "CLAUDE_PROJECT_DIR")},
         **dict.fromkeys(("extensionPath", "CLAUDE_PLUGIN_ROOT"), own),
     }
-
-
-def _cwd(text: str, project: Path) -> Path:
-    return project / Path(text).expanduser() if text else project

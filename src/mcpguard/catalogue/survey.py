@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mcpguard.catalogue import approved, starting
 from mcpguard.catalogue.approved import Catalogue, Entry, State
-from mcpguard.catalogue.clients import Inventory, inventory
+from mcpguard.catalogue.clients import Inventory, belongs, inventory
 from mcpguard.catalogue.identity import Identity, shown
 from mcpguard.catalogue.server import REMOTE, STDIO, Server
 from mcpguard.errors import UsageError
-from mcpguard.mcp.masking import masked_text
+from mcpguard.mcp.masking import LOOKED_AT, masked_text
 from mcpguard.model.values import dataclass
 from mcpguard.profile.nodes import near
 
@@ -35,7 +35,7 @@ class Row:
         """The command or URL as written, without secrets."""
         if self.server.kind == STDIO:
             return " ".join(masked_words(self.server))
-        return masked_text(self.server.url) if self.server.kind == REMOTE else self.server.kind
+        return masked_text(self.server.url[:LOOKED_AT]) if self.server.kind == REMOTE else self.server.kind
 
     @property
     def word(self) -> str:
@@ -72,7 +72,7 @@ def survey(project: Path, environment: Mapping[str, str], root: Path = Path("/")
 def _row(server: Server, environment: Mapping[str, str], project: Path, catalogue: Catalogue) -> Row:
     known = starting.identify(server, environment, project)
     state = catalogue.state(server.name, known) if known else State(approved.NOT_APPROVED)
-    return Row(server, known, state, not server.project or Path(server.project) == project)
+    return Row(server, known, state, belongs(server, project))
 
 
 def masked_words(server: Server) -> list[str]:

@@ -12,7 +12,7 @@ from mcpguard.cli import exit_codes
 from mcpguard.errors import McpguardError
 
 # What reading or writing the files of mcpguard itself ends with.
-_CLOSED = ("store.unusable", "store.not-ours", "profile.not-written")
+_CLOSED = ("store.unusable", "store.not-ours", "profile.not-written", "catalogue.unusable")
 
 
 def main() -> int:
@@ -23,6 +23,10 @@ def main() -> int:
             from mcpguard.cli import run
 
             return run.main(arguments[1:])
+        if arguments[:2] == ["mcp", "shim"]:
+            from mcpguard.gate import shim
+
+            shim.main(arguments[2:])
         return _others()
     except McpguardError as problem:
         from mcpguard.cli import render

@@ -10,24 +10,27 @@ from typing import Annotated, Literal
 
 import typer
 
-from mcpguard.catalogue import approved, starting
+from mcpguard.catalogue import approved, clients, starting
 from mcpguard.catalogue.approved import Entry
+from mcpguard.catalogue.findings import Finding
 from mcpguard.catalogue.identity import MISSING
 from mcpguard.catalogue.survey import Row, Survey, chosen, masked_words, survey
 from mcpguard.cli import exit_codes, render
+from mcpguard.cli.mcp_scan import findings, scan
 from mcpguard.errors import UsageError
 from mcpguard.events.format import shorten
 
 _HELP = """See which MCP servers your agents' settings declare, what each really runs, and approve those that may start.
 
-list shows them all, show all that is known of one. Nothing is started to find out.
+list shows them all, scan what is wrong with them, show all that is known of one. Nothing is started to find out.
 
 approve remembers exactly one program with its words; when anything of it changes, it has to be approved again."""
 
 
 def _declared(incomplete: str) -> list[str]:
     """Names of declared servers, for the shell."""
-    return sorted({row.server.name for row in _survey().rows if row.server.name.startswith(incomplete)})
+    servers = clients.inventory(Path.cwd(), os.environ).servers
+    return sorted({server.name for server in servers if server.name.startswith(incomplete)})
 
 
 def _approved(incomplete: str) -> list[str]:
@@ -36,9 +39,7 @@ def _approved(incomplete: str) -> list[str]:
 
 
 def _clients(incomplete: str) -> list[str]:
-    from mcpguard.catalogue.clients import CLIENTS
-
-    return [client for client in CLIENTS if client.startswith(incomplete)]
+    return [client for client in clients.CLIENTS if client.startswith(incomplete)]
 
 
 Format = Annotated[Literal["table", "json"], typer.Option("--format", help="How to print them.")]
@@ -50,7 +51,7 @@ def register(app: typer.Typer) -> None:
     """Add the group of commands."""
     group = typer.Typer(help=_HELP, no_args_is_help=True)
     group.command("list")(list_)
-    for command in (show, approve, revoke):
+    for command in (scan, show, approve, revoke):
         group.command(command.__name__)(command)
     app.add_typer(group, name="mcp")
 
@@ -107,6 +108,7 @@ def _as_json(row: Row) -> dict[str, object]:
         "command": masked_words(server) if server.command else None,
         "url": row.starts if server.url else None,
         "environment": sorted(server.env) or None,
+        "here": row.here,
         "enabled": server.enabled,
         "state": row.state.word if known else None,
         "differences": row.state.differences or None,
@@ -119,21 +121,22 @@ def _as_json(row: Row) -> dict[str, object]:
 
 def show(name: Name, client: Client = "", format: Format = "table") -> None:
     """Print all that is known of a server: where it is declared, what it really runs, and what was approved."""
-    rows = chosen(_survey(), name, client)
-    entries = approved.load().named(name)
+    found = _survey()
+    rows, entries = chosen(found, name, client), found.catalogue.named(name)
     if format == "json":
         known = [{"declared_in": one.declared_in, "digest": one.digest, "approved": one.approved} for one in entries]
         render.as_json({"name": name, "declared": [_as_json(row) for row in rows], "approved": known})
         return
+    told = findings(found)
     for row in rows:
-        _print(row)
+        _print(row, told)
     for entry in entries:
         render.line(f"approved     {entry.approved}  {entry.digest}")
         render.line(f"  as         {entry.facts.get('command') or entry.facts.get('origin', '')}")
         render.line(f"  from       {entry.declared_in}")
 
 
-def _print(row: Row) -> None:
+def _print(row: Row, told: Sequence[Finding]) -> None:
     """What would be trusted, for a person to read."""
     server, known = row.server, row.identity
     place = f"{server.project} in {server.file}" if server.project else server.file
@@ -141,11 +144,14 @@ def _print(row: Row) -> None:
     if known:
         pairs += _facts(known.facts())
         pairs.append(("digest", known.digest))
-    if server.env:
-        pairs.append(("variables", ", ".join(sorted(server.env))))
     pairs.append(("state", _state(row)))
     pairs += [("changed", text) for text in row.state.differences]
     pairs += [("note", text) for text in _caveats(row)]
+    pairs += [
+        ("finding", f"{one.rule.owasp} {one.rule.name}: {one.rule.says}: {one.detail}")
+        for one in told
+        if (one.server, one.file, one.client) == (server.name, server.file, server.client)
+    ]
     for name, text in pairs:
         render.line(f"{name:<11}  {text}")
     render.line()
@@ -155,6 +161,9 @@ def _facts(facts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """What the server is, the sum of a file beside its path."""
     for name, text in facts.items():
         if name == "command":
+            continue
+        if name.startswith("variable "):
+            yield "variable", f"{name.removeprefix('variable ')}={text}"
             continue
         part = name.removesuffix(" sha256")
         if part == name:
@@ -174,8 +183,6 @@ def _caveats(row: Row) -> Iterator[str]:
     yield from row.identity.notes
     for text in starting.unknown(row.server, os.environ, Path.cwd()):
         yield f"{text} is put in by its client, and what it becomes is not known here"
-    if row.identity.package is not None and not row.identity.package.pinned:
-        yield "its package has no exact version: what it fetches may be another tomorrow, and this approval would not see it"
 
 
 def approve(
@@ -190,9 +197,9 @@ def approve(
 ) -> None:
     """Let a server start in guarded sessions, after a look at what it really is.
 
-    Shows the program, its words, its script with their digests, and its package; then asks. What is approved is exactly
-    that: when a word, the program or the script changes, the server is refused until it is approved again. A remote
-    server is approved by its origin. Exits 1 when something was left out.
+    Shows the program, its words, its script with their digests, its package, and what a scan finds; then asks. What is
+    approved is exactly that: when a word, the program or the script changes, the server is refused until it is approved
+    again. A remote server is approved by its origin. Exits 1 when something was left out.
     """
     if bool(names) == all_:
         raise _misuse("name the servers, or say --all", "there are none named" if not names else "both were given")
@@ -202,7 +209,8 @@ def approve(
         rows = [row for row in found.rows if row.here and row.identity and client in ("", row.server.client)]
     if yes and not all_:
         _one_each(rows, client)
-    outcomes = [_approve(row, yes) for row in rows]
+    told = findings(found)
+    outcomes = [_approve(row, told, yes=yes) for row in rows]
     if not rows:
         render.note("no server is declared here that could be approved")
     raise typer.Exit(exit_codes.DONE if all(outcomes) else exit_codes.NEGATIVE)
@@ -222,12 +230,12 @@ def _one_each(rows: Sequence[Row], client: str) -> None:
             )
 
 
-def _approve(row: Row, yes: bool) -> bool:
+def _approve(row: Row, told: Sequence[Finding], *, yes: bool) -> bool:
     """Whether it is approved in the end."""
     if row.state.allowed:
         render.line(f"{row.server.name} is approved already, as {row.server.client} declares it")
         return True
-    _print(row)
+    _print(row, told)
     if row.identity is None or row.identity.origin.startswith("unreadable") or _missing(row):
         render.note(f"{row.server.name} cannot be approved: what it would start is not there to be looked at")
         return False

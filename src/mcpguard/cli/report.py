@@ -10,8 +10,9 @@ import typer
 
 from mcpguard.cli import render
 from mcpguard.cli.sessions import as_json as session_json
+from mcpguard.events.activity import Reached
 from mcpguard.events.format import as_json as event_json
-from mcpguard.events.format import clock, printable, rfc3339, shorten
+from mcpguard.events.format import clock, printable, rfc3339, shorten, size
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
 from mcpguard.model.values import replace
@@ -70,8 +71,13 @@ def _print(found: Report, home: str) -> None:
     render.line(f"  reached  {len(reached)} destinations and sockets")
     for one in reached[:_SHOWN]:
         name = (one.host or one.address) + (f":{one.port}" if one.port else "")
-        render.line(f"           {one.verdict.value:<5} {one.op} {printable(name)}  {one.times}x")
+        exchanged = f", {size(one.bytes_sent or 0)} sent, {size(one.bytes_received or 0)} received"
+        known = one.bytes_sent is not None or one.bytes_received is not None
+        render.line(
+            f"           {one.verdict.value:<5} {one.op} {printable(name)}  {one.times}x{exchanged if known else ''}"
+        )
     _rest(len(reached) - _SHOWN)
+    _print_spoken(found)
     later = found.later
     render.line("  later    " + ("nothing was found that runs by itself" if not later else "these could run later:"))
     for point in later[:_SHOWN]:
@@ -80,6 +86,21 @@ def _print(found: Report, home: str) -> None:
         if point.now:
             render.line(f"             now: {point.now}")
     _rest(len(later) + found.left_out.get("later", 0) - len(later[:_SHOWN]))
+
+
+def _print_spoken(found: Report) -> None:
+    """Tools and what else was asked of MCP servers; nothing where none was."""
+    if not found.spoken:
+        return
+    servers = {one.server for one in found.spoken}
+    render.line(f"  mcp      {sum(one.times for one in found.spoken)} messages with {len(servers)} servers")
+    ordered = sorted(found.spoken, key=lambda one: (not one.denied, not one.tool, -one.times))
+    for one in ordered[:_SHOWN]:
+        asked = one.method if one.sender == "client" else f"asks {one.method}"
+        notes = [f"{one.times}x", one.denied and f"{one.denied} refused", one.failed and f"{one.failed} failed"]
+        words = ", ".join(note for note in notes if note)
+        render.line(f"           {printable(one.server)}  {printable(f'{asked} {one.tool}'.rstrip())}  {words}")
+    _rest(len(ordered) + found.left_out.get("mcp", 0) - len(ordered[:_SHOWN]))
 
 
 def _rest(number: int) -> None:
@@ -103,14 +124,20 @@ def _json(found: Report, home: str) -> dict[str, object]:
             {"path": one.path, "verdict": one.verdict.value, "times": one.times, "argv": list(one.argv)}
             for one in found.programs
         ],
-        "destinations": [one._asdict() for one in found.destinations],
+        "destinations": [_destination(one) for one in found.destinations],
         "denials": [_group(group) for group in found.denials],
         "not_stopped": [_group(group) for group in found.not_stopped],
         "would_be_denied": [_group(group) for group in found.would_be_denied],
+        "mcp": [one._asdict() for one in found.spoken],
         "approvals": [_approval(one) for one in found.approvals],
         "later": [_later(one) for one in found.later],
         "left_out": found.left_out,
     }
+
+
+def _destination(one: Reached) -> dict[str, object]:
+    """Bytes where they are known."""
+    return {key: value for key, value in one._asdict().items() if value is not None}
 
 
 def _approval(one: Approval) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -38,8 +39,18 @@ def register(app: typer.Typer) -> None:
 
 def sessions(
     format: Annotated[Literal["table", "json"], typer.Option("--format", help="How to print sessions.")] = "table",
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGE|SIZE", help="Forget what is older (30d, 12w), or the oldest beyond a size (500M, 2G)."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --keep: do not ask.")] = False,
 ) -> None:
     """List running and past sessions, newest first."""
+    if keep is not None:
+        _forget(keep, sure=yes)
+        return
     found, denied, gaps = _read()
     if note := unrecorded.words():
         render.note(note)
@@ -54,6 +65,26 @@ def sessions(
         console.print(line, soft_wrap=True)
     if gaps:
         render.note("+  or more: the record of that session is not complete; mcpguard log SESSION --kind loss")
+
+
+def _forget(keep: str, *, sure: bool) -> None:
+    from mcpguard.events import retention
+
+    kept, now_ns = retention.parse(keep), time.time_ns()
+    with Store.open(create=False) as store:
+        chosen = retention.excess(store, kept, now_ns)
+        if not chosen:
+            render.note("nothing to forget: everything is within that limit, is running, or is the latest")
+            return
+        dates = [datetime.fromtimestamp(one.started_ns / 1e9).strftime("%Y-%m-%d") for one in (chosen[0], chosen[-1])]
+        told = f"{len(chosen)} session{'s' * (len(chosen) != 1)}, begun {dates[0]} to {dates[1]}"
+        if not sure and not typer.confirm(f"Forget {told}, with all their events?", err=True):
+            raise typer.Exit(1)
+        before = store.size()
+        gone = retention.tidy(store, kept, now_ns, budget_s=None)
+        store.give_back(whole=True)
+        freed = (before - store.size()) / (1 << 20)
+        render.note(f"forgotten: {told}, {gone.events} rows, {freed:.1f} MiB")
 
 
 def as_json(session: Session, denied: int, *, complete: bool) -> dict[str, object]:

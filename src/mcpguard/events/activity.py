@@ -6,6 +6,7 @@ Each function reads the events above `after` up to `last`, so that a screen can 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from mcpguard.events.schema import SELECT_EVENT, event_of
@@ -15,6 +16,9 @@ from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
 
+# The act of an event that tells of bytes, and those that begin what it tells of.
+TRAFFIC = "traffic"
+_BEGINS = ("connect", "sendmsg")
 # More paths than a person looks at; the rest is counted.
 MAX_PATHS = 50_000
 # Of one span; a person answers a few.
@@ -40,7 +44,7 @@ class Touched(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """A destination, an own address, or a unix socket, and how often."""
+    """A destination, an own address, or a unix socket, and how often; bytes where they are known (see `with_bytes`)."""
 
     kind: Kind
     op: str
@@ -51,6 +55,8 @@ class Reached(NamedTuple):
     verdict: Verdict
     times: int
     last_ns: int
+    bytes_sent: int | None = None
+    bytes_received: int | None = None
 
 
 class Started(NamedTuple):
@@ -61,6 +67,26 @@ class Started(NamedTuple):
     times: int
     argv: tuple[str, ...]
     pid: int
+    last_ns: int
+
+
+class Spoken(NamedTuple):
+    """A method of an MCP server, of `tools/call` and the like one tool, and how often it was asked for.
+
+    `tool` is empty where there is none; `sender` asked: `client`, or `server`. `failed` counts answers that say something went
+    wrong, `took_ns` adds up the times of all answers.
+    """
+
+    server: str
+    transport: str
+    sender: str
+    method: str
+    tool: str
+    times: int
+    denied: int
+    answered: int
+    failed: int
+    took_ns: int
     last_ns: int
 
 
@@ -110,14 +136,48 @@ def reached(store: Store, span: Span) -> list[Reached]:
     """Destinations, own addresses and unix sockets."""
     rows = store.read(
         "SELECT e.kind, e.op, COALESCE(e.host, ''), COALESCE(e.address, e.path, ''), COALESCE(e.port, 0), "
-        "COALESCE(e.protocol, ''), e.verdict, SUM(e.count), MAX(e.time_ns) FROM events e "
+        "COALESCE(e.protocol, ''), e.verdict, SUM(e.count), MAX(e.time_ns), SUM(e.bytes_sent), SUM(e.bytes_received) "
+        "FROM events e "
         f"WHERE {_RANGE} AND e.kind IN ('net', 'unix', 'dns') GROUP BY 1, 2, 3, 4, 5, 6, 7 LIMIT {MAX_PATHS}",
         span,
     )
     return [
-        Reached(Kind(kind), op, host, address, port, protocol, Verdict(verdict), int(times), last)
-        for kind, op, host, address, port, protocol, verdict, times, last in rows
+        Reached(Kind(kind), op, host, address, port, protocol, Verdict(verdict), int(times), last, sent, received)
+        for kind, op, host, address, port, protocol, verdict, times, last, sent, received in rows
     ]
+
+
+def with_bytes(found: Iterable[Reached]) -> list[Reached]:
+    """With bytes on the line of the destination that they belong to, and not on a line of their own.
+
+    The kernel counts by address. Where several names led to one, bytes stand with the name that they were recorded by; where
+    nothing else tells of it, as of those who came to us, they keep their own line.
+    """
+    lines: list[Reached] = []
+    traffic: list[Reached] = []
+    for one in found:
+        (traffic if one.op == TRAFFIC else lines).append(one)
+    by_place: dict[tuple[str, int, str], list[int]] = {}
+    for number, line in enumerate(lines):
+        if line.kind is Kind.NET and line.op in _BEGINS and line.verdict is not Verdict.DENY:
+            by_place.setdefault(_place(line), []).append(number)
+    for one in traffic:
+        numbers = by_place.get(_place(one))
+        if not numbers:
+            lines.append(one)
+            continue
+        at = next((number for number in numbers if lines[number].host == one.host), numbers[0])
+        line = lines[at]
+        lines[at] = line._replace(
+            bytes_sent=(line.bytes_sent or 0) + (one.bytes_sent or 0),
+            bytes_received=(line.bytes_received or 0) + (one.bytes_received or 0),
+        )
+    return lines
+
+
+def _place(one: Reached) -> tuple[str, int, str]:
+    # What MPTCP sends are packets of TCP.
+    return one.address, one.port, "tcp" if one.protocol == "mptcp" else one.protocol
 
 
 def started(store: Store, span: Span) -> list[Started]:
@@ -148,6 +208,22 @@ def tree(store: Store, span: Span, session: str) -> list[Event]:
         f"{SELECT_EVENT} WHERE {_RANGE} AND (e.kind IN ('process', 'exec') OR e.verdict = 'deny') ORDER BY e.seq", span
     )
     return [event_of(row, session) for row in rows]
+
+
+def spoken(store: Store, span: Span) -> list[Spoken]:
+    """What was asked of MCP servers, and what came of it, in the order of first times. Raises StoreError, as all of these."""
+    part = "json_extract(e.mcp, '$.{}')".format
+    # An answer counts for whoever asked.
+    asker = f"CASE WHEN e.op = 'response' THEN IIF({part('sender')} = 'client', 'server', 'client') ELSE {part('sender')} END"
+    failed = f"e.op = 'response' AND {part('error')} IS NOT NULL"
+    rows = store.read(
+        f"SELECT {part('server')}, MIN({part('transport')}), {asker}, {part('method')}, COALESCE({part('tool')}, ''), "
+        "SUM(e.op != 'response'), SUM(e.op != 'response' AND e.verdict = 'deny'), SUM(e.op = 'response'), "
+        f"SUM({failed}), SUM(COALESCE({part('duration_ns')}, 0)), MAX(e.time_ns) FROM events e "
+        f"WHERE {_RANGE} AND e.kind = 'mcp' AND {part('method')} IS NOT NULL GROUP BY 1, 3, 4, 5 ORDER BY MIN(e.seq)",
+        span,
+    )
+    return [Spoken(*row) for row in rows]
 
 
 def uncovered(store: Store, span: Span, session: str) -> list[Uncovered]:

@@ -73,6 +73,8 @@ def _prepare(path: Path) -> None:
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
+        if path.stat().st_size == 0:  # later it would mean nothing, and wait for whoever writes
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         # The file survives a kill of any process; only a power cut may cost the last transactions.
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -108,7 +110,7 @@ def _create_tables(connection: sqlite3.Connection) -> None:
     """Two runs may begin at once: the second one finds the tables made when it gets the lock."""
     connection.execute("BEGIN IMMEDIATE")
     if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] == 0:
-        for statement in schema.TABLES.split(";"):
+        for statement in (schema.TABLES + schema.STATISTICS).split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {schema.VERSION}")
@@ -121,7 +123,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
     found = connection.execute("PRAGMA user_version").fetchone()[0]
     try:
         for version in range(found, schema.VERSION):
-            connection.execute(schema.MIGRATIONS[version])
+            for statement in schema.MIGRATIONS[version].split(";"):
+                connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {max(found, schema.VERSION)}")
     except BaseException:
         connection.execute("ROLLBACK")

@@ -18,6 +18,7 @@ from mcpguard.model.paths import is_below
 KEYS = (
     *("time", "session", "seq", "kind", "op", "verdict", "access", "path", "target", "host", "address", "port"),
     *("protocol", "pid", "ppid", "exe", "comm", "argv", "rule", "count", "errno", "detail", "mcp"),
+    *("bytes_sent", "bytes_received"),
 )
 RULE_KEYS = ("profile", "file", "line", "text")
 CSV_HEADER = tuple(
@@ -93,7 +94,13 @@ def cells(event: Event, home: str) -> Cells:
     when = datetime.fromtimestamp(event.time_ns / 1e9).astimezone()
     who = f"{event.comm or '?'}[{event.pid}]" if event.pid is not None else ""
     act = event.op if event.access is None or event.access == event.op else f"{event.op} {event.access}"
-    notes = [f"x{event.count}" if event.count > 1 else "", event.errno or "", _answer_of(event), event.detail or ""]
+    notes = [
+        _exchanged(event),
+        f"x{event.count}" if event.count > 1 else "",
+        event.errno or "",
+        _answer_of(event),
+        event.detail or "",
+    ]
     return Cells(
         time=when.strftime("%H:%M:%S"),
         verdict="LOSS" if event.kind is Kind.LOSS else event.verdict.value.upper(),
@@ -123,6 +130,12 @@ def object_of(event: Event, home: str) -> str:
     return f"{text} -> {shorten(event.target, home)}" if event.target is not None else text
 
 
+def _exchanged(event: Event) -> str:
+    if event.bytes_sent is None and event.bytes_received is None:
+        return ""
+    return f"{size(event.bytes_sent or 0)} sent  {size(event.bytes_received or 0)} received"
+
+
 def _answer_of(event: Event) -> str:
     """Of a response: how long it took, how large it is, what went wrong."""
     if event.mcp is None or event.op != "response":
@@ -147,6 +160,17 @@ def shorten(path: str, home: str) -> str:
     if home not in ("", "/") and is_below(path, home):
         return "~" + path[len(home) :]
     return path
+
+
+def size(number: int | None) -> str:
+    """Bytes for a person, in at most 6 columns; empty where they are not known."""
+    if number is None:
+        return ""
+    value, units = float(number), iter(("", "K", "M", "G", "T"))
+    unit = next(units)
+    while value >= 999.5 and unit != "T":
+        value, unit = value / 1024, next(units)
+    return f"{value:.0f}{unit}" if not unit or value >= 100 else f"{value:.3g}{unit}"
 
 
 def clock(time_ns: int) -> str:

@@ -113,6 +113,7 @@ class Talk:
             time_ns,
             replace(
                 question,
+                transport=self.transport,
                 sender=SERVER if question.sender == CLIENT else CLIENT,
                 arguments=None,
                 cut=False,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from mcpguard.errors import StoreError
 from mcpguard.events.clock import Clock
 from mcpguard.events.database import BUSY
 from mcpguard.events.finding import REPEATS_OF_OPENS, is_not_stopped, is_quiet
 from mcpguard.events.missing import STORE, loss
-from mcpguard.events.processes import Process
+from mcpguard.events.processes import Process, ProcessTable
 from mcpguard.events.series import SeriesMemory
 from mcpguard.events.store import Store
 from mcpguard.events.tally import Quiet, Repeats, Sums
@@ -24,11 +24,12 @@ from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.policy import Policy
 from mcpguard.model.values import dataclass, replace
-from mcpguard.wire.records import CallRecord, ExitRecord, PathCallRecord, Record, SumRecord
+from mcpguard.wire.records import CallRecord, ExitRecord, FlowRecord, PathCallRecord, Record, SumRecord
 
 INTERVAL_NS = 1_000_000_000
 # A program that looks at every process once (`ps`) is done long before; one that goes on looking shows up meanwhile.
 QUIET_INTERVAL_NS = 5 * INTERVAL_NS
+FLOWS_INTERVAL_NS = 5 * INTERVAL_NS
 # An event in memory is about 600 bytes: these bounds keep the recorder below some 30 MB.
 MAX_SUMS = 10_000
 MAX_WAITING = 10_000
@@ -75,11 +76,13 @@ class Recorder:
         clock: Clock | None = None,
         *,
         names: Mapping[str, str] | None = None,
+        flows: Callable[[], Iterable[FlowRecord]] = tuple,
     ) -> None:
         """
         Args:
             first_process: what the launcher started; the root of every chain of parents.
             names: address -> host name, of those that need no looking up.
+            flows: asked now and then for what was exchanged with whom since the last time.
         """
         self.counters = Counters()
         self.failure: StoreError | None = None
@@ -101,6 +104,13 @@ class Recorder:
         self._told: deque[Event] = deque()
         self._due_ns = self._clock.monotonic_ns() + INTERVAL_NS
         self._retry_ns = 0
+        self._flows = flows
+        self._flows_due_ns = self._clock.monotonic_ns() + FLOWS_INTERVAL_NS
+
+    @property
+    def processes(self) -> ProcessTable:
+        """Who is who, as far as records have told. Another thread may ask it."""
+        return self._translator.processes
 
     def adopt(self, policy: Policy, since_ns: int) -> None:
         """See `Translator.adopt`."""
@@ -109,6 +119,11 @@ class Recorder:
     def tell(self, events: Iterable[Event]) -> None:
         """Put on record what no record of the kernel tells of. May be called by another thread."""
         self._told.extend(events)
+
+    @property
+    def untold(self) -> int:
+        """How many told events are not taken yet."""
+        return len(self._told)
 
     def feed(self, records: Sequence[Record], lost: Mapping[str, int] | None = None) -> None:
         """Take a batch, in the order of time.
@@ -170,6 +185,7 @@ class Recorder:
 
     def finish(self) -> None:
         """Write all that is left. A lock is waited for; what cannot be written then is counted as unsaved."""
+        self._take_flows(self._clock.monotonic_ns())
         self._retry_ns = 0
         self._flush(self._clock.monotonic_ns(), everything=True)
         for _ in range(LOCK_ATTEMPTS):
@@ -231,8 +247,14 @@ class Recorder:
         while self._told:
             self._waiting.append(self._told.popleft())
 
+    def _take_flows(self, now_ns: int) -> None:
+        self._flows_due_ns = now_ns + FLOWS_INTERVAL_NS
+        self._waiting += [self._translator.traffic(record) for record in self._flows()]
+
     def _flush(self, now_ns: int, *, everything: bool) -> None:
         self._take_told()
+        if now_ns >= self._flows_due_ns:
+            self._take_flows(now_ns)
         self._waiting_denials += self._urgent.take_new()
         self._waiting_denials += self._urgent.take_due(now_ns, everything=everything)
         self._waiting_denials += self._quiet.take_due(now_ns, everything=everything)
@@ -262,7 +284,7 @@ class Recorder:
     def _drop(self, waiting: list[Event], excess: int) -> None:
         """Give up the newest: the oldest of a storm tell how it began."""
         if excess > 0:
-            dropped = sum(event.count for event in waiting[-excess:])
+            dropped = sum(max(event.count, 1) for event in waiting[-excess:])
             del waiting[-excess:]
             self.counters.unsaved += dropped
             self._losses[STORE] = self._losses.get(STORE, 0) + dropped

@@ -14,7 +14,7 @@ from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.event import Event, Kind, McpMessage, Peer
 from mcpguard.model.rule import Origin
 
-VERSION = 3
+VERSION = 6
 # "mcpg": tells our file from any other SQLite database at that place.
 APPLICATION_ID = 0x6D637067
 
@@ -71,15 +71,33 @@ CREATE TABLE events (
   errno TEXT,
   detail TEXT,
   mcp TEXT,
+  bytes_sent INTEGER,
+  bytes_received INTEGER,
   PRIMARY KEY (session, seq)
 ) WITHOUT ROWID;
 CREATE INDEX events_by_verdict ON events (session, verdict, seq);
 CREATE INDEX events_by_kind ON events (session, kind, seq);
 """
+# What the database would have to be told of each new store, or it reads all events of a session to find its few refusals: rows,
+# rows of a session, and of those with the same kind or verdict. Its own ANALYZE would read everything to say so.
+STATISTICS = """
+PRAGMA analysis_limit = 1;
+ANALYZE;
+DELETE FROM sqlite_stat1;
+INSERT INTO sqlite_stat1 VALUES
+  ('events', 'events', '1000000 20000 1'),
+  ('events', 'events_by_kind', '1000000 20000 2000 1'),
+  ('events', 'events_by_verdict', '1000000 20000 200 1'),
+  ('sessions', NULL, '50');
+ANALYZE sqlite_master
+"""
 # What makes the tables of a version those of the next.
 MIGRATIONS = {
     1: "ALTER TABLE events ADD COLUMN mcp TEXT",
     2: "ALTER TABLE sessions ADD COLUMN modes TEXT NOT NULL DEFAULT ''",
+    3: "ALTER TABLE events ADD COLUMN bytes_sent INTEGER",
+    4: "ALTER TABLE events ADD COLUMN bytes_received INTEGER",
+    5: STATISTICS,
 }
 
 EVENT_COLUMNS = [
@@ -106,6 +124,8 @@ EVENT_COLUMNS = [
     "errno",
     "detail",
     "mcp",
+    "bytes_sent",
+    "bytes_received",
 ]
 MCP_KEYS = (
     *("server", "transport", "sender", "call", "method", "id", "tool", "arguments", "cut", "classes"),
@@ -139,7 +159,7 @@ def event_row(event: Event, session: int, seq: int, rule: int | None) -> Row:
         *(session, seq, event.time_ns, event.kind.value, event.op, event.verdict.value, event.access),
         *(_clean(event.path), _clean(event.target), _clean(event.host), event.address, event.port, event.protocol),
         *(event.pid, event.ppid, _clean(event.exe), _clean(event.comm), argv, rule, event.count),
-        *(event.errno, _clean(event.detail), _mcp_text(event.mcp)),
+        *(event.errno, _clean(event.detail), _mcp_text(event.mcp), event.bytes_sent, event.bytes_received),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mcpguard.events import permissions
+from mcpguard.events import doors, permissions
 from mcpguard.events.finding import NOT_STOPPED, QUIET, UNEXPLAINED, Finding
 from mcpguard.events.hostpath import Caller, resolve
 from mcpguard.events.judge import Judge
@@ -45,7 +45,8 @@ class SocketJudge:
         path = record.path
         if record.verdict is Verdict.DENY:
             # The C library asks for nscd at every look-up of a user; without a sandbox it would get ENOENT.
-            detail = NO_SUCH_SOCKET if self._never_was(path) else record.detail or None
+            door = doors.of_socket(path) if record.rule == 0 else None
+            detail = NO_SUCH_SOCKET if self._never_was(path) else door or record.detail or None
             return Finding(
                 Kind.UNIX, record.op, Verdict.DENY, path=path, rule=self._policy.rules[record.rule], detail=detail
             )
@@ -61,7 +62,8 @@ class SocketJudge:
         path = resolve(record.base, record.path, Caller(record.head.pid, record.head.tid, record.base), follow=True)
         answer = decide_unix(self._policy, path)
         if answer.verdict is Verdict.DENY:
-            detail = NO_SUCH_SOCKET if self._never_was(path) else HIDDEN
+            door = doors.of_socket(path) if answer.rule == 0 else None
+            detail = NO_SUCH_SOCKET if self._never_was(path) else door or HIDDEN
             rule = self._policy.rules[answer.rule]
             return Finding(Kind.UNIX, record.op, Verdict.DENY, path=path, rule=rule, detail=detail)
         if permissions.explain(record.op, record.access, path, record.result, self._policy.user):

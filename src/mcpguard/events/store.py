@@ -27,6 +27,9 @@ _SESSION_COLUMNS = (
     "id, profile, digest, workspace, command, tier, coverage, started_ns, supervisor_pid, supervisor_start, "
     "supervisor_boot, ended_ns, exit_code, unsaved, modes"
 )
+# Rows in one transaction; others wait for it.
+_FORGOTTEN_AT_ONCE = 5_000
+_PAGES_AT_ONCE = 5_000
 _INSERT_RULE = "INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -183,6 +186,67 @@ class Store:
             do="list them: mcpguard sessions" if text else "run an agent first: mcpguard run AGENT",
             code="store.no-session",
         )
+
+    def size(self) -> int:
+        """Bytes that its content takes in the file; what was forgotten and not given back does not count."""
+        pages, free, size = (
+            int(self.read(f"PRAGMA {name}")[0][0]) for name in ("page_count", "freelist_count", "page_size")
+        )
+        return (pages - free) * size
+
+    def count(self, session: str | None = None) -> int:
+        """How many events a session has, or all together, from their last numbers: counting millions takes seconds."""
+        where, values = ("", ()) if session is None else (" WHERE id = ?", (session,))
+        last = "(SELECT MAX(seq) FROM events WHERE events.session = sessions.n)"
+        return int(self.read(f"SELECT COALESCE(SUM({last}), 0) FROM sessions{where}", values)[0][0])
+
+    def first_ns(self) -> int | None:
+        """When the oldest session began; None: there is none."""
+        rows = self.read("SELECT started_ns FROM sessions ORDER BY n LIMIT 1")
+        return int(rows[0][0]) if rows else None
+
+    def forget(self, session: str) -> int:
+        """Remove some events of a session, then its rules and the session itself.
+
+        Returns:
+            How many rows went; 0: nothing of it is left.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with self._write() as connection:
+            found = connection.execute("SELECT n FROM sessions WHERE id = ?", (session,)).fetchone()
+            if found is None:
+                return 0
+            chosen = "SELECT seq FROM events WHERE session = ? ORDER BY seq LIMIT ?"
+            gone = connection.execute(
+                f"DELETE FROM events WHERE session = ? AND seq IN ({chosen})", (*found, *found, _FORGOTTEN_AT_ONCE)
+            ).rowcount
+            if gone < _FORGOTTEN_AT_ONCE:
+                connection.execute("DELETE FROM rules WHERE session = ?", found)
+                connection.execute("DELETE FROM sessions WHERE n = ?", found)
+            return max(gone, 1)
+
+    def give_back(self, *, whole: bool = False) -> None:
+        """Give the room of what was forgotten back to the file system.
+
+        Args:
+            whole: write the file anew, which waits for every other writer, and takes as much room again meanwhile.
+
+        Raises:
+            StoreError: it cannot be written, or somebody else is writing.
+        """
+        try:
+            with self._lock:
+                if whole:
+                    self._connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                    self._connection.execute("VACUUM")
+                    self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                else:
+                    # By `execute` it would give one page back: it has no columns, so nobody steps to its end.
+                    self._connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")
+        except sqlite3.Error as error:
+            raise store_error(error, self.path) from error
 
     def number(self, session: str) -> int:
         """The row number of a session, the key of its events."""

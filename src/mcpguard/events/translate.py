@@ -9,6 +9,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from mcpguard.events import doors
 from mcpguard.events.attribute import Attributor
 from mcpguard.events.calls import judge_call
 from mcpguard.events.finding import Finding
@@ -29,6 +30,7 @@ from mcpguard.wire.records import (
     ExecRecord,
     ExitRecord,
     FileRecord,
+    FlowRecord,
     ForkRecord,
     Head,
     LookupRecord,
@@ -146,7 +148,8 @@ class Translator:
         detail = record.detail or (f"{record.protocol} socket" if record.op == "socket" and record.protocol else None)
         if record.verdict is Verdict.DENY and record.rule == 0:
             detail = (
-                sorting(record.op, record.protocol, record.port, known=self._hosts.of(record.address) is not None)
+                doors.of_port(record.port, record.protocol)
+                or sorting(record.op, record.protocol, record.port, known=self._hosts.of(record.address) is not None)
                 or detail
             )
         finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=detail)
@@ -157,6 +160,25 @@ class Translator:
             port=record.port or None,
             protocol=record.protocol or None,
             count=record.count,
+        )
+
+    def traffic(self, record: FlowRecord) -> Event:
+        """Bytes that were exchanged; no act of its own, so its count is 0."""
+        words = "others connected to this port of ours" if record.incoming else None
+        return Event(
+            time_ns=self._epoch_ns(record.when_ns),
+            session=self._session,
+            kind=Kind.NET,
+            op="traffic",
+            verdict=Verdict.ALLOW,
+            host=None if record.incoming else self._hosts.of(record.address),
+            address=record.address or None,
+            port=record.port or None,
+            protocol=record.protocol or None,
+            count=0,
+            detail=words if record.address else "destinations that were too many to be told apart",
+            bytes_sent=record.sent,
+            bytes_received=record.received,
         )
 
     def _lookup(self, record: LookupRecord) -> Event:

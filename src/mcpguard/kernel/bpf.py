@@ -249,18 +249,40 @@ def inner_map(outer: Map, index: int) -> Map:
 
 def map_id(fd: int) -> int:
     """The kernel's number for a map."""
+    return int(_map_info(fd).id)
+
+
+def shape(fd: int) -> Shape:
+    """Of what kind a map is, and how large."""
+    info = _map_info(fd)
+    return (info.type, info.key_size, info.value_size, info.max_entries, info.map_flags)
+
+
+def _map_info(fd: int) -> libbpf.MapInfo:
     info = libbpf.MapInfo()
     size = ctypes.c_uint32(ctypes.sizeof(info))
     libbpf.call("bpf_obj_get_info_by_fd", fd, ctypes.byref(info), ctypes.byref(size), about="map")
-    return int(info.id)
+    return info
 
 
 def read_values(fd: int, value_bytes: int, about: str) -> list[bytes]:
-    """All values of a hash map, read in batches. While others write, one may be missed or seen twice. Raises KernelError."""
-    keys = ctypes.create_string_buffer(_BATCH * _LONGEST_KEY)
+    """All values of a hash map. See `read_entries`."""
+    return [value for _, value in read_entries(fd, _LONGEST_KEY, value_bytes, about)]
+
+
+def read_entries(fd: int, key_bytes: int, value_bytes: int, about: str) -> list[tuple[bytes, bytes]]:
+    """All keys and values of a hash map, read in batches. While others write, one may be missed or seen twice.
+
+    Args:
+        key_bytes: size of a key; whoever wants the values only may give a larger one.
+
+    Raises:
+        KernelError: it cannot be read.
+    """
+    keys = ctypes.create_string_buffer(_BATCH * key_bytes)
     values = ctypes.create_string_buffer(_BATCH * value_bytes)
     place = ctypes.create_string_buffer(_LONGEST_KEY)
-    found: list[bytes] = []
+    found: list[tuple[bytes, bytes]] = []
     begun = ended = False
     while not ended:
         count = ctypes.c_uint32(_BATCH)
@@ -272,8 +294,11 @@ def read_values(fd: int, value_bytes: int, about: str) -> list[bytes]:
                 raise
             ended = True
         begun = True
-        raw = values.raw
-        found += [raw[i * value_bytes : (i + 1) * value_bytes] for i in range(count.value)]
+        names, raw = keys.raw, values.raw
+        found += [
+            (names[i * key_bytes : (i + 1) * key_bytes], raw[i * value_bytes : (i + 1) * value_bytes])
+            for i in range(count.value)
+        ]
     return found
 
 

@@ -21,6 +21,7 @@ BUNDLED = f"{os.path.dirname(os.path.dirname(os.path.realpath(__file__)))}/_lib"
 # libz is everywhere; libelf must be in the process before libbpf asks for it by name.
 LIBRARIES = ("libelf.so.1", "libbpf.so.1")
 
+MAP_TYPE_HASH = 1
 MAP_TYPE_ARRAY = 2
 MAP_TYPE_LRU_HASH = 9
 MAP_TYPE_ARRAY_OF_MAPS = 12

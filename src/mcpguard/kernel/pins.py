@@ -132,10 +132,15 @@ def is_held(folder: str) -> bool:
     return False
 
 
-def others(build: str) -> list[str]:
-    """Directories of other builds, and what a killed process left unfinished; to be called under the lock."""
+def folders() -> list[str]:
+    """All directories, and what a killed process left unfinished; to be called under the lock."""
     with os.scandir(ROOT) as entries:
-        return [e.path for e in entries if not e.name.startswith(build) and e.is_dir(follow_symlinks=False)]
+        return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def others(build: str) -> list[str]:
+    """Those that are not of this build; to be called under the lock."""
+    return [folder for folder in folders() if not os.path.basename(folder).startswith(build)]
 
 
 def is_unfinished(folder: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 MASK = "***"
@@ -18,7 +19,7 @@ _MOST = 50
 _DEEPEST = 12
 # Who writes the text is not to be trusted: no pattern may look at it more often than a few times, whatever it is.
 # A secret that begins behind what is kept is cut off; one that begins before must be seen whole.
-_LOOKED_AT = 4_096
+LOOKED_AT = 4_096
 
 _NAMES = re.compile(
     r"pass(?:word|wd|phrase|code)?$|secret|token(?!s$)|api[-_]?key|access[-_]?key|private[-_]?key|authorization|credential|"
@@ -40,8 +41,8 @@ _PAIRS = re.compile(
     r"[A-Za-z0-9_\-]{0,64}[\"']?\s{0,8}[=:]\s{0,8}[\"']?)(?P<value>[^\s\"'&,;]{4,})",
     re.IGNORECASE,
 )
-_SCHEMES = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+[A-Za-z0-9+/=_.\-~]{8,}", re.IGNORECASE)
-_IN_URLS = re.compile(r"(?P<begin>\b[a-z][a-z0-9+.\-]{0,30}://[^/\s:@]{0,128}:)[^/\s@]+(?=@)", re.IGNORECASE)
+_SCHEMES = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+(?P<value>[A-Za-z0-9+/=_.\-~]{8,})", re.IGNORECASE)
+_IN_URLS = re.compile(r"(?P<begin>\b[a-z][a-z0-9+.\-]{0,30}://[^/\s:@]{0,128}:)(?P<value>[^/\s@]+)(?=@)", re.IGNORECASE)
 
 
 def masked_text(text: str) -> str:
@@ -50,6 +51,13 @@ def masked_text(text: str) -> str:
     text = _SCHEMES.sub(lambda found: f"{found['scheme']} {MASK}", text)
     text = _PAIRS.sub(lambda found: found["name"] + MASK, text)
     return _IN_URLS.sub(lambda found: found["begin"] + MASK, text)
+
+
+def secrets(text: str) -> Iterator[str]:
+    """What `masked_text` takes away; what is longer than LOOKED_AT is not looked at to its end."""
+    for pattern in (_FORMS, _SCHEMES, _PAIRS, _IN_URLS):
+        for found in pattern.finditer(text[:LOOKED_AT]):
+            yield found["value"] if "value" in pattern.groupindex else found[0]
 
 
 def is_secret_name(name: str) -> bool:
@@ -97,8 +105,8 @@ class _Shortening:
         return value
 
     def _string(self, text: str) -> str:
-        shown = masked_text(text[:_LOOKED_AT])
-        if len(text) <= _LOOKED_AT and len(shown) <= self._longest:
+        shown = masked_text(text[:LOOKED_AT])
+        if len(text) <= LOOKED_AT and len(shown) <= self._longest:
             return shown
         self.cut = True
         return shown[: self._longest] + "…"

@@ -27,7 +27,7 @@ _KNOWN_INSIDE = {
     name.casefold(): name
     for name in ("name", "arguments", "uri", "_meta", "ref", "task", "inputResponses", "requestState")
 }
-_NO_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[^][{}"]+')
+_NO_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+')
 # Some readers end a line here; legal in a JSON text, and only inside of its strings.
 _LINE_ENDS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\u0085", "\\u0085"))
 
@@ -132,6 +132,8 @@ def _parse(text: str) -> Any:
 
 def _measure(text: str) -> None:
     """Refuse deep nesting before the parser meets it: each round takes the innermost pairs away."""
+    if text.count("[") + text.count("{") <= _DEEPEST:
+        return
     brackets = _NO_BRACKET.sub("", text)
     for _ in range(_DEEPEST):
         if not brackets:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from mcpguard.errors import ProfileError
 from mcpguard.model.access import Effect
-from mcpguard.model.mcp import AfterTaint, Condition, McpKind, McpRule, McpRules, Test, ToolClass
+from mcpguard.model.mcp import AfterTaint, Condition, Confinement, McpKind, McpRule, McpRules, Test, ToolClass
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import dataclass
 
@@ -73,6 +73,7 @@ class McpPolicy:
         untrusted: what makes the session tainted.
         after_taint: what then happens to calls that change or send something.
         gate: whether servers start by way of the gate only.
+        confined: (server with wildcards, name of the profile that it is kept to).
     """
 
     rules: tuple[Rule, ...] = ()
@@ -80,6 +81,7 @@ class McpPolicy:
     untrusted: tuple[Pattern, ...] = ()
     after_taint: AfterTaint = AfterTaint.ALLOW
     gate: bool = False
+    confined: tuple[tuple[str, str], ...] = ()
 
 
 def server_word(name: str) -> str:
@@ -103,6 +105,7 @@ def compile_rules(rules: McpRules, variables: Mapping[str, str]) -> McpPolicy:
         tuple(_pattern(rule) for rule in rules.untrusted),
         rules.after_taint or AfterTaint.ALLOW,
         bool(rules.gate),
+        tuple(_confined(one) for one in rules.confined),
     )
 
 
@@ -123,6 +126,7 @@ def dump(policy: McpPolicy) -> dict[str, Any]:
         "untrusted": [_dump_pattern(pattern) for pattern in policy.untrusted],
         "after_taint": policy.after_taint.value,
         "gate": policy.gate,
+        "confined": policy.confined,
     }
 
 
@@ -147,7 +151,19 @@ def load(plain: Mapping[str, Any]) -> McpPolicy:
         tuple(_load_pattern(pattern) for pattern in plain["untrusted"]),
         AfterTaint(plain["after_taint"]),
         plain["gate"] is True,
+        tuple((server, profile) for server, profile in plain["confined"]),
     )
+
+
+def _confined(one: Confinement) -> tuple[str, str]:
+    if not _SERVER.fullmatch(one.server):
+        raise ProfileError(
+            f'{one.origin.place}: "{one.server}" is no server',
+            why="a server is named by letters, digits, `.`, `_` and `-`, with wildcards; other characters count as `_`",
+            do="write SERVER: PROFILE",
+            code="profile.mcp",
+        )
+    return one.server, one.profile
 
 
 def _dump_pattern(pattern: Pattern) -> list[Any]:

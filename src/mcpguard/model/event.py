@@ -80,13 +80,14 @@ class Event:
         time_ns: nanoseconds since the Unix epoch.
         seq: number within the session, from 1; given by the store when 0.
         op: open, create, unlink, rename, link, symlink, mkdir, rmdir, mknod, chmod, chown, truncate, xattr, utimes, exec,
-            connect, sendmsg, bind, listen, socket, packet, fork, exit, start, end, signal, ptrace, mount, request, response,
-            notification, ...
+            connect, sendmsg, bind, listen, socket, packet, traffic, fork, exit, start, end, signal, ptrace, mount, request,
+            response, notification, ...
         access: `read`, `write`, `execute`, or a `+` joined list.
         target: the second path of rename and link.
-        count: how many times; more than 1 for aggregated events.
+        count: how many times; more than 1 for aggregated events, 0 for what is no act of its own (`traffic`).
         errno: what the program got, as a symbol such as `EACCES`.
         detail: words for a person.
+        bytes_sent, bytes_received: of `traffic`, IP packets with their headers.
         mcp: the message, of kind `mcp`; the event's process is its sender.
     """
 
@@ -113,3 +114,5 @@ class Event:
     errno: str | None = None
     detail: str | None = None
     mcp: McpMessage | None = None
+    bytes_sent: int | None = None
+    bytes_received: int | None = None

@@ -86,6 +86,20 @@ class McpRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Confinement:
+    """Servers that may reach less than their agent.
+
+    Attributes:
+        server: name of a server, wildcards allowed.
+        profile: name of the profile whose `files` and `network` are all that is left of the agent's own.
+    """
+
+    server: str
+    profile: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class McpRules:
     """What a profile says of MCP; joining two is a union.
 
@@ -95,6 +109,7 @@ class McpRules:
         untrusted: what is named here makes a session tainted as soon as its result is read.
         after_taint: what then happens to calls of the classes write, destructive and open. The strictest word wins.
         gate: False: servers are started as the agent's configuration says, and only seen.
+        confined: which servers may reach less; of several that match each counts.
     """
 
     rules: tuple[McpRule, ...] = ()
@@ -102,3 +117,4 @@ class McpRules:
     untrusted: tuple[McpRule, ...] = ()
     after_taint: AfterTaint | None = None
     gate: bool | None = None
+    confined: tuple[Confinement, ...] = ()

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Effect
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry
 from mcpguard.model.rule import NetDirection, NetRule
 from mcpguard.model.values import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    _Entry = TypeVar("_Entry", NetEntry, NameEntry)
 
 MAX_PORT_RULES = 32
 PROTOCOLS = {"tcp": PROTO_TCP, "udp": PROTO_UDP}
@@ -23,6 +29,8 @@ _NAT64 = b"\0\x64\xff\x9b" + bytes(8)
 _SIX_TO_FOUR = b"\x20\x02"
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)")
+_EVERY_PORT = (0, 65535)
+NAMES_OVER_TLS = 853
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
@@ -132,6 +140,57 @@ def deciding_order(entry: NetEntry) -> tuple[bool, int, int, int]:
     return (entry.effect is Effect.ALLOW, -entry.prefix, entry.port_high - entry.port_low, entry.rule)
 
 
+def closed_by(entry: NetEntry, entries: Iterable[NetEntry]) -> int | None:
+    """The rule that denies, where denials leave nothing of what an entry allows; None where something is left.
+
+    Args:
+        entries: all of them, of the same direction.
+    """
+    denials = [one for one in entries if one.effect is Effect.DENY and _meet(one, entry)]
+    closed = _every_port(entry, denials, lambda denying: _covered(entry, denying))
+    return min(denials, key=deciding_order).rule if denials and closed else None
+
+
+def name_closed_by(entry: NameEntry, entries: Iterable[NameEntry]) -> int | None:
+    """As `closed_by`, for a rule by name: a denial counts that has every name of the entry."""
+    denials = [one for one in entries if one.effect is Effect.DENY and name_matches(one.pattern, entry.pattern)]
+    return denials[0].rule if denials and _every_port(entry, denials, bool) else None
+
+
+def _every_port(entry: _Entry, denials: list[_Entry], closed: Callable[[list[_Entry]], bool]) -> bool:
+    """Whether something holds of the denials at every port and protocol of an entry."""
+    for protocol in (PROTO_TCP, PROTO_UDP):
+        if not entry.protocols & protocol:
+            continue
+        denying: list[_Entry] = [one for one in denials if one.protocols & protocol]
+        # Between two of these ports the same denials hold; nobody can be reached at port 0.
+        lowest = max(1, entry.port_low)
+        bounds = {lowest, *(one.port_low for one in denying), *(one.port_high + 1 for one in denying)}
+        for port in bounds:
+            here = [one for one in denying if one.port_low <= port <= one.port_high]
+            if lowest <= port <= entry.port_high and not closed(here):
+                return False
+    return True
+
+
+def _meet(one: NetEntry, other: NetEntry) -> bool:
+    shorter = min(one.prefix, other.prefix)
+    return cut(one.address, shorter) == cut(other.address, shorter)
+
+
+def _covered(entry: NetEntry, denials: Iterable[NetEntry]) -> bool:
+    """Whether these, which all meet the addresses of the entry, leave none of them."""
+    ranges = {(one.prefix, cut(one.address, one.prefix)) for one in denials}
+    outermost = [
+        (prefix, address)
+        for prefix, address in ranges
+        if not any((length, cut(address, length)) in ranges for length in range(prefix))
+    ]
+    if any(prefix <= entry.prefix for prefix, _ in outermost):
+        return True
+    return sum(1 << (128 - prefix) for prefix, _ in outermost) == 1 << (128 - entry.prefix)
+
+
 def cut(address: bytes, prefix: int) -> bytes:
     """An address with the bits after `prefix` cleared."""
     keep = 128 - prefix
@@ -208,7 +267,7 @@ def _split_port(text: str) -> tuple[str, str | None]:
 
 def _ports(text: str | None) -> tuple[int, int]:
     if text is None:
-        return 0, 65535
+        return _EVERY_PORT
     found = _PORTS.fullmatch(text)
     if not found:
         raise _Wrong(f'"{text}" is not a port', "write :443 or :3000-3999, and [ADDRESS]:PORT for IPv6")
@@ -229,7 +288,15 @@ def _entries(
     for address, prefix in networks:
         yield NetEntry(address, prefix, *ports, protocols, rule.effect, number)
     if not networks:
-        yield NameEntry(_name(rule, host), *ports, protocols, rule.effect, number)
+        for low, high in _of_name(rule, ports):
+            yield NameEntry(_name(rule, host), low, high, protocols, rule.effect, number)
+
+
+def _of_name(rule: NetRule, ports: tuple[int, int]) -> list[tuple[int, int]]:
+    """The ports of a rule for a name: who names none does not mean a resolver that answers for every name."""
+    if rule.effect is Effect.DENY or ports != _EVERY_PORT:
+        return [ports]
+    return [(_EVERY_PORT[0], NAMES_OVER_TLS - 1), (NAMES_OVER_TLS + 1, _EVERY_PORT[1])]
 
 
 def _networks(rule: NetRule, host: str) -> list[tuple[bytes, int]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import yaml
 
 from mcpguard.errors import ProfileError
-from mcpguard.model.mcp import AfterTaint, McpRule, McpRules, ToolClass
+from mcpguard.model.mcp import AfterTaint, Confinement, McpRule, McpRules, ToolClass
 from mcpguard.model.profile import Profile, SystemSwitches
 from mcpguard.model.rule import FileException, FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field
@@ -64,6 +64,7 @@ class Draft:
     untrusted: list[McpRule] = field(default_factory=list)
     after_taint: AfterTaint | None = None
     gate: bool | None = None
+    confined: list[Confinement] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
 
     def refuse(self, line: int, code: str, what: str, why: str, do: str) -> None:
@@ -99,7 +100,10 @@ class Draft:
             ancestors=(self.name,),
             origins=tuple(self.origins),
             exceptions=tuple(self.exceptions),
-            mcp=McpRules(tuple(self.mcp), tuple(self.classes), tuple(self.untrusted), self.after_taint, self.gate),
+            mcp=McpRules(
+                *(tuple(self.mcp), tuple(self.classes), tuple(self.untrusted), self.after_taint, self.gate),
+                confined=tuple(self.confined),
+            ),
         )
         return Raw(profile, tuple(self.parents))
 

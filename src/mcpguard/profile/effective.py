@@ -31,6 +31,7 @@ def effective(profile: Profile) -> list[Line]:
         [Line(rule.origin.text, rule.origin, rule.because) for rule in profile.mcp.rules],
         [Line(rule.origin.text, rule.origin, "") for _class, rule in profile.mcp.classes],
         [Line(rule.origin.text, rule.origin, "") for rule in profile.mcp.untrusted],
+        [Line(one.origin.text, one.origin, "") for one in profile.mcp.confined],
         *(_written(profile, f"mcp flow then {word}") for word in AfterTaint),
         *(_written(profile, f"mcp gate {word}") for word in ("true", "false")),
         *(_written(profile, f"environment remove {name}") for name in profile.environment_remove),

@@ -240,6 +240,7 @@ def _join_mcp(every: list[McpRules]) -> McpRules:
         _union(one.untrusted for one in every),
         next((word for word in strictest if word in said), None),
         next((word for word in (True, False) if word in gates), None),
+        _union(one.confined for one in every),
     )
 
 

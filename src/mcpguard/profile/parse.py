@@ -13,7 +13,7 @@ import yaml
 
 from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.access import Access, Effect
-from mcpguard.model.mcp import AfterTaint, Condition, McpRule, Test, ToolClass
+from mcpguard.model.mcp import AfterTaint, Condition, Confinement, McpRule, Test, ToolClass
 from mcpguard.model.rule import GRANTS, FileException, FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
 from mcpguard.profile.draft import Draft, Parent, Raw, Word, items, keys, text, unquoted, words, wrong_type
@@ -354,6 +354,24 @@ def _read_word(draft: Draft, key: Key, node: yaml.Node) -> None:
     draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}")
 
 
+def _read_confined(draft: Draft, key: Key, node: yaml.Node) -> None:
+    """`mcp.confine: {SERVER: PROFILE}`."""
+    if not isinstance(node, yaml.MappingNode):
+        wrong_type(draft, node, key.path, key.type.value)
+        return
+    for inner, value in node.value:
+        server = text(draft, inner, key.path)
+        profile = text(draft, value, key.path) if server else None
+        if server is None or profile is None:
+            continue
+        if not _NAME.fullmatch(profile.text):
+            why = "a server is confined by a profile of its own, in your folder or built in"
+            draft.refuse(profile.line, "name", f'"{profile.text}" is no profile\'s name', why, "write SERVER: PROFILE")
+            continue
+        origin = draft.origin(server.line, f"mcp confine {server.text} {profile.text}")
+        draft.confined.append(Confinement(server.text, profile.text, origin))
+
+
 _READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
     Type.TEXT: _read_text,
     Type.WORDS: _read_command,
@@ -370,4 +388,5 @@ _READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
     Type.TOOLS: _read_tools,
     Type.NAMED_TOOLS: _read_named_tools,
     Type.WORD: _read_word,
+    Type.CONFINED: _read_confined,
 }

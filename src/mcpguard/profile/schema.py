@@ -26,6 +26,7 @@ class Type(enum.StrEnum):
     TOOLS = "list of MCP servers and tools, or of entries with tool, where and because"
     NAMED_TOOLS = "list of MCP servers and tools"
     WORD = "one of a few words"
+    CONFINED = "mapping of MCP servers to profiles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ KEYS = (
     Key("mcp.gate", Type.SWITCH, "servers start by way of the gate only, and only those that you approved"),
     Key("mcp.allow", Type.TOOLS, "may be used: SERVER, SERVER/TOOL, SERVER/@CLASS or SERVER/KIND:NAME"),
     Key("mcp.deny", Type.TOOLS, "may not be used, whatever `allow` says"),
+    Key("mcp.confine", Type.CONFINED, "servers that reach no more than another profile's files and network allow"),
     Key("mcp.classes", Type.SECTION, "what tools do, where mcpguard does not know it or you know better"),
     Key("mcp.classes.read", Type.NAMED_TOOLS, "they only read"),
     Key("mcp.classes.write", Type.NAMED_TOOLS, "they change something"),

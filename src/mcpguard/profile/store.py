@@ -36,6 +36,11 @@ def control_directory() -> Path:
     return state_directory() / "control"
 
 
+def gate_directory() -> Path:
+    """Where sessions that run have the socket of their gate; guarded processes reach it, and cannot change it."""
+    return state_directory() / "gate"
+
+
 def _base(variable: str, default: str) -> Path:
     """A base directory; as its specification wants it, a relative one counts for none."""
     given = os.environ.get(variable, "")

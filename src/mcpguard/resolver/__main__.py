@@ -72,7 +72,7 @@ class Teller:
 async def _serve(first: dict[str, Any], lines: asyncio.StreamReader) -> None:
     learned = Learned(Map("mg_names", first["names_map"]))
     teller = Teller(socket.socket(fileno=first["record"]), first["untold"])
-    servers = Servers()
+    servers = Servers(instead=first["servers"])
     line = socket.socket(fileno=first["held"]) if first["held"] >= 0 else None
     held = Held(line, lambda: (socket.gethostname().lower(), servers.search()))
     questions = Questions(

@@ -17,6 +17,7 @@ import dns.rdatatype
 
 RESOLV_CONF = "/etc/resolv.conf"
 PAYLOAD = 1232
+DNS_PORT = 53
 _TRY_S = 2.5
 _ROUNDS = 2
 _MOST_SERVERS = 3
@@ -33,15 +34,20 @@ class Unanswered(Exception):
 class Servers:
     """The servers of resolv.conf, read again when it has changed."""
 
-    def __init__(self, path: str = RESOLV_CONF) -> None:
+    def __init__(self, path: str = RESOLV_CONF, instead: Sequence[str] = ()) -> None:
+        """
+        Args:
+            instead: `ADDRESS` or `ADDRESS#PORT`; then whatever the file says is not asked.
+        """
         self._path = path
+        self._instead = list(instead)
         self._seen: tuple[int, ...] = ()
         self._servers: list[str] = []
         self._search: list[str] = []
 
     def now(self) -> list[str]:
         """Textual addresses, one to three, as the C library takes them."""
-        return self._servers if self._look() else [_LOCAL]
+        return self._instead or (self._servers if self._look() else [_LOCAL])
 
     def search(self) -> list[str]:
         """The domains that the C library tries behind a name, lower case, without dots at their ends."""
@@ -105,7 +111,8 @@ async def ask(
 
 
 async def _ask(query: dns.message.Message, server: str) -> dns.message.Message:
+    address, _, port = server.partition("#")
     response, _ = await dns.asyncquery.udp_with_fallback(
-        query, server, timeout=_TRY_S, ignore_unexpected=True, ignore_errors=True
+        query, address, port=int(port or DNS_PORT), timeout=_TRY_S, ignore_unexpected=True, ignore_errors=True
     )
     return response

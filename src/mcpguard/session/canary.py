@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,15 @@ from typing import Any
 from mcpguard.model.values import dataclass
 
 TIMEOUT_S = 60
+_HEADER_BYTES = 12
+# Flags of an answer, one question, one answer; and its record up to the address: the question's name, A, IN, 60 s, 4 bytes.
+_ONE_ANSWER = bytes.fromhex("81800001000100000000")
+_SAME_NAME_A_A_MINUTE = bytes.fromhex("c00c000100010000003c0004")
+# Such a run as a person's, but for the server that its resolver asks.
+_RUN = (
+    "from mcpguard.session.resolver import Resolver; Resolver.servers = ({server!r},); "
+    "import sys; from mcpguard.cli.main import main; sys.exit(main())"
+)
 
 # Runs inside, isolated and without site-packages. Prints {act: "done" or the symbol of the errno}.
 PROGRAM = """
@@ -51,15 +61,25 @@ def connect(family, kind, address):
         link.connect(address)
         link.send(b"x")
 
-def ask_for_a_name():
-    # Nobody is at that server: the session's own resolver answers in its place, that there is no such name.
+def ask_for(name, code):
+    # Nobody is at that server: the session's own resolver answers in its place.
     server = ("192.0.2.53", 53)
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
         link.settimeout(20)
-        link.sendto(bytes.fromhex("4d4701000001000000000000086d6370677561726407696e76616c69640000010001"), server)
+        link.sendto(bytes.fromhex("4d4701000001000000000000") + labels + bytes.fromhex("0000010001"), server)
         answer, sender = link.recvfrom(512)
-    if sender != server or answer[3] & 15 != 3:
+    if sender != server or answer[3] & 15 != code or (not code and socket.inet_aton(place["address"]) not in answer):
         raise OSError(errno.EPROTO, "")
+
+def reach_its_address():
+    # To connect datagrams sends nothing. Without a way there the kernel says so, once the guard has let it through.
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+            link.connect((place["address"], place["named"]))
+    except OSError as error:
+        if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN):
+            raise
 
 act("read.honest", lambda: open(place["honest"]).close())
 act("read.denied", lambda: open(place["denied"]).close())
@@ -74,7 +94,10 @@ act("network.tcp4", lambda: connect(socket.AF_INET, socket.SOCK_STREAM, ("127.0.
 act("network.udp4", lambda: connect(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", place["tcp4"])))
 if place["tcp6"]:
     act("network.tcp6", lambda: connect(socket.AF_INET6, socket.SOCK_STREAM, ("::1", place["tcp6"])))
-act("names.honest", ask_for_a_name)
+act("names.unknown", lambda: ask_for(place["other"], 3))
+act("names.closed", reach_its_address)
+act("names.answer", lambda: ask_for(place["name"], 0))
+act("names.open", reach_its_address)
 act("unix.pathname", lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, place["socket"]))
 act("unix.abstract", lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, chr(0) + place["abstract"]))
 act("process.signal", lambda: os.kill(place["pid"], 0))
@@ -103,7 +126,8 @@ def run_canary(tier: int) -> CanaryResult:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mcpguard-doctor-"))).resolve()
         place = stack.enter_context(_scene(folder))
-        profile = _write_profile(folder, place["allowed"])
+        asked = stack.enter_context(_name_server(place))
+        profile = _write_profile(folder, place)
         python = os.path.realpath(sys.executable)
         command = [
             "run",
@@ -120,19 +144,23 @@ def run_canary(tier: int) -> CanaryResult:
             json.dumps(place),
         ]
         try:
-            done = _mcpguard(folder, command)
+            done = _mcpguard(folder, command, entry=("-c", _RUN.format(server=place["server"])))
         except subprocess.TimeoutExpired:
             return CanaryResult({}, False, f"the guarded canary did not end within {TIMEOUT_S} seconds")
         try:
             acts = json.loads(done.stdout)
         except ValueError:
             return CanaryResult({}, False, done.stderr.strip() or f"the canary ended with status {done.returncode}")
+        if any(place["other"].encode().partition(b".")[0] in question for question in asked):
+            acts["names.leaked"] = "done"
         return CanaryResult(acts, _is_recorded(folder, place["denied"]), "")
 
 
-def _mcpguard(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def _mcpguard(
+    folder: Path, arguments: list[str], *, entry: tuple[str, str] = ("-m", "mcpguard")
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-P", "-m", "mcpguard", *arguments],
+        [sys.executable, "-P", *entry, *arguments],
         cwd=folder / "workspace",
         # `doctor` tells sudo's refusals apart by their words.
         env={**os.environ, "MCPGUARD_HOME": str(folder / "home"), "LANGUAGE": "en"},
@@ -151,7 +179,7 @@ def _is_recorded(folder: Path, path: str) -> bool:
     return False
 
 
-def _write_profile(folder: Path, allowed_port: int) -> Path:
+def _write_profile(folder: Path, place: dict[str, Any]) -> Path:
     system = sorted({"/usr", "/bin", "/lib", "/lib64", "/etc", "/proc", sys.base_prefix})
     profile = folder / "doctor.yaml"
     profile.write_text(
@@ -163,10 +191,39 @@ def _write_profile(folder: Path, allowed_port: int) -> Path:
         '  readonly: ["{workspace}/readonly"]\n'
         '  deny: ["{workspace}/denied"]\n'
         "network:\n"
-        f'  allow: ["127.0.0.1:{allowed_port}"]\n',
+        f'  allow: ["127.0.0.1:{place["allowed"]}", "{place["name"]}:{place["named"]}"]\n',
         encoding="utf-8",
     )
     return profile
+
+
+@contextlib.contextmanager
+def _name_server(place: dict[str, Any]) -> Iterator[list[bytes]]:
+    """A server on loopback that has one address for every name; what it was asked. `place` gets where it is."""
+    asked: list[bytes] = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        place["server"] = f"127.0.0.1#{server.getsockname()[1]}"
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    query, sender = server.recvfrom(4096)
+                    if not query:
+                        return
+                    asked.append(query)
+                    end = query.find(b"\0", _HEADER_BYTES) + 5  # the name's last byte, type and class
+                    record = _SAME_NAME_A_A_MINUTE + socket.inet_aton(place["address"])
+                    server.sendto(query[:2] + _ONE_ANSWER + query[_HEADER_BYTES:end] + record, sender)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield asked
+        finally:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+                last.sendto(b"", server.getsockname())
+            thread.join(TIMEOUT_S)
 
 
 @contextlib.contextmanager
@@ -209,4 +266,9 @@ def _scene(folder: Path) -> Iterator[dict[str, Any]]:
             "socket": str(folder / "socket"),
             "abstract": abstract,
             "pid": os.getpid(),
+            # No name of anybody's and, for documentation, nobody's address.
+            "name": "allowed.mcpguard.invalid",
+            "other": "other.mcpguard.invalid",
+            "address": "192.0.2.77",
+            "named": 4433,
         }

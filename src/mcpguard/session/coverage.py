@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from mcpguard.errors import HostError
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 # What a tier leaves open, said in the same words wherever it is said.
 LATER_NAMES = "a protected name that is created after launch is reported, not stopped"
-NO_GATE = "this version has no gate that MCP servers start by"
+NO_GATE = "without `gate: true` nobody stands between agents and their servers"
+AROUND = "a server that is started without the shim, by whatever program, is not judged as MCP"
+REMOTE = "messages to remote MCP servers are not judged; where they go is (network)"
 RINGS = "what programs do through io_uring with files is refused like everything else, but not on record"
 MEMORY_PROGRAMS = "a program that exists only in memory (memfd) can be executed; it is on record"
 SHARED_ADDRESSES = "while an address of an allowed name is open, every other name on that address is reached too"
@@ -118,11 +121,10 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
 def _mcp(policy: Policy) -> tuple[Coverage, ...]:
     if not policy.mcp:
         return ()
-    return (
-        Coverage(
-            "mcp", Strength.NONE, "", (NO_GATE,), "remove `mcp` from the profile, or accept it with --best-effort"
-        ),
-    )
+    if json.loads(policy.mcp)["gate"]:
+        return (Coverage("mcp", Strength.PARTIAL, "the gate, outside of the tree", (AROUND, REMOTE)),)
+    do = "write `gate: true` under `mcp`, or remove `mcp` from the profile, or accept it with --best-effort"
+    return (Coverage("mcp", Strength.NONE, "", (NO_GATE,), do),)
 
 
 def _of_landlock(plan: FilesPlan, offer: Offer) -> tuple[Coverage, ...]:

@@ -33,6 +33,19 @@ KINDS = {
 }
 
 
+# The way of a name, step by step: whether the act must succeed, and what is wrong where it does not do as it must.
+NAMES = {
+    "names.unknown": (
+        True,
+        "a question did not reach the session's own resolver, or one for another name was not refused",
+    ),
+    "names.leaked": (False, "a name that no rule allows was asked for outside"),
+    "names.closed": (False, "an address was open before its name was asked for"),
+    "names.answer": (True, "an allowed name was not answered"),
+    "names.open": (True, "the address of an allowed name did not open"),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Tier:
     """One way to enforce: does it work here (None: not tried), why, and does this version use it."""
@@ -234,9 +247,13 @@ def _events_row(result: canary.CanaryResult) -> Coverage:
 def _names_row(network: Coverage, result: canary.CanaryResult) -> Coverage:
     if network.strength is Strength.NONE:
         return Coverage("names", Strength.NONE, network.by, ("network rules do not hold",), fix=network.fix)
-    seen = _acts(result, "names").get("names.honest", "done")
-    if seen != "done":
-        gap = f"the session's own resolver did not answer: {seen}"
-        return Coverage("names", Strength.NONE, "the session's own resolver", (gap,), fix=_REPORT)
+    seen = _acts(result, "names")
+    failed = tuple(
+        f"{words} ({seen[name]})"
+        for name, (honest, words) in NAMES.items()
+        if name in seen and honest != (seen[name] == "done")
+    )
+    if failed:
+        return Coverage("names", Strength.NONE, "the session's own resolver", failed, fix=_REPORT)
     gaps = (coverage.SHARED_ADDRESSES,)
     return Coverage("names", Strength.PARTIAL, network.by, gaps, fix=coverage.fix_of(gaps))

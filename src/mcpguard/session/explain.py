@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mcpguard.errors import PolicyError, UsageError
+from mcpguard.events import doors
 from mcpguard.events.attribute import OUTSIDE, PRIVATE
 from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.paths import is_below
@@ -20,7 +21,7 @@ from mcpguard.model.rule import NetDirection, NetRule, Origin
 from mcpguard.model.values import dataclass
 from mcpguard.policy.addresses import inner
 from mcpguard.policy.decide import Answer, decide_connect, decide_file, decide_name, decide_unix
-from mcpguard.policy.network import parse_rule
+from mcpguard.policy.network import name_matches, parse_rule
 from mcpguard.profile import store
 from mcpguard.resolver.rules import DNS_PORT
 from mcpguard.session.network import fixed_names
@@ -30,6 +31,10 @@ _ACCESS = {"read": Access.READ, "write": Access.WRITE, "execute": Access.EXECUTE
 _OWN_LISTENERS = "a port on which the session itself listens is allowed too"
 _OUTSIDE_ONLY = "for processes outside the session; of its own processes the profile's rules decide"
 _NEVER_OPENED = "a rule by name never opens that; name the address as well"
+_OPENED = "open from the look-up of a program on, while its answer holds"
+_NOT_ASKED = "no rule names it, so a look-up is refused and nobody outside is asked"
+_UNNAMED = "a name with a rule that leads there opens it, on the ports of its rule, once a program has looked it up"
+_SHOWN = 3
 _QUESTION = "questions for names go to a resolver of the session's own, which answers for names that a rule allows"
 
 
@@ -137,9 +142,12 @@ def _connect(policy: Policy, target: str) -> Explanation:
     if address:
         parsed = ipaddress.ip_address(address)
         detail = _OWN_LISTENERS if parsed.is_loopback or parsed.is_unspecified else ""
+        answer = decide_connect(policy, address, port, protocol)
         if port == DNS_PORT:
             detail = _QUESTION
-        return _explanation(policy, decide_connect(policy, address, port, protocol), judged, detail)
+        elif answer.verdict is Verdict.DENY and not answer.rule and not inner(address):
+            detail = doors.of_port(port, word) or _UNNAMED
+        return _explanation(policy, answer, judged, detail)
     return _by_name(policy, host, port, protocol, judged)
 
 
@@ -157,7 +165,26 @@ def _by_name(policy: Policy, host: str, port: int, protocol: int, judged: str) -
     unopened = _unopened(policy, addresses, port, protocol) if allowed else ""
     if unopened:
         return Explanation(Verdict.DENY, judged, policy.rules[0], "", f"{host} is {unopened}: {_NEVER_OPENED}")
-    return _explanation(policy, answer, judged)
+    detail = _opens(addresses) if allowed else _unasked(policy, host, port, protocol)
+    return _explanation(policy, answer, judged, detail)
+
+
+def _opens(addresses: Sequence[str]) -> str:
+    now = ", ".join(addresses[:_SHOWN]) + (", ..." if len(addresses) > _SHOWN else "")
+    return f"{_OPENED}{f', now {now}' if now else ''}"
+
+
+def _unasked(policy: Policy, host: str, port: int, protocol: int) -> str:
+    """What becomes of a look-up of a name that no rule opens on this port."""
+    door = doors.of_port(port, "udp" if protocol == PROTO_UDP else "tcp")
+    if door:
+        return door
+    if any(entry.effect is Effect.ALLOW and name_matches(entry.pattern, host) for entry in policy.names):
+        return "it is looked up, as a rule allows it on other ports"
+    servers = any(
+        entry.effect is Effect.ALLOW and entry.port_low <= DNS_PORT <= entry.port_high for entry in policy.connect
+    )
+    return "" if servers else _NOT_ASKED
 
 
 def _unopened(policy: Policy, addresses: Sequence[str], port: int, protocol: int) -> str:
@@ -188,7 +215,7 @@ def _destination(target: str) -> tuple[str, str, int, int]:
     except PolicyError as bad:
         raise _misunderstood(target, bad.why, "write HOST:PORT, such as example.com:443 or [::1]:80") from None
     entry = entries[0]
-    whole = (entry.port_low, entry.port_high) == (0, 65535)
+    whole = entry.port_low == 0  # no port that anybody can write
     if entry.port_low != entry.port_high and not whole:
         raise _misunderstood(target, "a connection has one port", "write HOST:PORT")
     port = DEFAULT_PORT if whole else entry.port_low

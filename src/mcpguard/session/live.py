@@ -21,7 +21,8 @@ from mcpguard.model.profile import Profile
 from mcpguard.model.rule import GRANTS, FileRule, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.model.values import replace
 from mcpguard.policy.compile import extend_policy
-from mcpguard.policy.decide import answer_address, decide_file, decide_name, decide_unix
+from mcpguard.policy.decide import decide_file, decide_unix
+from mcpguard.policy.network import closed_by, name_closed_by
 from mcpguard.policy.patterns import witness
 from mcpguard.profile.amend import Addition
 from mcpguard.session import network
@@ -249,17 +250,10 @@ def _insist_it_opens(policy: Policy, rule: Rule) -> None:
         winners = [answer.rule for answer in sockets if answer.verdict is Verdict.DENY]
     else:
         entries = policy.connect if rule.direction is NetDirection.CONNECT else policy.listen
-        found = [
-            answer_address(entries, entry.address, entry.port_low, entry.protocols)
-            for entry in entries
-            if entry.rule == number
-        ]
-        found += [
-            decide_name(policy, entry.pattern, entry.port_low, entry.protocols)
-            for entry in policy.names
-            if entry.rule == number
-        ]
-        winners = [answer.rule for answer in found if answer.verdict is Verdict.DENY]
+        found = [closed_by(entry, entries) for entry in entries if entry.rule == number]
+        found += [name_closed_by(entry, policy.names) for entry in policy.names if entry.rule == number]
+        # Of `localhost`, one of the two addresses may be left.
+        winners = [] if None in found else [rule for rule in found if rule]
     if any(winners):
         winner = policy.rules[next(filter(None, winners))]
         raise UsageError(

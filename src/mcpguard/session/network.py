@@ -16,7 +16,6 @@ from mcpguard.policy.addresses import NETWORKS_OF_ONES_OWN, inner
 from mcpguard.policy.decide import not_own
 from mcpguard.policy.network import connect_table, mapped
 from mcpguard.policy.patterns import quote, split_literal
-from mcpguard.resolver.rules import Rules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,6 +46,10 @@ def fixed_names(policy: Policy, path: str = HOSTS) -> FixedNames:
     Programs read that file themselves and ask nobody. Only root writes it, so it may give addresses of one's own network; this
     host and metadata services stay closed all the same.
     """
+    if not policy.names:
+        return FixedNames((), {})
+    from mcpguard.resolver.rules import Rules
+
     rules = Rules(policy.names, (), audit=False)
     entries: list[NetEntry] = []
     hosts: dict[str, str] = {}

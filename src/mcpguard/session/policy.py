@@ -20,7 +20,7 @@ from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import NetEntry, Policy, User
 from mcpguard.model.profile import Profile
-from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin
+from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.model.values import replace
 from mcpguard.profile import store
 from mcpguard.session import policy_cache
@@ -92,7 +92,16 @@ def _kept_name(profile: str, workspace: str, options: tuple[object, ...]) -> str
     if "/" in profile or profile.endswith((".yaml", ".yml")) or (Path(workspace) / ".git").is_file():
         return None
     user = current_user()
-    parts = [profile, workspace, options, repr(user), temporary_directory(user.home), own_paths(), own_hidden()]
+    parts = [
+        profile,
+        workspace,
+        options,
+        repr(user),
+        temporary_directory(user.home),
+        own_paths(),
+        own_hidden(),
+        str(store.gate_directory()),
+    ]
     parts.append(hooks_folder(workspace, user.home))
     return policy_cache.key(parts, (store.user_directory(), store.builtin_directory()))
 
@@ -149,7 +158,9 @@ def compile_for(
             *_environment_rules(),
             *worktree_rules(profile, workspace),
             *hook_rules(workspace, user.home),
+            *(_shim_rules() if profile.mcp.gate else ()),
         ],
+        extra_sockets=[_gate_rule()] if profile.mcp.gate else (),
         extra_network=[_net_rule(target) for target in net],
     )
     return _with_mcp(policy, profile)
@@ -214,9 +225,10 @@ def _mcp_errors(profile: Profile, variables: Mapping[str, str]) -> Iterator[Mcpg
 
     mcp = profile.mcp
     every = [*mcp.rules, *(rule for _class, rule in mcp.classes), *mcp.untrusted]
-    for rule in every:
+    alone = [*(McpRules(rules=(rule,)) for rule in every), *(McpRules(confined=(one,)) for one in mcp.confined)]
+    for rules in alone:
         try:
-            compile_rules(McpRules(rules=(rule,)), variables)
+            compile_rules(rules, variables)
         except ProfileError as bad:
             yield bad
 
@@ -376,6 +388,28 @@ def _environment_rules() -> list[FileRule]:
     origin = Origin("mcpguard", "builtin", 0, "mcpguard's own virtual environment may be read and executed")
     place = quote(str(Path(sys.prefix).resolve()))
     return [FileRule(Effect.ALLOW, Access.READ | Access.EXECUTE, place, origin)]
+
+
+def _shim_rules() -> list[FileRule]:
+    """What the shim of an MCP server is made of, and what agents are told to start it with."""
+    from mcpguard.policy.patterns import quote
+
+    places = {
+        "mcpguard's own program may be read, for the shim of MCP servers": Path(mcpguard.__path__[0]),
+        "what mcpguard tells agents of MCP servers may be read": store.gate_directory(),
+    }
+    return [
+        FileRule(Effect.ALLOW, Access.READ, quote(str(place.resolve())), Origin("mcpguard", "builtin", 0, text))
+        for text, place in places.items()
+    ]
+
+
+def _gate_rule() -> SocketRule:
+    """The gate itself looks who asks; the sockets of other sessions turn this one away."""
+    from mcpguard.policy.patterns import quote
+
+    origin = Origin("mcpguard", "builtin", 0, "the gate of MCP servers")
+    return SocketRule(Effect.ALLOW, quote(str(store.gate_directory().resolve())), origin)
 
 
 def _file_rules(option: str, access: Access, paths: Sequence[str]) -> list[FileRule]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mcpguard.errors import HostError, StoreError
+from mcpguard.errors import HostError, StoreError, UsageError
 from mcpguard.events import unrecorded
 from mcpguard.events.database import BUSY
 from mcpguard.events.format import printable
@@ -31,12 +31,18 @@ from mcpguard.model.event import Event
 from mcpguard.model.policy import Policy
 from mcpguard.wire import _abi, decode
 from mcpguard.wire import lookups as told
-from mcpguard.wire.records import SumRecord
+from mcpguard.wire.records import FlowRecord, SumRecord
 
 if TYPE_CHECKING:
+    from mcpguard.events.flows import Flows
     from mcpguard.session.resolver import Feed
 
+if TYPE_CHECKING:
+    from mcpguard.events.listener import Listener
+
 T = TypeVar("T")
+# Rings whose records become events one by one, and the one of pieces of messages.
+_RECORDS, _MESSAGES = ("mg_denials", "mg_activity"), "mg_messages"
 _LOOKUPS = "questions for names"
 _CANARY_WAIT_S = 5.0
 # How often a lock on the store is waited for, a second each: before the agent starts, and to write that it has ended.
@@ -68,8 +74,11 @@ class Recording:
         self._counters: Counters | None = None
         self._recorder: Recorder | None = None
         self._pump: Pump | None = None
+        self._listener: Listener | None = None
         self._lookups: Feed | None = None
         self._pid_fd = -1
+        self._flows_fd = -1
+        self._flows: Flows | None = None
         self._leaf = ""
         self._final = False
         self._leftover = 0
@@ -124,7 +133,7 @@ class Recording:
         """
         self._lookups = lookups
         sizes = facts["rings"]
-        self._rings = {name: Ring(descriptors[name], int(sizes[name])) for name in ("mg_denials", "mg_activity")}
+        self._rings = {name: Ring(descriptors[name], int(sizes[name])) for name in (*_RECORDS, _MESSAGES)}
         self._counters = Counters(descriptors["mg_counters"], _abi.MG_COUNTERS.size)
         self._pid_fd = os.pidfd_open(int(facts["pid"]))
         self._leaf = str(facts["cgroup"])
@@ -132,21 +141,40 @@ class Recording:
         if self._store is None:
             return
         first = Process(int(facts["pid"]), os.getpid(), exe="", argv=self._command, start_ns=time.monotonic_ns())
-        self._recorder = Recorder(self._store, self.session, self._policy, first, names=names)
+        self._flows_fd = os.dup(descriptors["mg_flows"])
+        self._recorder = Recorder(self._store, self.session, self._policy, first, names=names, flows=self._exchanged)
         # Last, so that whatever a ring says of an address comes after the answer that gave it.
-        sources: dict[str, tuple[RecordRing, Decode]] = {
-            name: (ring, decode.record) for name, ring in self._rings.items()
-        }
+        sources: dict[str, tuple[RecordRing, Decode]] = {name: (self._rings[name], decode.record) for name in _RECORDS}
         sources[_LOOKUPS] = (lookups, told.decode)
         self._pump = Pump(sources, self._recorder)
         self._pump.start()
+        self._listen(self._recorder)
+
+    def _listen(self, recorder: Recorder) -> None:
+        from mcpguard.events.listener import Listener  # nobody who starts an agent waits for it
+
+        self._listener = Listener(self._rings[_MESSAGES], self.session, recorder)
+        self._listener.start()
+
+    def skip_messages(self, ends: Sequence[tuple[int, int]], served: bool = True) -> None:
+        """MCP messages on these pipes and sockets are told by somebody else; see `Listener.skip`."""
+        if self._listener is not None:
+            self._listener.skip(ends, served)
+
+    def _exchanged(self) -> list[FlowRecord]:
+        """What was exchanged with whom since the last call."""
+        if self._flows is None:
+            from mcpguard.events.flows import Flows  # nobody waits for it any more
+
+            self._flows = Flows(self._flows_fd)
+        return self._flows.grown()
 
     def _expect_canary(self, pid: int) -> None:
         """What the child and its canary did while being confined is no event of the agent: drained here, and checked."""
         deadline = time.monotonic() + _CANARY_WAIT_S
         seen = False
         while not seen and time.monotonic() < deadline:
-            for ring in self._rings.values():
+            for ring in (self._rings[name] for name in _RECORDS):
                 for record in map(decode.record, ring.drain()):
                     self._before.add(getattr(record, "series", 0))
                     seen = seen or record.head.pid == pid
@@ -194,9 +222,12 @@ class Recording:
         """A record tells of those dropped before it; what was dropped after the last one stands in the counters only."""
         if self._counters is None:
             return
-        _series, _denials, denials, _activity, activity, _busy = _abi.MG_COUNTERS.unpack(self._counters.read())
+        _series, _denials, denials, _activity, activity, _busy, _messages, messages = _abi.MG_COUNTERS.unpack(
+            self._counters.read()
+        )
         recorder.lost("refusals that the kernel dropped at the end: the ring of denials was full", denials)
         recorder.lost("activity that the kernel dropped at the end: its ring was full", activity)
+        recorder.lost("pieces of MCP messages that the kernel dropped at the end: their ring was full", messages)
         if self._lookups is not None:
             recorder.lost("questions for names that were not answered: too many at once", self._lookups.missing())
 
@@ -212,8 +243,10 @@ class Recording:
             self._recorder.lost(UNTOLD, 1)
             self._recorder.lost(UNWATCHED, _processes(self._leaf))
             self._recorder.finish()
-        if self._pid_fd >= 0:
-            os.close(self._pid_fd)
+        for fd in (self._pid_fd, self._flows_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._pid_fd = self._flows_fd = -1
         for ring in self._rings.values():
             ring.close()
         self._rings = {}
@@ -234,6 +267,7 @@ class Recording:
             _warn(warning)
         if not quiet:
             self._summarise(self._store, warning)
+        _tidy(self._store)
         # Closing writes back what was appended, and waits until it is on the disk. After a short run that is left to the next
         # one, or to whoever reads: what is written outlives this process either way.
         if time.monotonic() - self._began > _SHORT_S:
@@ -243,6 +277,8 @@ class Recording:
         if self._pump is None:
             return
         pump, self._pump = self._pump, None
+        listener, self._listener = self._listener, None
+        listened = listener is None or listener.stop()
         ended = pump.stop(lambda: _warn("still writing the record ..."))
         if not ended:
             # Its thread still holds the recorder, and perhaps the connection to the store.
@@ -251,6 +287,8 @@ class Recording:
             _warn(
                 "the record could not be finished: a disk or a file system does not answer; the last events are missing"
             )
+        elif listener is not None and listened:
+            listener.finish()
 
     def _tell_apart(self, behind: int) -> Store | None:
         """Write down what is missing by another connection; None when that hangs as well. Then the session gets no end, and
@@ -283,6 +321,18 @@ class Recording:
             lines = [*lines, f"{self._leftover} background process(es) of the session were ended with it"]
         with contextlib.suppress(OSError):
             sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _tidy(store: Store) -> None:
+    """Keep the record within its limits; whatever that meets, the run is over and its record complete."""
+    from mcpguard.events import retention
+
+    try:
+        retention.tidy(store, retention.limits(os.environ), time.time_ns())
+    except UsageError as error:
+        _warn(f"{error.what}: {error.do}; nothing old was forgotten")
+    except StoreError:
+        pass  # the next run does it
 
 
 def _patiently(work: Callable[[], T]) -> T:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mcpguard.events import activity, totals
-from mcpguard.events.activity import Reached, Span, Started
+from mcpguard.events.activity import Reached, Span, Spoken, Started
 from mcpguard.events.sessions import Session
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
@@ -79,6 +79,7 @@ class Report:
     later: tuple[Later, ...]
     left_out: dict[str, int]
     approvals: tuple[Approval, ...] = ()
+    spoken: tuple[Spoken, ...] = ()
 
     @property
     def outside_workspace(self) -> tuple[Change, ...]:
@@ -99,7 +100,9 @@ def report(store: Store, session: str) -> Report:
     table = ProcessTable()
     table.take(activity.tree(store, span, session))
     programs = sorted(activity.started(store, span), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times))
-    reached = sorted(activity.reached(store, span), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times))
+    reached = sorted(
+        activity.with_bytes(activity.reached(store, span)), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times)
+    )
     return Report(
         session=found,
         summary=summarise(store, session),
@@ -113,6 +116,7 @@ def report(store: Store, session: str) -> Report:
         processes=table,
         later=tuple(_looked_at(store, session, one) for one in _bounded("later", run_later(store, session), left_out)),
         left_out=left_out,
+        spoken=_bounded("mcp", activity.spoken(store, span), left_out),
         approvals=_bounded("approvals", approvals(store, session, MOST * 2), left_out),
     )
 

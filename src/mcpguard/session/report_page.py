@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from html import escape
 
-from mcpguard.events.format import object_of, printable, shorten
+from mcpguard.events.format import object_of, printable, shorten, size
 from mcpguard.events.totals import Group
 from mcpguard.session.process_tree import Process
 from mcpguard.session.report import Report, Slice
@@ -65,6 +65,7 @@ def page(report: Report, home: str) -> str:
         ),
         _changes(report, home),
         _destinations(report),
+        _spoken(report),
         _programs(report, home),
         f"<h2>Processes</h2><ul class=tree>{''.join(_process(report, pid) for pid in report.processes.roots)}</ul>",
     ]
@@ -200,11 +201,23 @@ def _destinations(report: Report) -> str:
     rows = [
         f"<tr><td class={one.verdict.value}>{one.verdict.value}</td><td>{one.kind} {one.op}</td>"
         f"<td class=m>{_text((one.host or one.address) + (f':{one.port}' if one.port else ''))}</td>"
-        f"<td class=m>{_text(one.address if one.host else '')}</td><td>{one.times}</td></tr>"
+        f"<td class=m>{_text(one.address if one.host else '')}</td><td>{one.times or ''}</td>"
+        f"<td>{size(one.bytes_sent)}</td><td>{size(one.bytes_received)}</td></tr>"
         for one in report.destinations
     ]
-    head = ("verdict", "act", "destination", "address", "times")
+    head = ("verdict", "act", "destination", "address", "times", "sent", "received")
     return f"<h2>Destinations</h2>{_table(head, rows)}{_more(report.left_out.get('destinations', 0))}"
+
+
+def _spoken(report: Report) -> str:
+    rows = [
+        f"<tr><td class=m>{_text(one.server)}</td><td>{one.transport}</td><td class=m>{_text(one.method)}</td>"
+        f"<td class=m>{_text(one.tool)}</td><td>{one.sender}</td><td>{one.times}</td>"
+        f"<td class={'deny' if one.denied else 'dim'}>{one.denied}</td><td>{one.failed}</td></tr>"
+        for one in report.spoken
+    ]
+    head = ("server", "over", "method", "tool", "asked by", "times", "refused", "failed")
+    return f"<h2>MCP</h2>{_table(head, rows)}{_more(report.left_out.get('mcp', 0))}" if rows else ""
 
 
 def _programs(report: Report, home: str) -> str:

@@ -179,9 +179,11 @@ class Resolver:
         port: where the sockets are bound.
         feed: what it tells of each question.
         held: packets with all questions that are held for a person, whenever they change; None: it holds none.
+        servers: `ADDRESS` or `ADDRESS#PORT`, asked in place of the host's own; empty: those.
     """
 
     held: socket.socket | None = None
+    servers: Sequence[str] = ()
 
     def __init__(self) -> None:
         """Raises HostError: there is no port for it."""
@@ -228,6 +230,7 @@ class Resolver:
             "names_map": os.dup(descriptors["mg_names"]),
             "questions_map": os.dup(descriptors["mg_questions"]),
             "held": self._holds.fileno() if self._holds else -1,
+            "servers": list(self.servers),
         }
         self._keeper = threading.Thread(target=self._keep, name="resolver", daemon=True)
         self._keeper.start()

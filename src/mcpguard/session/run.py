@@ -24,7 +24,7 @@ from mcpguard.model.access import Verdict
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
 from mcpguard.policy.decide import automaton_of, decide_unix
-from mcpguard.profile.store import control_directory, state_directory, user_directory
+from mcpguard.profile.store import control_directory, gate_directory, state_directory, user_directory
 from mcpguard.session import agent, coverage, network, seccomp, sockets
 from mcpguard.session.environment import SESSION_VARIABLE, scrub
 from mcpguard.session.files_plan import plan_files
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mcpguard.session.live import Live
     from mcpguard.session.recording import Recording
     from mcpguard.session.resolver import Resolver
+    from mcpguard.session.servers import Servers
 
 FAILED = 125
 
@@ -62,7 +63,7 @@ def run(options: RunOptions, start: Start) -> int:
 def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start: Start) -> int:
     broker, watch = start.broker(), start.watch
     # Our own folders are protected like everything that exists; one that did not could be made inside.
-    for ours in (user_directory(), state_directory(), control_directory()):
+    for ours in (user_directory(), state_directory(), control_directory(), gate_directory()):
         with contextlib.suppress(OSError):  # a home that nobody can write needs no protection there
             ours.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Best while the broker loads; where tier 1 may be had, which needs no plan, only when it is known.
@@ -76,13 +77,18 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     fixed = network.fixed_names(policy)
     environment = scrub(os.environ, policy.environment_remove, policy.environment_keep) | dict(policy.environment_set)
     environment[SESSION_VARIABLE] = session
+    guarded = _servers(policy, session, command, environment)
     notes = [*plan.hidden, *(_asking(session, quiet=options.quiet) if options.ask else ())]
+    if guarded and guarded.note:
+        notes.append(guarded.note)
+        if not options.quiet:
+            sys.stderr.write(f"mcpguard: {guarded.note}\n")
     broker.request(
         LaunchRequest(
             session=session,
             user=policy.user,
-            argv=command,
-            environment=environment,
+            argv=guarded.command if guarded else command,
+            environment=guarded.environment if guarded else environment,
             cwd=agent.working_directory(policy),
             umask=_umask(),
             files=plan,
@@ -104,6 +110,8 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         watch.agent_started(int(facts["pid"]))
         gc.freeze()  # or its first look goes through all of that, while the agent starts
         gc.enable()
+        if guarded:
+            guarded.gate.start(str(facts["cgroup"]), recording.skip_messages)
         if later:
             later.start()
         if hooks:
@@ -111,7 +119,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         edits = _take_edits(
             session, start.resolver, lambda: _live(policy, offer, broker, start.resolver, recording, hooks, later)
         )
-        code, trouble = _wait_for_agent(broker, command, recording)
+        code, trouble = _wait_for_agent(broker, command, recording, guarded)
     finally:
         watch.agent_ended()
         broker.hang_up()
@@ -122,6 +130,8 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             later.close()
         if hooks:
             hooks.close()
+        if guarded:
+            guarded.gate.close()
     recording.stop()
     # A sudo that relays the terminal keeps it raw until it ends; what is said before that comes out as a staircase.
     start.close()
@@ -191,6 +201,19 @@ def _plan(policy: Policy, broker: client.Broker) -> tuple[FilesPlan, sockets.Lat
     return plan, sockets.LaterSockets(may_connect, refused, broker.hide)
 
 
+def _servers(policy: Policy, session: str, command: tuple[str, ...], environment: dict[str, str]) -> Servers | None:
+    """The gate of the session's MCP servers, and how the agent is told of it; None where the profile has none.
+
+    Raises:
+        McpguardError: it cannot be had.
+    """
+    if not policy.mcp or not json.loads(policy.mcp)["gate"]:
+        return None
+    from mcpguard.session import servers
+
+    return servers.begin(policy, session, command, environment)
+
+
 def _take_edits(session: str, resolver: Resolver, live: Callable[[], Live]) -> Edits:
     """The agent runs: what is imported now, nobody waits for."""
     from mcpguard.session.edits import Edits
@@ -243,7 +266,7 @@ def _umask() -> int:
 
 
 def _wait_for_agent(
-    broker: client.Broker, command: tuple[str, ...], recording: Recording
+    broker: client.Broker, command: tuple[str, ...], recording: Recording, guarded: Servers | None
 ) -> tuple[int, HostError | None]:
     """The agent's exit code in the form of the contract, and what must be said about it."""
     trouble = None
@@ -261,6 +284,8 @@ def _wait_for_agent(
             trouble = _not_started(command[0], int(message["exec_failed"]))
         if "exited" in message:
             broker.dismiss()  # it ends while the record is finished
+            if guarded:
+                guarded.gate.close()
             recording.take_final(message)
             return exit_code(int(message["exited"])), trouble
 

@@ -203,12 +203,17 @@ def run_later(store: Store, session: str) -> list[Later]:
     found = {path: Later(path, REPOSITORY.kind, REPOSITORY.why, unasked=True) for path in repositories}
     caches = of_caches(store, session, written, home)
     told_by_cache = tuple(f"{one.path}/" for one in caches)
+    told_of = (*hidden, *told_by_cache)
+    holds_home = is_below(home, workspace)
     for one in reversed(written):  # a folder comes after what is in it
-        scratch = is_below(one.path, temporary) and not is_below(one.path, workspace)
-        if scratch or one.path.startswith(hidden) or one.path.startswith(told_by_cache):
+        inside = is_below(one.path, workspace)
+        # Most files of a project are told here, by one look: nothing obeys a name that the table has no part of.
+        if inside and not holds_home and _is_plain(one, search_path):
+            continue
+        if one.path.startswith(told_of) or (not inside and is_below(one.path, temporary)):
             continue
         # In a project the table has all that `base` has, and there are many files.
-        asked = None if is_below(one.path, workspace) and not is_below(home, workspace) else base
+        asked = None if inside and not holds_home else base
         point = point_of(one.path, workspace) or _by_place(one.path, search_path, asked)
         whole = not _WHOLE.isdisjoint(one.ways) and not any(path.startswith(f"{one.path}/") for path in found)
         if point is None and one.path.endswith("/.git") and "mkdir" not in one.ways and not _is_empty(one.path):
@@ -226,8 +231,21 @@ def run_later(store: Store, session: str) -> list[Later]:
     return sorted(found.values(), key=lambda one: (one.stopped, not one.unasked, one.kind, one.path))
 
 
-def _moved_along(written: list[Written], renamed: Iterable[tuple[str, str]]) -> tuple[list[Written], bool]:
+def _is_plain(one: Written, search_path: Sequence[str]) -> bool:
+    """Whether a path in the workspace meets nothing: no part of it is in the table, and it did not come as a whole folder."""
+    parts = one.path.split("/")
+    return (
+        _INDEX.keys().isdisjoint(parts)
+        and parts[-1] != ".git"
+        and _WHOLE.isdisjoint(one.ways)
+        and one.path[: -len(parts[-1]) - 1] not in search_path
+    )
+
+
+def _moved_along(written: list[Written], renamed: Sequence[tuple[str, str]]) -> tuple[list[Written], bool]:
     """With what was written in a folder that got another name afterwards, by its new name; False: there was too much of it."""
+    if not renamed:
+        return written, True
     by_path = {one.path: one for one in written}
     paths = sorted(by_path)
     left = _MOST_WORK
@@ -257,7 +275,8 @@ def _repositories(written: Iterable[Written], workspace: str) -> list[str]:
 
     Git takes any folder with the right names for a bare one, also inside a project.
     """
-    inside = {one.path for one in written if is_below(one.path, workspace)}
+    named = [one.path for one in written if one.path.endswith(("/HEAD", "/config")) or "/.git/" in one.path]
+    inside = {path for path in named if is_below(path, workspace)}
     plain = {path.partition("/.git/")[0] for path in inside if "/.git/" in path and point_of(path) in (HOOKS, SETTINGS)}
     heads = {path.removesuffix("/HEAD") for path in inside if path.endswith("/HEAD") and "/.git/" not in path}
     return sorted(plain | {folder for folder in heads if f"{folder}/config" in inside})
@@ -270,7 +289,7 @@ def _own_folders(written: Sequence[Written], repositories: Sequence[str]) -> tup
     whatever else it wrote there.
     """
     made = {one.path for one in written if "mkdir" in one.ways}
-    environments = [folder for one in written if (folder := one.path.removesuffix("/pyvenv.cfg")) != one.path]
+    environments = [one.path.removesuffix("/pyvenv.cfg") for one in written if one.path.endswith("/pyvenv.cfg")]
     own = [f"{folder}/" for folder in (*repositories, *environments) if folder in made]
     return (*own, *(f"{folder}/.git/" for folder in repositories))
 

@@ -42,6 +42,9 @@ def of_caches(store: Store, session: str, written: Sequence[Written], home: str)
         StoreError: it cannot be read, or there is no such session.
     """
     found = []
+    # An expression for each cache and each of very many files would take its time.
+    every = tuple(f"{home}/{folder}/" for folder, _, _ in _CACHES)
+    written = [one for one in written if one.path.startswith(every)]
     beginnings: dict[str, bool] | None = None
     for folder, why, unit in _CACHES:
         cache = f"{home}/{folder}"

@@ -15,18 +15,40 @@ from mcpguard.session.signals import SignalWatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mcpguard.session.options import RunOptions
 
 
 def refuse_nesting() -> None:
     """Raises HostError inside a guarded session."""
     with open("/proc/self/cgroup", encoding="utf-8", errors="replace") as groups:
-        if any(line.startswith("0::/mcpguard/") for line in groups):
+        if names_leaf(groups):
             raise HostError(
                 "already inside a guarded session",
                 why="a guarded process cannot start, change or end a session; that is the point of it",
                 do="ask the person at the keyboard to do this from a terminal of their own",
                 code="run.nested",
+            )
+
+
+def names_leaf(groups: Iterable[str]) -> bool:
+    """Whether the lines of a /proc/PID/cgroup name a session's leaf, wherever the tree of it begins.
+
+    In a container it may lie below the container's group; a group namespace writes it from where it begins (`/../mcpguard/ID`).
+    """
+    return any(line.startswith("0::/") and "/mcpguard/" in line for line in groups)
+
+
+def refuse_plain_chroot() -> None:
+    """Raises HostError where the root directory is no mount point, so that no mount table tells what its file system is."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+        if not any(line.split(" ", 5)[4] == "/" for line in mounts):
+            raise HostError(
+                "this root directory is not a mount point",
+                why="it was entered by a plain chroot, and a session needs a mount namespace that begins at its root",
+                do="enter it as a container (systemd-nspawn -D DIR), or before chroot: mount --bind DIR DIR",
+                code="run.chroot",
             )
 
 
@@ -54,6 +76,7 @@ class Start:
             McpguardError: nothing is running.
         """
         refuse_nesting()
+        refuse_plain_chroot()
         self.watch = SignalWatch()
         self._broker: client.Broker | None = None
         self._options: RunOptions | None = None

@@ -15,7 +15,6 @@ from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
 from mcpguard.model.event import Kind
 from mcpguard.model.values import dataclass
-from mcpguard.session.approvals import approvals
 from mcpguard.session.run_later import CACHED, REPOSITORY, run_later
 
 TOP = 5
@@ -100,6 +99,10 @@ def summarise(store: Store, session: str) -> Summary:
 
 
 def _approved(store: Store, session: str) -> tuple[str, ...]:
+    if not totals.total(store, session, totals.APPROVED):
+        return ()
+    from mcpguard.session.approvals import approvals  # few sessions have any
+
     return tuple(dict.fromkeys(f"{one.rule} ({one.how})" for one in approvals(store, session, MOST_APPROVED)))
 
 

@@ -34,7 +34,7 @@ from mcpguard.tui.feed import Feed, Portion
 from mcpguard.tui.help import HelpScreen
 from mcpguard.tui.questions import NONE, NOT_ASKING, Questions
 from mcpguard.tui.stream import EventStream
-from mcpguard.tui.tables import fill_programs, fill_reached, fill_rules, table
+from mcpguard.tui.tables import fill_programs, fill_reached, fill_rules, fill_spoken, table
 from mcpguard.tui.trees import FilesTree, ProcessTree
 
 TABS = ("events", "files", "network", "executions", "mcp", "rules", "questions")
@@ -92,8 +92,10 @@ class WatchApp(App[None]):
         self._tabs = TabbedContent(initial="events", id="tabs")
         self._stream = EventStream(self._home, id="stream")
         self._files = FilesTree(id="touched")
-        self._reached = table("reached", "verdict", "act", "destination", "address", "count", "last")
+        self._reached = table("reached", "verdict", "act", "destination", "count", "sent", "recvd", "last", "address")
         self._programs = table("programs", "verdict", "program", "count", "last command")
+        self._spoken = table("spoken", "server", "asked", "count", "denied", "failed", "mean", "last")
+        self._silent = Static("No MCP event is on record for this session.", id="mcp-none")
         self._uses = table("uses", "allowed", "denied", "rule", "place", "because")
         self._questions = Questions(self._home, id="asked")
         self._no_questions = Static(NOT_ASKING, id="asked-none")
@@ -115,7 +117,8 @@ class WatchApp(App[None]):
                 with TabPane("Executions", id="executions"):
                     yield self._programs
                 with TabPane("MCP", id="mcp"):
-                    yield Static("No MCP event is on record for this session.", id="mcp-none")
+                    yield self._silent
+                    yield self._spoken
                 with TabPane("Rules", id="rules"):
                     yield self._uses
                 with TabPane("Questions", id="questions"):
@@ -190,6 +193,10 @@ class WatchApp(App[None]):
             fill_reached(self._reached, self._totals.places())
         elif active == "executions":
             fill_programs(self._programs, self._totals.programs.values(), self._home)
+        elif active == "mcp":
+            self._silent.display = not self._totals.spoken
+            self._spoken.display = bool(self._totals.spoken)
+            fill_spoken(self._spoken, self._totals.spoken.values())
         elif active == "rules":
             fill_rules(self._uses, self._totals.uses, self._home)
         elif active == "questions":

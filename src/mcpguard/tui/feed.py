@@ -168,6 +168,7 @@ class Feed:
             (totals.add_touched, activity.touched(store, span)),
             (totals.add_reached, activity.reached(store, span)),
             (totals.add_started, activity.started(store, span)),
+            (totals.add_spoken, activity.spoken(store, span)),
             (totals.add_uncovered, activity.uncovered(store, span, self._session)),
             (self.processes.take, activity.tree(store, span, self._session)),
         ]

@@ -8,8 +8,8 @@ from itertools import islice
 from rich.text import Text
 from textual.widgets import DataTable
 
-from mcpguard.events.activity import Reached, Started
-from mcpguard.events.format import clock, printable, shorten
+from mcpguard.events.activity import Reached, Spoken, Started
+from mcpguard.events.format import clock, printable, shorten, size
 from mcpguard.model.access import Verdict
 from mcpguard.tui.colours import VERDICTS
 from mcpguard.tui.totals import Use
@@ -39,9 +39,11 @@ def _reached(one: Reached) -> Row:
         _verdict(one.verdict),
         f"{one.kind} {one.op}",
         printable(f"{name}{protocol}"),
-        printable(one.address if one.host else ""),
-        str(one.times),
+        str(one.times) if one.times else "",
+        size(one.bytes_sent),
+        size(one.bytes_received),
         clock(one.last_ns),
+        printable(one.address if one.host else ""),  # what a narrow screen can do without
     )
 
 
@@ -59,6 +61,25 @@ def fill_programs(shown: DataTable[Text | str], found: Iterable[Started], home: 
             )
             for one in ordered
         ),
+    )
+
+
+def fill_spoken(shown: DataTable[Text | str], found: Iterable[Spoken]) -> None:
+    """What was asked of MCP servers: refused first, then tools, then the rest of the protocol, each the most frequent first."""
+    ordered = sorted(found, key=lambda one: (not one.denied, not one.tool, -one.times))
+    _fill(shown, (_spoken(one) for one in ordered))
+
+
+def _spoken(one: Spoken) -> Row:
+    method = one.method if one.sender == "client" else f"asks {one.method}"
+    return (
+        printable(one.server),
+        printable(f"{method} {one.tool}".rstrip()),
+        str(one.times),
+        Text(str(one.denied) if one.denied else "", style=VERDICTS["DENY"]),
+        str(one.failed) if one.failed else "",
+        f"{one.took_ns / one.answered / 1e6:.1f} ms" if one.answered else "",
+        clock(one.last_ns),
     )
 
 

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from mcpguard.events.activity import MAX_PATHS, Reached, RuleUse, Started, Sum, Touched, Uncovered
+from mcpguard.events.activity import MAX_PATHS, Reached, RuleUse, Spoken, Started, Sum, Touched, Uncovered, with_bytes
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
@@ -16,6 +16,7 @@ from mcpguard.session.questions import key_of
 REMEMBERED_S = 60
 # The first ones stay: a flood of new ones pushes none of them away.
 MAX_QUESTIONS = 500
+_ADDED = ("times", "denied", "answered", "failed", "took_ns")
 
 
 @dataclass(slots=True)
@@ -80,6 +81,7 @@ class Totals:
         self.paths_left_out = 0
         self.destinations: dict[tuple[str, ...], Reached] = {}
         self.programs: dict[tuple[str, Verdict], Started] = {}
+        self.spoken: dict[tuple[str, ...], Spoken] = {}
         self.uses: dict[int, Use] = {}
         # In the order of their first times, which never changes: a row does not move away under a key.
         self.questions: dict[str, Question] = {}
@@ -116,7 +118,11 @@ class Totals:
             before = self.destinations.get(key)
             times = found.times + (before.times if before else 0)
             if before or len(self.destinations) < MAX_PATHS:
-                self.destinations[key] = found._replace(times=times)
+                self.destinations[key] = found._replace(
+                    times=times,
+                    bytes_sent=_sum(before and before.bytes_sent, found.bytes_sent),
+                    bytes_received=_sum(before and before.bytes_received, found.bytes_received),
+                )
 
     def add_started(self, started: Iterable[Started]) -> None:
         for found in started:
@@ -124,6 +130,19 @@ class Totals:
             before = self.programs.get(key)
             if before or len(self.programs) < MAX_PATHS:
                 self.programs[key] = found._replace(times=found.times + (before.times if before else 0))
+
+    def add_spoken(self, spoken: Iterable[Spoken]) -> None:
+        for found in spoken:
+            key = (found.server, found.sender, found.method, found.tool)
+            before = self.spoken.get(key)
+            if before is not None:
+                found = found._replace(
+                    **{name: getattr(before, name) + getattr(found, name) for name in _ADDED},
+                    transport=before.transport,
+                )
+            elif len(self.spoken) >= MAX_PATHS:
+                continue
+            self.spoken[key] = found
 
     def set_rules(self, rules: dict[int, tuple[Origin, str]]) -> None:
         for number, (origin, because) in rules.items():
@@ -180,7 +199,9 @@ class Totals:
 
     def places(self) -> Iterator[Reached]:
         """Destinations, refused ones first, then the busiest."""
-        return iter(sorted(self.destinations.values(), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times)))
+        return iter(
+            sorted(with_bytes(self.destinations.values()), key=lambda one: (one.verdict is Verdict.ALLOW, -one.times))
+        )
 
     def _place(self, path: str, denied: bool, count: int) -> Place | None:
         place = self.paths
@@ -198,3 +219,7 @@ class Totals:
             above.touched_below += count
             above.denied_below += count if denied else 0
         return place
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None and other is None else (one or 0) + (other or 0)

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 6
+ABI_VERSION: Final = 8
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -25,8 +25,10 @@ MG_FACTORS_LIMIT: Final = 8
 MG_PAGE_LINES: Final = 8192
 MG_PAGES_LIMIT: Final = 64
 MG_NAMES_LIMIT: Final = 4
+MG_FLOWS_LIMIT: Final = 8192
 MG_LEARNED_LIMIT: Final = 8
 MG_BRANCH_BYTES: Final = 32
+MG_PIECE_BYTES: Final = 8192
 
 MG_RECORD_FORK: Final = 1
 MG_RECORD_EXEC: Final = 2
@@ -37,6 +39,7 @@ MG_RECORD_CALL: Final = 6
 MG_RECORD_NET: Final = 7
 MG_RECORD_UNIX: Final = 8
 MG_RECORD_FILE: Final = 9
+MG_RECORD_MESSAGE: Final = 10
 
 MG_ALLOW: Final = 1
 MG_DENY: Final = 2
@@ -80,6 +83,10 @@ MG_DETAIL_NAMES: Final = 14
 MG_DETAIL_OUTSIDER: Final = 15
 MG_DETAIL_EXPIRED: Final = 16
 MG_DETAIL_RESOLVER: Final = 17
+
+MG_PIPE: Final = 1
+MG_UNIX_STREAM: Final = 2
+MG_LOOPBACK: Final = 3
 
 MG_UNIX_EXACT: Final = 0
 MG_UNIX_SUBTREE: Final = 1
@@ -207,8 +214,12 @@ MG_ROOT_KEY: Final = struct.Struct("=IIII")
 # policy device node left name bytes
 MG_BRANCH_KEY: Final = struct.Struct("=IIIHH32s")
 
-# series denials_lost denials_pending activity_lost activity_pending scratch_busy
-MG_COUNTERS: Final = struct.Struct("=QQQQQQ")
+# head offset own far input device input_device length lost port far_port channel ends_line output reserved
+MG_MESSAGE: Final = struct.Struct("=48sQQQQIIIIHHBBBB")
+
+# series denials_lost denials_pending activity_lost activity_pending scratch_busy messages_lost
+# messages_pending
+MG_COUNTERS: Final = struct.Struct("=QQQQQQQQ")
 
 # total reported series
 MG_SUM: Final = struct.Struct("=QQQ")
@@ -233,6 +244,12 @@ MG_QUESTION_KEY: Final = struct.Struct("=16sHH")
 
 # pid tid ppid comm server
 MG_QUESTION: Final = struct.Struct("=III16s16s")
+
+# address port protocol op reserved
+MG_FLOW_KEY: Final = struct.Struct("=16sHHB3s")
+
+# sent received
+MG_FLOW: Final = struct.Struct("=QQ")
 
 # bytes length type
 MG_NAME: Final = struct.Struct("=112sII")

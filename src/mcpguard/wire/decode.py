@@ -18,8 +18,10 @@ from mcpguard.wire.records import (
     ExecRecord,
     ExitRecord,
     FileRecord,
+    FlowRecord,
     ForkRecord,
     Head,
+    MessageRecord,
     NetRecord,
     OpenRecord,
     PathCallRecord,
@@ -238,6 +240,21 @@ def _net(sample: bytes, head: Head) -> NetRecord:
     )
 
 
+def flow(key: bytes, when_ns: int, sent: int, received: int) -> FlowRecord:
+    """A key of the map of bytes, with how much there is new."""
+    address, port, protocol, op, _ = _abi.MG_FLOW_KEY.unpack(key)
+    known = any(key)
+    return FlowRecord(
+        when_ns,
+        address_text(address) if known else "",
+        port,
+        _PROTOCOLS.get(protocol, str(protocol)) if known else "",
+        op == _abi.MG_NET_ACCEPT,
+        sent,
+        received,
+    )
+
+
 def _unix(sample: bytes, head: Head) -> UnixRecord:
     _, series, count, rule, op, verdict, detail, length, path, _ = _abi.MG_UNIX.unpack_from(sample)
     name = path[:length]
@@ -269,6 +286,43 @@ def _file(sample: bytes, head: Head) -> FileRecord:
         count,
         series,
     )
+
+
+_CHANNELS: Final = {_abi.MG_PIPE: "pipe", _abi.MG_UNIX_STREAM: "unix", _abi.MG_LOOPBACK: "tcp"}
+
+
+def message(sample: bytes) -> MessageRecord:
+    """One sample of the ring of messages.
+
+    Raises:
+        ValueError: the sample does not follow the contract.
+    """
+    try:
+        head = _head(_abi.MG_HEAD.unpack_from(sample))
+        (
+            _,
+            offset,
+            own,
+            far,
+            input,
+            device,
+            input_device,
+            length,
+            lost,
+            port,
+            far_port,
+            channel,
+            ends_line,
+            output,
+            _,
+        ) = _abi.MG_MESSAGE.unpack_from(sample)
+        return MessageRecord(
+            *(head, offset, (device, own), (device, far) if far else None, (input_device, input)),
+            *(_Tail(sample, _abi.MG_MESSAGE.size).take(length), lost, (port, far_port), _CHANNELS[channel]),
+            *(bool(ends_line), bool(output)),
+        )
+    except (KeyError, struct.error) as error:
+        raise ValueError(f"not a message of this version: {error!r}") from None
 
 
 def address_text(address: bytes) -> str:

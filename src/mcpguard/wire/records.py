@@ -211,6 +211,35 @@ class UnixRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageRecord:
+    """Bytes that a process sent on a connection on which JSON-RPC is spoken.
+
+    Attributes:
+        offset: of the first byte in the stream.
+        own, far: the end that it was sent from and the one where it arrives, as (device, inode number); a pipe has one for
+            both. `far` is None where it is not known, and for TCP.
+        input: what the sender has as its standard input.
+        lost: so many bytes were sent here, and none of them is told.
+        ports: TCP: of the sender and of the receiver.
+        channel: `pipe`, `unix` or `tcp`.
+        ends_line: the last lost byte was a line feed.
+        output: it was sent on what the sender has as its standard output.
+    """
+
+    head: Head
+    offset: int
+    own: tuple[int, int]
+    far: tuple[int, int] | None
+    input: tuple[int, int]
+    data: bytes
+    lost: int
+    ports: tuple[int, int]
+    channel: str
+    ends_line: bool
+    output: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LookupRecord:
     """A question for a name, and what became of it; told by the session's resolver, not by the kernel.
 
@@ -229,6 +258,27 @@ class LookupRecord:
     rule: int
     detail: str
     addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRecord:
+    """What was exchanged with a destination since the record before.
+
+    Attributes:
+        when_ns: CLOCK_MONOTONIC nanoseconds of the look at it.
+        address: textual; empty: all destinations for which the kernel had no room.
+        port: of the destination; of our own where others came to us (`incoming`).
+        protocol: as in NetRecord.
+        sent, received: bytes of IP packets, headers included.
+    """
+
+    when_ns: int
+    address: str
+    port: int
+    protocol: str
+    incoming: bool
+    sent: int
+    received: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,709 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What processes of a tree send to one another in JSON-RPC: over pipes, unix stream sockets, and TCP on loopback. A record, never a
+ * verdict: the bytes are read from the sender's memory when the call has ended, and another thread may have changed them meanwhile.
+ *
+ * A connection is looked at when something is sent on it, until its first bytes show what it is. From then on, all of it is sent on
+ * to user space, or nothing. Only the sending side is read, so that each message is seen once.
+ */
+#ifndef MG_STREAM_H
+#define MG_STREAM_H
+
+#include "mg_entry.h"
+#include "mg_scratch.h"
+
+enum {
+	MG_STREAM_BYTES = 1 << 20,	/* of one call; what is beyond is told as lost */
+	MG_STEPS = 2048,		/* vectors and pieces of one call */
+	MG_HEAD_BYTES = 1024,		/* from which a connection is known */
+	MG_TRIES = 64,			/* sends that show nothing, before a connection is ignored */
+	MG_GATHERED = 64,		/* steps to the first bytes: three for each vector at most */
+	MG_FIFO = 0x1000,
+	MG_SOCK = 0xc000,
+	MG_TYPE = 0xf000,
+	MG_SOCK_STREAM = 1,
+	MG_INET = 2,
+	MG_INET6 = 10,
+	MG_UNIX = 1,
+};
+
+enum mg_stage { MG_UNDECIDED = 0, MG_SPEAKS = 1, MG_IGNORED = 2 };
+
+enum mg_guess { MG_NO = 0, MG_YES = 1, MG_MORE = 2 };
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct socket___end {
+	struct file *file;
+	struct sock *sk;
+};
+
+struct in6_addr___mg {
+	__u8 bytes[16];
+};
+
+struct sock_common___tcp {
+	unsigned short skc_family;
+	__u32 skc_daddr;
+	__u16 skc_dport;	/* network byte order */
+	__u16 skc_num;
+	struct {
+		__u8 bytes[16];
+	} skc_v6_daddr;
+};
+
+struct sock___tcp {
+	struct sock_common___tcp __sk_common;
+	struct socket___end *sk_socket;
+};
+
+struct unix_sock___pair {
+	struct sock___tcp *peer;
+};
+
+#pragma clang attribute pop
+
+struct mg_stream_key {
+	__u64 own;
+	__u32 device;
+	__u32 slot;
+};
+
+struct mg_stream {
+	__u64 offset;
+	__u32 state;
+	__u16 tries;
+	__u16 held;	/* bytes in mg_heads that were sent before the connection is known */
+};
+
+/* The oldest make room; a connection that is forgotten is looked at anew, and its stream begins anew. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct mg_stream_key);
+	__type(value, struct mg_stream);
+} mg_streams SEC(".maps");
+
+struct mg_head_bytes {
+	__u8 bytes[MG_HEAD_BYTES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 512);
+	__type(key, struct mg_stream_key);
+	__type(value, struct mg_head_bytes);
+} mg_heads SEC(".maps");
+
+/* Ports on which a request was seen: an answer alone does not show what it belongs to. */
+struct mg_asked_key {
+	__u32 slot;
+	__u16 port;
+	__u16 far_port;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct mg_asked_key);
+	__type(value, __u32);
+} mg_asked SEC(".maps");
+
+MG_PER_SLOT(mg_messages, struct mg_ring);
+
+/* What is sent, as far as it is not told yet. Functions that are not static are checked by the verifier once each; they are given
+ * no struct that holds pointers.
+ */
+struct mg_cursor {
+	__u64 message;	/* struct mmsghdr */
+	__u64 vector;	/* struct iovec */
+	__u64 address;
+	__u64 length;	/* at the address */
+	__u64 left;	/* of this message */
+	__u64 offset;
+	__u64 budget;
+	__u64 skipped;
+	__u32 messages;
+	__u32 vectors;
+	__u32 last;	/* the last byte that was skipped */
+	__u32 gathered;	/* bytes in the buffer */
+};
+
+/* Count records that tell nothing any more; whoever reads the next one is told. */
+static __always_inline void mg_lose_pieces(const struct mg_session *session, __u32 fresh, __u32 taken)
+{
+	struct mg_counters *counters = mg_count(session);
+
+	if (!counters)
+		return;
+	__sync_fetch_and_add(&counters->messages_lost, fresh);
+	__sync_fetch_and_add(&counters->messages_pending, fresh + taken);
+}
+
+/* Send the record in the buffer; a full ring gives the taken losses back and adds this one. */
+__noinline int mg_send_piece(const struct mg_session *session, struct mg_scratch *scratch, __u64 length)
+{
+	struct mg_message *record;
+	struct mg_counters *counters;
+	void *ring;
+	__u64 size;
+
+	if (!session || !scratch || length > MG_PIECE_BYTES)
+		return 0;
+	record = (void *)scratch->record;
+	record->head.lost_before = 0;
+	counters = mg_count(session);
+	if (counters && counters->messages_pending)
+		record->head.lost_before = __sync_lock_test_and_set(&counters->messages_pending, 0);
+	ring = mg_of_slot(&mg_messages, session->slot);
+	size = sizeof(*record) + length;
+	barrier_var(size);
+	size &= MG_LONGEST_RECORD;
+	if (!ring || bpf_ringbuf_output(ring, record, size, 0))
+		mg_lose_pieces(session, 1, record->head.lost_before);
+	return 0;
+}
+
+/* The next vector, or of several messages the next one; 1: there is none. */
+__noinline int mg_next(struct mg_cursor *cursor)
+{
+	__u64 words[8] = {};
+
+	if (!cursor)
+		return 1;
+	if (!cursor->left) {
+		/* struct msghdr, and the bytes that were sent of it */
+		if (!cursor->messages || bpf_probe_read_user(words, sizeof(words), (void *)cursor->message))
+			return 1;
+		cursor->messages--;
+		cursor->message += sizeof(words);
+		cursor->vector = words[2];
+		cursor->vectors = words[3];
+		cursor->left = (__u32)words[7];
+		cursor->length = 0;
+		return 0;
+	}
+	if (!cursor->vectors || bpf_probe_read_user(words, 2 * sizeof(__u64), (void *)cursor->vector))
+		return 1;
+	cursor->vectors--;
+	cursor->vector += 2 * sizeof(__u64);
+	cursor->address = words[0];
+	cursor->length = words[1];
+	return 0;
+}
+
+static __always_inline void mg_pass(struct mg_cursor *cursor, __u64 length)
+{
+	cursor->address += length;
+	cursor->length -= length;
+	cursor->left -= length;
+	cursor->offset += length;
+}
+
+static __always_inline __u64 mg_here(const struct mg_cursor *cursor)
+{
+	return cursor->length < cursor->left ? cursor->length : cursor->left;
+}
+
+/* Put bytes of the program into the buffer, `at` bytes behind the fixed part; not 0: they cannot be read. */
+__noinline int mg_copy(struct mg_scratch *scratch, __u64 address, __u64 length, __u32 at)
+{
+	if (!scratch || length > MG_PIECE_BYTES || at > MG_HEAD_BYTES)
+		return 1;
+	return bpf_probe_read_user(&scratch->record[(sizeof(struct mg_message) + at) & MG_RECORD_MASK], length,
+				   (void *)address) != 0;
+}
+
+/* Pass by what is beyond the bound, but for its last byte. */
+static __always_inline int mg_skip(struct mg_cursor *cursor, __u64 length)
+{
+	char last = 0;
+
+	bpf_probe_read_user(&last, 1, (void *)(cursor->address + length - 1));
+	cursor->last = last;
+	cursor->skipped += length;
+	mg_pass(cursor, length);
+	return 0;
+}
+
+/* One piece, or one vector; 1: all is sent. */
+__noinline int mg_step_sending(const struct mg_session *session, struct mg_scratch *scratch, struct mg_cursor *cursor)
+{
+	struct mg_message *record;
+	__u64 length;
+
+	if (!session || !scratch || !cursor)
+		return 1;
+	length = mg_here(cursor);
+	if (!length)
+		return mg_next(cursor);
+	if (!cursor->budget)
+		return mg_skip(cursor, length);
+	if (length > cursor->budget)
+		length = cursor->budget;
+	if (length > MG_PIECE_BYTES)
+		length = MG_PIECE_BYTES;
+	record = (void *)scratch->record;
+	record->offset = cursor->offset;
+	record->length = length;
+	record->lost = 0;
+	if (mg_copy(scratch, cursor->address, length, 0)) {
+		record->length = 0;
+		record->lost = length;
+	}
+	mg_send_piece(session, scratch, record->length);
+	cursor->budget -= length;
+	mg_pass(cursor, length);
+	return 0;
+}
+
+struct mg_sending {
+	const struct mg_session *session;
+	struct mg_scratch *scratch;
+	struct mg_cursor cursor;
+};
+
+static long mg_send_on(__u32 index, void *data)
+{
+	struct mg_sending *sending = data;
+
+	return mg_step_sending(sending->session, sending->scratch, &sending->cursor) != 0;
+}
+
+/* --- what a connection is, by its first bytes --- */
+
+struct mg_reading {
+	__u64 window;	/* the last eight bytes, in small letters */
+	__u64 name;
+	__u32 at;	/* where JSON has got to: 0 nothing, 1 an object, 2 in its first name, 3 the name is known */
+	__u8 first;
+	__u8 other;	/* it begins with something else */
+	__u8 found;	/* what only MCP has, and JSON-RPC */
+	__u8 line;	/* a line has ended */
+};
+
+#define MG_WORD(a, b, c, d, e, f, g, h) \
+	((__u64)(a) << 56 | (__u64)(b) << 48 | (__u64)(c) << 40 | (__u64)(d) << 32 | (__u64)(e) << 24 | (__u64)(f) << 16 | \
+	 (__u64)(g) << 8 | (__u64)(h))
+
+static __always_inline int mg_is_known_name(__u64 name)
+{
+	return name == MG_WORD(0, 'j', 's', 'o', 'n', 'r', 'p', 'c') || name == MG_WORD(0, 0, 0, 0, 0, 0, 'i', 'd') ||
+	       name == MG_WORD(0, 0, 'm', 'e', 't', 'h', 'o', 'd') || name == MG_WORD(0, 0, 'p', 'a', 'r', 'a', 'm', 's') ||
+	       name == MG_WORD(0, 0, 'r', 'e', 's', 'u', 'l', 't') || name == MG_WORD(0, 0, 0, 'e', 'r', 'r', 'o', 'r');
+}
+
+static __always_inline void mg_read_json(struct mg_reading *reading, __u8 byte)
+{
+	int blank = byte == ' ' || byte == '\t' || byte == '\r' || byte == '\n';
+
+	switch (reading->at) {
+	case 0:
+		if (byte == '{')
+			reading->at = 1;
+		else if (!blank && byte != '[')
+			reading->other = 1;
+		return;
+	case 1:
+		if (byte == '"')
+			reading->at = 2;
+		else if (!blank)
+			reading->other = 1;
+		return;
+	case 2:
+		if (byte == '"')
+			reading->at = 3;
+		else
+			reading->name = reading->name << 8 | byte;
+		return;
+	}
+}
+
+/* The verifier knows nothing of what is read, so that it does not follow every text there can be. */
+__noinline int mg_read_one(struct mg_reading *reading, __u32 index, __u32 byte)
+{
+	if (!reading)
+		return 1;
+	if (!index)
+		reading->first = byte;
+	if (!reading->other && reading->at < 3)
+		mg_read_json(reading, byte);
+	if (byte == '\n' && reading->at == 3)
+		reading->line = 1;
+	reading->window = reading->window << 8 | (byte & 0xff) | 0x20;
+	if ((reading->window & 0xffffffffffffffull) == MG_WORD(0, 'j', 's', 'o', 'n', 'r', 'p', 'c') ||
+	    reading->window == MG_WORD('e', 'v', 'e', 'n', 't', '-', 's', 't') ||
+	    (reading->window & 0xffffffffffull) == MG_WORD(0, 0, 0, '*', 'm', 'c', 'p', '-'))
+		reading->found = 1;
+	return 0;
+}
+
+struct mg_look {
+	struct mg_scratch *scratch;
+	__u32 length;
+	struct mg_reading reading;
+};
+
+static long mg_read_byte(__u32 index, void *data)
+{
+	struct mg_look *look = data;
+
+	if (index >= look->length)
+		return 1;
+	mg_read_one(&look->reading, index, look->scratch->record[(sizeof(struct mg_message) + index) & MG_RECORD_MASK]);
+	return 0;
+}
+
+/* Is it HTTP as MCP uses it? Requests name a stream of events or hold JSON-RPC; answers follow requests. */
+static __always_inline enum mg_guess mg_guess_http(const struct mg_reading *reading, __u32 length, int asked)
+{
+	if (reading->first != 'P' && reading->first != 'G' && reading->first != 'H')
+		return MG_NO;
+	if (reading->found || (reading->first == 'H' && asked))
+		return MG_YES;
+	return length < MG_HEAD_BYTES ? MG_MORE : MG_NO;
+}
+
+static __always_inline enum mg_guess mg_guess_of(const struct mg_reading *reading, __u32 length, int channel, int asked)
+{
+	if (reading->other)
+		return channel == MG_LOOPBACK ? mg_guess_http(reading, length, asked) : MG_NO;
+	if (reading->at < 3)
+		return length < MG_HEAD_BYTES ? MG_MORE : MG_NO;
+	if (mg_is_known_name(reading->name) || reading->found)
+		return MG_YES;
+	return length < MG_HEAD_BYTES && !reading->line ? MG_MORE : MG_NO;
+}
+
+/* What the first bytes in the buffer show, and the very first of them in the second byte. */
+__noinline int mg_look_at(struct mg_scratch *scratch, __u32 length, __u32 channel, __u32 asked)
+{
+	struct mg_look look = { .scratch = scratch, .length = length };
+
+	if (!scratch)
+		return MG_NO;
+	bpf_loop(MG_HEAD_BYTES, mg_read_byte, &look, 0);
+	return mg_guess_of(&look.reading, length, channel, asked) | (__u32)look.reading.first << 8;
+}
+
+/* Put one more vector of what is sent into the buffer; 1: there is no room, or nothing left. */
+__noinline int mg_gather_one(struct mg_scratch *scratch, struct mg_cursor *cursor)
+{
+	__u64 length;
+
+	if (!scratch || !cursor || cursor->gathered >= MG_HEAD_BYTES)
+		return 1;
+	length = mg_here(cursor);
+	if (!length)
+		return mg_next(cursor);
+	if (length > MG_HEAD_BYTES - cursor->gathered)
+		length = MG_HEAD_BYTES - cursor->gathered;
+	if (mg_copy(scratch, cursor->address, length, cursor->gathered))
+		return 1;
+	cursor->gathered += length;
+	mg_pass(cursor, length);
+	return 0;
+}
+
+static long mg_gather_on(__u32 index, void *data)
+{
+	struct mg_sending *sending = data;
+
+	return mg_gather_one(sending->scratch, &sending->cursor) != 0;
+}
+
+/* Put the first bytes of what is sent behind those that were held; returns how many there are then. */
+__noinline int mg_gather(struct mg_scratch *scratch, const struct mg_cursor *from, const struct mg_stream_key *key, __u32 held)
+{
+	struct mg_sending ahead = { .scratch = scratch };
+	struct mg_head_bytes *head;
+
+	if (!scratch || !from || !key)
+		return 0;
+	ahead.cursor = *from;
+	ahead.cursor.gathered = 0;
+	head = held ? bpf_map_lookup_elem(&mg_heads, key) : 0;
+	if (head && held <= MG_HEAD_BYTES) {
+		bpf_probe_read_kernel(&scratch->record[sizeof(struct mg_message)], MG_HEAD_BYTES, head->bytes);
+		ahead.cursor.gathered = held;
+	}
+	bpf_loop(MG_GATHERED, mg_gather_on, &ahead, 0);
+	return ahead.cursor.gathered;
+}
+
+/* --- one call --- */
+
+struct mg_end {
+	struct mg_stream_key key;
+	__u64 far;
+	__u16 port;
+	__u16 far_port;
+	__u8 channel;
+};
+
+static __always_inline int mg_is_loopback(struct sock___tcp *sk, __u16 family)
+{
+	__u8 bytes[16];
+	__u64 high, low;
+
+	if (family == MG_INET)
+		return (BPF_CORE_READ(sk, __sk_common.skc_daddr) & 0xff) == 127;
+	if (bpf_core_read(bytes, sizeof(bytes), &sk->__sk_common.skc_v6_daddr))
+		return 0;
+	__builtin_memcpy(&high, bytes, 8);
+	__builtin_memcpy(&low, bytes + 8, 8);
+	return !high && (low == __builtin_bswap64(1) || (low & 0xffffffffffull) == 0x7fffff0000ull);
+}
+
+static __always_inline int mg_socket_end(struct file *file, struct mg_end *end)
+{
+	struct socket___end *socket = BPF_CORE_READ(file, private_data), *other;
+	struct sock___tcp *sk = (void *)BPF_CORE_READ(socket, sk), *peer;
+	__u16 family;
+
+	if (!sk || BPF_CORE_READ((struct sock *)sk, sk_type) != MG_SOCK_STREAM)
+		return 0;
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if (family == MG_UNIX) {
+		end->channel = MG_UNIX_STREAM;
+		peer = BPF_CORE_READ((struct unix_sock___pair *)sk, peer);
+		other = BPF_CORE_READ(peer, sk_socket);
+		end->far = BPF_CORE_READ(other, file, f_inode, i_ino);
+		return 1;
+	}
+	if ((family != MG_INET && family != MG_INET6) || !mg_is_loopback(sk, family))
+		return 0;
+	end->channel = MG_LOOPBACK;
+	end->port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	end->far_port = __builtin_bswap16(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	return 1;
+}
+
+/* Which connection a descriptor is an end of; 0: none of those that are looked at. */
+__noinline int mg_end_of(__u64 fd, struct mg_end *end)
+{
+	struct file *file = mg_own_file((__u32)fd);
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	__u16 type = BPF_CORE_READ(inode, i_mode) & MG_TYPE;
+
+	if (!end || (type != MG_FIFO && type != MG_SOCK))
+		return 0;
+	end->key.own = BPF_CORE_READ(inode, i_ino);
+	end->key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	if (type == MG_SOCK)
+		return mg_socket_end(file, end);
+	end->channel = MG_PIPE;
+	end->far = end->key.own;
+	return 1;
+}
+
+/* The fixed part of a record in the buffer. */
+__noinline int mg_fill_message(struct mg_scratch *scratch, const struct mg_end *end)
+{
+	struct file *input = mg_own_file(0), *output = mg_own_file(1);
+	struct inode *inode = BPF_CORE_READ(input, f_inode);
+	struct mg_message *record;
+
+	if (!scratch || !end)
+		return 0;
+	record = (void *)scratch->record;
+	__builtin_memset(record, 0, sizeof(*record));
+	mg_fill_head(&record->head, MG_RECORD_MESSAGE);
+	record->own = end->key.own;
+	record->far = end->far;
+	record->input = BPF_CORE_READ(inode, i_ino);
+	record->device = end->key.device;
+	record->input_device = BPF_CORE_READ(inode, i_sb, s_dev);
+	record->port = end->port;
+	record->far_port = end->far_port;
+	record->channel = end->channel;
+	inode = BPF_CORE_READ(output, f_inode);
+	record->output = BPF_CORE_READ(inode, i_ino) == end->key.own &&
+			 BPF_CORE_READ(inode, i_sb, s_dev) == end->key.device;
+	return 0;
+}
+
+static __always_inline int mg_was_asked(const struct mg_session *session, const struct mg_end *end)
+{
+	struct mg_asked_key asked = { .slot = session->slot, .port = end->far_port, .far_port = end->port };
+
+	return end->channel == MG_LOOPBACK && bpf_map_lookup_elem(&mg_asked, &asked);
+}
+
+/* All that follows is wanted. The first bytes are in the buffer: tell those that were held. */
+static __always_inline void mg_begin(const struct mg_session *session, struct mg_scratch *scratch, struct mg_stream *stream,
+				     const struct mg_end *end, __u8 first)
+{
+	struct mg_asked_key asked = { .slot = session->slot, .port = end->port, .far_port = end->far_port };
+	struct mg_message *record = (void *)scratch->record;
+	__u32 held = stream->held, one = 1;
+
+	stream->state = MG_SPEAKS;
+	stream->held = 0;
+	if (end->channel == MG_LOOPBACK && first != 'H')
+		bpf_map_update_elem(&mg_asked, &asked, &one, BPF_ANY);
+	if (!held || held > MG_HEAD_BYTES)
+		return;
+	mg_fill_message(scratch, end);
+	record->length = held;
+	mg_send_piece(session, scratch, held);
+	stream->offset = held;
+}
+
+/* Look at the first bytes of a connection; 1: it speaks. */
+static __always_inline int mg_decide(const struct mg_session *session, struct mg_scratch *scratch,
+				     const struct mg_cursor *cursor, struct mg_stream *stream, const struct mg_end *end,
+				     __u64 sent)
+{
+	__u32 length = mg_gather(scratch, cursor, &end->key, stream->held);
+	__u32 shown = mg_look_at(scratch, length, end->channel, mg_was_asked(session, end));
+
+	if ((shown & 0xff) == MG_YES) {
+		mg_begin(session, scratch, stream, end, shown >> 8);
+		return 1;
+	}
+	/* What cannot be held whole would leave a hole. */
+	if ((shown & 0xff) == MG_MORE && length == stream->held + sent) {
+		bpf_map_update_elem(&mg_heads, &end->key, &scratch->record[sizeof(struct mg_message)], BPF_ANY);
+		stream->held = length;
+		return 0;
+	}
+	stream->held = 0;
+	if (++stream->tries >= MG_TRIES)
+		stream->state = MG_IGNORED;
+	return 0;
+}
+
+static __always_inline struct mg_stream *mg_stream_of(const struct mg_stream_key *key)
+{
+	struct mg_stream fresh = {}, *stream = bpf_map_lookup_elem(&mg_streams, key);
+
+	if (stream)
+		return stream;
+	bpf_map_update_elem(&mg_streams, key, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&mg_streams, key);
+}
+
+/* Tell what was sent; bytes that were too many, or that no memory of the sender holds, are told as lost. */
+static __always_inline void mg_tell(struct mg_sending *sending, struct mg_stream *stream, const struct mg_end *end, __u64 sent)
+{
+	__u64 begin = __sync_fetch_and_add(&stream->offset, sent), told;
+	struct mg_message *record = (void *)sending->scratch->record;
+
+	mg_fill_message(sending->scratch, end);
+	sending->cursor.offset = begin;
+	sending->cursor.budget = MG_STREAM_BYTES;
+	bpf_loop(MG_STEPS, mg_send_on, sending, 0);
+	told = sending->cursor.offset - begin - sending->cursor.skipped;
+	if (told >= sent)
+		return;
+	record->offset = begin + told;
+	record->length = 0;
+	record->lost = sent - told;
+	record->ends_line = sending->cursor.last == '\n';
+	mg_send_piece(sending->session, sending->scratch, 0);
+}
+
+/* What a call that has ended sent: `sent` bytes, of all its messages together. A cursor at nothing: the kernel moved them. */
+static __noinline int mg_sent(const struct mg_session *session, struct mg_sending *sending, __u64 fd, __u64 sent)
+{
+	int moved = !sending->cursor.vector && !sending->cursor.address && !sending->cursor.message;
+	struct mg_end end = {};
+	struct mg_stream *stream;
+
+	if (!mg_end_of(fd, &end))
+		return 0;
+	end.key.slot = session->slot;
+	stream = mg_stream_of(&end.key);
+	if (!stream || stream->state == MG_IGNORED || (moved && stream->state != MG_SPEAKS))
+		return 0;
+	sending->session = session;
+	sending->scratch = mg_claim_quietly();
+	if (!sending->scratch) {
+		__sync_fetch_and_add(&stream->offset, sent);
+		mg_lose_pieces(session, 1, 0);
+		return 0;
+	}
+	if (stream->state == MG_SPEAKS || mg_decide(session, sending->scratch, &sending->cursor, stream, &end, sent))
+		mg_tell(sending, stream, &end, sent);
+	mg_release(sending->scratch);
+	return 0;
+}
+
+/* The bytes of all messages that a call sent. */
+struct mg_summing {
+	__u64 message;
+	__u64 sum;
+	__u32 messages;
+};
+
+static long mg_sum_message(__u32 index, void *data)
+{
+	struct mg_summing *summing = data;
+	__u32 length = 0;
+
+	if (index >= summing->messages || bpf_probe_read_user(&length, 4, (void *)(summing->message + index * 64ull + 56)))
+		return 1;
+	summing->sum += length;
+	return 0;
+}
+
+static __always_inline int mg_is_send(__u64 number)
+{
+	switch (number) {
+	case __NR_write:
+	case __NR_writev:
+	case __NR_pwritev2:
+	case __NR_sendto:
+	case __NR_sendmsg:
+	case __NR_sendmmsg:
+	case __NR_splice:
+	case __NR_vmsplice:
+	case __NR_tee:
+	case __NR_sendfile:
+		return 1;
+	}
+	return 0;
+}
+
+/* A call that sends has ended well. */
+static __always_inline int mg_send_ended(const struct mg_session *session, const struct mg_syscall *call)
+{
+	struct mg_sending sending = { .cursor = { .left = call->result } };
+	struct mg_summing summing = {};
+	__u64 fd = call->args[0];
+	__u64 header[4] = {};
+
+	switch (call->number) {
+	case __NR_write:
+	case __NR_sendto:
+		sending.cursor.address = call->args[1];
+		sending.cursor.length = call->args[2];
+		break;
+	case __NR_writev:
+	case __NR_pwritev2:
+		sending.cursor.vector = call->args[1];
+		sending.cursor.vectors = call->args[2];
+		break;
+	case __NR_sendmsg:
+		if (bpf_probe_read_user(header, sizeof(header), (void *)call->args[1]))
+			return 0;
+		sending.cursor.vector = header[2];
+		sending.cursor.vectors = header[3];
+		break;
+	case __NR_sendmmsg:
+		summing.message = sending.cursor.message = call->args[1];
+		summing.messages = sending.cursor.messages = call->result;
+		bpf_loop(1024, mg_sum_message, &summing, 0);
+		sending.cursor.left = 0;
+		return mg_sent(session, &sending, fd, summing.sum);
+	case __NR_splice:
+		fd = call->args[2];
+		break;
+	case __NR_tee:
+		fd = call->args[1];
+		break;
+	}
+	return mg_sent(session, &sending, fd, call->result);
+}
+
+#endif

@@ -1,0 +1,150 @@
+"""The loop between the kernel's ring of messages and the recorder, in a thread of its own: what is large and takes time to read
+must not stand before verdicts. What reads messages is loaded when the first one comes; most sessions have none.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from mcpguard.events.clock import Clock
+from mcpguard.events.missing import loss
+from mcpguard.events.recorder import Recorder
+from mcpguard.model.event import Event
+from mcpguard.wire import decode
+from mcpguard.wire.records import MessageRecord
+
+if TYPE_CHECKING:
+    from mcpguard.events.observer import Observer
+
+WAKE_MS = 250
+# The last reading ends when nothing comes any more, or here: what a leftover process goes on sending is not waited for.
+LAST_ROUNDS = 64
+STALLED_S = 60.0
+# What the store has not taken yet; a tree that talks faster than events can be written pays with its own record.
+MOST_UNTOLD = 10_000
+TOO_MANY = "MCP messages that came faster than they could be written"
+DROPPED = "pieces of MCP messages that the kernel dropped: their ring was full"
+UNREADABLE = "pieces of MCP messages that could not be read"
+LEFT_BEHIND = "MCP messages at least that were not read at the end"
+
+
+class Ring(Protocol):
+    """A ring buffer that can be waited for."""
+
+    def fileno(self) -> int: ...
+
+    def drain(self) -> list[bytes]:
+        """Records that are in it now, oldest first; perhaps not all of them."""
+        ...
+
+
+class Listener:
+    """Reads the messages of one session until `stop`.
+
+    Attributes:
+        failure: the first unexpected error; None when all went well.
+    """
+
+    def __init__(self, ring: Ring, session: str, recorder: Recorder, clock: Clock | None = None) -> None:
+        self.failure: Exception | None = None
+        self._ring = ring
+        self._session = session
+        self._recorder = recorder
+        self._clock = clock or Clock()
+        self._observer: Observer | None = None
+        self._skipped: list[tuple[tuple[tuple[int, int], ...], bool]] = []
+        self._skipping = threading.Lock()
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="mcpguard-messages", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def skip(self, ends: Iterable[tuple[int, int]], served: bool = True) -> None:
+        """These pipes and sockets (`st_dev` and `st_ino` of them) are told by somebody else. May be called by any thread, also
+        when the first messages have gone through: they are held back for a moment.
+
+        Args:
+            served: else nobody listens there: only what was sent already is not told.
+        """
+        with self._skipping:
+            self._skipped.append((tuple(ends), served))
+
+    def stop(self) -> bool:
+        """Read what is left, end the thread. False: it hangs and was left behind."""
+        os.eventfd_write(self._stop, 1)
+        self._thread.join(STALLED_S)
+        if self._thread.is_alive():
+            return False
+        os.close(self._stop)
+        return True
+
+    def finish(self) -> None:
+        """Tell what was held back; to be called when the recorder knows all processes, after `stop`."""
+        if self._observer is not None:
+            self._guard(lambda: self._tell(self._watching().tick(everything=True), {}))
+
+    def _run(self) -> None:
+        poll = select.poll()
+        for descriptor in (self._stop, self._ring.fileno()):
+            poll.register(descriptor, select.POLLIN)
+        stopping = False
+        while not stopping:
+            # Without messages there is nothing to look after from time to time.
+            ready = poll.poll(WAKE_MS if self._observer is not None else None)
+            stopping = any(descriptor == self._stop for descriptor, _ in ready)
+            self._guard(self._step)
+        for _ in range(LAST_ROUNDS):
+            if not self._guard(self._step):
+                return
+        self._tell([], {LEFT_BEHIND: 1})
+
+    def _step(self) -> bool:
+        """Move what is there; False: there was nothing."""
+        raw = self._ring.drain()
+        if not raw and self._observer is None:
+            return False
+        records: list[MessageRecord] = []
+        lost = {DROPPED: 0, UNREADABLE: 0}
+        for one in raw:
+            try:
+                records.append(decode.message(one))
+                lost[DROPPED] += records[-1].head.lost_before
+            except ValueError:
+                lost[UNREADABLE] += 1
+        observer = self._watching()
+        self._tell(observer.feed(records), lost | observer.take_lost())
+        return bool(raw)
+
+    def _watching(self) -> Observer:
+        if self._observer is None:
+            from mcpguard.events.observer import Observer
+
+            processes = self._recorder.processes
+            self._observer = Observer(self._session, self._clock.epoch_of, self._clock.monotonic_ns, processes.get)
+        with self._skipping:
+            skipped, self._skipped = self._skipped, []
+        for ends, served in skipped:
+            self._observer.skip(ends, served)
+        return self._observer
+
+    def _tell(self, events: list[Event], lost: dict[str, int]) -> None:
+        now_ns = self._clock.epoch_ns()
+        if len(events) > (room := max(0, MOST_UNTOLD - self._recorder.untold)):
+            lost = lost | {TOO_MANY: len(events) - room}
+            del events[room:]
+        events += [loss(now_ns, self._session, what, count) for what, count in lost.items() if count]
+        self._recorder.tell(events)
+
+    def _guard(self, step: Callable[[], bool | None]) -> bool:
+        """An unexpected error is kept, because a dead thread would lose everything after it."""
+        try:
+            return bool(step())
+        except Exception as error:
+            self.failure = self.failure or error
+            self._tell([], {UNREADABLE: 1})
+            return True

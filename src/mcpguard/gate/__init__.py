@@ -1,0 +1,1 @@
+"""What stands between an agent and its MCP servers, outside of the guarded tree; `shim` alone runs inside."""

@@ -1,0 +1,67 @@
+"""Entry of the gate: `python -E -P .../mcpguard/gate/__main__.py`, with a line of `session.gate` on standard input.
+
+It starts while the agent runs, so nothing that an agent may have written is on its path: no PYTHONPATH, no working directory.
+The package's own parent is put there by hand. It ends when the input ends, so with the process that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+if __name__ == "__main__" and sys.flags.ignore_environment:
+    _root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    if _root not in sys.path:
+        sys.path.insert(0, _root)
+
+from mcpguard.events.store import Store
+from mcpguard.gate.ledger import Ledger
+from mcpguard.gate.servers import Servers
+from mcpguard.gate.serving import Gate
+
+_STANDARD_OUTPUT = 1
+_STANDARD_INPUT = 0
+
+
+def _read_line() -> bytes:
+    """One line, and not a byte of what comes after it."""
+    found = bytearray()
+    while not found.endswith(b"\n"):
+        more = os.read(_STANDARD_INPUT, 1 << 16)
+        if not more:
+            return b""
+        found += more
+    return bytes(found)
+
+
+def _tell_ends(ends: Sequence[int], served: bool) -> None:
+    """Say to the process that keeps the record which pipes and sockets it need not tell of; if nobody reads it: no matter."""
+    states = [os.fstat(end) for end in ends]
+    line = json.dumps([served, [[state.st_dev, state.st_ino] for state in states]]).encode() + b"\n"
+    with contextlib.suppress(OSError):
+        os.write(_STANDARD_OUTPUT, line)
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    line = _read_line()
+    if not line:
+        return
+    facts: dict[str, Any] = json.loads(line)
+    os.set_blocking(_STANDARD_OUTPUT, False)
+    ledger = Ledger(Store.open(create=False), facts["session"])
+    listener = socket.socket(fileno=facts["listener"])
+    Gate(facts["session"], facts["leaf"], listener, Servers(facts, ledger), ledger, _tell_ends).serve(_STANDARD_INPUT)
+
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    main()
+    os._exit(0)

@@ -1,0 +1,149 @@
+"""What one agent and one server say to each other: each message read, judged and on record before it goes on.
+
+A message that cannot be read without doubt never goes on. Where it is plain whose request it is, its sender gets an error;
+the connection goes on, for the next line is a message of its own. Only a line too long to be judged ends it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from mcpguard.errors import StoreError
+from mcpguard.events.mcp import Talk, call_id
+from mcpguard.gate.ledger import Ledger
+from mcpguard.gate.relay import CLIENT, SERVER
+from mcpguard.mcp import messages
+from mcpguard.mcp.judge import Judge, Judgement, refusal
+from mcpguard.mcp.messages import Kind, Message, NotCanonical
+from mcpguard.mcp.pairs import Pairs, Waiting
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event
+from mcpguard.model.mcp import McpKind
+
+# Requests of one side that may wait for their answers.
+MOST_REQUESTS = 4096
+_NAMES = ("client", "server")
+_NO_ANSWER = "nobody asked for this answer"
+_Passage = tuple[bytes | None, bytes | None]
+
+
+class Conversation:
+    """One connection."""
+
+    def __init__(self, judge: Judge, talk: Talk, ledger: Ledger, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._judge = judge
+        self._talk = talk
+        self._ledger = ledger
+        self._now_ns = now_ns
+        self._asked = (Pairs(MOST_REQUESTS), Pairs(MOST_REQUESTS))
+
+    def take(self, side: int, line: bytes) -> _Passage:
+        """What goes on to the other side, and what goes back."""
+        try:
+            message = messages.read(line)
+        except NotCanonical as bad:
+            return self._unreadable(side, bad)
+        if message.kind is Kind.RESPONSE:
+            return self._response(side, message), None
+        judged = self._judge.from_client(message) if side == CLIENT else self._judge.from_server(message)
+        if message.kind is Kind.NOTIFICATION:
+            return self._notification(side, message, judged), None
+        return self._request(side, message, judged)
+
+    def broken(self, side: int, why: str) -> None:
+        """The connection ends, for what comes from there cannot be judged."""
+        self._ledger.note(self._refused(side, "", f"the connection was ended: {why}"[:300]))
+
+    def _request(self, side: int, message: Message, judged: Judgement) -> _Passage:
+        call = call_id()
+        event = self._event(side, message, judged, call)
+        if judged.allowed and not self._asked[side].ask(message, 0.0, event):
+            judged = _denied(message, "its id waits for an answer already, or too many do")
+            event = self._event(side, message, judged, call)
+        try:
+            self._ledger.write(event)
+        except StoreError as error:
+            judged = _denied(message, f"it cannot be put on record ({error.why})")
+            self._asked[side].answer(message)
+            call = ""
+        return (message.raw, None) if judged.allowed else (None, refusal(message.id, judged, call))
+
+    def _notification(self, side: int, message: Message, judged: Judgement) -> bytes | None:
+        self._ledger.note(self._event(side, message, judged, None))
+        if message.method == "notifications/cancelled":
+            cancelled = message.params.get("requestId")
+            if isinstance(cancelled, str | int):
+                self._asked[side].answer(Message(Kind.RESPONSE, b"", cancelled))
+        return message.raw if judged.allowed else None
+
+    def _response(self, side: int, message: Message) -> bytes | None:
+        waiting = self._asked[1 - side].answer(message)
+        if waiting is None:
+            self._ledger.note(self._refused(side, "", _NO_ANSWER))
+            return None
+        onward, judged = message.raw, None
+        if side == SERVER:
+            onward, judged = self._judge.answer(waiting.method, waiting.params, message)
+        event = self._answer(waiting, message, judged)
+        self._ledger.note(event)
+        if judged is not None and not judged.allowed and event.mcp is not None:
+            return refusal(message.id, judged, event.mcp.call or "")
+        return onward
+
+    def _answer(self, waiting: Waiting, message: Message, judged: Judgement | None) -> Event:
+        asked: Event = waiting.note
+        error = None
+        if message.error is not None:
+            code = message.error.get("code")
+            error = (code if isinstance(code, int) else None, str(message.error.get("message", "")))
+        elif isinstance(message.result, dict) and message.result.get("isError") is True:
+            error = (None, _first_text(message.result))
+        return self._talk.response(
+            self._now_ns(),
+            asked,
+            result_bytes=None if message.error is not None else len(message.raw),
+            error=error,
+            verdict=judged.verdict if judged else Verdict.ALLOW,
+            rule=judged.origin if judged else None,
+            detail=(judged.reason or None) if judged else None,
+        )
+
+    def _event(self, side: int, message: Message, judged: Judgement, call: str | None) -> Event:
+        return self._talk.request(
+            self._now_ns(),
+            _NAMES[side],
+            message.method,
+            message.params,
+            id=message.id,
+            call=call,
+            verdict=judged.verdict,
+            rule=judged.origin,
+            detail=judged.reason or None,
+        )
+
+    def _unreadable(self, side: int, bad: NotCanonical) -> _Passage:
+        judged = Judgement(Verdict.DENY, McpKind.METHOD, "message", str(bad))
+        self._ledger.note(self._refused(side, "", judged.reason))
+        if bad.id is None:
+            return None, None
+        if side == CLIENT:
+            return None, refusal(bad.id, judged, "")
+        # The agent waits for this answer, if it asked; what came instead it never sees.
+        asked = self._asked[CLIENT].answer(Message(Kind.RESPONSE, b"", bad.id))
+        return (refusal(bad.id, judged, ""), None) if asked else (None, None)
+
+    def _refused(self, side: int, method: str, why: str) -> Event:
+        return self._talk.request(self._now_ns(), _NAMES[side], method, verdict=Verdict.DENY, detail=why)
+
+
+def _denied(message: Message, why: str) -> Judgement:
+    return Judgement(Verdict.DENY, McpKind.METHOD, message.method, why)
+
+
+def _first_text(result: dict[str, object]) -> str:
+    content = result.get("content")
+    for one in content if isinstance(content, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("text"), str):
+            return str(one["text"])
+    return ""

@@ -1,0 +1,171 @@
+"""Who asks the gate, and what became of it: by the kernel's word alone, for the tree has the same user as the gate."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import stat
+import struct
+
+from mcpguard.model.values import dataclass
+
+_CREDENTIALS = struct.Struct("iII")
+# From <asm-generic/socket.h>; Linux 6.5.
+_SO_PEERPIDFD = 77
+_INT = struct.Struct("i")
+
+
+class Stranger(Exception):
+    """Who asked is no process of this session, or sent what no shim sends. The text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A process of the session.
+
+    Attributes:
+        pid: as it is seen outside.
+        held: a pidfd, so that the number stays this process's.
+    """
+
+    pid: int
+    held: int
+
+    def ended(self) -> bool:
+        return bool(select.select([self.held], (), (), 0)[0])
+
+    def kill(self) -> None:
+        import signal
+
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self.held, signal.SIGKILL)
+
+    def close(self) -> None:
+        os.close(self.held)
+
+
+def welcome(line: socket.socket, leaf: str) -> Peer:
+    """Who connected.
+
+    Args:
+        leaf: the session's own leaf, as /proc/PID/cgroup has it: `/mcpguard/...`.
+
+    Raises:
+        Stranger: it is not in this leaf now.
+    """
+    pid, uid, _gid = _CREDENTIALS.unpack(line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    if uid != os.geteuid() or pid <= 0:
+        raise Stranger("another user")
+    held = _hold(line, pid)
+    peer = Peer(pid, held)
+    if leaf_of(pid) != leaf or peer.ended():
+        peer.close()
+        raise Stranger("no process of this session")
+    return peer
+
+
+def _hold(line: socket.socket, pid: int) -> int:
+    try:
+        return _INT.unpack(line.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, _INT.size))[0]  # type: ignore[no-any-return]
+    except OSError as error:
+        if error.errno not in (errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINVAL):
+            raise Stranger("a process that has ended") from None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        raise Stranger("a process that has ended") from None
+
+
+def leaf_of(pid: int) -> str:
+    """The place of a process in the cgroup v2 tree, from `/mcpguard/` on; empty where it has none there."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            places = [line.rstrip("\n").removeprefix("0::") for line in file if line.startswith("0::/")]
+    except OSError:
+        return ""
+    return places[0] if len(places) == 1 else ""
+
+
+def hear(line: socket.socket, most: int) -> tuple[bytes, list[int]]:
+    """One packet, and the descriptors that came with it, which are the caller's from now on.
+
+    Raises:
+        Stranger: it was longer than `most`, or had more than two descriptors.
+    """
+    flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+    data, ancillary, received, _address = line.recvmsg(most, socket.CMSG_SPACE(2 * _INT.size), flags)
+    found = [
+        number
+        for level, kind, payload in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for (number,) in _INT.iter_unpack(payload[: len(payload) // _INT.size * _INT.size])
+    ]
+    if received & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or (data and len(found) != 2):
+        close_all(found)
+        raise Stranger("a packet that no shim sends")
+    return data, found
+
+
+def close_all(descriptors: list[int]) -> None:
+    for number in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(number)
+
+
+def is_pipe(descriptor: int) -> bool:
+    """Whether it is a pipe of the kernel's own, without a name anywhere."""
+    return stat.S_ISFIFO(os.fstat(descriptor).st_mode) and os.readlink(f"/proc/self/fd/{descriptor}").startswith(
+        "pipe:"
+    )
+
+
+def is_stream(descriptor: int) -> bool:
+    """Whether it is a connected unix stream socket."""
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(descriptor)) as one:
+        if one.family != socket.AF_UNIX or one.type != socket.SOCK_STREAM:
+            return False
+        try:
+            one.getpeername()
+        except OSError:
+            return False
+    return True
+
+
+def program_of(pid: int) -> tuple[int, int] | None:
+    """Device and inode of the program that a process executes; None where it has none any more."""
+    try:
+        state = os.stat(f"/proc/{pid}/exe")
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
+
+
+def path_of(pid: int) -> str | None:
+    """Path of the program that a process executes; None where it has none any more."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return None
+
+
+def arguments_of(pid: int) -> bytes:
+    """What a process was executed with, each word with a closing zero; a program may write over it, and not move its end."""
+    return _read(f"/proc/{pid}/cmdline")
+
+
+def environment_of(pid: int) -> list[bytes]:
+    """The environment that a process was executed with; a program may write over it."""
+    return _read(f"/proc/{pid}/environ").split(b"\0")
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""

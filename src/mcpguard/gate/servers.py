@@ -1,0 +1,132 @@
+"""What the gate knows of servers: which may start, as what, and what their messages may do.
+
+Servers are what the agent's configuration declared when the session began, read outside of the tree; what a shim says counts
+only for a name that none had. Either way exactly that has to be in the user's catalogue, which is read at every start.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mcpguard.catalogue import approved, starting
+from mcpguard.catalogue.server import STDIO, Server
+from mcpguard.events.mcp import Talk
+from mcpguard.gate import no_network
+from mcpguard.gate.admission import Admission, Grants, Unvetted, forms_of
+from mcpguard.gate.conversation import Conversation
+from mcpguard.gate.ledger import Ledger
+from mcpguard.gate.peers import path_of
+from mcpguard.gate.pins import of_approval
+from mcpguard.gate.relay import Judges
+from mcpguard.mcp import classes, policy
+from mcpguard.mcp.judge import Judge, Taint
+from mcpguard.model.event import Peer
+
+
+class Servers:
+    """Of one session."""
+
+    def __init__(self, facts: Mapping[str, Any], ledger: Ledger) -> None:
+        """
+        Args:
+            facts: `session`; `environment` of the agent; `workspace`; `mcp`, the rules as `Policy.mcp` has them; `servers`, a
+                list of the fields of `catalogue.server.Server`; `confined`, of `session.confinement`.
+        """
+        self._session = facts["session"]
+        self._environment: dict[str, str] = facts["environment"]
+        self._workspace = Path(facts["workspace"])
+        self._declared = {one["name"]: Server(**{**one, "args": tuple(one["args"])}) for one in facts["servers"]}
+        self._policy = policy.load(json.loads(facts["mcp"]))
+        self._confined: list[dict[str, Any]] = facts["confined"]
+        self._taint = Taint({})
+        self._ledger = ledger
+
+    def admit(self, name: str, argv: list[str], pid: int) -> Admission:
+        """A server that may start.
+
+        Raises:
+            McpguardError: it may not.
+        """
+        here = _folder_of(pid) or self._workspace
+        server = self._declared.get(name) or Server(name, "", "", "", STDIO, command=argv[0], args=tuple(argv[1:]))
+        found = starting.identify(server, self._environment, here)
+        if found is None:
+            raise _not_approved(name, approved.State(approved.NOT_APPROVED))
+        catalogue = approved.load()
+        state = catalogue.state(name, found)
+        if not state.allowed:
+            raise _not_approved(name, state)
+        if not found.found:
+            raise _no_program(found.command)
+        words = (found.command, *found.args)
+        environment = starting.start_environment(server, self._environment)
+        forms = forms_of(found.found, words, environment.get("PATH", os.defpath))
+        cwd = starting.folder(server, self._environment, here)
+        entry = next(one for one in catalogue.named(name) if one.digest == found.digest)
+        pins = of_approval(name, entry.digest, entry.approved)
+        tools = classes.of_package(found.package.name) if found.package is not None else {}
+        grants, filter = self._narrowing(name)
+        return Admission(found.found, words, environment, forms, str(cwd), dict(tools), pins, grants, filter)
+
+    def _narrowing(self, name: str) -> tuple[tuple[Grants, ...], bytes]:
+        """What the server is kept to, by every rule that names it."""
+        word = policy.server_word(name)
+        mine = [one for one in self._confined if fnmatch.fnmatchcase(word, one["server"])]
+        grants = tuple(tuple((path, rights) for path, rights in one["grants"]) for one in mine)
+        return grants, b"" if all(one["network"] for one in mine) else no_network.program()
+
+    def judge(self, name: str, admission: Admission, peer: int, client: int) -> Judges:
+        """What judges the messages of a server that was admitted."""
+        resolve = functools.partial(_real_path, admission.cwd)
+        judge = Judge(self._policy, name, admission.tools, admission.pins, self._taint, resolve)
+        return Conversation(judge, Talk(self._session, name, "stdio", _peer(client), _peer(peer)), self._ledger)
+
+
+def _real_path(cwd: str, path: str) -> str:
+    return os.path.realpath(os.path.join(cwd, path))
+
+
+def _folder_of(pid: int) -> Path | None:
+    try:
+        return Path(os.readlink(f"/proc/{pid}/cwd"))
+    except OSError:
+        return None
+
+
+def _not_approved(name: str, state: approved.State) -> Unvetted:
+    if state.word == approved.CHANGED:
+        return Unvetted(
+            f"the MCP server {name} is not what was approved",
+            why=_joined(state.differences),
+            do=f"see whether that was you; then, outside of the session: mcpguard mcp approve {name}",
+            code="mcp.changed",
+        )
+    return Unvetted(
+        f"the MCP server {name} is not approved",
+        why="nobody said yet that it may start here",
+        do=f"outside of the session: mcpguard mcp show {name}, then mcpguard mcp approve {name}",
+        code="mcp.not-approved",
+    )
+
+
+def _no_program(command: str) -> Unvetted:
+    return Unvetted(
+        f"{command} cannot be executed",
+        why="it is not there, or no program",
+        do="install it, or correct the command in the agent's configuration",
+        code="mcp.no-program",
+    )
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return "; ".join(lines) or "something in it changed"
+
+
+def _peer(pid: int) -> Peer | None:
+    return Peer(pid, path_of(pid)) if pid else None

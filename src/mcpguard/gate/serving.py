@@ -1,0 +1,397 @@
+"""The gate of one session: takes shims in, has them become their servers, and stands between those and the agent.
+
+One thread and one epoll. Everything that comes from inside the tree is hostile: packets, descriptors, lines, and how fast they
+come. A shim that sends what no shim sends is turned away and counted; nothing it sends makes the gate wait or end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from mcpguard.errors import HostError, McpguardError
+from mcpguard.events.mcp import CLIENT
+from mcpguard.gate import peers
+from mcpguard.gate.admission import Admission, Form
+from mcpguard.gate.ledger import Ledger
+from mcpguard.gate.line import LONGEST_NAME, MOST_ARGUMENTS, MOST_BYTES, VERSION
+from mcpguard.gate.peers import Stranger
+from mcpguard.gate.relay import Inlet, Judges, Outlet, Relay
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event, Kind, McpMessage, Peer
+from mcpguard.model.values import dataclass
+
+MOST_LINE = 4 << 20
+# An agent has a few dozen servers; each takes four descriptors, and nine while it is let in.
+MOST_RELAYS = 128
+MOST_ENTRANTS = 32
+# For a packet that does not come, and for a shim that does not become its server.
+_PATIENCE_S = 10.0
+_FLUSH_S = 0.2
+_PIPE_BYTES = 1 << 18
+# How many refusals of one kind are on record one by one.
+_MOST_TOLD = 20
+_ARGUMENT_BYTES = 1 << 16
+
+
+class Admits(Protocol):
+    """What knows which servers may start."""
+
+    def admit(self, name: str, argv: list[str], pid: int) -> Admission:
+        """Raises McpguardError: it may not."""
+        ...
+
+    def judge(self, name: str, admission: Admission, peer: int, client: int) -> Judges:
+        """What judges the messages of a server that was admitted."""
+        ...
+
+
+@dataclass(slots=True)
+class _Entrant:
+    """Somebody who connected.
+
+    Attributes:
+        until: CLOCK_MONOTONIC, in seconds.
+        client: what the shim passed, the agent's ends; while `admission` is None they have not come.
+        server: our ends of the pipes to the server.
+    """
+
+    line: socket.socket
+    peer: peers.Peer
+    until: float
+    name: str = ""
+    argv: tuple[str, ...] = ()
+    admission: Admission | None = None
+    client: tuple[int, int] = (-1, -1)
+    server: tuple[int, int] = (-1, -1)
+
+    def close(self) -> None:
+        self.line.close()
+        self.peer.close()
+        peers.close_all([number for number in (*self.client, *self.server) if number >= 0])
+
+
+class Gate:
+    """Serves until `stop` can be read."""
+
+    def __init__(
+        self,
+        session: str,
+        leaf: str,
+        listener: socket.socket,
+        admits: Admits,
+        ledger: Ledger,
+        tell_ends: Callable[[Sequence[int], bool], None] = lambda _ends, _served: None,
+    ) -> None:
+        """
+        Args:
+            leaf: as `peers.welcome` takes it.
+            listener: a SEQPACKET socket that the tree can reach.
+            tell_ends: called with the descriptors of a conversation before its first message is read, and with the client's of
+                one that does not come to be: whether it does is the second argument.
+        """
+        self._tell_ends = tell_ends
+        self._session = session
+        self._leaf = leaf
+        self._listener = listener
+        self._admits = admits
+        self._ledger = ledger
+        self._poll = select.epoll()
+        self._entrants: dict[int, _Entrant] = {}
+        self._watched: dict[int, tuple[Relay, bool, int]] = {}
+        self._relays: set[Relay] = set()
+        self._turned_away: dict[str, int] = {}
+
+    def serve(self, stop: int) -> None:
+        """Until `stop` can be read, or its other end is gone."""
+        self._listener.setblocking(False)
+        self._poll.register(self._listener, select.EPOLLIN)
+        self._poll.register(stop, select.EPOLLIN)
+        while True:
+            timeout = _FLUSH_S if self._ledger.behind else 1.0 if self._entrants else -1
+            ready = self._poll.poll(timeout)
+            # Relays first: they only close descriptors, so no number has become another one's when it is looked at.
+            for number, events in ready:
+                if (watched := self._watched.get(number)) is not None:
+                    watched[0].ready(watched[1], watched[2], events)
+            numbers = {number for number, _events in ready}
+            for entrant in [one for number, one in self._entrants.items() if number in numbers]:
+                self._hear(entrant)
+            if self._listener.fileno() in numbers:
+                self._welcome()
+            if stop in numbers:
+                self._end()
+                return
+            self._tick()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for entrant in [one for one in self._entrants.values() if one.until < now]:
+            self._let_go(entrant, "a shim that said nothing, or did not become its server")
+        self._ledger.flush()
+
+    def _end(self) -> None:
+        for relay in list(self._relays):
+            relay.end()
+        self._ledger.flush()
+
+    # --- who comes in -----------------------------------------------------------------------------------------------
+
+    def _welcome(self) -> None:
+        try:
+            line, _address = self._listener.accept()
+        except OSError:
+            return
+        line.setblocking(False)
+        try:
+            if len(self._entrants) >= MOST_ENTRANTS:
+                raise Stranger("more shims at once than an agent has servers")
+            peer = peers.welcome(line, self._leaf)
+        except Stranger as stranger:
+            line.close()
+            self._turn_away(str(stranger))
+            return
+        self._entrants[line.fileno()] = _Entrant(line, peer, time.monotonic() + _PATIENCE_S)
+        self._poll.register(line, select.EPOLLIN)
+
+    def _hear(self, entrant: _Entrant) -> None:
+        try:
+            data, found = peers.hear(entrant.line, MOST_BYTES)
+        except BlockingIOError:
+            return
+        except (Stranger, OSError) as wrong:
+            self._let_go(entrant, str(wrong))
+            return
+        if entrant.admission is not None:
+            peers.close_all(found)
+            if data:
+                self._let_go(entrant, "a shim that went on talking")
+            else:
+                self._executed(entrant)
+            return
+        if not data:
+            peers.close_all(found)
+            self._let_go(entrant, "")
+            return
+        entrant.client = (found[0], found[1])
+        self._question(entrant, data)
+
+    def _question(self, entrant: _Entrant, data: bytes) -> None:
+        try:
+            entrant.name, entrant.argv = _read(data)
+            _take_over(entrant.client)
+        except (ValueError, OSError, RecursionError) as wrong:
+            entrant.name, entrant.argv = "", ()
+            self._answer_no(entrant, _no_shim(wrong))
+            self._let_go(entrant, f"a request that no shim makes: {wrong}")
+            return
+        try:
+            if len(self._relays) >= MOST_RELAYS:
+                raise _too_many()
+            admission = self._admits.admit(entrant.name, list(entrant.argv), entrant.peer.pid)
+        except Exception as failed:  # whatever it is, the others go on
+            error = failed if isinstance(failed, McpguardError) else _broken(failed)
+            self._tell("refuse", Verdict.DENY, entrant, f"{error.what}: {error.why}")
+            self._answer_no(entrant, error)
+            self._let_go(entrant, "")
+            return
+        self._answer_go(entrant, admission)
+
+    def _answer_go(self, entrant: _Entrant, admission: Admission) -> None:
+        theirs_in, ours_out = os.pipe2(os.O_CLOEXEC)
+        ours_in, theirs_out = os.pipe2(os.O_CLOEXEC)
+        entrant.server = (ours_in, ours_out)
+        try:
+            for number in (ours_in, ours_out):
+                os.set_blocking(number, False)
+                with contextlib.suppress(OSError):  # an account may have used up its share
+                    fcntl.fcntl(number, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            packet = json.dumps({"go": admission.order()}).encode("utf-8", "surrogateescape")
+            socket.send_fds(entrant.line, [packet], [theirs_in, theirs_out], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError as error:
+            self._let_go(entrant, f"a shim that could not be told to go on: {error}")
+            return
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
+        entrant.admission = admission
+        entrant.until = time.monotonic() + _PATIENCE_S
+
+    def _executed(self, entrant: _Entrant) -> None:
+        """Its end of the line is closed: it was executed, or it is no shim."""
+        admission = entrant.admission
+        pid = entrant.peer.pid
+        wrong = "" if admission is None else _mismatch(pid, admission, self._leaf)
+        if admission is None or wrong or entrant.peer.ended():
+            why = wrong or "it ended before it became its server"
+            self._tell("refuse", Verdict.DENY, entrant, why)
+            entrant.peer.kill()
+            self._let_go(entrant, "")
+            return
+        self._tell("start", Verdict.ALLOW, entrant, " ".join(admission.argv)[:300])
+        judges = self._admits.judge(entrant.name, admission, pid, _parent_of(pid))
+        client_in, client_out = entrant.client
+        server_in, server_out = entrant.server
+        entrant.client = entrant.server = (-1, -1)
+        inlets = (_inlet(client_in), _inlet(server_in))
+        outlets = (_outlet(server_out), _outlet(client_out))
+        relay = Relay(self._poll, judges, inlets, outlets, MOST_LINE, self._ended)
+        self._relays.add(relay)
+        self._watched.update(relay.descriptors())
+        self._forget(entrant)
+        self._tell_ends((client_in, client_out, server_in, server_out), True)
+        relay.begin()
+
+    def _ended(self, relay: Relay) -> None:
+        self._relays.discard(relay)
+        self._watched = {number: one for number, one in self._watched.items() if one[0] is not relay}
+
+    # --- who is not let in ------------------------------------------------------------------------------------------
+
+    def _answer_no(self, entrant: _Entrant, error: McpguardError) -> None:
+        packet = json.dumps({"refused": [error.what, error.why, error.do, error.code]}).encode("utf-8", "replace")
+        with contextlib.suppress(OSError):
+            entrant.line.send(packet, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    def _let_go(self, entrant: _Entrant, why: str) -> None:
+        if why:
+            self._turn_away(why, entrant)
+        self._tell_ends([end for end in entrant.client if end >= 0], False)
+        self._forget(entrant)
+
+    def _forget(self, entrant: _Entrant) -> None:
+        self._entrants.pop(entrant.line.fileno(), None)
+        with contextlib.suppress(OSError):
+            self._poll.unregister(entrant.line)
+        entrant.close()
+
+    def _turn_away(self, why: str, entrant: _Entrant | None = None) -> None:
+        """Put it on record, while such things are few."""
+        kind = why.partition(":")[0]
+        count = self._turned_away[kind] = self._turned_away.get(kind, 0) + 1
+        if count <= _MOST_TOLD or count % 1000 == 0:
+            more = f" ({count} so far)" if count >= _MOST_TOLD else ""
+            self._tell("refuse", Verdict.DENY, entrant, f"{why}{more}")
+
+    def _tell(self, op: str, verdict: Verdict, entrant: _Entrant | None, detail: str) -> None:
+        pid = exe = argv = message = None
+        if entrant is not None:
+            pid, argv = entrant.peer.pid, entrant.argv or None
+            exe = peers.path_of(pid)
+            if entrant.name:
+                message = McpMessage(entrant.name, "stdio", CLIENT, peer=Peer(pid, exe))
+        comm = exe.rpartition("/")[2][:15] if exe else None
+        self._ledger.note(
+            Event(
+                *(time.time_ns(), self._session, Kind.MCP, op, verdict),
+                pid=pid,
+                exe=exe,
+                comm=comm,
+                argv=argv,
+                detail=detail[:500],
+                mcp=message,
+            )
+        )
+
+
+def _read(data: bytes) -> tuple[str, tuple[str, ...]]:
+    """Name and arguments of a question; raises ValueError."""
+    question: Any = json.loads(data)
+    if not isinstance(question, dict) or question.get("version") != VERSION:
+        raise ValueError("another version")
+    name, argv = question.get("name"), question.get("argv")
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise ValueError("no name")
+    if not isinstance(argv, list) or not 0 < len(argv) <= MOST_ARGUMENTS:
+        raise ValueError("no arguments, or too many")
+    if not all(isinstance(word, str) and "\0" not in word for word in argv) or not argv[0]:
+        raise ValueError("arguments that are none")
+    if sum(len(word.encode("utf-8", "surrogateescape")) for word in argv) > _ARGUMENT_BYTES:
+        raise ValueError("arguments that are too long")
+    return name, tuple(argv)
+
+
+def _take_over(client: tuple[int, int]) -> None:
+    """Make the agent's ends fit to be used; raises ValueError where they are none, and OSError."""
+    for number, mode in zip(client, (os.O_RDONLY, os.O_WRONLY), strict=True):
+        if peers.is_pipe(number):
+            # Anew, for whoever holds the same description could have it wait again, and us with it.
+            mine = os.open(f"/proc/self/fd/{number}", mode | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.dup2(mine, number, inheritable=False)
+            os.close(mine)
+        elif not peers.is_stream(number):
+            raise ValueError("standard input and output that are no pipes and no unix stream sockets")
+
+
+def _inlet(number: int) -> Inlet:
+    return Inlet(number, is_socket=not peers.is_pipe(number))
+
+
+def _outlet(number: int) -> Outlet:
+    return Outlet(number, is_socket=not peers.is_pipe(number))
+
+
+def _parent_of(pid: int) -> int:
+    """The process that started this one; 0 when it cannot be told."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _no_shim(wrong: Exception) -> HostError:
+    return HostError(
+        "the gate could not read what it was asked",
+        why=str(wrong),
+        do="start servers by `mcpguard mcp shim NAME -- COMMAND`, with pipes or sockets for input and output",
+        code="mcp.bad-question",
+    )
+
+
+def _too_many() -> HostError:
+    return HostError(
+        "no more MCP servers can be started in this session",
+        why=f"{MOST_RELAYS} are running",
+        do="end some of them",
+        code="mcp.too-many",
+    )
+
+
+def _broken(error: Exception) -> HostError:
+    return HostError(
+        "the MCP server was not started",
+        why=f"the gate failed: {type(error).__name__}: {error}",
+        do="report this with the output of `mcpguard doctor`",
+        code="mcp.gate-failed",
+    )
+
+
+def _mismatch(pid: int, admission: Admission, leaf: str) -> str:
+    """Why a process is not the server that was admitted; empty when it is."""
+    if peers.leaf_of(pid) != leaf:
+        return "it is no process of this session any more"
+    image = peers.program_of(pid)
+    forms = [form for form in admission.forms if form.image == image]
+    if not forms:
+        return "it became another program than the one that was admitted"
+    seen = peers.arguments_of(pid)
+    if not any(_is_or_was(seen, form) for form in forms):
+        return "it was executed with other arguments than those that were admitted"
+    given = {os.fsencode(f"{name}={value}") for name, value in admission.environment.items()}
+    if any(b"=" in entry and entry not in given for entry in peers.environment_of(pid)):
+        return "it was executed with another environment than the one that it was given"
+    return ""
+
+
+def _is_or_was(seen: bytes, form: Form) -> bool:
+    """Whether a process was executed in this form. A title that it gave itself since is one string in the same room."""
+    executed = b"".join(word + b"\0" for word in form.argv)
+    return seen == executed or (len(seen) == len(executed) and b"\0" not in seen.rstrip(b"\0"))

@@ -1,0 +1,208 @@
+"""The gate of a session, as the supervising process keeps it: its socket, and that there is one when a shim asks.
+
+The socket is bound before anything is guarded and stays ours, so a gate that ended leaves nobody a place to stand in for it. A
+gate that ends takes its connections along: the pipes break, and what goes on goes on without those servers. The next shim
+gets the next gate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mcpguard
+from mcpguard.errors import HostError
+from mcpguard.kernel import cgroup
+from mcpguard.profile.store import gate_directory
+
+_ENTRY = f"{mcpguard.__path__[0]}/gate/__main__.py"
+SHIM = f"{mcpguard.__path__[0]}/gate/shim.py"
+# What an agent starts, before SOCKET NAME -- COMMAND. It would try to keep what it compiled, and may not.
+SHIM_WORDS = (sys.executable, "-I", "-S", "-B", SHIM)
+# Nothing of the user's but where mcpguard's own folders are: a variable may lead Python or the loader to a folder where the
+# agent writes.
+_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+_OWN_FOLDERS = ("HOME", "MCPGUARD_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME")
+_BACKLOG = 64
+# sun_path, with its closing zero.
+_LONGEST = 107
+# One that ends at once is started more and more seldom.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
+_END_S = 2.0
+
+
+class Gate:
+    """One session's gate.
+
+    Attributes:
+        address: of its socket.
+        facts: what `gate.servers.Servers` goes by; to be filled before `start`.
+    """
+
+    def __init__(self, session: str) -> None:
+        """Raises HostError: it cannot have its socket, so that no server could start."""
+        self.facts: dict[str, Any] = {}
+        self._tell_ends: Callable[[Sequence[tuple[int, int]], bool], None] = lambda _ends, _served: None
+        self._session = session
+        self._folder = gate_directory() / session
+        self.address = str(self._folder / "socket")
+        self._listener = self._bind()
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._closed = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._keeper: threading.Thread | None = None
+
+    def _bind(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            if len(os.fsencode(self.address)) > _LONGEST:
+                raise OSError(0, f"its path is longer than {_LONGEST} bytes")
+            _remove_stale(self._folder.parent)
+            self._folder.mkdir(mode=0o700, parents=True)
+            listener.bind(self.address)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            raise HostError(
+                f"MCP servers could not be guarded, so nothing was started: {self.address}",
+                why=error.strerror or str(error),
+                do="look at the folder's owner and the space on its disk, or set MCPGUARD_HOME to a shorter path",
+                code="run.no-gate",
+            ) from None
+        return listener
+
+    def file(self, name: str, content: bytes) -> str:
+        """Keep a file that the tree may read, and cannot change, until the session ends; its path."""
+        path = self._folder / name
+        path.write_bytes(content)
+        return str(path)
+
+    def start(self, leaf: str, tell_ends: Callable[[Sequence[tuple[int, int]], bool], None]) -> None:
+        """Have shims answered from now on, until `close`.
+
+        Args:
+            leaf: path of the session's own cgroup leaf.
+            tell_ends: called by another thread with the device and inode numbers of pipes and sockets whose messages the gate
+                puts on record, and True; or of a conversation that it refused, and False.
+        """
+        self._tell_ends = tell_ends
+        handed = {
+            **self.facts,
+            "session": self._session,
+            "leaf": leaf[leaf.rindex(f"/{cgroup.PARENT}/") :],
+            "listener": self._listener.fileno(),
+        }
+        line = json.dumps(handed).encode() + b"\n"
+        self._keeper = threading.Thread(target=self._keep, args=(line,), name="mcpguard-gate", daemon=True)
+        self._keeper.start()
+
+    def _keep(self, line: bytes) -> None:
+        pause_s = _FIRST_PAUSE_S
+        listener = self._listener.fileno()
+        while self._stop not in select.select([listener, self._stop], (), ())[0]:
+            with contextlib.suppress(OSError):
+                self._process = _spawn(line, listener)
+            if self._process is not None and self._wait(self._process):
+                return
+            if select.select([self._stop], (), (), pause_s)[0]:
+                return
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> bool:
+        """Until it ends; True when that was meant to be."""
+        with _held(process.pid) as held:
+            stopped = self._hear(process, held)
+        if stopped and process.stdin is not None:
+            process.stdin.close()  # it writes what it knows, and ends
+            try:
+                process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.wait()
+        return stopped
+
+    def _hear(self, process: subprocess.Popen[bytes], held: int) -> bool:
+        """Pass on which pipes and sockets its conversations use, until it ends or is to end; True for the latter."""
+        waited = [held, self._stop]
+        rest = b""
+        if process.stdout is not None:
+            waited.append(process.stdout.fileno())
+        while True:
+            ready = select.select(waited, (), ())[0]
+            if held in ready or self._stop in ready:
+                return self._stop in ready
+            more = os.read(waited[-1], 1 << 16)
+            if not more:
+                waited.pop()
+            *lines, rest = (rest + more).split(b"\n")
+            for line in lines:
+                served, ends = json.loads(line)
+                self._tell_ends([(int(device), int(inode)) for device, inode in ends], bool(served))
+
+    def close(self) -> None:
+        """End it; what it knew is on record when this returns. To be called when the tree has ended; again: nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        os.eventfd_write(self._stop, 1)
+        if self._keeper is not None:
+            self._keeper.join(2 * _END_S)
+        self._listener.close()
+        _remove(self._folder)
+
+
+@contextlib.contextmanager
+def _held(pid: int) -> Iterator[int]:
+    held = os.pidfd_open(pid)
+    try:
+        yield held
+    finally:
+        os.close(held)
+
+
+def _spawn(line: bytes, listener: int) -> subprocess.Popen[bytes]:
+    # A session of its own: what the terminal sends is for the agent.
+    process = subprocess.Popen(
+        [sys.executable, "-E", "-P", _ENTRY],
+        cwd="/",
+        env={**{name: os.environ[name] for name in _OWN_FOLDERS if name in os.environ}, **_ENVIRONMENT},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[listener],
+        start_new_session=True,
+    )
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.write(line)
+            process.stdin.flush()
+    return process
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _remove_stale(parent: Path) -> None:
+    """Sessions that were killed leave theirs behind; nobody listens there."""
+    with contextlib.suppress(OSError):
+        for folder in parent.iterdir():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+                try:
+                    line.connect(str(folder / "socket"))
+                except (ConnectionRefusedError, FileNotFoundError):
+                    _remove(folder)
+                except OSError:
+                    pass

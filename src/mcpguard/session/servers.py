@@ -1,0 +1,82 @@
+"""The MCP servers of a session whose profile has a gate: what the agent is told of them, and what its user is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mcpguard.catalogue import approved
+from mcpguard.catalogue.server import Server
+from mcpguard.events.format import printable
+from mcpguard.gate.line import SOCKET_VARIABLE
+from mcpguard.model.policy import Policy
+from mcpguard.model.values import dataclass
+from mcpguard.session.agents import tell
+from mcpguard.session.gate import Gate
+
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """What a session is started with.
+
+    Attributes:
+        command, environment: of the agent, which learns by them to start its servers through the shim.
+        note: for the person: which servers wait for their word; empty: none does.
+    """
+
+    gate: Gate
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    note: str
+
+
+def begin(policy: Policy, session: str, command: Sequence[str], environment: dict[str, str]) -> Servers:
+    """Make the gate, and tell the agent.
+
+    Raises:
+        McpguardError: the gate cannot be had, the catalogue or a configuration that the command line names cannot be read.
+    """
+    catalogue = approved.load()
+    kept = _confined(policy)
+    gate = Gate(session)
+    told = tell(command, {**environment, SOCKET_VARIABLE: gate.address}, policy.workspace, gate)
+    gate.facts |= {
+        "environment": environment,
+        "workspace": policy.workspace,
+        "mcp": policy.mcp,
+        "confined": kept,
+        "servers": [_plain(one) for one in told.servers],
+    }
+    return Servers(
+        gate,
+        told.command,
+        told.environment,
+        _waiting(one.name for one in told.servers if not catalogue.named(one.name)),
+    )
+
+
+def _confined(policy: Policy) -> list[dict[str, Any]]:
+    if not json.loads(policy.mcp)["confined"]:
+        return []
+    from mcpguard.session.confinement import confined  # it compiles profiles
+
+    return confined(policy)
+
+
+def _plain(one: Server) -> dict[str, Any]:
+    return {
+        name: dict(value) if isinstance(value := getattr(one, name), Mapping) else value for name in Server.__slots__
+    }
+
+
+def _waiting(names: Iterable[str]) -> str:
+    """In one line; how each is looked at and approved is told by its own refusal."""
+    found = sorted(names)
+    if not found:
+        return ""
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    shown = ", ".join(printable(name) for name in found[:_MOST_NAMED]) + more
+    return f"MCP servers that nobody approved do not start: {shown} (mcpguard mcp list, then mcpguard mcp approve NAME)"

@@ -1,0 +1,87 @@
+"""A real agent with MCP servers and no rules about them: each message that a server heard is on record, with its answer."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from agent_run import agent, results_of
+from harness import SYSTEM_PYTHON, Json, need_root
+from test_mcp_claude import SERVER
+
+pytestmark = [pytest.mark.kernel, pytest.mark.agent]
+LONG = "x" * 100_000
+CALLS: tuple[tuple[str, Json], ...] = (
+    ("mcp__one__echo", {"text": "hello \u00e9"}),
+    ("mcp__two__echo", {"text": "the other"}),
+    ("mcp__one__echo", {"text": LONG}),
+    ("mcp__one__forbidden", {"api_key": "0123456789"}),
+)
+
+
+@pytest.fixture(scope="module")
+def seen() -> Iterator[tuple[list[Json], dict[str, list[Json]]]]:
+    """Events of kind mcp, and what each server heard."""
+    need_root()
+    with agent() as driven:
+        world = driven.world
+        server = world.root / "server.py"
+        server.write_text(SERVER)
+        servers = {name: {"command": SYSTEM_PYTHON, "args": [str(server), name]} for name in ("one", "two")}
+        settings = world.home / ".claude.json"
+        known = json.loads(settings.read_text()) if settings.exists() else {}
+        settings.write_text(json.dumps({**known, "mcpServers": servers}))
+        prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in CALLS)
+        allowed = "mcp__one__echo,mcp__two__echo,mcp__one__forbidden"
+        words = ["claude-code", "-p", "--output-format", "json", "--allowedTools", allowed, "--", prompt]
+        net = f"127.0.0.1:{driven.model_port}"
+        options = ["-w", str(world.project), "--net", net, "--read", str(server)]
+        finished = driven.sandbox.mcpguard("run", *options, *words)
+        assert not any(result["error"] for result in results_of(finished))
+        heard = {
+            path.name.removeprefix("heard-"): [json.loads(line) for line in path.read_bytes().splitlines()]
+            for path in world.project.glob("heard-*")
+        }
+        assert driven.sandbox.events(None, "--kind", "loss") == []
+        yield driven.sandbox.events(None, "--kind", "mcp"), heard
+
+
+def test_every_message_is_on_record_once(seen: tuple[list[Json], dict[str, list[Json]]]) -> None:
+    events, heard = seen
+    told = {event["mcp"]["peer"]["pid"] for event in events}
+    assert len(told) == len(heard) == 2
+    by_server = sorted(
+        Counter(
+            (event["op"], event["mcp"]["method"], json.dumps(event["mcp"].get("id")))
+            for event in events
+            if event["mcp"]["peer"]["pid"] == pid and event["mcp"]["sender"] == "client"
+        ).items()
+        for pid in told
+    )
+    expected = sorted(
+        Counter(
+            ("request" if "id" in one else "notification", one["method"], json.dumps(one.get("id"))) for one in messages
+        ).items()
+        for messages in heard.values()
+    )
+    assert [sorted(one) for one in by_server] == [sorted(one) for one in expected]
+
+
+def test_every_request_has_its_answer_and_the_tools_their_arguments(
+    seen: tuple[list[Json], dict[str, list[Json]]],
+) -> None:
+    events, _ = seen
+    calls: dict[str, list[Json]] = {}
+    for event in events:
+        if event["op"] != "notification":
+            calls.setdefault(event["mcp"]["call"], []).append(event)
+    assert all([one["op"] for one in found] == ["request", "response"] for found in calls.values())
+    made = [found for found in calls.values() if found[0]["mcp"]["method"] == "tools/call"]
+    told = [(found[0]["mcp"]["tool"], found[0]["mcp"].get("arguments")) for found in made]
+    assert told[0] == ("echo", {"text": "hello \u00e9"}) and told[1] == ("echo", {"text": "the other"})
+    assert told[2][0] == "echo" and told[2][1]["text"].startswith("xxx") and made[2][0]["mcp"]["cut"]
+    assert told[3] == ("forbidden", {"api_key": "***"})
+    assert made[2][1]["mcp"]["result_bytes"] > len(LONG)
+    assert all("claude" in found[0]["exe"] for found in made), made[0]

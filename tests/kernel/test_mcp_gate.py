@@ -1,0 +1,339 @@
+"""MCP servers in a session: only approved ones start, only what is allowed reaches them, and the tree cannot change that."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from harness import SYSTEM_PYTHON, Finished, Json, Sandbox, mcpguard_command, need_root, sandbox
+
+from mcpguard.catalogue import approved, starting
+from mcpguard.catalogue.server import STDIO, Server
+from mcpguard.session.gate import SHIM
+
+pytestmark = pytest.mark.kernel
+
+PROFILE = """\
+name: gated
+extends: [dev-tools]
+files:
+  write: ["{workspace}", "{tmp}"]
+environment:
+  keep: [ANTHROPIC_API_KEY]
+mcp:
+  gate: true
+  allow: ["*"]
+  deny:
+    - tool: "*/forbidden"
+      because: nobody may
+"""
+SERVER = """
+import json, os, sys
+for line in sys.stdin.buffer:
+    message = json.loads(line)
+    if "id" in message and "method" in message:
+        params = message.get("params", {})
+        name, arguments = params.get("name"), params.get("arguments", {})
+        try:
+            text = {
+                "environment": lambda: json.dumps(dict(os.environ)),
+                "read": lambda: open(arguments["path"]).read(),
+                "write": lambda: str(open(arguments["path"], "w").write("written")),
+                "run": lambda: str(os.system(arguments["command"])),
+                "connect": lambda: str(__import__("socket").create_connection((arguments["host"], arguments["port"]), 5)),
+                "socket": lambda: str(__import__("socket").socket(arguments["family"], arguments["type"])),
+            }.get(name, lambda: json.dumps(arguments))()
+        except OSError as error:
+            text = f"refused: {error.errno}"
+        answer = {"jsonrpc": "2.0", "id": message["id"], "result": {"content": [{"type": "text", "text": text}]}}
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\\n")
+        sys.stdout.buffer.flush()
+"""
+# What an agent does: starts a command, says lines to it, and prints the answers. With `gate` the command is a shim's.
+CLIENT = """
+import json, os, subprocess, sys
+python, shim, name, command, lines = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4]), json.loads(sys.argv[5])
+words = [python, "-I", "-S", "-B", shim, os.environ["MCPGUARD_GATE"], name, "--", *command] if shim else command
+server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+for line in lines:
+    try:
+        server.stdin.write(line.encode() + b"\\n")
+        server.stdin.flush()
+    except BrokenPipeError:
+        break
+    if "id" in line:
+        print(server.stdout.readline().decode().strip(), flush=True)
+server.stdin.close()
+print(json.dumps({"rest": server.stdout.read().decode(), "code": server.wait()}))
+"""
+
+
+def tool(name: str, id: int = 1, **arguments: object) -> str:
+    return json.dumps(
+        {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": name, "arguments": arguments}}
+    )
+
+
+def text_of(answer: Json) -> str:
+    return str(answer["result"]["content"][0]["text"])
+
+
+class Box:
+    """A world with a server and a client in its project."""
+
+    def __init__(self, inside: Sandbox) -> None:
+        self.inside = inside
+        self.server = inside.world.home / "server.py"
+        self.server.write_text(SERVER)
+        self.client = inside.world.project / "client.py"
+        self.client.write_text(CLIENT)
+        inside.write_profile("gated", PROFILE)
+        inside.variables["ANTHROPIC_API_KEY"] = "canary-key"
+        self.options = ("--read", str(self.server))
+
+    @property
+    def command(self) -> list[str]:
+        return [SYSTEM_PYTHON, str(self.server)]
+
+    def approve(self, name: str, command: Sequence[str]) -> None:
+        server = Server(name, "", "", "", STDIO, command=command[0], args=tuple(command[1:]))
+        found = starting.identify(server, self.inside.world.environment(), self.inside.world.project)
+        assert found is not None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MCPGUARD_HOME", str(self.inside.world.state))
+            approved.approve(name, "test", found, ())
+
+    def talk(self, name: str, *lines: str, command: Sequence[str] | None = None, guarded: bool = True) -> Finished:
+        python = mcpguard_command()[0] if guarded else ""
+        shim = SHIM if guarded else ""
+        words = [
+            SYSTEM_PYTHON,
+            str(self.client),
+            python,
+            shim,
+            name,
+            json.dumps(command or self.command),
+            json.dumps(lines),
+        ]
+        return self.inside.run(words, options=self.options) if guarded else self.inside.control(words)
+
+    def mcp_events(self) -> list[Json]:
+        return self.inside.events(None, "--kind", "mcp")
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    need_root()
+    with sandbox() as inside:
+        yield Box(inside)
+
+
+def test_an_approved_server_answers_and_what_is_denied_never_reaches_it(box: Box) -> None:
+    box.approve("s", box.command)
+    free = box.talk("s", tool("echo", a=1), tool("forbidden", 2), guarded=False).json_lines()
+    assert [text_of(answer) for answer in free[:2]] == ['{"a": 1}', "{}"]
+    finished = box.talk("s", tool("echo", a=1), tool("forbidden", 2), tool("echo", 3, b=2))
+    first, second, third, end = finished.json_lines()
+    assert text_of(first) == '{"a": 1}' and text_of(third) == '{"b": 2}', finished
+    assert "blocked by policy" in second["error"]["message"] and "nobody may" in second["error"]["message"]
+    assert end == {"rest": "", "code": 0}
+    asked = [e for e in box.mcp_events() if e["op"] == "request"]
+    assert [e["verdict"] for e in asked] == ["allow", "deny", "allow"]
+    assert asked[1]["rule"]["file"].endswith("gated.yaml") and asked[1]["mcp"]["call"] in second["error"]["message"]
+    assert all(e["exe"] for e in asked)
+
+
+def test_a_server_that_is_not_approved_does_not_start_and_the_client_goes_on(box: Box) -> None:
+    ran = box.inside.world.project / "ran"
+    command = ["/usr/bin/touch", str(ran)]
+    box.talk("s", command=command, guarded=False)
+    assert ran.exists()
+    ran.unlink()
+    finished = box.talk("s", tool("echo"), command=command)
+    assert finished.code == 0 and finished.json_lines()[-1]["code"] == 126, finished
+    assert "mcp.not-approved" in finished.err and not ran.exists()
+    assert [e["verdict"] for e in box.mcp_events()] == ["deny"]
+
+
+def test_a_script_that_changed_since_does_not_start(box: Box) -> None:
+    box.approve("s", box.command)
+    assert text_of(box.talk("s", tool("echo", a=1)).json_lines()[0]) == '{"a": 1}'
+    box.server.write_text(SERVER + "\n")
+    finished = box.talk("s", tool("echo", a=1))
+    assert "mcp.changed" in finished.err and "sha256" in finished.err, finished
+    assert "sha256" in box.mcp_events()[-1]["detail"]
+
+
+def test_its_name_alone_opens_nothing(box: Box) -> None:
+    """A process of the tree asks for the approved name, with a command of its own."""
+    box.approve("s", box.command)
+    evil = box.inside.world.project / "evil.py"
+    evil.write_text("open('ran', 'w')")
+    finished = box.talk("s", tool("echo"), command=[SYSTEM_PYTHON, str(evil)])
+    assert finished.json_lines()[-1]["code"] == 126 and "mcp.changed" in finished.err, finished
+    assert not (box.inside.world.project / "ran").exists()
+
+
+def test_the_servers_environment_holds_no_key_of_the_agent(box: Box) -> None:
+    box.approve("s", box.command)
+    free = box.talk("s", tool("environment"), guarded=False)
+    assert "canary-key" in free.out
+    seen = json.loads(text_of(box.talk("s", tool("environment")).json_lines()[0]))
+    assert "ANTHROPIC_API_KEY" not in seen and seen["HOME"] == str(box.inside.world.home)
+
+
+def test_the_tree_cannot_approve_nor_replace_the_gate(box: Box) -> None:
+    """The catalogue, the folder of the gate and the gate's process are out of its reach; the control shows that it could."""
+    state = box.inside.world.state
+    acts = f"""
+import glob, os, signal
+def tried(act):
+    try:
+        act()
+    except OSError as error:
+        return error.errno
+    return 0
+folder = os.path.dirname(os.environ.get("MCPGUARD_GATE", {str(state)!r} + "/state/gate/x/socket"))
+os.environ.get("MCPGUARD_GATE") or os.makedirs(folder, exist_ok=True)
+gates = []
+for path in glob.glob("/proc/[0-9]*/cmdline"):
+    try:
+        gates += [int(path.split("/")[2])] if b"mcpguard/gate/__main__" in open(path, "rb").read() else []
+    except OSError:
+        pass
+print([
+    tried(lambda: open({str(state)!r} + "/config/mcp-servers.json", "w")),
+    tried(lambda: open(folder + "/other", "w")),
+    tried(lambda: os.rename(folder, folder + "-gone")),
+    *[tried(lambda: os.kill(pid, signal.SIGKILL)) for pid in gates],
+])
+"""
+    (state / "config").mkdir(exist_ok=True)
+    box.inside.world.project.joinpath("acts.py").write_text(acts)
+    free = box.inside.control([SYSTEM_PYTHON, "acts.py"])
+    assert free.out.startswith("[0, 0, 0"), free
+    (state / "config/mcp-servers.json").unlink()
+    box.approve("s", box.command)
+    talk = f"{SYSTEM_PYTHON} client.py {mcpguard_command()[0]} {SHIM} s '{json.dumps(box.command)}' '[]'"
+    finished = box.inside.run(["/bin/sh", "-c", f"{talk} && {SYSTEM_PYTHON} acts.py"], options=box.options)
+    results = json.loads(finished.out.splitlines()[-1])
+    assert results and all(number in (1, 13, 18, 30) for number in results), finished
+
+
+def test_what_goes_on_when_the_gate_is_killed_goes_on_without_its_servers(box: Box) -> None:
+    """From outside, for nobody inside can: the pipes break, and the next shim gets the next gate."""
+    box.approve("s", box.command)
+    code = f"""
+import json, os, subprocess, sys, time
+words = [{mcpguard_command()[0]!r}, "-I", "-S", "-B", {SHIM!r}, os.environ["MCPGUARD_GATE"], "s", "--", *{box.command!r}]
+def start():
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def say(server):
+    server.stdin.write(({tool("echo", a=1)!r} + "\\n").encode())
+    server.stdin.flush()
+    return server.stdout.readline().decode().strip()
+first = start()
+print(say(first), flush=True)
+open("ready", "w").close()
+print(json.dumps({{"rest": first.stdout.read().decode(), "code": first.wait()}}), flush=True)
+print(say(start()), flush=True)
+"""
+    box.inside.world.project.joinpath("agent.py").write_text(code)
+
+    def kill_the_gate() -> None:
+        while not (box.inside.world.project / "ready").exists():
+            time.sleep(0.05)
+        home = f"MCPGUARD_HOME={box.inside.world.state}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                is_gate = b"gate/__main__.py" in (process / "cmdline").read_bytes()
+                if is_gate and home in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGKILL)
+
+    outside = threading.Thread(target=kill_the_gate)
+    outside.start()
+    finished = box.inside.run([SYSTEM_PYTHON, "agent.py"], options=box.options)
+    outside.join(30)
+    first, end, second = finished.json_lines()
+    assert text_of(first) == text_of(second) == '{"a": 1}' and end == {"rest": "", "code": 0}, finished
+    assert [e["op"] for e in box.mcp_events()].count("start") == 2
+
+
+KEPT = """\
+name: kept
+files:
+  read: [{server}]
+  write: ["{{workspace}}/docs"]
+"""
+FREE = """\
+name: kept
+files:
+  read: [{server}]
+  write: ["{{workspace}}/docs"]
+network:
+  allow: ["127.0.0.1:{port}"]
+"""
+
+
+def test_a_confined_server_reaches_less_than_its_agent(box: Box) -> None:
+    """The control is the same server under the same agent without the one line."""
+    world = box.inside.world
+    (world.project / "docs").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        box.options = (*box.options, "--net", f"127.0.0.1:{port}")
+        lines = [
+            tool("read", 1, path=str(world.project / "app.py")),
+            tool("write", 2, path=str(world.project / "new")),
+            tool("write", 3, path=str(world.project / "docs/new")),
+            tool("run", 4, command="cat app.py >/dev/null"),
+            tool("connect", 5, host="127.0.0.1", port=port),
+            tool("socket", 6, family=socket.AF_NETLINK, type=socket.SOCK_RAW),
+            tool("socket", 7, family=socket.AF_UNIX, type=socket.SOCK_STREAM),
+        ]
+        box.approve("s", box.command)
+        answers = [text_of(one) for one in box.talk("s", *lines).json_lines()[:-1]]
+        assert len(answers) == 7 and not any("refused" in one for one in answers) and answers[3] == "0", answers
+        box.inside.write_profile("kept", KEPT.format(server=box.server))
+        box.inside.write_profile("gated", PROFILE + "  confine: {s: kept}\n")
+        finished = box.talk("s", *lines)
+        answers = [text_of(one) for one in finished.json_lines()[:-1]]
+        refused = ["refused" in one for one in answers]
+        assert refused == [True, True, False, False, True, True, False] and answers[3] != "0", (answers, finished)
+        box.inside.write_profile("kept", FREE.format(server=box.server, port=port))
+        box.inside.write_profile("gated", PROFILE + "  confine: {s: kept}\n")
+        answers = [text_of(one) for one in box.talk("s", *lines).json_lines()[:-1]]
+        assert ["refused" in one for one in answers] == [True, True, False, False, False, False, False], answers
+
+
+def test_confinement_never_opens_what_the_agent_has_not(box: Box) -> None:
+    box.approve("s", box.command)
+    secret = box.inside.world.root / "elsewhere"
+    secret.write_text("x")
+    box.inside.write_profile("kept", f"name: kept\nfiles:\n  read: [{box.server}, {secret}]\n")
+    box.inside.write_profile("gated", PROFILE + "  confine: {s: kept}\n")
+    first, *_rest = box.talk("s", tool("read", path=str(secret))).json_lines()
+    assert text_of(first) == "refused: 13", first
+
+
+def test_what_cannot_be_enforced_for_one_server_stops_the_run(box: Box) -> None:
+    text = 'name: kept\nfiles:\n  read: ["{workspace}"]\n  deny: ["{workspace}/app.py"]\n'
+    box.inside.write_profile("kept", text)
+    box.inside.write_profile("gated", PROFILE + "  confine: {s: kept}\n")
+    finished = box.talk("s", tool("echo"))
+    assert finished.code == 125 and "run.confine" in finished.err, finished
+
+
+def test_without_a_gate_in_the_profile_nothing_is_different(box: Box) -> None:
+    box.inside.write_profile("plain", 'name: plain\nextends: [dev-tools]\nfiles:\n  write: ["{workspace}"]\n')
+    words = [SYSTEM_PYTHON, str(box.client), "", "", "s", json.dumps(box.command), json.dumps([tool("forbidden")])]
+    finished = box.inside.run(words, options=box.options)
+    assert text_of(finished.json_lines()[0]) == "{}", finished

@@ -1,0 +1,153 @@
+"""A gate of this process's own cgroup, and shims that ask it: real processes, sockets and pipes, without a session."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from events_help import begin, make_policy
+
+import mcpguard
+from mcpguard.catalogue.identity import resolve
+from mcpguard.errors import HostError
+from mcpguard.events.mcp import Talk
+from mcpguard.events.query import Filter, events
+from mcpguard.events.store import Store
+from mcpguard.gate.admission import Admission, forms_of
+from mcpguard.gate.conversation import Conversation
+from mcpguard.gate.ledger import Ledger
+from mcpguard.gate.peers import leaf_of
+from mcpguard.gate.serving import Gate
+from mcpguard.mcp.judge import Judge, Taint
+from mcpguard.mcp.policy import McpPolicy, Pattern, Rule
+from mcpguard.model.access import Effect
+from mcpguard.model.mcp import McpKind
+from mcpguard.model.rule import Origin
+
+SHIM = f"{mcpguard.__path__[0]}/gate/shim.py"
+PYTHON = os.path.realpath(sys.executable)
+# A server that says what it was asked, and its environment.
+SERVER = """
+import json, os, sys
+for line in sys.stdin.buffer:
+    message = json.loads(line)
+    if "id" in message and "method" in message:
+        params = message.get("params", {})
+        text = json.dumps(dict(os.environ)) if params.get("name") == "environment" else json.dumps(params.get("arguments"))
+        result = {"content": [{"type": "text", "text": text}]}
+        if message["method"] == "tools/list":
+            result = {"tools": [{"name": name, "inputSchema": {}} for name in ("echo", "environment", "forbidden")]}
+        sys.stdout.buffer.write(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode() + b"\\n")
+        sys.stdout.buffer.flush()
+"""
+
+
+def rule(effect: Effect, server: str, name: str, kind: McpKind = McpKind.TOOL) -> Rule:
+    origin = Origin("test", "test.yaml", 7, f"{server}/{name}")
+    return Rule(effect, Pattern(server, (kind,), name, ""), (), "", origin)
+
+
+@dataclass
+class World:
+    """A gate that serves in a thread.
+
+    Attributes:
+        refused: names of servers that may not start.
+        admitted: what was started, by name, instead of what the shim asked for.
+    """
+
+    address: str
+    store: Store
+    session: str
+    environment: dict[str, str]
+    policy: McpPolicy
+    refused: set[str] = field(default_factory=set)
+    admitted: dict[str, Admission] = field(default_factory=dict)
+    ledger: Ledger | None = None
+
+    def admit(self, name: str, argv: list[str], pid: int) -> Admission:
+        if name in self.refused:
+            raise HostError(
+                f"the MCP server {name} is not approved", why="nobody did", do="approve it", code="mcp.unvetted"
+            )
+        environment = {name: self.environment[name] for name in ("PATH", "HOME")} | {"DECLARED": "yes"}
+        cwd = os.readlink(f"/proc/{pid}/cwd")
+        program = str(resolve(argv[0], environment, cwd) or "")
+        if not program:
+            raise HostError(f"{argv[0]} cannot be executed", why="-", do="-", code="mcp.no-program")
+        found = Admission(program, tuple(argv), environment, forms_of(program, argv, environment["PATH"]), cwd)
+        return self.admitted.get(name, found)
+
+    def judge(self, name: str, admission: Admission, peer: int, client: int) -> Conversation:
+        assert self.ledger is not None
+        judge = Judge(self.policy, name, {}, {}, Taint({}), os.path.realpath)
+        return Conversation(judge, Talk(self.session, name, "stdio"), self.ledger)
+
+    def start(self, name: str, argv: Sequence[str], **more: Any) -> subprocess.Popen[bytes]:
+        """What an agent does: start the shim of a server."""
+        words = [PYTHON, "-I", "-S", SHIM, self.address, name, "--", *argv]
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(words, **{**streams, **more})
+
+    def events(self, op: str | None = None) -> list[Any]:
+        """What is on record, oldest first."""
+        return [one for one in events(self.store, self.session, Filter()) if op in (None, one.op)]
+
+    def wait_for(self, op: str, text: str = "") -> Any:
+        """An event that is on record soon."""
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            for one in self.events(op):
+                if text in str(one.detail):
+                    return one
+            time.sleep(0.02)
+        raise AssertionError(f"no {op} {text}: {[(e.op, e.detail) for e in self.events()]}")
+
+
+@contextlib.contextmanager
+def gate(folder: Path, *, leaf: str | None = None) -> Iterator[World]:
+    """A gate; by default everything is allowed but the tool `forbidden`."""
+    policy = McpPolicy((rule(Effect.ALLOW, "*", "*"), rule(Effect.DENY, "*", "forbidden")))
+    store = Store.open(folder / "events.db")
+    session = begin(store, make_policy())
+    given = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "SECRET_API_KEY": "canary"}
+    address = str(folder / "socket")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address)
+    listener.listen(64)
+    reader, writer = os.pipe()
+    own = Store.open(folder / "events.db")
+    world = World(address, store, session, given, policy, ledger=Ledger(own, session))
+    assert world.ledger is not None
+    serving = Gate(session, leaf or leaf_of(os.getpid()), listener, world, world.ledger)
+    thread = threading.Thread(target=serving.serve, args=(reader,), daemon=True)
+    thread.start()
+    try:
+        yield world
+    finally:
+        os.close(writer)
+        thread.join(10)
+        assert not thread.is_alive(), "the gate did not end"
+        os.close(reader)
+        listener.close()
+        own.close()
+        store.close()
+
+
+def request(method: str, params: Mapping[str, Any] | None = None, id: int | str = 1) -> bytes:
+    message = {"jsonrpc": "2.0", "id": id, "method": method, "params": dict(params or {})}
+    return json.dumps(message).encode() + b"\n"
+
+
+def call(tool: str, arguments: Mapping[str, Any] | None = None, id: int | str = 1) -> bytes:
+    return request("tools/call", {"name": tool, "arguments": dict(arguments or {})}, id)

@@ -1,0 +1,292 @@
+"""The gate with real shims and servers: what passes, what does not, and who may not start."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gate_help import PYTHON, SERVER, SHIM, World, call, gate, request
+
+from mcpguard.gate.serving import MOST_LINE
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with gate(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> list[str]:
+    path = tmp_path / "server.py"
+    path.write_text(SERVER)
+    return [PYTHON, str(path)]
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> list[str]:
+    """A server that says nothing and writes down what it hears, byte for byte."""
+    path = tmp_path / "mirror.py"
+    path.write_text("import shutil, sys; shutil.copyfileobj(sys.stdin.buffer, open(sys.argv[1], 'wb'))")
+    return [PYTHON, str(path), str(tmp_path / "heard")]
+
+
+def say(process: subprocess.Popen[bytes], *lines: bytes) -> None:
+    assert process.stdin is not None
+    process.stdin.write(b"".join(lines))
+    process.stdin.flush()
+
+
+def hear(process: subprocess.Popen[bytes]) -> dict[str, object]:
+    assert process.stdout is not None
+    answer: dict[str, object] = json.loads(process.stdout.readline())
+    return answer
+
+
+def text_of(answer: dict[str, object]) -> str:
+    result = answer["result"]
+    assert isinstance(result, dict), answer
+    return str(result["content"][0]["text"])
+
+
+# --- what passes ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_allowed_passes_byte_for_byte(world: World, mirror: list[str], tmp_path: Path) -> None:
+    lines = [
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"a":"\\u00e9 \xc3\xa9 \\/"}}}\n',
+        b'  {"params" : {"name":"echo", "x":1e3}, "jsonrpc":"2.0","id":"a","method":"tools/call"} \n',
+        b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n',
+    ]
+    process = world.start("m", mirror)
+    say(process, *lines)
+    process.communicate(timeout=30)
+    assert (tmp_path / "heard").read_bytes() == b"".join(lines)
+
+
+def test_a_call_and_its_answer_are_on_record_once_and_as_a_pair(world: World, server: list[str]) -> None:
+    process = world.start("s", server)
+    say(process, call("echo", {"a": 1}))
+    assert text_of(hear(process)) == '{"a": 1}'
+    process.communicate(timeout=30)
+    asked, answered = world.wait_for("request"), world.wait_for("response")
+    assert (asked.verdict, asked.mcp.tool, asked.mcp.arguments) == ("allow", "echo", '{"a":1}')
+    assert answered.mcp.call == asked.mcp.call and answered.mcp.duration_ns > 0
+    assert len(world.events("request")) == len(world.events("response")) == 1
+    assert world.wait_for("start").argv == tuple(server)
+
+
+def test_the_server_stands_in_the_shims_place(world: World, tmp_path: Path) -> None:
+    """Its PID, its exit code, its standard error."""
+    code = "import os, sys; sys.stderr.write(str(os.getpid())); sys.exit(7)"
+    process = world.start("s", [PYTHON, "-c", code])
+    _out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (7, str(process.pid).encode())
+
+
+def test_it_gets_a_small_environment(world: World, server: list[str]) -> None:
+    process = world.start("s", server, env={"SECRET_API_KEY": "canary", "PATH": "/nowhere", "EXTRA": "x"})
+    say(process, call("environment"))
+    seen = json.loads(text_of(hear(process)))
+    process.communicate(timeout=30)
+    assert seen.pop("DECLARED") == "yes" and seen["PATH"] == "/usr/bin:/bin"
+    assert set(seen) <= {"PATH", "HOME", "LC_CTYPE"}  # Python sets the last one itself
+
+
+@pytest.mark.parametrize("ends", ["pipes", "one socket", "two sockets"])
+def test_agents_may_use_pipes_and_sockets(ends: str, world: World, server: list[str]) -> None:
+    if ends == "pipes":
+        process = world.start("s", server)
+        say(process, call("echo", {"a": 1}))
+        assert text_of(hear(process)) == '{"a": 1}'
+        process.communicate(timeout=30)
+        return
+    pairs = [socket.socketpair() for _ in range(1 if ends == "one socket" else 2)]
+    process = world.start("s", server, stdin=pairs[0][1], stdout=pairs[-1][1])
+    for pair in pairs:
+        pair[1].close()
+    pairs[0][0].sendall(call("echo", {"a": 1}))
+    assert b'{\\"a\\": 1}' in pairs[-1][0].recv(1 << 16)
+    pairs[0][0].shutdown(socket.SHUT_WR)
+    assert pairs[-1][0].recv(1) == b""
+    assert process.wait(30) == 0
+    for pair in pairs:
+        pair[0].close()
+
+
+def test_messages_come_in_any_pieces_and_in_order(world: World, server: list[str]) -> None:
+    process = world.start("s", server)
+    everything = b"".join(call("echo", {"n": n}, n) for n in range(300))
+    for at in range(0, len(everything), 777):
+        say(process, everything[at : at + 777])
+    assert [hear(process)["id"] for _ in range(300)] == list(range(300))
+    process.communicate(timeout=30)
+
+
+def test_large_messages_pass_both_ways_at_once(world: World, server: list[str]) -> None:
+    """Neither side reads while it writes; whoever stands between must not have them wait for each other."""
+    process = world.start("s", server)
+    text = "x" * 900_000
+    say(process, *(call("echo", {"t": text}, n) for n in range(2)))
+    assert [len(text_of(hear(process))) for _ in range(2)] == [900_009] * 2
+    process.communicate(timeout=30)
+
+
+def test_a_reader_that_does_not_read_holds_up_its_writer(world: World, tmp_path: Path) -> None:
+    """Nothing piles up in the gate."""
+    counted = tmp_path / "counted"
+    code = f"""
+import sys
+for n in range(400):
+    sys.stdout.write('{{"jsonrpc":"2.0","method":"notifications/x","params":{{"t":"' + "x" * 60000 + '"}}}}\\n')
+    sys.stdout.flush()
+    open({str(counted)!r}, "w").write(str(n))
+"""
+    process = world.start("s", [PYTHON, "-c", code])
+    world.wait_for("start")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(3)
+    assert int(counted.read_text()) < 100
+    out, _err = process.communicate(timeout=30)
+    assert out.count(b"\n") == 400 and process.returncode == 0
+
+
+# --- what does not pass -----------------------------------------------------------------------------------------------
+
+
+def test_a_denied_call_never_reaches_the_server_and_its_answer_names_what_is_on_record(
+    world: World, mirror: list[str], tmp_path: Path
+) -> None:
+    process = world.start("m", mirror)
+    say(process, call("forbidden", id=4))
+    answer = hear(process)
+    process.communicate(timeout=30)
+    event = world.wait_for("request")
+    assert answer["id"] == 4 and "blocked by policy" in str(answer["error"])
+    assert event.verdict == "deny" and event.rule.line == 7 and event.mcp.call in str(answer["error"])
+    assert (tmp_path / "heard").read_bytes() == b""
+
+
+def test_a_denied_tool_is_not_listed(world: World, server: list[str]) -> None:
+    process = world.start("s", server)
+    say(process, request("tools/list"))
+    assert "forbidden" not in str(hear(process)) and "forbidden" in world.wait_for("response").detail
+    process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'[{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":"echo"}}]\n',
+        b'{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":"echo","name":"forbidden"}}\n',
+        b'{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":"ec\xffho"}}\n',
+        b'{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":"echo","x":NaN}}\n',
+        b'{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"x":"' + b"[" * 5000 + b'"}' + b"[" * 5000 + b"}\n",
+        b"nothing of the kind\n",
+    ],
+    ids=["batch", "twice", "bytes", "number", "deep", "text"],
+)
+def test_what_cannot_be_read_without_doubt_is_dropped_and_the_connection_goes_on(
+    line: bytes, world: World, mirror: list[str], tmp_path: Path
+) -> None:
+    process = world.start("m", mirror)
+    good = call("echo")
+    say(process, line, good)
+    process.communicate(timeout=30)
+    assert (tmp_path / "heard").read_bytes() == good
+    assert [e.verdict for e in world.events("notification")] == ["deny"]
+
+
+def test_a_line_too_long_to_be_judged_ends_the_connection(world: World, mirror: list[str], tmp_path: Path) -> None:
+    process = world.start("m", mirror)
+    with pytest.raises(BrokenPipeError):
+        for _ in range(MOST_LINE // 100_000 + 10):
+            say(process, b"x" * 100_000)
+    assert process.wait(30) == 0 and (tmp_path / "heard").read_bytes() == b""
+    assert "connection was ended" in world.wait_for("notification").detail
+
+
+def test_what_a_server_says_unasked_does_not_pass_as_an_answer(world: World, tmp_path: Path) -> None:
+    code = 'print(\'{"jsonrpc":"2.0","id":1,"result":{}}\', flush=True); print(\'garbage\', flush=True)'
+    process = world.start("s", [PYTHON, "-c", code])
+    out, _err = process.communicate(timeout=30)
+    assert out == b""
+    world.wait_for("notification", "nobody asked")
+
+
+def test_what_a_server_asks_of_the_agent_needs_a_rule(world: World, tmp_path: Path) -> None:
+    """Sampling and elicitation: it is the server that gets the refusal."""
+    code = """
+import sys
+print('{"jsonrpc":"2.0","id":5,"method":"sampling/createMessage","params":{"messages":[]}}', flush=True)
+sys.stderr.write(sys.stdin.readline())
+"""
+    process = world.start("s", [PYTHON, "-c", code])
+    assert process.stderr is not None
+    assert "blocked by policy" in process.stderr.read().decode()
+    out, _err = process.communicate(timeout=30)
+    assert out == b""
+
+
+# --- who may not start ------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_not_approved_does_not_start_and_says_nothing(world: World, tmp_path: Path) -> None:
+    world.refused.add("stranger")
+    process = world.start("stranger", [PYTHON, "-c", f"open({str(tmp_path / 'ran')!r}, 'w')"])
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (126, b"")
+    assert [line.split()[0] for line in err.decode().splitlines()] == ["mcpguard:", "why", "do", "code"]
+    assert not (tmp_path / "ran").exists()
+    event = world.wait_for("refuse")
+    assert event.mcp.server == "stranger" and event.pid == process.pid and "not approved" in event.detail
+
+
+def test_without_a_gate_nothing_starts(tmp_path: Path) -> None:
+    words = [PYTHON, "-I", "-S", SHIM, str(tmp_path / "none"), "s", "--", "/bin/touch", str(tmp_path / "ran")]
+    done = subprocess.run(words, capture_output=True)
+    assert done.returncode == 126 and not (tmp_path / "ran").exists() and b"mcp.not-started" in done.stderr
+
+
+def test_a_program_that_is_not_there_is_an_error_of_four_lines(world: World) -> None:
+    process = world.start("s", ["no-such-program"])
+    _out, err = process.communicate(timeout=30)
+    assert process.returncode == 126 and b"mcp.no-program" in err
+
+
+def test_a_script_is_known_by_what_interprets_it(world: World, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/usr/bin/env python3\n" + SERVER)
+    script.chmod(0o755)
+    process = world.start("s", [str(script)])
+    say(process, call("echo", {"a": 1}))
+    assert text_of(hear(process)) == '{"a": 1}'
+    process.communicate(timeout=30)
+
+
+def test_the_servers_of_one_gate_do_not_disturb_one_another(world: World, server: list[str]) -> None:
+    processes = [world.start(f"s{n}", server) for n in range(8)]
+    for n, process in enumerate(processes):
+        say(process, call("echo", {"n": n}))
+    for n, process in enumerate(processes):
+        assert json.loads(text_of(hear(process))) == {"n": n}
+        process.communicate(timeout=30)
+    assert {e.mcp.server for e in world.events("request")} == {f"s{n}" for n in range(8)}
+
+
+def test_it_starts_quickly_for_it_imports_little() -> None:
+    """Agents start all their servers at once, so what a shim imports is counted."""
+    code = "import sys; before = set(sys.modules); import runpy; sys.argv = ['shim.py']\n"
+    code += "import os; os._exit = lambda code: (print(*(set(sys.modules) - before)), sys.stdout.flush(), sys.exit())\n"
+    code += f"exec(compile(open({SHIM!r}).read().replace('__file__', repr({SHIM!r})), {SHIM!r}, 'exec'))"
+    done = subprocess.run([PYTHON, "-I", "-S", "-c", code], capture_output=True, text=True)
+    found = set(done.stdout.split())
+    assert "mcpguard.gate.line" in found, done
+    assert not found & {"socket", "typing", "ctypes", "subprocess", "pathlib", "dataclasses", "asyncio"}, found
+    assert len(found) < 40, found

@@ -1,0 +1,284 @@
+"""What the guarded tree can do to its gate: forge, lie, flood, hand over odd descriptors. The gate goes on for the others."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gate_help import PYTHON, SERVER, World, call, gate
+
+from mcpguard.gate import peers, serving
+from mcpguard.gate.line import MOST_BYTES, VERSION
+
+pytestmark = pytest.mark.timeout(60)
+GOOD = {"version": VERSION, "name": "s", "argv": ["/bin/cat"]}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with gate(tmp_path) as made:
+        yield made
+        # Whatever was done to it: an honest shim is served.
+        path = tmp_path / "server.py"
+        path.write_text(SERVER)
+        process = made.start("honest", [PYTHON, str(path)])
+        out, err = process.communicate(call("echo", {"a": 1}), timeout=30)
+        assert b'{\\"a\\": 1}' in out, err
+
+
+def connect(world: World) -> socket.socket:
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    line.settimeout(20)
+    line.connect(world.address)
+    return line
+
+
+def ask(line: socket.socket, packet: bytes, descriptors: list[int]) -> dict[str, Any]:
+    socket.send_fds(line, [packet], descriptors)
+    data, found, _flags, _address = socket.recv_fds(line, MOST_BYTES, 2)
+    peers.close_all(found)
+    answer: dict[str, Any] = json.loads(data) if data else {}
+    return answer
+
+
+@contextlib.contextmanager
+def pipes() -> Iterator[list[int]]:
+    """The two ends that a shim hands over."""
+    reader, their_writer = os.pipe()
+    their_reader, writer = os.pipe()
+    yield [reader, writer]
+    peers.close_all([reader, writer, their_reader, their_writer])
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"1",
+        b"{}",
+        json.dumps({**GOOD, "version": 2}).encode(),
+        json.dumps({**GOOD, "version": [VERSION]}).encode(),
+        json.dumps({**GOOD, "name": ""}).encode(),
+        json.dumps({**GOOD, "name": "x" * 1000}).encode(),
+        json.dumps({**GOOD, "name": "a\nb"}).encode(),
+        json.dumps({**GOOD, "name": ["s"]}).encode(),
+        json.dumps({**GOOD, "argv": []}).encode(),
+        json.dumps({**GOOD, "argv": "/bin/cat"}).encode(),
+        json.dumps({**GOOD, "argv": [1]}).encode(),
+        json.dumps({**GOOD, "argv": [""]}).encode(),
+        json.dumps({**GOOD, "argv": ["/bin/cat\0"]}).encode(),
+        json.dumps({**GOOD, "argv": ["x"] * 1000}).encode(),
+        json.dumps({**GOOD, "argv": ["x" * 100_000]}).encode(),
+        b'{"version":1,"name":"s","argv":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        json.dumps({**GOOD, "argv": ["\ud800"]}).encode(),
+    ],
+)
+def test_a_packet_that_no_shim_sends_is_refused(packet: bytes, world: World) -> None:
+    with connect(world) as line, pipes() as ends:
+        answer = ask(line, packet, ends)
+        assert "go" not in answer
+        assert line.recv(1) == b""
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 200])
+def test_so_is_one_with_too_few_or_too_many_descriptors(count: int, world: World) -> None:
+    with connect(world) as line, pipes() as ends:
+        line.settimeout(20)
+        socket.send_fds(line, [json.dumps(GOOD).encode()], (ends * 100)[:count])
+        assert line.recv(MOST_BYTES) == b""
+    before = len(os.listdir("/proc/self/fd"))
+    assert before < 100
+
+
+@pytest.mark.parametrize("packet", [b"x" * (MOST_BYTES + 10)])
+def test_so_is_one_that_is_too_long(packet: bytes, world: World) -> None:
+    with connect(world) as line, pipes() as ends:
+        socket.send_fds(line, [packet], ends)
+        assert line.recv(MOST_BYTES) == b""
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(
+    "kind",
+    ["directory", "file", "null", "full", "fifo", "place", "gate", "datagram", "listener", "inet", "memory", "poll"],
+)
+def test_odd_descriptors_are_refused(kind: str, which: int, world: World, tmp_path: Path) -> None:
+    """Reading or writing them could wait for ever, or do something; a pipe or a stream of the agent's is all that is meant."""
+    with contextlib.ExitStack() as stack, connect(world) as line, pipes() as ends:
+
+        def held(one: socket.socket) -> int:
+            return stack.enter_context(one).fileno()
+
+        def opened(path: str, flags: int) -> int:
+            number = os.open(path, flags)
+            stack.callback(os.close, number)
+            return number
+
+        if kind == "fifo":
+            os.mkfifo(tmp_path / "fifo")
+        elif kind == "listener":
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(str(tmp_path / "listener"))
+            listener.listen()
+            held(listener)
+        odd = {
+            "directory": lambda: opened("/", os.O_RDONLY),
+            "file": lambda: opened(__file__, os.O_RDONLY),
+            "null": lambda: opened("/dev/null", os.O_RDWR),
+            "full": lambda: opened("/dev/full", os.O_RDWR),
+            "fifo": lambda: opened(str(tmp_path / "fifo"), os.O_RDWR),
+            "place": lambda: opened("/tmp", os.O_PATH),
+            "gate": lambda: held(connect(world)),
+            "datagram": lambda: held(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0]),
+            "listener": lambda: listener.fileno(),
+            "inet": lambda: held(socket.socket()),
+            "memory": lambda: held_number(stack, os.memfd_create("m")),
+            "poll": lambda: held_number(stack, os.eventfd(0)),
+        }[kind]()
+        ends[which] = odd
+        answer = ask(line, json.dumps(GOOD).encode(), ends)
+        assert answer["refused"][3] == "mcp.bad-question"
+    world.wait_for("refuse", "no shim makes")
+
+
+def held_number(stack: contextlib.ExitStack, number: int) -> int:
+    stack.callback(os.close, number)
+    return number
+
+
+def test_a_description_that_is_made_to_wait_again_does_not_hold_the_gate(world: World, tmp_path: Path) -> None:
+    """The tree keeps the descriptions it handed over, and O_NONBLOCK belongs to the description."""
+    reader, their_writer = os.pipe()
+    their_reader, writer = os.pipe()
+    ours, theirs = socket.socketpair()
+    for stdin, stdout in ((reader, writer), (theirs.fileno(), theirs.fileno())):
+        process = world.start("s", ["/bin/cat"], stdin=stdin, stdout=stdout)
+        world.wait_for("start")
+        for number in (reader, writer, theirs.fileno()):
+            os.set_blocking(number, True)
+        os.write(their_writer if stdin == reader else ours.fileno(), b"half a line")
+        time.sleep(0.2)
+        process.kill()
+        process.wait()
+    peers.close_all([reader, writer, their_reader, their_writer])
+    ours.close()
+    theirs.close()
+
+
+def forge(world: World, then: str, argv: list[str], name: str = "s") -> subprocess.Popen[bytes]:
+    """A process of the tree that asks as a shim does, and when it is told to go on does something else."""
+    code = f"""
+import json, os, socket, sys, time
+line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+line.connect({world.address!r})
+packet = json.dumps({{"version": {VERSION}, "name": {name!r}, "argv": {argv!r}}}).encode()
+socket.send_fds(line, [packet], [0, 1])
+data, found, _f, _a = socket.recv_fds(line, 1 << 17, 2)
+order = json.loads(data)["go"]
+{then}
+"""
+    streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([PYTHON, "-c", code], **streams)
+
+
+OTHER = 'os.dup2(found[0], 0); os.dup2(found[1], 1); os.execv("/bin/sleep", ["sleep", "30"])'
+ARGUMENTS = 'os.dup2(found[0], 0); os.dup2(found[1], 1); os.execv("/bin/cat", ["cat", "/etc/passwd", "-"])'
+VARIABLE = (
+    'os.dup2(found[0], 0); os.dup2(found[1], 1); os.execve("/bin/cat", ["/bin/cat", "-"], {"LD_PRELOAD": "/tmp/x.so"})'
+)
+TITLE = 'os.dup2(found[0], 0); os.dup2(found[1], 1); os.execv("/bin/cat", ["cat"])'
+STAY = "line.close(); time.sleep(30)"
+FORKED = "os.fork() or (line.close(), time.sleep(30)); line.close(); os._exit(0)"
+
+
+@pytest.mark.parametrize(
+    ("then", "why"),
+    [
+        (OTHER, "another program"),
+        (ARGUMENTS, "other arguments"),
+        (STAY, "another program"),
+        (VARIABLE, "another environment"),
+        (TITLE, "other arguments"),
+    ],
+)
+def test_who_becomes_something_else_is_ended_before_a_message_reaches_it(then: str, why: str, world: World) -> None:
+    process = forge(world, then, ["/bin/cat", "-"])
+    assert process.stdin is not None
+    process.stdin.write(call("echo"))
+    process.stdin.flush()
+    assert process.wait(30) == -9
+    out, _err = process.communicate(timeout=30)
+    assert out == b""
+    assert why in world.wait_for("refuse").detail
+    assert not world.events("request") and not world.events("start")
+
+
+def test_who_leaves_its_place_to_a_child_is_not_served(world: World) -> None:
+    process = forge(world, FORKED, ["/bin/cat", "-"])
+    process.communicate(timeout=60)
+    world.wait_for("refuse")
+    assert not world.events("start")
+
+
+def test_who_never_becomes_its_server_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_PATIENCE_S", 0.5)
+    process = forge(world, "time.sleep(30)", ["/bin/cat"])
+    world.wait_for("refuse", "did not become its server")
+    process.kill()
+    out, _err = process.communicate(timeout=30)
+    assert out == b""
+
+
+def test_who_goes_on_talking_is_given_up(world: World) -> None:
+    process = forge(world, "line.send(b'more'); time.sleep(20)", ["/bin/cat"])
+    process.communicate(timeout=30)
+    world.wait_for("refuse", "a packet that no shim sends")
+
+
+def test_thousands_of_connections_leave_room_for_the_next_one(world: World) -> None:
+    lines = []
+    for _ in range(3000):
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        line.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            line.connect(world.address)
+        lines.append(line)
+        if len(lines) > 500:
+            lines.pop(0).close()
+    for line in lines:
+        line.close()
+    world.wait_for("refuse", "more shims at once")
+    assert len(world.events("refuse")) < 100
+
+
+def test_a_server_in_a_circle_does_not_hold_the_others(world: World, tmp_path: Path) -> None:
+    """Its own words come back to it as the agent's."""
+    reader, writer = os.pipe()
+    process = world.start("loop", ["/bin/cat"], stdin=reader, stdout=writer)
+    os.close(reader)
+    world.wait_for("start")
+    os.write(writer, b'{"jsonrpc":"2.0","method":"notifications/x"}\n')
+    time.sleep(0.3)
+    other = world.start("s", ["/bin/cat"])
+    other.communicate(b"", timeout=30)
+    assert other.returncode == 0
+    os.close(writer)
+    process.kill()
+    process.wait()
+
+
+def test_another_leaf_is_another_session(tmp_path: Path) -> None:
+    """A process of another tree of the same user; here the gate's leaf is not ours."""
+    with gate(tmp_path, leaf="/mcpguard/elsewhere") as made, connect(made) as line:
+        assert line.recv(1) == b""
+        made.wait_for("refuse", "no process of this session")

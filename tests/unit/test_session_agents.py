@@ -1,0 +1,143 @@
+"""How agents are told of their servers: by their own words, without a change of the user's files."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.errors import UsageError
+from mcpguard.session.agents import Told, tell
+from mcpguard.session.gate import SHIM
+
+LOCAL = {"command": "npx", "args": ["-y", "server@1.0.0", 'a "b"'], "env": {"TOKEN": "secret"}}
+
+
+@dataclass
+class Kept:
+    """A gate that keeps files."""
+
+    folder: Path
+    address: str = "/state/gate/session/socket"
+
+    def file(self, name: str, content: bytes) -> str:
+        (self.folder / name).write_bytes(content)
+        return str(self.folder / name)
+
+
+def told(home: Path, command: list[str], **environment: str) -> Told:
+    project = home / "project"
+    project.mkdir(exist_ok=True)
+    return tell(command, {"HOME": str(home), **environment}, str(project), Kept(home))
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def assert_is_shim(words: list[str], name: str = "fs") -> None:
+    assert words[1:7] == ["-I", "-S", "-B", SHIM, "/state/gate/session/socket", name]
+    assert words[7:] == ["--", LOCAL["command"], *LOCAL["args"]]
+
+
+def test_claude_gets_its_servers_by_its_flags_and_reads_no_others(tmp_path: Path) -> None:
+    write(tmp_path / ".claude.json", {"mcpServers": {"fs": LOCAL, "off": {**LOCAL, "disabled": True}}})
+    write(
+        tmp_path / "project/.mcp.json",
+        {"mcpServers": {"fs": {"command": "weaker-than-local"}, "web": {"url": "https://x/mcp"}}},
+    )
+    found = told(tmp_path, ["claude", "-p", "--", "--mcp-config"])
+    program, option, text, strict, *rest = found.command
+    assert (program, option, strict, rest) == (
+        "claude",
+        "--mcp-config",
+        "--strict-mcp-config",
+        ["-p", "--", "--mcp-config"],
+    )
+    declared = json.loads(text)["mcpServers"]
+    assert set(declared) == {"fs", "web"} and declared["web"]["url"] == "https://x/mcp"
+    assert declared["fs"]["args"][:4] == ["-I", "-S", "-B", SHIM]
+    assert [one.name for one in found.servers] == ["fs"]
+    assert "secret" not in text
+
+
+def test_what_a_remote_server_is_told_is_no_argument(tmp_path: Path) -> None:
+    headers = {"Authorization": "Bearer secret", "X-Other": "${MINE}"}
+    write(
+        tmp_path / ".claude.json", {"mcpServers": {"web": {"type": "http", "url": "https://x/mcp", "headers": headers}}}
+    )
+    found = told(tmp_path, ["claude"])
+    declared = json.loads(found.command[2])["mcpServers"]["web"]["headers"]
+    assert declared["X-Other"] == "${MINE}"
+    assert found.environment[declared["Authorization"].strip("${}")] == "Bearer secret"
+
+
+@pytest.mark.parametrize("form", ["text", "file", "equals"])
+def test_servers_on_claudes_command_line_are_guarded_too(form: str, tmp_path: Path) -> None:
+    value = json.dumps({"mcpServers": {"fs": LOCAL}})
+    write(tmp_path / "more.json", value)
+    words = {
+        "text": ["--mcp-config", value],
+        "file": ["--mcp-config", str(tmp_path / "more.json")],
+        "equals": [f"--mcp-config={value}"],
+    }
+    found = told(tmp_path, ["claude", *words[form], "--strict-mcp-config", "-p", "hello"])
+    assert found.command[3:] == ("--strict-mcp-config", "-p", "hello")
+    declared = json.loads(found.command[2])["mcpServers"]
+    assert_is_shim([declared["fs"]["command"], *declared["fs"]["args"]])
+
+
+def test_what_cannot_be_read_there_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--mcp-config"):
+        told(tmp_path, ["claude", "--mcp-config", str(tmp_path / "none.json"), "-p"])
+
+
+def test_many_servers_go_into_a_file(tmp_path: Path) -> None:
+    servers = {f"s{n}": {"command": "x" * 1000} for n in range(200)}
+    write(tmp_path / ".claude.json", {"mcpServers": servers})
+    found = told(tmp_path, ["claude"])
+    assert len(json.loads(Path(found.command[2]).read_text())["mcpServers"]) == 200
+
+
+def test_codex_gets_an_option_for_each(tmp_path: Path) -> None:
+    write(
+        tmp_path / ".codex/config.toml", '[mcp_servers.fs]\ncommand="npx"\nargs=["-y", "server@1.0.0", "a \\"b\\""]\n'
+    )
+    found = told(tmp_path, ["codex", "exec", "x"])
+    assert found.command[0] == "codex" and found.command[1] == "-c" and found.command[3:] == ("exec", "x")
+    server = tomllib.loads(found.command[2])["mcp_servers"]["fs"]
+    assert_is_shim([server["command"], *server["args"]])
+
+
+@pytest.mark.parametrize(
+    ("program", "folder", "variable"),
+    [("gemini", ".gemini", "GEMINI_CLI_SYSTEM_SETTINGS_PATH"), ("qwen", ".qwen", "QWEN_CODE_SYSTEM_SETTINGS_PATH")],
+)
+def test_gemini_and_qwen_get_settings_of_the_system(program: str, folder: str, variable: str, tmp_path: Path) -> None:
+    write(tmp_path / folder / "settings.json", {"mcpServers": {"fs": LOCAL}})
+    write(tmp_path / "system.json", '{"theme": "dark", // mine\n}')
+    found = told(tmp_path, [program, "-y"], **{variable: str(tmp_path / "system.json")})
+    settings = json.loads(Path(found.environment[variable]).read_text())
+    assert settings["theme"] == "dark" and settings["mcp"]["allowed"] == ["fs"]
+    assert_is_shim([settings["mcpServers"]["fs"]["command"], *settings["mcpServers"]["fs"]["args"]])
+    assert found.command == (program, "-y")
+
+
+def test_opencode_gets_a_variable(tmp_path: Path) -> None:
+    write(
+        tmp_path / ".config/opencode/opencode.json",
+        {"mcp": {"fs": {"type": "local", "command": ["npx", *LOCAL["args"]]}}},
+    )
+    found = told(tmp_path, ["opencode", "run"], OPENCODE_CONFIG_CONTENT='{"theme": "x"}')
+    content = json.loads(found.environment["OPENCODE_CONFIG_CONTENT"])
+    assert content["theme"] == "x"
+    assert_is_shim(content["mcp"]["fs"]["command"])
+
+
+def test_what_is_no_known_agent_stays_as_it_is(tmp_path: Path) -> None:
+    assert told(tmp_path, ["python3", "x.py"]) == Told(("python3", "x.py"), {"HOME": str(tmp_path)})
