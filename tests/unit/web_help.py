@@ -19,7 +19,8 @@ from mcpguard.events.mcp import Talk
 from mcpguard.events.store import Store
 from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.ledger import Ledger
-from mcpguard.gate.web import Remote, Web
+from mcpguard.gate.remote import Remote
+from mcpguard.gate.web import Web
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.mcp.policy import compile_rules
 from mcpguard.model.event import Event, Kind
@@ -50,7 +51,7 @@ class Way:
         self._ledger: Ledger | None = None
         socket_ = listener()
         self.url = f"http://127.0.0.1:{socket_.getsockname()[1]}/far"
-        self._web = Web(socket_, TOKEN, {"far": Remote(upstream, old=old, **remote)}.get, self._open)
+        self._web = Web(socket_, TOKEN, {"far": Remote(upstream, old=old, **remote)}.get, self._open, lambda: None)
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:

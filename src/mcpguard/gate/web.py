@@ -25,10 +25,11 @@ import aiohttp
 from aiohttp import web
 
 from mcpguard.gate.event_stream import Events, EventTooLong, StreamEvent, encode
+from mcpguard.gate.remote import Remote
 from mcpguard.mcp import messages
 from mcpguard.mcp.judge import BLOCKED
 from mcpguard.mcp.messages import Kind, NotCanonical
-from mcpguard.model.values import dataclass, field
+from mcpguard.model.values import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ _MOST_TALKS = 256
 _MOST_QUEUED = 256
 _HEADER_MISMATCH = -32020
 _CONNECT_S = 30.0
+_FLUSH_EVERY_S = 0.5
 _STREAM, _JSON = "text/event-stream", "application/json"
 # What goes on in each direction; everything else belongs to one connection, or would tell the server of this host.
 _ONWARD = (
@@ -56,22 +58,6 @@ _ONWARD = (
 )
 _ONWARD_BEGINNING = "mcp-param-"
 _BACK = ("mcp-session-id", "mcp-protocol-version", "retry-after", "allow")
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """A remote server as it was approved.
-
-    Attributes:
-        headers: what its configuration has the client send, variables in place of their names.
-        old: it speaks HTTP+SSE of 2024-11-05.
-        refused: why it may not be used, in words for the agent; empty: it may.
-    """
-
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-    old: bool = False
-    refused: str = ""
 
 
 @dataclass(slots=True)
@@ -91,6 +77,7 @@ class Web:
         token: what a client has to show.
         find: a server by the name in the address.
         open_: a new conversation with a server of this name, over `http` or `sse`.
+        flush: writes what is to be on record soon; called every second.
     """
 
     def __init__(
@@ -99,11 +86,13 @@ class Web:
         token: str,
         find: Callable[[str], Remote | None],
         open_: Callable[[str, str], Conversation],
+        flush: Callable[[], None],
     ) -> None:
         self._listener = listener
         self._token = token.encode()
         self._find = find
         self._open = open_
+        self._flush = flush
         self._talks: dict[tuple[str, str], _Talk] = {}
         address, port = listener.getsockname()[:2]
         self._hosts = {f"{address}:{port}", f"localhost:{port}"}
@@ -124,7 +113,9 @@ class Web:
             runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
             await runner.setup()
             await web.SockSite(runner, self._listener).start()
-            await asyncio.Event().wait()
+            while True:
+                await asyncio.sleep(_FLUSH_EVERY_S)
+                self._flush()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if not self._is_ours(request):

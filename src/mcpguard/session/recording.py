@@ -161,6 +161,11 @@ class Recording:
         if self._listener is not None:
             self._listener.skip(ends, served)
 
+    def skip_port(self, port: int) -> None:
+        """MCP messages to and from this port on loopback are told by somebody else."""
+        if self._listener is not None:
+            self._listener.skip_port(port)
+
     def _exchanged(self) -> list[FlowRecord]:
         """What was exchanged with whom since the last call."""
         if self._flows is None:
