@@ -1,0 +1,162 @@
+"""Real MCP servers from the registries, of both eras of the protocol: what is allowed passes byte for byte, the rest not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from harness import Json, need_root, sandbox
+from mcp_box import PROFILE, Box
+from real_agent import CACHE, AgentUnavailableError, npm_install
+
+pytestmark = [pytest.mark.kernel, pytest.mark.agent]
+
+NPM = {"everything": "2026.8.31", "filesystem": "2026.8.31"}
+PYPI = {"mcp-server-time": "2026.10.19", "mcp-server-git": "2026.10.19"}
+_META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+
+
+def installed_npm(name: str) -> Path:
+    """The folder of one of the reference servers in JavaScript."""
+    package = f"@modelcontextprotocol/server-{name}"
+    folder = CACHE / f"mcp-{name}-{NPM[name]}"
+    if not folder.exists():
+        try:
+            npm_install(folder, f"{package}@{NPM[name]}")
+        except AgentUnavailableError as missing:
+            pytest.fail(f"the real server is needed for this test: {missing}")
+    return folder / "node_modules" / package
+
+
+def installed_pypi() -> Path:
+    """The interpreter of an environment with the reference servers in Python."""
+    folder = CACHE / ("mcp-python-" + "-".join(PYPI.values()))
+    python = folder / "bin/python"
+    if not (folder / "whole").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        wanted = [f"{name}=={version}" for name, version in PYPI.items()]
+        for command in ([sys.executable, "-m", "venv", str(folder)], [*pip, *wanted]):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            if done.returncode != 0:
+                pytest.fail(f"the real servers are needed for this test: {done.stderr[-500:]}")
+        (folder / "whole").touch()
+    return python
+
+
+def old_era(*calls: tuple[str, Json]) -> list[str]:
+    """A conversation that begins with `initialize`."""
+    client = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    messages: list[Json] = [
+        {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": client},
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        {"jsonrpc": "2.0", "id": "list", "method": "tools/list"},
+    ]
+    for number, (name, arguments) in enumerate(calls, 1):
+        params = {"name": name, "arguments": arguments}
+        messages.append({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params})
+    return [json.dumps(message) for message in messages]
+
+
+def new_era(*calls: tuple[str, Json]) -> list[str]:
+    """One without a beginning: each request says all that the server needs to know."""
+    messages: list[Json] = [
+        {"jsonrpc": "2.0", "id": 0, "method": "server/discover", "params": {"_meta": _META}},
+        {"jsonrpc": "2.0", "id": "list", "method": "tools/list", "params": {"_meta": _META}},
+    ]
+    for number, (name, arguments) in enumerate(calls, 1):
+        params = {"name": name, "arguments": arguments, "_meta": _META}
+        messages.append({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params})
+    return [json.dumps(message) for message in messages]
+
+
+@dataclass
+class Case:
+    """A server, a conversation, and the call in it that the rules deny."""
+
+    command: list[str]
+    lines: list[str]
+    denied: str
+    readable: Path
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    need_root()
+    with sandbox() as inside:
+        yield Box(inside)
+
+
+def case(name: str, box: Box) -> Case:
+    project = box.inside.world.project
+    node = shutil.which("node") or str(CACHE / "npm/bin/node")
+    if name == "filesystem":
+        package = installed_npm(name)
+        command = [node, str(package / "dist/index.js"), str(project)]
+        calls: list[tuple[str, Json]] = [
+            ("read_text_file", {"path": str(project / "app.py")}),
+            ("list_directory", {"path": str(project)}),
+            ("write_file", {"path": str(project / "evil"), "content": "x"}),
+        ]
+        return Case(command, old_era(*calls), "write_file", package.parents[2])
+    if name == "everything":
+        package = installed_npm(name)
+        calls = [("echo", {"message": 'h\u00e9llo \\ " \n'}), ("get-env", {}), ("get-sum", {"a": 1, "b": 2})]
+        return Case([node, str(package / "dist/index.js"), "stdio"], old_era(*calls), "get-env", package.parents[2])
+    python = installed_pypi()
+    if name == "git":
+        repository = str(project)
+        calls = [
+            ("git_status", {"repo_path": repository}),
+            ("git_add", {"repo_path": repository, "files": ["client.py"]}),
+        ]
+        return Case([str(python), "-m", "mcp_server_git"], new_era(*calls), "git_add", python.parents[1])
+    arguments = {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"}
+    calls = [("convert_time", arguments), ("get_current_time", {"timezone": "UTC"})]
+    command = [str(python), "-m", "mcp_server_time", "--local-timezone", "UTC"]
+    return Case(command, new_era(*calls), "get_current_time", python.parents[1])
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", ["filesystem", "everything", "git", "time"])
+def test_a_real_server_works_byte_for_byte_and_what_is_denied_never_happens(name: str, box: Box) -> None:
+    made = case(name, box)
+    free = box.talk("s", *made.lines, command=made.command, guarded=False)
+    assert free.code == 0, free
+    box.inside.world.git("reset", "-q") if name == "git" else None
+    (box.inside.world.project / "evil").unlink(missing_ok=True)
+    box.inside.write_profile("gated", PROFILE.replace("*/forbidden", f"*/{made.denied}"))
+    box.options = ("--read", str(made.readable))
+    box.approve("s", made.command)
+    finished = box.talk("s", *made.lines, command=made.command)
+    direct, through = answers(free.out), answers(finished.out)
+    assert set(direct) == set(through) and len(direct) >= 3, (free, finished)
+    asked = {number: json.loads(line) for line in made.lines if (number := json.loads(line).get("id")) is not None}
+    for number, line in direct.items():
+        if asked[number].get("params", {}).get("name") == made.denied:
+            assert "result" in json.loads(line) and "blocked by policy" in through[number]
+        elif asked[number]["method"] == "tools/list":
+            assert made.denied in line and made.denied not in names(through[number])
+        else:
+            assert through[number] == line
+    assert not (box.inside.world.project / "evil").exists()
+    recorded = [e for e in box.mcp_events() if e.get("mcp", {}).get("method") == "tools/call" and e["op"] == "request"]
+    made_calls = [one["params"]["name"] for one in asked.values() if one["method"] == "tools/call"]
+    assert [e["mcp"]["tool"] for e in recorded] == made_calls, recorded
+    assert [e["verdict"] for e in recorded] == ["deny" if tool == made.denied else "allow" for tool in made_calls]
+
+
+def answers(out: str) -> dict[int | str, str]:
+    """The lines of a server, by the request that each answers."""
+    lines = [line for line in out.split("\n") if line.startswith("{")]
+    return {json.loads(line)["id"]: line for line in lines if "id" in json.loads(line)}
+
+
+def names(line: str) -> list[str]:
+    return [tool["name"] for tool in json.loads(line)["result"]["tools"]]
