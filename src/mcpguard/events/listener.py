@@ -76,7 +76,7 @@ class Listener:
             self._skipped.append((tuple(ends), served))
 
     def skip_port(self, port: int) -> None:
-        """What is said to this port on loopback, and from it, is told by somebody else. To be called before the agent speaks."""
+        """What is said to this port on loopback, and from it, is told by somebody else. To be called early."""
         self._skipped_port = port
 
     def stop(self) -> bool:
