@@ -269,3 +269,18 @@ def test_other_protocols_and_other_programs_are_left_alone(box: Box) -> None:
     assert box.inside.run(["/bin/sh", "-c", tests_of_a_server], options=box.options).json_lines() == [
         {"answered": [True, True]}
     ]
+
+
+def test_each_call_is_tied_to_what_it_did(box: Box) -> None:
+    box.approve("s", box.command)
+    named, other = box.inside.world.project / "a.txt", box.inside.world.project / "b.txt"
+    named.write_text("a")
+    other.write_text("b")
+    calls = [tool("read", n, path=str(path)) for n, path in enumerate([named, other, named], 1)]
+    box.talk("s", *calls)
+    asked = [event["mcp"]["call"] for event in box.mcp_events() if event["op"] == "request"]
+    done = [box.inside.events(None, "--call", call) for call in asked]
+    opened = [
+        [event["path"] for event in one if event["op"] == "open" and event["path"].endswith(".txt")] for one in done
+    ]
+    assert opened == [[str(path)] for path in (named, other, named)]
