@@ -276,11 +276,11 @@ def test_each_call_is_tied_to_what_it_did(box: Box) -> None:
     named, other = box.inside.world.project / "a.txt", box.inside.world.project / "b.txt"
     named.write_text("a")
     other.write_text("b")
-    calls = [tool("read", n, path=str(path)) for n, path in enumerate([named, other, named], 1)]
+    calls = [tool("read", n, path=str(path)) for n, path in enumerate([named, other], 1)]
     box.talk("s", *calls)
     asked = [event["mcp"]["call"] for event in box.mcp_events() if event["op"] == "request"]
     done = [box.inside.events(None, "--call", call) for call in asked]
     opened = [
         [event["path"] for event in one if event["op"] == "open" and event["path"].endswith(".txt")] for one in done
     ]
-    assert opened == [[str(path)] for path in (named, other, named)]
+    assert opened == [[str(path)] for path in (named, other)]
