@@ -109,6 +109,7 @@ class Gate:
         pause_s = _FIRST_PAUSE_S
         listener = self._listener.fileno()
         while self._stop not in select.select([listener, self._stop], (), ())[0]:
+            self._process = None
             with contextlib.suppress(OSError):
                 self._process = _spawn(line, listener)
             if self._process is not None and self._wait(self._process):

@@ -24,7 +24,7 @@ class Servers:
 
     Attributes:
         command, environment: of the agent, which learns by them to start its servers through the shim.
-        note: for the person: which servers wait for their word; empty: none does.
+        note: for the person: which servers wait for their word, or that nothing is guarded here; empty: all is well.
     """
 
     gate: Gate
@@ -50,12 +50,8 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
         "confined": kept,
         "servers": [_plain(one) for one in told.servers],
     }
-    return Servers(
-        gate,
-        told.command,
-        told.environment,
-        _waiting(one.name for one in told.servers if not catalogue.named(one.name)),
-    )
+    waiting = _waiting(one.name for one in told.servers if not catalogue.named(one.name))
+    return Servers(gate, told.command, told.environment, waiting if told.known else _unknown(command[0]))
 
 
 def _confined(policy: Policy) -> list[dict[str, Any]]:
@@ -70,6 +66,11 @@ def _plain(one: Server) -> dict[str, Any]:
     return {
         name: dict(value) if isinstance(value := getattr(one, name), Mapping) else value for name in Server.__slots__
     }
+
+
+def _unknown(program: str) -> str:
+    name = printable(program.rpartition("/")[2])
+    return f"{name} is no agent that mcpguard can tell of the gate: MCP servers that it starts by itself are not judged"
 
 
 def _waiting(names: Iterable[str]) -> str:
