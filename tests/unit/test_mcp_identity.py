@@ -190,6 +190,11 @@ def test_secrets_are_in_the_digest_and_not_in_what_is_shown(bin_folder: Path) ->
     assert first.digest != second.digest
 
 
+def test_a_secret_at_the_edge_of_what_is_shown_is_not_cut_in_half() -> None:
+    for before in (*range(960, 1000), *range(4056, 4097)):
+        assert "ghp_" not in identity.brief("x" * before + " " + TOKEN + "y" * 100)
+
+
 @pytest.mark.parametrize(
     ("url", "origin"),
     [
