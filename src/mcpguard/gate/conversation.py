@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from mcpguard.errors import StoreError
+from mcpguard.errors import HostError, StoreError
 from mcpguard.events.mcp import Talk, call_id
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.relay import CLIENT, SERVER
@@ -31,8 +31,20 @@ _Passage = tuple[bytes | None, bytes | None]
 class Conversation:
     """One connection."""
 
-    def __init__(self, judge: Judge, talk: Talk, ledger: Ledger, now_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        talk: Talk,
+        ledger: Ledger,
+        keep: Callable[[], None],
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """
+        Args:
+            keep: writes down what the server said of itself so far, once a listing was read; may raise HostError.
+        """
         self._judge = judge
+        self._keep = keep
         self._talk = talk
         self._ledger = ledger
         self._now_ns = now_ns
@@ -85,6 +97,12 @@ class Conversation:
         onward, judged = message.raw, None
         if side == SERVER:
             onward, judged = self._judge.answer(waiting.method, waiting.params, message)
+            if waiting.method.endswith("/list"):
+                try:
+                    self._keep()
+                except HostError as error:
+                    why = f"what the server offers cannot be kept, so a later change would not be seen ({error.why})"
+                    judged = Judgement(Verdict.DENY, McpKind.METHOD, waiting.method, why)
         event = self._answer(waiting, message, judged)
         self._ledger.note(event)
         if judged is not None and not judged.allowed and event.mcp is not None:

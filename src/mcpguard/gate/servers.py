@@ -72,7 +72,7 @@ class Servers:
         pins = of_approval(name, entry.digest, entry.approved)
         tools = classes.of_package(found.package.name) if found.package is not None else {}
         grants, filter = self._narrowing(name)
-        return Admission(found.found, words, environment, forms, str(cwd), dict(tools), pins, grants, filter)
+        return Admission(found.found, words, environment, forms, str(cwd), pins, dict(tools), grants, filter)
 
     def _narrowing(self, name: str) -> tuple[tuple[Grants, ...], bytes]:
         """What the server is kept to, by every rule that names it."""
@@ -85,7 +85,8 @@ class Servers:
         """What judges the messages of a server that was admitted."""
         resolve = functools.partial(_real_path, admission.cwd)
         judge = Judge(self._policy, name, admission.tools, admission.pins, self._taint, resolve)
-        return Conversation(judge, Talk(self._session, name, "stdio", _peer(client), _peer(peer)), self._ledger)
+        talk = Talk(self._session, name, "stdio", _peer(client), _peer(peer))
+        return Conversation(judge, talk, self._ledger, admission.pins.keep)
 
 
 def _real_path(cwd: str, path: str) -> str:
