@@ -28,6 +28,7 @@ from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.peers import leaf_of
 from mcpguard.gate.pins import Pins
+from mcpguard.gate.servers import _keeper
 from mcpguard.gate.serving import Gate
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.mcp.policy import McpPolicy, Pattern, Rule
@@ -88,14 +89,14 @@ class World:
         if not program:
             raise HostError(f"{argv[0]} cannot be executed", why="-", do="-", code="mcp.no-program")
         found = Admission(
-            program, tuple(argv), environment, forms_of(program, argv, environment["PATH"]), cwd, Pins(self.pins)
+            program, tuple(argv), environment, forms_of(program, argv, environment["PATH"]), cwd, pins=Pins(self.pins)
         )
         return self.admitted.get(name, found)
 
     def judge(self, name: str, admission: Admission, peer: int, client: int) -> Conversation:
         assert self.ledger is not None
         judge = Judge(self.policy, name, {}, admission.pins, Taint({}), os.path.realpath)
-        return Conversation(judge, Talk(self.session, name, "stdio"), self.ledger, admission.pins.keep)
+        return Conversation(judge, Talk(self.session, name, "stdio"), self.ledger, keep_pins=_keeper(admission.pins))
 
     def start(self, name: str, argv: Sequence[str], **more: Any) -> subprocess.Popen[bytes]:
         """What an agent does: start the shim of a server."""

@@ -265,7 +265,7 @@ def test_what_cannot_be_kept_is_not_shown(world: World, server: list[str], tmp_p
     (tmp_path / "pins.json").mkdir()
     process = world.start("s", server)
     say(process, request("tools/list"))
-    assert "cannot be kept" in str(hear(process)["error"])
+    assert "cannot be written" in str(hear(process)["error"])
     process.communicate(timeout=30)
 
 

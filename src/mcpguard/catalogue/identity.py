@@ -95,6 +95,7 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _WRAPPERS = ("env", "nohup", "setsid", "nice", "stdbuf", "time")
 _DEEPEST = 4
 _SHEBANG = 256
+_CHUNK = 1 << 20
 _MAX_SETTINGS = 1 << 20
 _RUNNER_SETTINGS = {
     **dict.fromkeys(("npx", "npm"), (".npmrc",)),
@@ -348,8 +349,17 @@ def _add(code: list[Code], notes: list[str], role: str, path: Path) -> None:
 
 
 def _file_sum(path: Path) -> str:
-    with opened(path, MAX_CODE) as (file, _status):
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's bytes, no more of them than its size: files of the kernel's have none, and no end."""
+    total, found = 0, hashlib.sha256()
+    with opened(path, MAX_CODE) as (file, status):
+        while chunk := file.read(_CHUNK):
+            total += len(chunk)
+            if total > status.st_size:
+                raise UnreadableError("it holds more than its size says")
+            found.update(chunk)
+    if total < status.st_size:
+        raise UnreadableError("it holds less than its size says")
+    return found.hexdigest()
 
 
 def _sum(text: str) -> str:

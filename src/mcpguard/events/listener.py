@@ -57,6 +57,7 @@ class Listener:
         self._clock = clock or Clock()
         self._observer: Observer | None = None
         self._skipped: list[tuple[tuple[tuple[int, int], ...], bool]] = []
+        self._skipped_port: int | None = None
         self._skipping = threading.Lock()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="mcpguard-messages", daemon=True)
@@ -73,6 +74,10 @@ class Listener:
         """
         with self._skipping:
             self._skipped.append((tuple(ends), served))
+
+    def skip_port(self, port: int) -> None:
+        """What is said to this port on loopback, and from it, is told by somebody else. To be called early."""
+        self._skipped_port = port
 
     def stop(self) -> bool:
         """Read what is left, end the thread. False: it hangs and was left behind."""
@@ -126,6 +131,8 @@ class Listener:
 
             processes = self._recorder.processes
             self._observer = Observer(self._session, self._clock.epoch_of, self._clock.monotonic_ns, processes.get)
+        if self._skipped_port is not None:
+            self._observer.skip_port(self._skipped_port)
         with self._skipping:
             skipped, self._skipped = self._skipped, []
         for ends, served in skipped:

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Sequence
 
 from mcpguard.errors import HostError
-from mcpguard.gate.pins import Pins
 from mcpguard.model.values import dataclass, field
 
 TYPE_CHECKING = False
@@ -50,7 +49,7 @@ class Admission:
         forms: what it may be once it was executed.
         cwd: where it is started.
         tools: what its tools do, for `Judge`.
-        pins: what it said of itself when it was first used after its approval.
+        pins: its definitions when it was approved, for `Judge`.
         grants: lists of `[path, Landlock rights]`; it may reach what every one of them holds. Empty: what the agent may.
         filter: a system-call filter to put on besides; empty: none.
     """
@@ -60,8 +59,8 @@ class Admission:
     environment: dict[str, str]
     forms: tuple[Form, ...]
     cwd: str
-    pins: Pins
     tools: dict[str, Any] = field(default_factory=dict)
+    pins: dict[str, str] = field(default_factory=dict)
     grants: tuple[Grants, ...] = ()
     filter: bytes = b""
 

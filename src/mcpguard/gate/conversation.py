@@ -36,15 +36,15 @@ class Conversation:
         judge: Judge,
         talk: Talk,
         ledger: Ledger,
-        keep: Callable[[], None],
         now_ns: Callable[[], int] = time.time_ns,
+        keep_pins: Callable[[], None] | None = None,
     ) -> None:
         """
         Args:
-            keep: writes down what the server said of itself so far, once a listing was read; may raise HostError.
+            keep_pins: writes down what the judge has pinned; raises HostError.
         """
         self._judge = judge
-        self._keep = keep
+        self._keep_pins = keep_pins
         self._talk = talk
         self._ledger = ledger
         self._now_ns = now_ns
@@ -97,17 +97,24 @@ class Conversation:
         onward, judged = message.raw, None
         if side == SERVER:
             onward, judged = self._judge.answer(waiting.method, waiting.params, message)
-            if waiting.method.endswith("/list"):
-                try:
-                    self._keep()
-                except HostError as error:
-                    why = f"what the server offers cannot be kept, so a later change would not be seen ({error.why})"
-                    judged = Judgement(Verdict.DENY, McpKind.METHOD, waiting.method, why)
+            if not self._pinned():
+                judged = Judgement(
+                    Verdict.DENY, McpKind.METHOD, waiting.method, "what was approved cannot be written down"
+                )
         event = self._answer(waiting, message, judged)
         self._ledger.note(event)
         if judged is not None and not judged.allowed and event.mcp is not None:
             return refusal(message.id, judged, event.mcp.call or "")
         return onward
+
+    def _pinned(self) -> bool:
+        """Definitions are shown once they are written down; else another session would take others for approved ones."""
+        try:
+            if self._keep_pins is not None:
+                self._keep_pins()
+        except HostError:
+            return False
+        return True
 
     def _answer(self, waiting: Waiting, message: Message, judged: Judgement | None) -> Event:
         asked: Event = waiting.note

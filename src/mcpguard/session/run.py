@@ -79,6 +79,8 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     environment[SESSION_VARIABLE] = session
     guarded = _servers(policy, session, command, environment)
     notes = [*plan.hidden, *(_asking(session, quiet=options.quiet) if options.ask else ())]
+    if guarded:
+        policy = guarded.policy
     if guarded and guarded.note:
         notes.append(guarded.note)
         if not options.quiet:
@@ -111,6 +113,8 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         gc.freeze()  # or its first look goes through all of that, while the agent starts
         gc.enable()
         if guarded:
+            if guarded.gate.port is not None:
+                recording.skip_port(guarded.gate.port)
             guarded.gate.start(str(facts["cgroup"]), recording.skip_messages)
         if later:
             later.start()
