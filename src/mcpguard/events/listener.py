@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from mcpguard.events.clock import Clock
@@ -58,6 +58,7 @@ class Listener:
         self._observer: Observer | None = None
         self._skipped: list[tuple[tuple[tuple[int, int], ...], bool]] = []
         self._skipped_port: int | None = None
+        self._look: Callable[[Sequence[Event]], list[Event]] | None = None
         self._skipping = threading.Lock()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="mcpguard-messages", daemon=True)
@@ -78,6 +79,10 @@ class Listener:
     def skip_port(self, port: int) -> None:
         """What is said to this port on loopback, and from it, is told by somebody else. To be called early."""
         self._skipped_port = port
+
+    def show(self, look: Callable[[Sequence[Event]], list[Event]]) -> None:
+        """Have every message looked at when it is told; what is returned is told, too. To be called early."""
+        self._look = look
 
     def stop(self) -> bool:
         """Read what is left, end the thread. False: it hangs and was left behind."""
@@ -145,7 +150,7 @@ class Listener:
             lost = lost | {TOO_MANY: len(events) - room}
             del events[room:]
         events += [loss(now_ns, self._session, what, count) for what, count in lost.items() if count]
-        self._recorder.tell(events)
+        self._recorder.tell([*events, *self._look(events)] if self._look is not None and events else events)
 
     def _guard(self, step: Callable[[], bool | None]) -> bool:
         """An unexpected error is kept, because a dead thread would lose everything after it."""

@@ -115,7 +115,9 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         if guarded:
             if guarded.gate.port is not None:
                 recording.skip_port(guarded.gate.port)
-            guarded.gate.start(str(facts["cgroup"]), recording.skip_messages)
+            leaf = str(facts["cgroup"])
+            guarded.gate.start(leaf, recording.skip_messages)
+            recording.show_messages(guarded.around(session, int(facts["pid"]), leaf))
         if later:
             later.start()
         if hooks:

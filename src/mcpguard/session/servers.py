@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mcpguard.catalogue import approved
 from mcpguard.catalogue.server import STDIO
 from mcpguard.events.format import printable
 from mcpguard.gate.line import SOCKET_VARIABLE
+from mcpguard.kernel import cgroup
 from mcpguard.model.access import Effect
+from mcpguard.model.event import Event
 from mcpguard.model.policy import PROTO_TCP, NetEntry, Policy
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import dataclass, replace
 from mcpguard.policy.network import mapped
 from mcpguard.session.agents import tell
+from mcpguard.session.around_gate import AroundGate
 from mcpguard.session.gate import Gate, plain
 
 _MOST_NAMED = 5
@@ -36,6 +39,10 @@ class Servers:
     command: tuple[str, ...]
     environment: dict[str, str]
     note: str
+
+    def around(self, session: str, agent: int, leaf: str) -> Callable[[Sequence[Event]], list[Event]]:
+        """What is to see every message that the gate does not judge."""
+        return AroundGate(session, agent, leaf[leaf.rindex(f"/{cgroup.PARENT}/") :]).look
 
 
 def begin(policy: Policy, session: str, command: Sequence[str], environment: dict[str, str]) -> Servers:
