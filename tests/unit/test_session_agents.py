@@ -165,4 +165,4 @@ def test_opencode_gets_a_variable(tmp_path: Path) -> None:
 
 
 def test_what_is_no_known_agent_stays_as_it_is(tmp_path: Path) -> None:
-    assert told(tmp_path, ["python3", "x.py"]) == Told(("python3", "x.py"), {"HOME": str(tmp_path)})
+    assert told(tmp_path, ["python3", "x.py"]) == Told(("python3", "x.py"), {"HOME": str(tmp_path)}, known=False)

@@ -55,11 +55,13 @@ class Told:
 
     Attributes:
         servers: the local ones that it was told of, each name once.
+        known: it is an agent that can be told.
     """
 
     command: tuple[str, ...]
     environment: dict[str, str]
     servers: tuple[Server, ...] = ()
+    known: bool = True
 
 
 def tell(command: Sequence[str], environment: Mapping[str, str], workspace: str, gate: Keeps) -> Told:
@@ -73,7 +75,7 @@ def tell(command: Sequence[str], environment: Mapping[str, str], workspace: str,
     """
     name = Path(command[0]).name
     if name not in _AGENTS:
-        return Told(tuple(command), dict(environment))
+        return Told(tuple(command), dict(environment), known=False)
     client, change = _AGENTS[name]
     found = [
         one for one in clients.inventory(Path(workspace), environment).servers if one.client == client and one.enabled

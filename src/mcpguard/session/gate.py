@@ -156,6 +156,7 @@ class Gate:
         pause_s = _FIRST_PAUSE_S
         listeners = [one.fileno() for one in (self._listener, self._web) if one is not None]
         while self._stop not in select.select([*listeners, self._stop], (), ())[0]:
+            self._process = None
             with contextlib.suppress(OSError):
                 self._process = _spawn(line, listeners)
             if self._process is not None and self._wait(self._process):

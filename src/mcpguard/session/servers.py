@@ -31,7 +31,7 @@ class Servers:
     Attributes:
         command, environment: of the agent, which learns by them to start its servers through the shim.
         policy: the session's, with the address of the gate where there are remote servers.
-        note: for the person: which servers wait for their word; empty: none does.
+        note: for the person: which servers wait for their word, or that nothing is guarded here; empty: all is well.
     """
 
     gate: Gate
@@ -62,13 +62,9 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
         "confined": kept,
         "servers": [plain(one) for one in told.servers if one.kind == STDIO],
     }
-    return Servers(
-        gate,
-        _reaching(policy, gate.port),
-        told.command,
-        told.environment,
-        _waiting(one.name for one in told.servers if not catalogue.named(one.name)),
-    )
+    waiting = _waiting(one.name for one in told.servers if not catalogue.named(one.name))
+    note = waiting if told.known else _unknown(command[0])
+    return Servers(gate, _reaching(policy, gate.port), told.command, told.environment, note)
 
 
 def _reaching(policy: Policy, port: int | None) -> Policy:
@@ -87,6 +83,11 @@ def _confined(policy: Policy) -> list[dict[str, Any]]:
     from mcpguard.session.confinement import confined  # it compiles profiles
 
     return confined(policy)
+
+
+def _unknown(program: str) -> str:
+    name = printable(program.rpartition("/")[2])
+    return f"{name} is no agent that mcpguard can tell of the gate: MCP servers that it starts by itself are not judged"
 
 
 def _waiting(names: Iterable[str]) -> str:
