@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from agent_run import agent, results_of
-from harness import SYSTEM_PYTHON, Json, need_root, sandbox
+from harness import REPOSITORY, SYSTEM_PYTHON, Json, need_root, sandbox
 from mcp_box import Box
 from test_mcp_claude import SERVER
 from test_mcp_servers import case
@@ -37,7 +37,13 @@ def seen() -> Iterator[tuple[list[Json], dict[str, list[Json]]]]:
         settings.write_text(json.dumps({**known, "mcpServers": servers}))
         prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in CALLS)
         allowed = "mcp__one__echo,mcp__two__echo,mcp__one__forbidden"
-        words = ["claude-code", "-p", "--output-format", "json", "--allowedTools", allowed, "--", prompt]
+        # The shipped profile without its gate.
+        shipped = (REPOSITORY / "profiles/claude-code.yaml").read_text()
+        before, found, behind = shipped.partition("mcp:\n  gate: true")
+        assert found
+        kept = behind.split("\n\n", 1)[1:]
+        driven.sandbox.write_profile("seen", before.replace("name: claude-code", "name: seen", 1) + "".join(kept))
+        words = ["-p", "seen", "--", "claude", "-p", "--output-format", "json", "--allowedTools", allowed, "--", prompt]
         net = f"127.0.0.1:{driven.model_port}"
         options = ["-w", str(world.project), "--net", net, "--read", str(server)]
         finished = driven.sandbox.mcpguard("run", *options, *words)
@@ -100,14 +106,15 @@ def test_real_servers_of_both_eras_are_on_record_as_they_were_asked(name: str) -
         words = [SYSTEM_PYTHON, str(box.client), "", "", "s", json.dumps(made.command), json.dumps(made.lines)]
         finished = inside.run(words, options=["--read", str(made.readable)])
         assert finished.code == 0, finished.err
-        events = inside.events(None, "--kind", "mcp")
+        # The client repeats the answers on its own output, which is a stream to somebody outside.
+        events = [event for event in inside.events(None, "--kind", "mcp") if event["mcp"]["server"] != "client"]
         assert inside.events(None, "--kind", "loss") == []
     asked = [json.loads(line) for line in made.lines]
     told = [event for event in events if event["mcp"]["sender"] == "client" and event["op"] != "response"]
     assert [(event["mcp"]["method"], event["mcp"].get("id")) for event in told] == [
         (message["method"], message.get("id")) for message in asked
     ]
-    answered = {event["mcp"]["call"]: event for event in events if event["op"] == "response"}
+    answered = {event["mcp"].get("call"): event for event in events if event["op"] == "response"}
     for event, message in zip(told, asked, strict=True):
         if "id" in message:
             assert answered[event["mcp"]["call"]]["mcp"]["id"] == message["id"]
