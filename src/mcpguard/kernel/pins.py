@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 
 from mcpguard.errors import HostError, KernelError
-from mcpguard.kernel import bpf, syscalls
+from mcpguard.kernel import syscalls
 from mcpguard.model.digests import blake2b
 from mcpguard.model.values import dataclass
 
@@ -177,6 +177,8 @@ def _remove_links(folder: str) -> None:
 
     A link is gone when the program that it has the name of is: nothing else holds that.
     """
+    from mcpguard.kernel import bpf
+
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(f"{folder}/{LINKS}"):
             if len(_leaving) >= _AT_ONCE:
@@ -194,6 +196,8 @@ def _remove_links(folder: str) -> None:
 
 
 def _await_leaving() -> None:
+    from mcpguard.kernel import bpf
+
     deadline = time.monotonic() + _PATIENCE_S
     while _leaving:
         if not bpf.program_exists(_leaving[-1]):
