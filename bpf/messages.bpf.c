@@ -5,21 +5,28 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* Most calls are of no interest: they leave before any helper is called. Every process of the host pays for each. */
+static __noinline int mg_look_at_send(void *registers, __u64 number, long result)
+{
+	struct mg_syscall call = { .number = number, .result = result };
+	const struct mg_session *session = mg_current_session();
+
+	if (!session)
+		return 0;
+	mg_arguments(registers, &call);
+	return mg_send_ended(session, &call);
+}
+
+/* Most calls are of no interest: they leave before any helper is called, and before room for more is made. Every process of the
+ * host pays for each.
+ */
 SEC("raw_tp/sys_exit")
 int mg_any_send(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct mg_syscall call = { .result = ctx->args[1] };
-	const struct mg_session *session;
+	long result = ctx->args[1];
+	__u64 number;
 
-	if (call.result <= 0)
+	if (result <= 0)
 		return 0;
-	call.number = mg_number((void *)ctx->args[0]);
-	if (!mg_is_send(call.number))
-		return 0;
-	session = mg_current_session();
-	if (!session)
-		return 0;
-	mg_arguments((void *)ctx->args[0], &call);
-	return mg_send_ended(session, &call);
+	number = mg_number((void *)ctx->args[0]);
+	return mg_is_send(number) ? mg_look_at_send((void *)ctx->args[0], number, result) : 0;
 }

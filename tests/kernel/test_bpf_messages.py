@@ -14,7 +14,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from bpf_tree import Tree
 
+from mcpguard.backends import engine as engines
+from mcpguard.backends import tracing
+from mcpguard.kernel import bpf
 from mcpguard.kernel.cgroup import Leaf
+from mcpguard.model.values import replace
 from mcpguard.wire import decode
 from mcpguard.wire.records import MessageRecord
 
@@ -23,6 +27,7 @@ pytestmark = pytest.mark.kernel
 _libc = ctypes.CDLL(None, use_errno=True)
 ASK = b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}\n'
 MIB = 1 << 20
+SOCKET_FILTER = 1
 
 
 @pytest.fixture
@@ -340,6 +345,27 @@ def test_a_full_ring_is_counted_and_leaves_a_hole_that_can_be_seen(leaf: Leaf) -
         assert lost > 0 and sum(one.head.lost_before for one in [*first, late]) == lost
     finally:
         tree.close()
+
+
+def test_a_kernel_that_refuses_the_program_has_sessions_without_messages(
+    leaf: Leaf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(opened: bpf.Object) -> None:
+        opened.set_kind(engines.ANY_SEND, SOCKET_FILTER, 0)
+
+    refused = [replace(spec, prepare=spoil) if spec.name == "messages" else spec for spec in engines.OBJECTS]
+    monkeypatch.setattr(engines, "OBJECTS", tuple(refused))
+    engine = engines.Engine.open(kind="-refused")
+    try:
+        assert list(engine.absent) == ["messages"]
+        session = engine.add_session(leaf.fd, leaf.id)
+        assert engines.MESSAGES not in session.fds and engines.ACTIVITY in session.fds
+        assert tracing.detach_verify(engine) == []
+        leaf.kill()
+        assert leaf.await_empty() and session.remove()
+        session.close()
+    finally:
+        engine.close()
 
 
 def test_sizes_of_the_contract() -> None:

@@ -6,10 +6,11 @@ import json
 import sqlite3
 from pathlib import Path
 
+import pytest
 from events_help import OPEN_POLICY, make_policy
 
 from mcpguard.events import query, schema
-from mcpguard.events.format import CSV_HEADER, as_json, cells, csv_row
+from mcpguard.events.format import CSV_HEADER, as_json, cells, csv_row, json_line
 from mcpguard.events.mcp import CLIENT, SERVER, Talk, call_id
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
@@ -135,3 +136,24 @@ def test_a_store_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
         store.add(session, [ASKED])
         assert [event.path for event in query.events(store, session, query.Filter())] == ["/a", None]
         assert store.read("PRAGMA user_version") == [(schema.VERSION,)]
+
+
+def test_nothing_that_json_can_say_breaks_the_record_or_its_exports(tmp_path: Path) -> None:
+    half, zero = "\ud800", "\0"
+    odd = json.loads(
+        '{"name": "\\ud800", "arguments": {"\\udfff": "\\ud800x", "n": NaN, "i": Infinity, "z": "\\u0000", "e": "\\u001b[31m",'
+        f' "big": {"9" * 4000}' + "}}"
+    )
+    asked = TALK.request(BEGAN_NS, CLIENT, "tools/call", odd, id=half + zero, call=call_id())
+    strange = TALK.request(BEGAN_NS, CLIENT, half + "\n" + "m" * 1000, odd, id=1, call=call_id())
+    failed = TALK.response(BEGAN_NS, strange, error=(1, half + "\x1b" * 1000))
+    store, session = _stored(tmp_path / "events.db", asked, strange, failed, TALK.stray(BEGAN_NS, SERVER, half))
+    with store:
+        found = list(query.events(store, session, query.Filter(kind=Kind.MCP)))
+        assert len(found) == 4
+        for event in found:
+            as_text = json_line(event)
+            json.loads(as_text, parse_constant=lambda word: pytest.fail(word))
+            as_text.encode()
+            assert all(part.isprintable() for part in cells(event, "/home/u"))
+            csv_row(event)

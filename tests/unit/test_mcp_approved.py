@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -153,6 +154,21 @@ def test_approvals_at_the_same_time_lose_none(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(approved.load().entries) == 20
+
+
+def test_a_lock_that_somebody_keeps_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    approved.approve("x", "file", local(tmp_path), [])
+    monkeypatch.setattr(approved, "PATIENCE", 0.1)
+    holder = os.open(approved.file().parent, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(HostError) as problem:
+            approved.revoke("x")
+        assert "locked" in problem.value.why
+        assert approved.load().state("x", local(tmp_path)).allowed
+    finally:
+        os.close(holder)
+    assert approved.revoke("x")
 
 
 def test_names_may_be_anything(tmp_path: Path) -> None:

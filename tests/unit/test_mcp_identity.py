@@ -176,7 +176,9 @@ def test_what_is_missing_is_said_and_is_another_identity_when_it_appears(bin_fol
 def test_scripts_that_are_pipes_or_endless_do_not_hold_anybody_up(bin_folder: Path) -> None:
     os.mkfifo(bin_folder.parent / "x.js")
     assert of(bin_folder, "node", "x.js").notes
-    assert of(bin_folder, "node", "/dev/zero").notes
+    for path in ("/dev/zero", "/proc/self/pagemap", "/proc/kcore", "/proc/self/mem", "/proc/self/maps"):
+        assert of(bin_folder, "node", path).notes, path
+    assert of(bin_folder, "node", "/proc/kmsg").digest  # which may just have no line to give
     (bin_folder.parent / "loop.js").symlink_to("loop.js")
     assert of(bin_folder, "node", "loop.js").notes
     assert of(bin_folder, "no\0de", "a\0b", "\ud800").digest
@@ -188,6 +190,11 @@ def test_secrets_are_in_the_digest_and_not_in_what_is_shown(bin_folder: Path) ->
     assert first.facts() == second.facts()
     assert "hunter" not in str(first.facts()) and TOKEN not in str(first.facts())
     assert first.digest != second.digest
+
+
+def test_a_secret_at_the_edge_of_what_is_shown_is_not_cut_in_half() -> None:
+    for before in (*range(960, 1000), *range(4056, 4097)):
+        assert "ghp_" not in identity.brief("x" * before + " " + TOKEN + "y" * 100)
 
 
 @pytest.mark.parametrize(

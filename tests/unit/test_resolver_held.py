@@ -142,6 +142,12 @@ def test_when_nobody_watches_nothing_is_held(lines: tuple[socket.socket, socket.
         assert (await task).startswith(UNANSWERED)
         (after,) = await begun(ask(held, "b.test"))
         assert after.done() and after.result() == ""
+        # Whoever comes to watch was never asked.
+        held.watch(True)
+        (again,) = await begun(ask(held, "a.test"))
+        assert not again.done()
+        held.watch(False)
+        await again
 
     play(lines, scene)
 

@@ -56,6 +56,8 @@ class ObjectSpec:
     links: Mapping[str, str | None] = field(default_factory=dict)
 
 
+# Sees what processes send to one another, where the kernel takes it.
+ANY_SEND = "mg_any_send"
 # Attach types of the kernel, by program; libbpf learned these later than the kernel.
 UNIX_PROGRAMS = {"mg_connect_unix": 49, "mg_sendmsg_unix": 50}
 _PROGRAM_CGROUP_SOCK_ADDR = 18
@@ -78,7 +80,7 @@ OBJECTS: tuple[ObjectSpec, ...] = (
             "mg_sys_exit": "sys_exit",
         },
     ),
-    ObjectSpec("messages", links={"mg_any_send": "sys_exit"}),
+    ObjectSpec("messages", optional=True, links={ANY_SEND: "sys_exit"}),
 )
 
 
@@ -306,7 +308,7 @@ class Session:
     @property
     def fds(self) -> dict[str, int]:
         names = (DENIALS, ACTIVITY, MESSAGES, COUNTERS, NAMES, QUESTIONS, FLOWS)
-        carried = {name: self.maps[name].fd for name in names}
+        carried = {name: self.maps[name].fd for name in names if name in self.maps}
         counted = {f"sums.{name}": one.fd for name, one in self.maps.items() if name.endswith(_SUMS)}
         return {**carried, **counted}
 

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ from mcpguard.profile import store
 
 APPROVED, NOT_APPROVED, CHANGED = "approved", "not approved", "changed"
 VERSION = 1
+# Seconds that a change waits for another to end.
+PATIENCE = 5.0
 _LIMIT = 4 << 20
 _TEXTS = ("name", "declared_in", "digest", "approved")
 
@@ -194,10 +197,25 @@ def _locked(folder: Path) -> Iterator[None]:
     except OSError as failed:
         raise _unusable(folder, failed.strerror or str(failed)) from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Whoever may read the folder can hold this lock, and must not keep the user waiting.
+        until = time.monotonic() + PATIENCE
+        while not _lock(descriptor):
+            if time.monotonic() > until:
+                raise _unusable(
+                    folder, "another process has locked it", "end the other `mcpguard mcp approve` or `revoke`"
+                )
+            time.sleep(0.02)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _order(entry: Entry) -> tuple[str, str]:

@@ -121,6 +121,7 @@ PLACES: tuple[Place, ...] = (
     Place("windsurf", "project", "{project}/.windsurf/mcp.json"),
     Place("windsurf", "managed", "/etc/windsurf/mcp_config.json"),
     *_opencode("user", f"{_CONFIG}/opencode"),
+    *_opencode("user", "~/.opencode"),
     *_opencode("user", "{OPENCODE_CONFIG_DIR:}"),
     Place("opencode", "user", "{OPENCODE_CONFIG:}", _OPENCODE_KEYS),
     *_opencode("project", "{project}"),

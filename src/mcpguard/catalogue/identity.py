@@ -95,6 +95,7 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _WRAPPERS = ("env", "nohup", "setsid", "nice", "stdbuf", "time")
 _DEEPEST = 4
 _SHEBANG = 256
+_CHUNK = 1 << 20
 _MAX_SETTINGS = 1 << 20
 _RUNNER_SETTINGS = {
     **dict.fromkeys(("npx", "npm"), (".npmrc",)),
@@ -109,6 +110,7 @@ _NPM_STEERING = re.compile(
 )
 # Of one server, for a person to read.
 MAX_WORDS = 200
+_SHOWN = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +177,11 @@ class Identity:
             facts["found as"] = self.found
         for code in self.code:
             role = next(name for name in _numbered(code.role) if name not in facts)
-            facts[role] = masked_text(code.path[:LOOKED_AT])
+            facts[role] = brief(code.path)
             if code.sha256:
                 facts[f"{role} sha256"] = code.sha256
         if self.package is not None:
-            facts["package"] = masked_text(str(self.package)[:LOOKED_AT])
+            facts["package"] = brief(str(self.package))
         facts |= {name: _value(name, text) for name, text in self.declared}
         return facts | {f"{name} sha256": value for name, value in self.steering if f"variable {name}" not in facts}
 
@@ -243,10 +245,15 @@ def shown(words: Sequence[str]) -> list[str]:
     texts: list[str] = []
     named = False
     for word in words[:MAX_WORDS]:
-        text = MASK if named and not word.startswith("-") else masked_text(word[:LOOKED_AT])
-        texts.append(text + ("…" if len(word) > LOOKED_AT else ""))
+        texts.append(MASK if named and not word.startswith("-") else brief(word))
         named = word.startswith("-") and "=" not in word and is_secret_name(word)
     return texts + (["…"] if len(words) > MAX_WORDS else [])
+
+
+def brief(text: str) -> str:
+    """The beginning of a text, without secrets: they are looked for before it is cut."""
+    found = masked_text(text[:LOOKED_AT])
+    return found if len(text) <= LOOKED_AT and len(found) <= _SHOWN else f"{found[:_SHOWN]}…"
 
 
 def _look(
@@ -342,8 +349,17 @@ def _add(code: list[Code], notes: list[str], role: str, path: Path) -> None:
 
 
 def _file_sum(path: Path) -> str:
-    with opened(path, MAX_CODE) as (file, _status):
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's bytes, no more of them than its size: files of the kernel's have none, and no end."""
+    total, found = 0, hashlib.sha256()
+    with opened(path, MAX_CODE) as (file, status):
+        while chunk := file.read(_CHUNK):
+            total += len(chunk)
+            if total > status.st_size:
+                raise UnreadableError("it holds more than its size says")
+            found.update(chunk)
+    if total < status.st_size:
+        raise UnreadableError("it holds less than its size says")
+    return found.hexdigest()
 
 
 def _sum(text: str) -> str:
@@ -353,7 +369,7 @@ def _sum(text: str) -> str:
 def _value(name: str, text: str) -> str:
     """The value of a variable without the secret in it; a reference to one is none."""
     reference = text.startswith(("$", "{env:"))
-    return MASK if text and is_secret_name(name) and not reference else masked_text(text[:LOOKED_AT])
+    return MASK if text and is_secret_name(name) and not reference else brief(text)
 
 
 def _numbered(role: str) -> Iterator[str]:

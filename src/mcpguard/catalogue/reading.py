@@ -69,7 +69,7 @@ def content(path: Path, limit: int, most: int = -1) -> tuple[bytes, os.stat_resu
     """Bytes of a regular file of at most `limit`, or only its first `most`. Raises as `read` does."""
     with opened(path, limit) as (file, status):
         try:
-            raw = file.read(most if most >= 0 else limit + 1)
+            raw = file.read(most if most >= 0 else limit + 1) or b""  # None where one would have to wait
         except OSError as failed:
             raise UnreadableError(failed.strerror or "it cannot be read") from None
     if len(raw) > limit:

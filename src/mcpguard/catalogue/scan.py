@@ -15,16 +15,17 @@ from mcpguard.catalogue import package as packages
 from mcpguard.catalogue.clients import File
 from mcpguard.catalogue.findings import RULES, Finding
 from mcpguard.catalogue.hidden import hidden
-from mcpguard.catalogue.identity import MAX_WORDS, MISSING, shown
+from mcpguard.catalogue.identity import MAX_WORDS, MISSING, brief
 from mcpguard.catalogue.package import Package
 from mcpguard.catalogue.reading import UnreadableError, content
 from mcpguard.catalogue.server import Server
 from mcpguard.catalogue.starting import expanded
 from mcpguard.catalogue.survey import Row, Survey
 from mcpguard.catalogue.tracked import is_tracked
-from mcpguard.mcp.masking import LOOKED_AT, masked_text
+from mcpguard.mcp.masking import LOOKED_AT
 
 _MAX_LINES = 4 << 20
+_MOST = 200
 # Of JSON, a table of TOML, of YAML.
 _KEY = re.compile(
     r'"((?:[^"\\\n]|\\.)*+)"[ \t]*:|^[ \t]*\[(?:[\w-]+\.)*"?([^"\]\n.]+)"?\]|^[ \t]*([\w.-]+)[ \t]*:', re.MULTILINE
@@ -38,6 +39,7 @@ _LOOPBACK = re.compile(
 )
 _ROOTS = re.compile(r"root|dir|path|repo|folder|allow|mount|vol|workspace|project|base|home", re.I)
 _CODE = ("LD_PRELOAD", "LD_AUDIT", "BASH_ENV", "PYTHONSTARTUP")
+_OPTIONED = ("NODE_OPTIONS", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "RUBYOPT", "PERL5OPT", "BUN_OPTIONS")
 _OPTIONS = re.compile(r"(?:^|\s)(?:-r|--require|--import|--loader|--experimental-loader|-javaagent|-agentpath)")
 _UNCHECKED = {
     "NODE_TLS_REJECT_UNAUTHORIZED": ("0",),
@@ -117,16 +119,16 @@ class _Server:
         found += literal.in_words(server.words[:MAX_WORDS])
         found += [(f"{name} of the URL", secret) for name, secret in literal.in_url(server.url[:LOOKED_AT])]
         for place, secret in found:
-            yield "literal-secret", f"{masked_text(place)} {literal.brief(secret)}"
+            yield "literal-secret", f"{_brief(place)} {literal.brief(secret)}"
 
     def _packages(self) -> Iterator[tuple[str, str]]:
         for package in _fetched(self.server.words[:MAX_WORDS]):
             name = "image-without-digest" if package.image else "unpinned-package"
             if not package.pinned:
-                yield name, masked_text(str(package)[:LOOKED_AT])
+                yield name, _brief(str(package))
         text = _shell_text(self.server.words)
         if _DOWNLOADED.search(text[:LOOKED_AT]):
-            yield "download-and-run", masked_text(text[:200])
+            yield "download-and-run", _brief(text)
 
     def _places(self) -> Iterator[tuple[str, str]]:
         """Folders that a server is given: words that are one, behind an option for one, or what a container mounts."""
@@ -139,7 +141,7 @@ class _Server:
             elif container:
                 yield from self._mounted(option, text, known)
             elif (not option or _ROOTS.search(option)) and self._is_wide(expanded(text, known)):
-                yield "wide-root", masked_text(text)
+                yield "wide-root", _brief(text)
         for name, text in self.server.env.items():
             if _ROOTS.search(name) and name not in ("HOME", "PATH") and self._is_wide(expanded(text, known)):
                 yield "wide-root", f"variable {name}={text}"
@@ -154,9 +156,9 @@ class _Server:
         else:
             return
         if source.endswith(_SOCKETS):
-            yield "privileged-container", f"{option} {masked_text(text)}"
+            yield "privileged-container", f"{option} {_brief(text)}"
         elif self._is_wide(source):
-            yield "wide-root", f"{option} {masked_text(text)}"
+            yield "wide-root", f"{option} {_brief(text)}"
 
     def _is_wide(self, text: str) -> bool:
         if text.startswith("~"):
@@ -167,32 +169,24 @@ class _Server:
 
     def _variables(self) -> Iterator[tuple[str, str]]:
         for name, text in self.server.env.items():
-            options = name in (
-                "NODE_OPTIONS",
-                "JAVA_TOOL_OPTIONS",
-                "_JAVA_OPTIONS",
-                "RUBYOPT",
-                "PERL5OPT",
-                "BUN_OPTIONS",
-            )
-            if (name in _CODE and text) or (options and _OPTIONS.search(text[:LOOKED_AT])):
-                yield "code-by-variable", f"{name}={masked_text(text[:200])}"
+            if (name in _CODE and text) or (name in _OPTIONED and _OPTIONS.search(text[:LOOKED_AT])):
+                yield "code-by-variable", f"{name}={_brief(text)}"
             if text.lower() in _UNCHECKED.get(name, ()):
                 yield "no-certificates", f"{name}={text}"
             if name.upper().endswith(("REGISTRY", "INDEX_URL", "INDEX")) and _is_plain(text):
-                yield "plain-http", f"variable {name}: {masked_text(text[:200])}"
+                yield "plain-http", f"variable {name}: {_brief(text)}"
 
     def _remote(self) -> Iterator[tuple[str, str]]:
         if _is_plain(self.server.url):
-            yield "plain-http", masked_text(self.server.url[:LOOKED_AT])
+            yield "plain-http", _brief(self.server.url)
         # Bridges such as mcp-remote are told in their words where to go.
         for word in self.server.args[:MAX_WORDS]:
             if _is_plain(word):
-                yield "plain-http", masked_text(word[:LOOKED_AT])
+                yield "plain-http", _brief(word)
 
     def _code(self) -> Iterator[tuple[str, str]]:
         for code in self.row.identity.code if self.row.identity else ():
-            if code.sha256 == MISSING or code.role == "interpreter":
+            if code.sha256 == MISSING:
                 continue
             path = Path(code.path)
             if writer := _writable(path):
@@ -212,14 +206,15 @@ class _Server:
 
     def _trust(self) -> Iterator[tuple[str, str]]:
         for text in self.server.helpers:
-            yield "helper-command", masked_text(text[:200])
+            yield "helper-command", _brief(text)
         for text in self.server.automatic:
-            yield "auto-approval", text[:200]
+            yield "auto-approval", _brief(text)
         if self.server.scope == "project" and not self.row.state.allowed and is_tracked(Path(self.server.file)):
-            yield (
-                "brought-by-repository",
-                " ".join(shown(self.server.words)) if self.server.command else self.row.starts,
-            )
+            yield "brought-by-repository", self.row.starts[:_MOST]
+
+
+def _brief(text: str) -> str:
+    return brief(text)[:_MOST]
 
 
 def of_server(name: str, detail: str, server: Server, line: int) -> Finding:

@@ -8,10 +8,9 @@ from pathlib import Path
 from mcpguard.catalogue import approved, starting
 from mcpguard.catalogue.approved import Catalogue, Entry, State
 from mcpguard.catalogue.clients import Inventory, belongs, inventory
-from mcpguard.catalogue.identity import Identity, shown
+from mcpguard.catalogue.identity import Identity, brief, shown
 from mcpguard.catalogue.server import REMOTE, STDIO, Server
 from mcpguard.errors import UsageError
-from mcpguard.mcp.masking import LOOKED_AT, masked_text
 from mcpguard.model.values import dataclass
 from mcpguard.profile.nodes import near
 
@@ -35,7 +34,7 @@ class Row:
         """The command or URL as written, without secrets."""
         if self.server.kind == STDIO:
             return " ".join(masked_words(self.server))
-        return masked_text(self.server.url[:LOOKED_AT]) if self.server.kind == REMOTE else self.server.kind
+        return brief(self.server.url) if self.server.kind == REMOTE else self.server.kind
 
     @property
     def word(self) -> str:

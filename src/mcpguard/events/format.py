@@ -70,7 +70,8 @@ def _mcp(message: McpMessage) -> dict[str, object]:
 
 def json_line(event: Event) -> str:
     """The event as one line of JSON, without the line's end."""
-    return json.dumps(as_json(event), ensure_ascii=False, separators=(",", ":"))
+    # Once more, for halves of characters in a message: as escapes they are JSON.
+    return clean(json.dumps(as_json(event), ensure_ascii=False, separators=(",", ":")))
 
 
 def csv_row(event: Event) -> list[str]:
@@ -83,7 +84,7 @@ def csv_row(event: Event) -> list[str]:
         if key == "rule":
             row += [str(parts.get(part, "")) for part in RULE_KEYS]
         elif key in ("argv", "mcp"):
-            row.append(json.dumps(values[key], ensure_ascii=False) if key in values else "")
+            row.append(clean(json.dumps(values[key], ensure_ascii=False)) if key in values else "")
         else:
             row.append(str(values.get(key, "")))
     return row

@@ -157,7 +157,7 @@ class Talk:
         detail: str | None,
     ) -> Event:
         code, words = error or (None, None)
-        said = None if words is None else masked_text(words)[:_LONGEST_ERROR]
+        said = None if words is None else _name(masked_text(words[: 4 * _LONGEST_ERROR])[:_LONGEST_ERROR])
         message = replace(message, result_bytes=result_bytes, error=said, error_code=code)
         return self._event(time_ns, RESPONSE, message, verdict, rule, detail)
 
@@ -198,4 +198,5 @@ def _id(id: str | int) -> str:
 
 
 def _name(text: str) -> str:
-    return text[:_LONGEST_NAME]
+    """Bounded, and with halves of characters as JSON has them."""
+    return text[:_LONGEST_NAME].encode("utf-8", "backslashreplace").decode("utf-8")

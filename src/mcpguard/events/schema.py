@@ -145,7 +145,10 @@ def clean(text: str) -> str:
     """Text that every database and JSON reader takes: bytes that were no UTF-8 become `\\xNN`."""
     if text.isascii():
         return text
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # halves of characters, as JSON can name them
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _clean(text: str | None) -> str | None:
@@ -177,7 +180,7 @@ def event_of(row: Row, session: str) -> Event:
 
 
 def _mcp_text(message: McpMessage | None) -> str | None:
-    return None if message is None else json.dumps(mcp_fields(message), ensure_ascii=False)
+    return None if message is None else clean(json.dumps(mcp_fields(message), ensure_ascii=False))
 
 
 def mcp_fields(message: McpMessage) -> dict[str, Any]:

@@ -7,6 +7,7 @@ a telling name; it is no promise that nothing secret is left.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -73,7 +74,9 @@ def bounded(value: object, limit: int = LIMIT) -> tuple[str, bool]:
     for longest in _STRINGS:
         shortened = _Shortening(longest)
         text = json.dumps(shortened.value(value), ensure_ascii=False, separators=(",", ":"))
-        if len(text.encode("utf-8", "surrogatepass")) <= limit:
+        # Halves of characters stay what they were in the message: escapes.
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+        if len(text.encode()) <= limit:
             return text, shortened.cut
     return json.dumps("…"), True
 
@@ -102,7 +105,10 @@ class _Shortening:
             }
         if isinstance(value, list):
             return [self.value(item, depth + 1) for item in self._first(value)]
-        return value
+        if isinstance(value, int) and value.bit_length() > 64:
+            return self._string(hex(value))
+        # What JSON has no word for, and Python's reader takes.
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
     def _string(self, text: str) -> str:
         shown = masked_text(text[:LOOKED_AT])

@@ -69,6 +69,8 @@ class Held:
 
     def watch(self, watched: bool) -> None:
         """Somebody watches from now on, or nobody; then nothing is held any more."""
+        if watched and not self._watched:
+            self._known.clear()
         self._watched = watched and self._line is not None
         if not self._watched:
             self._release(f"{UNANSWERED}, and nobody watches any more", lambda _: True)
@@ -135,7 +137,7 @@ class Held:
         asked = dns.rdatatype.to_text(kind)
         held = _Name(asked, pid, ppid, comm[:_SHOWN_COMM], time.time_ns(), 1, loop.create_future())
         self._names[name] = held
-        # Nobody is held up by a name twice: its question stands open in watch, and an answer holds for the next attempt.
+        # Who watches is asked once: the question stands open there, and an answer holds for the next attempt.
         while len(self._known) >= _MOST_KNOWN:
             del self._known[next(iter(self._known))]
         self._known[name] = None

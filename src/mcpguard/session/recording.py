@@ -133,7 +133,9 @@ class Recording:
         """
         self._lookups = lookups
         sizes = facts["rings"]
-        self._rings = {name: Ring(descriptors[name], int(sizes[name])) for name in (*_RECORDS, _MESSAGES)}
+        self._rings = {
+            name: Ring(descriptors[name], int(sizes[name])) for name in (*_RECORDS, _MESSAGES) if name in descriptors
+        }
         self._counters = Counters(descriptors["mg_counters"], _abi.MG_COUNTERS.size)
         self._pid_fd = os.pidfd_open(int(facts["pid"]))
         self._leaf = str(facts["cgroup"])
@@ -151,6 +153,12 @@ class Recording:
         self._listen(self._recorder)
 
     def _listen(self, recorder: Recorder) -> None:
+        if _MESSAGES not in self._rings:
+            self._notes = (
+                *self._notes,
+                "MCP messages are not on record: this kernel refused the program that sees them",
+            )
+            return
         from mcpguard.events.listener import Listener  # nobody who starts an agent waits for it
 
         self._listener = Listener(self._rings[_MESSAGES], self.session, recorder)
