@@ -85,6 +85,7 @@ def start_gate(session: str, environment: dict[str, str], folder: Path) -> tuple
     gate = subprocess.Popen(
         [sys.executable, "-E", "-P", str(PACKAGE / "gate" / "__main__.py")],
         stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         pass_fds=[listener.fileno()],
     )
     pipe_of(gate.stdin).write(json.dumps(facts).encode() + b"\n")
