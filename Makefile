@@ -14,7 +14,7 @@ PROJECT := pyproject.toml hatch_build.py
 PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check
 export MCPGUARD_KERNEL_TESTS ?= auto
 
-.PHONY: help demo test test-vm lint bpf wheel clean
+.PHONY: help demo test test-vm lint bpf bench wheel clean
 
 help: ## show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,6 +45,9 @@ lint: $(STAMPS)/test-installed ## ruff, mypy and the layer rules
 bpf: $(STAMPS)/packages-build ## compile the BPF programs into the package
 	@/usr/bin/env python3 tools/build_objects.py
 	mkdir -p $(STAMPS) && touch $(STAMPS)/objects
+
+bench: $(STAMPS)/test-installed $(STAMPS)/objects ## every benchmark, for most of an hour (BENCH_ARGS=--quick: less), into benchmarks/results.json
+	@$(PYTHON) benchmarks/all.py $(BENCH_ARGS)
 
 wheel: $(STAMPS)/test-installed $(STAMPS)/objects ## build the wheel and the source distribution into dist/
 	@$(PYTHON) -m build --quiet --outdir dist .

@@ -4,7 +4,7 @@ Runs `true` bare, under `mcpguard run`, under bubblewrap and under the npm packa
 after the other in turns, so that a slow moment of the host hits all of them. Prints medians and ratios; judges nothing.
 The phases of `mcpguard run` are measured in runs of their own. The package is compiled before, as pip does it.
 
-usage: benchmarks/launch.py [--repetitions 20] [--json]
+usage: benchmarks/launch.py [--repetitions 20] [--json FILE]
 Missing neighbours are named and left out; `apt-get install bubblewrap ripgrep socat npm` brings what they need.
 """
 
@@ -184,7 +184,7 @@ def report(took: dict[str, list[float]], missing: list[str], parts: dict[str, li
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=20)
-    parser.add_argument("--json", action="store_true", help="print every value instead of the table")
+    parser.add_argument("--json", type=Path, help="gets every value")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mcpguard-launch-") as name:
         folder = Path(name)
@@ -194,10 +194,9 @@ def main() -> int:
         repetitions = max(arguments.repetitions, LEAST_REPETITIONS)
         took = measure(able, repetitions, folder)
         parts = phases(repetitions, folder) if OURS in took else {}
+    report(took, missing, parts)
     if arguments.json:
-        print(json.dumps({"milliseconds": took, "phases": parts, "left_out": missing}))
-    else:
-        report(took, missing, parts)
+        arguments.json.write_text(json.dumps({"milliseconds": took, "phases": parts, "left_out": missing}) + "\n")
     return 0 if OURS in took else 1
 
 

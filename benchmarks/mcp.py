@@ -4,7 +4,7 @@ One client talks to two servers in turns, one direct and one by way of the gate,
 The gate is the process that sessions have, with its store and the user's catalogue; only the sandbox around the tree is left
 out, for it costs both alike. Prints medians and differences; judges nothing.
 
-usage: benchmarks/mcp.py [--calls 300] [--starts 10] [--json]
+usage: benchmarks/mcp.py [--calls 300] [--starts 10] [--json FILE]
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ def start_gate(session: str, environment: dict[str, str], folder: Path) -> tuple
     gate = subprocess.Popen(
         [sys.executable, "-E", "-P", str(PACKAGE / "gate" / "__main__.py")],
         stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         pass_fds=[listener.fileno()],
     )
     pipe_of(gate.stdin).write(json.dumps(facts).encode() + b"\n")
@@ -168,12 +169,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=300)
     parser.add_argument("--starts", type=int, default=10)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = measure(options.calls, options.starts)
     if options.json:
-        print(json.dumps(found))
-        return
+        options.json.write_text(json.dumps(found) + "\n")
     for what, by_way in found.items():
         direct, gate = by_way.get("direct"), by_way["gate"]
         more = "" if direct is None else f"   direct {direct:8.1f}   more {gate - direct:8.1f}"

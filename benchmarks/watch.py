@@ -4,7 +4,7 @@ Makes a record in a temporary folder, opens the screen on it without a terminal,
 all events summed up; the longest time that the screen's loop was busy, which is how long a key can wait; and memory. Then a
 second process writes events at a rate for a while.
 
-usage: benchmarks/watch.py [--events N] [--rate N] [--seconds N]
+usage: benchmarks/watch.py [--events N] [--rate N] [--seconds N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import random
 import resource
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--rate", type=int, default=10_000)
     parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -150,8 +152,11 @@ def main() -> None:
         print(f"writing {options.events} events...")
         fill(path, session, options.events)
         print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
-        for name, value in asyncio.run(measure(path, session, options.rate, options.seconds)):
+        rows = asyncio.run(measure(path, session, options.rate, options.seconds))
+        for name, value in rows:
             print(f"{name:<48}{value}")
+        if options.json:
+            options.json.write_text(json.dumps(dict(rows)) + "\n")
 
 
 if __name__ == "__main__":

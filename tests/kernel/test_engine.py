@@ -225,6 +225,41 @@ def test_a_directory_that_somebody_else_made_is_refused(monkeypatch: pytest.Monk
     assert caught.value.code == "host.pins-not-ours"
 
 
+def test_many_links_are_taken_away_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel stands still when its queue is full of links that wait for what comes after them in the queue."""
+    monkeypatch.setattr(pins, "_AT_ONCE", 4)
+    most, unlink = [0], os.unlink
+    programs: list[int] = []
+    leaving: list[int] = []
+    monkeypatch.setattr(pins, "_leaving", leaving)
+
+    def count(path: str) -> None:
+        unlink(path)
+        most.append(sum(map(bpf.program_exists, leaving)))
+
+    with pins.locked():
+        pins.prepare()
+        folder = pins.begin("many")
+        for number in range(3):
+            opened = bpf.Object("trace")
+            opened.load()
+            for name in opened.programs:
+                fd = opened.program(name)
+                programs.append(bpf.program_id(fd))
+                link = bpf.attach_raw_tracepoint("sched_process_exec", fd)
+                bpf.pin(fd, f"{folder}/{pins.PROGRAMS}/{name}-{number}")
+                bpf.pin(link, f"{folder}/{pins.LINKS}/{name}-{number}")
+                os.close(link)
+            opened.close()
+        monkeypatch.setattr(os, "unlink", count)
+        pins.remove(folder)
+    assert len(programs) == 12
+    assert max(most) <= 4
+    assert not os.path.exists(folder)
+    pins._await_leaving()
+    assert not any(map(bpf.program_exists, programs))
+
+
 def test_an_object_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     place = another_build(monkeypatch, tmp_path / "objects")
     monkeypatch.setattr(_abi, "ABI_VERSION", _abi.ABI_VERSION + 1)

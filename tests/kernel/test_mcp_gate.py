@@ -229,3 +229,58 @@ def test_without_a_gate_in_the_profile_nothing_is_different(box: Box) -> None:
     words = [SYSTEM_PYTHON, str(box.client), "", "", "s", json.dumps(box.command), json.dumps([tool("forbidden")])]
     finished = box.inside.run(words, options=box.options)
     assert text_of(finished.json_lines()[0]) == "{}", finished
+
+
+# The agent's own process starts a server by itself, and uses it after a moment.
+ALONE = """
+import json, subprocess, sys, time
+server = subprocess.Popen(json.loads(sys.argv[1]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def ask(id, method, **params):
+    try:
+        server.stdin.write(json.dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).encode() + b"\\n")
+        server.stdin.flush()
+    except BrokenPipeError:
+        return ""
+    return server.stdout.readline().decode().strip()
+first = ask(1, sys.argv[2], protocolVersion=json.loads(sys.argv[3]), capabilities={})
+time.sleep(4)
+print(json.dumps({"answered": [bool(first), bool(ask(2, "tools/call", name="echo", arguments={}))]}))
+"""
+
+
+def test_a_server_that_the_agent_starts_around_the_gate_is_ended(box: Box) -> None:
+    alone = box.inside.world.project / "alone.py"
+    alone.write_text(ALONE)
+    words = [SYSTEM_PYTHON, str(alone), json.dumps(box.command), "initialize", '"2025-11-25"']
+    assert box.inside.control(words).json_lines() == [{"answered": [True, True]}]
+    finished = box.inside.run(words, options=box.options)
+    assert finished.json_lines() == [{"answered": [True, False]}], finished
+    (ended,) = [event for event in box.inside.denials() if event["op"] == "end"]
+    assert "around the gate" in ended["detail"]
+
+
+def test_other_protocols_and_other_programs_are_left_alone(box: Box) -> None:
+    alone = box.inside.world.project / "alone.py"
+    alone.write_text(ALONE.replace('"tools/call"', '"session/new"'))
+    other_protocol = [SYSTEM_PYTHON, str(alone), json.dumps(box.command), "initialize", "1"]
+    assert box.inside.run(other_protocol, options=box.options).json_lines() == [{"answered": [True, True]}]
+    alone.write_text(ALONE)
+    tests_of_a_server = f"{SYSTEM_PYTHON} {alone} '{json.dumps(box.command)}' initialize '\"2025-11-25\"'; exit"
+    assert box.inside.run(["/bin/sh", "-c", tests_of_a_server], options=box.options).json_lines() == [
+        {"answered": [True, True]}
+    ]
+
+
+def test_each_call_is_tied_to_what_it_did(box: Box) -> None:
+    box.approve("s", box.command)
+    named, other = box.inside.world.project / "a.txt", box.inside.world.project / "b.txt"
+    named.write_text("a")
+    other.write_text("b")
+    calls = [tool("read", n, path=str(path)) for n, path in enumerate([named, other], 1)]
+    box.talk("s", *calls)
+    asked = [event["mcp"]["call"] for event in box.mcp_events() if event["op"] == "request"]
+    done = [box.inside.events(None, "--call", call) for call in asked]
+    opened = [
+        [event["path"] for event in one if event["op"] == "open" and event["path"].endswith(".txt")] for one in done
+    ]
+    assert opened == [[str(path)] for path in (named, other)]

@@ -27,6 +27,8 @@ from mcpguard.gate.admission import Admission, forms_of
 from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.peers import leaf_of
+from mcpguard.gate.pins import Pins
+from mcpguard.gate.servers import _keeper
 from mcpguard.gate.serving import Gate
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.mcp.policy import McpPolicy, Pattern, Rule
@@ -72,6 +74,7 @@ class World:
     environment: dict[str, str]
     policy: McpPolicy
     refused: set[str] = field(default_factory=set)
+    pins: Path = Path("/nowhere")
     admitted: dict[str, Admission] = field(default_factory=dict)
     ledger: Ledger | None = None
 
@@ -85,13 +88,15 @@ class World:
         program = str(resolve(argv[0], environment, cwd) or "")
         if not program:
             raise HostError(f"{argv[0]} cannot be executed", why="-", do="-", code="mcp.no-program")
-        found = Admission(program, tuple(argv), environment, forms_of(program, argv, environment["PATH"]), cwd)
+        found = Admission(
+            program, tuple(argv), environment, forms_of(program, argv, environment["PATH"]), cwd, pins=Pins(self.pins)
+        )
         return self.admitted.get(name, found)
 
     def judge(self, name: str, admission: Admission, peer: int, client: int) -> Conversation:
         assert self.ledger is not None
-        judge = Judge(self.policy, name, {}, {}, Taint({}), os.path.realpath)
-        return Conversation(judge, Talk(self.session, name, "stdio"), self.ledger)
+        judge = Judge(self.policy, name, {}, admission.pins, Taint({}), os.path.realpath)
+        return Conversation(judge, Talk(self.session, name, "stdio"), self.ledger, keep_pins=_keeper(admission.pins))
 
     def start(self, name: str, argv: Sequence[str], **more: Any) -> subprocess.Popen[bytes]:
         """What an agent does: start the shim of a server."""
@@ -127,7 +132,7 @@ def gate(folder: Path, *, leaf: str | None = None) -> Iterator[World]:
     listener.listen(64)
     reader, writer = os.pipe()
     own = Store.open(folder / "events.db")
-    world = World(address, store, session, given, policy, ledger=Ledger(own, session))
+    world = World(address, store, session, given, policy, pins=folder / "pins.json", ledger=Ledger(own, session))
     assert world.ledger is not None
     serving = Gate(session, leaf or leaf_of(os.getpid()), listener, world, world.ledger)
     thread = threading.Thread(target=serving.serve, args=(reader,), daemon=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mcpguard.catalogue.server import Server
 from mcpguard.errors import UsageError
 from mcpguard.session.agents import Told, tell
 from mcpguard.session.gate import SHIM
@@ -23,6 +24,10 @@ class Kept:
 
     folder: Path
     address: str = "/state/gate/session/socket"
+    token: str = "t0ken"
+
+    def remote(self, server: Server) -> str:
+        return f"http://127.0.0.1:4000/{server.name}"
 
     def file(self, name: str, content: bytes) -> str:
         (self.folder / name).write_bytes(content)
@@ -60,21 +65,41 @@ def test_claude_gets_its_servers_by_its_flags_and_reads_no_others(tmp_path: Path
         ["-p", "--", "--mcp-config"],
     )
     declared = json.loads(text)["mcpServers"]
-    assert set(declared) == {"fs", "web"} and declared["web"]["url"] == "https://x/mcp"
+    assert set(declared) == {"fs", "web"} and declared["web"]["url"] == "http://127.0.0.1:4000/web"
     assert declared["fs"]["args"][:4] == ["-I", "-S", "-B", SHIM]
-    assert [one.name for one in found.servers] == ["fs"]
+    assert {one.name for one in found.servers} == {"fs", "web"}
     assert "secret" not in text
 
 
-def test_what_a_remote_server_is_told_is_no_argument(tmp_path: Path) -> None:
-    headers = {"Authorization": "Bearer secret", "X-Other": "${MINE}"}
-    write(
-        tmp_path / ".claude.json", {"mcpServers": {"web": {"type": "http", "url": "https://x/mcp", "headers": headers}}}
-    )
-    found = told(tmp_path, ["claude"])
-    declared = json.loads(found.command[2])["mcpServers"]["web"]["headers"]
-    assert declared["X-Other"] == "${MINE}"
-    assert found.environment[declared["Authorization"].strip("${}")] == "Bearer secret"
+REMOTE = {"type": "http", "url": "https://x/mcp", "headers": {"Authorization": "Bearer secret"}}
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_every_agent_reaches_a_remote_server_by_the_gate_and_holds_no_key_of_it(tmp_path: Path, old: bool) -> None:
+    remote = {**REMOTE, "type": "sse"} if old else REMOTE
+    write(tmp_path / ".claude.json", {"mcpServers": {"web": remote}})
+    gemini = {"url" if old else "httpUrl": REMOTE["url"], "headers": REMOTE["headers"]}
+    write(tmp_path / ".gemini/settings.json", {"mcpServers": {"web": gemini}})
+    opencode = {"mcp": {"web": {"type": "remote", "url": REMOTE["url"], "headers": REMOTE["headers"]}}}
+    write(tmp_path / ".config/opencode/opencode.json", opencode)
+    write(tmp_path / ".codex/config.toml", '[mcp_servers.web]\nurl="https://x/mcp"\n')
+    way = "http://127.0.0.1:4000/web"
+    claude = told(tmp_path, ["claude"])
+    declared = json.loads(claude.command[2])["mcpServers"]["web"]
+    assert (declared["type"], declared["url"]) == ("sse" if old else "http", way)
+    assert declared["headers"] == {"Authorization": "Bearer ${MCPGUARD_GATE_TOKEN}"}
+    codex = told(tmp_path, ["codex"])
+    server = tomllib.loads(codex.command[2])["mcp_servers"]["web"]
+    assert server == {"url": way, "bearer_token_env_var": "MCPGUARD_GATE_TOKEN"}
+    settings = told(tmp_path, ["gemini"])
+    written = Path(settings.environment["GEMINI_CLI_SYSTEM_SETTINGS_PATH"]).read_text()
+    assert json.loads(written)["mcpServers"]["web"]["url" if old else "httpUrl"] == way
+    content = told(tmp_path, ["opencode"])
+    assert json.loads(content.environment["OPENCODE_CONFIG_CONTENT"])["mcp"]["web"]["url"] == way
+    for one in (claude, codex, settings, content):
+        assert one.environment["MCPGUARD_GATE_TOKEN"] == "t0ken"
+        assert "secret" not in f"{one.command} {one.environment} {written}"
+        assert [server.old for server in one.servers] == [old if one is not codex and one is not content else False]
 
 
 @pytest.mark.parametrize("form", ["text", "file", "equals"])
@@ -140,4 +165,4 @@ def test_opencode_gets_a_variable(tmp_path: Path) -> None:
 
 
 def test_what_is_no_known_agent_stays_as_it_is(tmp_path: Path) -> None:
-    assert told(tmp_path, ["python3", "x.py"]) == Told(("python3", "x.py"), {"HOME": str(tmp_path)})
+    assert told(tmp_path, ["python3", "x.py"]) == Told(("python3", "x.py"), {"HOME": str(tmp_path)}, known=False)

@@ -498,7 +498,8 @@ def _load(objects: Iterable[ObjectSpec], name: str) -> None:
         _write_facts(folder, facts)
         pins.finish(folder, name)
     except BaseException:
-        pins.remove(folder)
+        with contextlib.suppress(OSError):  # unfinished, so the next launch removes what is left of it
+            pins.remove(folder)
         raise
     finally:
         for fd in shared.values():

@@ -30,6 +30,7 @@ class Server:
         kind: `stdio`, `remote`, `built-in` (part of the client) or `unclear` (neither a command nor a URL).
         command, args, env, cwd: of a local server, as written, interpolations unexpanded. `cwd` empty: the client's own folder.
         url, headers: of a remote server, as written.
+        transport: of a remote server `http` or `sse`, where the declaration says it.
         enabled: whether the client starts it.
         automatic: settings of this server by which tools are called without a question.
         helpers: other commands that its client runs for it.
@@ -47,6 +48,7 @@ class Server:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: str = ""
     url: str = ""
+    transport: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     enabled: bool = True
     automatic: tuple[str, ...] = ()
@@ -57,6 +59,11 @@ class Server:
     def place(self) -> str:
         """Where it is declared, as one text that no other declaration of this name has."""
         return f"{self.file}#{self.project}" if self.project else self.file
+
+    @property
+    def old(self) -> bool:
+        """Whether it is a remote server that speaks HTTP+SSE of 2024-11-05, as far as a declaration tells."""
+        return self.transport == "sse" or (not self.transport and self.url.rstrip("/").endswith("/sse"))
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -84,12 +91,21 @@ def of(name: str, value: Mapping[str, Any], **where: Any) -> Server:
         env=_texts_of(value, _ENVIRONMENTS),
         cwd=str(value["cwd"]) if isinstance(value.get("cwd"), str) else "",
         url="" if command else url,
+        transport=_transport(value, url, str(where.get("client"))),
         headers=_texts_of(value, _HEADERS),
         enabled=value.get("enabled") is not False and value.get("disabled") is not True,
         automatic=tuple(_automatic(value)),
         helpers=tuple(f"{key}: {_text(value[key])}" for key in _HELPERS if value.get(key)),
         texts=tuple(_texts(value)),
     )
+
+
+def _transport(value: Mapping[str, Any], url: str, client: str) -> str:
+    """Gemini and Qwen call the newer kind `httpUrl`; where they say `url` they mean the older one, as others do by `type`."""
+    if url and client in ("gemini-cli", "qwen-code") and not value.get("type"):
+        return "http" if url == value.get("httpUrl") else "sse"
+    said = value.get("type") or value.get("transport")
+    return "sse" if said == "sse" else "http" if said in ("http", "streamable-http", "streamable_http") else ""
 
 
 def _command(value: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from mcpguard.events.clock import Clock
@@ -57,6 +57,8 @@ class Listener:
         self._clock = clock or Clock()
         self._observer: Observer | None = None
         self._skipped: list[tuple[tuple[tuple[int, int], ...], bool]] = []
+        self._skipped_port: int | None = None
+        self._look: Callable[[Sequence[Event]], list[Event]] | None = None
         self._skipping = threading.Lock()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="mcpguard-messages", daemon=True)
@@ -73,6 +75,14 @@ class Listener:
         """
         with self._skipping:
             self._skipped.append((tuple(ends), served))
+
+    def skip_port(self, port: int) -> None:
+        """What is said to this port on loopback, and from it, is told by somebody else. To be called early."""
+        self._skipped_port = port
+
+    def show(self, look: Callable[[Sequence[Event]], list[Event]]) -> None:
+        """Have every message looked at when it is told; what is returned is told, too. To be called early."""
+        self._look = look
 
     def stop(self) -> bool:
         """Read what is left, end the thread. False: it hangs and was left behind."""
@@ -126,6 +136,8 @@ class Listener:
 
             processes = self._recorder.processes
             self._observer = Observer(self._session, self._clock.epoch_of, self._clock.monotonic_ns, processes.get)
+        if self._skipped_port is not None:
+            self._observer.skip_port(self._skipped_port)
         with self._skipping:
             skipped, self._skipped = self._skipped, []
         for ends, served in skipped:
@@ -138,7 +150,7 @@ class Listener:
             lost = lost | {TOO_MANY: len(events) - room}
             del events[room:]
         events += [loss(now_ns, self._session, what, count) for what, count in lost.items() if count]
-        self._recorder.tell(events)
+        self._recorder.tell([*events, *self._look(events)] if self._look is not None and events else events)
 
     def _guard(self, step: Callable[[], bool | None]) -> bool:
         """An unexpected error is kept, because a dead thread would lose everything after it."""

@@ -117,6 +117,7 @@ class Observer:
         self._who = who
         self._streams: OrderedDict[End, _Stream] = OrderedDict()
         self._skipped: dict[End | None, int] = {}
+        self._skipped_ports: set[int] = set()
         # HTTP: by the server's port and the session, for answers that come on another connection.
         self._pool: OrderedDict[tuple[int, str, str, Key], tuple[_Stream, Event]] = OrderedDict()
 
@@ -132,6 +133,10 @@ class Observer:
         for stream in self._streams.values():
             if self._is_skipped(stream.own) or self._is_skipped(stream.far):
                 stream.back = []
+
+    def skip_port(self, port: int) -> None:
+        """What is said to this port on loopback, and from it, is somebody else's to tell of."""
+        self._skipped_ports.add(port)
 
     def _is_skipped(self, end: End | None) -> bool:
         return end in self._skipped and self._now_ns() < self._skipped[end]
@@ -177,6 +182,8 @@ class Observer:
     # Streams and their pairs.
 
     def _stream(self, record: MessageRecord) -> _Stream | None:
+        if record.channel == "tcp" and not self._skipped_ports.isdisjoint(record.ports):
+            return None
         if self._is_skipped(record.own) or self._is_skipped(record.far):
             self._streams.pop(record.own, None)
             return None

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +59,26 @@ def main() -> None:
     os.set_blocking(_STANDARD_OUTPUT, False)
     ledger = Ledger(Store.open(create=False), facts["session"])
     listener = socket.socket(fileno=facts["listener"])
-    Gate(facts["session"], facts["leaf"], listener, Servers(facts, ledger), ledger, _tell_ends).serve(_STANDARD_INPUT)
+    servers = Servers(facts, ledger)
+    if facts.get("web"):
+        threading.Thread(target=_serve_remotes, args=(facts, servers), name="web", daemon=True).start()
+    Gate(facts["session"], facts["leaf"], listener, servers, ledger, _tell_ends).serve(_STANDARD_INPUT)
+
+
+def _serve_remotes(facts: dict[str, Any], servers: Servers) -> None:
+    """What it needs is only loaded when somebody comes. Its own hand on the record, as each thread has one."""
+    listener = socket.socket(fileno=facts["web"]["listener"])
+    select.select([listener], (), ())
+    from mcpguard.gate.web import Web
+
+    ledger = Ledger(Store.open(create=False), facts["session"])
+    Web(
+        listener,
+        facts["web"]["token"],
+        servers.remote,
+        lambda key, transport: servers.open_remote(key, transport, ledger),
+        ledger.flush,
+    ).run()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from mcpguard.errors import StoreError
+from mcpguard.errors import HostError, StoreError
 from mcpguard.events.mcp import Talk, call_id
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.relay import CLIENT, SERVER
@@ -31,8 +31,20 @@ _Passage = tuple[bytes | None, bytes | None]
 class Conversation:
     """One connection."""
 
-    def __init__(self, judge: Judge, talk: Talk, ledger: Ledger, now_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        talk: Talk,
+        ledger: Ledger,
+        now_ns: Callable[[], int] = time.time_ns,
+        keep_pins: Callable[[], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            keep_pins: writes down what the judge has pinned; raises HostError.
+        """
         self._judge = judge
+        self._keep_pins = keep_pins
         self._talk = talk
         self._ledger = ledger
         self._now_ns = now_ns
@@ -85,11 +97,24 @@ class Conversation:
         onward, judged = message.raw, None
         if side == SERVER:
             onward, judged = self._judge.answer(waiting.method, waiting.params, message)
+            if not self._pinned():
+                judged = Judgement(
+                    Verdict.DENY, McpKind.METHOD, waiting.method, "what was approved cannot be written down"
+                )
         event = self._answer(waiting, message, judged)
         self._ledger.note(event)
         if judged is not None and not judged.allowed and event.mcp is not None:
             return refusal(message.id, judged, event.mcp.call or "")
         return onward
+
+    def _pinned(self) -> bool:
+        """Definitions are shown once they are written down; else another session would take others for approved ones."""
+        try:
+            if self._keep_pins is not None:
+                self._keep_pins()
+        except HostError:
+            return False
+        return True
 
     def _answer(self, waiting: Waiting, message: Message, judged: Judgement | None) -> Event:
         asked: Event = waiting.note

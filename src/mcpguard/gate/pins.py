@@ -29,8 +29,11 @@ class Pins(dict[str, str]):
         self._written = len(self)
 
     def keep(self) -> None:
-        """Write down what is new; raises HostError."""
-        if len(self) != self._written:
+        """Write down what is new; raises HostError.
+
+        Not while nothing was listed: an agent that only looks whether a server is there would pin that it offers nothing.
+        """
+        if len(self) != self._written and not all(name.startswith("server:") for name in self):
             store.replace(self._path, json.dumps(self).encode())
             self._written = len(self)
 

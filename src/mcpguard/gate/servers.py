@@ -10,7 +10,7 @@ import fnmatch
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from mcpguard.gate.admission import Admission, Grants, Unvetted, forms_of
 from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.peers import path_of
-from mcpguard.gate.pins import of_approval
+from mcpguard.gate.pins import Pins, of_approval
 from mcpguard.gate.relay import Judges
+from mcpguard.gate.remote import Remote
 from mcpguard.mcp import classes, policy
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.model.event import Peer
@@ -36,7 +37,8 @@ class Servers:
         """
         Args:
             facts: `session`; `environment` of the agent; `workspace`; `mcp`, the rules as `Policy.mcp` has them; `servers`, a
-                list of the fields of `catalogue.server.Server`; `confined`, of `session.confinement`.
+                list of the fields of `catalogue.server.Server`; `confined`, of `session.confinement`; `web`, where there are
+                remote servers: `listener`, `token`, and `remotes`, from their place in the address to the same fields.
         """
         self._session = facts["session"]
         self._environment: dict[str, str] = facts["environment"]
@@ -46,6 +48,9 @@ class Servers:
         self._confined: list[dict[str, Any]] = facts["confined"]
         self._taint = Taint({})
         self._ledger = ledger
+        remotes = facts["web"]["remotes"] if facts.get("web") else {}
+        self._remotes = {key: Server(**{**one, "args": tuple(one["args"])}) for key, one in remotes.items()}
+        self._judges: dict[str, Judge] = {}
 
     def admit(self, name: str, argv: list[str], pid: int) -> Admission:
         """A server that may start.
@@ -85,7 +90,43 @@ class Servers:
         """What judges the messages of a server that was admitted."""
         resolve = functools.partial(_real_path, admission.cwd)
         judge = Judge(self._policy, name, admission.tools, admission.pins, self._taint, resolve)
-        return Conversation(judge, Talk(self._session, name, "stdio", _peer(client), _peer(peer)), self._ledger)
+        talk = Talk(self._session, name, "stdio", _peer(client), _peer(peer))
+        return Conversation(judge, talk, self._ledger, keep_pins=_keeper(admission.pins))
+
+    def remote(self, key: str) -> Remote | None:
+        """A remote server by its place in the address; the catalogue is asked each time."""
+        server = self._remotes.get(key)
+        if server is None:
+            return None
+        found = starting.identify(server, self._environment, self._workspace)
+        state = approved.State(approved.NOT_APPROVED) if found is None else approved.load().state(server.name, found)
+        if not state.allowed:
+            refusal = _not_approved(server.name, state)
+            return Remote("", refused=f"{refusal.what}: {refusal.do}")
+        return Remote(starting.expanded(server.url, self._environment), server.headers, old=server.old)
+
+    def open_remote(self, key: str, transport: str, ledger: Ledger) -> Conversation:
+        """A new conversation with a remote server. What it said of its tools is known from one to the next.
+
+        Args:
+            ledger: of the thread that asks.
+        """
+        server = self._remotes[key]
+        judge = self._judges.get(key)
+        if judge is None:
+            found = starting.identify(server, self._environment, self._workspace)
+            named = approved.load().named(server.name)
+            entry = next(one for one in named if found is not None and one.digest == found.digest)
+            pins = of_approval(server.name, entry.digest, entry.approved)
+            resolve = functools.partial(_real_path, str(self._workspace))
+            tools = classes.of_package(found.origin if found is not None else "")
+            judge = self._judges[key] = Judge(self._policy, server.name, tools, pins, self._taint, resolve)
+        talk = Talk(self._session, server.name, transport)
+        return Conversation(judge, talk, ledger, keep_pins=_keeper(judge.pins))
+
+
+def _keeper(pins: dict[str, str]) -> Callable[[], None] | None:
+    return pins.keep if isinstance(pins, Pins) else None
 
 
 def _real_path(cwd: str, path: str) -> str:

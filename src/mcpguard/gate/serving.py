@@ -151,13 +151,15 @@ class Gate:
             return
         line.setblocking(False)
         try:
-            if len(self._entrants) >= MOST_ENTRANTS:
-                raise Stranger("more shims at once than an agent has servers")
             peer = peers.welcome(line, self._leaf)
         except Stranger as stranger:
             line.close()
             self._turn_away(str(stranger))
             return
+        if len(self._entrants) >= MOST_ENTRANTS:
+            # Who is served says what it wants at once. Those that are becoming their servers come last.
+            oldest = min(self._entrants.values(), key=lambda one: (one.admission is not None, one.until))
+            self._let_go(oldest, "more shims at once than an agent has servers")
         self._entrants[line.fileno()] = _Entrant(line, peer, time.monotonic() + _PATIENCE_S)
         self._poll.register(line, select.EPOLLIN)
 

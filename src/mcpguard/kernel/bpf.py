@@ -343,6 +343,17 @@ def program_id(program: int) -> int:
     return program_facts(program).id
 
 
+def program_exists(number: int) -> bool:
+    """Whether anything still holds the program of this number. Raises KernelError."""
+    try:
+        os.close(int(libbpf.call("bpf_prog_get_fd_by_id", number, about="program")))
+    except KernelError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+    return True
+
+
 def pin(fd: int, path: str) -> None:
     """Give a map, program or link a name on a BPF file system, which keeps it when no process does. Raises KernelError."""
     libbpf.call("bpf_obj_pin", fd, os.fsencode(path), about=path)

@@ -67,6 +67,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_map_delete_elem": (_int, (_int, _text)),
     "bpf_map_lookup_elem": (_int, (_int, _text, _pointer)),
     "bpf_map_get_next_key": (_int, (_int, _text, _pointer)),
+    "bpf_prog_get_fd_by_id": (_int, (ctypes.c_uint32,)),
     "bpf_map_get_fd_by_id": (_int, (ctypes.c_uint32,)),
     "bpf_obj_pin": (_int, (_int, _text)),
     "bpf_obj_get": (_int, (_text,)),

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import functools
 import os
 import stat
+import time
 from collections.abc import Iterator
 
-from mcpguard.errors import HostError
+from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import syscalls
 from mcpguard.model.digests import blake2b
 from mcpguard.model.values import dataclass
@@ -24,6 +26,11 @@ ROOT = f"{FILE_SYSTEM}/mcpguard"
 LOCK = "/run/mcpguard/engine.lock"
 MAPS, PROGRAMS, LINKS = "maps", "programs", "links"
 _UNFINISHED = "new-"
+# The kernel takes removed links apart in one queue of each processor, and each waits there for work that goes through the same
+# queue. It takes 256; if all of them are links, they wait for ever, and with them all else that needs the queue.
+_AT_ONCE = 64
+_PATIENCE_S = 30
+_leaving: list[int] = []  # programs whose links we removed, and that may be there still
 _MAGIC = 0xCAFE4A11
 _MOUNT_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
 
@@ -148,7 +155,12 @@ def is_unfinished(folder: str) -> bool:
 
 
 def remove(folder: str) -> None:
-    """Remove a directory and what is pinned in it, links first; one that is not there is no error."""
+    """Remove a directory and what is pinned in it, links first; one that is not there is no error.
+
+    Raises:
+        OSError: something cannot be removed, or the kernel does not get on with what was; the rest stays for the next time.
+    """
+    _remove_links(folder)
     for part in (LINKS, PROGRAMS, MAPS, ""):
         place = f"{folder}/{part}" if part else folder
         try:
@@ -158,3 +170,39 @@ def remove(folder: str) -> None:
         for name in names:
             os.unlink(f"{place}/{name}")
         os.rmdir(place)
+
+
+def _remove_links(folder: str) -> None:
+    """Remove links so that never more than `_AT_ONCE` of them are still attached.
+
+    A link is gone when the program that it has the name of is: nothing else holds that.
+    """
+    from mcpguard.kernel import bpf
+
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(f"{folder}/{LINKS}"):
+            if len(_leaving) >= _AT_ONCE:
+                _await_leaving()
+            program = f"{folder}/{PROGRAMS}/{name}"
+            with contextlib.suppress(KernelError):
+                fd = bpf.pinned(program)
+                try:
+                    _leaving.append(bpf.program_id(fd))
+                finally:
+                    os.close(fd)
+            os.unlink(f"{folder}/{LINKS}/{name}")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(program)
+
+
+def _await_leaving() -> None:
+    from mcpguard.kernel import bpf
+
+    deadline = time.monotonic() + _PATIENCE_S
+    while _leaving:
+        if not bpf.program_exists(_leaving[-1]):
+            _leaving.pop()
+        elif time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), "links that were removed are still attached")
+        else:
+            time.sleep(0.002)

@@ -22,6 +22,7 @@ from mcpguard.session.gate import SHIM_WORDS
 # Whose declaration of a name an agent takes, the strongest first.
 _STRONGEST = ("command line", "managed", "local", "project", "environment", "user", "plugin")
 _MCP_CONFIG, _STRICT = "--mcp-config", "--strict-mcp-config"
+_TOKEN_VARIABLE = "MCPGUARD_GATE_TOKEN"
 _LARGEST_ARGUMENT = 120_000
 _LARGEST_FILE = 1 << 20
 
@@ -32,6 +33,15 @@ class Keeps(Protocol):
     @property
     def address(self) -> str:
         """Of its socket."""
+        ...
+
+    @property
+    def token(self) -> str:
+        """What has to be shown where `remote` leads."""
+        ...
+
+    def remote(self, server: Server) -> str:
+        """The address by which the agent reaches a remote server."""
         ...
 
     def file(self, name: str, content: bytes) -> str:
@@ -45,11 +55,13 @@ class Told:
 
     Attributes:
         servers: the local ones that it was told of, each name once.
+        known: it is an agent that can be told.
     """
 
     command: tuple[str, ...]
     environment: dict[str, str]
     servers: tuple[Server, ...] = ()
+    known: bool = True
 
 
 def tell(command: Sequence[str], environment: Mapping[str, str], workspace: str, gate: Keeps) -> Told:
@@ -63,7 +75,7 @@ def tell(command: Sequence[str], environment: Mapping[str, str], workspace: str,
     """
     name = Path(command[0]).name
     if name not in _AGENTS:
-        return Told(tuple(command), dict(environment))
+        return Told(tuple(command), dict(environment), known=False)
     client, change = _AGENTS[name]
     found = [
         one for one in clients.inventory(Path(workspace), environment).servers if one.client == client and one.enabled
@@ -84,12 +96,13 @@ def _shim(one: Server, gate: Keeps) -> list[str]:
     return [*SHIM_WORDS, gate.address, one.name, "--", *one.words]
 
 
-def _local(found: Iterable[Server]) -> tuple[Server, ...]:
-    return tuple(one for one in found if one.kind == STDIO)
+def _reached(found: Iterable[Server]) -> tuple[Server, ...]:
+    """Those that the gate stands before: local ones, and remote ones."""
+    return tuple(one for one in found if one.kind in (STDIO, REMOTE))
 
 
 def _claude(command: tuple[str, ...], environment: dict[str, str], found: list[Server], gate: Keeps) -> Told:
-    """`--strict-mcp-config` has it read nothing else; remote servers are repeated, with what is secret in a variable."""
+    """`--strict-mcp-config` has it read nothing else; remote servers are reached by way of the gate."""
     program, words = command[0], list(command[1:])
     named, strict = _taken_out(words)
     found = _each_once([*named, *(() if strict else found)])
@@ -99,22 +112,13 @@ def _claude(command: tuple[str, ...], environment: dict[str, str], found: list[S
             first, *rest = _shim(one, gate)
             declared[one.name] = {"type": "stdio", "command": first, "args": rest, "env": {}}
         elif one.kind == REMOTE:
-            kind = "sse" if one.url.rstrip("/").endswith("/sse") else "http"
-            headers = {
-                name: value if "${" in value else _hidden(value, environment) for name, value in one.headers.items()
-            }
-            declared[one.name] = {"type": kind, "url": one.url, "headers": headers}
+            headers = {"Authorization": f"Bearer ${{{_TOKEN_VARIABLE}}}"}
+            declared[one.name] = {"type": "sse" if one.old else "http", "url": gate.remote(one), "headers": headers}
+    environment[_TOKEN_VARIABLE] = gate.token
     text = json.dumps({"mcpServers": declared})
     if len(text) > _LARGEST_ARGUMENT:
         text = gate.file("claude.json", text.encode())
-    return Told((program, _MCP_CONFIG, text, _STRICT, *words), environment, _local(found))
-
-
-def _hidden(value: str, environment: dict[str, str]) -> str:
-    """A reference to a variable that holds the value: arguments of processes can be seen by everybody on a host."""
-    name = f"MCPGUARD_HEADER_{sum(key.startswith('MCPGUARD_HEADER_') for key in environment)}"
-    environment[name] = value
-    return f"${{{name}}}"
+    return Told((program, _MCP_CONFIG, text, _STRICT, *words), environment, _reached(found))
 
 
 def _taken_out(words: list[str]) -> tuple[list[Server], bool]:
@@ -161,13 +165,16 @@ def _from_argument(text: str) -> list[Server]:
 
 def _codex(command: tuple[str, ...], environment: dict[str, str], found: list[Server], gate: Keeps) -> Told:
     """`-c` has precedence over its files; JSON's strings and lists are TOML's as well."""
-    local = _local(found)
     options: list[str] = []
-    for one in local:
-        first, *rest = _shim(one, gate)
-        value = f"{{command={_toml(first)},args={_toml(rest)},env={{}}}}"
+    for one in _reached(found):
+        if one.kind == STDIO:
+            first, *rest = _shim(one, gate)
+            value = f"{{command={_toml(first)},args={_toml(rest)},env={{}}}}"
+        else:
+            value = f"{{url={_toml(gate.remote(one))},bearer_token_env_var={_toml(_TOKEN_VARIABLE)}}}"
         options += ["-c", f"mcp_servers.{_key(one.name)}={value}"]
-    return Told((command[0], *options, *command[1:]), environment, local)
+    environment[_TOKEN_VARIABLE] = gate.token
+    return Told((command[0], *options, *command[1:]), environment, _reached(found))
 
 
 def _toml(value: Any) -> str:
@@ -186,22 +193,25 @@ def _gemini(variable: str, system: str) -> Callable[..., Told]:
             settings = reading.read(path, "json", _LARGEST_FILE).value
         except (OSError, reading.UnreadableError):
             settings = {}
-        local = _local(found)
-        declared = {one.name: _gemini_entry(_shim(one, gate)) for one in local}
-        remote = [one.name for one in found if one.kind == REMOTE]
+        declared = {one.name: _gemini_entry(one, gate) for one in _reached(found)}
         merged = {
             **settings,
             "mcpServers": {**settings.get("mcpServers", {}), **declared},
-            "mcp": {**settings.get("mcp", {}), "allowed": [*declared, *remote]},
+            "mcp": {**settings.get("mcp", {}), "allowed": [*declared]},
         }
         environment[variable] = gate.file("settings.json", json.dumps(merged).encode())
-        return Told(command, environment, local)
+        environment[_TOKEN_VARIABLE] = gate.token
+        return Told(command, environment, _reached(found))
 
     return change
 
 
-def _gemini_entry(shim: list[str]) -> dict[str, Any]:
-    return {"command": shim[0], "args": shim[1:], "env": {}}
+def _gemini_entry(one: Server, gate: Keeps) -> dict[str, Any]:
+    if one.kind == REMOTE:
+        headers = {"Authorization": f"Bearer ${_TOKEN_VARIABLE}"}
+        return {"url" if one.old else "httpUrl": gate.remote(one), "headers": headers}
+    first, *rest = _shim(one, gate)
+    return {"command": first, "args": rest, "env": {}}
 
 
 def _opencode(command: tuple[str, ...], environment: dict[str, str], found: list[Server], gate: Keeps) -> Told:
@@ -211,10 +221,16 @@ def _opencode(command: tuple[str, ...], environment: dict[str, str], found: list
         given, _repeated = reading.parse(environment.get(name, "{}").encode(errors="surrogateescape"), "json")
     except reading.UnreadableError:
         given = {}
-    local = _local(found)
-    declared = {one.name: {"type": "local", "command": _shim(one, gate), "enabled": True} for one in local}
+    declared: dict[str, Any] = {}
+    for one in _reached(found):
+        if one.kind == STDIO:
+            declared[one.name] = {"type": "local", "command": _shim(one, gate), "enabled": True}
+        else:
+            headers = {"Authorization": f"Bearer {{env:{_TOKEN_VARIABLE}}}"}
+            declared[one.name] = {"type": "remote", "url": gate.remote(one), "headers": headers, "enabled": True}
+    environment[_TOKEN_VARIABLE] = gate.token
     environment[name] = json.dumps({**given, "mcp": {**given.get("mcp", {}), **declared}})
-    return Told(command, environment, local)
+    return Told(command, environment, _reached(found))
 
 
 _Change = Callable[[tuple[str, ...], dict[str, str], list[Server], Keeps], Told]

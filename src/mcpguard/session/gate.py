@@ -15,13 +15,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mcpguard
+from mcpguard.catalogue import starting
+from mcpguard.catalogue.server import Server
 from mcpguard.errors import HostError
 from mcpguard.kernel import cgroup
+from mcpguard.mcp.policy import server_word
 from mcpguard.profile.store import gate_directory
 
 _ENTRY = f"{mcpguard.__path__[0]}/gate/__main__.py"
@@ -56,6 +59,9 @@ class Gate:
         self._folder = gate_directory() / session
         self.address = str(self._folder / "socket")
         self._listener = self._bind()
+        self._web: socket.socket | None = None
+        self._remotes: dict[str, Server] = {}
+        self.token = os.urandom(24).hex()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,6 +92,46 @@ class Gate:
         path.write_bytes(content)
         return str(path)
 
+    @property
+    def port(self) -> int | None:
+        """On loopback, where remote servers are reached; None: there are none."""
+        return None if self._web is None else int(self._web.getsockname()[1])
+
+    def remote(self, server: Server) -> str:
+        """The address by which an agent reaches a remote server. It has to show `token`.
+
+        Raises:
+            HostError: no port can be had.
+        """
+        try:
+            if self._web is None:
+                web = socket.socket()
+                web.bind(("127.0.0.1", 0))
+                web.listen(_BACKLOG)
+                self._web = web
+        except OSError as error:
+            raise HostError(
+                "remote MCP servers could not be guarded, so nothing was started",
+                why=f"no port was free on 127.0.0.1: {error.strerror}",
+                do="end programs that hold ports, and try again",
+                code="run.no-gate-port",
+            ) from None
+        key = f"{len(self._remotes)}-{server_word(server.name)}"
+        self._remotes[key] = server
+        return f"http://127.0.0.1:{self.port}/{key}"
+
+    def _web_facts(self) -> dict[str, Any] | None:
+        if self._web is None:
+            return None
+        remotes = {key: plain(server) | {"headers": self._headers(server)} for key, server in self._remotes.items()}
+        return {"listener": self._web.fileno(), "token": self.token, "remotes": remotes}
+
+    def _headers(self, server: Server) -> dict[str, str]:
+        """With variables in place of their names: the user's, as they do not come inside; but what a project declares gets no
+        more than what the agent has."""
+        known = self.facts["environment"] if server.scope == "project" else os.environ
+        return {name: starting.expanded(value, known) for name, value in server.headers.items()}
+
     def start(self, leaf: str, tell_ends: Callable[[Sequence[tuple[int, int]], bool], None]) -> None:
         """Have shims answered from now on, until `close`.
 
@@ -100,6 +146,7 @@ class Gate:
             "session": self._session,
             "leaf": leaf[leaf.rindex(f"/{cgroup.PARENT}/") :],
             "listener": self._listener.fileno(),
+            "web": self._web_facts(),
         }
         line = json.dumps(handed).encode() + b"\n"
         self._keeper = threading.Thread(target=self._keep, args=(line,), name="mcpguard-gate", daemon=True)
@@ -107,10 +154,11 @@ class Gate:
 
     def _keep(self, line: bytes) -> None:
         pause_s = _FIRST_PAUSE_S
-        listener = self._listener.fileno()
-        while self._stop not in select.select([listener, self._stop], (), ())[0]:
+        listeners = [one.fileno() for one in (self._listener, self._web) if one is not None]
+        while self._stop not in select.select([*listeners, self._stop], (), ())[0]:
+            self._process = None
             with contextlib.suppress(OSError):
-                self._process = _spawn(line, listener)
+                self._process = _spawn(line, listeners)
             if self._process is not None and self._wait(self._process):
                 return
             if select.select([self._stop], (), (), pause_s)[0]:
@@ -157,7 +205,16 @@ class Gate:
         if self._keeper is not None:
             self._keeper.join(2 * _END_S)
         self._listener.close()
+        if self._web is not None:
+            self._web.close()
         _remove(self._folder)
+
+
+def plain(server: Server) -> dict[str, Any]:
+    """Its fields, for another process."""
+    return {
+        name: dict(value) if isinstance(value := getattr(server, name), Mapping) else value for name in Server.__slots__
+    }
 
 
 @contextlib.contextmanager
@@ -169,7 +226,7 @@ def _held(pid: int) -> Iterator[int]:
         os.close(held)
 
 
-def _spawn(line: bytes, listener: int) -> subprocess.Popen[bytes]:
+def _spawn(line: bytes, listeners: Sequence[int]) -> subprocess.Popen[bytes]:
     # A session of its own: what the terminal sends is for the agent.
     process = subprocess.Popen(
         [sys.executable, "-E", "-P", _ENTRY],
@@ -178,7 +235,7 @@ def _spawn(line: bytes, listener: int) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        pass_fds=[listener],
+        pass_fds=listeners,
         start_new_session=True,
     )
     if process.stdin is not None:

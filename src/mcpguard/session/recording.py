@@ -169,6 +169,16 @@ class Recording:
         if self._listener is not None:
             self._listener.skip(ends, served)
 
+    def show_messages(self, look: Callable[[Sequence[Event]], list[Event]]) -> None:
+        """Have `look` see every MCP message that is put on record; what it returns is, too."""
+        if self._listener is not None:
+            self._listener.show(look)
+
+    def skip_port(self, port: int) -> None:
+        """MCP messages to and from this port on loopback are told by somebody else."""
+        if self._listener is not None:
+            self._listener.skip_port(port)
+
     def _exchanged(self) -> list[FlowRecord]:
         """What was exchanged with whom since the last call."""
         if self._flows is None:

@@ -79,6 +79,8 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     environment[SESSION_VARIABLE] = session
     guarded = _servers(policy, session, command, environment)
     notes = [*plan.hidden, *(_asking(session, quiet=options.quiet) if options.ask else ())]
+    if guarded:
+        policy = guarded.policy
     if guarded and guarded.note:
         notes.append(guarded.note)
         if not options.quiet:
@@ -111,7 +113,11 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         gc.freeze()  # or its first look goes through all of that, while the agent starts
         gc.enable()
         if guarded:
-            guarded.gate.start(str(facts["cgroup"]), recording.skip_messages)
+            if guarded.gate.port is not None:
+                recording.skip_port(guarded.gate.port)
+            leaf = str(facts["cgroup"])
+            guarded.gate.start(leaf, recording.skip_messages)
+            recording.show_messages(guarded.around(session, int(facts["pid"]), leaf))
         if later:
             later.start()
         if hooks:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mcpguard.catalogue import approved
-from mcpguard.catalogue.server import Server
+from mcpguard.catalogue.server import STDIO
 from mcpguard.events.format import printable
 from mcpguard.gate.line import SOCKET_VARIABLE
-from mcpguard.model.policy import Policy
-from mcpguard.model.values import dataclass
+from mcpguard.kernel import cgroup
+from mcpguard.model.access import Effect
+from mcpguard.model.event import Event
+from mcpguard.model.policy import PROTO_TCP, NetEntry, Policy
+from mcpguard.model.rule import Origin
+from mcpguard.model.values import dataclass, replace
+from mcpguard.policy.network import mapped
 from mcpguard.session.agents import tell
-from mcpguard.session.gate import Gate
+from mcpguard.session.around_gate import AroundGate
+from mcpguard.session.gate import Gate, plain
 
 _MOST_NAMED = 5
 
@@ -24,13 +30,19 @@ class Servers:
 
     Attributes:
         command, environment: of the agent, which learns by them to start its servers through the shim.
-        note: for the person: which servers wait for their word; empty: none does.
+        policy: the session's, with the address of the gate where there are remote servers.
+        note: for the person: which servers wait for their word, or that nothing is guarded here; empty: all is well.
     """
 
     gate: Gate
+    policy: Policy
     command: tuple[str, ...]
     environment: dict[str, str]
     note: str
+
+    def around(self, session: str, agent: int, leaf: str) -> Callable[[Sequence[Event]], list[Event]]:
+        """What is to see every message that the gate does not judge."""
+        return AroundGate(session, agent, leaf[leaf.rindex(f"/{cgroup.PARENT}/") :]).look
 
 
 def begin(policy: Policy, session: str, command: Sequence[str], environment: dict[str, str]) -> Servers:
@@ -48,14 +60,21 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
         "workspace": policy.workspace,
         "mcp": policy.mcp,
         "confined": kept,
-        "servers": [_plain(one) for one in told.servers],
+        "servers": [plain(one) for one in told.servers if one.kind == STDIO],
     }
-    return Servers(
-        gate,
-        told.command,
-        told.environment,
-        _waiting(one.name for one in told.servers if not catalogue.named(one.name)),
-    )
+    waiting = _waiting(one.name for one in told.servers if not catalogue.named(one.name))
+    note = waiting if told.known else _unknown(command[0])
+    return Servers(gate, _reaching(policy, gate.port), told.command, told.environment, note)
+
+
+def _reaching(policy: Policy, port: int | None) -> Policy:
+    """With a rule for the one port on loopback."""
+    if port is None:
+        return policy
+    origin = Origin("mcpguard", "builtin", 0, "the way to remote MCP servers")
+    entry = NetEntry(mapped("127.0.0.1"), 128, port, port, PROTO_TCP, Effect.ALLOW, len(policy.rules))
+    rules, reasons = (*policy.rules, origin), (*policy.reasons, "")
+    return replace(policy, rules=rules, reasons=reasons, connect=(*policy.connect, entry))
 
 
 def _confined(policy: Policy) -> list[dict[str, Any]]:
@@ -66,10 +85,9 @@ def _confined(policy: Policy) -> list[dict[str, Any]]:
     return confined(policy)
 
 
-def _plain(one: Server) -> dict[str, Any]:
-    return {
-        name: dict(value) if isinstance(value := getattr(one, name), Mapping) else value for name in Server.__slots__
-    }
+def _unknown(program: str) -> str:
+    name = printable(program.rpartition("/")[2])
+    return f"{name} is no agent that mcpguard can tell of the gate: MCP servers that it starts by itself are not judged"
 
 
 def _waiting(names: Iterable[str]) -> str:

@@ -1,0 +1,75 @@
+"""Every benchmark, one after the other: their tables as they come, and all numbers in one file. `make bench` runs this.
+
+Takes the better part of an hour on a small machine and wants it for itself: what runs beside it is in the numbers.
+
+usage: benchmarks/all.py [--only NAME...] [--quick] [--out benchmarks/results.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# Name -> (words of a whole run, words of a quick one).
+SCRIPTS: dict[str, tuple[list[str], list[str]]] = {
+    "launch": ([], []),
+    "decision": ([], ["--rounds", "15", "--rules", "10", "1000"]),
+    "acts": ([], ["--rules", "10", "--depths", "5", "9"]),
+    "work": ([], ["--only", "git", "unittest"]),
+    "names": ([], []),
+    "mcp": ([], ["--calls", "100"]),
+    "store": ([], ["--events", "1000000"]),
+    "watch": ([], ["--seconds", "10"]),
+}
+
+
+def run(name: str, words: list[str], found: Path) -> object:
+    """The numbers of one script; None where it failed, after it said why."""
+    print(f"\n=== {name}: {HERE.name}/{name}.py {' '.join(words)}", flush=True)
+    done = subprocess.run([sys.executable, str(HERE / f"{name}.py"), *words, "--json", str(found)], check=False)
+    if done.returncode or not found.exists():
+        print(f"{name} failed with status {done.returncode}", flush=True)
+        return None
+    return json.loads(found.read_text())
+
+
+def machine() -> dict[str, object]:
+    """What the numbers are from."""
+    about = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in about if line.startswith("model name")), "?")
+    return {
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kernel": platform.release(),
+        "processors": os.cpu_count(),
+        "model": model,
+        "python": platform.python_version(),
+        "load": os.getloadavg(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[*SCRIPTS], default=[*SCRIPTS])
+    parser.add_argument("--quick", action="store_true", help="the same in a few minutes, with fewer cases")
+    parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    arguments = parser.parse_args()
+    results: dict[str, object] = {"machine": machine()}
+    with tempfile.TemporaryDirectory(prefix="mcpguard-bench-") as folder:
+        for name in arguments.only:
+            results[name] = run(name, SCRIPTS[name][arguments.quick], Path(folder, f"{name}.json"))
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    failed = [name for name in arguments.only if results[name] is None]
+    print(f"\n{arguments.out}: every number" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Which processes are ended for starting around the gate: servers of MCP, of this session, that the agent talks to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard.events.mcp import CLIENT, SERVER, Talk
+from mcpguard.model.event import Event, Peer
+from mcpguard.session.around_gate import AroundGate
+
+HERE = Path("/proc/self/cgroup").read_text().rstrip().rpartition("\n")[2].partition("::")[2]
+
+
+@pytest.fixture
+def server() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        yield process
+        process.kill()
+
+
+def message(pid: int, method: str = "tools/list", client: int | None = None, **params: object) -> Event:
+    talk = Talk("s", "x", "stdio", Peer(client or os.getpid(), "/agent"), Peer(pid, "/server"))
+    return talk.request(time.time_ns(), CLIENT, method, params, id=1, call="c")
+
+
+def looked(event: Event, *, agent: int | None = None, leaf: str = HERE) -> list[Event]:
+    return AroundGate("s", agent or os.getpid(), leaf).look([event])
+
+
+def test_a_server_is_ended_once_and_told(server: subprocess.Popen[bytes]) -> None:
+    around = AroundGate("s", os.getpid(), HERE)
+    (told,) = around.look([message(server.pid), message(server.pid)])
+    assert server.wait(10) == -9
+    assert (told.pid, told.verdict, told.op) == (server.pid, "deny", "end")
+    assert around.look([message(server.pid)]) == []
+
+
+def test_its_answer_tells_it_as_well(server: subprocess.Popen[bytes]) -> None:
+    asked = message(server.pid, "initialize", protocolVersion="2025-11-25")
+    assert asked.mcp is not None
+    answer = Talk("s", "x", "stdio", asked.mcp.client, asked.mcp.peer).response(time.time_ns(), asked, result_bytes=1)
+    assert answer.mcp is not None and answer.mcp.sender == SERVER
+    assert looked(asked)
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("initialize", {"protocolVersion": 1}), ("initialize", {}), ("session/new", {}), ("textDocument/didOpen", {})],
+)
+def test_other_protocols_are_left_alone(
+    server: subprocess.Popen[bytes], method: str, params: dict[str, object]
+) -> None:
+    assert looked(message(server.pid, method, None, **params)) == []
+    assert server.poll() is None
+
+
+def test_other_programs_and_other_sessions_are_left_alone(server: subprocess.Popen[bytes]) -> None:
+    assert looked(message(server.pid, client=server.pid)) == []
+    assert looked(message(server.pid), leaf="/mcpguard/another") == []
+    assert looked(message(server.pid), agent=server.pid) == []
+    assert server.poll() is None
