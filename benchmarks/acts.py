@@ -6,7 +6,7 @@ unguarded. In sessions, with all that writing the record costs beside them: ever
 turns in blocks, with new sessions in each. Prints medians, and ratios to bare of the medians and of the calmest rounds, and
 writes them with the quartiles as JSON; judges nothing. Other sessions on the host make bare slower, too.
 
-usage: benchmarks/acts.py [--blocks 4] [--rounds 5] [--rules 10 1000 10000] [--depths 5 9 30] [--json FILE]
+usage: benchmarks/acts.py [--blocks 4] [--rounds 5] [--rules 10 1000 10000] [--depths 5 9 30] [--acts ACT...] [--json FILE]
 Needs root. In a guest (tiers 1 and 2): tests/vm/lane.py run --kernel 6.12 -- .venv/bin/python benchmarks/acts.py
 """
 
@@ -25,10 +25,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+ZERO = os.open("/dev/zero", os.O_RDONLY)
 REPOSITORY = Path(__file__).resolve().parent.parent
-ACTS = ("open+close", "stat", "create+unlink", "rename", "fork+exec")
+ACTS = ("getppid", "read", "open+close", "stat", "create+unlink", "rename", "fork+exec")
 # How many of an act make one round.
-TURNS = {"open+close": 1000, "stat": 1000, "create+unlink": 300, "rename": 300, "fork+exec": 5}
+TURNS = {
+    "getppid": 10000,
+    "read": 10000,
+    "open+close": 1000,
+    "stat": 1000,
+    "create+unlink": 300,
+    "rename": 300,
+    "fork+exec": 5,
+}
 
 
 def place(base: str, depth: int) -> str:
@@ -60,6 +69,8 @@ def acts(folder: str) -> dict[str, Callable[[], object]]:
         os.waitpid(pid, 0)
 
     return {
+        "getppid": os.getppid,
+        "read": lambda: os.read(ZERO, 1),
         "open+close": opened,
         "stat": lambda: os.stat(there),
         "create+unlink": created,
@@ -165,7 +176,7 @@ Seen = dict[tuple[int, str, str], list[float]]
 
 
 def measure(
-    rules: int, depths: list[int], blocks: int, rounds: int, folder: Path, tiers: list[int]
+    rules: int, depths: list[int], blocks: int, rounds: int, folder: Path, tiers: list[int], chosen_acts: list[str]
 ) -> list[dict[str, Any]]:
     work = folder / "work"
     environment = {"MCPGUARD_HOME": str(folder / "home"), "PYTHONPATH": str(REPOSITORY / "src")}
@@ -198,15 +209,15 @@ def measure(
             )
             for arm in waiting:
                 arm.round("create+unlink", str(work))  # it has begun
-            one_block(arms, places, rounds, seen)
+            one_block(arms, places, rounds, seen, chosen_acts)
             for arm in arms + waiting:
                 arm.close()
     return [row(rules, depth, act, name, times, seen[depth, act, "bare"]) for (depth, act, name), times in seen.items()]
 
 
-def one_block(arms: list[Arm], places: dict[int, str], rounds: int, seen: Seen) -> None:
+def one_block(arms: list[Arm], places: dict[int, str], rounds: int, seen: Seen, chosen: list[str]) -> None:
     for depth, there in places.items():
-        for act in ACTS:
+        for act in chosen:
             for turn in range(rounds + 1):
                 for arm in arms:
                     took = arm.round(act, there)
@@ -250,6 +261,7 @@ def main() -> int:
     parser.add_argument("--rules", type=int, nargs="+", default=[10, 1000, 10_000])
     parser.add_argument("--depths", type=int, nargs="+", default=[5, 9, 30])
     parser.add_argument("--tiers", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--acts", nargs="+", default=list(ACTS), choices=ACTS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--base", type=Path, default=None, help="where to work; a tmpfs or disk of its own")
     arguments = parser.parse_args()
@@ -267,7 +279,9 @@ def main() -> int:
         rows = [
             cell
             for rules in arguments.rules
-            for cell in measure(rules, arguments.depths, arguments.blocks, arguments.rounds, folder, tiers)
+            for cell in measure(
+                rules, arguments.depths, arguments.blocks, arguments.rounds, folder, tiers, arguments.acts
+            )
         ]
     show(rows)
     if arguments.json:

@@ -7,13 +7,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 static __noinline int mg_look_at_send(void *registers, __u64 number, long result)
 {
-	struct mg_syscall call = { .number = number, .result = result };
 	const struct mg_session *session = mg_current_session();
 
-	if (!session)
-		return 0;
-	mg_arguments(registers, &call);
-	return mg_send_ended(session, &call);
+	return session ? mg_send_ended(session, registers, number, result) : 0;
 }
 
 /* Most calls are of no interest: they leave before any helper is called, and before room for more is made. Every process of the
@@ -28,5 +24,5 @@ int mg_any_send(struct bpf_raw_tracepoint_args *ctx)
 	if (result <= 0)
 		return 0;
 	number = mg_number((void *)ctx->args[0]);
-	return mg_is_send(number) ? mg_look_at_send((void *)ctx->args[0], number, result) : 0;
+	return mg_way_of(number) != MG_NOTHING ? mg_look_at_send((void *)ctx->args[0], number, result) : 0;
 }

@@ -26,6 +26,47 @@ enum {
 	MG_UNIX = 1,
 };
 
+/* The first arguments of the call that a thread is in, one by one. */
+#if defined(__TARGET_ARCH_arm64)
+static __always_inline __u64 mg_first(void *registers)
+{
+	return BPF_CORE_READ((struct pt_regs___arm64 *)registers, orig_x0);
+}
+
+static __always_inline __u64 mg_second(void *registers)
+{
+	return BPF_CORE_READ((struct pt_regs___arm64 *)registers, regs[1]);
+}
+
+static __always_inline __u64 mg_third(void *registers)
+{
+	return BPF_CORE_READ((struct pt_regs___arm64 *)registers, regs[2]);
+}
+#else
+static __always_inline __u64 mg_word_at(void *address)
+{
+	__u64 word = 0;
+
+	bpf_probe_read_kernel(&word, sizeof(word), address);
+	return word;
+}
+
+static __always_inline __u64 mg_first(void *registers)
+{
+	return mg_word_at(&((struct pt_regs *)registers)->rdi);
+}
+
+static __always_inline __u64 mg_second(void *registers)
+{
+	return mg_word_at(&((struct pt_regs *)registers)->rsi);
+}
+
+static __always_inline __u64 mg_third(void *registers)
+{
+	return mg_word_at(&((struct pt_regs *)registers)->rdx);
+}
+#endif
+
 enum mg_stage { MG_UNDECIDED = 0, MG_SPEAKS = 1, MG_IGNORED = 2 };
 
 enum mg_guess { MG_NO = 0, MG_YES = 1, MG_MORE = 2 };
@@ -110,9 +151,7 @@ struct {
 
 MG_PER_SLOT(mg_messages, struct mg_ring);
 
-/* What is sent, as far as it is not told yet. Functions that are not static are checked by the verifier once each; they are given
- * no struct that holds pointers.
- */
+/* What is sent, as far as it is not told yet. */
 struct mg_cursor {
 	__u64 message;	/* struct mmsghdr */
 	__u64 vector;	/* struct iovec */
@@ -127,6 +166,19 @@ struct mg_cursor {
 	__u32 last;	/* the last byte that was skipped */
 	__u32 gathered;	/* bytes in the buffer */
 };
+
+/* In the claimed buffer, where other records have the path that they build: the stack would be too small on older kernels.
+ * Functions that are not static are checked by the verifier once each.
+ */
+struct mg_work {
+	struct mg_cursor cursor;
+	struct mg_cursor ahead;	/* the same, on its way through the first bytes */
+};
+
+static __always_inline struct mg_work *mg_work_in(struct mg_scratch *scratch)
+{
+	return (void *)scratch->walk;
+}
 
 /* Count records that tell nothing any more; whoever reads the next one is told. */
 static __always_inline void mg_lose_pieces(const struct mg_session *session, __u32 fresh, __u32 taken)
@@ -226,13 +278,15 @@ static __always_inline int mg_skip(struct mg_cursor *cursor, __u64 length)
 }
 
 /* One piece, or one vector; 1: all is sent. */
-__noinline int mg_step_sending(const struct mg_session *session, struct mg_scratch *scratch, struct mg_cursor *cursor)
+__noinline int mg_step_sending(const struct mg_session *session, struct mg_scratch *scratch)
 {
 	struct mg_message *record;
+	struct mg_cursor *cursor;
 	__u64 length;
 
-	if (!session || !scratch || !cursor)
+	if (!session || !scratch)
 		return 1;
+	cursor = &mg_work_in(scratch)->cursor;
 	length = mg_here(cursor);
 	if (!length)
 		return mg_next(cursor);
@@ -259,14 +313,13 @@ __noinline int mg_step_sending(const struct mg_session *session, struct mg_scrat
 struct mg_sending {
 	const struct mg_session *session;
 	struct mg_scratch *scratch;
-	struct mg_cursor cursor;
 };
 
 static long mg_send_on(__u32 index, void *data)
 {
 	struct mg_sending *sending = data;
 
-	return mg_step_sending(sending->session, sending->scratch, &sending->cursor) != 0;
+	return mg_step_sending(sending->session, sending->scratch) != 0;
 }
 
 /* --- what a connection is, by its first bytes --- */
@@ -386,11 +439,15 @@ __noinline int mg_look_at(struct mg_scratch *scratch, __u32 length, __u32 channe
 }
 
 /* Put one more vector of what is sent into the buffer; 1: there is no room, or nothing left. */
-__noinline int mg_gather_one(struct mg_scratch *scratch, struct mg_cursor *cursor)
+__noinline int mg_gather_one(struct mg_scratch *scratch)
 {
+	struct mg_cursor *cursor;
 	__u64 length;
 
-	if (!scratch || !cursor || cursor->gathered >= MG_HEAD_BYTES)
+	if (!scratch)
+		return 1;
+	cursor = &mg_work_in(scratch)->ahead;
+	if (cursor->gathered >= MG_HEAD_BYTES)
 		return 1;
 	length = mg_here(cursor);
 	if (!length)
@@ -408,26 +465,28 @@ static long mg_gather_on(__u32 index, void *data)
 {
 	struct mg_sending *sending = data;
 
-	return mg_gather_one(sending->scratch, &sending->cursor) != 0;
+	return mg_gather_one(sending->scratch) != 0;
 }
 
 /* Put the first bytes of what is sent behind those that were held; returns how many there are then. */
-__noinline int mg_gather(struct mg_scratch *scratch, const struct mg_cursor *from, const struct mg_stream_key *key, __u32 held)
+__noinline int mg_gather(struct mg_scratch *scratch, const struct mg_stream_key *key, __u32 held)
 {
-	struct mg_sending ahead = { .scratch = scratch };
+	struct mg_sending sending = { .scratch = scratch };
 	struct mg_head_bytes *head;
+	struct mg_work *work;
 
-	if (!scratch || !from || !key)
+	if (!scratch || !key)
 		return 0;
-	ahead.cursor = *from;
-	ahead.cursor.gathered = 0;
+	work = mg_work_in(scratch);
+	__builtin_memcpy(&work->ahead, &work->cursor, sizeof(work->ahead));
+	work->ahead.gathered = 0;
 	head = held ? bpf_map_lookup_elem(&mg_heads, key) : 0;
 	if (head && held <= MG_HEAD_BYTES) {
 		bpf_probe_read_kernel(&scratch->record[sizeof(struct mg_message)], MG_HEAD_BYTES, head->bytes);
-		ahead.cursor.gathered = held;
+		work->ahead.gathered = held;
 	}
-	bpf_loop(MG_GATHERED, mg_gather_on, &ahead, 0);
-	return ahead.cursor.gathered;
+	bpf_loop(MG_GATHERED, mg_gather_on, &sending, 0);
+	return work->ahead.gathered;
 }
 
 /* --- one call --- */
@@ -550,11 +609,10 @@ static __always_inline void mg_begin(const struct mg_session *session, struct mg
 }
 
 /* Look at the first bytes of a connection; 1: it speaks. */
-static __always_inline int mg_decide(const struct mg_session *session, struct mg_scratch *scratch,
-				     const struct mg_cursor *cursor, struct mg_stream *stream, const struct mg_end *end,
-				     __u64 sent)
+static __always_inline int mg_decide(const struct mg_session *session, struct mg_scratch *scratch, struct mg_stream *stream,
+				     const struct mg_end *end, __u64 sent)
 {
-	__u32 length = mg_gather(scratch, cursor, &end->key, stream->held);
+	__u32 length = mg_gather(scratch, &end->key, stream->held);
 	__u32 shown = mg_look_at(scratch, length, end->channel, mg_was_asked(session, end));
 
 	if ((shown & 0xff) == MG_YES) {
@@ -584,49 +642,26 @@ static __always_inline struct mg_stream *mg_stream_of(const struct mg_stream_key
 }
 
 /* Tell what was sent; bytes that were too many, or that no memory of the sender holds, are told as lost. */
-static __always_inline void mg_tell(struct mg_sending *sending, struct mg_stream *stream, const struct mg_end *end, __u64 sent)
+static __always_inline void mg_tell(const struct mg_session *session, struct mg_scratch *scratch, struct mg_stream *stream,
+				    const struct mg_end *end, __u64 sent)
 {
+	struct mg_sending sending = { .session = session, .scratch = scratch };
 	__u64 begin = __sync_fetch_and_add(&stream->offset, sent), told;
-	struct mg_message *record = (void *)sending->scratch->record;
+	struct mg_cursor *cursor = &mg_work_in(scratch)->cursor;
+	struct mg_message *record = (void *)scratch->record;
 
-	mg_fill_message(sending->scratch, end);
-	sending->cursor.offset = begin;
-	sending->cursor.budget = MG_STREAM_BYTES;
-	bpf_loop(MG_STEPS, mg_send_on, sending, 0);
-	told = sending->cursor.offset - begin - sending->cursor.skipped;
+	mg_fill_message(scratch, end);
+	cursor->offset = begin;
+	cursor->budget = MG_STREAM_BYTES;
+	bpf_loop(MG_STEPS, mg_send_on, &sending, 0);
+	told = cursor->offset - begin - cursor->skipped;
 	if (told >= sent)
 		return;
 	record->offset = begin + told;
 	record->length = 0;
 	record->lost = sent - told;
-	record->ends_line = sending->cursor.last == '\n';
-	mg_send_piece(sending->session, sending->scratch, 0);
-}
-
-/* What a call that has ended sent: `sent` bytes, of all its messages together. A cursor at nothing: the kernel moved them. */
-static __noinline int mg_sent(const struct mg_session *session, struct mg_sending *sending, __u64 fd, __u64 sent)
-{
-	int moved = !sending->cursor.vector && !sending->cursor.address && !sending->cursor.message;
-	struct mg_end end = {};
-	struct mg_stream *stream;
-
-	if (!mg_end_of(fd, &end))
-		return 0;
-	end.key.slot = session->slot;
-	stream = mg_stream_of(&end.key);
-	if (!stream || stream->state == MG_IGNORED || (moved && stream->state != MG_SPEAKS))
-		return 0;
-	sending->session = session;
-	sending->scratch = mg_claim_quietly();
-	if (!sending->scratch) {
-		__sync_fetch_and_add(&stream->offset, sent);
-		mg_lose_pieces(session, 1, 0);
-		return 0;
-	}
-	if (stream->state == MG_SPEAKS || mg_decide(session, sending->scratch, &sending->cursor, stream, &end, sent))
-		mg_tell(sending, stream, &end, sent);
-	mg_release(sending->scratch);
-	return 0;
+	record->ends_line = cursor->last == '\n';
+	mg_send_piece(session, scratch, 0);
 }
 
 /* The bytes of all messages that a call sent. */
@@ -647,63 +682,104 @@ static long mg_sum_message(__u32 index, void *data)
 	return 0;
 }
 
-static __always_inline int mg_is_send(__u64 number)
+/* What a call does with the bytes. */
+enum mg_way { MG_NOTHING = 0, MG_ONE_PIECE = 1, MG_VECTORS = 2, MG_MESSAGE_HEADER = 3, MG_MESSAGE_HEADERS = 4, MG_MOVED = 5 };
+
+static __always_inline enum mg_way mg_way_of(__u64 number)
 {
 	switch (number) {
 	case __NR_write:
+	case __NR_sendto:
+		return MG_ONE_PIECE;
 	case __NR_writev:
 	case __NR_pwritev2:
-	case __NR_sendto:
+		return MG_VECTORS;
 	case __NR_sendmsg:
+		return MG_MESSAGE_HEADER;
 	case __NR_sendmmsg:
+		return MG_MESSAGE_HEADERS;
 	case __NR_splice:
 	case __NR_vmsplice:
 	case __NR_tee:
 	case __NR_sendfile:
-		return 1;
+		return MG_MOVED;
 	}
+	return MG_NOTHING;
+}
+
+/* Put the cursor at the beginning of what was sent, by the second and third argument of the call; returns how many bytes. */
+__noinline __u64 mg_point(struct mg_scratch *scratch, __u32 way, __u64 second, __u64 third, __u64 result)
+{
+	struct mg_summing summing = { .message = second, .messages = result };
+	struct mg_cursor *cursor;
+	__u64 header[4] = {};
+
+	if (!scratch)
+		return 0;
+	cursor = &mg_work_in(scratch)->cursor;
+	__builtin_memset(cursor, 0, sizeof(*cursor));
+	cursor->left = result;
+	switch (way) {
+	case MG_ONE_PIECE:
+		cursor->address = second;
+		cursor->length = third;
+		break;
+	case MG_VECTORS:
+		cursor->vector = second;
+		cursor->vectors = third;
+		break;
+	case MG_MESSAGE_HEADER:
+		bpf_probe_read_user(header, sizeof(header), (void *)second);
+		cursor->vector = header[2];
+		cursor->vectors = header[3];
+		break;
+	case MG_MESSAGE_HEADERS:
+		cursor->message = second;
+		cursor->messages = result;
+		cursor->left = 0;
+		bpf_loop(1024, mg_sum_message, &summing, 0);
+		return summing.sum;
+	}
+	return result;
+}
+
+/* A descriptor of the current task was sent to by a call that has ended well. */
+static __noinline int mg_sent(const struct mg_session *session, void *registers, __u32 way, __u64 fd, __u64 result)
+{
+	struct mg_end end = {};
+	struct mg_scratch *scratch;
+	struct mg_stream *stream;
+	__u64 sent;
+
+	if (!mg_end_of(fd, &end))
+		return 0;
+	end.key.slot = session->slot;
+	stream = mg_stream_of(&end.key);
+	if (!stream || stream->state == MG_IGNORED || (way == MG_MOVED && stream->state != MG_SPEAKS))
+		return 0;
+	scratch = mg_claim_quietly();
+	if (!scratch) {
+		__sync_fetch_and_add(&stream->offset, result);
+		mg_lose_pieces(session, 1, 0);
+		return 0;
+	}
+	sent = mg_point(scratch, way, mg_second(registers), mg_third(registers), result);
+	if (stream->state == MG_SPEAKS || mg_decide(session, scratch, stream, &end, sent))
+		mg_tell(session, scratch, stream, &end, sent);
+	mg_release(scratch);
 	return 0;
 }
 
 /* A call that sends has ended well. */
-static __always_inline int mg_send_ended(const struct mg_session *session, const struct mg_syscall *call)
+static __always_inline int mg_send_ended(const struct mg_session *session, void *registers, __u64 number, __u64 result)
 {
-	struct mg_sending sending = { .cursor = { .left = call->result } };
-	struct mg_summing summing = {};
-	__u64 fd = call->args[0];
-	__u64 header[4] = {};
+	__u64 fd = mg_first(registers);
 
-	switch (call->number) {
-	case __NR_write:
-	case __NR_sendto:
-		sending.cursor.address = call->args[1];
-		sending.cursor.length = call->args[2];
-		break;
-	case __NR_writev:
-	case __NR_pwritev2:
-		sending.cursor.vector = call->args[1];
-		sending.cursor.vectors = call->args[2];
-		break;
-	case __NR_sendmsg:
-		if (bpf_probe_read_user(header, sizeof(header), (void *)call->args[1]))
-			return 0;
-		sending.cursor.vector = header[2];
-		sending.cursor.vectors = header[3];
-		break;
-	case __NR_sendmmsg:
-		summing.message = sending.cursor.message = call->args[1];
-		summing.messages = sending.cursor.messages = call->result;
-		bpf_loop(1024, mg_sum_message, &summing, 0);
-		sending.cursor.left = 0;
-		return mg_sent(session, &sending, fd, summing.sum);
-	case __NR_splice:
-		fd = call->args[2];
-		break;
-	case __NR_tee:
-		fd = call->args[1];
-		break;
-	}
-	return mg_sent(session, &sending, fd, call->result);
+	if (number == __NR_splice)
+		fd = mg_third(registers);
+	if (number == __NR_tee)
+		fd = mg_second(registers);
+	return mg_sent(session, registers, mg_way_of(number), fd, result);
 }
 
 #endif

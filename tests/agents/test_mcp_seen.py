@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 from agent_run import agent, results_of
-from harness import SYSTEM_PYTHON, Json, need_root
+from harness import REPOSITORY, SYSTEM_PYTHON, Json, need_root, sandbox
+from mcp_box import Box
 from test_mcp_claude import SERVER
+from test_mcp_servers import case
 
 pytestmark = [pytest.mark.kernel, pytest.mark.agent]
 LONG = "x" * 100_000
@@ -35,7 +37,13 @@ def seen() -> Iterator[tuple[list[Json], dict[str, list[Json]]]]:
         settings.write_text(json.dumps({**known, "mcpServers": servers}))
         prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in CALLS)
         allowed = "mcp__one__echo,mcp__two__echo,mcp__one__forbidden"
-        words = ["claude-code", "-p", "--output-format", "json", "--allowedTools", allowed, "--", prompt]
+        # The shipped profile without its gate.
+        shipped = (REPOSITORY / "profiles/claude-code.yaml").read_text()
+        before, found, behind = shipped.partition("mcp:\n  gate: true")
+        assert found
+        kept = behind.split("\n\n", 1)[1:]
+        driven.sandbox.write_profile("seen", before.replace("name: claude-code", "name: seen", 1) + "".join(kept))
+        words = ["-p", "seen", "--", "claude", "-p", "--output-format", "json", "--allowedTools", allowed, "--", prompt]
         net = f"127.0.0.1:{driven.model_port}"
         options = ["-w", str(world.project), "--net", net, "--read", str(server)]
         finished = driven.sandbox.mcpguard("run", *options, *words)
@@ -85,3 +93,34 @@ def test_every_request_has_its_answer_and_the_tools_their_arguments(
     assert told[3] == ("forbidden", {"api_key": "***"})
     assert made[2][1]["mcp"]["result_bytes"] > len(LONG)
     assert all("claude" in found[0]["exe"] for found in made), made[0]
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", ["filesystem", "everything", "git", "time"])
+def test_real_servers_of_both_eras_are_on_record_as_they_were_asked(name: str) -> None:
+    need_root()
+    with sandbox() as inside:
+        box = Box(inside)
+        made = case(name, box)
+        inside.profile = "dev-tools"
+        words = [SYSTEM_PYTHON, str(box.client), "", "", "s", json.dumps(made.command), json.dumps(made.lines)]
+        finished = inside.run(words, options=["--read", str(made.readable)])
+        assert finished.code == 0, finished.err
+        # The client repeats the answers on its own output, which is a stream to somebody outside.
+        events = [event for event in inside.events(None, "--kind", "mcp") if event["mcp"]["server"] != "client"]
+        assert inside.events(None, "--kind", "loss") == []
+    asked = [json.loads(line) for line in made.lines]
+    told = [event for event in events if event["mcp"]["sender"] == "client" and event["op"] != "response"]
+    assert [(event["mcp"]["method"], event["mcp"].get("id")) for event in told] == [
+        (message["method"], message.get("id")) for message in asked
+    ]
+    answered = {event["mcp"].get("call"): event for event in events if event["op"] == "response"}
+    for event, message in zip(told, asked, strict=True):
+        if "id" in message:
+            assert answered[event["mcp"]["call"]]["mcp"]["id"] == message["id"]
+        if message["method"] == "tools/call":
+            assert event["mcp"]["tool"] == message["params"]["name"]
+            assert event["mcp"].get("arguments", {}) == message["params"]["arguments"]
+    names = {"git": "mcp_server_git", "time": "mcp_server_time"}
+    expected = names.get(name, f"@modelcontextprotocol/server-{name}")
+    assert {event["mcp"]["server"] for event in events} == {expected}
