@@ -80,8 +80,11 @@ def _ask(socket: str, name: str, argv: list[str]) -> tuple[dict[str, Any], list[
     import json
 
     line = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    line.settimeout(_PATIENCE_S)
+    # The kernel waits while others stand in the queue; a socket that is not to wait would be turned away at once.
+    patience = int(_PATIENCE_S).to_bytes(8, sys.byteorder) + bytes(8)
+    line.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, patience)
     line.connect(socket)
+    line.settimeout(_PATIENCE_S)
     question = json.dumps({"version": VERSION, "name": name, "argv": argv}).encode("utf-8", "surrogateescape")
     both = b"".join(number.to_bytes(_INT, sys.byteorder) for number in (0, 1))
     line.sendmsg([question], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, both)])
