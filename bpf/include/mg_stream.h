@@ -472,15 +472,18 @@ static long mg_gather_on(__u32 index, void *data)
 __noinline int mg_gather(struct mg_scratch *scratch, const struct mg_stream_key *key, __u32 held)
 {
 	struct mg_sending sending = { .scratch = scratch };
+	struct mg_stream_key own;
 	struct mg_head_bytes *head;
 	struct mg_work *work;
 
 	if (!scratch || !key)
 		return 0;
+	/* Kernels before 6.4 take no key from memory that a caller gave. */
+	own = *key;
 	work = mg_work_in(scratch);
 	__builtin_memcpy(&work->ahead, &work->cursor, sizeof(work->ahead));
 	work->ahead.gathered = 0;
-	head = held ? bpf_map_lookup_elem(&mg_heads, key) : 0;
+	head = held ? bpf_map_lookup_elem(&mg_heads, &own) : 0;
 	if (head && held <= MG_HEAD_BYTES) {
 		bpf_probe_read_kernel(&scratch->record[sizeof(struct mg_message)], MG_HEAD_BYTES, head->bytes);
 		work->ahead.gathered = held;
