@@ -469,22 +469,17 @@ static long mg_gather_on(__u32 index, void *data)
 }
 
 /* Put the first bytes of what is sent behind those that were held; returns how many there are then. */
-__noinline int mg_gather(struct mg_scratch *scratch, const struct mg_stream_key *key, __u32 held)
+__noinline int mg_gather(struct mg_scratch *scratch, const struct mg_head_bytes *head, __u32 held)
 {
 	struct mg_sending sending = { .scratch = scratch };
-	struct mg_stream_key own;
-	struct mg_head_bytes *head;
 	struct mg_work *work;
 
-	if (!scratch || !key)
+	if (!scratch)
 		return 0;
-	/* Kernels before 6.4 take no key from memory that a caller gave. */
-	own = *key;
 	work = mg_work_in(scratch);
 	__builtin_memcpy(&work->ahead, &work->cursor, sizeof(work->ahead));
 	work->ahead.gathered = 0;
-	head = held ? bpf_map_lookup_elem(&mg_heads, &own) : 0;
-	if (head && held <= MG_HEAD_BYTES) {
+	if (head && held && held <= MG_HEAD_BYTES) {
 		bpf_probe_read_kernel(&scratch->record[sizeof(struct mg_message)], MG_HEAD_BYTES, head->bytes);
 		work->ahead.gathered = held;
 	}
@@ -615,7 +610,9 @@ static __always_inline void mg_begin(const struct mg_session *session, struct mg
 static __always_inline int mg_decide(const struct mg_session *session, struct mg_scratch *scratch, struct mg_stream *stream,
 				     const struct mg_end *end, __u64 sent)
 {
-	__u32 length = mg_gather(scratch, &end->key, stream->held);
+	/* Looked up here: Linux 6.1 takes no argument of a function of its own for a key. */
+	const struct mg_head_bytes *head = bpf_map_lookup_elem(&mg_heads, &end->key);
+	__u32 length = mg_gather(scratch, head, stream->held);
 	__u32 shown = mg_look_at(scratch, length, end->channel, mg_was_asked(session, end));
 
 	if ((shown & 0xff) == MG_YES) {

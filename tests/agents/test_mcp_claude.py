@@ -48,6 +48,8 @@ for line in sys.stdin.buffer:
     sys.stdout.buffer.write(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode() + b"\\n")
     sys.stdout.buffer.flush()
 """
+# The agent does not wait for its servers, and the model of the tests thinks of nothing in between.
+PATIENCE = ("Bash", {"command": "sleep 3"})
 CALLS: tuple[tuple[str, Json], ...] = (
     ("mcp__good__echo", {"text": "hello \u00e9"}),
     ("mcp__good__forbidden", {}),
@@ -90,7 +92,7 @@ def tell(guarded: bool) -> Iterator[Story]:
         (world.home / ".claude/settings.json").write_text(json.dumps({"enableAllProjectMcpServers": True}))
         driven.sandbox.write_profile("gated", PROFILE)
         approve(driven, "good")
-        prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in CALLS)
+        prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in (PATIENCE, *CALLS))
         allowed = "Bash,mcp__good__echo,mcp__good__forbidden,mcp__good__get-env,mcp__stranger__echo"
         command = ["claude", "-p", "--output-format", "json", "--allowedTools", allowed, "--", prompt]
         if guarded:
@@ -101,7 +103,7 @@ def tell(guarded: bool) -> Iterator[Story]:
             finished = driven.sandbox.control(command)
         events = driven.sandbox.events(None, "--kind", "mcp") if guarded else []
         heard = {path.name.removeprefix("heard-"): path.read_bytes() for path in world.project.glob("heard-*")}
-        yield Story(driven, finished, results_of(finished), events, heard)
+        yield Story(driven, finished, results_of(finished)[1:], events, heard)
 
 
 def approve(driven: Agent, name: str) -> None:

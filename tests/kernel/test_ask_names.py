@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import socket
 import sys
 import threading
@@ -14,11 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from harness import RUN_SECONDS, Json, Sandbox
 from puppet import Puppet, puppet
-from test_names_run import EVIL, RESOLVER, Town, _enter, box, town  # noqa: F401
+from test_names_run import EVIL, Town, _enter, box, town  # noqa: F401
 
 from mcpguard.events.store import Store
 from mcpguard.session.approve import Question, Scope, Watch, leave
@@ -201,27 +198,6 @@ def test_everyday_clients_wait_longer_than_they_would_for_a_server(
     for client in CLIENTS:
         out = (box.world.project / f"{client}.out").read_text()
         assert EVIL in out or "hello" in out, (client, out)
-
-
-def test_a_resolver_that_is_killed_holds_nothing_and_the_next_one_holds_it_again(
-    town: Town,  # noqa: F811
-    served: list[str],
-    asking: Puppet,
-) -> None:
-    town.server.records["again.evil.test"] = [f"60 A {EVIL}"]
-    with watching(asking.session) as watch:
-        waits = Doing(asking, "connect", "again.evil.test", HTTPS)
-        heard(watch, lambda found: [one.name for one in found] == ["again.evil.test"])
-        mine = [
-            one.pid for one in psutil.Process(asking.process.pid).children(recursive=True) if RESOLVER in one.cmdline()
-        ]
-        (resolver,) = mine
-        os.kill(resolver, signal.SIGKILL)
-        assert heard(watch, lambda found: not found) == []
-        # The C library asks again after five seconds; a resolver that begins then knows that somebody watches.
-        heard(watch, lambda found: [one.name for one in found] == ["again.evil.test"])
-        asking.approve(("network", "allow", f"again.evil.test:{HTTPS}"))
-        assert waits.done() == ""
 
 
 def test_the_screen_shows_who_waits_and_a_key_lets_them_go_on(

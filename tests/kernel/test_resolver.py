@@ -7,6 +7,7 @@ into the map as the programs would.
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import select
 import signal
@@ -801,3 +802,42 @@ def test_the_first_question_starts_it_and_it_ends_with_who_started_it(bench: Ben
     process.stdin.close()
     assert process.wait(WAIT_S) == 0
     other.close()
+
+
+def test_a_resolver_that_is_killed_holds_nothing_and_the_next_one_holds_what_is_asked_again(bench: Bench) -> None:
+    asking = InOwnMounts()
+    asking.conf = bench.conf
+    maps = {"mg_names": bench.names.fd, "mg_questions": bench.questions.fd}
+    asking.start(make_policy(names=NAMES), maps, ask=True)
+    question = dns.message.make_query("again.evil.test", "A").to_wire()
+
+    def held() -> list[str]:
+        assert asking.held is not None
+        assert select.select([asking.held], [], [], WAIT_S)[0], "nothing was told"
+        return [name for name, *_ in json.loads(asking.held.recv(1 << 16))]
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(WAIT_S)
+
+        def ask() -> None:
+            bench.known(sock)
+            sock.sendto(question, ("127.0.0.1", asking.port))
+
+        asking.watched(True)
+        ask()
+        assert held() == ["again.evil.test"]
+        process = asking._process
+        assert process is not None
+        process.kill()
+        assert held() == []
+        ask()
+        assert held() == ["again.evil.test"]
+        assert "again.evil.test" not in bench.server.names()
+        asking.adopt(make_policy(names=(*NAMES, entry("again.evil.test", 443))))
+        assert dns.message.from_wire(sock.recv(65535)).rcode() == dns.rcode.NXDOMAIN, (
+            "it was asked for, and is not there"
+        )
+        assert held() == []
+    asking.close()
+    assert "again.evil.test" in bench.server.names()

@@ -155,7 +155,10 @@ class Gate:
     def _keep(self, line: bytes) -> None:
         pause_s = _FIRST_PAUSE_S
         listeners = [one.fileno() for one in (self._listener, self._web) if one is not None]
-        while self._stop not in select.select([*listeners, self._stop], (), ())[0]:
+        # An agent that has servers starts them at once, and waits for them: then the gate comes up while the agent does.
+        first_wait_s = 0 if self.facts.get("servers") else None
+        while self._stop not in select.select([*listeners, self._stop], (), (), first_wait_s)[0]:
+            first_wait_s = None
             self._process = None
             with contextlib.suppress(OSError):
                 self._process = _spawn(line, listeners)
