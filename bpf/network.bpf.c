@@ -13,6 +13,7 @@
 #include "mg_flow.h"
 #include "mg_leaf.h"
 #include "mg_net.h"
+#include "mg_first_bytes.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -28,6 +29,7 @@ struct mg_socket {
 	struct mg_target server;	/* whom it last asked for a name; the question went to the resolver */
 	__u8 approved;		/* `peer` is set */
 	__u8 serves;		/* bound or listening where a rule allows it */
+	__u8 named;		/* why `peer` was let through, as mg_answer.named */
 	struct mg_owner owner;
 };
 
@@ -256,8 +258,13 @@ static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_
 		return MG_BLOCK;
 	}
 	mg_match(&leaf->session, MG_TABLE_CONNECT, target, &answer);
-	if (!answer.verdict && mg_match_learned(&leaf->session, target, &answer) && op == MG_NET_SENDMSG)
-		mg_remember_peer(leaf, bpf_get_socket_cookie(ctx), target);
+	if (!answer.verdict)
+		mg_match_learned(&leaf->session, target, &answer);
+	if (answer.named && op == MG_NET_SENDMSG) {
+		mg_judge_datagram(&leaf->session, target, &answer);
+		if (answer.verdict != MG_DENY)
+			mg_remember_peer(leaf, bpf_get_socket_cookie(ctx), target);
+	}
 	if (!answer.verdict) {
 		mg_source(ctx, target, &from);
 		if (MG_OWN(leaf, ctx, &from, target)) {
@@ -275,6 +282,7 @@ static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_
 		if (socket) {
 			socket->peer = *target;
 			socket->approved = 1;
+			socket->named = answer.named;
 		}
 	}
 	mg_report(&leaf->session, target, &answer, op, 0);
@@ -313,6 +321,7 @@ static __always_inline int mg_redirect(struct bpf_sock_addr *ctx, const struct m
 	if (op == MG_NET_CONNECT) {
 		socket->peer = *target;
 		socket->approved = 1;
+		socket->named = 0;
 	}
 	return 1;
 }
@@ -689,7 +698,11 @@ int mg_sock_create(struct bpf_sock *ctx)
 struct mg_packet {
 	struct mg_target from;
 	struct mg_target to;
-	__u8 opens;	/* TCP: asks for a new connection */
+	/* TCP: */
+	__u32 sequence;
+	__u32 data;	/* where it begins in the packet */
+	__u8 opens;	/* asks for a new connection */
+	__u8 urgent;
 };
 
 /* Fill `packet`; 0: not a plain TCP or UDP packet (options, extension headers, fragments, other protocols). */
@@ -698,8 +711,8 @@ static __always_inline int mg_parse(struct __sk_buff *skb, struct mg_packet *pac
 	struct ipv6hdr ip6;
 	struct iphdr ip4;
 	__u16 ports[2];
-	__u32 offset;
-	__u8 flags;
+	__u32 offset, sequence;
+	__u8 words[2];	/* length of the header, flags */
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		if (bpf_skb_load_bytes(skb, 0, &ip4, sizeof(ip4)) || ip4.ihl != 5 ||
@@ -726,9 +739,13 @@ static __always_inline int mg_parse(struct __sk_buff *skb, struct mg_packet *pac
 	packet->to.port = bpf_ntohs(ports[1]);
 	if (packet->to.protocol != IPPROTO_TCP)
 		return 1;
-	if (bpf_skb_load_bytes(skb, offset + 13, &flags, sizeof(flags)))
+	if (bpf_skb_load_bytes(skb, offset + 4, &sequence, sizeof(sequence)) ||
+	    bpf_skb_load_bytes(skb, offset + 12, words, sizeof(words)))
 		return 0;
-	packet->opens = (flags & 0x12) == 0x02; /* SYN without ACK */
+	packet->sequence = bpf_ntohl(sequence);
+	packet->data = offset + (words[0] >> 4) * 4;
+	packet->opens = (words[1] & 0x12) == 0x02; /* SYN without ACK */
+	packet->urgent = !!(words[1] & 0x20);
 	return 1;
 }
 
@@ -748,11 +765,24 @@ static __always_inline int mg_expected(struct __sk_buff *skb, const struct mg_le
 	return MG_OWN(leaf, skb, &packet->from, &packet->to);
 }
 
-/* Of a tree that has ended, connections that were approved may send what they still hold, and close. */
-static __always_inline int mg_may_finish(const struct mg_leaf *leaf, const struct mg_socket *socket,
-					 const struct mg_packet *packet)
+/* Was its peer let through at connect because of a name? The name may have grown too old since. */
+static __always_inline __u8 mg_was_named(const struct mg_socket *socket, const struct mg_target *to)
 {
+	return socket && socket->approved && mg_same_peer(&socket->peer, to) ? socket->named : 0;
+}
+
+/* Of a tree that has ended, connections that were approved may send what they still hold, and close. No rules are left to hold
+ * a host against, so one that has not named its host yet says nothing more.
+ */
+static __always_inline int mg_may_finish(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
+					 const struct mg_socket *socket, const struct mg_packet *packet)
+{
+	struct mg_stream *stream;
+
 	if (!(leaf->session.flags & MG_SESSION_ENDED) || !socket || packet->to.protocol != IPPROTO_TCP || packet->opens)
+		return 0;
+	stream = packet->data < skb->len ? bpf_sk_storage_get(&mg_first_bytes, sk, 0, 0) : 0;
+	if (stream && stream->state != MG_READS_DONE)
 		return 0;
 	return socket->serves || (socket->approved && mg_same_peer(&socket->peer, &packet->to));
 }
@@ -766,6 +796,37 @@ static __always_inline int mg_refuse_packet(const struct mg_leaf *leaf, const st
 	return answer.verdict == MG_DENY ? MG_BLOCK : MG_PASS;
 }
 
+/* What goes to an address of a name must name a host that the rules allow; `named` is why it may go there at all. */
+static __always_inline int mg_let_out(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
+				      struct mg_socket *socket, const struct mg_packet *packet, __u8 named)
+{
+	struct mg_answer answer = { .verdict = MG_ALLOW, .named = named };
+	struct mg_piece piece = {};
+
+	if (packet->to.protocol != IPPROTO_TCP) {
+		if (!named)
+			return MG_PASS;
+		mg_judge_datagram(&leaf->session, &packet->to, &answer);
+		return answer.verdict == MG_ALLOW ? MG_PASS :
+						    mg_refuse_packet(leaf, &packet->to, answer, MG_NET_PACKET, socket);
+	}
+	if (packet->opens && (!named || !mg_without_host(&leaf->session))) {
+		bpf_sk_storage_delete(&mg_first_bytes, sk);
+		return MG_PASS;
+	}
+	if (packet->opens && !mg_begin_stream(sk, packet->sequence + 1))
+		return MG_BLOCK;
+	if (packet->data >= skb->len)
+		return MG_PASS;
+	piece.to = packet->to;
+	piece.sequence = packet->sequence + packet->opens;
+	piece.data = packet->data;
+	piece.urgent = packet->urgent;
+	if (socket)
+		piece.owner = socket->owner;
+	return mg_look_at(skb, &leaf->session, &piece) ? MG_PASS : MG_BLOCK;
+}
+
 static __always_inline int mg_judge_packet(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
 					   struct mg_socket *socket, const struct mg_packet *packet)
 {
@@ -774,11 +835,13 @@ static __always_inline int mg_judge_packet(struct __sk_buff *skb, const struct m
 	mg_match(&leaf->session, MG_TABLE_CONNECT, &packet->to, &answer);
 	if (!answer.verdict)
 		mg_match_learned(&leaf->session, &packet->to, &answer);
-	if (answer.verdict == MG_ALLOW)
+	if (answer.verdict == MG_ALLOW && !answer.named && !packet->opens)
 		return MG_PASS;
+	if (answer.verdict == MG_ALLOW)
+		return mg_let_out(skb, leaf, sk, socket, packet, answer.named);
 	if (!answer.verdict) {
 		if (mg_expected(skb, leaf, sk, socket, packet))
-			return MG_PASS;
+			return mg_let_out(skb, leaf, sk, socket, packet, mg_was_named(socket, &packet->to));
 		mg_default(leaf, &answer);
 	}
 	return mg_refuse_packet(leaf, &packet->to, answer, MG_NET_PACKET, socket);
@@ -817,7 +880,7 @@ int mg_egress(struct __sk_buff *skb)
 		return mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket);
 	}
 	if (!mg_is_live(leaf))
-		return mg_may_finish(leaf, socket, &packet) ? MG_PASS : MG_BLOCK;
+		return mg_may_finish(skb, leaf, sk, socket, &packet) ? MG_PASS : MG_BLOCK;
 	if (mg_is_resolver(leaf, &packet.to)) {
 		mg_note_question(leaf, socket, &packet.from);
 		return MG_PASS;
@@ -830,6 +893,33 @@ int mg_egress(struct __sk_buff *skb)
 		return MG_BLOCK;
 	mg_count_packet(skb, leaf, socket, &packet.to, packet.from.port, 0);
 	return MG_PASS;
+}
+
+/* A packet that was refused is tried again and again, for a quarter of an hour. When the kernel makes one anew for a stream that
+ * says nothing more, that stream gets no time: its program hears of it within a second.
+ */
+SEC("sockops")
+int mg_tcp_events(struct bpf_sock_ops *ops)
+{
+	struct mg_socket *socket;
+	struct mg_stream *stream;
+	int shortest_ms = 1;
+
+	ops->reply = -1; /* what is asked of us here is the kernel's to say */
+	if (!ops->sk)
+		return 1;
+	if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+		socket = bpf_sk_storage_get(&mg_sockets, ops->sk, 0, 0);
+		if (socket && socket->named)
+			bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+	} else if (ops->op == BPF_SOCK_OPS_HDR_OPT_LEN_CB) {
+		stream = bpf_sk_storage_get(&mg_first_bytes, ops->sk, 0, 0);
+		if (stream && stream->state == MG_READS_REFUSED)
+			bpf_setsockopt(ops, IPPROTO_TCP, TCP_USER_TIMEOUT, &shortest_ms, sizeof(shortest_ms));
+		else if (stream && stream->state == MG_READS_DONE)
+			bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags & ~BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+	}
+	return 1;
 }
 
 /* listen() binds an unbound socket without any hook, so who may connect is asked when somebody does. */

@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 8
+#define MG_ABI_VERSION 9
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -28,6 +28,7 @@ enum mg_limit {
 	MG_NAMES_LIMIT = 4,	/* of one object, by mounts */
 	MG_FLOWS_LIMIT = 8192,	/* destinations of one session whose bytes are told apart */
 	MG_LEARNED_LIMIT = 8,	/* different ports of one address that names have opened */
+	MG_HOST_BYTES = 256,	/* longest host name with what stands around it in a key */
 	MG_BRANCH_BYTES = 32,	/* of a name on the way to a mount root; a longer one takes several steps */
 	MG_PIECE_BYTES = 8192,	/* of a stream, in one record */
 };
@@ -43,6 +44,7 @@ enum mg_record_kind {
 	MG_RECORD_UNIX = 8,
 	MG_RECORD_FILE = 9,
 	MG_RECORD_MESSAGE = 10,
+	MG_RECORD_HOST = 11,
 };
 
 enum mg_verdict { MG_ALLOW = 1, MG_DENY = 2, MG_AUDIT = 3 };
@@ -51,7 +53,8 @@ enum mg_access { MG_READ = 1, MG_WRITE = 2, MG_EXECUTE = 4 };
 
 enum mg_file_kind { MG_REGULAR = 1, MG_DIRECTORY = 2, MG_DEVICE = 3, MG_MEMFD = 4, MG_OTHER = 5 };
 
-enum mg_protocol { MG_TCP = 1, MG_UDP = 2 };
+/* MG_NAMED: a rule for a name opens it, so what is sent must name a host that the rules allow. */
+enum mg_protocol { MG_TCP = 1, MG_UDP = 2, MG_NAMED = 4 };
 
 enum mg_net_op {
 	MG_NET_CONNECT = 1,
@@ -81,6 +84,9 @@ enum mg_detail {
 	MG_DETAIL_OUTSIDER = 15, /* it belongs to a process that is not of the tree */
 	MG_DETAIL_EXPIRED = 16,	/* a name had opened the address, and its time is over */
 	MG_DETAIL_RESOLVER = 17, /* it is the resolver of another session */
+	MG_DETAIL_HOST = 18,	/* the first bytes name a host that the rules do not allow */
+	MG_DETAIL_NO_HOST = 19,	/* what is sent names no host that can be read */
+	MG_DETAIL_UNCLEAR = 20,	/* nobody can be sure that the peer reads the first bytes in the same way */
 };
 
 enum mg_channel { MG_PIPE = 1, MG_UNIX_STREAM = 2, MG_LOOPBACK = 3 };
@@ -261,6 +267,27 @@ struct mg_unix {
 	__u32 reserved;
 };
 
+/* A refused host name, and key of mg_host_denied. */
+struct mg_host_target {
+	__u8 address[16];	/* network order, IPv4 mapped */
+	__u32 pid;
+	__u32 rule;
+	__u16 port;
+	__u8 verdict;
+	__u8 detail;
+	__u8 length;		/* of the name */
+	__u8 reserved[3];
+	__u8 name[MG_HOST_BYTES];	/* in lower case, as it was sent; zero after its end */
+};
+
+/* The first bytes of a TCP stream to an address of a name were refused. */
+struct mg_host {
+	struct mg_head head;
+	__u64 series;
+	__u64 count;
+	struct mg_host_target target;
+};
+
 /* Per object, as compiled in. */
 struct mg_config {
 	__u32 abi_version;
@@ -399,7 +426,7 @@ struct mg_port_rule {
 	__u32 rule;
 	__u16 low;
 	__u16 high;
-	__u8 protocols;		/* enum mg_protocol, or-ed */
+	__u8 protocols;		/* enum mg_protocol, or-ed; MG_NAMED: by a rule for a name */
 	__u8 verdict;		/* MG_ALLOW or MG_DENY */
 	__u8 reserved[2];
 };
@@ -408,6 +435,19 @@ struct mg_port_rule {
 struct mg_port_rules {
 	__u32 count;
 	struct mg_port_rule rules[MG_PORT_RULES_LIMIT];
+};
+
+/* What the first byte of a key of mg_hosts says of the rest. */
+enum mg_host_kind { MG_HOST_NONE = 0, MG_HOST_NAMED = 1 };
+
+/* LPM trie key of mg_hosts; values are mg_port_rules.
+ *
+ * MG_HOST_NAMED, the name backwards, and a zero byte, or for all that ends so: a dot. MG_HOST_NONE alone: what names no host;
+ * where this is missing nobody looks at names.
+ */
+struct mg_host_key {
+	__u32 bits;		/* 8 to 2048 */
+	__u8 bytes[MG_HOST_BYTES];
 };
 
 /* Ports of an address that a name has opened, by the rule for that name. */

@@ -19,6 +19,8 @@
 #define MG_FMODE_CREATED 0x100000
 #define MG_MNT_INTERNAL 0x4000
 #define MG_SIGNAL_GROUP_EXIT 0x4
+#define MG_SKB_ZERO_COPY 0x1	/* pages of a packet that belong to whoever sends it */
+#define MG_SKB_SHARED 0x2	/* pages of a packet that somebody else has, too */
 
 /* Kernels from 6.2 on let a program read a word at any address without a call; the programs live off such reads. */
 extern void *bpf_rdonly_cast(void *object, __u32 type) __ksym __weak;
@@ -267,6 +269,15 @@ struct task_struct {
 	struct css_set *cgroups;
 	struct hlist_node pid_links[MG_PIDTYPES];
 	char comm[16];
+};
+
+struct sk_buff {
+	unsigned char *head;
+	unsigned int end;	/* from `head` on */
+};
+
+struct skb_shared_info {
+	__u8 flags;
 };
 
 #pragma clang attribute pop

@@ -36,7 +36,8 @@ struct mg_answer {
 	__u32 rule;
 	__u8 verdict;		/* 0: no rule matches */
 	__u8 detail;
-	__u16 reserved;
+	__u8 named;		/* a rule for a name opens it: that rule's protocols, and MG_NAMED */
+	__u8 reserved;
 };
 
 struct mg_net_key {
@@ -138,6 +139,7 @@ static long mg_try_rule(__u32 index, void *data)
 		return 0; /* a deny of some ports does not deny the address */
 	search->answer->rule = rule->rule;
 	search->answer->verdict = rule->verdict;
+	search->answer->named = rule->protocols & MG_NAMED ? rule->protocols : 0;
 	return 1;
 }
 
@@ -211,15 +213,18 @@ __noinline int mg_match_learned(const struct mg_session *session, const struct m
 		if (!(rule->protocols & mask) || (port && (port < rule->low || port > rule->high)))
 			continue;
 		if (rule->expires_ns <= now) {
-			answer->detail = MG_DETAIL_EXPIRED;
+			if (!answer->verdict)
+				answer->detail = MG_DETAIL_EXPIRED;
 			continue;
 		}
 		answer->rule = rule->rule;
 		answer->verdict = MG_ALLOW;
 		answer->detail = 0;
-		return 1;
+		answer->named = rule->protocols | MG_NAMED;
+		if (mask == MG_TCP || rule->protocols == MG_UDP)
+			return 1; /* for datagrams a rule that is for them alone says most */
 	}
-	return 0;
+	return answer->verdict == MG_ALLOW;
 }
 
 /* Who did it, when that is not the current task: packets leave in the name of whoever made the socket. */

@@ -357,7 +357,7 @@ def test_a_kernel_that_refuses_the_program_has_sessions_without_messages(
     monkeypatch.setattr(engines, "OBJECTS", tuple(refused))
     engine = engines.Engine.open(kind="-refused")
     try:
-        assert list(engine.absent) == ["messages"]
+        assert "messages" in engine.absent
         session = engine.add_session(leaf.fd, leaf.id)
         assert engines.MESSAGES not in session.fds and engines.ACTIVITY in session.fds
         assert tracing.detach_verify(engine) == []

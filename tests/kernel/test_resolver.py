@@ -208,7 +208,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             "one.test": ["1 A 203.0.113.26"],
             "long.test": ["999999 A 203.0.113.27"],
             "service.test": [
-                "60 HTTPS 1 . alpn=h2 ipv4hint=203.0.113.28 ipv6hint=2001:db8::28 mandatory=ipv4hint,alpn"
+                "60 HTTPS 1 . alpn=h2 ipv4hint=203.0.113.28 ipv6hint=2001:db8::28 ech=AAR4eHh4 mandatory=ipv4hint,alpn"
             ],
             "mail.test": ["60 MX 10 mx.mail.test."],
             "xn--bcher-kva.test": ["60 A 203.0.113.29"],
@@ -573,6 +573,7 @@ def test_an_answer_is_kept_as_long_as_it_says_and_no_longer(bench: Bench) -> Non
 def test_a_service_record_loses_the_addresses_that_it_suggests(bench: Bench) -> None:
     (rrset,) = bench.ask("service.test", "HTTPS").answer
     assert "hint" not in rrset[0].to_text()
+    assert "ech" not in rrset[0].to_text(), "programs name their host where it can be read"
     assert "h2" in rrset[0].to_text()
     assert not bench.learned("203.0.113.28")
 

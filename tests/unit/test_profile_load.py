@@ -51,6 +51,23 @@ def test_parents_are_merged_in_as_a_union(profiles: Path) -> None:
     assert profile.ancestors == ("a", "b", "c")
 
 
+@pytest.mark.parametrize(
+    ("modes", "found"),
+    [(["off"], "off"), (["off", "check"], "check"), (["check", "require", "off"], "require"), ([], None)],
+)
+def test_of_several_ways_to_look_at_names_the_strictest_counts(
+    profiles: Path, modes: list[str], found: str | None
+) -> None:
+    for number, mode in enumerate(modes):
+        write(profiles, f"p{number}", f"network: {{sni: {mode}}}\n")
+    write(
+        profiles,
+        "c",
+        f"extends: [{', '.join(f'p{number}' for number in range(len(modes)))}]\n" if modes else "files: {}\n",
+    )
+    assert load("c").sni == found
+
+
 def test_a_rule_from_a_parent_keeps_the_place_in_the_parent(profiles: Path) -> None:
     path = write(profiles, "a", "files:\n  read:\n    - /a\n")
     write(profiles, "b", "extends: [a]\n")

@@ -250,3 +250,17 @@ def test_nothing_of_a_wrong_entry_becomes_a_rule() -> None:
     raw, errors = examine("files:\n  deny:\n    - path: ~/.ssh\n      excep: [~/.ssh/config]\n", "p.yaml", name="p")
     assert errors
     assert raw.profile.files == ()
+
+
+@pytest.mark.parametrize("mode", ["check", "require", "off"])
+def test_how_names_are_looked_at_is_a_word_though_yaml_has_another_meaning_for_one(mode: str) -> None:
+    raw = read(f"name: p\nnetwork: {{sni: {mode}}}\n")
+    assert raw.profile.sni == mode
+    assert [origin.text for origin in raw.profile.origins] == [f"network sni {mode}"]
+
+
+@pytest.mark.parametrize("value", ["false", "no", "Check", "[check]", "", "maybe"])
+def test_another_word_for_it_is_refused(value: str) -> None:
+    error = refusal(f"name: p\nnetwork:\n  sni: {value}\n")
+    assert error.what.startswith("p.yaml:3: network.sni is ")
+    assert error.do == "write check, require or off"

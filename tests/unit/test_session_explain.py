@@ -10,7 +10,8 @@ import pytest
 from events_help import ALL, make_policy
 
 from mcpguard.model.access import Access, Effect, Verdict
-from mcpguard.model.policy import PROTO_TCP, NameEntry, Policy
+from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, Policy
+from mcpguard.model.profile import SniMode
 from mcpguard.model.rule import Origin
 from mcpguard.session import explain as explain_module
 from mcpguard.session.explain import explain
@@ -79,6 +80,27 @@ def test_a_name_that_leads_only_inside_is_told_closed(
     found = explain(named, "connect", "example.com:443")
     assert found.verdict is verdict
     assert ("never opens that" in found.detail) == (verdict is Verdict.DENY)
+
+
+@pytest.mark.parametrize(
+    ("mode", "protocols", "target", "verdict"),
+    [
+        (SniMode.CHECK, 3, "example.com:443/udp", Verdict.DENY),
+        (SniMode.CHECK, 3, "example.com:123/udp", Verdict.ALLOW),
+        (SniMode.CHECK, PROTO_UDP, "example.com:443/udp", Verdict.ALLOW),
+        (SniMode.REQUIRE, 3, "example.com:123/udp", Verdict.DENY),
+        (SniMode.OFF, 3, "example.com:443/udp", Verdict.ALLOW),
+        (SniMode.REQUIRE, 3, "example.com:443", Verdict.ALLOW),
+    ],
+)
+def test_datagrams_that_hide_their_host_are_told_closed(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch, mode: SniMode, protocols: int, target: str, verdict: Verdict
+) -> None:
+    monkeypatch.setattr(explain_module, "_addresses", lambda _host: [])
+    named = replace(policy, names=(NameEntry("example.com", 0, 65535, protocols, Effect.ALLOW, 1),), sni=mode)
+    found = explain(named, "connect", target)
+    assert found.verdict is verdict
+    assert ("QUIC" in found.detail) is (verdict is Verdict.DENY)
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:80", "127.9.9.9", "[::1]:80", "::1", "localhost:80", "0.0.0.0:80"])

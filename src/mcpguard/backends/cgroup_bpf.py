@@ -19,6 +19,7 @@ NETWORK = {
     "mg_ingress": 0,
     "mg_egress": 1,
     "mg_sock_create": 2,
+    "mg_tcp_events": 3,
     "mg_bind4": 8,
     "mg_bind6": 9,
     "mg_connect4": 10,
@@ -41,6 +42,7 @@ class Settings:
 
     Attributes:
         connect, listen: rows of `wire.encode.NetRow`.
+        hosts: rows of `wire.encode.HostRow`.
         unix: rows of `wire.encode.UnixRow`.
         audit: what only the default denies is let through and recorded.
         allow_relative: let relative unix socket paths without `..` through; only right when every directory that the tree can
@@ -49,6 +51,7 @@ class Settings:
 
     connect: tuple[encode.NetRow, ...] = ()
     listen: tuple[encode.NetRow, ...] = ()
+    hosts: tuple[encode.HostRow, ...] = ()
     unix: tuple[encode.UnixRow, ...] = ()
     audit: bool = False
     allow_relative: bool = False
@@ -122,7 +125,7 @@ class CgroupAttachment:
             PolicyError: a row does not fit.
             KernelError: a map refused one.
         """
-        for name, rows in self._tables(settings.connect, settings.listen, settings.unix).items():
+        for name, rows in self._tables(settings.connect, settings.listen, settings.hosts, settings.unix).items():
             _fill(self.session.maps[name], rows)
             self._held[name] = rows
 
@@ -138,6 +141,7 @@ class CgroupAttachment:
         self,
         connect: Sequence[encode.NetRow] | None = None,
         listen: Sequence[encode.NetRow] | None = None,
+        hosts: Sequence[encode.HostRow] | None = None,
         unix: Sequence[encode.UnixRow] | None = None,
     ) -> Replacement:
         """Write new tables where no decision looks yet; None: this one stays as it is.
@@ -146,7 +150,7 @@ class CgroupAttachment:
             PolicyError: a row does not fit.
             KernelError: the kernel has no room for them; nothing changed.
         """
-        wanted = self._tables(connect, listen, unix)
+        wanted = self._tables(connect, listen, hosts, unix)
         tables = {name: rows for name, rows in wanted.items() if rows != self._held.get(name)}
         made: list[bpf.Map] = []
         try:
@@ -163,6 +167,7 @@ class CgroupAttachment:
         self,
         connect: Sequence[encode.NetRow] | None,
         listen: Sequence[encode.NetRow] | None,
+        hosts: Sequence[encode.HostRow] | None,
         unix: Sequence[encode.UnixRow] | None,
     ) -> dict[str, dict[bytes, bytes]]:
         """Keys and values of each map that is given rows and that this kernel has a use for."""
@@ -171,6 +176,8 @@ class CgroupAttachment:
             tables["mg_connect"] = encode.prefix_table(connect)
         if listen is not None:
             tables["mg_listen"] = encode.prefix_table(listen)
+        if hosts is not None:
+            tables["mg_hosts"] = encode.host_table(hosts)
         if unix is not None and UNIX_RULES in self.session.maps:
             tables[UNIX_RULES] = {bytes(4): encode.unix_table(unix)}
         return tables

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mcpguard.backends.guard import Guard
     from mcpguard.model.plan import GuardPlan
-    from mcpguard.wire.encode import NetRow, UnixRow
+    from mcpguard.wire.encode import HostRow, NetRow, UnixRow
 
 _RINGS = (shared.DENIALS, shared.ACTIVITY, shared.MESSAGES)
 _ALL_PORTS = (0, 65535)
@@ -232,6 +232,13 @@ def _port_rule(port: list[int]) -> tuple[int, int, int, Effect, int]:
     return low, high, protocols, Effect.ALLOW if allowed else Effect.DENY, rule
 
 
+def _host_row(row: list[Any]) -> HostRow:
+    pattern, ports = row
+    if not isinstance(pattern, str):
+        raise ValueError("a host is a text")
+    return pattern, [_port_rule(port) for port in ports]
+
+
 def _unix_row(row: list[Any]) -> UnixRow:
     pattern, allowed, rule = row
     if not isinstance(pattern, str):
@@ -242,5 +249,6 @@ def _unix_row(row: list[Any]) -> UnixRow:
 _ROWS: dict[str, Callable[[Any], list[Any]]] = {
     "connect": lambda rows: _net_rows(rows, canary=True),
     "listen": lambda rows: _net_rows(rows, canary=False),
+    "hosts": lambda rows: [_host_row(row) for row in rows],
     "unix": lambda rows: [_unix_row(row) for row in rows],
 }

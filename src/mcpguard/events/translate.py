@@ -155,7 +155,7 @@ class Translator:
         finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=detail)
         return replace(
             self._event(record.head, finding),
-            host=self._hosts.of(record.address, record.rule),
+            host=record.host or self._hosts.of(record.address, record.rule),
             address=record.address or None,
             port=record.port or None,
             protocol=record.protocol or None,

@@ -20,7 +20,7 @@ OBJECTS = f"{os.path.dirname(os.path.dirname(os.path.realpath(__file__)))}/_bpf"
 LOG_BYTES = 1 << 20
 CONFIG_SECTION = ".rodata.config"
 _BATCH = 4096  # more than one bucket can ever hold, or the kernel refuses the batch
-_LONGEST_KEY = 256
+_LONGEST_KEY = 512
 Shape = tuple[int, int, int, int, int]
 """kind, bytes of a key, bytes of a value, entries, flags; an inner map has the shape that its outer map was declared with"""
 

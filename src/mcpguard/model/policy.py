@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mcpguard.model.access import Access, Effect
-from mcpguard.model.profile import SystemSwitches
+from mcpguard.model.profile import SniMode, SystemSwitches
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import dataclass
 
@@ -35,6 +35,8 @@ class PathRule:
 
 PROTO_TCP = 1
 PROTO_UDP = 2
+# Beside the others, of what a name opens: what is sent there must name a host that the rules allow.
+PROTO_NAMED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class NetEntry:
         address: 16 bytes, network order; IPv4 is mapped (`::ffff:a.b.c.d`).
         prefix: significant bits of `address`, 0 to 128 (IPv4: 96 to 128). A rule for every address becomes prefix 0.
         port_low, port_high: inclusive; 0 and 65535 stand for every port.
-        protocols: PROTO_TCP | PROTO_UDP.
+        protocols: PROTO_TCP | PROTO_UDP; PROTO_NAMED where a rule for a name opens it.
         rule: index into `Policy.rules`.
     """
 
@@ -89,6 +91,7 @@ class Policy:
         tables: the serialised path automaton (`policy.automaton.Automaton.from_bytes`).
         paths: the file rules it was made from, for tools that must know patterns (mount plan, `why`).
         connect, listen: address rules; names: destinations by name (connect only).
+        sni: whether what is sent to an address of a name must name a host that `names` allow.
         audit: let through and record everything but denies.
         socket_tables: as `tables`, from those of `sockets` that are paths and hold for what others made; empty: not made.
         environment_set: (name, value) of variables that the agent gets.
@@ -117,5 +120,6 @@ class Policy:
     audit: bool = False
     folders: tuple[str, ...] = ()
     socket_tables: bytes = b""
+    sni: SniMode = SniMode.CHECK
     environment_set: tuple[tuple[str, str], ...] = ()
     mcp: str = ""

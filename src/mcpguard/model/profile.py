@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 from mcpguard.model.rule import FileException, FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field
 
@@ -11,6 +13,14 @@ if TYPE_CHECKING:
 
 # What makes a user namespace usable; `system.user_namespaces` lets them be written.
 NAMESPACE_MAPS = ("/proc/*/uid_map", "/proc/*/gid_map", "/proc/*/setgroups")
+
+
+class SniMode(enum.StrEnum):
+    """What the first bytes sent to an address of a name must be; a later one is stricter."""
+
+    OFF = "off"
+    CHECK = "check"
+    REQUIRE = "require"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,7 @@ class Profile:
         environment_keep: exceptions to `environment_remove`.
         environment_set: (name, value) of variables that the agent gets, by name; values as written.
         ancestors: every profile merged in, sorted by name.
+        sni: the strictest that was written; None: nowhere.
         mcp: what it says of MCP servers and tools.
         exceptions: what built-in denials leave alone; the profile's own words, never its parents'.
     """
@@ -62,4 +73,5 @@ class Profile:
     ancestors: tuple[str, ...] = ()
     origins: tuple[Origin, ...] = ()
     exceptions: tuple[FileException, ...] = ()
+    sni: SniMode | None = None
     mcp: McpRules = field(default_factory=_no_rules)

@@ -21,7 +21,7 @@ from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
-from mcpguard.model.profile import NAMESPACE_MAPS, Profile, SystemSwitches
+from mcpguard.model.profile import NAMESPACE_MAPS, Profile, SniMode, SystemSwitches
 from mcpguard.model.rule import FileException, FileRule, Found, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.model.values import replace
 from mcpguard.policy.automaton import Automaton
@@ -123,6 +123,7 @@ def compile_policy(
         environment_keep=tuple(sorted(set(profile.environment_keep))),
         environment_set=tuple((name, _filled_in(value, variables)) for name, value in profile.environment_set),
         system=profile.system,
+        sni=profile.sni or SniMode.CHECK,
         audit=audit,
         folders=_folders(files, variables, automaton),
     )
@@ -381,6 +382,7 @@ def _digest(policy: Policy) -> str:
         "sockets": _unique([entry.pattern, entry.effect, entry.own] for entry in policy.sockets),
         "environment": [policy.environment_remove, policy.environment_keep, policy.environment_set],
         "system": asdict(policy.system),
+        "sni": policy.sni,
         "audit": policy.audit,
         "folders": policy.folders,
     }

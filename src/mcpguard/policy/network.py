@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Effect
-from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, NameEntry, NetEntry
+from mcpguard.model.policy import PROTO_NAMED, PROTO_TCP, PROTO_UDP, NameEntry, NetEntry
 from mcpguard.model.rule import NetDirection, NetRule
 from mcpguard.model.values import dataclass
 
@@ -36,7 +36,7 @@ _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 @dataclass(frozen=True, slots=True)
 class PortRule:
-    """Ports (inclusive) and protocols (PROTO_TCP | PROTO_UDP) of a row, with what happens and the rule that says so."""
+    """Ports (inclusive) and protocols (as in `NetEntry`) of a row, with what happens and the rule that says so."""
 
     port_low: int
     port_high: int
@@ -135,9 +135,11 @@ def connect_table(entries: Sequence[NetEntry]) -> list[PrefixRow]:
     return rows
 
 
-def deciding_order(entry: NetEntry) -> tuple[bool, int, int, int]:
-    """Sort key: the first entry that matches a request decides it. Deny, then the longer prefix, then fewer ports."""
-    return (entry.effect is Effect.ALLOW, -entry.prefix, entry.port_high - entry.port_low, entry.rule)
+def deciding_order(entry: NetEntry) -> tuple[bool, bool, int, int, int]:
+    """Sort key: the first entry that matches a request decides it. Deny, then what no name opens, then the longer prefix, then
+    fewer ports."""
+    named = bool(entry.protocols & PROTO_NAMED)
+    return (entry.effect is Effect.ALLOW, named, -entry.prefix, entry.port_high - entry.port_low, entry.rule)
 
 
 def closed_by(entry: NetEntry, entries: Iterable[NetEntry]) -> int | None:

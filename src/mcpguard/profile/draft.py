@@ -12,7 +12,7 @@ import yaml
 
 from mcpguard.errors import ProfileError
 from mcpguard.model.mcp import AfterTaint, Confinement, McpRule, McpRules, ToolClass
-from mcpguard.model.profile import Profile, SystemSwitches
+from mcpguard.model.profile import Profile, SniMode, SystemSwitches
 from mcpguard.model.rule import FileException, FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field
 from mcpguard.profile import nodes
@@ -66,6 +66,7 @@ class Draft:
     gate: bool | None = None
     confined: list[Confinement] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
+    sni: SniMode | None = None
 
     def refuse(self, line: int, code: str, what: str, why: str, do: str) -> None:
         """Note a mistake and go on."""
@@ -100,6 +101,7 @@ class Draft:
             ancestors=(self.name,),
             origins=tuple(self.origins),
             exceptions=tuple(self.exceptions),
+            sni=self.sni,
             mcp=McpRules(
                 *(tuple(self.mcp), tuple(self.classes), tuple(self.untrusted), self.after_taint, self.gate),
                 confined=tuple(self.confined),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mcpguard.model.mcp import AfterTaint
-from mcpguard.model.profile import Profile
+from mcpguard.model.profile import Profile, SniMode
 from mcpguard.model.rule import FileRule, Origin
 
 
@@ -27,6 +27,7 @@ def effective(profile: Profile) -> list[Line]:
         [Line(_file_text(rule), rule.origin, _because(rule)) for rule in profile.files],
         [Line(f"file {one.origin.text}", one.origin, one.because) for one in profile.exceptions],
         [Line(rule.origin.text, rule.origin, "") for rule in profile.network],
+        *(_written(profile, f"network sni {mode}") for mode in SniMode),
         [Line(rule.origin.text, rule.origin, "") for rule in profile.sockets],
         [Line(rule.origin.text, rule.origin, rule.because) for rule in profile.mcp.rules],
         [Line(rule.origin.text, rule.origin, "") for _class, rule in profile.mcp.classes],

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.mcp import AfterTaint, McpRules
-from mcpguard.model.profile import Profile, SystemSwitches
+from mcpguard.model.profile import Profile, SniMode, SystemSwitches
 from mcpguard.model.values import dataclass, field, replace
 from mcpguard.profile import nodes, store, trust
 from mcpguard.profile.draft import Parent, Raw
@@ -222,6 +222,7 @@ def _join(loading: _Loading, entry: store.Entry) -> tuple[Profile | None, list[P
             memory_programs=any(found.system.memory_programs for found in every),
             debuggers=any(found.system.debuggers for found in every),
         ),
+        sni=_strictest(found.sni for found in every),
         mcp=_join_mcp([found.mcp for found in every]),
         ancestors=_sorted(found.ancestors for found in every),
         origins=_union(found.origins for found in every),
@@ -261,6 +262,11 @@ def _command(loading: _Loading, entry: store.Entry) -> tuple[str, ...]:
             code="command-conflict",
         )
     return next(iter(commands), ())
+
+
+def _strictest(modes: Iterable[SniMode | None]) -> SniMode | None:
+    written = set(modes)
+    return next((mode for mode in reversed(SniMode) if mode in written), None)
 
 
 def _settings(loading: _Loading, entry: store.Entry) -> dict[str, str]:

@@ -14,6 +14,7 @@ import yaml
 from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.mcp import AfterTaint, Condition, Confinement, McpRule, Test, ToolClass
+from mcpguard.model.profile import SniMode
 from mcpguard.model.rule import GRANTS, FileException, FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
 from mcpguard.profile.draft import Draft, Parent, Raw, Word, items, keys, text, unquoted, words, wrong_type
@@ -264,6 +265,18 @@ def _read_switch(draft: Draft, key: Key, node: yaml.Node) -> None:
         draft.refuse(nodes.line_of(node), "type", f"{key.path} is {shown}", "it is a switch", "write true or false")
 
 
+def _read_mode(draft: Draft, key: Key, node: yaml.Node) -> None:
+    # A bare `off` is a word here, though YAML takes it for a switch.
+    word = str(node.value) if isinstance(node, yaml.ScalarNode) else ""
+    if word in list(SniMode):
+        draft.sni = SniMode(word)
+        draft.origin(nodes.line_of(node), f"{key.path.replace('.', ' ')} {word}")
+    else:
+        shown = f'"{word}"' if word else nodes.shape(node)
+        why = "it says what may be sent to an address that several names share"
+        draft.refuse(nodes.line_of(node), "type", f"{key.path} is {shown}", why, f"write {key.type.value}")
+
+
 def _read_tools(draft: Draft, key: Key, node: yaml.Node) -> None:
     """`mcp.allow` and `mcp.deny`: a text, or a mapping that says more about it."""
     for item in items(draft, key, node):
@@ -385,6 +398,7 @@ _READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
     Type.VARIABLES: _read_variables,
     Type.SETTINGS: _read_settings,
     Type.SWITCH: _read_switch,
+    Type.MODE: _read_mode,
     Type.TOOLS: _read_tools,
     Type.NAMED_TOOLS: _read_named_tools,
     Type.WORD: _read_word,

@@ -13,6 +13,7 @@ class Type(enum.StrEnum):
     TEXT = "text"
     WORDS = "list of words"
     SWITCH = "true or false"
+    MODE = "check, require or off"
     SECTION = "keys"
     PATTERNS = "list of path patterns"
     PROTECTED = "list of path patterns, or of entries with path, existing and because"
@@ -63,6 +64,7 @@ KEYS = (
     Key("network.allow", Type.TARGETS, "may be connected to"),
     Key("network.deny", Type.TARGETS, "may not be connected to, whatever `allow` says"),
     Key("network.listen", Type.TARGETS, "addresses that programs may listen on"),
+    Key("network.sni", Type.MODE, "whether TLS and HTTP to an address of a name must name a host that is allowed"),
     Key("sockets", Type.SECTION, "unix sockets, by path or by @name"),
     Key("sockets.allow", Type.SOCKETS, "may be connected to"),
     Key("sockets.own", Type.SOCKETS, "places where the session may connect to what it made itself"),

@@ -23,7 +23,8 @@ _LARGEST = 65535
 # Of one answer: a name whose server gives thousands must not fill the kernel's map, which all names share.
 MOST_ADDRESSES = 64
 _HEADER_BYTES = 12
-_HINTS = (svcb.ParamKey.IPV4HINT, svcb.ParamKey.IPV6HINT)
+# Addresses must be asked for. Without a key for an encrypted hello, programs name their host where it can be read.
+_HINTS = (svcb.ParamKey.IPV4HINT, svcb.ParamKey.IPV6HINT, svcb.ParamKey.ECH)
 ADDRESSES = (dns.rdatatype.A, dns.rdatatype.AAAA)
 SERVICES = (dns.rdatatype.SVCB, dns.rdatatype.HTTPS)
 
@@ -96,7 +97,7 @@ def answer(
 
 
 def _without_hints(record: dns.rdata.Rdata) -> dns.rdata.Rdata:
-    """A service record without the addresses that it suggests: those must be asked for."""
+    """A service record without what it suggests."""
     if not isinstance(record, svcb.SVCBBase):
         return record
     params = {key: value for key, value in record.params.items() if key not in _HINTS}

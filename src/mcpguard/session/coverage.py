@@ -10,6 +10,7 @@ from mcpguard.kernel import landlock
 from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
+from mcpguard.model.profile import SniMode
 from mcpguard.model.values import dataclass
 
 TYPE_CHECKING = False
@@ -24,6 +25,8 @@ REMOTE = "messages to remote MCP servers are not judged; where they go is (netwo
 RINGS = "what programs do through io_uring with files is refused like everything else, but not on record"
 MEMORY_PROGRAMS = "a program that exists only in memory (memfd) can be executed; it is on record"
 SHARED_ADDRESSES = "while an address of an allowed name is open, every other name on that address is reached too"
+NAMELESS = "what names no host in its first bytes reaches every name on the address of an allowed one"
+INSIDE_TLS = "what is said inside TLS is not read: a server may answer there for its neighbours"
 LATER_SOCKETS = (
     "a socket made after launch can be reached through a symlink for about two seconds, until it is hidden, "
     "and where the session may have its own sockets it stays reachable"
@@ -39,11 +42,19 @@ HOOKS = {
 }
 SIGNALS = "signals to the user's other processes need Landlock ABI 6 (Linux 6.12)"
 
+# Of rules by name, with what looks at the names that are sent to their addresses.
+NAMED_GAPS = {
+    SniMode.OFF: (SHARED_ADDRESSES,),
+    SniMode.CHECK: (NAMELESS, INSIDE_TLS),
+    SniMode.REQUIRE: (INSIDE_TLS,),
+}
+
 # What closes a gap, or keeps it small; a gap without an entry has nothing that helps.
 FIXES = {
     LATER_NAMES: "create the protected names before the run",
     MEMORY_PROGRAMS: "nothing on this kernel; `mcpguard log --kind exec` shows them",
-    SHARED_ADDRESSES: "name address ranges instead of hosts where neighbours matter",
+    SHARED_ADDRESSES: "write `sni: check` under `network`",
+    NAMELESS: "write `sni: require` under `network`, where programs speak only TLS",
     LATER_SOCKETS: "start what listens on protected sockets before the run",
     NO_UNIX_HOOK: "use Linux 6.7 or newer",
     ABSTRACT_SOCKETS: "use Linux 6.12 or newer",
@@ -155,7 +166,7 @@ def fix_of(gaps: Sequence[str]) -> str:
 
 def _network(policy: Policy) -> Coverage:
     by = "cgroup BPF on connect, send, bind and every packet out"
-    gaps = (SHARED_ADDRESSES,) if policy.names else ()
+    gaps = NAMED_GAPS[policy.sni] if policy.names else ()
     return Coverage("network", Strength.PARTIAL if gaps else Strength.FULL, by, gaps)
 
 

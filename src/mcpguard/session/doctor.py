@@ -9,6 +9,7 @@ from __future__ import annotations
 from mcpguard.errors import McpguardError
 from mcpguard.kernel import probe
 from mcpguard.model.coverage import Coverage, Strength
+from mcpguard.model.profile import SniMode
 from mcpguard.model.values import dataclass
 from mcpguard.session import canary, coverage, foreign, install
 
@@ -255,5 +256,5 @@ def _names_row(network: Coverage, result: canary.CanaryResult) -> Coverage:
     )
     if failed:
         return Coverage("names", Strength.NONE, "the session's own resolver", failed, fix=_REPORT)
-    gaps = (coverage.SHARED_ADDRESSES,)
+    gaps = coverage.NAMED_GAPS[SniMode.CHECK]
     return Coverage("names", Strength.PARTIAL, network.by, gaps, fix=coverage.fix_of(gaps))

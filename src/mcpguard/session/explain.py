@@ -21,6 +21,7 @@ from mcpguard.model.rule import NetDirection, NetRule, Origin
 from mcpguard.model.values import dataclass
 from mcpguard.policy.addresses import inner
 from mcpguard.policy.decide import Answer, decide_connect, decide_file, decide_name, decide_unix
+from mcpguard.policy.hosts import hides_its_host
 from mcpguard.policy.network import name_matches, parse_rule
 from mcpguard.profile import store
 from mcpguard.resolver.rules import DNS_PORT
@@ -35,6 +36,7 @@ _OPENED = "open from the look-up of a program on, while its answer holds"
 _NOT_ASKED = "no rule names it, so a look-up is refused and nobody outside is asked"
 _UNNAMED = "a name with a rule that leads there opens it, on the ports of its rule, once a program has looked it up"
 _SHOWN = 3
+_HIDDEN = "QUIC hides the host that it names, so only a rule with /udp opens this"
 _QUESTION = "questions for names go to a resolver of the session's own, which answers for names that a rule allows"
 
 
@@ -162,6 +164,8 @@ def _by_name(policy: Policy, host: str, port: int, protocol: int, judged: str) -
         by_address = decide_connect(policy, address, port, protocol)
         if by_address.rule and (by_address.verdict is Verdict.ALLOW) != allowed:
             return _explanation(policy, by_address, judged, f"{host} is {address}")
+    if allowed and protocol == PROTO_UDP and hides_its_host(port, policy.sni) and not _means_udp(policy, host, port):
+        return Explanation(Verdict.DENY, judged, policy.rules[0], "", f"{_HIDDEN} (network.sni: {policy.sni})")
     unopened = _unopened(policy, addresses, port, protocol) if allowed else ""
     if unopened:
         return Explanation(Verdict.DENY, judged, policy.rules[0], "", f"{host} is {unopened}: {_NEVER_OPENED}")
@@ -185,6 +189,16 @@ def _unasked(policy: Policy, host: str, port: int, protocol: int) -> str:
         entry.effect is Effect.ALLOW and entry.port_low <= DNS_PORT <= entry.port_high for entry in policy.connect
     )
     return "" if servers else _NOT_ASKED
+
+
+def _means_udp(policy: Policy, host: str, port: int) -> bool:
+    return any(
+        entry.effect is Effect.ALLOW
+        and entry.protocols == PROTO_UDP
+        and entry.port_low <= port <= entry.port_high
+        and name_matches(entry.pattern, host)
+        for entry in policy.names
+    )
 
 
 def _unopened(policy: Policy, addresses: Sequence[str], port: int, protocol: int) -> str:

@@ -113,9 +113,9 @@ def _of_row(*row: object) -> Iterable[Need]:
             yield Need("net", "connect", f"{host}:{USUAL_PORT}", programs, refused)
         return
     if kind == "net":
-        asked = "connect" if op in ("connect", "sendmsg") else "listen"
+        asked = "connect" if op in ("connect", "sendmsg", "hello") else "listen"
         if (
-            op not in ("connect", "sendmsg", "bind", "listen")
+            op not in ("connect", "sendmsg", "hello", "bind", "listen")
             or address is None
             or (port is None and asked == "connect")
         ):

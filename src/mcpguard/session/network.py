@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mcpguard.model.access import Effect
-from mcpguard.model.policy import NetEntry, Policy, SocketEntry
+from mcpguard.model.policy import PROTO_NAMED, NetEntry, Policy, SocketEntry
 from mcpguard.model.values import dataclass
 from mcpguard.policy.addresses import NETWORKS_OF_ONES_OWN, inner
 from mcpguard.policy.decide import not_own
-from mcpguard.policy.network import connect_table, mapped
+from mcpguard.policy.hosts import host_table
+from mcpguard.policy.network import PortRule, connect_table, mapped
 from mcpguard.policy.patterns import quote, split_literal
 
 TYPE_CHECKING = False
@@ -61,7 +62,7 @@ def fixed_names(policy: Policy, path: str = HOSTS) -> FixedNames:
             if openings:
                 hosts.setdefault(address, name)
             entries += [
-                NetEntry(mapped(address), _HOST, one.low, one.high, one.protocols, Effect.ALLOW, one.rule)
+                NetEntry(mapped(address), _HOST, one.low, one.high, one.protocols | PROTO_NAMED, Effect.ALLOW, one.rule)
                 for one in openings
             ]
     return FixedNames(tuple(entries), hosts)
@@ -91,6 +92,7 @@ def settings(policy: Policy, fixed: FixedNames, *, peers: bool) -> dict[str, Any
     return {
         "connect": rows_to_json((*policy.connect, *fixed.entries)),
         "listen": rows_to_json(policy.listen),
+        "hosts": [[row.pattern, _ports_to_json(row.ports)] for row in host_table(policy.names, policy.sni)],
         "unix": unix_rows(not_own(policy.sockets) if peers else policy.sockets),
     }
 
@@ -130,14 +132,10 @@ def _spellings(pattern: str) -> list[str]:
 
 def rows_to_json(entries: Iterable[NetEntry]) -> list[Any]:
     """Entries as rows of a longest-prefix-match table: `[address hex, prefix, [[low, high, protocols, allow, rule], ...]]`."""
+    return [[row.address.hex(), row.prefix, _ports_to_json(row.ports)] for row in connect_table(list(entries))]
+
+
+def _ports_to_json(ports: Iterable[PortRule]) -> list[list[int]]:
     return [
-        [
-            row.address.hex(),
-            row.prefix,
-            [
-                [port.port_low, port.port_high, port.protocols, int(port.effect is Effect.ALLOW), port.rule]
-                for port in row.ports
-            ],
-        ]
-        for row in connect_table(list(entries))
+        [port.port_low, port.port_high, port.protocols, int(port.effect is Effect.ALLOW), port.rule] for port in ports
     ]

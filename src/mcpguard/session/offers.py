@@ -27,7 +27,7 @@ from mcpguard.session.propose import propose
 from mcpguard.session.wide import opened
 
 _RESTRICTS = re.compile(r"(?:network |sockets )?(deny|readonly)\b")
-_ACTS = {"connect": "allow", "sendmsg": "allow", "bind": "listen", "listen": "listen"}
+_ACTS = {"connect": "allow", "sendmsg": "allow", "hello": "allow", "bind": "listen", "listen": "listen"}
 
 
 class Refuser(enum.StrEnum):
@@ -197,6 +197,8 @@ def _exact(event: Event) -> Iterator[Addition]:
     """Rules for the object itself; an address and not the name that led to it."""
     if event.kind is Kind.NET and event.address and event.op in _ACTS:
         host = f"[{event.address}]" if ":" in event.address else event.address
+        if event.op == "hello" and event.host:
+            host = event.host  # the address is open already, for another name
         protocol = f"/{event.protocol}" if event.protocol in ("tcp", "udp") else ""
         port = f":{event.port}" if event.port else ""
         yield Addition("network", _ACTS[event.op], f"{host}{port}{protocol if port else ''}")

@@ -19,7 +19,7 @@ import mcpguard
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.digests import blake2b
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
-from mcpguard.model.profile import SystemSwitches
+from mcpguard.model.profile import SniMode, SystemSwitches
 from mcpguard.model.rule import Found, Origin
 from mcpguard.model.values import dataclass, field
 from mcpguard.session.existing import search
@@ -150,6 +150,7 @@ def _plain(policy: Policy) -> dict[str, Any]:
         "keep": policy.environment_keep,
         "set": policy.environment_set,
         "system": [getattr(policy.system, switch) for switch in SystemSwitches.__slots__],
+        "sni": policy.sni,
         "audit": policy.audit,
         "folders": policy.folders,
         "mcp": policy.mcp,
@@ -190,6 +191,7 @@ def _policy(kept: dict[str, Any]) -> Policy:
         environment_keep=tuple(kept["keep"]),
         environment_set=tuple((name, value) for name, value in kept["set"]),
         system=SystemSwitches(*kept["system"]),
+        sni=SniMode(kept["sni"]),
         audit=kept["audit"],
         folders=tuple(kept["folders"]),
         socket_tables=base64.b64decode(kept["socket_tables"]),

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 8
+ABI_VERSION: Final = 9
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -27,6 +27,7 @@ MG_PAGES_LIMIT: Final = 64
 MG_NAMES_LIMIT: Final = 4
 MG_FLOWS_LIMIT: Final = 8192
 MG_LEARNED_LIMIT: Final = 8
+MG_HOST_BYTES: Final = 256
 MG_BRANCH_BYTES: Final = 32
 MG_PIECE_BYTES: Final = 8192
 
@@ -40,6 +41,7 @@ MG_RECORD_NET: Final = 7
 MG_RECORD_UNIX: Final = 8
 MG_RECORD_FILE: Final = 9
 MG_RECORD_MESSAGE: Final = 10
+MG_RECORD_HOST: Final = 11
 
 MG_ALLOW: Final = 1
 MG_DENY: Final = 2
@@ -57,6 +59,7 @@ MG_OTHER: Final = 5
 
 MG_TCP: Final = 1
 MG_UDP: Final = 2
+MG_NAMED: Final = 4
 
 MG_NET_CONNECT: Final = 1
 MG_NET_SENDMSG: Final = 2
@@ -83,6 +86,9 @@ MG_DETAIL_NAMES: Final = 14
 MG_DETAIL_OUTSIDER: Final = 15
 MG_DETAIL_EXPIRED: Final = 16
 MG_DETAIL_RESOLVER: Final = 17
+MG_DETAIL_HOST: Final = 18
+MG_DETAIL_NO_HOST: Final = 19
+MG_DETAIL_UNCLEAR: Final = 20
 
 MG_PIPE: Final = 1
 MG_UNIX_STREAM: Final = 2
@@ -153,6 +159,9 @@ MG_KINDRED_TMPFS: Final = 1
 MG_KINDRED_PROC: Final = 2
 MG_KINDRED_DEVPTS: Final = 3
 
+MG_HOST_NONE: Final = 0
+MG_HOST_NAMED: Final = 1
+
 # when_ns kind lost_before pid tid ppid reserved comm
 MG_HEAD: Final = struct.Struct("=QIIIIII16s")
 
@@ -183,6 +192,12 @@ MG_NET: Final = struct.Struct("=48sQQ16sIHHBBB5s")
 
 # head series count rule op verdict detail path_length path reserved
 MG_UNIX: Final = struct.Struct("=48sQQIBBBB108sI")
+
+# address pid rule port verdict detail length reserved name
+MG_HOST_TARGET: Final = struct.Struct("=16sIIHBBB3s256s")
+
+# head series count target
+MG_HOST: Final = struct.Struct("=48sQQ288s")
 
 # abi_version reserved
 MG_CONFIG: Final = struct.Struct("=II")
@@ -232,6 +247,9 @@ MG_PORT_RULE: Final = struct.Struct("=IHHBB2s")
 
 # count rules
 MG_PORT_RULES: Final = struct.Struct("=I384s")
+
+# bits bytes
+MG_HOST_KEY: Final = struct.Struct("=I256s")
 
 # expires_ns rule low high protocols reserved
 MG_LEARNED_RULE: Final = struct.Struct("=QIHHB7s")

@@ -13,7 +13,9 @@ from typing import Final
 from mcpguard.model.access import Access, Verdict
 from mcpguard.wire import _abi
 from mcpguard.wire.records import (
+    NO_HOST,
     OUTSIDER,
+    UNCLEAR,
     CallRecord,
     ExecRecord,
     ExitRecord,
@@ -52,6 +54,9 @@ _DETAILS: Final = {
     _abi.MG_DETAIL_NOT_PLAIN: "not a plain path",
     _abi.MG_DETAIL_EXPIRED: "looked up too long ago",
     _abi.MG_DETAIL_RESOLVER: "it answers names of another session",
+    _abi.MG_DETAIL_HOST: "another host at the address of an allowed one",
+    _abi.MG_DETAIL_NO_HOST: NO_HOST,
+    _abi.MG_DETAIL_UNCLEAR: UNCLEAR,
 }
 _PATH_OPS: Final = {
     _abi.MG_OP_OPEN: "open",
@@ -240,6 +245,29 @@ def _net(sample: bytes, head: Head) -> NetRecord:
     )
 
 
+def _host(sample: bytes, head: Head) -> NetRecord:
+    _, series, count, target = _abi.MG_HOST.unpack_from(sample)
+    address, _pid, rule, port, verdict, detail, length, _, name = _abi.MG_HOST_TARGET.unpack(target)
+    return NetRecord(
+        head,
+        "hello" if detail == _abi.MG_DETAIL_HOST else "packet",
+        _VERDICTS[verdict],
+        address_text(address),
+        port,
+        "tcp",
+        rule,
+        _DETAILS[detail],
+        count,
+        series,
+        _host_text(name[:length]) if detail == _abi.MG_DETAIL_HOST else "",
+    )
+
+
+def _host_text(name: bytes) -> str:
+    """What a program sent as a host name; whatever no name can hold is escaped."""
+    return name.decode("latin-1").encode("unicode_escape").decode("ascii")
+
+
 def flow(key: bytes, when_ns: int, sent: int, received: int) -> FlowRecord:
     """A key of the map of bytes, with how much there is new."""
     address, port, protocol, op, _ = _abi.MG_FLOW_KEY.unpack(key)
@@ -341,4 +369,5 @@ _DECODERS: Final[dict[int, Callable[[bytes, Head], Record]]] = {
     _abi.MG_RECORD_NET: _net,
     _abi.MG_RECORD_UNIX: _unix,
     _abi.MG_RECORD_FILE: _file,
+    _abi.MG_RECORD_HOST: _host,
 }

@@ -21,6 +21,9 @@ PortRule = tuple[int, int, int, Effect | str, int]
 NetRow = tuple[bytes, int, Sequence[PortRule]]
 """address (16 bytes, network order, IPv4 mapped), prefix (0 to 128), port rules"""
 
+HostRow = tuple[str, Sequence[PortRule]]
+"""name, `*.` and a name, or empty for what names no host; port rules"""
+
 UnixRow = tuple[str, Effect | str, int]
 """pattern, effect, rule id. A path stands for itself and all below (`/**` at its end says the same), `@name` for one abstract
 socket; `*` at the end of either: every name that begins so; `[*]` in a path: the character itself."""
@@ -53,6 +56,25 @@ def _port_rules(rules: Sequence[PortRule]) -> bytes:
         for low, high, protocols, effect, rule in sorted(rules, key=lambda r: _verdict(r[3]) != _abi.MG_DENY)
     )
     return _abi.MG_PORT_RULES.pack(len(rules), packed)
+
+
+def host_table(rows: Iterable[HostRow]) -> dict[bytes, bytes]:
+    """Keys and values for the map `mg_hosts`.
+
+    Raises:
+        PolicyError: more port rules on one name than the kernel side holds.
+    """
+    return {_host_key(pattern): _port_rules(rules) for pattern, rules in rows}
+
+
+def _host_key(pattern: str) -> bytes:
+    """Names stand backwards, so that a trie finds the longest end."""
+    key = bytes([_abi.MG_HOST_NONE])
+    if pattern.startswith("*"):
+        key = bytes([_abi.MG_HOST_NAMED]) + pattern[:0:-1].encode()
+    elif pattern:
+        key = bytes([_abi.MG_HOST_NAMED]) + pattern[::-1].encode() + b"\0"
+    return _abi.MG_HOST_KEY.pack(8 * len(key), key)
 
 
 def unix_table(rows: Sequence[UnixRow]) -> bytes:

@@ -165,19 +165,25 @@ class CallRecord:
     series: int = 0
 
 
+# Details of what a rule by name alone does not let go.
+NO_HOST = "it names no host that can be read"
+UNCLEAR = "its first bytes cannot be read for certain"
+
+
 @dataclass(frozen=True, slots=True)
 class NetRecord:
     """A network request and its verdict.
 
     Attributes:
-        op: connect, sendmsg, bind, socket, packet (refused on its way out), accept (somebody from outside asked to connect;
-            `address` is theirs, `port` is the one they asked for).
+        op: connect, sendmsg, bind, socket, packet (refused on its way out), hello (the first bytes named `host`), accept
+            (somebody from outside asked to connect; `address` is theirs, `port` is the one they asked for).
         address: textual; IPv4-mapped addresses are shown as IPv4.
         protocol: tcp, udp, icmp, raw, mptcp, sctp or a number as text.
         rule: index into `Policy.rules`; 0: the default.
         detail: `narrowed` when a wildcard bind was narrowed to loopback; `own` when the destination is a listener of the
             tree itself; empty otherwise.
         count, series: aggregated per (process, op, destination, rule) as in OpenRecord.
+        host: the host that the refused bytes named, as they were sent, in lower case; empty otherwise.
     """
 
     head: Head
@@ -190,6 +196,7 @@ class NetRecord:
     detail: str
     count: int
     series: int = 0
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
