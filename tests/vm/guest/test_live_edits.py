@@ -144,7 +144,7 @@ def test_no_open_is_judged_wrongly_while_policies_change(world: World, tier: int
     with new_leaf() as leaf, Engine(leaf, False, None) as engine:
         assert engine.tier == tier
         engine.go_live()
-        engine.set_rules({"connect": [], "listen": [], "unix": []})
+        engine.set_rules({"connect": [], "listen": [], "hosts": [], "unix": []})
         engine.set_guard(plans[0], 0)
         engine.arm({})
         asker = Asker.start(leaf, third)
@@ -192,7 +192,7 @@ def test_what_the_kernel_refuses_leaves_the_old_policy_in_force(world: World, ti
     plans = [guard_plan(policy, mounts.table()) for policy in (one, other)]
     with new_leaf() as leaf, Engine(leaf, False, None) as engine:
         engine.go_live()
-        engine.set_rules({"connect": [], "listen": [], "unix": []})
+        engine.set_rules({"connect": [], "listen": [], "hosts": [], "unix": []})
         engine.set_guard(plans[0], 0)
         engine.arm({})
         askers = [Asker.start(leaf, honest), Asker.start(leaf, third)]
