@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +12,12 @@ from pathlib import Path
 import pytest
 from gate_help import PYTHON, SERVER, SHIM, World, call, gate, request
 
+from mcpguard.events.mcp import Talk
+from mcpguard.gate import relay
+from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.serving import MOST_LINE
+from mcpguard.mcp.judge import BLOCKED, Judge, Taint
+from mcpguard.mcp.policy import McpPolicy
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -262,11 +268,56 @@ def test_what_a_server_says_of_its_tools_later_is_held_against_what_it_said_firs
 
 
 def test_what_cannot_be_kept_is_not_shown(world: World, server: list[str], tmp_path: Path) -> None:
-    (tmp_path / "pins.json").mkdir()
     process = world.start("s", server)
+    say(process, call("echo", {"a": 1}))
+    hear(process)
+    (tmp_path / "pins.json").mkdir()
     say(process, request("tools/list"))
     assert "cannot be written" in str(hear(process)["error"])
     process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"[" * 100_000, b"\xff", b" " * (4 << 20) + b"{}"])
+def test_without_what_was_approved_no_server_starts(content: bytes, world: World, server: list[str]) -> None:
+    """Else the first listing of now would count as what was approved."""
+    world.pins.write_bytes(content)
+    out, err = world.start("s", server).communicate(request("tools/list"), timeout=30)
+    assert b"harmless" not in out and b'"result"' not in out
+    assert b"cannot be read" in err
+    world.pins.write_bytes(b"{}")
+    out, _ = world.start("s", server).communicate(request("tools/list"), timeout=30)
+    assert b'"result"' in out
+
+
+def conversation(world: World, rules: McpPolicy, taint: Taint, pins: dict[str, str] | None = None) -> Conversation:
+    assert world.ledger is not None
+    judge = Judge(rules, "s", {}, {} if pins is None else pins, taint, os.path.realpath)
+    return Conversation(judge, Talk(world.session, "s", "stdio"), world.ledger)
+
+
+def test_a_late_answer_to_what_was_cancelled_is_judged_as_its_answer(world: World) -> None:
+    one = conversation(world, world.policy, Taint({}))
+    listed = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"tools": [{"name": "echo"}, {"name": "forbidden"}]}})
+    assert one.take(relay.CLIENT, request("tools/list").strip())[0]
+    cancel = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}'
+    assert one.take(relay.CLIENT, cancel) == (cancel, None)
+    onward, back = one.take(relay.CLIENT, request("ping").strip())
+    assert onward is None and b"waits for an answer already" in (back or b"")
+    late, _ = one.take(relay.SERVER, listed.encode())
+    assert b"echo" in (late or b"") and b"forbidden" not in (late or b"")
+    assert one.take(relay.CLIENT, request("ping").strip())[0]
+
+
+def test_what_cannot_be_read_is_answered_to_who_waits(world: World) -> None:
+    one = conversation(world, world.policy, Taint({}))
+    assert one.take(relay.CLIENT, call("echo").strip())[0]
+    onward, back = one.take(relay.SERVER, b'{"jsonrpc":"2.0","id":1,"method":"ping","params":5}')
+    assert onward is None and json.loads(back or b"")["id"] == 1, "the server's own request, not the agent's"
+    onward, back = one.take(relay.SERVER, b'{"jsonrpc":"2.0","id":1,"result":{},"error":null}')
+    assert back is None and json.loads(onward or b"")["error"]["code"] == BLOCKED
+    assert one.take(relay.SERVER, b'{"jsonrpc":"2.0","id":1,"result":{"x":NaN}}') == (None, None), (
+        "nobody waits any more"
+    )
 
 
 # --- who may not start ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ DATA = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_si
 EVENTS = st.builds(
     StreamEvent,
     TEXT.map(str.strip),
-    st.lists(DATA, min_size=1, max_size=3).map(lambda lines: "\n".join(lines).encode()),
+    st.lists(DATA, min_size=1, max_size=3).map(lambda lines: "\n".join(lines).encode()).filter(bool),
     st.none() | TEXT.map(str.strip),
     st.just("") | st.integers(0, 9999).map(str),
 )
@@ -50,3 +50,35 @@ def test_fields_mean_what_the_standard_says(stream: bytes, found: list[StreamEve
 def test_an_event_beyond_the_limit_ends_the_stream(stream: bytes) -> None:
     with pytest.raises(EventTooLong):
         Events(100).feed(stream)
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_no_field_holds_what_ends_a_line_for_some_readers(end: str) -> None:
+    stream = f"id: 1{end}data: evil\nevent: x{end}data: evil\ndata: good\n\n".encode()
+    (event,) = Events(100).feed(stream)
+    assert event == StreamEvent("", b"good")
+    assert all(b"evil" not in encode(one) for one in Events(100).feed(stream))
+
+
+def test_an_event_without_data_gets_none() -> None:
+    assert encode(StreamEvent("", b"", "5")) == b"id: 5\n\n"
+
+
+def test_a_line_end_in_three_pieces_is_two_lines() -> None:
+    events = Events(100)
+    assert [event for byte in (b"data: 1", b"\r", b"\n", b"\n") for event in events.feed(byte)] == [
+        StreamEvent("", b"1")
+    ]
+
+
+def test_a_long_event_in_small_pieces_is_read_once() -> None:
+    """Every byte is looked at once, not with each piece that comes after it."""
+    pieces = [b"data: "] + [b"x" * 1000] * 4000 + [b"\n\n"]
+    calls = []
+    events = Events(1 << 23)
+    looked = events._line
+    events._line = lambda line: (calls.append(len(line)), looked(line))[1]  # type: ignore[method-assign]
+    found = [event for piece in pieces for event in events.feed(piece)]
+    assert [len(event.data) for event in found] == [4_000_000]
+    assert calls == [4_000_006, 0]
+    assert len(events._rest) == 0

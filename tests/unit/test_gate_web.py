@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.server import MCPServer
 from web_help import TOKEN, Way, listener, message, result, upstream
 
+from mcpguard.gate import web as way_to_remotes
 from mcpguard.model.access import Verdict
 
 pytestmark = pytest.mark.timeout(120)
@@ -195,6 +197,49 @@ def test_what_is_not_allowed_or_not_plain_never_reaches_the_server(
         _status, text, _ = ask(way, body, **headers)
         assert '"ok"' not in text
     assert len(far.asked) == 1
+
+
+def test_the_server_reads_the_characters_that_were_judged(tmp_path: Path) -> None:
+    """As UTF-7 these bytes name another tool."""
+    far = Far()
+    body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"read_x","_":"+ACI-,+ACI-name+ACI-:+ACI-wipe"}}'
+    with upstream(far.handle) as address:
+        assert (
+            ask(Way(tmp_path, address, "{allow: [far/read_*]}"), body, Content_Type="application/json; charset=utf-7")[
+                0
+            ]
+            == 200
+        )
+    assert far.asked[0][0]["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("name", ["Mcp-Name", "Mcp-Method", "Mcp-Session-Id", "Mcp-Param-X", "Accept"])
+def test_a_header_that_stands_twice_goes_no_further(tmp_path: Path, name: str) -> None:
+    async def twice(url: str) -> int:
+        data = json.dumps(CALL).encode()
+        headers = [*HEADERS.items(), (name, "echo"), (name, "wipe")]
+        async with aiohttp.ClientSession() as session, session.post(url, headers=headers, data=data) as reply:
+            return reply.status
+
+    far = Far()
+    with upstream(far.handle) as address:
+        assert asyncio.run(twice(Way(tmp_path, address, ALL).url)) == 400
+    assert far.asked == []
+
+
+def test_whoever_connects_and_says_nothing_is_let_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(way_to_remotes, "_SILENT_S", 0.5)
+    monkeypatch.setattr(way_to_remotes, "_MOST_CONNECTIONS", 8)
+    far = Far()
+    with upstream(far.handle) as address:
+        way = Way(tmp_path, address, ALL)
+        port = int(way.url.split(":")[2].split("/")[0])
+        silent = [socket.create_connection(("127.0.0.1", port), 20) for _ in range(40)]
+        for line in silent:
+            line.settimeout(20)
+            assert line.recv(1) == b"", "closed by the other side"
+            line.close()
+        assert ask(way, CALL)[0] == 200
 
 
 def stream(*events: bytes) -> web.Response:

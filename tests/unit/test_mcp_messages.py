@@ -82,6 +82,9 @@ def test_what_the_protocol_has_is_understood(line: bytes, kind: Kind) -> None:
         (b'{"jsonrpc":"2.0","id":1,"method":"a","result":{}}', "in one"),
         (b'{"jsonrpc":"2.0","id":1,"result":{},"error":{}}', "neither"),
         (b'{"jsonrpc":"2.0","id":1}', "neither"),
+        (b'{"jsonrpc":"2.0","id":1,"result":{"Tools":[]}}', "some readers"),
+        (b'{"jsonrpc":"2.0","id":1,"result":{"Instructions":"x"}}', "some readers"),
+        (b'{"jsonrpc":"2.0","id":1,"result":{"ResultType":"input_required","InputRequests":{}}}', "some readers"),
         (b'{"jsonrpc":"2.0","result":{}}', "to nothing"),
         (b'{"jsonrpc":"2.0","id":1,"error":"x"}', "no object"),
     ],
@@ -94,7 +97,31 @@ def test_what_could_be_understood_in_two_ways_is_refused(line: bytes, reason: st
 def test_a_refused_request_can_be_answered() -> None:
     with pytest.raises(NotCanonical) as refused:
         read(b'{"jsonrpc":"2.0","id":"q","method":"a","params":[]}')
-    assert refused.value.id == "q"
+    assert (refused.value.id, refused.value.answers) == ("q", False)
+
+
+@pytest.mark.parametrize(
+    ("line", "id", "answers"),
+    [
+        (b'{"jsonrpc":"2.0","id":1,"result":{},"error":null}', 1, True),
+        (b'{"jsonrpc":"2.0","id":1,"result":{"x":NaN}}', 1, True),
+        (b'{"jsonrpc":"2.0","id":1,"result":{"x":1e999}}', 1, True),
+        (b'{"jsonrpc":"2.0","id":1,"method":"a","params":{"x":NaN}}', 1, False),
+        (b'{"jsonrpc":"2.0","id":1,"method":"a","result":{}}', 1, False),
+        (b'{"jsonrpc":"2.0","id":1,"id":2,"result":NaN}', None, False),
+        (b'{"jsonrpc":"2.0","id":1,"result":NaN,"result":{}}', None, False),
+    ],
+)
+def test_who_waits_for_what_was_refused_is_known_where_it_is_plain(line: bytes, id: int | None, answers: bool) -> None:
+    with pytest.raises(NotCanonical) as refused:
+        read(line)
+    assert (refused.value.id, refused.value.answers) == (id, answers)
+
+
+def test_params_that_are_null_are_none() -> None:
+    line = b'{"jsonrpc":"2.0","method":"notifications/initialized","params":null}'
+    message = read(line)
+    assert (message.kind, message.params, message.raw) == (Kind.NOTIFICATION, {}, line)
 
 
 def test_characters_that_end_lines_for_some_readers_are_forwarded_as_escapes() -> None:

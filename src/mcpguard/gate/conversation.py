@@ -82,11 +82,9 @@ class Conversation:
         return (message.raw, None) if judged.allowed else (None, refusal(message.id, judged, call))
 
     def _notification(self, side: int, message: Message, judged: Judgement) -> bytes | None:
+        # A request that is cancelled may still be answered: its id stays taken until then, so that what is answered late is
+        # judged as an answer to it and not to whatever was asked under the same id.
         self._ledger.note(self._event(side, message, judged, None))
-        if message.method == "notifications/cancelled":
-            cancelled = message.params.get("requestId")
-            if isinstance(cancelled, str | int):
-                self._asked[side].answer(Message(Kind.RESPONSE, b"", cancelled))
         return message.raw if judged.allowed else None
 
     def _response(self, side: int, message: Message) -> bytes | None:
@@ -96,7 +94,7 @@ class Conversation:
             return None
         onward, judged = message.raw, None
         if side == SERVER:
-            onward, judged = self._judge.answer(waiting.method, waiting.params, message)
+            onward, judged = self._judge.answer(waiting.method, message)
             if not self._pinned():
                 judged = Judgement(
                     Verdict.DENY, McpKind.METHOD, waiting.method, "what was approved cannot be written down"
@@ -152,10 +150,10 @@ class Conversation:
         self._ledger.note(self._refused(side, "", judged.reason))
         if bad.id is None:
             return None, None
-        if side == CLIENT:
+        if not bad.answers:
             return None, refusal(bad.id, judged, "")
-        # The agent waits for this answer, if it asked; what came instead it never sees.
-        asked = self._asked[CLIENT].answer(Message(Kind.RESPONSE, b"", bad.id))
+        # The other side waits for this answer, if it asked; what came instead it never sees.
+        asked = self._asked[1 - side].answer(Message(Kind.RESPONSE, b"", bad.id))
         return (refusal(bad.id, judged, ""), None) if asked else (None, None)
 
     def _refused(self, side: int, method: str, why: str) -> Event:

@@ -39,7 +39,8 @@ class Events:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._rest = b""
+        self._rest: list[bytes] = []
+        self._waiting = 0
         self._ended_with_return = False
         self._begin()
 
@@ -49,13 +50,23 @@ class Events:
         Raises:
             EventTooLong: nothing can be fed any more.
         """
-        if self._ended_with_return and chunk.startswith(b"\n"):
+        if not chunk:
+            return []
+        half, self._ended_with_return = self._ended_with_return, chunk.endswith(b"\r")
+        if half and chunk.startswith(b"\n"):
             chunk = chunk[1:]  # the other half of a line's end
-        if chunk:
-            self._ended_with_return = chunk.endswith(b"\r")
-        *lines, self._rest = _LINE.split(self._rest + chunk)
-        found = [event for event in map(self._line, lines) if event is not None]
-        if self._size + len(self._rest) > self._limit:
+        # Only what came is searched: a long line in small pieces would be read again with each of them.
+        *lines, rest = _LINE.split(chunk)
+        found = []
+        for line in lines:
+            event = self._line(b"".join([*self._rest, line]))
+            self._rest, self._waiting = [], 0
+            if event is not None:
+                found.append(event)
+        if rest:
+            self._rest.append(rest)
+            self._waiting += len(rest)
+        if self._size + self._waiting > self._limit:
             raise EventTooLong(f"an event has more than {self._limit} bytes")
         return found
 
@@ -78,9 +89,10 @@ class Events:
         value = value.removeprefix(b" ")
         if name == b"data":
             self._data.append(value)
-        elif name == b"event":
+        elif name == b"event" and _is_plain(value):
             self._kind = _text(value)
-        elif name == b"id" and b"\0" not in value:
+        elif name == b"id" and _is_plain(value):
+            # Other characters end a line for some readers, and what follows would be read as another field.
             self._id = _text(value)
         elif name == b"retry" and value.isdigit():
             self._retry = _text(value)
@@ -89,15 +101,19 @@ class Events:
 
 def encode(event: StreamEvent) -> bytes:
     """An event as bytes; its data has one line, as a judged message has."""
-    lines = []
+    fields = []
     if event.kind:
-        lines.append(f"event: {event.kind}")
+        fields.append(f"event: {event.kind}")
     if event.id is not None:
-        lines.append(f"id: {event.id}")
+        fields.append(f"id: {event.id}")
     if event.retry:
-        lines.append(f"retry: {event.retry}")
-    head = "".join(line + "\n" for line in lines).encode()
-    return head + b"".join(b"data: " + line + b"\n" for line in event.data.split(b"\n")) + b"\n"
+        fields.append(f"retry: {event.retry}")
+    fields += [f"data: {line}" for line in event.data.decode("utf-8", "replace").split("\n")] if event.data else []
+    return "".join(field + "\n" for field in fields).encode() + b"\n"
+
+
+def _is_plain(value: bytes) -> bool:
+    return value.isascii() and value.decode().isprintable()
 
 
 def _text(value: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What a server said of its tools, prompts and resources when it was first used after its approval.
+"""What a server said of its tools, prompts and resource templates when it was first used after its approval.
 
 A description is what a model reads: whoever changes it later says something that nobody approved. Kept per approval, so a new
 one begins anew.
@@ -6,26 +6,37 @@ one begins anew.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from pathlib import Path
 
+from mcpguard.errors import HostError
 from mcpguard.profile import store
 
 _MOST_BYTES = 4 << 20
 
 
 class Pins(dict[str, str]):
-    """Digests by `kind:name`, written down as soon as there are new ones."""
+    """Digests by `kind:name`, written down as soon as there are new ones.
+
+    Raises:
+        HostError: there are some that cannot be read: without them, whatever the server says now would count as approved.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        with contextlib.suppress(OSError, ValueError):
-            if path.stat().st_size <= _MOST_BYTES:
-                found = json.loads(path.read_bytes())
-                self.update({str(name): str(digest) for name, digest in found.items()})
+        try:
+            self.update(_read(path))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, RecursionError) as error:
+            raise HostError(
+                "what the MCP server said when it was approved cannot be read",
+                why=f"{path}: {error}",
+                do="remove the file and approve the server again: mcpguard mcp approve",
+                code="mcp.pins",
+            ) from None
         self._written = len(self)
 
     def keep(self) -> None:
@@ -34,8 +45,27 @@ class Pins(dict[str, str]):
         Not while nothing was listed: an agent that only looks whether a server is there would pin that it offers nothing.
         """
         if len(self) != self._written and not all(name.startswith("server:") for name in self):
-            store.replace(self._path, json.dumps(self).encode())
+            written = json.dumps(self).encode()
+            if len(written) > _MOST_BYTES:
+                raise HostError(
+                    "what the MCP server offers cannot be written down",
+                    why=f"its names take more than {_MOST_BYTES} bytes",
+                    do="use a server that offers less",
+                    code="mcp.pins",
+                )
+            store.replace(self._path, written)
             self._written = len(self)
+
+
+def _read(path: Path) -> dict[str, str]:
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"more than {_MOST_BYTES} bytes")
+    found = json.loads(content)
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return {str(name): str(digest) for name, digest in found.items()}
 
 
 def of_approval(name: str, digest: str, approved: str) -> Pins:

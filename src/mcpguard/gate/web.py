@@ -23,6 +23,7 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDictProxy
 
 from mcpguard.gate.event_stream import Events, EventTooLong, StreamEvent, encode
 from mcpguard.gate.remote import Remote
@@ -44,12 +45,13 @@ _MOST_TALKS = 256
 _MOST_QUEUED = 256
 _HEADER_MISMATCH = -32020
 _CONNECT_S = 30.0
+_MOST_CONNECTIONS = 128
+_SILENT_S = 10.0
 _FLUSH_EVERY_S = 0.5
 _STREAM, _JSON = "text/event-stream", "application/json"
 # What goes on in each direction; everything else belongs to one connection, or would tell the server of this host.
 _ONWARD = (
     "accept",
-    "content-type",
     "last-event-id",
     "mcp-session-id",
     "mcp-protocol-version",
@@ -112,15 +114,38 @@ class Web:
             app.router.add_route("*", "/{name}/{key}", self._answer)
             runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
             await runner.setup()
-            await web.SockSite(runner, self._listener).start()
-            while True:
+            if runner.server is None:
+                raise RuntimeError("a runner that was set up has a server")
+            admitting = asyncio.create_task(self._admit(runner.server))
+            while not admitting.done():
                 await asyncio.sleep(_FLUSH_EVERY_S)
                 self._flush()
+            await admitting
+
+    async def _admit(self, server: web.Server) -> None:
+        """Let so many connections in, once they have said something: anybody on this host can connect and be silent."""
+        loop = asyncio.get_running_loop()
+        waiting: set[asyncio.Task[None]] = set()
+        self._listener.setblocking(False)
+        while True:
+            try:
+                line, _ = await loop.sock_accept(self._listener)
+            except OSError:  # no descriptor is left, or whoever came has gone
+                await asyncio.sleep(_FLUSH_EVERY_S)
+                continue
+            if len(waiting) + len(server.connections) >= _MOST_CONNECTIONS:
+                line.close()
+                continue
+            task = asyncio.create_task(_let_in(line, server))
+            waiting.add(task)
+            task.add_done_callback(waiting.discard)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if not self._is_ours(request):
             return web.Response(status=403, text="this address answers the agent of one mcpguard session only\n")
         name = request.match_info["name"]
+        if twice := _twice(request.headers):
+            return web.Response(status=400, text=f"{twice} stands more than once\n")
         remote = self._find(name)
         if remote is None:
             return web.Response(status=404, text="no server of this name was declared when the session began\n")
@@ -173,7 +198,9 @@ class Web:
         if onward is None:
             return web.Response(status=202)
         url = talk.endpoint or remote.url
-        async with self._upstream("POST", url, _onward(request.headers, remote), onward) as reply:
+        # What was judged is UTF-8; in another character set the same bytes would be another message.
+        headers = _onward(request.headers, remote) | {"content-type": _JSON}
+        async with self._upstream("POST", url, headers, onward) as reply:
             if talk.queue is not None:
                 return web.Response(status=reply.status if reply.status < 500 else 502)
             return await self._reply(request, reply, talk, name, remote, asked)
@@ -267,7 +294,7 @@ class Web:
 
     async def _say(self, talk: _Talk, remote: Remote, request: web.Request, message: bytes) -> None:
         """Answer the server, for the agent: what it asked was refused."""
-        headers = _onward(request.headers, remote) | {"Content-Type": _JSON, "Accept": f"{_JSON}, {_STREAM}"}
+        headers = _onward(request.headers, remote) | {"content-type": _JSON, "accept": f"{_JSON}, {_STREAM}"}
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
             async with self._upstream("POST", talk.endpoint or remote.url, headers, message):
                 pass
@@ -307,6 +334,29 @@ class Web:
             raise OSError("not begun")
         async with self._client.request(method, url, headers=headers, data=body, allow_redirects=False) as reply:
             yield reply
+
+
+async def _let_in(line: socket.socket, server: web.Server) -> None:
+    loop = asyncio.get_running_loop()
+    spoke: asyncio.Future[None] = loop.create_future()
+    line.setblocking(False)
+    loop.add_reader(line, _say_so, spoke)
+    try:
+        await asyncio.wait_for(spoke, _SILENT_S)
+    except TimeoutError:
+        line.close()
+        return
+    finally:
+        loop.remove_reader(line)
+    try:
+        await loop.connect_accepted_socket(server, line)
+    except OSError:
+        line.close()
+
+
+def _say_so(spoke: asyncio.Future[None]) -> None:
+    if not spoke.done():
+        spoke.set_result(None)
 
 
 async def _drain(queue: asyncio.Queue[bytes], answer: web.StreamResponse) -> None:
@@ -353,6 +403,15 @@ def _onward(headers: Mapping[str, str], remote: Remote) -> dict[str, str]:
     kept = {name.lower(): value for name, value in headers.items()}
     chosen = {name: value for name, value in kept.items() if name in _ONWARD or name.startswith(_ONWARD_BEGINNING)}
     return chosen | {name.lower(): value for name, value in remote.headers.items()}
+
+
+def _twice(headers: CIMultiDictProxy[str]) -> str:
+    """A header that goes on and stands more than once: we would look at the first, and the server might at the last."""
+    for name in headers:
+        goes_on = name.lower() in _ONWARD or name.lower().startswith(_ONWARD_BEGINNING)
+        if goes_on and len(headers.getall(name)) > 1:
+            return name
+    return ""
 
 
 def _back(headers: Mapping[str, str]) -> dict[str, str]:

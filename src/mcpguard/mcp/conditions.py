@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import fnmatch
+import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
+_ODD_IN_PATH = re.compile(r"[\0%$]")
+_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
+_SCHEMES = frozenset(("http", "https", "ws", "wss", "ssh", "git"))
 _ODD_IN_URL = re.compile(r"[^\x21-\x7e]|[\\@]")
 
 Resolve = Callable[[str], str]
@@ -104,8 +108,12 @@ def _regex(wanted: str, value: str, _resolve: Resolve) -> Answer:
 
 def _inside(folder: str, value: str, resolve: Resolve) -> Answer:
     """A path is inside if it is there with every symlink followed; what servers read differently is unclear."""
-    path = value.removeprefix("file://") if value.startswith("file:///") else value
-    if not path or "\0" in path or path.startswith("~") or "://" in path or "%" in path or "$" in path:
+    url = value.startswith("file:///")
+    path = value.removeprefix("file://") if url else value
+    # What is relative to us is relative to something else for some servers, which also cut off quotes and spaces.
+    if not path.startswith("/") or path.startswith("//") or path != path.strip().strip("\"'`\ufeff"):
+        return Answer.UNCLEAR
+    if _ODD_IN_PATH.search(path) or "://" in path or (url and ("?" in path or "#" in path)):
         return Answer.UNCLEAR
     found = resolve(path)
     return _said(folder == "/" or found == folder or found.startswith(folder + "/"))
@@ -116,15 +124,26 @@ def _host(wanted: str, value: str, _resolve: Resolve) -> Answer:
     if _ODD_IN_URL.search(value):
         return Answer.UNCLEAR
     try:
-        host = (urlsplit(value).hostname or "") if "://" in value else value
+        url = urlsplit(value) if "://" in value else None
+        host = value if url is None else url.hostname or ""
     except ValueError:
         return Answer.UNCLEAR
     host = host.lower().rstrip(".")
-    if not _HOST.fullmatch(host):
+    if (url is not None and url.scheme not in _SCHEMES) or not _HOST.fullmatch(host):
+        return Answer.UNCLEAR
+    if _NUMBER.fullmatch(host) and not _is_address(host):
         return Answer.UNCLEAR
     if wanted.startswith("*."):
         return _said(host.endswith(wanted[1:]))
     return _said(host == wanted)
+
+
+def _is_address(host: str) -> bool:
+    """Whether it is an IPv4 address as everybody writes it: readers take other numbers for addresses, too."""
+    try:
+        return str(ipaddress.IPv4Address(host)) == host
+    except ValueError:
+        return False
 
 
 _TESTS: dict[Test, Callable[[str, str, Resolve], Answer]] = {

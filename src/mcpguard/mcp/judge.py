@@ -42,6 +42,11 @@ _LISTINGS = {
     "resources/templates/list": ("resourceTemplates", McpKind.RESOURCE, "uriTemplate"),
     "prompts/list": ("prompts", McpKind.PROMPT, "name"),
 }
+# Of which listings the entries are pinned, and under which word. Resources are data, which come, go and change.
+_PINNED = {"tools": "tool", "prompts": "prompt", "resourceTemplates": "template"}
+# Of one server; what is listed beyond is not shown.
+MOST_PINS = 10_000
+_MOST_TOLD = 20
 _INTRODUCTIONS = frozenset(("initialize", "server/discover"))
 _CHANGING = frozenset(("write", "destructive", "open", UNKNOWN))
 
@@ -128,11 +133,12 @@ class Judge:
         if method in _ALWAYS or method in _TASKS:
             return _allow(McpKind.METHOD, method)
         if method == "tools/call":
-            return self._call(params)
+            return self._reading(self._call(params))
         if method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
-            return self._named(McpKind.RESOURCE, params.get("uri"), {})
+            return self._reading(self._named(McpKind.RESOURCE, params.get("uri"), {}))
         if method == "prompts/get":
-            return self._named(McpKind.PROMPT, params.get("name"), params.get("arguments", {}))
+            judged = self._named(McpKind.PROMPT, params.get("name"), params.get("arguments"))
+            return self._reading(self._as_defined(judged))
         if method == "completion/complete":
             return self._completion(params)
         return self._named(McpKind.METHOD, method, {})
@@ -148,7 +154,7 @@ class Judge:
             return self._named(kind, _asked_name(method, message.params), {})
         return self._named(McpKind.METHOD, method, {})
 
-    def answer(self, method: str, params: Mapping[str, Any], response: Message) -> tuple[bytes, Judgement]:
+    def answer(self, method: str, response: Message) -> tuple[bytes, Judgement]:
         """Judge the server's response to a request that was let through.
 
         Returns:
@@ -162,8 +168,6 @@ class Judge:
         asked = self._asked_within(result)
         if asked is not None and not asked.allowed:
             return refusal(response.id, asked, ""), asked
-        if method == "tools/call" and response.error is None:
-            self._note_source(str(params.get("name")), params.get("arguments", {}))
         return response.raw, _allow(McpKind.METHOD, method)
 
     def taint_by(self, why: str) -> None:
@@ -177,14 +181,24 @@ class Judge:
         return self._named(McpKind.METHOD, method, {})
 
     def _call(self, params: Mapping[str, Any]) -> Judgement:
-        name, arguments = params.get("name"), params.get("arguments", {})
-        judged = self._named(McpKind.TOOL, name, arguments)
-        if not judged.allowed:
+        judged = self._as_defined(self._named(McpKind.TOOL, params.get("name"), params.get("arguments")))
+        return self._flow(judged) if judged.allowed else judged
+
+    def _as_defined(self, judged: Judgement) -> Judgement:
+        """What is defined otherwise than it was approved is not used."""
+        key = f"{judged.kind.value}:{judged.name}"
+        if not judged.allowed or not (key in self._changed or (self._pinned and key not in self.pins)):
             return judged
-        if f"tool:{name}" in self._changed or (self._pinned and f"tool:{name}" not in self.pins):
-            why = "its definition is not one that was approved"
-            return Judgement(Verdict.DENY, McpKind.TOOL, judged.name, why, None, judged.classes)
-        return self._flow(judged)
+        why = "its definition is not one that was approved"
+        return Judgement(Verdict.DENY, judged.kind, judged.name, why, None, judged.classes)
+
+    def _reading(self, judged: Judgement) -> Judgement:
+        """Note a source when it is asked: what it says may reach the model before its answer, or in an error."""
+        if judged.allowed and any(
+            one.covers(self._server, judged.kind, judged.name, judged.classes) for one in self._policy.untrusted
+        ):
+            self._taint.note(f"{self._server}/{judged.name}")
+        return judged
 
     def _flow(self, judged: Judgement) -> Judgement:
         """After untrusted words were read, what changes or sends something is the agent's own no longer."""
@@ -210,6 +224,7 @@ class Judge:
     def _named(self, kind: McpKind, name: Any, arguments: Any) -> Judgement:
         if not isinstance(name, str) or not name:
             return Judgement(Verdict.DENY, kind, "", "it names nothing")
+        arguments = {} if arguments is None else arguments  # null is what some clients write for none
         if not isinstance(arguments, dict):
             return Judgement(Verdict.DENY, kind, name, "its arguments are no object")
         classes = self._classes(name, arguments) if kind is McpKind.TOOL else frozenset()
@@ -245,31 +260,31 @@ class Judge:
         }
         return frozenset(own) or classes_of(self._tools, tool, arguments) or frozenset((UNKNOWN,))
 
-    def _note_source(self, tool: str, arguments: Any) -> None:
-        classes = self._classes(tool, arguments if isinstance(arguments, dict) else {})
-        if any(one.covers(self._server, McpKind.TOOL, tool, classes) for one in self._policy.untrusted):
-            self._taint.note(f"{self._server}/{tool}")
-
     def _listing(self, method: str, response: Message, result: Mapping[str, Any]) -> tuple[bytes, Judgement]:
         member, kind, naming = _LISTINGS[method]
         entries = result.get(member)
         if not isinstance(entries, list):
             return response.raw, _allow(McpKind.METHOD, method)
-        kept = [one for one in entries if isinstance(one, dict) and self._shown(kind, one.get(naming), one)]
-        if len(kept) == len(entries):
+        kept: list[Any] = []
+        hidden: list[str] = []
+        for one in entries:
+            name = one.get(naming) if isinstance(one, dict) else None
+            if isinstance(one, dict) and self._shown(kind, name, one, pinned=_PINNED.get(member, "")):
+                kept.append(one)
+            else:
+                hidden.append(str(name)[:80])
+        if not hidden:
             return response.raw, _allow(McpKind.METHOD, method)
-        hidden = sorted(
-            str(one.get(naming) if isinstance(one, dict) else one)[:80] for one in entries if one not in kept
-        )
         cut = {"jsonrpc": "2.0", "id": response.id, "result": {**result, member: kept}}
-        note = f"not shown to the agent: {', '.join(hidden)}"
+        more = f" and {len(hidden) - _MOST_TOLD} more" if len(hidden) > _MOST_TOLD else ""
+        note = f"not shown to the agent: {', '.join(sorted(hidden[:_MOST_TOLD]))}{more}"
         return messages.write(cut), Judgement(Verdict.ALLOW, McpKind.METHOD, method, note)
 
-    def _shown(self, kind: McpKind, name: Any, definition: Mapping[str, Any]) -> bool:
-        """Whether some call of it could be allowed, and it is what was approved."""
+    def _shown(self, kind: McpKind, name: Any, definition: Mapping[str, Any], *, pinned: str) -> bool:
+        """Whether some call of it could be allowed, and it is what was approved, if it is `pinned` under such a word."""
         if not isinstance(name, str) or not name:
             return False
-        if kind is not McpKind.RESOURCE and not self._is_as_approved(f"{kind.value}:{name}", digest_of(definition)):
+        if pinned and not self._is_as_approved(f"{pinned}:{name}", digest_of(definition)):
             return False
         classes = self._classes(name, {}) if kind is McpKind.TOOL else frozenset()
         by_arguments = kind is McpKind.TOOL and classes == {UNKNOWN} and isinstance(self._tools.get(name), dict)
@@ -283,8 +298,11 @@ class Judge:
     def _is_as_approved(self, key: str, digest: str) -> bool:
         known = self.pins.get(key)
         if known is None and not self._pinned:
-            self.pins[key] = known = digest
-        (self._changed.discard if known == digest else self._changed.add)(key)
+            self._pinned = len(self.pins) >= MOST_PINS  # from here on, what is not among them is refused
+            if not self._pinned:
+                self.pins[key] = known = digest
+        if known is not None:
+            (self._changed.discard if known == digest else self._changed.add)(key)
         return known == digest
 
     def _introduction(self, response: Message, result: Mapping[str, Any]) -> tuple[bytes, Judgement]:
@@ -306,9 +324,14 @@ class Judge:
             return Judgement(Verdict.DENY, McpKind.METHOD, "inputRequests", "what it asks for cannot be read")
         for one in asks.values():
             method = one.get("method") if isinstance(one, dict) else None
-            params = one.get("params", {}) if isinstance(one, dict) else {}
+            params = (one.get("params") or {}) if isinstance(one, dict) else {}
             if not isinstance(method, str) or not isinstance(params, dict):
                 return Judgement(Verdict.DENY, McpKind.METHOD, "inputRequests", "what it asks for cannot be read")
+            try:
+                messages.refuse_look_alikes(one, {"method": "method", "params": "params"})
+                messages.refuse_look_alikes(params)
+            except messages.NotCanonical as bad:
+                return Judgement(Verdict.DENY, McpKind.METHOD, "inputRequests", str(bad))
             judged = self.from_server(Message(Kind.REQUEST, b"", 0, method, params))
             if not judged.allowed:
                 return judged

@@ -7,6 +7,7 @@ refused; the others are forwarded as they came.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import re
@@ -25,7 +26,11 @@ _LARGEST_ID = (1 << 53) - 1
 _KNOWN = {name.casefold(): name for name in ("jsonrpc", "id", "method", "params", "result", "error")}
 _KNOWN_INSIDE = {
     name.casefold(): name
-    for name in ("name", "arguments", "uri", "_meta", "ref", "task", "inputResponses", "requestState")
+    for name in ("name", "arguments", "uri", "_meta", "ref", "task", "inputResponses", "requestState", "mode")
+}
+_KNOWN_IN_RESULTS = {
+    name.casefold(): name
+    for name in ("tools", "resources", "resourceTemplates", "prompts", "instructions", "resultType", "inputRequests")
 }
 _NO_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+')
 # Some readers end a line here; legal in a JSON text, and only inside of its strings.
@@ -36,12 +41,19 @@ class NotCanonical(ValueError):
     """The bytes are no message that every reader understands alike; the text says why, in words for the log.
 
     Attributes:
-        id: the request's id, where one could be read without doubt, so that it can be answered.
+        id: of the request, or of the one that it answers, where it could be read without doubt: somebody waits for an answer.
+        answers: it is a response, so who waits is the other side.
     """
+
+    answers = False
 
     def __init__(self, reason: str, id: str | int | None = None) -> None:
         super().__init__(reason)
         self.id = id
+
+
+class _BadNumber(NotCanonical):
+    """A number that JSON does not have; the rest can be read, to find who waits for an answer."""
 
 
 class Kind(enum.StrEnum):
@@ -85,7 +97,12 @@ def read(line: bytes) -> Message:
         NotCanonical: it is none, or another reader could take it for another one.
     """
     text = _text(line)
-    value = _parse(text)
+    try:
+        value = _parse(text)
+    except _BadNumber as refused:
+        with contextlib.suppress(NotCanonical, ValueError, RecursionError):
+            _address(refused, json.loads(text, object_pairs_hook=_object))
+        raise
     if isinstance(value, list):
         raise NotCanonical("several messages in one (a batch)")
     if not isinstance(value, dict):
@@ -94,8 +111,16 @@ def read(line: bytes) -> Message:
     try:
         return _message(value, id, _forwarded(line, text))
     except NotCanonical as refused:
-        refused.id = id if isinstance(value.get("method"), str) else None
+        _address(refused, value)
         raise
+
+
+def _address(refused: NotCanonical, value: Any) -> None:
+    """Note who waits for an answer."""
+    if isinstance(value, dict):
+        asks = isinstance(value.get("method"), str)
+        refused.answers = not asks and ("result" in value or "error" in value)
+        refused.id = _id(value) if asks or refused.answers else None
 
 
 def write(value: Mapping[str, Any]) -> bytes:
@@ -151,13 +176,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> NoReturn:
-    raise NotCanonical(f"{name} is no number of JSON")
+    raise _BadNumber(f"{name} is no number of JSON")
 
 
 def _float(digits: str) -> float:
     value = float(digits)
     if value in (float("inf"), float("-inf")):
-        raise NotCanonical("a number that is too large")
+        raise _BadNumber("a number that is too large")
     return value
 
 
@@ -190,17 +215,18 @@ def _id(value: Mapping[str, Any]) -> str | int | None:
 def _message(value: Mapping[str, Any], id: str | int | None, raw: bytes) -> Message:
     if value.get("jsonrpc") != "2.0":
         raise NotCanonical("not JSON-RPC 2.0")
-    _refuse_look_alikes(value, _KNOWN)
+    refuse_look_alikes(value, _KNOWN)
     if "method" not in value:
         return _response(value, id, raw)
-    method, params = value["method"], value.get("params", {})
+    method, params = value["method"], value.get("params")
+    params = {} if params is None else params  # null is what some clients write for none
     if not isinstance(method, str) or not method:
         raise NotCanonical("a method that is no name")
     if "result" in value or "error" in value:
         raise NotCanonical("a request and a response in one")
     if not isinstance(params, dict):
         raise NotCanonical("params that are no object")
-    _refuse_look_alikes(params, _KNOWN_INSIDE)
+    refuse_look_alikes(params)
     if "id" not in value:
         return Message(Kind.NOTIFICATION, raw, None, method, params)
     if id is None:
@@ -216,11 +242,21 @@ def _response(value: Mapping[str, Any], id: str | int | None, raw: bytes) -> Mes
     error = value.get("error")
     if "error" in value and not isinstance(error, dict):
         raise NotCanonical("an error that is no object")
+    if isinstance(value.get("result"), dict):
+        refuse_look_alikes(value["result"], _KNOWN_IN_RESULTS)
     return Message(Kind.RESPONSE, raw, id, result=value.get("result"), error=error)
 
 
-def _refuse_look_alikes(members: Mapping[str, Any], known: Mapping[str, str]) -> None:
-    """Some readers take `Name` or `ſ` for what the protocol calls `name`, and the last of both wins."""
+def refuse_look_alikes(members: Mapping[str, Any], known: Mapping[str, str] = _KNOWN_INSIDE) -> None:
+    """Some readers take `Name` or `ſ` for what the protocol calls `name`, and the last of both wins.
+
+    Args:
+        members: of an object, by default of params.
+        known: what it is judged by, by its case-folded name.
+
+    Raises:
+        NotCanonical: there is one.
+    """
     for key in members:
         meant = known.get(key.casefold())
         if meant is not None and meant != key:
