@@ -120,8 +120,12 @@ print([
     assert results and all(number in (1, 13, 18, 30) for number in results), finished
 
 
-def test_what_goes_on_when_the_gate_is_killed_goes_on_without_its_servers(box: Box) -> None:
-    """From outside, for nobody inside can: the pipes break, and the next shim gets the next gate."""
+@pytest.mark.parametrize("flow", [False, True])
+def test_what_goes_on_when_the_gate_is_killed_goes_on_without_its_servers(flow: bool, box: Box) -> None:
+    """From outside, for nobody inside can: the pipes break, and the next shim gets the next gate, which cannot know what was
+    read before."""
+    if flow:
+        box.inside.write_profile("gated", PROFILE + '  flow: {untrusted: ["web/*"], then: refuse}\n')
     box.approve("s", box.command)
     code = f"""
 import json, os, subprocess, sys, time
@@ -155,7 +159,11 @@ print(say(start()), flush=True)
     finished = box.inside.run([SYSTEM_PYTHON, "agent.py"], options=box.options)
     outside.join(30)
     first, end, second = finished.json_lines()
-    assert text_of(first) == text_of(second) == '{"a": 1}' and end == {"rest": "", "code": 0}, finished
+    assert text_of(first) == '{"a": 1}' and end == {"rest": "", "code": 0}, finished
+    if flow:
+        assert "started again" in second["error"]["message"], second
+    else:
+        assert text_of(second) == '{"a": 1}'
     assert [e["op"] for e in box.mcp_events()].count("start") == 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import socket
 import subprocess
 import time
@@ -283,3 +284,56 @@ def test_another_leaf_is_another_session(tmp_path: Path) -> None:
     with gate(tmp_path, leaf="/mcpguard/elsewhere") as made, connect(made) as line:
         assert line.recv(1) == b""
         made.wait_for("refuse", "no process of this session")
+
+
+@contextlib.contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """So many more descriptors may be opened; the gate is a thread of this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.dup(0) for _ in range(count + 1)]
+    peers.close_all(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", range(6))
+def test_without_room_for_its_descriptors_one_shim_is_refused_and_the_gate_goes_on(room: int, world: World) -> None:
+    with contextlib.ExitStack() as stack:
+        ends = stack.enter_context(pipes())
+        before = len(os.listdir("/proc/self/fd"))
+        line = stack.enter_context(connect(world))
+        until = time.monotonic() + 20
+        while len(os.listdir("/proc/self/fd")) < before + 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        with room_for(room):
+            socket.send_fds(line, [json.dumps(GOOD).encode()], ends)
+            answer = line.recv(MOST_BYTES)
+        assert b'"go"' not in answer
+
+
+def test_who_cannot_be_accepted_now_is_accepted_later(world: World) -> None:
+    with contextlib.ExitStack() as stack:
+        line = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        ends = stack.enter_context(pipes())
+        line.settimeout(20)
+        with room_for(0):
+            line.connect(world.address)
+            used = time.process_time()
+            time.sleep(1)
+            assert time.process_time() - used < 0.5, "it turns in a circle"
+        assert "go" in ask(line, json.dumps(GOOD).encode(), ends)
+
+
+def test_numbers_beyond_what_select_takes_are_served(world: World) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
+    held = [os.dup(0) for _ in range(1100)]
+    try:
+        with connect(world) as line, pipes() as ends:
+            assert "go" in ask(line, json.dumps(GOOD).encode(), ends)
+    finally:
+        peers.close_all(held)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

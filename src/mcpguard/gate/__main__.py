@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -29,6 +30,8 @@ from mcpguard.gate.serving import Gate
 
 _STANDARD_OUTPUT = 1
 _STANDARD_INPUT = 0
+# A local process may hold connections to us; what servers need has to be there besides.
+_MOST_DESCRIPTORS = 1 << 16
 
 
 def _read_line() -> bytes:
@@ -50,8 +53,17 @@ def _tell_ends(ends: Sequence[int], served: bool) -> None:
         os.write(_STANDARD_OUTPUT, line)
 
 
+def _raise_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def main() -> None:
     """Serve until standard input ends."""
+    _raise_limit()
     line = _read_line()
     if not line:
         return

@@ -29,6 +29,9 @@ from mcpguard.mcp import classes, policy
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.model.event import Peer
 
+# Stands for all that an earlier gate may have let the session read.
+STARTED_AGAIN = "what an earlier gate of the session, before the gate was started again, let pass"
+
 
 class Servers:
     """Of one session."""
@@ -38,7 +41,8 @@ class Servers:
         Args:
             facts: `session`; `environment` of the agent; `workspace`; `mcp`, the rules as `Policy.mcp` has them; `servers`, a
                 list of the fields of `catalogue.server.Server`; `confined`, of `session.confinement`; `web`, where there are
-                remote servers: `listener`, `token`, and `remotes`, from their place in the address to the same fields.
+                remote servers: `listener`, `token`, and `remotes`, from their place in the address to the same fields; `again`,
+                true where the session had a gate before.
         """
         self._session = facts["session"]
         self._environment: dict[str, str] = facts["environment"]
@@ -46,7 +50,8 @@ class Servers:
         self._declared = {one["name"]: Server(**{**one, "args": tuple(one["args"])}) for one in facts["servers"]}
         self._policy = policy.load(json.loads(facts["mcp"]))
         self._confined: list[dict[str, Any]] = facts["confined"]
-        self._taint = Taint({})
+        # What an earlier gate of the session knew of it ended with that gate.
+        self._taint = Taint({STARTED_AGAIN: None} if facts.get("again") and self._policy.untrusted else {})
         self._ledger = ledger
         remotes = facts["web"]["remotes"] if facts.get("web") else {}
         self._remotes = {key: Server(**{**one, "args": tuple(one["args"])}) for key, one in remotes.items()}

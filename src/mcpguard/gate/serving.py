@@ -35,6 +35,7 @@ MOST_ENTRANTS = 32
 # For a packet that does not come, and for a shim that does not become its server.
 _PATIENCE_S = 10.0
 _FLUSH_S = 0.2
+_REST_S = 0.5
 _PIPE_BYTES = 1 << 18
 # How many refusals of one kind are on record one by one.
 _MOST_TOLD = 20
@@ -108,6 +109,7 @@ class Gate:
         self._watched: dict[int, tuple[Relay, bool, int]] = {}
         self._relays: set[Relay] = set()
         self._turned_away: dict[str, int] = {}
+        self._resting = 0.0  # until then nobody is accepted
 
     def serve(self, stop: int) -> None:
         """Until `stop` can be read, or its other end is gone."""
@@ -115,15 +117,15 @@ class Gate:
         self._poll.register(self._listener, select.EPOLLIN)
         self._poll.register(stop, select.EPOLLIN)
         while True:
-            timeout = _FLUSH_S if self._ledger.behind else 1.0 if self._entrants else -1
+            timeout = _FLUSH_S if self._ledger.behind else 1.0 if self._entrants or self._resting else -1
             ready = self._poll.poll(timeout)
             # Relays first: they only close descriptors, so no number has become another one's when it is looked at.
             for number, events in ready:
                 if (watched := self._watched.get(number)) is not None:
-                    watched[0].ready(watched[1], watched[2], events)
+                    self._forward(*watched, events)
             numbers = {number for number, _events in ready}
             for entrant in [one for number, one in self._entrants.items() if number in numbers]:
-                self._hear(entrant)
+                self._serve_one(entrant)
             if self._listener.fileno() in numbers:
                 self._welcome()
             if stop in numbers:
@@ -131,10 +133,31 @@ class Gate:
                 return
             self._tick()
 
+    def _forward(self, relay: Relay, is_inlet: bool, side: int, events: int) -> None:
+        try:
+            relay.ready(is_inlet, side, events)
+        except Exception:  # of one conversation; the others go on
+            with contextlib.suppress(Exception):
+                relay.end()
+
+    def _serve_one(self, entrant: _Entrant) -> None:
+        """Whatever fails, such as for want of descriptors or memory, fails for this one alone."""
+        try:
+            self._hear(entrant)
+        except Exception as failed:
+            if not any(one is entrant for one in self._entrants.values()):
+                return  # it has been let go, or is served: its numbers may be others' now
+            if entrant.admission is not None:
+                entrant.peer.kill()
+            self._let_go(entrant, f"the gate failed: {type(failed).__name__}: {failed}")
+
     def _tick(self) -> None:
         now = time.monotonic()
         for entrant in [one for one in self._entrants.values() if one.until < now]:
             self._let_go(entrant, "a shim that said nothing, or did not become its server")
+        if 0 < self._resting < now:
+            self._resting = 0.0
+            self._poll.modify(self._listener, select.EPOLLIN)
         self._ledger.flush()
 
     def _end(self) -> None:
@@ -147,7 +170,12 @@ class Gate:
     def _welcome(self) -> None:
         try:
             line, _address = self._listener.accept()
+        except BlockingIOError:
+            return
         except OSError:
+            # Who waits still waits, so we would be woken at once and without end.
+            self._resting = time.monotonic() + _REST_S
+            self._poll.modify(self._listener, 0)
             return
         line.setblocking(False)
         try:
@@ -160,8 +188,11 @@ class Gate:
             # Who is served says what it wants at once. Those that are becoming their servers come last.
             oldest = min(self._entrants.values(), key=lambda one: (one.admission is not None, one.until))
             self._let_go(oldest, "more shims at once than an agent has servers")
-        self._entrants[line.fileno()] = _Entrant(line, peer, time.monotonic() + _PATIENCE_S)
-        self._poll.register(line, select.EPOLLIN)
+        entrant = self._entrants[line.fileno()] = _Entrant(line, peer, time.monotonic() + _PATIENCE_S)
+        try:
+            self._poll.register(line, select.EPOLLIN)
+        except OSError as error:
+            self._let_go(entrant, f"a shim that could not be heard: {error}")
 
     def _hear(self, entrant: _Entrant) -> None:
         try:
@@ -207,10 +238,14 @@ class Gate:
         self._answer_go(entrant, admission)
 
     def _answer_go(self, entrant: _Entrant, admission: Admission) -> None:
-        theirs_in, ours_out = os.pipe2(os.O_CLOEXEC)
-        ours_in, theirs_out = os.pipe2(os.O_CLOEXEC)
-        entrant.server = (ours_in, ours_out)
+        theirs: list[int] = []
         try:
+            theirs_in, ours_out = os.pipe2(os.O_CLOEXEC)
+            theirs.append(theirs_in)
+            entrant.server = (-1, ours_out)
+            ours_in, theirs_out = os.pipe2(os.O_CLOEXEC)
+            theirs.append(theirs_out)
+            entrant.server = (ours_in, ours_out)
             for number in (ours_in, ours_out):
                 os.set_blocking(number, False)
                 with contextlib.suppress(OSError):  # an account may have used up its share
@@ -221,8 +256,7 @@ class Gate:
             self._let_go(entrant, f"a shim that could not be told to go on: {error}")
             return
         finally:
-            os.close(theirs_in)
-            os.close(theirs_out)
+            peers.close_all(theirs)
         entrant.admission = admission
         entrant.until = time.monotonic() + _PATIENCE_S
 
@@ -249,7 +283,10 @@ class Gate:
         self._watched.update(relay.descriptors())
         self._forget(entrant)
         self._tell_ends((client_in, client_out, server_in, server_out), True)
-        relay.begin()
+        try:
+            relay.begin()
+        except OSError:
+            relay.end()
 
     def _ended(self, relay: Relay) -> None:
         self._relays.discard(relay)

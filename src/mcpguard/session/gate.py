@@ -148,11 +148,11 @@ class Gate:
             "listener": self._listener.fileno(),
             "web": self._web_facts(),
         }
-        line = json.dumps(handed).encode() + b"\n"
-        self._keeper = threading.Thread(target=self._keep, args=(line,), name="mcpguard-gate", daemon=True)
+        self._keeper = threading.Thread(target=self._keep, args=(handed,), name="mcpguard-gate", daemon=True)
         self._keeper.start()
 
-    def _keep(self, line: bytes) -> None:
+    def _keep(self, handed: dict[str, Any]) -> None:
+        again = False
         pause_s = _FIRST_PAUSE_S
         listeners = [one.fileno() for one in (self._listener, self._web) if one is not None]
         # An agent that has servers starts them at once, and waits for them: then the gate comes up while the agent does.
@@ -161,7 +161,8 @@ class Gate:
             first_wait_s = None
             self._process = None
             with contextlib.suppress(OSError):
-                self._process = _spawn(line, listeners)
+                self._process = _spawn(json.dumps({**handed, "again": again}).encode() + b"\n", listeners)
+                again = True
             if self._process is not None and self._wait(self._process):
                 return
             if select.select([self._stop], (), (), pause_s)[0]:
