@@ -260,17 +260,24 @@ def test_a_server_that_the_agent_starts_around_the_gate_is_ended(box: Box) -> No
     alone = box.inside.world.project / "alone.py"
     alone.write_text(ALONE)
     words = [SYSTEM_PYTHON, str(alone), json.dumps(box.command), "initialize", '"2025-11-25"']
+    agent = box.inside.world.project / "opencode"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{ALONE}")
+    agent.chmod(0o755)
     assert box.inside.control(words).json_lines() == [{"answered": [True, True]}]
-    finished = box.inside.run(words, options=box.options)
+    finished = box.inside.run([str(agent), *words[2:]], options=box.options)
     assert finished.json_lines() == [{"answered": [True, False]}], finished
     (ended,) = [event for event in box.inside.denials() if event["op"] == "end"]
     assert "around the gate" in ended["detail"]
+    finished = box.inside.run(words, options=box.options)
+    assert finished.json_lines() == [{"answered": [True, True]}], "no agent, but a program such as a suite of tests"
 
 
 def test_other_protocols_and_other_programs_are_left_alone(box: Box) -> None:
     alone = box.inside.world.project / "alone.py"
-    alone.write_text(ALONE.replace('"tools/call"', '"session/new"'))
-    other_protocol = [SYSTEM_PYTHON, str(alone), json.dumps(box.command), "initialize", "1"]
+    agent = box.inside.world.project / "opencode"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n" + ALONE.replace('"tools/call"', '"session/new"'))
+    agent.chmod(0o755)
+    other_protocol = [str(agent), json.dumps(box.command), "initialize", "1"]
     assert box.inside.run(other_protocol, options=box.options).json_lines() == [{"answered": [True, True]}]
     alone.write_text(ALONE)
     tests_of_a_server = f"{SYSTEM_PYTHON} {alone} '{json.dumps(box.command)}' initialize '\"2025-11-25\"'; exit"

@@ -117,7 +117,8 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
                 recording.skip_port(guarded.gate.port)
             leaf = str(facts["cgroup"])
             guarded.gate.start(leaf, recording.skip_messages)
-            recording.show_messages(guarded.around(session, int(facts["pid"]), leaf))
+            if around := guarded.around(session, int(facts["pid"]), leaf):
+                recording.show_messages(around)
         if later:
             later.start()
         if hooks:

@@ -31,6 +31,7 @@ class Servers:
     Attributes:
         command, environment: of the agent, which learns by them to start its servers through the shim.
         policy: the session's, with the address of the gate where there are remote servers.
+        known: the agent was told of the gate.
         note: for the person: which servers wait for their word, or that nothing is guarded here; empty: all is well.
     """
 
@@ -39,9 +40,13 @@ class Servers:
     command: tuple[str, ...]
     environment: dict[str, str]
     note: str
+    known: bool
 
-    def around(self, session: str, agent: int, leaf: str) -> Callable[[Sequence[Event]], list[Event]]:
-        """What is to see every message that the gate does not judge."""
+    def around(self, session: str, agent: int, leaf: str) -> Callable[[Sequence[Event]], list[Event]] | None:
+        """What is to see every message that the gate does not judge; None: the command is no agent that was told of the gate,
+        so what it starts is its own, as the servers are that a suite of tests starts."""
+        if not self.known:
+            return None
         return AroundGate(session, agent, leaf[leaf.rindex(f"/{cgroup.PARENT}/") :]).look
 
 
@@ -64,7 +69,7 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
     }
     waiting = _waiting(one.name for one in told.servers if not catalogue.named(one.name))
     note = waiting if told.known else _unknown(command[0])
-    return Servers(gate, _reaching(policy, gate.port), told.command, told.environment, note)
+    return Servers(gate, _reaching(policy, gate.port), told.command, told.environment, note, told.known)
 
 
 def _reaching(policy: Policy, port: int | None) -> Policy:
