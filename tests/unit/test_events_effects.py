@@ -60,25 +60,25 @@ def paths(one: Call) -> list[str | None]:
 def test_effects_are_those_of_the_server_and_its_children_in_between(tmp_path: Path) -> None:
     events = [
         opened(50, SERVER, "/before"),
-        *call(100, 200, "aa", {"path": "/work"}),
-        opened(110, SERVER, "/work/a"),
+        *call(100, 200, "aa", {"path": "/project"}),
+        opened(110, SERVER, "/project/a"),
         fork(115, CHILD, SERVER),
         fork(116, GRANDCHILD, CHILD),
-        opened(120, GRANDCHILD, "/work/b"),
-        opened(130, STRANGER, "/work/other"),
-        opened(140, AGENT, "/work/agent"),
+        opened(120, GRANDCHILD, "/project/b"),
+        opened(130, STRANGER, "/project/other"),
+        opened(140, AGENT, "/project/agent"),
         connected(150, CHILD, "x.test"),
         opened(250, SERVER, "/after"),
     ]
     (one,) = recorded(tmp_path, events)
-    assert paths(one) == ["/work/a", "/work/b", "x.test"]
+    assert paths(one) == ["/project/a", "/project/b", "x.test"]
     assert one.response is not None
     assert one.overlaps == []
 
 
 def test_the_order_of_the_record_does_not_matter(tmp_path: Path) -> None:
-    late = [*call(100, 200, "aa", {"path": "/work"}), opened(150, CHILD, "/work/late"), fork(110, CHILD, SERVER)]
-    assert paths(recorded(tmp_path, late)[0]) == ["/work/late"]
+    late = [*call(100, 200, "aa", {"path": "/project"}), opened(150, CHILD, "/project/late"), fork(110, CHILD, SERVER)]
+    assert paths(recorded(tmp_path, late)[0]) == ["/project/late"]
 
 
 def test_a_number_that_is_used_again_is_somebody_else(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_number_that_is_used_again_is_somebody_else(tmp_path: Path) -> None:
         fork(1, CHILD, SERVER),
         fork(90, CHILD, STRANGER),
         *call(100, 200, "aa", {}),
-        opened(110, CHILD, "/work/not-ours"),
+        opened(110, CHILD, "/project/not-ours"),
     ]
     assert paths(recorded(tmp_path, events)[0]) == []
 
@@ -113,21 +113,21 @@ READS = frozenset({"read"})
 @pytest.mark.parametrize(
     ("arguments", "classes", "effect", "said"),
     [
-        ({"path": "a.txt"}, READS, opened(5, SERVER, "/work/a.txt"), ""),
-        ({"path": "a.txt"}, READS, opened(5, SERVER, "/work/b.txt"), "does not name it"),
-        ({"path": "a.txt"}, READS, opened(5, SERVER, "/work/a.txt.bak"), "does not name it"),
-        ({"path": "/work"}, READS, opened(5, SERVER, "/work/deep/b.txt"), ""),
-        ({"path": "/work/a/b"}, READS, opened(5, SERVER, "/work/a"), ""),
-        ({"path": "./sub/../a.txt"}, READS, opened(5, SERVER, "/work/a.txt"), ""),
-        ({"path": "file:///work/a.txt"}, READS, opened(5, SERVER, "/work/a.txt"), ""),
-        ({"paths": ["a.txt", "b.txt"]}, READS, opened(5, SERVER, "/work/b.txt"), ""),
-        ({"text": "hello"}, READS, opened(5, SERVER, "/work/b.txt"), ""),
+        ({"path": "a.txt"}, READS, opened(5, SERVER, "/project/a.txt"), ""),
+        ({"path": "a.txt"}, READS, opened(5, SERVER, "/project/b.txt"), "does not name it"),
+        ({"path": "a.txt"}, READS, opened(5, SERVER, "/project/a.txt.bak"), "does not name it"),
+        ({"path": "/project"}, READS, opened(5, SERVER, "/project/deep/b.txt"), ""),
+        ({"path": "/project/a/b"}, READS, opened(5, SERVER, "/project/a"), ""),
+        ({"path": "./sub/../a.txt"}, READS, opened(5, SERVER, "/project/a.txt"), ""),
+        ({"path": "file:///project/a.txt"}, READS, opened(5, SERVER, "/project/a.txt"), ""),
+        ({"paths": ["a.txt", "b.txt"]}, READS, opened(5, SERVER, "/project/b.txt"), ""),
+        ({"text": "hello"}, READS, opened(5, SERVER, "/project/b.txt"), ""),
         ({"path": "a.txt"}, READS, opened(5, SERVER, "/usr/lib/libc.so.6"), ""),
         ({"path": "a.txt"}, READS, opened(5, SERVER, "/home/u/p/node_modules/x/index.js"), ""),
-        ({"path": "a.txt"}, READS, opened(5, SERVER, "/work/b.txt", verdict=Verdict.DENY), ""),
-        ({"path": "a.txt"}, READS, opened(5, SERVER, "/work/a.txt", "read+write"), "only reads changed it"),
-        ({"path": "a.txt"}, frozenset(), opened(5, SERVER, "/work/a.txt", "write"), ""),
-        ({"path": "a.txt"}, frozenset({"write"}), opened(5, SERVER, "/work/a.txt", "write"), ""),
+        ({"path": "a.txt"}, READS, opened(5, SERVER, "/project/b.txt", verdict=Verdict.DENY), ""),
+        ({"path": "a.txt"}, READS, opened(5, SERVER, "/project/a.txt", "read+write"), "only reads changed it"),
+        ({"path": "a.txt"}, frozenset(), opened(5, SERVER, "/project/a.txt", "write"), ""),
+        ({"path": "a.txt"}, frozenset({"write"}), opened(5, SERVER, "/project/a.txt", "write"), ""),
         ({"path": "a.txt"}, READS, connected(5, SERVER, "evil.test"), "sent something"),
         ({"url": "x"}, frozenset({"read", "open"}), connected(5, SERVER, "good.test"), ""),
     ],

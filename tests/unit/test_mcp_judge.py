@@ -18,7 +18,7 @@ from mcpguard.mcp.policy import compile_rules, dump, load
 from mcpguard.model.access import Verdict
 from mcpguard.profile.parse import parse
 
-VARIABLES = {"home": "/home/u", "workspace": "/work", "tmp": "/tmp"}
+VARIABLES = {"home": "/home/u", "workspace": "/project", "tmp": "/tmp"}
 FILESYSTEM = classes.of_package("@modelcontextprotocol/server-filesystem")
 
 
@@ -32,7 +32,7 @@ def judge(
     text = "name: x\nmcp:\n" + "\n".join("  " + line for line in rules.splitlines())
     policy = compile_rules(parse(text, "x.yaml", name="x").profile.mcp, VARIABLES)
     policy = load(json.loads(json.dumps(dump(policy))))
-    resolve = lambda path: os.path.normpath(os.path.join("/work", path))  # noqa: E731
+    resolve = lambda path: os.path.normpath(os.path.join("/project", path))  # noqa: E731
     return Judge(policy, server, tools, {} if pins is None else pins, taint or Taint({}), resolve)
 
 
@@ -117,34 +117,34 @@ HOST = "{url: {host: ['*.example.org', example.com]}}"
 METADATA = "{url: {host: 169.254.169.254}}"
 REGEX = "{cmd: {regex: 'aws ec2 describe-[a-z-]+'}}"
 CONDITIONS = [
-    (INSIDE, {"path": "/work/a"}, "yes"),
-    (INSIDE, {"path": "/work"}, "yes"),
+    (INSIDE, {"path": "/project/a"}, "yes"),
+    (INSIDE, {"path": "/project"}, "yes"),
     (INSIDE, {"path": "a/../b"}, "unclear"),
     (INSIDE, {"path": "file:/etc/passwd"}, "unclear"),
     (INSIDE, {"path": "FILE:///etc/passwd"}, "unclear"),
     (INSIDE, {"path": '"/etc/passwd"'}, "unclear"),
     (INSIDE, {"path": " /etc/passwd"}, "unclear"),
-    (INSIDE, {"path": "/work/a "}, "unclear"),
-    (INSIDE, {"path": "/work/a'"}, "unclear"),
-    (INSIDE, {"path": "//work/a"}, "unclear"),
-    (INSIDE, {"path": "file:///work/a?/../../etc"}, "unclear"),
-    (INSIDE, {"path": "/work/what is this?"}, "yes"),
-    (INSIDE, {"path": "file:///work/a"}, "yes"),
-    (INSIDE, {"path": "/working"}, "no"),
-    (INSIDE, {"path": "/work/../etc/passwd"}, "no"),
+    (INSIDE, {"path": "/project/a "}, "unclear"),
+    (INSIDE, {"path": "/project/a'"}, "unclear"),
+    (INSIDE, {"path": "//project/a"}, "unclear"),
+    (INSIDE, {"path": "file:///project/a?/../../etc"}, "unclear"),
+    (INSIDE, {"path": "/project/what is this?"}, "yes"),
+    (INSIDE, {"path": "file:///project/a"}, "yes"),
+    (INSIDE, {"path": "/projects"}, "no"),
+    (INSIDE, {"path": "/project/../etc/passwd"}, "no"),
     (INSIDE, {"path": "../etc"}, "unclear"),
     (INSIDE, {"path": "~/x"}, "unclear"),
-    (INSIDE, {"path": "/work/%2e%2e/etc"}, "unclear"),
-    (INSIDE, {"path": "/work/$HOME"}, "unclear"),
-    (INSIDE, {"path": "http://work/a"}, "unclear"),
+    (INSIDE, {"path": "/project/%2e%2e/etc"}, "unclear"),
+    (INSIDE, {"path": "/project/$HOME"}, "unclear"),
+    (INSIDE, {"path": "http://project/a"}, "unclear"),
     (INSIDE, {"path": ""}, "unclear"),
-    (INSIDE, {"path": ["/work/a", "/work/b"]}, "yes"),
-    (INSIDE, {"path": ["/work/a", "/etc/b"]}, "unclear"),
+    (INSIDE, {"path": ["/project/a", "/project/b"]}, "yes"),
+    (INSIDE, {"path": ["/project/a", "/etc/b"]}, "unclear"),
     (INSIDE, {"path": []}, "no"),
     (INSIDE, {"path": {"x": 1}}, "unclear"),
     (INSIDE, {}, "no"),
-    (INSIDE, {"Path": "/work/a"}, "unclear"),
-    (INSIDE, {"path": "/work/a", "PATH": "/etc"}, "unclear"),
+    (INSIDE, {"Path": "/project/a"}, "unclear"),
+    (INSIDE, {"path": "/project/a", "PATH": "/etc"}, "unclear"),
     (HOST, {"url": "https://a.example.org/x"}, "yes"),
     (HOST, {"url": "https://EXAMPLE.com:443/"}, "yes"),
     (HOST, {"url": "example.com"}, "yes"),

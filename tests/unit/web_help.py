@@ -27,7 +27,7 @@ from mcpguard.model.event import Event, Kind
 from mcpguard.profile.parse import parse
 
 TOKEN = "t0ken"
-VARIABLES = {"home": "/home/u", "workspace": "/work", "tmp": "/tmp"}
+VARIABLES = {"home": "/home/u", "workspace": "/project", "tmp": "/tmp"}
 
 
 def listener() -> socket.socket:
