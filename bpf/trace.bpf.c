@@ -5,6 +5,7 @@
  * files come from the kernel's own objects. Strings of refused calls come from user memory and are only the program's word.
  */
 #include <linux/fcntl.h>
+#include "mg_entry.h"
 #include "mg_scratch.h"
 #include "mg_spoken.h"
 #include "mg_syscalls.h"
@@ -158,57 +159,6 @@ int mg_exited(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /* --- system calls --------------------------------------------------------------------------------------------- */
-
-struct mg_syscall {
-	__u64 args[8];	/* six are used; a power of two, so that any index can be masked into bounds */
-	__u64 number;
-	long result;
-};
-
-#if defined(__TARGET_ARCH_arm64)
-struct pt_regs___arm64 {
-	__u64 regs[31];
-	__u64 orig_x0;
-	int syscallno;
-} __attribute__((preserve_access_index));
-
-static __always_inline __u64 mg_number(void *regs)
-{
-	return MG_READ(struct pt_regs___arm64, regs, syscallno);
-}
-
-/* The result has taken the place of the first argument by now; the kernel keeps that one apart. */
-static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
-{
-	struct pt_regs___arm64 *real = regs;
-
-	bpf_probe_read_kernel(call->args, 6 * sizeof(__u64), &real->regs);
-	call->args[0] = BPF_CORE_READ(real, orig_x0);
-}
-#else
-/* The kernel's name for it is not that of the headers. */
-struct pt_regs___x86 {
-	unsigned long orig_ax;
-} __attribute__((preserve_access_index));
-
-static __always_inline __u64 mg_number(void *regs)
-{
-	return MG_READ(struct pt_regs___x86, regs, orig_ax);
-}
-
-static __always_inline void mg_arguments(void *regs, struct mg_syscall *call)
-{
-	__u64 words[8]; /* r10 to rdi lie side by side; all of pt_regs would take a third of the stack */
-
-	bpf_probe_read_kernel(words, sizeof(words), &((struct pt_regs *)regs)->r10);
-	call->args[0] = words[7];
-	call->args[1] = words[6];
-	call->args[2] = words[5];
-	call->args[3] = words[0];
-	call->args[4] = words[2];
-	call->args[5] = words[1];
-}
-#endif
 
 /* --- opens that succeeded --- */
 
