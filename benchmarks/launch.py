@@ -24,8 +24,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from peers import NPM_PACKAGE, mcpguard, npm_runtime
+
 OURS = "mcpguard run -- true"
-NPM_PACKAGE = "@anthropic-ai/sandbox-runtime"
 LEAST_REPETITIONS = 15
 # Ends of phases as the command itself sees them; it prints nothing, so stdout is free for them.
 PHASES = r"""
@@ -104,21 +105,6 @@ def compile_package() -> None:
     package = importlib.util.find_spec("mcpguard")
     if package and package.submodule_search_locations:
         compileall.compile_dir(package.submodule_search_locations[0], quiet=2)
-
-
-def mcpguard() -> list[str]:
-    """The console script beside this interpreter: what a person starts."""
-    script = Path(sys.executable).with_name("mcpguard")
-    return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "mcpguard"]
-
-
-def npm_runtime(folder: Path) -> Path | None:
-    """Install the npm package below the scratch folder; None when that fails."""
-    command = ["npm", "install", "--silent", "--no-save", "--prefix", str(folder / "npm"), NPM_PACKAGE]
-    if subprocess.run(command, capture_output=True, check=False, timeout=300).returncode:
-        return None
-    script = folder / "npm/node_modules/.bin/srt"
-    return script if script.exists() else None
 
 
 def start(contender: Contender, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -102,11 +102,19 @@ def _sandlock(folder: Path, workspace: Path) -> Peer | None:
     return Peer("sandlock", words, {"PYTHONPATH": str(target)})
 
 
+def npm_runtime(folder: Path) -> Path | None:
+    """Install the npm package below a scratch folder; its command, None when that fails."""
+    command = ["npm", "install", "--silent", "--no-save", "--prefix", str(folder / "npm"), NPM_PACKAGE]
+    if not shutil.which("npm") or subprocess.run(command, capture_output=True, check=False, timeout=300).returncode:
+        return None
+    script = folder / "npm/node_modules/.bin/srt"
+    return script if script.exists() else None
+
+
 def _sandbox_runtime(folder: Path, workspace: Path) -> Peer | None:
     """It may write what we may, and reach no host."""
-    command = ["npm", "install", "--silent", "--no-save", "--prefix", str(folder / "npm"), NPM_PACKAGE]
-    script = folder / "npm/node_modules/.bin/srt"
-    if not shutil.which("npm") or subprocess.run(command, capture_output=True, check=False, timeout=300).returncode:
+    script = npm_runtime(folder)
+    if script is None:
         return None
     settings = folder / "srt.json"
     rules = {
