@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import dns.flags
 import dns.message
@@ -89,7 +89,9 @@ class Lookups:
             return kept
         running = self._running.get(key)
         if running is None:
-            running = asyncio.create_task(self._in_time(dns.name.from_text(name), asked, servers, secure, may_ask))
+            running = asyncio.create_task(
+                _in_time(self._look_up(dns.name.from_text(name), asked, servers, secure, may_ask))
+            )
             self._running[key] = running
             running.add_done_callback(lambda done: self._finish(key, done))
         return await asyncio.shield(running)
@@ -110,19 +112,6 @@ class Lookups:
         found = self._kept.pop(key, None)
         if found is not None:
             self._kept_bytes -= found.room()
-
-    async def _in_time(
-        self,
-        name: dns.name.Name,
-        asked: dns.rdatatype.RdataType,
-        servers: Sequence[str],
-        secure: bool,
-        may_ask: Callable[[str], bool],
-    ) -> Found:
-        try:
-            return await asyncio.wait_for(self._look_up(name, asked, servers, secure, may_ask), _WHOLE_S)
-        except TimeoutError:
-            raise upstream.Unanswered(f"no answer within {_WHOLE_S:.0f} seconds") from None
 
     async def _look_up(
         self,
@@ -166,6 +155,13 @@ def text(name: dns.name.Name) -> str:
 
 def _proves_nothing(response: dns.message.Message) -> bool:
     return any(one.rdtype == dns.rdatatype.SOA for one in response.authority)
+
+
+async def _in_time(looking: Awaitable[Found]) -> Found:
+    try:
+        return await asyncio.wait_for(looking, _WHOLE_S)
+    except TimeoutError:
+        raise upstream.Unanswered(f"no answer within {_WHOLE_S:.0f} seconds") from None
 
 
 def _follow(
