@@ -11,12 +11,14 @@
 #include "mg_net.h"
 
 enum {
-	MG_TLS_CHANGE = 20, MG_TLS_ALERT = 21, MG_TLS_HANDSHAKE = 22,
+	MG_TLS_CHANGE = 20, MG_TLS_ALERT = 21, MG_TLS_HANDSHAKE = 22, MG_TLS_DATA = 23,
 	MG_TLS_MAJOR = 3,
 	MG_TLS_HELLO = 1,
 	MG_TLS_FIXED = 34,	/* version and random */
 	MG_TLS_LONGEST_HELLO = 1 << 18,	/* more than its fields can fill */
 	MG_TLS_IDLE_RECORDS = 32,	/* empty ones, alerts and the like; servers bear fewer */
+	MG_TLS_EARLY_DATA = 42,	/* an extension: records of data follow, which a server that wants another hello passes over */
+	MG_TLS_LONGEST_EARLY = 1 << 20,	/* far more than servers pass over */
 	MG_HTTP_LONGEST_METHOD = 32,
 	MG_HOST_LONGEST = 253,
 	MG_HOST_NOBODYS = 255,	/* the length of what no rule can name; with a dot at its end a name may have one more than the longest */
@@ -47,6 +49,7 @@ struct mg_stream {
 	__u32 skip;		/* bytes to pass over */
 	__u32 hello_left;	/* of a hello, beside `skip` */
 	__u32 record_left;	/* of a TLS record */
+	__u32 early;		/* bytes of early data that a server may pass over yet */
 	__u16 extension;
 	__u16 list_left;	/* of the server names */
 	__u16 name_left;	/* of one name that is being read */
@@ -210,6 +213,13 @@ static __always_inline __u8 mg_lower(__u8 byte)
 	return byte >= 'A' && byte <= 'Z' ? byte + 32 : byte;
 }
 
+static __always_inline int mg_is_of_a_name(__u8 byte)
+{
+	__u8 low = mg_lower(byte);
+
+	return (low >= 'a' && low <= 'z') || (byte >= '0' && byte <= '9') || byte == '-' || byte == '_' || byte == '.';
+}
+
 static __always_inline void mg_begin_name(struct mg_stream *stream)
 {
 	__builtin_memset(stream->record.target.name, 0, sizeof(stream->record.target.name));
@@ -221,8 +231,10 @@ static __always_inline void mg_begin_name(struct mg_stream *stream)
 static __always_inline void mg_add_to_name(struct mg_stream *stream, __u8 byte)
 {
 	__u32 at = stream->length;
+	int ends_label = byte == '.' && (!at || stream->record.target.name[(at - 1) & 0xff] == '.');
 
-	if (at > MG_HOST_LONGEST || !byte) { /* a zero ends a name in the rules' keys, and in none that is honest */
+	/* Servers cut a name where a byte stands that no name has, or take what is behind for something else. */
+	if (at > MG_HOST_LONGEST || !mg_is_of_a_name(byte) || ends_label) {
 		stream->length = MG_HOST_NOBODYS;
 		stream->letters = 1;
 		return;
@@ -288,6 +300,17 @@ static __always_inline void mg_turn_name(struct mg_reading *reading)
 
 /* --- TLS ------------------------------------------------------------------------------------------------------ */
 
+/* Data behind a hello that announced it: a server that asks for a second hello passes over them, so the reading goes on. */
+static __always_inline void mg_read_early(struct mg_stream *stream)
+{
+	__u32 size = stream->record_left + 5;
+
+	if (size > stream->early)
+		stream->state = MG_READS_DONE;
+	else
+		stream->early -= size;
+}
+
 /* The header of a record: type, version, length. */
 static __always_inline void mg_read_header(struct mg_reading *reading, __u8 byte)
 {
@@ -297,7 +320,8 @@ static __always_inline void mg_read_header(struct mg_reading *reading, __u8 byte
 	stream->header = at + 1;
 	if (at == 0) {
 		stream->type = byte;
-		if (byte < MG_TLS_CHANGE || byte > MG_TLS_HANDSHAKE)
+		if ((byte < MG_TLS_CHANGE || byte > MG_TLS_HANDSHAKE) &&
+		    (byte != MG_TLS_DATA || !stream->said_hello || !stream->early))
 			mg_no_hello(reading);
 	} else if (at == 1) {
 		if (!stream->said_hello)
@@ -308,10 +332,12 @@ static __always_inline void mg_read_header(struct mg_reading *reading, __u8 byte
 		stream->record_left |= byte;
 		stream->header = 0;
 		stream->aside = stream->type != MG_TLS_HANDSHAKE;
-		if (stream->aside && stream->record_left > 2)
+		if (stream->type == MG_TLS_DATA)
+			mg_read_early(stream);
+		else if (stream->aside && stream->record_left > 2)
 			mg_no_hello(reading);
 		else if ((stream->aside || !stream->record_left) && ++stream->idle > MG_TLS_IDLE_RECORDS)
-			mg_no_hello(reading);
+			mg_unclear(reading); /* a server counts those in a row, and may go on */
 	}
 }
 
@@ -406,6 +432,8 @@ static __always_inline void mg_take_number(struct mg_reading *reading, __u32 num
 		break;
 	case MG_READS_EXTENSION:
 		stream->extension = number;
+		if (number == MG_TLS_EARLY_DATA)
+			stream->early = MG_TLS_LONGEST_EARLY;
 		stream->state = MG_READS_EXTENSION_LENGTH;
 		break;
 	case MG_READS_EXTENSION_LENGTH:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 HANDSHAKE, ALERT, CHANGE, DATA = 22, 21, 20, 23
 IDLE = 32
-KEY_SHARE, PADDING, ECH, ALPN = 51, 21, 0xFE0D, 16
+LONGEST_EARLY = 1 << 20
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+KEY_SHARE, PADDING, ECH, ALPN, EARLY = 51, 21, 0xFE0D, 16, 42
 
 
 def u16(number: int) -> bytes:
@@ -94,6 +96,7 @@ class _Reader:
         self._without = without
         self._sure = False
         self._hellos = 0
+        self._early = 0
 
     def read(self) -> None:
         while True:
@@ -111,16 +114,24 @@ class _Reader:
         """The bytes of handshake records, one after the other."""
         idle = 0
         while stream:
-            if not CHANGE <= stream[0] <= HANDSHAKE:
+            passed_over = stream[0] == DATA and self._hellos > 0 and self._early > 0
+            if not CHANGE <= stream[0] <= HANDSHAKE and not passed_over:
                 raise _Odd
             if len(stream) > 1 and not self._hellos:
                 self._sure = stream[1] == 3
             if len(stream) < 5:
                 raise _More
             kind, length = stream[0], int.from_bytes(stream[3:5], "big")
-            idle += kind != HANDSHAKE or not length
-            if idle > IDLE or (kind != HANDSHAKE and length > 2):
+            if passed_over:
+                if length + 5 > self._early:
+                    raise _Over
+                self._early -= length + 5
+            elif kind != HANDSHAKE and length > 2:
                 raise _Odd
+            else:
+                idle += kind != HANDSHAKE or not length
+                if idle > IDLE:
+                    raise _Refused
             if kind == HANDSHAKE:
                 yield from stream[5 : 5 + length]
             if len(stream) < 5 + length:
@@ -163,6 +174,8 @@ class _Reader:
         kind, length = body.number(2), body.number(2)
         if length > body.left:
             raise _Odd
+        if kind == EARLY:
+            self._early = LONGEST_EARLY
         if kind:
             body.skip(length)
             return 0
@@ -183,6 +196,8 @@ class _Reader:
 
     def _judge(self, raw: bytes) -> int:
         name = raw.decode("latin-1")
+        if not set(name) <= LETTERS or name.startswith(".") or ".." in name:
+            raise _Refused
         if set(name) <= set("0123456789."):
             return 0
         if not self._allowed("".join(c.lower() if c.isascii() else c for c in name)):

@@ -300,7 +300,16 @@ NAMED = {
     b"a.wild.test": True,
     b"a.b.c.wild.test": True,
     b"wild.test": False,
-    b".wild.test": True,  # no name at all, and below the pattern all the same
+    b".wild.test": False,
+    b"a..wild.test": False,
+    b"a-b_c.wild.test": True,
+    b"evil.test:.wild.test": False,
+    b"evil.test:443.wild.test": False,
+    b"evil.test/.wild.test": False,
+    b"evil.test .wild.test": False,
+    b"evil.test%00.wild.test": False,
+    b"evil.test,.wild.test": False,
+    b"*.wild.test": False,
     b"xwild.test": False,
     b"shut.wild.test": False,
     b"a.shut.wild.test": True,
@@ -317,7 +326,7 @@ NAMED = {
     (b"a." * 130)[: 254 - 10] + b".wild.test": False,
     b"a" * 5000 + b".wild.test": False,
     b"." * 255: False,
-    b".": True,  # no name of anybody's
+    b".": False,
 }
 
 
@@ -391,6 +400,7 @@ def after(first: bytes, *rest: bytes) -> bytes:
 
 
 CHANGED = hello.records(b"\1", kind=hello.CHANGE)
+EARLY_DATA = hello.records(bytes(100), kind=hello.DATA)
 LATER = {
     "what follows a handshake": (after(OK, CHANGED, hello.records(b"evil.test", kind=hello.DATA)), False),
     "an older handshake": (after(OK, hello.records(b"\x10\0\0\2xx"), CHANGED, hello.records(bytes(40))), False),
@@ -402,6 +412,22 @@ LATER = {
     "a second one after one without a name": (after(hello.named(), CHANGED, hello.records(EVIL)), True),
     "a second one after an alert": (after(OK, hello.records(b"\1\0", kind=hello.ALERT), hello.records(EVIL)), True),
     "a third one": (after(OK, hello.records(OK), hello.records(EVIL)), True),
+    "a second one behind early data": (
+        after(hello.hello([(hello.EARLY, b""), hello.server_name(b"ok.test")]), EARLY_DATA, hello.records(EVIL)),
+        True,
+    ),
+    "the same for the same": (
+        after(hello.hello([(hello.EARLY, b""), hello.server_name(b"ok.test")]), EARLY_DATA, hello.records(OK)),
+        False,
+    ),
+    "early data, and nothing else": (
+        after(hello.hello([(hello.EARLY, b""), hello.server_name(b"ok.test")]), EARLY_DATA * 3),
+        False,
+    ),
+    "a second one behind many empty records": (
+        hello.records(OK, [0, 0, 0]) + CHANGED * 31 + hello.records(EVIL),
+        True,
+    ),
     "two names": (hello.records(hello.named(b"ok.test", b"evil.test")), True),
     "two names, the other way round": (hello.records(hello.named(b"evil.test", b"ok.test")), True),
     "two extensions": (
@@ -693,14 +719,26 @@ def test_an_address_may_be_tried_out_without_sending(tree: Tree) -> None:
 
 # --- against an oracle --------------------------------------------------------------------------------------------
 
-names = st.sampled_from([b"ok.test", b"OK.test.", b"a.wild.test", b"evil.test", b"shut.wild.test", b"1.2.3.4", b""])
+names = st.sampled_from(
+    [
+        b"ok.test",
+        b"OK.test.",
+        b"a.wild.test",
+        b"evil.test",
+        b"shut.wild.test",
+        b"1.2.3.4",
+        b"evil.test:.wild.test",
+        b"evil..wild.test",
+        b"",
+    ]
+)
 extensions = st.one_of(
     st.builds(
         lambda each, kind: hello.server_name(*each, kind=kind),
         st.lists(names, max_size=2),
         st.sampled_from([0, 0, 0, 1]),
     ),
-    st.tuples(st.sampled_from([hello.ECH, hello.KEY_SHARE, hello.PADDING]), st.binary(max_size=40)),
+    st.tuples(st.sampled_from([hello.ECH, hello.KEY_SHARE, hello.PADDING, hello.EARLY]), st.binary(max_size=40)),
     st.tuples(st.just(0), st.binary(max_size=8)),
 )
 messages = st.one_of(
