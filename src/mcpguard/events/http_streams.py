@@ -14,10 +14,10 @@ from urllib.parse import parse_qs, urlsplit
 import h11
 
 from mcpguard.events.streams import LONGEST, Missing
+from mcpguard.mcp.event_stream import Events, EventTooLong
 from mcpguard.model.values import dataclass
 
 _START = re.compile(rb"(?:GET|POST|DELETE|PUT|HEAD|OPTIONS|PATCH) \S+ HTTP/1\.[01]\r\n|HTTP/1\.[01] \d{3}")
-_LINE = re.compile(rb"\r\n|\n|\r(?!$)")
 _JSON, _EVENTS = "application/json", "text/event-stream"
 _SESSIONS = ("sessionid", "session_id", "session")
 
@@ -59,9 +59,7 @@ class Http:
         self._type = ""
         self._body: list[bytes] = []
         self._unpack: zlib._Decompress | None = None
-        self._event = ""
-        self._data: list[bytes] = []
-        self._line = b""
+        self._stream = Events(LONGEST)
 
     def feed(self, data: bytes) -> list[Payload]:
         """The texts that end in `data`."""
@@ -129,33 +127,29 @@ class Http:
             return
         if self._unpack is not None:
             data = self._unpack.decompress(data, LONGEST)
+        if self._type == _EVENTS:
+            yield from self._events(data)
+            return
         self.held += len(data)
         if self.held > LONGEST:
             self.lost += 1
             self._end_body()
-            return
-        if self._type == _JSON:
-            self._body.append(data)
         else:
-            yield from self._events(data)
+            self._body.append(data)
 
     def _events(self, data: bytes) -> Iterator[Payload]:
-        *lines, self._line = _LINE.split(self._line + data)
-        for line in lines:
-            name, _, value = line.partition(b":")
-            value = value.removeprefix(b" ")
-            if not line and self._data:
-                yield Payload(b"\n".join(self._data), self._event or "message")
-            if not line:
-                self._event, self._data, self.held = "", [], len(self._line)
-            elif name == b"data":
-                self._data.append(value)
-            elif name == b"event":
-                self._event = value.decode("utf-8", "replace")
+        try:
+            found = self._stream.feed(data)
+        except EventTooLong:
+            self.lost += 1
+            self._end_body()
+            return
+        self.held = self._stream.pending
+        yield from (Payload(event.data, event.kind or "message") for event in found if event.data)
 
     def _end_body(self) -> None:
-        self._type, self._event, self._line = "", "", b""
-        self._body, self._data, self._unpack = [], [], None
+        self._type, self._body, self._unpack = "", [], None
+        self._stream = Events(LONGEST)
         self.held = 0
 
 

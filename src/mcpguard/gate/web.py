@@ -25,9 +25,9 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
-from mcpguard.gate.event_stream import Events, EventTooLong, StreamEvent, encode
 from mcpguard.gate.remote import Remote
 from mcpguard.mcp import messages
+from mcpguard.mcp.event_stream import Events, EventTooLong, StreamEvent, encode
 from mcpguard.mcp.judge import BLOCKED
 from mcpguard.mcp.messages import Kind, NotCanonical
 from mcpguard.model.values import dataclass

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.gate.event_stream import Events, EventTooLong, StreamEvent, encode
+from mcpguard.mcp.event_stream import Events, EventTooLong, StreamEvent, encode
 
 TEXT = st.text(st.characters(codec="ascii", exclude_categories=("Cc",)), max_size=8)
 DATA = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=20)

@@ -66,9 +66,14 @@ class Events:
         if rest:
             self._rest.append(rest)
             self._waiting += len(rest)
-        if self._size + self._waiting > self._limit:
+        if self.pending > self._limit:
             raise EventTooLong(f"an event has more than {self._limit} bytes")
         return found
+
+    @property
+    def pending(self) -> int:
+        """Bytes of an event that has not ended."""
+        return self._size + self._waiting
 
     def _begin(self) -> None:
         self._kind, self._retry = "", ""
