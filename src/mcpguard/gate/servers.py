@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcpguard.catalogue import approved, starting
+from mcpguard.catalogue import approved, identity, starting
 from mcpguard.catalogue.server import STDIO, Server
 from mcpguard.events.mcp import Talk
 from mcpguard.gate import no_network
@@ -74,10 +74,10 @@ class Servers:
             raise _not_approved(name, state)
         if not found.found:
             raise _no_program(found.command)
-        words = (found.command, *found.args)
         environment = starting.start_environment(server, self._environment)
-        forms = forms_of(found.found, words, environment.get("PATH", os.defpath))
         cwd = starting.folder(server, self._environment, here)
+        words = (found.command, *(_placed(word, cwd, found) for word in found.args))
+        forms = forms_of(found.found, words, environment.get("PATH", os.defpath))
         entry = next(one for one in catalogue.named(name) if one.digest == found.digest)
         pins = of_approval(name, entry.digest, entry.approved)
         tools = classes.of_package(found.package.name) if found.package is not None else {}
@@ -128,6 +128,14 @@ class Servers:
             judge = self._judges[key] = Judge(self._policy, server.name, tools, pins, self._taint, resolve)
         talk = Talk(self._session, server.name, transport)
         return Conversation(judge, talk, ledger, keep_pins=_keeper(judge.pins))
+
+
+def _placed(word: str, cwd: Path, found: identity.Identity) -> str:
+    """A script by its whole path: whoever asked could go to another folder before it executes what it may, and there the same
+    word names another file."""
+    scripts = {code.path for code in found.code if code.role in ("script", "loaded")}
+    path = os.path.join(cwd, word)
+    return path if not os.path.isabs(word) and os.path.realpath(path) in scripts else word
 
 
 def _keeper(pins: dict[str, str]) -> Callable[[], None] | None:
