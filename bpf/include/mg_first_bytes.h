@@ -11,12 +11,12 @@
 #include "mg_net.h"
 
 enum {
-	MG_TLS_CHANGE = 20, MG_TLS_ALERT = 21, MG_TLS_HANDSHAKE = 22, MG_TLS_DATA = 23,
+	MG_TLS_CHANGE = 20, MG_TLS_HANDSHAKE = 22, MG_TLS_DATA = 23, MG_TLS_HEARTBEAT = 24,
 	MG_TLS_MAJOR = 3,
 	MG_TLS_HELLO = 1,
 	MG_TLS_FIXED = 34,	/* version and random */
 	MG_TLS_LONGEST_HELLO = 1 << 18,	/* more than its fields can fill */
-	MG_TLS_IDLE_RECORDS = 32,	/* empty ones, alerts and the like; servers bear fewer */
+	MG_TLS_IDLE_RECORDS = 32,	/* that carry nothing of a hello; servers bear fewer */
 	MG_TLS_EARLY_DATA = 42,	/* an extension: records of data follow, which a server that wants another hello passes over */
 	MG_TLS_LONGEST_EARLY = 1 << 20,	/* far more than servers pass over */
 	MG_HTTP_LONGEST_METHOD = 32,
@@ -56,7 +56,8 @@ struct mg_stream {
 	__u8 state;		/* enum mg_reads */
 	__u8 after;		/* the state after a name */
 	__u8 tls;
-	__u8 sure;		/* it can be nothing but TLS */
+	__u8 major;		/* of the version of a record */
+	__u8 sure;		/* it can be nothing but TLS: a hello has begun */
 	__u8 said_hello;	/* a second one may come, when the server wants another key share */
 	__u8 aside;		/* the record carries no part of a hello */
 	__u8 have;		/* bytes of `number`, of a method, or of a name that is turned around */
@@ -67,7 +68,7 @@ struct mg_stream {
 	__u8 matched;		/* HTTP: bytes of "host" that the line began with, or MG_NO_MATCH */
 	__u8 blank;		/* HTTP: the line is empty so far */
 	__u8 named;		/* this hello has named a host */
-	__u8 letters;		/* the name is not just an address */
+	__u8 letters;		/* what the name is made of, enum mg_letters */
 	__u8 spaced;		/* HTTP: blanks came after the name */
 	__u16 length;		/* of the name, and of what does not fit */
 	struct mg_host_key key;
@@ -75,6 +76,13 @@ struct mg_stream {
 };
 
 enum { MG_NO_MATCH = 255 };
+
+enum mg_letters {
+	MG_LETTER_DOT = 1,
+	MG_LETTER_COLON = 2,
+	MG_LETTER_HEX = 4,	/* a to f */
+	MG_LETTER_OTHER = 8,	/* what no address has */
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -228,21 +236,49 @@ static __always_inline void mg_begin_name(struct mg_stream *stream)
 	stream->spaced = 0;
 }
 
+/* A colon is of an IPv6 address alone. Servers cut a name there, so what stands before the first one must be a group of an address,
+ * which is nobody's name.
+ */
+static __always_inline int mg_is_of_an_address(const struct mg_stream *stream, __u8 byte)
+{
+	if (byte != ':')
+		return 0;
+	return stream->letters & MG_LETTER_COLON || (!(stream->letters & (MG_LETTER_DOT | MG_LETTER_OTHER)) && stream->length <= 4);
+}
+
+static __always_inline __u8 mg_letter(__u8 byte)
+{
+	__u8 low = mg_lower(byte);
+
+	if (byte >= '0' && byte <= '9')
+		return 0;
+	if (byte == '.')
+		return MG_LETTER_DOT;
+	if (byte == ':')
+		return MG_LETTER_COLON;
+	return low >= 'a' && low <= 'f' ? MG_LETTER_HEX : MG_LETTER_OTHER;
+}
+
 static __always_inline void mg_add_to_name(struct mg_stream *stream, __u8 byte)
 {
 	__u32 at = stream->length;
 	int ends_label = byte == '.' && (!at || stream->record.target.name[(at - 1) & 0xff] == '.');
 
 	/* Servers cut a name where a byte stands that no name has, or take what is behind for something else. */
-	if (at > MG_HOST_LONGEST || !mg_is_of_a_name(byte) || ends_label) {
+	if (at > MG_HOST_LONGEST || ends_label || !(mg_is_of_a_name(byte) || mg_is_of_an_address(stream, byte))) {
 		stream->length = MG_HOST_NOBODYS;
-		stream->letters = 1;
+		stream->letters = MG_LETTER_OTHER;
 		return;
 	}
 	stream->record.target.name[at & 0xff] = mg_lower(byte);
 	stream->length = at + 1;
-	if (byte != '.' && (byte < '0' || byte > '9'))
-		stream->letters = 1;
+	stream->letters |= mg_letter(byte);
+}
+
+/* An address is no name of somebody else's. */
+static __always_inline int mg_is_address(const struct mg_stream *stream)
+{
+	return !(stream->letters & (stream->letters & MG_LETTER_COLON ? MG_LETTER_OTHER : MG_LETTER_OTHER | MG_LETTER_HEX));
 }
 
 static __always_inline void mg_end_name(struct mg_stream *stream, __u8 after)
@@ -250,10 +286,12 @@ static __always_inline void mg_end_name(struct mg_stream *stream, __u8 after)
 	stream->after = after;
 	stream->have = 0;
 	stream->state = MG_READS_BACKWARDS;
-	if (!stream->length || !stream->letters) { /* an address is no name of somebody else's */
+	if (!stream->length || mg_is_address(stream)) {
 		stream->state = after;
 		return;
 	}
+	if (stream->letters & MG_LETTER_COLON)
+		stream->length = MG_HOST_NOBODYS;
 	stream->named = 1;
 	if (stream->length > 1 && stream->record.target.name[(stream->length - 1) & 0xff] == '.')
 		stream->length--;
@@ -320,22 +358,19 @@ static __always_inline void mg_read_header(struct mg_reading *reading, __u8 byte
 	stream->header = at + 1;
 	if (at == 0) {
 		stream->type = byte;
-		if ((byte < MG_TLS_CHANGE || byte > MG_TLS_HANDSHAKE) &&
-		    (byte != MG_TLS_DATA || !stream->said_hello || !stream->early))
+		if (byte < MG_TLS_CHANGE || byte > MG_TLS_HEARTBEAT ||
+		    (byte > MG_TLS_HANDSHAKE && stream->said_hello && (byte != MG_TLS_DATA || !stream->early)))
 			mg_no_hello(reading);
 	} else if (at == 1) {
-		if (!stream->said_hello)
-			stream->sure = byte == MG_TLS_MAJOR;
+		stream->major = byte;
 	} else if (at == 3) {
 		stream->record_left = (__u32)byte << 8;
 	} else if (at == 4) {
 		stream->record_left |= byte;
 		stream->header = 0;
 		stream->aside = stream->type != MG_TLS_HANDSHAKE;
-		if (stream->type == MG_TLS_DATA)
+		if (stream->type == MG_TLS_DATA && stream->said_hello)
 			mg_read_early(stream);
-		else if (stream->aside && stream->record_left > 2)
-			mg_no_hello(reading);
 		else if ((stream->aside || !stream->record_left) && ++stream->idle > MG_TLS_IDLE_RECORDS)
 			mg_unclear(reading); /* a server counts those in a row, and may go on */
 	}
@@ -410,6 +445,8 @@ static __always_inline void mg_take_number(struct mg_reading *reading, __u32 num
 		stream->hello_left = number;
 		stream->extension = 0;
 		stream->name_left = 0;
+		if (stream->major == MG_TLS_MAJOR && number >= MG_TLS_FIXED)
+			stream->sure = 1;
 		if (number > MG_TLS_LONGEST_HELLO)
 			mg_no_hello(reading);
 		else
@@ -671,7 +708,7 @@ static __always_inline void mg_read_first(struct mg_reading *reading, __u8 byte)
 {
 	struct mg_stream *stream = reading->stream;
 
-	if (byte >= MG_TLS_CHANGE && byte <= MG_TLS_HANDSHAKE) {
+	if (byte >= MG_TLS_CHANGE && byte <= MG_TLS_HEARTBEAT) {
 		stream->tls = 1;
 		stream->state = MG_READS_TYPE;
 		mg_read_header(reading, byte);

@@ -258,7 +258,7 @@ def test_a_name_of_the_hosts_file_is_held_to_it_too(tree: Tree, server: Server) 
 def test_a_refusal_is_on_record_with_the_name_and_the_rule(tree: Tree, checked: Prober, server: Server) -> None:
     assert checked.refused([hello.records(hello.named(b"EVIL.test"))])
     assert checked.refused([hello.records(hello.named(b"Shut.Wild.Test."))])
-    assert checked.refused([b"\x16\x03\x01\0\1\0"])
+    assert checked.refused([hello.records(hello.named(b""))])
     told = [(r.host, r.rule, r.detail, r.verdict.value, r.address, r.port) for r in tree.net_denials()]
     here = ("deny", HOME, server.port)
     words = "another host at the address of an allowed one"
@@ -310,6 +310,12 @@ NAMED = {
     b"evil.test%00.wild.test": False,
     b"evil.test,.wild.test": False,
     b"*.wild.test": False,
+    b"bad:.wild.test": False,
+    b"bad.cafe:1": False,
+    b"facade:1": False,
+    b"2001:db8::1.wild.test": False,
+    b"2001:db8::1": True,
+    b"::1": True,
     b"xwild.test": False,
     b"shut.wild.test": False,
     b"a.shut.wild.test": True,
@@ -335,15 +341,26 @@ def test_names(checked: Prober, name: bytes) -> None:
     assert checked.refused([hello.records(hello.named(name))]) is not NAMED[name]
 
 
+# Little-endian lengths, and numbers of packets and messages; what follows is as clients send it.
+MYSQL = b"\x16\3\0\1" + b"\x85\xa6\xff\1" + b"\0\0\0\1\x2d" + bytes(23) + b"user\0" + bytes(749)
+MONGODB = b"\x16\3\0\0" + b"\2\0\0\0" + bytes(4) + b"\xdd\7\0\0" + bytes(5) + b"\x01\3\0\0\x10hello\0\1" + bytes(757)
+
 NAMELESS = {
     "no extensions": hello.records(hello.hello(None)),
     "other extensions": hello.records(hello.named(size=10)),
     "an address": hello.records(hello.named(b"203.0.113.1")),
+    "an IPv6 address": hello.records(hello.named(b"2001:DB8::1")),
+    "an IPv4 address in IPv6": hello.records(hello.named(b"::ffff:203.0.113.1")),
     "the hello of old clients": b"\x80\x2e\x01\x03\x01" + bytes(43),
     "another protocol": b"SSH-2.0-OpenSSH_9.2\r\n",
     "a mail client": b"EHLO evil.test\r\nhost: evil.test\r\n",
     "numbers first": bytes(8),
     "a length that looks like TLS": b"\x16\x01\0\0\1\0\0\0",
+    "a login at MySQL as long as its beginning looks like TLS": MYSQL,
+    "a message to MongoDB as long": MONGODB,
+    "the same as the five hundredth": MONGODB[:4] + b"\xff\1\0\0" + MONGODB[8:],
+    "a handshake that no client begins with": b"\x16\x03\x01\0\4\2\0\0\0",
+    "an alert that is too long, and nothing": b"\x15\x03\x01\0\3abc" + bytes(8),
     "a request without a host": hello.request(None),
     "a request by address": hello.request(b"203.0.113.1:80"),
     "a request by IPv6 address": hello.request(b"[2001:db8::1]:80"),
@@ -372,8 +389,6 @@ def test_where_a_host_is_required_only_tls_names_one(required: Prober) -> None:
 
 
 ODD = {
-    "no hello": b"\x16\x03\x01\0\4\2\0\0\0",
-    "data first": b"\x16\x03\x01\0\2\1\0\x17\x03\x03\0\1x",
     "a list that is too short": hello.records(hello.hello([(0, b"\0\x05\0\0\7ok.test")])),
     "a list that is too long": hello.records(hello.hello([(0, b"\0\x0b\0\0\7ok.test")])),
     "an empty list": hello.records(hello.hello([(0, b"\0\0")])),
@@ -383,7 +398,6 @@ ODD = {
     "an extension too long": hello.records(OK.replace(b"\0\0\0\x0c", b"\0\0\0\x7c")),
     "a session too long": hello.records(b"\1\0\0\x24\3\3" + bytes(32) + b"\xff\0"),
     "longer than any": b"\x16\x03\x01\x40\0\1\xff\xff\xff" + bytes(100),
-    "a long alert": b"\x15\x03\x01\0\3abc",
     "many alerts": b"\x15\x03\x01\0\2\1\0" * 33,
     "many empty records": b"\x16\x03\x01\0\0" * 33,
 }
@@ -448,6 +462,15 @@ LATER = {
     ),
     "a version that no record has": (hello.records(EVIL, version=b"\1\1"), True),
     "an alert before": (hello.records(b"\1\0", kind=hello.ALERT) + hello.records(EVIL), True),
+    "an alert before that is too long": (hello.records(b"\1\0x", kind=hello.ALERT) + hello.records(EVIL), True),
+    "the same between": (after(OK, hello.records(b"\1\0x", kind=hello.ALERT), hello.records(EVIL)), True),
+    "data between its pieces": (
+        hello.records(EVIL[:9]) + hello.records(bytes(9), kind=hello.DATA) + hello.records(EVIL[9:]),
+        True,
+    ),
+    "data before": (hello.records(bytes(9), kind=hello.DATA) + hello.records(EVIL), True),
+    "a heartbeat before": (hello.records(bytes(9), kind=hello.HEARTBEAT) + hello.records(EVIL), True),
+    "a heartbeat before an allowed one": (hello.records(bytes(9), kind=hello.HEARTBEAT) + hello.records(OK), False),
 }
 
 
@@ -727,6 +750,8 @@ names = st.sampled_from(
         b"evil.test",
         b"shut.wild.test",
         b"1.2.3.4",
+        b"fe80::1",
+        b"bad.cafe:1",
         b"evil.test:.wild.test",
         b"evil..wild.test",
         b"",
@@ -755,7 +780,7 @@ def streams(draw: st.DrawFn) -> bytes:
         sizes = draw(st.lists(st.integers(0, 60), max_size=4))
         made += hello.records(message, sizes, version=draw(st.sampled_from([b"\3\1", b"\3\3", b"\1\1"])))
         if draw(st.booleans()):
-            made += hello.records(draw(st.binary(max_size=3)), kind=draw(st.sampled_from([20, 21, 23])))
+            made += hello.records(draw(st.binary(max_size=3)), kind=draw(st.sampled_from([20, 21, 23, 24])))
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(made) - 1))
         change = draw(st.sampled_from(["byte", "cut", "more"]))
@@ -764,7 +789,7 @@ def streams(draw: st.DrawFn) -> bytes:
             + (b"" if change == "cut" else draw(st.binary(min_size=1, max_size=2)))
             + made[at + (change == "byte") :]
         )
-    return bytes([draw(st.sampled_from([22, 22, 22, 21, 20]))]) + made[1:]
+    return bytes([draw(st.sampled_from([22, 22, 22, 21, 20, 23, 24]))]) + made[1:]
 
 
 @pytest.mark.parametrize("mode", [SniMode.CHECK, SniMode.REQUIRE])
