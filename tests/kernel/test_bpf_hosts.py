@@ -342,6 +342,8 @@ def test_names(checked: Prober, name: bytes) -> None:
 
 
 # Little-endian lengths, and numbers of packets and messages; what follows is as clients send it.
+POSTGRES, GSSAPI = b"\0\0\0\x08\x04\xd2\x16\x2f", b"\0\0\0\x08\x04\xd2\x16\x30"
+MYSQL_TLS = b"\x20\0\0\1" + b"\x85\xae\xff\1" + b"\0\0\0\1\x2d" + bytes(23)
 MYSQL = b"\x16\3\0\1" + b"\x85\xa6\xff\1" + b"\0\0\0\1\x2d" + bytes(23) + b"user\0" + bytes(749)
 MONGODB = b"\x16\3\0\0" + b"\2\0\0\0" + bytes(4) + b"\xdd\7\0\0" + bytes(5) + b"\x01\3\0\0\x10hello\0\1" + bytes(757)
 
@@ -367,6 +369,10 @@ NAMELESS = {
     "a request to a proxy": hello.request(b"evil.test:443", b"evil.test:443", b"CONNECT"),
     "HTTP 2 at once": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "empty lines alone": b"\r\n\r\n",
+    "many empty lines": b"\r\n" * 99,
+    "PostgreSQL without TLS": POSTGRES + b"\0\0\0\x0d\0\3\0\0user\0",
+    "zeros": bytes(50),
+    "a login at MySQL": b"\x20\0\0\1" + b"\x85\xa6\xff\1" + bytes(28) + b"\x0f\0\0\0\3select 1",
 }
 
 
@@ -481,6 +487,56 @@ def test_every_name_of_every_hello_counts(checked: Prober, case: str) -> None:
         assert checked.refused(pieces) is expected
 
 
+PREAMBLES = {
+    "PostgreSQL": POSTGRES,
+    "PostgreSQL, the other one first": GSSAPI + POSTGRES,
+    "MySQL": MYSQL_TLS,
+    "empty lines": b"\r\n\n",
+}
+
+
+@pytest.mark.parametrize("before", PREAMBLES)
+def test_a_hello_is_read_behind_what_a_database_is_asked_first(checked: Prober, before: str) -> None:
+    for message, expected in ((OK, False), (EVIL, True)):
+        stream = PREAMBLES[before] + hello.records(message)
+        for pieces in ([stream], [PREAMBLES[before], hello.records(message)], bytewise(stream)):
+            assert checked.refused(pieces) is expected
+
+
+PROXIES = {
+    "as a line": b"PROXY TCP4 192.0.2.1 192.0.2.2 5000 443\r\n",
+    "of nobody": b"PROXY UNKNOWN\r\n",
+    "in binary": b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12),
+}
+
+
+@pytest.mark.parametrize("line", PROXIES)
+def test_what_only_proxies_say_is_refused(checked: Prober, tree: Tree, line: str) -> None:
+    for stream in (PROXIES[line] + hello.records(OK), PROXIES[line] + hello.request(b"ok.test")):
+        assert checked.refused([stream])
+        assert checked.refused(bytewise(stream))
+    assert {r.detail for r in tree.net_denials()} == {UNCLEAR}
+
+
+# What hides a hello in ways that nobody follows.
+HIDDEN = {
+    "mail": b"EHLO me\r\nSTARTTLS\r\n",
+    "a directory": b"0\x1d\2\1\1w\x18\x80\x161.3.6.1.4.1.1466.20037",
+    "text without a version": b"GET /\r\n",
+    "HTTP 2 without TLS": NAMELESS["HTTP 2 at once"],
+    **PREAMBLES,
+    **PROXIES,
+}
+
+
+@pytest.mark.parametrize("before", HIDDEN)
+def test_where_a_host_is_required_nothing_stands_before_the_hello(required: Prober, before: str) -> None:
+    for message in (OK, EVIL):
+        assert required.refused([HIDDEN[before] + hello.records(message)])
+        assert required.refused(bytewise(HIDDEN[before] + hello.records(message)))
+    assert required.refused([hello.records(OK)]) is False
+
+
 HTTP = {
     "a host": (hello.request(b"ok.test"), False),
     "a port": (hello.request(b"ok.test:8080"), False),
@@ -506,6 +562,19 @@ HTTP = {
     "a scheme alone": (hello.request(b"evil.test", b"foo:bar"), True),
     "a header that is longer": (hello.request(b"ok.test").replace(b"Accept", b"Hostess"), False),
     "a body": (hello.request(b"ok.test", method=b"POST") + b"Host: evil.test\r\n", False),
+    "versions that are no 1.x": (hello.request(b"evil.test").replace(b"1.1", b"2.0"), True),
+    "a version of two digits": (hello.request(b"evil.test").replace(b"1.1", b"1.10"), True),
+    "more behind the version": (hello.request(b"evil.test").replace(b"1.1", b"1.1 x"), True),
+    "the same of an allowed one": (hello.request(b"ok.test").replace(b"1.1", b"1.10"), False),
+    "a return behind the version": (hello.request(b"evil.test").replace(b"1.1\r\n", b"1.1\r"), True),
+    "a return alone in a line": (hello.request(b"evil.test").replace(b"Accept: */*\r\n", b"\r\r\n"), True),
+    "a method of any length": (hello.request(b"evil.test", method=b"M" * 300), True),
+    "behind a hundred empty lines": (b"\r\n" * 100 + hello.request(b"evil.test"), True),
+    "the name in the next line": (hello.request(b"\r\n evil.test"), True),
+    "more of the name in the next line": (hello.request(b"ok.test\r\n\tevil.test"), True),
+    "the name behind a return": (hello.request(b"\revil.test"), True),
+    "no name": (hello.request(b""), False),
+    "blanks before a later line": (hello.request(b"ok.test").replace(b"\r\n\r\n", b"\r\nx: y\r\n z\r\n\r\n"), False),
     "the version at the end of a path": (hello.request(b"evil.test", b"/HTTP/1.1"), True),
 }
 
