@@ -107,7 +107,9 @@ def forms_of(program: str, argv: Sequence[str], path: str, known: Collection[str
         known: resolved paths of what was looked at before; what is neither among them nor root's alone has been put there
             since, and ends the chain. None: there is nothing to compare with.
     """
-    inodes = None if known is None else {(state.st_dev, state.st_ino) for state in map(_state, known) if state is not None}
+    inodes = (
+        None if known is None else {(state.st_dev, state.st_ino) for state in map(_state, known) if state is not None}
+    )
     found: list[Form] = []
     now: tuple[str, tuple[str, ...]] | None = (program, tuple(argv))
     while now is not None and len(found) < _DEEPEST:
@@ -118,7 +120,11 @@ def forms_of(program: str, argv: Sequence[str], path: str, known: Collection[str
                 line = file.read(_LONGEST_LINE)
         except OSError:
             break
-        if inodes is not None and (state.st_dev, state.st_ino) not in inodes and (state.st_uid or state.st_mode & 0o022):
+        if (
+            inodes is not None
+            and (state.st_dev, state.st_ino) not in inodes
+            and (state.st_uid or state.st_mode & 0o022)
+        ):
             break
         found.append(Form((state.st_dev, state.st_ino), tuple(map(os.fsencode, words))))
         now = _interpreted(line, place, words) if line.startswith(b"#!") else _found_by_env(place, words, path)

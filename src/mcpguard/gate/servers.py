@@ -6,6 +6,7 @@ only for a name that none had. Either way exactly that has to be in the user's c
 
 from __future__ import annotations
 
+import base64
 import fnmatch
 import functools
 import json
@@ -14,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcpguard.catalogue import approved, identity, starting
+from mcpguard.catalogue import approved, starting
 from mcpguard.catalogue.server import STDIO, Server
 from mcpguard.events.mcp import Talk
-from mcpguard.gate import no_network
+from mcpguard.gate import held, no_network
 from mcpguard.gate.admission import Admission, Grants, Unvetted, forms_of
 from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.ledger import Ledger
@@ -40,9 +41,9 @@ class Servers:
         """
         Args:
             facts: `session`; `environment` of the agent; `workspace`; `mcp`, the rules as `Policy.mcp` has them; `servers`, a
-                list of the fields of `catalogue.server.Server`; `confined`, of `session.confinement`; `web`, where there are
-                remote servers: `listener`, `token`, and `remotes`, from their place in the address to the same fields; `again`,
-                true where the session had a gate before.
+                list of the fields of `catalogue.server.Server`; `tables`, the policy's rules for files in base64, empty in
+                audit; `confined`, of `session.confinement`; `web`, where there are remote servers: `listener`, `token`, and
+                `remotes`, from their place in the address to the same fields; `again`, true where the session had a gate.
         """
         self._session = facts["session"]
         self._environment: dict[str, str] = facts["environment"]
@@ -53,6 +54,8 @@ class Servers:
         # What an earlier gate of the session knew of it ended with that gate.
         self._taint = Taint({STARTED_AGAIN: None} if facts.get("again") and self._policy.untrusted else {})
         self._ledger = ledger
+        tables = base64.b64decode(facts["tables"])
+        self._may_write = held.may_write_by(tables) if tables else None
         remotes = facts["web"]["remotes"] if facts.get("web") else {}
         self._remotes = {key: Server(**{**one, "args": tuple(one["args"])}) for key, one in remotes.items()}
         self._judges: dict[str, Judge] = {}
@@ -76,8 +79,9 @@ class Servers:
             raise _no_program(found.command)
         environment = starting.start_environment(server, self._environment)
         cwd = starting.folder(server, self._environment, here)
-        words = (found.command, *(_placed(word, cwd, found) for word in found.args))
-        forms = forms_of(found.found, words, environment.get("PATH", os.defpath))
+        words = held.words(name, found, str(cwd), environment, self._may_write)
+        known = [code.path for code in found.code]
+        forms = forms_of(found.found, words, environment.get("PATH", os.defpath), known)
         entry = next(one for one in catalogue.named(name) if one.digest == found.digest)
         pins = of_approval(name, entry.digest, entry.approved)
         tools = classes.of_package(found.package.name) if found.package is not None else {}
@@ -128,14 +132,6 @@ class Servers:
             judge = self._judges[key] = Judge(self._policy, server.name, tools, pins, self._taint, resolve)
         talk = Talk(self._session, server.name, transport)
         return Conversation(judge, talk, ledger, keep_pins=_keeper(judge.pins))
-
-
-def _placed(word: str, cwd: Path, found: identity.Identity) -> str:
-    """A script by its whole path: whoever asked could go to another folder before it executes what it may, and there the same
-    word names another file."""
-    scripts = {code.path for code in found.code if code.role in ("script", "loaded")}
-    path = os.path.join(cwd, word)
-    return path if not os.path.isabs(word) and os.path.realpath(path) in scripts else word
 
 
 def _keeper(pins: dict[str, str]) -> Callable[[], None] | None:

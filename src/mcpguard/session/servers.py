@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -64,6 +65,7 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
         "environment": environment,
         "workspace": policy.workspace,
         "mcp": policy.mcp,
+        "tables": "" if policy.audit else base64.b64encode(policy.tables).decode(),
         "confined": kept,
         "servers": [plain(one) for one in told.servers if one.kind == STDIO],
     }
