@@ -21,6 +21,7 @@ enum { MG_BLOCK = 0, MG_PASS = 1 };
 enum { MG_SOCK_STREAM = 1, MG_SOCK_DGRAM = 2 };
 enum { MG_STATE_LISTEN = 10 };
 enum { MG_DNS_PORT = 53 };
+enum { MG_EPROTONOSUPPORT = 93 };
 
 /* Facts about one socket of a tree. */
 struct mg_socket {
@@ -660,11 +661,15 @@ int mg_bind6(struct bpf_sock_addr *ctx)
 static __always_inline int mg_plain_socket(struct bpf_sock *ctx)
 {
 	if (ctx->type == MG_SOCK_STREAM)
-		return !ctx->protocol || ctx->protocol == IPPROTO_TCP || ctx->protocol == MG_IPPROTO_MPTCP;
+		return !ctx->protocol || ctx->protocol == IPPROTO_TCP;
 	return ctx->type == MG_SOCK_DGRAM && (!ctx->protocol || ctx->protocol == IPPROTO_UDP);
 }
 
-/* Only TCP, MPTCP and UDP have hooks for their destinations, so no other kind of socket may exist. */
+/* Only TCP and UDP have hooks for their destinations, so no other kind of socket may exist.
+ *
+ * MPTCP has them, too, but shares what is sent out over several streams, so that none of them holds a whole hello. Who asks
+ * for it is told what a kernel without it says, and goes on with TCP.
+ */
 SEC("cgroup/sock_create")
 int mg_sock_create(struct bpf_sock *ctx)
 {
@@ -679,6 +684,8 @@ int mg_sock_create(struct bpf_sock *ctx)
 	if (!mg_plain_socket(ctx)) {
 		none.protocol = ctx->protocol;
 		mg_report(&leaf->session, &none, &answer, MG_NET_SOCKET, 0);
+		if (none.protocol == MG_IPPROTO_MPTCP)
+			bpf_set_retval(-MG_EPROTONOSUPPORT);
 		return MG_BLOCK;
 	}
 	socket = bpf_sk_storage_get(&mg_sockets, ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);

@@ -11,15 +11,15 @@
 #include "mg_net.h"
 
 enum {
-	MG_TLS_CHANGE = 20, MG_TLS_ALERT = 21, MG_TLS_HANDSHAKE = 22, MG_TLS_DATA = 23,
+	MG_TLS_CHANGE = 20, MG_TLS_HANDSHAKE = 22, MG_TLS_DATA = 23, MG_TLS_HEARTBEAT = 24,
 	MG_TLS_MAJOR = 3,
 	MG_TLS_HELLO = 1,
 	MG_TLS_FIXED = 34,	/* version and random */
 	MG_TLS_LONGEST_HELLO = 1 << 18,	/* more than its fields can fill */
-	MG_TLS_IDLE_RECORDS = 32,	/* empty ones, alerts and the like; servers bear fewer */
+	MG_TLS_IDLE_RECORDS = 32,	/* that carry nothing of a hello; servers bear fewer */
 	MG_TLS_EARLY_DATA = 42,	/* an extension: records of data follow, which a server that wants another hello passes over */
 	MG_TLS_LONGEST_EARLY = 1 << 20,	/* far more than servers pass over */
-	MG_HTTP_LONGEST_METHOD = 32,
+	MG_MYSQL_BYTES = 36,	/* of the request for TLS */
 	MG_HOST_LONGEST = 253,
 	MG_HOST_NOBODYS = 255,	/* the length of what no rule can name; with a dot at its end a name may have one more than the longest */
 	/* A large packet with a byte in each record takes a step for every byte. */
@@ -28,6 +28,7 @@ enum {
 
 enum mg_reads {
 	MG_READS_FIRST,		/* the byte that tells what the stream is */
+	MG_READS_PREAMBLE,	/* what a database is asked before a hello */
 	/* TLS: fields of a hello, numbers but for the name */
 	MG_READS_TYPE, MG_READS_LENGTH, MG_READS_SESSION, MG_READS_CIPHERS, MG_READS_COMPRESSION, MG_READS_EXTENSIONS,
 	MG_READS_EXTENSION, MG_READS_EXTENSION_LENGTH, MG_READS_NAMES, MG_READS_NAME_TYPE, MG_READS_NAME_LENGTH, MG_READS_NAME,
@@ -56,18 +57,20 @@ struct mg_stream {
 	__u8 state;		/* enum mg_reads */
 	__u8 after;		/* the state after a name */
 	__u8 tls;
-	__u8 sure;		/* it can be nothing but TLS */
+	__u8 major;		/* of the version of a record */
+	__u8 sure;		/* it can be nothing but TLS: a hello has begun */
 	__u8 said_hello;	/* a second one may come, when the server wants another key share */
 	__u8 aside;		/* the record carries no part of a hello */
-	__u8 have;		/* bytes of `number`, of a method, or of a name that is turned around */
+	__u8 have;		/* bytes of `number`, of a preamble, or of a name that is turned around */
 	__u8 header;		/* bytes of the header of a record that are read; 0 outside of one */
 	__u8 type;		/* of a record */
 	__u8 name_type;
 	__u8 idle;
-	__u8 matched;		/* HTTP: bytes of "host" that the line began with, or MG_NO_MATCH */
-	__u8 blank;		/* HTTP: the line is empty so far */
+	__u8 matched;		/* HTTP: bytes of "host" that the line began with, or MG_NO_MATCH; a version was read */
+	__u8 blank;		/* HTTP: the line is empty so far, enum mg_blank */
+	__u8 host_ended;	/* HTTP: the line of a host is over, enum mg_blank */
 	__u8 named;		/* this hello has named a host */
-	__u8 letters;		/* the name is not just an address */
+	__u8 letters;		/* what the name is made of, enum mg_letters */
 	__u8 spaced;		/* HTTP: blanks came after the name */
 	__u16 length;		/* of the name, and of what does not fit */
 	struct mg_host_key key;
@@ -75,6 +78,20 @@ struct mg_stream {
 };
 
 enum { MG_NO_MATCH = 255 };
+
+/* What stands in front of a byte in its line. */
+enum mg_blank {
+	MG_BLANK_NOT,
+	MG_BLANK_RETURN,	/* a carriage return alone */
+	MG_BLANK_ALL,		/* nothing */
+};
+
+enum mg_letters {
+	MG_LETTER_DOT = 1,
+	MG_LETTER_COLON = 2,
+	MG_LETTER_HEX = 4,	/* a to f */
+	MG_LETTER_OTHER = 8,	/* what no address has */
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -228,21 +245,49 @@ static __always_inline void mg_begin_name(struct mg_stream *stream)
 	stream->spaced = 0;
 }
 
+/* A colon is of an IPv6 address alone. Servers cut a name there, so what stands before the first one must be a group of an address,
+ * which is nobody's name.
+ */
+static __always_inline int mg_is_of_an_address(const struct mg_stream *stream, __u8 byte)
+{
+	if (byte != ':')
+		return 0;
+	return stream->letters & MG_LETTER_COLON || (!(stream->letters & (MG_LETTER_DOT | MG_LETTER_OTHER)) && stream->length <= 4);
+}
+
+static __always_inline __u8 mg_letter(__u8 byte)
+{
+	__u8 low = mg_lower(byte);
+
+	if (byte >= '0' && byte <= '9')
+		return 0;
+	if (byte == '.')
+		return MG_LETTER_DOT;
+	if (byte == ':')
+		return MG_LETTER_COLON;
+	return low >= 'a' && low <= 'f' ? MG_LETTER_HEX : MG_LETTER_OTHER;
+}
+
 static __always_inline void mg_add_to_name(struct mg_stream *stream, __u8 byte)
 {
 	__u32 at = stream->length;
 	int ends_label = byte == '.' && (!at || stream->record.target.name[(at - 1) & 0xff] == '.');
 
 	/* Servers cut a name where a byte stands that no name has, or take what is behind for something else. */
-	if (at > MG_HOST_LONGEST || !mg_is_of_a_name(byte) || ends_label) {
+	if (at > MG_HOST_LONGEST || ends_label || !(mg_is_of_a_name(byte) || mg_is_of_an_address(stream, byte))) {
 		stream->length = MG_HOST_NOBODYS;
-		stream->letters = 1;
+		stream->letters = MG_LETTER_OTHER;
 		return;
 	}
 	stream->record.target.name[at & 0xff] = mg_lower(byte);
 	stream->length = at + 1;
-	if (byte != '.' && (byte < '0' || byte > '9'))
-		stream->letters = 1;
+	stream->letters |= mg_letter(byte);
+}
+
+/* An address is no name of somebody else's. */
+static __always_inline int mg_is_address(const struct mg_stream *stream)
+{
+	return !(stream->letters & (stream->letters & MG_LETTER_COLON ? MG_LETTER_OTHER : MG_LETTER_OTHER | MG_LETTER_HEX));
 }
 
 static __always_inline void mg_end_name(struct mg_stream *stream, __u8 after)
@@ -250,10 +295,12 @@ static __always_inline void mg_end_name(struct mg_stream *stream, __u8 after)
 	stream->after = after;
 	stream->have = 0;
 	stream->state = MG_READS_BACKWARDS;
-	if (!stream->length || !stream->letters) { /* an address is no name of somebody else's */
+	if (!stream->length || mg_is_address(stream)) {
 		stream->state = after;
 		return;
 	}
+	if (stream->letters & MG_LETTER_COLON)
+		stream->length = MG_HOST_NOBODYS;
 	stream->named = 1;
 	if (stream->length > 1 && stream->record.target.name[(stream->length - 1) & 0xff] == '.')
 		stream->length--;
@@ -320,22 +367,19 @@ static __always_inline void mg_read_header(struct mg_reading *reading, __u8 byte
 	stream->header = at + 1;
 	if (at == 0) {
 		stream->type = byte;
-		if ((byte < MG_TLS_CHANGE || byte > MG_TLS_HANDSHAKE) &&
-		    (byte != MG_TLS_DATA || !stream->said_hello || !stream->early))
+		if (byte < MG_TLS_CHANGE || byte > MG_TLS_HEARTBEAT ||
+		    (byte > MG_TLS_HANDSHAKE && stream->said_hello && (byte != MG_TLS_DATA || !stream->early)))
 			mg_no_hello(reading);
 	} else if (at == 1) {
-		if (!stream->said_hello)
-			stream->sure = byte == MG_TLS_MAJOR;
+		stream->major = byte;
 	} else if (at == 3) {
 		stream->record_left = (__u32)byte << 8;
 	} else if (at == 4) {
 		stream->record_left |= byte;
 		stream->header = 0;
 		stream->aside = stream->type != MG_TLS_HANDSHAKE;
-		if (stream->type == MG_TLS_DATA)
+		if (stream->type == MG_TLS_DATA && stream->said_hello)
 			mg_read_early(stream);
-		else if (stream->aside && stream->record_left > 2)
-			mg_no_hello(reading);
 		else if ((stream->aside || !stream->record_left) && ++stream->idle > MG_TLS_IDLE_RECORDS)
 			mg_unclear(reading); /* a server counts those in a row, and may go on */
 	}
@@ -410,6 +454,8 @@ static __always_inline void mg_take_number(struct mg_reading *reading, __u32 num
 		stream->hello_left = number;
 		stream->extension = 0;
 		stream->name_left = 0;
+		if (stream->major == MG_TLS_MAJOR && number >= MG_TLS_FIXED)
+			stream->sure = 1;
 		if (number > MG_TLS_LONGEST_HELLO)
 			mg_no_hello(reading);
 		else
@@ -509,10 +555,13 @@ static __always_inline int mg_ends_line(__u8 byte)
 	return byte == '\n' || byte == '\r';
 }
 
-static __always_inline void mg_begin_line(struct mg_stream *stream)
+/* Some servers take what follows a carriage return, or stands in the next line behind blanks, for more of the host's line. */
+static __always_inline int mg_goes_on(struct mg_stream *stream, __u8 byte)
 {
-	stream->state = MG_READS_LINE;
-	stream->matched = 0;
+	__u8 before = stream->host_ended;
+
+	stream->host_ended = before == MG_BLANK_RETURN ? MG_BLANK_ALL : MG_BLANK_NOT;
+	return (before == MG_BLANK_RETURN && byte != '\n') || (before == MG_BLANK_ALL && mg_is_blank(byte));
 }
 
 /* In a line of the head: does it begin with "host:"? A carriage return begins a line as well, and blanks before a name do not
@@ -524,18 +573,23 @@ static __always_inline void mg_read_line(struct mg_reading *reading, __u8 byte)
 	struct mg_stream *stream = reading->stream;
 	__u8 matched = stream->matched;
 
+	if (stream->host_ended && mg_goes_on(stream, byte)) {
+		mg_unclear(reading);
+		return;
+	}
 	if (byte == '\n') {
 		if (stream->blank)
 			stream->state = MG_READS_DONE;
-		stream->blank = 1;
+		stream->blank = MG_BLANK_ALL;
 		stream->matched = 0;
 		return;
 	}
 	if (byte == '\r') {
+		stream->blank = stream->blank == MG_BLANK_ALL ? MG_BLANK_RETURN : MG_BLANK_NOT;
 		stream->matched = 0;
 		return;
 	}
-	stream->blank = 0;
+	stream->blank = MG_BLANK_NOT;
 	if (matched == MG_NO_MATCH || ((matched == 0 || matched == 4) && mg_is_blank(byte)))
 		return;
 	if (matched == 4 && byte == ':') {
@@ -556,7 +610,9 @@ static __always_inline void mg_read_http_name(struct mg_reading *reading, __u8 b
 
 	if (mg_ends_line(byte) || (in_target && (mg_is_blank(byte) || byte == '/' || byte == '?' || byte == '#'))) {
 		stream->recent = 0;
-		stream->blank = byte == '\n';
+		stream->blank = byte == '\n' ? MG_BLANK_ALL : MG_BLANK_NOT;
+		if (!in_target)
+			stream->host_ended = byte == '\n' ? MG_BLANK_ALL : MG_BLANK_RETURN;
 		stream->matched = 0;
 		mg_end_name(stream, in_target ? MG_READS_REQUEST : MG_READS_LINE);
 	} else if (mg_is_blank(byte)) {
@@ -564,7 +620,7 @@ static __always_inline void mg_read_http_name(struct mg_reading *reading, __u8 b
 	} else if (stream->spaced || byte == '@' || byte == '\\') {
 		mg_unclear(reading);
 	} else if (byte == '[' && !stream->length) { /* an IPv6 address */
-		stream->matched = MG_NO_MATCH;
+		stream->matched = in_target ? 0 : MG_NO_MATCH;
 		stream->state = in_target ? MG_READS_REQUEST : MG_READS_LINE;
 	} else if (byte == ':') {
 		stream->after = in_target;
@@ -592,25 +648,33 @@ static __always_inline void mg_read_http_port(struct mg_reading *reading, __u8 b
 		mg_unclear(reading);
 }
 
-/* The line of the request, after the host where it has one: it must end with the version, else it is another protocol. */
+/* The line of the request, after the host where it has one: it must hold a version, else it is another protocol. Which versions
+ * a server takes for which is its own affair.
+ */
 static __always_inline void mg_read_request(struct mg_reading *reading, __u8 byte)
 {
-	const __u64 version = 0x687474702f312e00; /* "http/1." and a digit */
+	const __u64 version = 0x687474702f; /* "http/" */
 	struct mg_stream *stream = reading->stream;
 
-	if (byte == '\n') {
-		mg_begin_line(stream);
-		stream->blank = 1;
-		if ((stream->recent & ~0xffULL) != version)
+	if (mg_ends_line(byte)) {
+		if (stream->matched) {
+			stream->state = MG_READS_LINE;
+			stream->matched = 0;
+			stream->blank = byte == '\n' ? MG_BLANK_ALL : MG_BLANK_NOT;
+		} else if (byte == '\n') {
 			mg_no_host(reading);
-	} else if (byte != '\r' && !mg_is_blank(byte)) {
+		}
+	} else if (!mg_is_blank(byte)) {
 		stream->recent = stream->recent << 8 | mg_lower(byte);
+		if ((stream->recent & 0xffffffffff) == version)
+			stream->matched = 1;
 	}
 }
 
 static __always_inline void mg_read_http(struct mg_reading *reading, __u8 byte)
 {
 	const __u64 connect = 0x434f4e4e454354; /* "CONNECT": what follows is for a proxy, which goes wherever it may */
+	const __u64 proxy = 0x50524f5859; /* "PROXY": a line before anything else, which only proxies have to say */
 	struct mg_stream *stream = reading->stream;
 
 	switch (stream->state) {
@@ -619,7 +683,9 @@ static __always_inline void mg_read_http(struct mg_reading *reading, __u8 byte)
 			stream->state = MG_READS_TARGET;
 			if (stream->recent == connect)
 				mg_no_host(reading);
-		} else if (byte < '!' || byte > '~' || ++stream->have > MG_HTTP_LONGEST_METHOD) {
+			else if (stream->recent == proxy)
+				mg_unclear(reading);
+		} else if (byte < '!' || byte > '~') {
 			mg_no_host(reading);
 		} else {
 			stream->recent = stream->recent << 8 | byte;
@@ -630,6 +696,7 @@ static __always_inline void mg_read_http(struct mg_reading *reading, __u8 byte)
 			break;
 		stream->state = byte == '/' || byte == '*' ? MG_READS_REQUEST : MG_READS_SCHEME;
 		stream->recent = 0;
+		stream->matched = 0;
 		if (mg_ends_line(byte))
 			mg_no_host(reading);
 		break;
@@ -667,12 +734,42 @@ static __always_inline void mg_read_http(struct mg_reading *reading, __u8 byte)
 
 /* --- streams -------------------------------------------------------------------------------------------------- */
 
+/* PostgreSQL and MySQL are asked in words of their own whether they speak TLS, and a hello follows. So may the binary form of a
+ * PROXY line, which only proxies have to say.
+ */
+static __always_inline void mg_read_preamble(struct mg_reading *reading, __u8 byte)
+{
+	const __u64 postgres = 0x0000000804d21630;	/* encryption by GSSAPI; TLS is one less */
+	const __u64 proxy = 0x000d0a515549540a;
+	const __u64 mysql = 0x2000000100080000;	/* a length, the first packet, and the flag for TLS */
+	const __u64 of_mysql = 0xffffffff00080000;
+	struct mg_stream *stream = reading->stream;
+	__u64 said;
+
+	if (++stream->have > 8) {
+		if (stream->have == MG_MYSQL_BYTES)
+			stream->state = MG_READS_FIRST;
+		return;
+	}
+	said = stream->recent << 8 | byte;
+	stream->recent = said;
+	if (stream->have < 8)
+		return;
+	if (said == proxy)
+		mg_unclear(reading);
+	else if (said == postgres || said == postgres - 1)
+		stream->state = MG_READS_FIRST;
+	else if ((said & of_mysql) != mysql)
+		stream->state = MG_READS_DONE;
+}
+
 static __always_inline void mg_read_first(struct mg_reading *reading, __u8 byte)
 {
 	struct mg_stream *stream = reading->stream;
 
-	if (byte >= MG_TLS_CHANGE && byte <= MG_TLS_HANDSHAKE) {
+	if (byte >= MG_TLS_CHANGE && byte <= MG_TLS_HEARTBEAT) {
 		stream->tls = 1;
+		stream->have = 0;
 		stream->state = MG_READS_TYPE;
 		mg_read_header(reading, byte);
 		return;
@@ -681,13 +778,14 @@ static __always_inline void mg_read_first(struct mg_reading *reading, __u8 byte)
 	mg_no_host(reading);
 	if (stream->state != MG_READS_DONE)
 		return;
-	if (mg_ends_line(byte) && ++stream->idle <= MG_TLS_IDLE_RECORDS) { /* servers pass over empty lines before a request */
+	stream->recent = byte;
+	stream->have = 1;
+	if (mg_ends_line(byte)) /* servers pass over empty lines before a request */
 		stream->state = MG_READS_FIRST;
-	} else if (byte >= '!' && byte <= '~') {
+	else if (byte >= '!' && byte <= '~')
 		stream->state = MG_READS_METHOD;
-		stream->recent = byte;
-		stream->have = 1;
-	}
+	else if (!byte || byte == ' ')
+		stream->state = MG_READS_PREAMBLE;
 }
 
 /* One step, which takes in a byte, or several that are passed over, or none. 1: nothing is left to do. */
@@ -731,6 +829,8 @@ static long mg_read_step(__u32 index, void *data)
 	reading->at = at + 1;
 	if (stream->state == MG_READS_FIRST) {
 		mg_read_first(reading, byte);
+	} else if (stream->state == MG_READS_PREAMBLE) {
+		mg_read_preamble(reading, byte);
 	} else if (!stream->tls) {
 		mg_read_http(reading, byte);
 	} else if (stream->header || !stream->record_left) {

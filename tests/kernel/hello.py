@@ -5,9 +5,10 @@ The oracle reads a whole stream at once, by recursive descent; the kernel reads 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
-HANDSHAKE, ALERT, CHANGE, DATA = 22, 21, 20, 23
+HANDSHAKE, ALERT, CHANGE, DATA, HEARTBEAT = 22, 21, 20, 23, 24
 IDLE = 32
 LONGEST_EARLY = 1 << 20
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
@@ -95,6 +96,7 @@ class _Reader:
         self._allowed = allowed
         self._without = without
         self._sure = False
+        self._major = 0
         self._hellos = 0
         self._early = 0
 
@@ -115,19 +117,17 @@ class _Reader:
         idle = 0
         while stream:
             passed_over = stream[0] == DATA and self._hellos > 0 and self._early > 0
-            if not CHANGE <= stream[0] <= HANDSHAKE and not passed_over:
+            known = CHANGE <= stream[0] <= (HANDSHAKE if self._hellos else HEARTBEAT)
+            if not known and not passed_over:
                 raise _Odd
-            if len(stream) > 1 and not self._hellos:
-                self._sure = stream[1] == 3
             if len(stream) < 5:
                 raise _More
+            self._major = stream[1]
             kind, length = stream[0], int.from_bytes(stream[3:5], "big")
             if passed_over:
                 if length + 5 > self._early:
                     raise _Over
                 self._early -= length + 5
-            elif kind != HANDSHAKE and length > 2:
-                raise _Odd
             else:
                 idle += kind != HANDSHAKE or not length
                 if idle > IDLE:
@@ -155,6 +155,8 @@ class _Reader:
         if self._number(1) != 1:
             raise _Odd
         body = _Body(self, self._number(3))
+        if self._major == 3 and body.left >= 34:
+            self._sure = True
         if body.left > 1 << 18:
             raise _Odd
         body.skip(34)
@@ -196,6 +198,8 @@ class _Reader:
 
     def _judge(self, raw: bytes) -> int:
         name = raw.decode("latin-1")
+        if _is_ipv6(name):
+            return 0
         if not set(name) <= LETTERS or name.startswith(".") or ".." in name:
             raise _Refused
         if set(name) <= set("0123456789."):
@@ -203,6 +207,11 @@ class _Reader:
         if not self._allowed("".join(c.lower() if c.isascii() else c for c in name)):
             raise _Refused
         return 1
+
+
+def _is_ipv6(name: str) -> bool:
+    """Something like an address: what stands before the first colon could be one's first group."""
+    return re.fullmatch(r"[0-9a-fA-F]{0,4}:[0-9a-fA-F:.]*", name) is not None and ".." not in name and len(name) <= 254
 
 
 class _Body:

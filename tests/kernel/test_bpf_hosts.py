@@ -258,7 +258,7 @@ def test_a_name_of_the_hosts_file_is_held_to_it_too(tree: Tree, server: Server) 
 def test_a_refusal_is_on_record_with_the_name_and_the_rule(tree: Tree, checked: Prober, server: Server) -> None:
     assert checked.refused([hello.records(hello.named(b"EVIL.test"))])
     assert checked.refused([hello.records(hello.named(b"Shut.Wild.Test."))])
-    assert checked.refused([b"\x16\x03\x01\0\1\0"])
+    assert checked.refused([hello.records(hello.named(b""))])
     told = [(r.host, r.rule, r.detail, r.verdict.value, r.address, r.port) for r in tree.net_denials()]
     here = ("deny", HOME, server.port)
     words = "another host at the address of an allowed one"
@@ -310,6 +310,12 @@ NAMED = {
     b"evil.test%00.wild.test": False,
     b"evil.test,.wild.test": False,
     b"*.wild.test": False,
+    b"bad:.wild.test": False,
+    b"bad.cafe:1": False,
+    b"facade:1": False,
+    b"2001:db8::1.wild.test": False,
+    b"2001:db8::1": True,
+    b"::1": True,
     b"xwild.test": False,
     b"shut.wild.test": False,
     b"a.shut.wild.test": True,
@@ -335,21 +341,38 @@ def test_names(checked: Prober, name: bytes) -> None:
     assert checked.refused([hello.records(hello.named(name))]) is not NAMED[name]
 
 
+# Little-endian lengths, and numbers of packets and messages; what follows is as clients send it.
+POSTGRES, GSSAPI = b"\0\0\0\x08\x04\xd2\x16\x2f", b"\0\0\0\x08\x04\xd2\x16\x30"
+MYSQL_TLS = b"\x20\0\0\1" + b"\x85\xae\xff\1" + b"\0\0\0\1\x2d" + bytes(23)
+MYSQL = b"\x16\3\0\1" + b"\x85\xa6\xff\1" + b"\0\0\0\1\x2d" + bytes(23) + b"user\0" + bytes(749)
+MONGODB = b"\x16\3\0\0" + b"\2\0\0\0" + bytes(4) + b"\xdd\7\0\0" + bytes(5) + b"\x01\3\0\0\x10hello\0\1" + bytes(757)
+
 NAMELESS = {
     "no extensions": hello.records(hello.hello(None)),
     "other extensions": hello.records(hello.named(size=10)),
     "an address": hello.records(hello.named(b"203.0.113.1")),
+    "an IPv6 address": hello.records(hello.named(b"2001:DB8::1")),
+    "an IPv4 address in IPv6": hello.records(hello.named(b"::ffff:203.0.113.1")),
     "the hello of old clients": b"\x80\x2e\x01\x03\x01" + bytes(43),
     "another protocol": b"SSH-2.0-OpenSSH_9.2\r\n",
     "a mail client": b"EHLO evil.test\r\nhost: evil.test\r\n",
     "numbers first": bytes(8),
     "a length that looks like TLS": b"\x16\x01\0\0\1\0\0\0",
+    "a login at MySQL as long as its beginning looks like TLS": MYSQL,
+    "a message to MongoDB as long": MONGODB,
+    "the same as the five hundredth": MONGODB[:4] + b"\xff\1\0\0" + MONGODB[8:],
+    "a handshake that no client begins with": b"\x16\x03\x01\0\4\2\0\0\0",
+    "an alert that is too long, and nothing": b"\x15\x03\x01\0\3abc" + bytes(8),
     "a request without a host": hello.request(None),
     "a request by address": hello.request(b"203.0.113.1:80"),
     "a request by IPv6 address": hello.request(b"[2001:db8::1]:80"),
     "a request to a proxy": hello.request(b"evil.test:443", b"evil.test:443", b"CONNECT"),
     "HTTP 2 at once": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "empty lines alone": b"\r\n\r\n",
+    "many empty lines": b"\r\n" * 99,
+    "PostgreSQL without TLS": POSTGRES + b"\0\0\0\x0d\0\3\0\0user\0",
+    "zeros": bytes(50),
+    "a login at MySQL": b"\x20\0\0\1" + b"\x85\xa6\xff\1" + bytes(28) + b"\x0f\0\0\0\3select 1",
 }
 
 
@@ -372,8 +395,6 @@ def test_where_a_host_is_required_only_tls_names_one(required: Prober) -> None:
 
 
 ODD = {
-    "no hello": b"\x16\x03\x01\0\4\2\0\0\0",
-    "data first": b"\x16\x03\x01\0\2\1\0\x17\x03\x03\0\1x",
     "a list that is too short": hello.records(hello.hello([(0, b"\0\x05\0\0\7ok.test")])),
     "a list that is too long": hello.records(hello.hello([(0, b"\0\x0b\0\0\7ok.test")])),
     "an empty list": hello.records(hello.hello([(0, b"\0\0")])),
@@ -383,7 +404,6 @@ ODD = {
     "an extension too long": hello.records(OK.replace(b"\0\0\0\x0c", b"\0\0\0\x7c")),
     "a session too long": hello.records(b"\1\0\0\x24\3\3" + bytes(32) + b"\xff\0"),
     "longer than any": b"\x16\x03\x01\x40\0\1\xff\xff\xff" + bytes(100),
-    "a long alert": b"\x15\x03\x01\0\3abc",
     "many alerts": b"\x15\x03\x01\0\2\1\0" * 33,
     "many empty records": b"\x16\x03\x01\0\0" * 33,
 }
@@ -448,6 +468,15 @@ LATER = {
     ),
     "a version that no record has": (hello.records(EVIL, version=b"\1\1"), True),
     "an alert before": (hello.records(b"\1\0", kind=hello.ALERT) + hello.records(EVIL), True),
+    "an alert before that is too long": (hello.records(b"\1\0x", kind=hello.ALERT) + hello.records(EVIL), True),
+    "the same between": (after(OK, hello.records(b"\1\0x", kind=hello.ALERT), hello.records(EVIL)), True),
+    "data between its pieces": (
+        hello.records(EVIL[:9]) + hello.records(bytes(9), kind=hello.DATA) + hello.records(EVIL[9:]),
+        True,
+    ),
+    "data before": (hello.records(bytes(9), kind=hello.DATA) + hello.records(EVIL), True),
+    "a heartbeat before": (hello.records(bytes(9), kind=hello.HEARTBEAT) + hello.records(EVIL), True),
+    "a heartbeat before an allowed one": (hello.records(bytes(9), kind=hello.HEARTBEAT) + hello.records(OK), False),
 }
 
 
@@ -456,6 +485,56 @@ def test_every_name_of_every_hello_counts(checked: Prober, case: str) -> None:
     stream, expected = LATER[case]
     for pieces in ([stream], halves(stream), bytewise(stream)):
         assert checked.refused(pieces) is expected
+
+
+PREAMBLES = {
+    "PostgreSQL": POSTGRES,
+    "PostgreSQL, the other one first": GSSAPI + POSTGRES,
+    "MySQL": MYSQL_TLS,
+    "empty lines": b"\r\n\n",
+}
+
+
+@pytest.mark.parametrize("before", PREAMBLES)
+def test_a_hello_is_read_behind_what_a_database_is_asked_first(checked: Prober, before: str) -> None:
+    for message, expected in ((OK, False), (EVIL, True)):
+        stream = PREAMBLES[before] + hello.records(message)
+        for pieces in ([stream], [PREAMBLES[before], hello.records(message)], bytewise(stream)):
+            assert checked.refused(pieces) is expected
+
+
+PROXIES = {
+    "as a line": b"PROXY TCP4 192.0.2.1 192.0.2.2 5000 443\r\n",
+    "of nobody": b"PROXY UNKNOWN\r\n",
+    "in binary": b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12),
+}
+
+
+@pytest.mark.parametrize("line", PROXIES)
+def test_what_only_proxies_say_is_refused(checked: Prober, tree: Tree, line: str) -> None:
+    for stream in (PROXIES[line] + hello.records(OK), PROXIES[line] + hello.request(b"ok.test")):
+        assert checked.refused([stream])
+        assert checked.refused(bytewise(stream))
+    assert {r.detail for r in tree.net_denials()} == {UNCLEAR}
+
+
+# What hides a hello in ways that nobody follows.
+HIDDEN = {
+    "mail": b"EHLO me\r\nSTARTTLS\r\n",
+    "a directory": b"0\x1d\2\1\1w\x18\x80\x161.3.6.1.4.1.1466.20037",
+    "text without a version": b"GET /\r\n",
+    "HTTP 2 without TLS": NAMELESS["HTTP 2 at once"],
+    **PREAMBLES,
+    **PROXIES,
+}
+
+
+@pytest.mark.parametrize("before", HIDDEN)
+def test_where_a_host_is_required_nothing_stands_before_the_hello(required: Prober, before: str) -> None:
+    for message in (OK, EVIL):
+        assert required.refused([HIDDEN[before] + hello.records(message)])
+        assert required.refused(bytewise(HIDDEN[before] + hello.records(message)))
+    assert required.refused([hello.records(OK)]) is False
 
 
 HTTP = {
@@ -483,6 +562,19 @@ HTTP = {
     "a scheme alone": (hello.request(b"evil.test", b"foo:bar"), True),
     "a header that is longer": (hello.request(b"ok.test").replace(b"Accept", b"Hostess"), False),
     "a body": (hello.request(b"ok.test", method=b"POST") + b"Host: evil.test\r\n", False),
+    "versions that are no 1.x": (hello.request(b"evil.test").replace(b"1.1", b"2.0"), True),
+    "a version of two digits": (hello.request(b"evil.test").replace(b"1.1", b"1.10"), True),
+    "more behind the version": (hello.request(b"evil.test").replace(b"1.1", b"1.1 x"), True),
+    "the same of an allowed one": (hello.request(b"ok.test").replace(b"1.1", b"1.10"), False),
+    "a return behind the version": (hello.request(b"evil.test").replace(b"1.1\r\n", b"1.1\r"), True),
+    "a return alone in a line": (hello.request(b"evil.test").replace(b"Accept: */*\r\n", b"\r\r\n"), True),
+    "a method of any length": (hello.request(b"evil.test", method=b"M" * 300), True),
+    "behind a hundred empty lines": (b"\r\n" * 100 + hello.request(b"evil.test"), True),
+    "the name in the next line": (hello.request(b"\r\n evil.test"), True),
+    "more of the name in the next line": (hello.request(b"ok.test\r\n\tevil.test"), True),
+    "the name behind a return": (hello.request(b"\revil.test"), True),
+    "no name": (hello.request(b""), False),
+    "blanks before a later line": (hello.request(b"ok.test").replace(b"\r\n\r\n", b"\r\nx: y\r\n z\r\n\r\n"), False),
     "the version at the end of a path": (hello.request(b"evil.test", b"/HTTP/1.1"), True),
 }
 
@@ -727,6 +819,8 @@ names = st.sampled_from(
         b"evil.test",
         b"shut.wild.test",
         b"1.2.3.4",
+        b"fe80::1",
+        b"bad.cafe:1",
         b"evil.test:.wild.test",
         b"evil..wild.test",
         b"",
@@ -755,7 +849,7 @@ def streams(draw: st.DrawFn) -> bytes:
         sizes = draw(st.lists(st.integers(0, 60), max_size=4))
         made += hello.records(message, sizes, version=draw(st.sampled_from([b"\3\1", b"\3\3", b"\1\1"])))
         if draw(st.booleans()):
-            made += hello.records(draw(st.binary(max_size=3)), kind=draw(st.sampled_from([20, 21, 23])))
+            made += hello.records(draw(st.binary(max_size=3)), kind=draw(st.sampled_from([20, 21, 23, 24])))
     for _ in range(draw(st.integers(0, 2))):
         at = draw(st.integers(0, len(made) - 1))
         change = draw(st.sampled_from(["byte", "cut", "more"]))
@@ -764,7 +858,7 @@ def streams(draw: st.DrawFn) -> bytes:
             + (b"" if change == "cut" else draw(st.binary(min_size=1, max_size=2)))
             + made[at + (change == "byte") :]
         )
-    return bytes([draw(st.sampled_from([22, 22, 22, 21, 20]))]) + made[1:]
+    return bytes([draw(st.sampled_from([22, 22, 22, 21, 20, 23, 24]))]) + made[1:]
 
 
 @pytest.mark.parametrize("mode", [SniMode.CHECK, SniMode.REQUIRE])

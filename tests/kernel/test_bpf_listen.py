@@ -207,40 +207,6 @@ def test_a_server_answers_whoever_a_listen_rule_lets_in(tree: Tree, address: str
     assert tree.net_denials() == []
 
 
-def make_mptcp(host: str) -> socket.socket:
-    sock = socket.socket(*TCP4, 262)
-    sock.bind((host, free_port()))
-    sock.listen()
-    return sock
-
-
-def test_an_mptcp_server_is_like_any_other(tree: Tree, address: str) -> None:
-    """Some languages listen with MPTCP unasked; its inner sockets are made by the kernel, past the hook for new sockets."""
-    tree.guard(listen=(*LOOPBACK, allow(address, 32, 3)))
-    server = Server(tree, echo_stream, lambda: make_mptcp("127.0.0.1"))
-    try:
-        assert tree.run(lambda: ask_stream("127.0.0.1", server.port)) == "hello", "own, by TCP"
-        assert in_child(lambda: ask_stream("127.0.0.1", server.port)) == "hello", "from outside, by TCP"
-
-        def by_mptcp() -> str:
-            with socket.socket(*TCP4, 262) as sock:
-                sock.settimeout(10)
-                sock.connect(("127.0.0.1", server.port))
-                sock.sendall(b"hello")
-                return sock.recv(100).decode()
-
-        assert in_child(by_mptcp) == "hello"
-        assert tree.run(by_mptcp) == "hello"
-    finally:
-        server.stop()
-    wide = Server(tree, echo_stream, lambda: make_mptcp(address))
-    try:
-        assert in_child(lambda: ask_stream(address, wide.port)) == "hello"
-    finally:
-        wide.stop()
-    assert tree.net_denials() == []
-
-
 def make_datagram(host: str) -> socket.socket:
     sock = socket.socket(*UDP4)
     sock.bind((host, free_port()))

@@ -99,7 +99,6 @@ WAYS: dict[str, tuple[Callable[[int], None], bool, str, str]] = {
     "tcp4-wildcard": (lambda p: connect(socket.AF_INET, socket.SOCK_STREAM, "0.0.0.0", p), True, V4, "connect"),
     "tcp6-wildcard": (lambda p: connect(socket.AF_INET6, socket.SOCK_STREAM, "::", p), True, V6, "connect"),
     "tcp-fast-open": (lambda p: send_fast_open(V4, p), True, V4, "connect"),
-    "mptcp": (lambda p: connect(socket.AF_INET, socket.SOCK_STREAM, V4, p, IPPROTO_MPTCP), True, V4, "connect"),
     "udp4-connected": (lambda p: connect(socket.AF_INET, socket.SOCK_DGRAM, V4, p), False, V4, "connect"),
     "udp6-connected": (lambda p: connect(socket.AF_INET6, socket.SOCK_DGRAM, V6, p), False, V6, "connect"),
     "udp4": (lambda p: send_to(socket.AF_INET, V4, p), False, V4, "sendmsg"),
@@ -193,6 +192,17 @@ def test_a_socket_without_destination_hooks_cannot_be_made(
         assert tree.run(lambda: errno_of(made)) == errno.EPERM
     (record,) = tree.net_denials()
     assert (record.op, record.protocol) == ("socket", name)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_mptcp_is_told_to_be_missing(family: int, tree: Tree) -> None:
+    """It shares a stream out over several ways, each of which would show a part of a hello. Programs go on with TCP."""
+    tree.guard(connect=ANYWHERE)
+    made = lambda: socket.socket(family, socket.SOCK_STREAM, IPPROTO_MPTCP).close()  # noqa: E731
+    assert in_child(lambda: errno_of(made)) == 0, "the control must work"
+    assert tree.run(lambda: errno_of(made)) == errno.EPROTONOSUPPORT
+    (record,) = tree.net_denials()
+    assert (record.op, record.protocol) == ("socket", "mptcp")
 
 
 def test_a_connected_datagram_socket_may_send_with_a_control_message(tree: Tree, udp: int) -> None:

@@ -187,6 +187,23 @@ def test_the_menu_opens_for_the_chosen_question(asking: Recorded, line: Line) ->
     watch(asking, line, steps)
 
 
+def test_the_details_are_of_the_question_whatever_else_happens(asking: Recorded, line: Line) -> None:  # noqa: F811
+    asking.add(refused(asking, "/data/a"))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: "o once" in details(app))
+        asking.add(*asking.opens(3))
+        await until(pilot, lambda: app._stream.chosen is not None and app._stream.chosen.path == "/ws/src/f2")
+        await pilot.pause()
+        assert "/data/a" in details(app) and "o once" in details(app)
+        await pilot.press("1")
+        await until(pilot, lambda: "/ws/src/f2" in details(app), details(app))
+        await pilot.press("7")
+        await until(pilot, lambda: "o once" in details(app), details(app))
+
+    watch(asking, line, steps)
+
+
 def test_rows_keep_their_places_and_the_cursor_its_question(asking: Recorded, line: Line) -> None:  # noqa: F811
     asking.add(refused(asking, "/data/a"), refused(asking, "/data/b"))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -59,6 +61,34 @@ def test_other_protocols_are_left_alone(
 ) -> None:
     assert looked(message(server.pid, method, None, **params)) == []
     assert server.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("agent", "again", "same"),
+    [
+        (["/a/agent.js"], ["/a/agent.js", "--inner"], True),
+        (["/a/agent.js"], ["-e", "1"], False),
+        (["/a/agent.js"], ["/a/server.js"], False),
+        (["-m", "agent"], ["-m", "agent", "inner"], True),
+        (["-m", "agent"], ["-c", "1"], False),
+        (["-m", "agent"], ["-m", "server"], False),
+        ([], ["/a/folder"], True),
+    ],
+)
+def test_an_agent_that_starts_itself_again_runs_the_same_program(
+    agent: list[str], again: list[str], same: bool
+) -> None:
+    """`sh` stands for whatever interpreter; its own name is what all have in common."""
+    inner = shlex.join(["sh", "-c", "echo $$; kill -STOP $$", *again])
+    words = ["sh", "-c", 'eval "exec $INNER" & wait', *agent]
+    with subprocess.Popen(words, env={**os.environ, "INNER": inner}, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        child = int(first.stdout.readline())
+        with subprocess.Popen(["sleep", "60"]) as server:
+            told = looked(message(server.pid, client=child), agent=first.pid)
+            server.kill()
+        os.kill(child, signal.SIGKILL)
+    assert bool(told) is same
 
 
 def test_other_programs_and_other_sessions_are_left_alone(server: subprocess.Popen[bytes]) -> None:

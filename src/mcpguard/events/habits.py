@@ -31,6 +31,8 @@ EVERY_PROCESS = f"{QUIET}: as ps does for every process"
 SORTS = f"{QUIET}: a datagram socket chose the way to an address; nothing was sent"
 # The same, if the program also connects to that address over TCP (see `tally.Quiet`); else it wanted to send datagrams.
 MAY_SORT = f"{QUIET}: a datagram socket was to be connected"
+# Go listens with it unasked, some programs connect with it.
+MULTIPATH = f"{QUIET}: programs ask for MPTCP and do without"
 # What resolvers take for the port where nothing else is at hand: glibc 0, Go 9, c-ares (curl, node) 53, musl 65535.
 SORTING_PORTS = frozenset({0, 9, 53, 65535})
 _LOOKS_AT_ALL = frozenset(
@@ -85,12 +87,14 @@ def habit(policy: Policy, process: Process | None, access: Access, path: str, ru
     return None
 
 
-def sorting(op: str, protocol: str, port: int, *, known: bool) -> str | None:
-    """The detail of a refused request to an address that no rule speaks of, when it is or may be such a habit.
+def of_sockets(op: str, protocol: str, port: int, *, known: bool) -> str | None:
+    """The detail of a refused socket, or request to an address that no rule speaks of, when it is or may be such a habit.
 
     Args:
         known: the address is one of a name that the policy lets it reach.
     """
+    if (op, protocol) == ("socket", "mptcp"):
+        return MULTIPATH
     if op != "connect" or protocol != "udp":
         return None
     return SORTS if port == 0 or (known and port in SORTING_PORTS) else MAY_SORT

@@ -13,7 +13,7 @@ from mcpguard.events import doors
 from mcpguard.events.attribute import Attributor
 from mcpguard.events.calls import judge_call
 from mcpguard.events.finding import Finding
-from mcpguard.events.habits import OwnNames, sorting
+from mcpguard.events.habits import OwnNames, of_sockets
 from mcpguard.events.hosts import Hosts
 from mcpguard.events.judge import Judge
 from mcpguard.events.processes import Process, ProcessTable
@@ -149,7 +149,7 @@ class Translator:
         if record.verdict is Verdict.DENY and record.rule == 0:
             detail = (
                 doors.of_port(record.port, record.protocol)
-                or sorting(record.op, record.protocol, record.port, known=self._hosts.of(record.address) is not None)
+                or of_sockets(record.op, record.protocol, record.port, known=self._hosts.of(record.address) is not None)
                 or detail
             )
         finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=detail)

@@ -100,7 +100,7 @@ class Question:
 
 
 class Watch:
-    """A line to a session that holds questions as long as this is open."""
+    """A line to a session that holds questions from when this is made until it is closed."""
 
     def __init__(self, session: str) -> None:
         """
@@ -108,6 +108,12 @@ class Watch:
             OSError, ValueError, LookupError, TypeError: it does not run, does not ask, or does not answer.
         """
         self._line = _said(session, {"version": VERSION, "watch": True})
+        self._line.settimeout(_ANSWER_S)
+        try:
+            self._unread = self._line.recv(MOST_BYTES)
+        except OSError:
+            self._line.close()
+            raise
 
     def news(self) -> list[Question] | None:
         """All that is held, when that has changed since it was asked last; does not wait.
@@ -115,7 +121,7 @@ class Watch:
         Raises:
             OSError, ValueError, TypeError: the session hung up, or holds nothing.
         """
-        newest = None
+        newest, self._unread = self._unread or None, b""
         while select.select([self._line], (), (), 0)[0]:
             newest = self._line.recv(MOST_BYTES)
             if not newest:

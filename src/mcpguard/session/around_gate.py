@@ -8,12 +8,13 @@ to a server of its own, as the tests of a server do, is left alone: it has the s
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mcpguard.model.access import Verdict
@@ -65,10 +66,9 @@ class AroundGate:
         return False
 
     def _is_again(self, pid: int) -> bool:
-        """The same script, too: of two programs of one interpreter the other is no agent."""
-        mine, its = (Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0") for one in (self._agent, pid))
-        scripts = [{word for word in words[1:] if b"/" in word and not word.startswith(b"-")} for words in (mine, its)]
-        return not scripts[0] or bool(scripts[0] & scripts[1])
+        """The same script or module, too: of two programs of one interpreter the other is no agent."""
+        mine, its = (_programs(Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")) for one in (self._agent, pid))
+        return not mine or bool(mine & its)
 
     def _end(self, pid: int) -> bool:
         """Only a process of this session, and surely the one that was looked at."""
@@ -97,6 +97,12 @@ class AroundGate:
             rule=RULE,
             detail=why,
         )
+
+
+def _programs(words: Sequence[bytes]) -> set[bytes]:
+    """What a command line may have an interpreter run: words that are paths, and what follows `-m`."""
+    paths = {word for word in words[1:] if b"/" in word and not word.startswith(b"-")}
+    return paths | {word for before, word in itertools.pairwise(words) if before == b"-m"}
 
 
 def _is_mcp(message: McpMessage) -> bool:

@@ -144,7 +144,7 @@ class _Watchers:
         return [*own, *(peer.line.fileno() for peer in self._peers)]
 
     def add(self, peer: _Peer) -> None:
-        """They hear what is held now, and all that changes.
+        """They hear what is held now, once what holds knows of them, and all that changes.
 
         Raises:
             HostError: there are too many, or nothing is ever held.
@@ -154,10 +154,13 @@ class _Watchers:
         if len(self._peers) >= _MOST_WATCHERS:
             raise _refused(f"{_MOST_WATCHERS} screens watch it already")
         peer.line.setblocking(False)
-        peer.line.send(self._news)
-        self._peers.append(peer)
-        if len(self._peers) == 1:
+        if not self._peers:
             self.holds.watched(True)
+        self._peers.append(peer)
+        try:
+            peer.line.send(self._news)
+        except OSError:
+            self._remove(peer)
 
     def serve(self, ready: Sequence[int]) -> None:
         """Pass on what is new, and let go who hung up, said something, or does not read."""

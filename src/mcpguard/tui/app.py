@@ -263,30 +263,36 @@ class WatchApp(App[None]):
             text.append(more)
         pane.update(text)
 
+    def _draw_chosen(self) -> None:
+        """The details of what the keys act on; of a question, what each key would add before it is pressed."""
+        asked = self._questions.chosen if self._tabs.active == "questions" else None
+        if asked is None:
+            self._draw_details(self._stream.chosen)
+            return
+        try:
+            once, pattern = suggestions(asked.event, variables_of(self._session.workspace))
+        except McpguardError as problem:
+            self._draw_details(asked.event, f"\n{printable(f'{problem.what}: {problem.why}')}")
+        else:
+            self._draw_details(asked.event, f"\no once  {rules(once)}   s, w  {rules(pattern)}")
+
     # What a person does.
 
-    def on_questions_chosen(self, message: Questions.Chosen) -> None:
-        """What each key would add is shown before it is pressed."""
-        if message.question is not None and self._tabs.active == "questions":
-            event = message.question.event
-            try:
-                once, pattern = suggestions(event, variables_of(self._session.workspace))
-            except McpguardError as problem:
-                self._draw_details(event, f"\n{printable(f'{problem.what}: {problem.why}')}")
-                return
-            self._draw_details(event, f"\no once  {rules(once)}   s, w  {rules(pattern)}")
+    def on_questions_chosen(self) -> None:
+        self._draw_chosen()
 
     def on_questions_answered(self, message: Questions.Answered) -> None:
         self._approval.settle(message.question.event, message.answer)
 
-    def on_event_stream_chosen(self, message: EventStream.Chosen) -> None:
-        self._draw_details(message.event)
+    def on_event_stream_chosen(self) -> None:
+        self._draw_chosen()
 
     def on_event_stream_paused(self, message: EventStream.Paused) -> None:
         self._draw_status()
 
     def on_tabbed_content_tab_activated(self) -> None:
         self._draw_tab()
+        self._draw_chosen()
 
     def on_tree_node_selected(self, message: ProcessTree.NodeSelected[int]) -> None:
         """A process in the tree: its events."""
@@ -331,7 +337,7 @@ class WatchApp(App[None]):
         """Show or hide the details of the chosen event."""
         pane = self._details
         pane.display = not pane.display
-        self._draw_details(self._stream.chosen)
+        self._draw_chosen()
 
     def action_processes(self) -> None:
         """Show or hide the process tree."""
