@@ -12,10 +12,10 @@ from mcpguard.catalogue import approved, identity, starting
 from mcpguard.catalogue.server import STDIO, Server
 from mcpguard.errors import HostError
 from mcpguard.events.store import Store
-from mcpguard.gate import held
 from mcpguard.gate.admission import Unvetted
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.servers import Servers
+from mcpguard.gate.words import words_of
 from mcpguard.session.gate import plain
 
 PYTHON = "/usr/bin/python3"
@@ -94,7 +94,7 @@ def started(tmp_path: Path, *command: str, writable: str = "", env: dict[str, st
     found = identity.of(command[0], command[1:], environment, str(tmp_path / "work"))
     place = str(tmp_path / writable) + "/"
     may_write = (lambda path: f"{path}/".startswith(place)) if writable else (lambda path: False)
-    return held.words("s", found, str(tmp_path / "work"), environment, may_write)
+    return words_of("s", found, str(tmp_path / "work"), environment, may_write)
 
 
 def program(tmp_path: Path, name: str) -> str:

@@ -1,138 +1,169 @@
-"""Keeping a server to what was approved, where its program takes code from places that the session may write.
+"""Calls that need a person's word, held while somebody watches who may give it: a few at once, each for a while.
 
-What is approved is read before the server starts, and again by whoever interprets it. In between nobody of the tree may be able
-to change it; and what a program looks for in the folder that it starts in must not be found there first.
+An answer is for one call, or for every call of that tool in the session. What nobody answers is refused. Conversations of two
+threads hold calls here; news come in, and time passes, in one of them.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
 
-from mcpguard.catalogue import scripts
-from mcpguard.catalogue.identity import WRAPPERS, Identity
-from mcpguard.catalogue.package import Package
-from mcpguard.errors import HostError
-from mcpguard.model.access import Access
-from mcpguard.policy.automaton import Automaton
+from mcpguard.model.event import Event
+from mcpguard.model.values import dataclass
 
-MayWrite = Callable[[str], bool]
-# Nobody but root has a node_modules there.
-_NO_FOLDER = "--prefix=/"
-_EXECUTED = ("program", "interpreter", "script", "loaded")
-_NPM = ("npx", "npm")
-# These take what is in the folder that they start in first, and cannot be told to leave that.
-_LOCAL_FIRST = ("bun", "bunx", "pnpm", "pnpx", "yarn")
-_ANYTHING = "mcpguard-any-name"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-
-def may_write_by(tables: bytes) -> MayWrite:
-    """Whether the session may change what a path leads to, by its policy's tables."""
-    automaton = Automaton.from_bytes(tables)
-
-    def may_write(path: str) -> bool:
-        real = os.path.realpath(path)
-        return bool(automaton.decision(automaton.walk(os.fsencode(real))).allowed & Access.WRITE)
-
-    return may_write
+ONCE, SESSION, REFUSED = "once", "session", "refused"
+# Clients that are made with the protocol's own libraries give a call a minute.
+HELD_S = 50.0
+MOST_CALLS = 4
+_MOST_LEFT = 1000
+# What an answer is told to: one of the words above, or none where nobody gave one, and words for the log.
+Decided = Callable[[str, str], None]
 
 
-def words(
-    name: str, found: Identity, cwd: str, environment: Mapping[str, str], may_write: MayWrite | None
-) -> tuple[str, ...]:
-    """With what an approved server is started: its own words, and what keeps its program from looking elsewhere.
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One held call.
+
+    Attributes:
+        until: CLOCK_MONOTONIC, in seconds.
+        same: what makes another call the same one.
+        told: what whoever watches is shown.
+    """
+
+    until: float
+    same: str
+    told: Mapping[str, Any]
+    decided: Decided
+
+
+class Held:
+    """Held calls of one session. Off until somebody watches.
 
     Args:
-        cwd: where it is started.
-        may_write: None: the session may write everything, as in audit; then nothing is refused.
-
-    Raises:
-        HostError: the session could put something else in its place.
+        line: a packet with all that are held goes there whenever they change; None: nothing is ever held.
     """
-    given = [found.command, *(_placed(word, cwd, found) for word in found.args)]
-    at = _inner(given, environment)
-    program, args = os.path.basename(given[at]) if at < len(given) else "", given[at + 1 :]
-    if may_write is not None:
-        _refuse_changeable(name, found, cwd, may_write)
-    here = may_write is not None and may_write(os.path.join(cwd, _ANYTHING))
-    if scripts.looks_in_its_folder(program, args, environment):
-        given[at + 1 : at + 1] = _safe_path(name, found, cwd, here)
-    elif found.package is not None:
-        given[at + 1 : at + 1] = _packages_only(name, found, found.package, program, args, here)
-    return tuple(given)
 
+    def __init__(self, line: socket.socket | None = None) -> None:
+        self._line = line
+        self._lock = threading.Lock()
+        self._calls: dict[str, _Call] = {}
+        self._left: dict[str, None] = {}
+        self._untold = False
+        self.watched = False
 
-def _placed(word: str, cwd: str, found: Identity) -> str:
-    """A script by its whole path: whoever asked could go to another folder before it executes what it may, and there the same
-    word names another file."""
-    paths = {code.path for code in found.code if code.role in ("script", "loaded")}
-    path = os.path.join(cwd, word)
-    return path if not os.path.isabs(word) and os.path.realpath(path) in paths else word
+    def hold(self, asked: Event, why: str, decided: Decided) -> str:
+        """Hold a call.
 
+        Args:
+            asked: its request; it has a message with a name of the call.
+            why: it is not simply let through.
+            decided: called once with the answer, in the thread of `hear` and `tick`, unless it is dropped before.
 
-def _inner(given: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Where the command stands that `env` and its like execute."""
-    at = 0
-    while at < len(given) and os.path.basename(given[at]) in WRAPPERS:
-        at += 1
-        while at < len(given) and (
-            given[at].startswith("-") or ("=" in given[at] and given[at].partition("=")[0].isidentifier())
-        ):
-            at += 1
-    return at
+        Returns:
+            Why it is refused at once; empty: it is held.
+        """
+        message = asked.mcp
+        if self._line is None or message is None or message.call is None:
+            return "this session does not ask for it (mcpguard run --ask)"
+        told = {
+            "call": message.call,
+            "server": message.server,
+            "transport": message.transport,
+            "tool": message.tool or "",
+            "arguments": message.arguments or "",
+            "classes": message.classes or "",
+            "why": why,
+            "pid": asked.pid or 0,
+            "comm": asked.comm or "",
+            "since_ns": asked.time_ns,
+        }
+        same = json.dumps([message.server, message.tool, message.arguments])
+        with self._lock:
+            if not self.watched:
+                return "nobody watches who could give it (mcpguard watch)"
+            if same in self._left:
+                return "this very call was refused in watch before"
+            if len(self._calls) >= MOST_CALLS:
+                return f"{MOST_CALLS} calls wait for it already"
+            self._calls[message.call] = _Call(time.monotonic() + HELD_S, same, told, decided)
+            self._tell()
+        return ""
 
+    def hold_in_loop(self, asked: Event, why: str, decided: Decided) -> str:
+        """Hold a call of a thread with an asyncio loop; `decided` is called there."""
+        import asyncio  # the thread without one does not need it
 
-def _refuse_changeable(name: str, found: Identity, cwd: str, may_write: MayWrite) -> None:
-    for code in found.code:
-        if code.role in _EXECUTED and code.sha256 and may_write(code.path):
-            raise _refused(
-                name,
-                f"this session may change its {code.role} {code.path}",
-                "start the session again: it keeps such files of approved servers readonly; or move it out of the workspace",
-            )
-    package = found.package
-    if package is not None and package.version == "local" and may_write(os.path.join(cwd, package.name, _ANYTHING)):
-        raise _refused(
-            name,
-            f"its package {package.name} is a folder that this session may change",
-            "name the package by an exact version, or move it out of the workspace",
-        )
+        loop = asyncio.get_running_loop()
 
+        def decided_there(answer: str, words: str) -> None:
+            loop.call_soon_threadsafe(decided, answer, words)
 
-def _safe_path(name: str, found: Identity, cwd: str, here: bool) -> list[str]:
-    """What has Python not look in the folder that it starts in, which `-m` and `-c` do first."""
-    local = any(code.role == "script" and code.path.startswith(os.path.realpath(cwd) + "/") for code in found.code)
-    if not here and local:
-        return []
-    programs = [Path(code.path) for code in found.code if code.role in ("program", "interpreter")]
-    if local or not any(map(scripts.knows_safe_path, programs)):
-        if not here:
-            return []
-        raise _refused(
-            name,
-            f"Python looks for its modules in {cwd} first, and this session may write there",
-            "name its script and not the module, install it for Python 3.11 or newer, or start it in another folder (`cwd`)",
-        )
-    return ["-P"]
+        return self.hold(asked, why, decided_there)
 
+    def drop(self, call: str) -> None:
+        """Nobody waits for this one any more."""
+        with self._lock:
+            if self._calls.pop(call, None) is not None:
+                self._tell()
 
-def _packages_only(
-    name: str, found: Identity, package: Package, program: str, args: Sequence[str], here: bool
-) -> list[str]:
-    """What has a runner of packages not take one of the same name from the folder that it starts in."""
-    local = any(code.role == "local package" for code in found.code)
-    own = any(word.partition("=")[0] in ("--prefix", "-w", "--workspace", "--workspaces", "-ws") for word in args)
-    if here and (program in _LOCAL_FIRST or (program in _NPM and (own or (local and not package.pinned)))):
-        raise _refused(
-            name,
-            f"{program} takes a {package.name} from the folder that it starts in first, and this session may write there",
-            "use npx with an exact version, name its script, or start it in another folder (`cwd`)",
-        )
-    if program not in _NPM or own or (local and not package.pinned):
-        return []
-    return [_NO_FOLDER]
+    def hear(self, news: Mapping[str, Any]) -> None:
+        """What the session says: `watched`, true or false; `call`, `answer` and `who`, for one call."""
+        if "watched" in news:
+            self._watch(watched=bool(news["watched"]))
+        if "call" in news:
+            self._answer(str(news["call"]), str(news["answer"]), str(news["who"]))
 
+    def tick(self) -> None:
+        """Refuse what waited too long. To be called every second while `watched`."""
+        now = time.monotonic()
+        self._release(lambda one: one.until <= now, "", f"nobody gave it within {HELD_S:.0f} seconds")
+        if self._untold:
+            with self._lock:
+                self._tell()
 
-def _refused(name: str, why: str, do: str) -> HostError:
-    return HostError(f"the MCP server {name} was not started", why=why, do=do, code="mcp.writable")
+    def _watch(self, *, watched: bool) -> None:
+        with self._lock:
+            self.watched = watched and self._line is not None
+        if not watched:
+            self._release(lambda _: True, "", "nobody watches any more")
+
+    def _answer(self, call: str, answer: str, who: str) -> None:
+        with self._lock:
+            found = self._calls.get(call)
+            if found is not None and answer == REFUSED:
+                while len(self._left) >= _MOST_LEFT:
+                    del self._left[next(iter(self._left))]
+                self._left[found.same] = None
+        words = {ONCE: "allowed once", SESSION: "allowed for the session"}.get(answer, "refused")
+        self._release(lambda one: one is found, answer, f"{words} in watch, by {who}")
+
+    def _release(self, which: Callable[[_Call], bool], answer: str, words: str) -> None:
+        with self._lock:
+            over = [call for call, one in self._calls.items() if which(one)]
+            released = [self._calls.pop(call) for call in over]
+            if released:
+                self._tell()
+        for one in released:
+            with contextlib.suppress(Exception):  # of one conversation; what is not decided does not go on
+                one.decided(answer, words)
+
+    def _tell(self) -> None:
+        if self._line is None:
+            return
+        packet = json.dumps({"calls": [one.told for one in self._calls.values()]}, ensure_ascii=False)
+        try:
+            self._line.send(packet.encode("utf-8", "backslashreplace"), socket.MSG_DONTWAIT)
+            self._untold = False
+        except BlockingIOError:
+            self._untold = True
+        except OSError:  # nobody is there any more
+            return

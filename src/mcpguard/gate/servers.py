@@ -18,14 +18,16 @@ from typing import Any
 from mcpguard.catalogue import approved, starting
 from mcpguard.catalogue.server import STDIO, Server
 from mcpguard.events.mcp import Talk
-from mcpguard.gate import held, no_network
+from mcpguard.gate import no_network
 from mcpguard.gate.admission import Admission, Grants, Unvetted, forms_of
 from mcpguard.gate.conversation import Conversation
+from mcpguard.gate.held import Held
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.peers import path_of
 from mcpguard.gate.pins import Pins, of_approval
 from mcpguard.gate.relay import Judges
 from mcpguard.gate.remote import Remote
+from mcpguard.gate.words import may_write_by, words_of
 from mcpguard.mcp import classes, policy
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.model.event import Peer
@@ -37,9 +39,10 @@ STARTED_AGAIN = "what an earlier gate of the session, before the gate was starte
 class Servers:
     """Of one session."""
 
-    def __init__(self, facts: Mapping[str, Any], ledger: Ledger) -> None:
+    def __init__(self, facts: Mapping[str, Any], ledger: Ledger, held: Held | None = None) -> None:
         """
         Args:
+            held: where calls may wait for a person's word; None: none does.
             facts: `session`; `environment` of the agent; `workspace`; `mcp`, the rules as `Policy.mcp` has them; `servers`, a
                 list of the fields of `catalogue.server.Server`; `tables`, the policy's rules for files in base64, empty in
                 audit; `confined`, of `session.confinement`; `web`, where there are remote servers: `listener`, `token`, and
@@ -55,7 +58,8 @@ class Servers:
         self._taint = Taint({STARTED_AGAIN: None} if facts.get("again") and self._policy.untrusted else {})
         self._ledger = ledger
         tables = base64.b64decode(facts["tables"])
-        self._may_write = held.may_write_by(tables) if tables else None
+        self._may_write = may_write_by(tables) if tables else None
+        self._held = held or Held()
         remotes = facts["web"]["remotes"] if facts.get("web") else {}
         self._remotes = {key: Server(**{**one, "args": tuple(one["args"])}) for key, one in remotes.items()}
         self._judges: dict[str, Judge] = {}
@@ -79,7 +83,7 @@ class Servers:
             raise _no_program(found.command)
         environment = starting.start_environment(server, self._environment)
         cwd = starting.folder(server, self._environment, here)
-        words = held.words(name, found, str(cwd), environment, self._may_write)
+        words = words_of(name, found, str(cwd), environment, self._may_write)
         known = [code.path for code in found.code]
         forms = forms_of(found.found, words, environment.get("PATH", os.defpath), known)
         entry = next(one for one in catalogue.named(name) if one.digest == found.digest)
@@ -100,7 +104,10 @@ class Servers:
         resolve = functools.partial(_real_path, admission.cwd)
         judge = Judge(self._policy, name, admission.tools, admission.pins, self._taint, resolve)
         talk = Talk(self._session, name, "stdio", _peer(client), _peer(peer))
-        return Conversation(judge, talk, self._ledger, keep_pins=_keeper(admission.pins))
+        held = self._held
+        return Conversation(
+            judge, talk, self._ledger, keep_pins=_keeper(admission.pins), hold=held.hold, drop=held.drop
+        )
 
     def remote(self, key: str) -> Remote | None:
         """A remote server by its place in the address; the catalogue is asked each time."""
@@ -131,7 +138,8 @@ class Servers:
             tools = classes.of_package(found.origin if found is not None else "")
             judge = self._judges[key] = Judge(self._policy, server.name, tools, pins, self._taint, resolve)
         talk = Talk(self._session, server.name, transport)
-        return Conversation(judge, talk, ledger, keep_pins=_keeper(judge.pins))
+        hold, drop = self._held.hold_in_loop, self._held.drop
+        return Conversation(judge, talk, ledger, keep_pins=_keeper(judge.pins), hold=hold, drop=drop)
 
 
 def _keeper(pins: dict[str, str]) -> Callable[[], None] | None:
