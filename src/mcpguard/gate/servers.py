@@ -31,6 +31,7 @@ from mcpguard.gate.words import may_write_by, words_of
 from mcpguard.mcp import classes, policy
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.model.event import Peer
+from mcpguard.model.mcp import AfterTaint
 
 # Stands for all that an earlier gate may have let the session read.
 STARTED_AGAIN = "what an earlier gate of the session, before the gate was started again, let pass"
@@ -55,7 +56,8 @@ class Servers:
         self._policy = policy.load(json.loads(facts["mcp"]))
         self._confined: list[dict[str, Any]] = facts["confined"]
         # What an earlier gate of the session knew of it ended with that gate.
-        self._taint = Taint({STARTED_AGAIN: None} if facts.get("again") and self._policy.untrusted else {})
+        forgot = facts.get("again") and self._policy.after_taint is not AfterTaint.ALLOW
+        self._taint = Taint({STARTED_AGAIN: None} if forgot else {})
         self._ledger = ledger
         tables = base64.b64decode(facts["tables"])
         self._may_write = may_write_by(tables) if tables else None
