@@ -29,6 +29,7 @@ from mcpguard.gate.remote import Remote
 from mcpguard.mcp import classes, policy
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.model.event import Peer
+from mcpguard.model.mcp import AfterTaint
 
 # Stands for all that an earlier gate may have let the session read.
 STARTED_AGAIN = "what an earlier gate of the session, before the gate was started again, let pass"
@@ -53,7 +54,8 @@ class Servers:
         self._policy = policy.load(json.loads(facts["mcp"]))
         self._confined: list[dict[str, Any]] = facts["confined"]
         # What an earlier gate of the session knew of it ended with that gate.
-        self._taint = Taint({STARTED_AGAIN: None} if facts.get("again") and self._policy.untrusted else {})
+        forgot = facts.get("again") and self._policy.after_taint is not AfterTaint.ALLOW
+        self._taint = Taint({STARTED_AGAIN: None} if forgot else {})
         self._ledger = ledger
         self._held = held or Held()
         remotes = facts["web"]["remotes"] if facts.get("web") else {}
