@@ -17,11 +17,12 @@ import pytest
 from harness import Sandbox, need_root, sandbox
 from puppet import puppet
 
+from mcpguard.errors import HostError
 from mcpguard.kernel import privileges
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.profile.amend import Addition
 from mcpguard.session import control
-from mcpguard.session.approve import Outcome, Question, Scope, Watch, address, approve, leave
+from mcpguard.session.approve import HeldCall, Outcome, Question, Scope, Watch, address, approve, decide, leave
 
 pytestmark = pytest.mark.kernel
 
@@ -111,6 +112,32 @@ class Holds:
         self.left.append(name)
 
 
+class Calls:
+    """Holds a call of a tool."""
+
+    def __init__(self) -> None:
+        held, self.tells = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        held.setblocking(False)
+        self.held: socket.socket | None = held
+        self.answers: list[tuple[str, str]] = []
+        self.watchers: list[bool] = []
+
+    def watched(self, watched: bool) -> None:
+        self.watchers.append(watched)
+
+    def answer(self, call: str, answer: str, who: str) -> None:
+        self.answers.append((call, answer))
+
+
+@pytest.fixture
+def calls() -> Iterator[Calls]:
+    made = Calls()
+    yield made
+    made.tells.close()
+    if made.held is not None:
+        made.held.close()
+
+
 @pytest.fixture
 def holds() -> Iterator[Holds]:
     made = Holds()
@@ -121,11 +148,11 @@ def holds() -> Iterator[Holds]:
 
 
 @pytest.fixture
-def decides(holds: Holds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decides]:
+def decides(holds: Holds, calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decides]:
     """A socket as a session has it, with nothing between it and the tree but its own look at who asks."""
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
     made, stop = Decides(), os.eventfd(0)
-    thread = threading.Thread(target=control.serve, args=(SESSION, stop, lambda: made, holds))
+    thread = threading.Thread(target=control.serve, args=(SESSION, stop, lambda: made, holds, calls))
     thread.start()
     path = control.control_directory() / SESSION
     while not path.exists():
@@ -372,16 +399,45 @@ def test_a_name_is_left_refused_from_outside_and_not_from_a_leaf(decides: Decide
     assert holds.left == ["a.test"]
 
 
+HELD = HeldCall("0123456789", "s", "stdio", "write", "{}", "write", "because", 7, "agent", 5)
+
+
+def test_a_held_call_is_answered_from_outside_and_not_from_a_leaf(
+    decides: Decides, holds: Holds, calls: Calls, leaf: Leaf
+) -> None:
+    watch = Watch(SESSION)
+    until(lambda: calls.watchers == holds.watchers == [True])
+    calls.tells.send(json.dumps({"calls": [{name: getattr(HELD, name) for name in HeldCall.__slots__}]}).encode())
+    until(lambda: watch.news() is not None and watch.calls == [HELD])
+
+    def inside() -> bool:
+        decide(SESSION, HELD.call, "once")
+        return True
+
+    assert not within(leaf, inside)
+    until(lambda: len(decides.intruders) == 1)
+    assert calls.answers == []
+    for word in ("profile", "", "yes"):
+        with pytest.raises(HostError, match="could not read"):
+            decide(SESSION, HELD.call, word)
+    with pytest.raises(HostError, match="does not wait"):
+        decide(SESSION, "another", "once")
+    decide(SESSION, HELD.call, "once")
+    assert calls.answers == [(HELD.call, "once")]
+    watch.close()
+    until(lambda: calls.watchers == holds.watchers == [True, False])
+
+
 def test_nobody_of_a_leaf_watches(decides: Decides, holds: Holds, leaf: Leaf) -> None:
     assert not within(leaf, lambda: heard(Watch(SESSION)) == [])
     assert holds.watchers == [] and len(decides.intruders) == 1
 
 
-def test_a_session_that_does_not_ask_is_not_watched(decides: Decides, holds: Holds) -> None:
+def test_a_session_that_does_not_ask_is_not_watched(decides: Decides, holds: Holds, calls: Calls) -> None:
     with connected() as line:
         assert holds.held is not None
         holds.held.close()
-        holds.held = None
+        holds.held = calls.held = None
         line.send(json.dumps({"version": 1, "watch": True, "nonce": json.loads(line.recv(1 << 16))["nonce"]}).encode())
         assert "--ask" in json.loads(line.recv(1 << 16))["error"][1]
     assert holds.watchers == [] and ask().now

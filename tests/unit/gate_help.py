@@ -25,6 +25,7 @@ from mcpguard.events.query import Filter, events
 from mcpguard.events.store import Store
 from mcpguard.gate.admission import Admission, forms_of
 from mcpguard.gate.conversation import Conversation
+from mcpguard.gate.held import Held
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.peers import leaf_of
 from mcpguard.gate.pins import Pins
@@ -66,6 +67,11 @@ class World:
     Attributes:
         refused: names of servers that may not start.
         admitted: what was started, by name, instead of what the shim asked for.
+        taint: what the session has read.
+        classes: of tools, as `classes.of_package` has them.
+        held: calls that wait for a person.
+        told: packets with all that are held.
+        news: a pipe to the gate, as the session has it.
     """
 
     address: str
@@ -77,6 +83,28 @@ class World:
     pins: Path = Path("/nowhere")
     admitted: dict[str, Admission] = field(default_factory=dict)
     ledger: Ledger | None = None
+    taint: Taint = field(default_factory=lambda: Taint({}))
+    classes: dict[str, Any] = field(default_factory=dict)
+    held: Held = field(default_factory=Held)
+    told: socket.socket | None = None
+    news: int = -1
+
+    def tell(self, **news: Any) -> None:
+        """What the session says to its gate; whether somebody watches is known there when this returns."""
+        os.write(self.news, json.dumps(news).encode() + b"\n")
+        until = time.monotonic() + 60
+        while self.held.watched is not news.get("watched", self.held.watched):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    def waits(self) -> dict[str, Any]:
+        """The first call that is held."""
+        assert self.told is not None
+        self.told.settimeout(60)
+        while not (calls := json.loads(self.told.recv(1 << 16))["calls"]):
+            pass
+        found: dict[str, Any] = calls[0]
+        return found
 
     def admit(self, name: str, argv: list[str], pid: int) -> Admission:
         if name in self.refused:
@@ -95,8 +123,10 @@ class World:
 
     def judge(self, name: str, admission: Admission, peer: int, client: int) -> Conversation:
         assert self.ledger is not None
-        judge = Judge(self.policy, name, {}, admission.pins, Taint({}), os.path.realpath)
-        return Conversation(judge, Talk(self.session, name, "stdio"), self.ledger, keep_pins=_keeper(admission.pins))
+        judge = Judge(self.policy, name, self.classes, admission.pins, self.taint, os.path.realpath)
+        pins = _keeper(admission.pins)
+        talk = Talk(self.session, name, "stdio")
+        return Conversation(judge, talk, self.ledger, keep_pins=pins, hold=self.held.hold, drop=self.held.drop)
 
     def start(self, name: str, argv: Sequence[str], **more: Any) -> subprocess.Popen[bytes]:
         """What an agent does: start the shim of a server."""
@@ -132,9 +162,11 @@ def gate(folder: Path, *, leaf: str | None = None) -> Iterator[World]:
     listener.listen(64)
     reader, writer = os.pipe()
     own = Store.open(folder / "events.db")
+    told, line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     world = World(address, store, session, given, policy, pins=folder / "pins.json", ledger=Ledger(own, session))
+    world.held, world.told, world.news = Held(line), told, writer
     assert world.ledger is not None
-    serving = Gate(session, leaf or leaf_of(os.getpid()), listener, world, world.ledger)
+    serving = Gate(session, leaf or leaf_of(os.getpid()), listener, world, world.ledger, held=world.held)
     thread = threading.Thread(target=serving.serve, args=(reader,), daemon=True)
     thread.start()
     try:
@@ -144,7 +176,8 @@ def gate(folder: Path, *, leaf: str | None = None) -> Iterator[World]:
         thread.join(10)
         assert not thread.is_alive(), "the gate did not end"
         os.close(reader)
-        listener.close()
+        for one in (listener, told, line):
+            one.close()
         own.close()
         store.close()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
 import pytest
 
-from mcpguard.events.hostpath import Caller, resolve
+from mcpguard.events.hostpath import Caller, Folders, resolve
 
 ME = Caller(os.getpid(), os.getpid())
 DEAD = Caller(4_194_304, 4_194_304, "/dead/cwd")
@@ -100,3 +101,35 @@ def test_a_pipe_is_no_path() -> None:
 
 def test_a_name_with_a_nul_does_no_harm() -> None:
     assert resolve("/", "/usr/a\0b", ME, follow=True) == "/usr/a\0b"
+
+
+def test_many_paths_of_one_moment_are_resolved_as_each_by_itself(tree: Path) -> None:
+    (tree / "process").symlink_to("/proc/self")
+    (tree / "elsewhere").symlink_to("/usr/bin")
+    names = [
+        "real/file",
+        "link",
+        "absolute/file",
+        "absolute/",
+        "absolute/.",
+        "absolute/..",
+        "loop",
+        "loop/file",
+        "none",
+    ]
+    names += ["elsewhere/../lib/x", "process/cwd/x", "process/root/etc", "/proc/self/fd/0", "/x", "/", "", "..", "//x"]
+    others = [Caller(4_194_303, 4_194_303, "/other/cwd")]
+    folders = Folders()
+    for name, caller, follow, _again in itertools.product(names, [ME, DEAD, *others], (True, False), range(2)):
+        alone = resolve(str(tree), name, caller, follow=follow)
+        assert folders.resolve(str(tree), name, caller, follow=follow) == alone, (name, caller, follow)
+
+
+def test_a_folder_is_read_again_when_it_is_told_to(tree: Path) -> None:
+    folders = Folders()
+    assert folders.resolve(str(tree), "absolute/new", ME, follow=False) == f"{tree}/real/new"
+    (tree / "absolute").unlink()
+    (tree / "absolute").symlink_to("/usr")
+    assert folders.resolve(str(tree), "absolute/new", ME, follow=False) == f"{tree}/real/new"
+    folders.forget()
+    assert folders.resolve(str(tree), "absolute/new", ME, follow=False) == "/usr/new"

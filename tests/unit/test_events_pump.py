@@ -103,6 +103,18 @@ def test_a_denial_reaches_the_store_while_the_run_goes_on(bench: Bench) -> None:
         eventually(lambda: len(bench.events()) == 1, setup.denials.drained)
 
 
+def test_a_denial_does_not_wait_for_activity_to_gather(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "GATHER_MS", 3_600_000)
+    setup = Setup(bench, [DENIED, opened("/ws/a")])
+    with started(setup):
+        setup.activity.put(b"1")
+        eventually(lambda: setup.activity.unread() == 0, setup.activity.drained)
+        setup.denials.put(b"0")
+        eventually(lambda: any(e.verdict is Verdict.DENY for e in bench.events()), setup.denials.drained)
+        setup.activity.put(b"1")
+    assert sum(event.count for event in bench.events() if event.op == "open" and event.verdict is Verdict.ALLOW) == 2
+
+
 def test_records_of_all_rings_are_taken_in_the_order_of_time(bench: Bench) -> None:
     start = executed(1001, "/bin/cat", "cat", when_ns=101 * SECOND)
     setup = Setup(bench, [DENIED, start])

@@ -342,3 +342,41 @@ def test_an_old_server_cannot_send_messages_elsewhere(tmp_path: Path) -> None:
         status, text, _ = ask(way, None, method="GET")
         assert (status, text) == (200, "")
         assert asyncio.run(fetch("POST", f"{way.url}/guess", HEADERS, CALL))[0] == 404
+
+
+def test_a_call_that_needs_a_word_waits_for_it_and_is_dropped_when_its_client_hangs_up(tmp_path: Path) -> None:
+    far = Far()
+    classes = "classes: {untrusted: [far/look], write: [far/echo]}"
+    rules = f'{{allow: ["*"], {classes}, flow: {{untrusted: ["*/@untrusted"], then: ask}}}}'
+
+    def waiting() -> list[dict[str, Any]]:
+        way.told.settimeout(60)
+        found: list[dict[str, Any]] = json.loads(way.told.recv(1 << 16))["calls"]
+        return found
+
+    with upstream(far.handle) as address:
+        way = Way(tmp_path, address, rules)
+        ask(way, message("tools/call", name="look", arguments={}))
+        assert "nobody watches" in ask(way, CALL)[1] and len(far.asked) == 1
+        way.held.hear({"watched": True})
+        for answer, word in (("once", "ok"), ("refused", "refused in watch")):
+            answers: list[str] = []
+            call = message("tools/call", name="echo", arguments={"for": answer})
+            thread = threading.Thread(target=lambda call=call, got=answers: got.append(ask(way, call)[1]))
+            thread.start()
+            (held,) = waiting()
+            way.held.hear({"call": held["call"], "answer": answer, "who": "watch[7]"})
+            thread.join(60)
+            assert word in answers[0] and waiting() == []
+        assert len(far.asked) == 2
+
+        async def hang_up() -> None:
+            headers = HEADERS | ACCEPT | {"Content-Type": "application/json"}
+            async with aiohttp.ClientSession() as session:
+                asked = asyncio.create_task(session.post(way.url, headers=headers, data=json.dumps(CALL)))
+                assert len(await asyncio.to_thread(waiting)) == 1
+                asked.cancel()
+
+        asyncio.run(hang_up())
+        assert waiting() == []
+    assert len(far.asked) == 2

@@ -18,6 +18,7 @@ from mcpguard.events import query
 from mcpguard.events.mcp import Talk
 from mcpguard.events.store import Store
 from mcpguard.gate.conversation import Conversation
+from mcpguard.gate.held import Held
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.remote import Remote
 from mcpguard.gate.web import Web
@@ -48,6 +49,8 @@ class Way:
         self._rules = compile_rules(parse(f"name: x\nmcp: {rules}\n", "x", name="x").profile.mcp, VARIABLES)
         self._taint = Taint({})
         self._pins: dict[str, str] = {}
+        self.told, line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.held = Held(line)
         self._ledger: Ledger | None = None
         socket_ = listener()
         self.url = f"http://127.0.0.1:{socket_.getsockname()[1]}/far"
@@ -61,7 +64,8 @@ class Way:
     def _open(self, name: str, transport: str) -> Conversation:
         assert self._ledger is not None
         judge = Judge(self._rules, name, {}, self._pins, self._taint, lambda path: path)
-        return Conversation(judge, Talk("s", name, transport), self._ledger)
+        hold, drop = self.held.hold_in_loop, self.held.drop
+        return Conversation(judge, Talk("s", name, transport), self._ledger, hold=hold, drop=drop)
 
     def events(self) -> list[Event]:
         """What is on record; what was only noted is not yet there."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from mcpguard.events import permissions
 from mcpguard.events.finding import BELOW, LISTED, NOT_STOPPED, NOT_THERE, QUIET, UNEXPLAINED, Finding, system_rule
 from mcpguard.events.habits import EVERY_PROCESS, habit, looks_at_all_processes
-from mcpguard.events.hostpath import Caller, resolve
+from mcpguard.events.hostpath import Caller, Folders, resolve
 from mcpguard.events.interpreter import interpreters
 from mcpguard.events.judge import Judge, Refusal, answer
 from mcpguard.events.links import Links
@@ -26,7 +26,6 @@ from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Kind
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
-from mcpguard.policy.automaton import Decision
 from mcpguard.wire.records import OUTSIDER, FileRecord, OpenRecord, PathCallRecord
 
 # Errors that a sandbox makes; every other one is the file system's own answer.
@@ -57,6 +56,11 @@ class Attributor:
         self._processes = processes
         self._links = Links()
         self._places = MountedPlaces()
+        self._folders = Folders()
+
+    def look_again(self) -> None:
+        """What comes now was made later than all before: folders may have changed meanwhile."""
+        self._folders.forget()
 
     def follow(self, policy: Policy, judge: Judge) -> None:
         """Judge by another policy from now on."""
@@ -72,10 +76,10 @@ class Attributor:
         foreign = self._foreign(record)
         if foreign is not None:
             return foreign
-        path = resolve(record.base, record.path, caller, follow=record.follow)
+        path = self._folders.resolve(record.base, record.path, caller, follow=record.follow)
         target = None
         if record.path2 is not None and record.op != "symlink":
-            target = resolve(record.base2 or record.base, record.path2, caller, follow=False)
+            target = self._folders.resolve(record.base2 or record.base, record.path2, caller, follow=False)
         refusal = self._judge.refusal(record.op, record.access, path, target)
         if record.result == 0:
             self._remember(record, path, target)
@@ -138,7 +142,7 @@ class Attributor:
         if record.kind in ("memfd", "other") or not record.path.startswith("/"):
             return Finding(Kind.FILE, _op_of(record), Verdict.ALLOW, _word(access), record.path)
         decision = self._judge.decide(record.path)
-        refused, rule = _answer(decision, access)
+        refused, rule = answer(decision, access)
         op = _op_of(record)
         if not refused:
             return Finding(Kind.FILE, op, Verdict.ALLOW, _word(access), record.path, None, self._origin(rule))
@@ -183,7 +187,7 @@ class Attributor:
         kind = Kind.EXEC if record.op == "exec" else Kind.FILE
         if refusal is None:
             rule = self._origin(self._judge.rule_for(target or path, record.access))
-            return Finding(kind, record.op, Verdict.ALLOW, record.access.word or None, path, target, rule)
+            return Finding(kind, record.op, Verdict.ALLOW, _word(record.access), path, target, rule)
         detail = None if self._policy.audit else _not_stopped(record.op, True)
         rule = self._origin(refusal.rule)
         return Finding(kind, record.op, Verdict.AUDIT, refusal.access.word, path, target, rule, detail)
@@ -282,12 +286,6 @@ class Attributor:
 
 def _op_of(record: OpenRecord) -> str:
     return "create" if record.created else "open"
-
-
-# Opens are most of all records, and few decisions and accesses are behind them: work on flags is done once for each.
-@lru_cache(maxsize=4_096)
-def _answer(decision: Decision, access: Access) -> tuple[Access, int | None]:
-    return answer(decision, access)
 
 
 @lru_cache(maxsize=8)

@@ -7,14 +7,15 @@ only).
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 from mcpguard.model.values import dataclass
 
 MAX_LINKS = 40
+MAX_FOLDERS = 8_192
 _PROC = re.compile(r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<link>root|cwd|exe|fd/\d+)")
 
 
@@ -71,6 +72,42 @@ def resolve(
     return "/" + "/".join(done)
 
 
+class Folders:
+    """Resolves many paths of one moment: each folder is read once, as of most paths only the last name is new.
+
+    What it knows is of the moment when it was read. `forget` before records that were made later.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def forget(self) -> None:
+        self._known.clear()
+
+    def resolve(self, base: str, path: str, caller: Caller, *, follow: bool) -> str:
+        """The same as the function `resolve`."""
+        text = path if path.startswith("/") else f"{base}/{path}" if path else base
+        folder, _, name = text.rpartition("/")
+        if name in ("", ".", ".."):
+            return resolve(base, path, caller, follow=follow)
+        known = self._known.get(folder)
+        if known is None:
+            known, own = self._read(folder, caller)
+            if own:
+                return resolve(base, path, caller, follow=follow)
+        here = f"{known}/{name}"
+        return here if not follow or _target(here, caller) is None else resolve(base, path, caller, follow=follow)
+
+    def _read(self, folder: str, caller: Caller) -> tuple[str, bool]:
+        """What a folder is, and whether it is that to this caller only: the way to it leads through /proc."""
+        asked: list[str] = []
+        known = resolve(folder, "", caller, follow=True, was=asked.append).rstrip("/")
+        own = any(f"{name}/".startswith("/proc/") for name in asked)
+        if not own and len(self._known) < MAX_FOLDERS:
+            self._known[folder] = known
+        return known, own
+
+
 def _target(path: str, caller: Caller) -> str | None:
     """What the link at `path` points to; None: it is none, or it cannot be read."""
     if path == "/proc/self":
@@ -81,7 +118,7 @@ def _target(path: str, caller: Caller) -> str | None:
     if found and found["link"] == "root":
         return "/"
     try:
-        target = str(Path(path).readlink())
+        target = os.readlink(path)  # noqa: PTH115 - asked for every folder of every change
     except (OSError, ValueError):
         own = found and found["link"] == "cwd" and int(found["pid"]) == caller.pid
         return caller.cwd or None if own else None

@@ -103,6 +103,8 @@ class Judge:
         return Refusal(path, Access.WRITE, rule, below=True)
 
 
+# Few decisions and accesses are behind many paths: work on flags is done once for each.
+@lru_cache(maxsize=4_096)
 def answer(decision: Decision, access: Access) -> tuple[Access, int | None]:
     """(the part of `access` that is refused, the rule that decides, whatever it decides)."""
     refused = access & ~decision.allowed

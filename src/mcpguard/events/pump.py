@@ -10,7 +10,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from mcpguard.errors import KernelError
@@ -18,6 +18,8 @@ from mcpguard.events.recorder import Recorder
 from mcpguard.wire.records import Record
 
 WAKE_MS = 250
+# Activity may gather for so long: the tree is not interrupted for each record, and many cost less at once. Denials do not wait.
+GATHER_MS = 20
 # The last drain may take as long as it moves on. When nothing moves for so long, a disk or a network file system hangs.
 STALLED_S = 60.0
 LOOK_S = 1.0
@@ -57,6 +59,13 @@ def _emptied(ring: Ring) -> Iterator[bytes]:
             return
 
 
+def _poll(descriptors: Iterable[int]) -> select.poll:
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return poll
+
+
 class Pump:
     """Moves records from rings to a recorder until `stop`.
 
@@ -67,8 +76,9 @@ class Pump:
     def __init__(self, rings: Mapping[str, tuple[Ring, Decode]], recorder: Recorder) -> None:
         """
         Args:
-            rings: name -> ring, and what makes records of its bytes. Name the ring of denials first: what is in it is drained
-                before the activity that explains it, so a process is known by the time its denial is judged.
+            rings: name -> ring, and what makes records of its bytes. Name the ring of denials first: it is never left waiting,
+                and what is in it is drained before the activity that explains it, so a process is known by the time its
+                denial is judged.
         """
         self.failure: Exception | None = None
         self._rings = dict(rings)
@@ -109,14 +119,14 @@ class Pump:
         return self._drained, self._recorder.taken
 
     def _run(self) -> None:
-        poll = select.poll()
-        for descriptor in (self._stop, *(ring.fileno() for ring, _ in self._rings.values())):
-            poll.register(descriptor, select.POLLIN)
+        descriptors = [self._stop, *(ring.fileno() for ring, _ in self._rings.values())]
+        anything, urgent = _poll(descriptors), _poll(descriptors[:2])
         stopping = False
         while not stopping:
-            ready = poll.poll(WAKE_MS)
+            ready = anything.poll(WAKE_MS)
+            if self._guard(self._step):
+                ready += urgent.poll(GATHER_MS)
             stopping = any(descriptor == self._stop for descriptor, _ in ready)
-            self._guard(self._step)
         # A ring hands out a bounded batch at a time; what a leftover process goes on writing ends with the bound.
         for _ in range(LAST_ROUNDS):
             if not self._guard(self._step):

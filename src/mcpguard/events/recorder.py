@@ -132,6 +132,7 @@ class Recorder:
             lost: name of a ring -> records that it dropped meanwhile; None: they are summed up from the records.
         """
         now_ns = self._clock.monotonic_ns()
+        self._translator.begin_batch()
         for record in records:
             self.taken += 1
             try:

@@ -87,6 +87,10 @@ class Translator:
         """
         self._coming.append((since_ns, policy))
 
+    def begin_batch(self) -> None:
+        """What comes now was made later than all before."""
+        self._attributor.look_again()
+
     def event(self, record: Record) -> Event | None:
         """The event of a record; None: the kernel refused by ordinary permissions or for an ordinary reason."""
         while self._coming and record.head.when_ns >= self._coming[0][0]:

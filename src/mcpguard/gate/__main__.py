@@ -24,7 +24,9 @@ if __name__ == "__main__" and sys.flags.ignore_environment:
         sys.path.insert(0, _root)
 
 from mcpguard.events.store import Store
+from mcpguard.gate.held import Held
 from mcpguard.gate.ledger import Ledger
+from mcpguard.gate.line import HEARD
 from mcpguard.gate.servers import Servers
 from mcpguard.gate.serving import Gate
 
@@ -34,15 +36,16 @@ _STANDARD_INPUT = 0
 _MOST_DESCRIPTORS = 1 << 16
 
 
-def _read_line() -> bytes:
-    """One line, and not a byte of what comes after it."""
+def _read_line() -> tuple[bytes, bytes]:
+    """One line, and what came behind it; empty when there was none."""
     found = bytearray()
-    while not found.endswith(b"\n"):
+    while b"\n" not in found:
         more = os.read(_STANDARD_INPUT, 1 << 16)
         if not more:
-            return b""
+            return b"", b""
         found += more
-    return bytes(found)
+    line, _, rest = bytes(found).partition(b"\n")
+    return line, rest
 
 
 def _tell_ends(ends: Sequence[int], served: bool) -> None:
@@ -51,6 +54,11 @@ def _tell_ends(ends: Sequence[int], served: bool) -> None:
     line = json.dumps([served, [[state.st_dev, state.st_ino] for state in states]]).encode() + b"\n"
     with contextlib.suppress(OSError):
         os.write(_STANDARD_OUTPUT, line)
+
+
+def _say_heard() -> None:
+    with contextlib.suppress(OSError):
+        os.write(_STANDARD_OUTPUT, HEARD + b"\n")
 
 
 def _raise_limit() -> None:
@@ -64,17 +72,20 @@ def _raise_limit() -> None:
 def main() -> None:
     """Serve until standard input ends."""
     _raise_limit()
-    line = _read_line()
+    line, rest = _read_line()
     if not line:
         return
     facts: dict[str, Any] = json.loads(line)
     os.set_blocking(_STANDARD_OUTPUT, False)
     ledger = Ledger(Store.open(create=False), facts["session"])
     listener = socket.socket(fileno=facts["listener"])
-    servers = Servers(facts, ledger)
+    held = Held(socket.socket(fileno=facts["held"]) if facts["held"] >= 0 else None)
+    held.hear({"watched": facts["watched"]})
+    servers = Servers(facts, ledger, held)
     if facts.get("web"):
         threading.Thread(target=_serve_remotes, args=(facts, servers), name="web", daemon=True).start()
-    Gate(facts["session"], facts["leaf"], listener, servers, ledger, _tell_ends).serve(_STANDARD_INPUT)
+    gate = Gate(facts["session"], facts["leaf"], listener, servers, ledger, _tell_ends, held, _say_heard)
+    gate.serve(_STANDARD_INPUT, rest)
 
 
 def _serve_remotes(facts: dict[str, Any], servers: Servers) -> None:

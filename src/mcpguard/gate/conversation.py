@@ -11,21 +11,26 @@ from collections.abc import Callable
 
 from mcpguard.errors import HostError, StoreError
 from mcpguard.events.mcp import Talk, call_id
+from mcpguard.gate.held import ONCE, SESSION, Decided
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.relay import CLIENT, SERVER
 from mcpguard.mcp import messages
 from mcpguard.mcp.judge import Judge, Judgement, refusal
 from mcpguard.mcp.messages import Kind, Message, NotCanonical
 from mcpguard.mcp.pairs import Pairs, Waiting
+from mcpguard.mcp.policy import UNKNOWN
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event
 from mcpguard.model.mcp import McpKind
+from mcpguard.model.values import replace
 
 # Requests of one side that may wait for their answers.
 MOST_REQUESTS = 4096
 _NAMES = ("client", "server")
 _NO_ANSWER = "nobody asked for this answer"
 _Passage = tuple[bytes | None, bytes | None]
+_Later = Callable[[bytes | None, bytes | None], None]
+_Hold = Callable[[Event, str, Decided], str]
 
 
 class Conversation:
@@ -38,11 +43,18 @@ class Conversation:
         ledger: Ledger,
         now_ns: Callable[[], int] = time.time_ns,
         keep_pins: Callable[[], None] | None = None,
+        hold: _Hold | None = None,
+        drop: Callable[[str], None] = lambda _call: None,
     ) -> None:
         """
         Args:
             keep_pins: writes down what the judge has pinned; raises HostError.
+            hold, drop: as `held.Held` has them; None: nobody can be asked.
         """
+        self._hold = hold
+        self._drop = drop
+        # Requests that wait for a person's word: the server does not know of them, so it cannot answer them.
+        self._held: dict[tuple[type, str | int | None], tuple[Message, str]] = {}
         self._judge = judge
         self._keep_pins = keep_pins
         self._talk = talk
@@ -50,8 +62,12 @@ class Conversation:
         self._now_ns = now_ns
         self._asked = (Pairs(MOST_REQUESTS), Pairs(MOST_REQUESTS))
 
-    def take(self, side: int, line: bytes) -> _Passage:
-        """What goes on to the other side, and what goes back."""
+    def take(self, side: int, line: bytes, later: _Later | None = None) -> _Passage:
+        """What goes on to the other side, and what goes back.
+
+        Args:
+            later: called once with what this would return, for a request of the client that is held: then this returns neither.
+        """
         try:
             message = messages.read(line)
         except NotCanonical as bad:
@@ -61,16 +77,66 @@ class Conversation:
         judged = self._judge.from_client(message) if side == CLIENT else self._judge.from_server(message)
         if message.kind is Kind.NOTIFICATION:
             return self._notification(side, message, judged), None
-        return self._request(side, message, judged)
+        if judged.ask and later is not None:
+            why = self._ask(message, judged, later)
+            if not why:
+                return None, None
+            judged = replace(judged, reason=f"{judged.reason}; {why}")
+        return self._request(side, message, judged, call_id())
+
+    def end(self) -> None:
+        """Whoever asked is gone: what is held is not decided any more."""
+        for message, call in list(self._held.values()):
+            self._give_up(message, call, "its connection has ended")
+
+    def let_go(self, id: str | int | None) -> None:
+        """Nobody waits for the answer to this request any more, if it is held."""
+        if (held := self._held.get((type(id), id))) is not None:
+            self._give_up(*held, "nobody waits for it any more")
 
     def broken(self, side: int, why: str) -> None:
         """The connection ends, for what comes from there cannot be judged."""
         self._ledger.note(self._refused(side, "", f"the connection was ended: {why}"[:300]))
 
-    def _request(self, side: int, message: Message, judged: Judgement) -> _Passage:
+    def _ask(self, message: Message, judged: Judgement, later: _Later) -> str:
+        """Hold a request for a person's word; why not, or nothing."""
+        if self._hold is None:
+            return "nobody can be asked"
+        key = (type(message.id), message.id)
+        if key in self._held or self._asked[CLIENT].waits(message):
+            return "its id waits for an answer already"
         call = call_id()
+
+        def decided(answer: str, words: str) -> None:
+            if self._held.get(key) == (message, call):
+                del self._held[key]
+                later(*self._decided(message, call, answer, words))
+
+        self._held[key] = message, call
+        why = self._hold(self._event(CLIENT, message, judged, call), judged.reason, decided)
+        if why:
+            del self._held[key]
+        return why
+
+    def _decided(self, message: Message, call: str, answer: str, words: str) -> _Passage:
+        """Judged anew: since then, what it names may have become something else."""
+        if answer == SESSION:
+            self._judge.approve(str(message.params.get("name")))
+        judged = self._judge.from_client(message, approved=answer in (ONCE, SESSION))
+        reason = words if judged.allowed else f"{judged.reason}; {words}"
+        return self._request(CLIENT, message, replace(judged, reason=reason), call)
+
+    def _give_up(self, message: Message, call: str, why: str) -> None:
+        del self._held[type(message.id), message.id]
+        self._drop(call)
+        self._ledger.note(self._event(CLIENT, message, _denied(message, why), call))
+
+    def _request(self, side: int, message: Message, judged: Judgement, call: str) -> _Passage:
         event = self._event(side, message, judged, call)
-        if judged.allowed and not self._asked[side].ask(message, 0.0, event):
+        if judged.allowed and (
+            (side == CLIENT and (type(message.id), message.id) in self._held)
+            or not self._asked[side].ask(message, 0.0, event)
+        ):
             judged = _denied(message, "its id waits for an answer already, or too many do")
             event = self._event(side, message, judged, call)
         try:
@@ -85,6 +151,11 @@ class Conversation:
         # A request that is cancelled may still be answered: its id stays taken until then, so that what is answered late is
         # judged as an answer to it and not to whatever was asked under the same id.
         self._ledger.note(self._event(side, message, judged, None))
+        if side == CLIENT and message.method == "notifications/cancelled":
+            cancelled = message.params.get("requestId")
+            if isinstance(cancelled, str | int) and (type(cancelled), cancelled) in self._held:
+                self.let_go(cancelled)
+                return None
         return message.raw if judged.allowed else None
 
     def _response(self, side: int, message: Message) -> bytes | None:
@@ -140,6 +211,7 @@ class Conversation:
             message.params,
             id=message.id,
             call=call,
+            classes=judged.classes - {UNKNOWN},
             verdict=judged.verdict,
             rule=judged.origin,
             detail=judged.reason or None,

@@ -15,6 +15,8 @@ VERSION = 1
 MOST_BYTES = 1 << 17
 MOST_ARGUMENTS = 256
 LONGEST_NAME = 128
+# What the gate says to its session when it has heard the news.
+HEARD = b"heard"
 # Where the agent's environment tells the shim to ask; nothing trusts it.
 SOCKET_VARIABLE = "MCPGUARD_GATE"
 # As for a program that may not be executed.

@@ -10,6 +10,7 @@ writes to it, as a pipe would.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -25,11 +26,18 @@ MOST_WAITING = 1 << 20
 _IN, _OUT, _GONE = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
 
 
+Later = Callable[[bytes | None, bytes | None], None]
+
+
 class Judges(Protocol):
     """What a conversation says to each line."""
 
-    def take(self, side: int, line: bytes) -> tuple[bytes | None, bytes | None]:
-        """What goes on to the other side, and what goes back to whoever sent it."""
+    def take(self, side: int, line: bytes, later: Later) -> tuple[bytes | None, bytes | None]:
+        """What goes on to the other side, and what goes back to whoever sent it; for what is decided later neither."""
+        ...
+
+    def end(self) -> None:
+        """The connection has ended; nothing is decided any more."""
         ...
 
     def broken(self, side: int, why: str) -> None:
@@ -166,11 +174,7 @@ class Relay:
             self._read(side)
         else:
             self._write(side, events)
-        for each in (CLIENT, SERVER):
-            self._adjust(each)
-        if not any(self._inlets) and not any(self._outlets):
-            self._over = True
-            self._ended(self)
+        self._settle()
 
     def end(self) -> None:
         """Close everything now."""
@@ -179,8 +183,28 @@ class Relay:
         for side in (CLIENT, SERVER):
             self._close_inlet(side)
             self._close_outlet(side)
+        self._close()
+
+    def _settle(self) -> None:
+        for each in (CLIENT, SERVER):
+            self._adjust(each)
+        if not any(self._inlets) and not any(self._outlets):
+            self._close()
+
+    def _close(self) -> None:
         self._over = True
+        self._judges.end()
         self._ended(self)
+
+    def _say_later(self, side: int, onward: bytes | None, back: bytes | None) -> None:
+        """What was decided on a line that came from `side` a while ago."""
+        if self._over:
+            return
+        try:
+            self._pass(side, onward, back)
+            self._settle()
+        except OSError:
+            self.end()
 
     def _read(self, side: int) -> None:
         inlet = self._inlets[side]
@@ -193,7 +217,7 @@ class Relay:
             return
         try:
             for line in self._lines[side].feed(data):
-                self._pass(side, *self._judges.take(side, line))
+                self._pass(side, *self._judges.take(side, line, functools.partial(self._say_later, side)))
         except TooLong as error:
             self._judges.broken(side, str(error))
             self.end()

@@ -20,6 +20,7 @@ from mcpguard.events.mcp import Talk
 from mcpguard.gate import no_network
 from mcpguard.gate.admission import Admission, Grants, Unvetted, forms_of
 from mcpguard.gate.conversation import Conversation
+from mcpguard.gate.held import Held
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.peers import path_of
 from mcpguard.gate.pins import Pins, of_approval
@@ -28,6 +29,7 @@ from mcpguard.gate.remote import Remote
 from mcpguard.mcp import classes, policy
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.model.event import Peer
+from mcpguard.model.mcp import AfterTaint
 
 # Stands for all that an earlier gate may have let the session read.
 STARTED_AGAIN = "what an earlier gate of the session, before the gate was started again, let pass"
@@ -36,9 +38,10 @@ STARTED_AGAIN = "what an earlier gate of the session, before the gate was starte
 class Servers:
     """Of one session."""
 
-    def __init__(self, facts: Mapping[str, Any], ledger: Ledger) -> None:
+    def __init__(self, facts: Mapping[str, Any], ledger: Ledger, held: Held | None = None) -> None:
         """
         Args:
+            held: where calls may wait for a person's word; None: none does.
             facts: `session`; `environment` of the agent; `workspace`; `mcp`, the rules as `Policy.mcp` has them; `servers`, a
                 list of the fields of `catalogue.server.Server`; `confined`, of `session.confinement`; `web`, where there are
                 remote servers: `listener`, `token`, and `remotes`, from their place in the address to the same fields; `again`,
@@ -51,8 +54,10 @@ class Servers:
         self._policy = policy.load(json.loads(facts["mcp"]))
         self._confined: list[dict[str, Any]] = facts["confined"]
         # What an earlier gate of the session knew of it ended with that gate.
-        self._taint = Taint({STARTED_AGAIN: None} if facts.get("again") and self._policy.untrusted else {})
+        forgot = facts.get("again") and self._policy.after_taint is not AfterTaint.ALLOW
+        self._taint = Taint({STARTED_AGAIN: None} if forgot else {})
         self._ledger = ledger
+        self._held = held or Held()
         remotes = facts["web"]["remotes"] if facts.get("web") else {}
         self._remotes = {key: Server(**{**one, "args": tuple(one["args"])}) for key, one in remotes.items()}
         self._judges: dict[str, Judge] = {}
@@ -96,7 +101,10 @@ class Servers:
         resolve = functools.partial(_real_path, admission.cwd)
         judge = Judge(self._policy, name, admission.tools, admission.pins, self._taint, resolve)
         talk = Talk(self._session, name, "stdio", _peer(client), _peer(peer))
-        return Conversation(judge, talk, self._ledger, keep_pins=_keeper(admission.pins))
+        held = self._held
+        return Conversation(
+            judge, talk, self._ledger, keep_pins=_keeper(admission.pins), hold=held.hold, drop=held.drop
+        )
 
     def remote(self, key: str) -> Remote | None:
         """A remote server by its place in the address; the catalogue is asked each time."""
@@ -127,7 +135,8 @@ class Servers:
             tools = classes.of_package(found.origin if found is not None else "")
             judge = self._judges[key] = Judge(self._policy, server.name, tools, pins, self._taint, resolve)
         talk = Talk(self._session, server.name, transport)
-        return Conversation(judge, talk, ledger, keep_pins=_keeper(judge.pins))
+        hold, drop = self._held.hold_in_loop, self._held.drop
+        return Conversation(judge, talk, ledger, keep_pins=_keeper(judge.pins), hold=hold, drop=drop)
 
 
 def _placed(word: str, cwd: Path, found: identity.Identity) -> str:

@@ -20,6 +20,7 @@ from mcpguard.errors import HostError, McpguardError
 from mcpguard.events.mcp import CLIENT
 from mcpguard.gate import peers
 from mcpguard.gate.admission import Admission, Form
+from mcpguard.gate.held import Held
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.line import LONGEST_NAME, MOST_ARGUMENTS, MOST_BYTES, VERSION
 from mcpguard.gate.peers import Stranger
@@ -80,7 +81,7 @@ class _Entrant:
 
 
 class Gate:
-    """Serves until `stop` can be read."""
+    """Serves until it is told to end."""
 
     def __init__(
         self,
@@ -90,6 +91,8 @@ class Gate:
         admits: Admits,
         ledger: Ledger,
         tell_ends: Callable[[Sequence[int], bool], None] = lambda _ends, _served: None,
+        held: Held | None = None,
+        heard: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -97,7 +100,12 @@ class Gate:
             listener: a SEQPACKET socket that the tree can reach.
             tell_ends: called with the descriptors of a conversation before its first message is read, and with the client's of
                 one that does not come to be: whether it does is the second argument.
+            held: calls that wait for a person; hears the news, and how time passes.
+            heard: called when it has.
         """
+        self._heard = heard
+        self._held = held or Held()
+        self._news = b""
         self._tell_ends = tell_ends
         self._session = session
         self._leaf = leaf
@@ -111,13 +119,15 @@ class Gate:
         self._turned_away: dict[str, int] = {}
         self._resting = 0.0  # until then nobody is accepted
 
-    def serve(self, stop: int) -> None:
-        """Until `stop` can be read, or its other end is gone."""
+    def serve(self, news: int, begun: bytes = b"") -> None:
+        """Until `news` ends: a pipe with lines for `held`, of which `begun` was read already."""
+        self._take_news(begun)
         self._listener.setblocking(False)
         self._poll.register(self._listener, select.EPOLLIN)
-        self._poll.register(stop, select.EPOLLIN)
+        self._poll.register(news, select.EPOLLIN)
         while True:
-            timeout = _FLUSH_S if self._ledger.behind else 1.0 if self._entrants or self._resting else -1
+            waits = self._entrants or self._resting or self._held.watched
+            timeout = _FLUSH_S if self._ledger.behind else 1.0 if waits else -1
             ready = self._poll.poll(timeout)
             # Relays first: they only close descriptors, so no number has become another one's when it is looked at.
             for number, events in ready:
@@ -128,10 +138,22 @@ class Gate:
                 self._serve_one(entrant)
             if self._listener.fileno() in numbers:
                 self._welcome()
-            if stop in numbers:
+            if news in numbers and not self._hear_news(news):
                 self._end()
                 return
             self._tick()
+
+    def _hear_news(self, news: int) -> bool:
+        """Take what came; False: there will be no more."""
+        more = os.read(news, MOST_BYTES)
+        self._take_news(more)
+        return bool(more)
+
+    def _take_news(self, more: bytes) -> None:
+        *lines, self._news = (self._news + more).split(b"\n")
+        for line in lines:
+            self._held.hear(json.loads(line))
+            self._heard()
 
     def _forward(self, relay: Relay, is_inlet: bool, side: int, events: int) -> None:
         try:
@@ -158,6 +180,7 @@ class Gate:
         if 0 < self._resting < now:
             self._resting = 0.0
             self._poll.modify(self._listener, select.EPOLLIN)
+        self._held.tick()
         self._ledger.flush()
 
     def _end(self) -> None:

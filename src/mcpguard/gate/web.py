@@ -190,7 +190,7 @@ class Web:
             if wrong := _mismatch(request.headers, message):
                 conversation.broken(CLIENT, wrong)
                 return _error(asked, _HEADER_MISMATCH, wrong, status=400)
-        onward, back = conversation.take(CLIENT, body)
+        onward, back = await _taken(conversation, body, asked)
         if back is not None:
             if talk.queue is None:
                 return web.Response(body=back, content_type=_JSON)
@@ -334,6 +334,19 @@ class Web:
             raise OSError("not begun")
         async with self._client.request(method, url, headers=headers, data=body, allow_redirects=False) as reply:
             yield reply
+
+
+async def _taken(conversation: Conversation, body: bytes, asked: str | int | None) -> tuple[bytes | None, bytes | None]:
+    """What becomes of a message of the agent; a request may be held until a person has answered."""
+    later: asyncio.Future[tuple[bytes | None, bytes | None]] = asyncio.get_running_loop().create_future()
+    onward, back = conversation.take(CLIENT, body, lambda *decided: None if later.done() else later.set_result(decided))
+    if onward is None and back is None and asked is not None:
+        try:
+            return await later
+        except asyncio.CancelledError:  # who asked has hung up
+            conversation.let_go(asked)
+            raise
+    return onward, back
 
 
 async def _let_in(line: socket.socket, server: web.Server) -> None:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from mcpguard.mcp import messages
 from mcpguard.mcp.classes import classes_of
 from mcpguard.mcp.conditions import Answer, holds
+from mcpguard.mcp.masking import holds_credential
 from mcpguard.mcp.messages import Kind, Message
 from mcpguard.mcp.policy import UNKNOWN, McpPolicy, Pattern, Rule, server_word
 from mcpguard.model.access import Effect, Verdict
 from mcpguard.model.mcp import AfterTaint, McpKind
 from mcpguard.model.rule import Origin
-from mcpguard.model.values import dataclass
+from mcpguard.model.values import dataclass, field, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,9 +86,11 @@ class Taint:
 
     Attributes:
         sources: what was read, as `server/tool`, in order, each once.
+        approved: tools as (server, tool) that the user lets change and send things all the same.
     """
 
     sources: dict[str, None]
+    approved: set[tuple[str, str]] = field(default_factory=set)
 
     def note(self, source: str) -> None:
         """Remember a source."""
@@ -125,15 +128,19 @@ class Judge:
         self._pinned = bool(pins)
         self._changed: set[str] = set()
 
-    def from_client(self, message: Message) -> Judgement:
-        """Judge a request or notification of the agent. Its responses are the answers to what was let through."""
+    def from_client(self, message: Message, *, approved: bool = False) -> Judgement:
+        """Judge a request or notification of the agent. Its responses are the answers to what was let through.
+
+        Args:
+            approved: the user was asked for this very message, and said yes.
+        """
         method, params = message.method, message.params
         if message.kind is Kind.NOTIFICATION:
             return self._notification(method)
         if method in _ALWAYS or method in _TASKS:
             return _allow(McpKind.METHOD, method)
         if method == "tools/call":
-            return self._reading(self._call(params))
+            return self._reading(self._call(params, approved=approved))
         if method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
             return self._reading(self._named(McpKind.RESOURCE, params.get("uri"), {}))
         if method == "prompts/get":
@@ -168,11 +175,16 @@ class Judge:
         asked = self._asked_within(result)
         if asked is not None and not asked.allowed:
             return refusal(response.id, asked, ""), asked
+        if self._policy.after_taint is not AfterTaint.ALLOW and holds_credential(response.error or result):
+            self._taint.note(f"what looks like a credential, in an answer of {self._server},")
+            return response.raw, Judgement(
+                Verdict.ALLOW, McpKind.METHOD, method, "it holds what looks like a credential"
+            )
         return response.raw, _allow(McpKind.METHOD, method)
 
-    def taint_by(self, why: str) -> None:
-        """Let the flow rule hold from here on, for another reason than a source: `why` in words for the log."""
-        self._taint.note(why)
+    def approve(self, tool: str) -> None:
+        """The user lets this tool change and send things for the rest of the session."""
+        self._taint.approved.add((self._server, tool))
 
     def _notification(self, method: str) -> Judgement:
         """A request that wants no answer would be one that nobody can tie to what it brings about."""
@@ -180,9 +192,10 @@ class Judge:
             return _allow(McpKind.METHOD, method)
         return self._named(McpKind.METHOD, method, {})
 
-    def _call(self, params: Mapping[str, Any]) -> Judgement:
+    def _call(self, params: Mapping[str, Any], *, approved: bool) -> Judgement:
         judged = self._as_defined(self._named(McpKind.TOOL, params.get("name"), params.get("arguments")))
-        return self._flow(judged) if judged.allowed else judged
+        is_approved = approved or (self._server, judged.name) in self._taint.approved
+        return self._flow(judged) if judged.allowed and not is_approved else judged
 
     def _as_defined(self, judged: Judgement) -> Judgement:
         """What is defined otherwise than it was approved is not used."""
@@ -198,6 +211,7 @@ class Judge:
             one.covers(self._server, judged.kind, judged.name, judged.classes) for one in self._policy.untrusted
         ):
             self._taint.note(f"{self._server}/{judged.name}")
+            return replace(judged, reason=judged.reason or "its answer counts as written by strangers")
         return judged
 
     def _flow(self, judged: Judgement) -> Judgement:

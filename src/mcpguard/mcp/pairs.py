@@ -51,6 +51,10 @@ class Pairs:
         self._waiting[key] = Waiting(request.method, request.params, since, note)
         return True
 
+    def waits(self, request: Message) -> bool:
+        """Whether a request with its id waits already."""
+        return (type(request.id), request.id) in self._waiting
+
     def answer(self, response: Message) -> Waiting | None:
         """The request that a response belongs to, which then waits no more; None: nobody asked."""
         return self._waiting.pop((type(response.id), response.id), None)

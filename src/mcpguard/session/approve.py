@@ -13,9 +13,9 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from mcpguard.errors import HostError
 from mcpguard.model.values import dataclass
@@ -31,6 +31,9 @@ _ANSWER_S = 20.0
 _HELLO_S = 5.0
 # sun_path, with its closing zero.
 _LONGEST = 107
+
+
+_Read = TypeVar("_Read")
 
 
 class Scope(enum.StrEnum):
@@ -67,10 +70,27 @@ def approve(session: str, additions: Sequence[Addition], scope: Scope) -> Outcom
         HostError: it does not run, does not answer, or says no; then it keeps the rules that it had.
     """
     question = {"version": VERSION, "scope": scope.value, "additions": [list(one[:3]) for one in additions]}
+
+    def outcome(answer: dict[str, Any]) -> Outcome:
+        return Outcome(tuple(map(str, answer["now"])), tuple(map(str, answer["later"])), str(answer["why"]))
+
+    return _answered(session, question, outcome)
+
+
+def decide(session: str, call: str, answer: str) -> None:
+    """A person's word on a held call: `once`, `session` or `refused`.
+
+    Raises:
+        HostError: the session does not run or does not answer, or the call does not wait any more.
+    """
+    _answered(session, {"version": VERSION, "call": call, "answer": answer}, lambda _: None)
+
+
+def _answered(session: str, question: dict[str, Any], read: Callable[[dict[str, Any]], _Read]) -> _Read:
     try:
         answer = _asked(session, question)
         if "error" not in answer:
-            return Outcome(tuple(map(str, answer["now"])), tuple(map(str, answer["later"])), str(answer["why"]))
+            return read(answer)
         what, why, do, code = (str(line) for line in answer["error"])
     except (FileNotFoundError, ConnectionRefusedError):
         raise _no_answer(session, "it has ended, or began less than a second ago") from None
@@ -99,8 +119,43 @@ class Question:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class HeldCall:
+    """A call of a tool that waits for a person's word.
+
+    Attributes:
+        call: its name in the log.
+        arguments: JSON text, bounded, secrets masked.
+        classes: what the tool does, joined with `+`; empty: nobody knows.
+        why: it needs their word.
+        pid, comm: of the client; 0 and empty: unknown.
+        since_ns: since the Unix epoch.
+    """
+
+    call: str
+    server: str
+    transport: str
+    tool: str
+    arguments: str
+    classes: str
+    why: str
+    pid: int
+    comm: str
+    since_ns: int
+
+
+def _held_call(told: dict[str, Any]) -> HeldCall:
+    *words, pid, comm, since_ns = (told[name] for name in HeldCall.__slots__)
+    call, server, transport, tool, arguments, classes, why = map(str, words)
+    return HeldCall(call, server, transport, tool, arguments, classes, why, int(pid), str(comm), int(since_ns))
+
+
 class Watch:
-    """A line to a session that holds questions from when this is made until it is closed."""
+    """A line to a session that holds questions from when this is made until it is closed.
+
+    Attributes:
+        calls: held calls, as `news` heard of them last.
+    """
 
     def __init__(self, session: str) -> None:
         """
@@ -108,30 +163,39 @@ class Watch:
             OSError, ValueError, LookupError, TypeError: it does not run, does not ask, or does not answer.
         """
         self._line = _said(session, {"version": VERSION, "watch": True})
+        self._names: list[Question] = []
+        self.calls: list[HeldCall] = []
         self._line.settimeout(_ANSWER_S)
+        self._unread = True
         try:
-            self._unread = self._line.recv(MOST_BYTES)
-        except OSError:
+            self._take(json.loads(self._line.recv(MOST_BYTES)))
+        except (OSError, ValueError):
             self._line.close()
             raise
 
     def news(self) -> list[Question] | None:
-        """All that is held, when that has changed since it was asked last; does not wait.
+        """All names that are held, when they or `calls` have changed since it was asked last; does not wait.
 
         Raises:
-            OSError, ValueError, TypeError: the session hung up, or holds nothing.
+            OSError, ValueError, LookupError, TypeError: the session hung up, or holds nothing.
         """
-        newest, self._unread = self._unread or None, b""
+        changed, self._unread = self._unread, False
         while select.select([self._line], (), (), 0)[0]:
             newest = self._line.recv(MOST_BYTES)
             if not newest:
                 raise ConnectionResetError("the session hung up")
-        if newest is None:
-            return None
-        return [
-            Question(str(name), str(kind), int(pid), int(ppid), str(comm), int(since), int(count))
-            for name, kind, pid, ppid, comm, since, count in json.loads(newest)
-        ]
+            self._take(json.loads(newest))
+            changed = True
+        return self._names if changed else None
+
+    def _take(self, told: Any) -> None:
+        if isinstance(told, dict):
+            self.calls = [_held_call(one) for one in told["calls"]]
+        else:
+            self._names = [
+                Question(str(name), str(kind), int(pid), int(ppid), str(comm), int(since), int(count))
+                for name, kind, pid, ppid, comm, since, count in told
+            ]
 
     def close(self) -> None:
         self._line.close()

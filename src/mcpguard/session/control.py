@@ -58,6 +58,24 @@ class Holds(Protocol):
         ...
 
 
+class HoldsCalls(Protocol):
+    """What holds calls of tools.
+
+    Attributes:
+        held: as of `Holds`; a packet is an object, and `calls` in it those that are held.
+    """
+
+    held: socket.socket | None
+
+    def watched(self, watched: bool) -> None:
+        """Somebody watches who may answer, or nobody does."""
+        ...
+
+    def answer(self, call: str, answer: str, who: str) -> None:
+        """A person's word on a held call."""
+        ...
+
+
 # For whoever connects and then says nothing. Others are heard meanwhile; of more silent ones than this the oldest go.
 _PATIENCE_S = 2.0
 _MOST_SILENT = 16
@@ -66,14 +84,15 @@ _MOST_WATCHERS = 16
 _LONGEST_VALUE = 4096
 _STALE_S = 60.0
 _CREDENTIALS = struct.Struct("iII")
+_ANSWERS = ("once", "session", "refused")
 
 
-def serve(session: str, stop: int, live: Callable[[], Decides], holds: Holds) -> None:
+def serve(session: str, stop: int, live: Callable[[], Decides], holds: Holds, calls: HoldsCalls | None = None) -> None:
     """Take questions until `stop` (an eventfd) is written to. A socket that cannot be had is none: `approve` says so then.
 
     Args:
         live: makes what decides, when the first one comes.
-        holds: is told while somebody watches, and whoever does is told what it holds.
+        holds, calls: are told while somebody watches, and whoever does is told what they hold.
     """
     made: list[Decides] = []
 
@@ -82,7 +101,7 @@ def serve(session: str, stop: int, live: Callable[[], Decides], holds: Holds) ->
         return made[0]
 
     peers: list[_Peer] = []
-    watchers = _Watchers(holds)
+    watchers = _Watchers(holds, calls)
     try:
         with contextlib.suppress(OSError), _listening(session) as listener:
             while stop not in (ready := _ready([stop, listener.fileno(), *watchers.numbers()], peers)):
@@ -133,15 +152,26 @@ class _Peer:
 class _Watchers:
     """Who watches the session now. They say nothing more; their lines are open as long as they are there."""
 
-    def __init__(self, holds: Holds) -> None:
+    def __init__(self, holds: Holds, calls: HoldsCalls | None) -> None:
         self.holds = holds
+        self.calls = calls
         self._peers: list[_Peer] = []
-        self._news = b"[]"
+        # What each said last.
+        self._news: dict[int, bytes] = {}
+
+    def _lines(self) -> list[socket.socket]:
+        return [one.held for one in (self.holds, self.calls) if one is not None and one.held is not None]
 
     def numbers(self) -> list[int]:
         """Descriptors to wait for."""
-        own = [self.holds.held.fileno()] if self.holds.held is not None else []
-        return [*own, *(peer.line.fileno() for peer in self._peers)]
+        return [one.fileno() for one in (*self._lines(), *(peer.line for peer in self._peers))]
+
+    def waits(self, call: str) -> bool:
+        """Whether a call is held, as far as that was told."""
+        if self.calls is None or self.calls.held is None:
+            return False
+        news = json.loads(self._news.get(self.calls.held.fileno(), b'{"calls": []}'))
+        return any(one["call"] == call for one in news["calls"])
 
     def add(self, peer: _Peer) -> None:
         """They hear what is held now, once what holds knows of them, and all that changes.
@@ -149,28 +179,29 @@ class _Watchers:
         Raises:
             HostError: there are too many, or nothing is ever held.
         """
-        if self.holds.held is None:
+        if not self._lines():
             raise _refused("it was not started with --ask, so nothing is held")
         if len(self._peers) >= _MOST_WATCHERS:
             raise _refused(f"{_MOST_WATCHERS} screens watch it already")
         peer.line.setblocking(False)
         if not self._peers:
-            self.holds.watched(True)
+            self._tell(watched=True)
         self._peers.append(peer)
         try:
-            peer.line.send(self._news)
+            for news in self._news.values() or [b"[]"]:
+                peer.line.send(news)
         except OSError:
             self._remove(peer)
 
     def serve(self, ready: Sequence[int]) -> None:
         """Pass on what is new, and let go who hung up, said something, or does not read."""
-        if self.holds.held is not None and self.holds.held.fileno() in ready:
+        for line in [one for one in self._lines() if one.fileno() in ready]:
             with contextlib.suppress(BlockingIOError):
-                while news := self.holds.held.recv(MOST_BYTES):
-                    self._news = news
+                while news := line.recv(MOST_BYTES):
+                    self._news[line.fileno()] = news
             for peer in list(self._peers):
                 try:
-                    peer.line.send(self._news)
+                    peer.line.send(self._news[line.fileno()])
                 except OSError:
                     self._remove(peer)
         for peer in [one for one in self._peers if one.line.fileno() in ready]:
@@ -180,7 +211,12 @@ class _Watchers:
         self._peers.remove(peer)
         peer.close()
         if not self._peers:
-            self.holds.watched(False)
+            self._tell(watched=False)
+
+    def _tell(self, *, watched: bool) -> None:
+        self.holds.watched(watched)
+        if self.calls is not None:
+            self.calls.watched(watched)
 
     def close(self) -> None:
         for peer in list(self._peers):
@@ -275,7 +311,12 @@ def _converse(peer: _Peer, decides: Callable[[], Decides], watchers: _Watchers) 
         if "watch" in asked:
             watchers.add(peer)
             return True
-        answer = _left(asked, watchers.holds) if "leave" in asked else _answer(asked, peer.pid, decides())
+        if "leave" in asked:
+            answer = _left(asked, watchers.holds)
+        elif "call" in asked:
+            answer = _answered(asked, peer.pid, watchers)
+        else:
+            answer = _answer(asked, peer.pid, decides())
     except McpguardError as error:
         answer = {"error": [error.what, error.why, error.do, error.code]}
     except Exception as error:  # whatever it is, the run goes on
@@ -327,6 +368,21 @@ def _left(question: dict[str, Any], holds: Holds) -> dict[str, Any]:
         raise _refused("a name is a word")
     holds.leave(name)
     return {"left": name}
+
+
+def _answered(question: dict[str, Any], pid: int, watchers: _Watchers) -> dict[str, Any]:
+    call, answer = question["call"], question.get("answer")
+    if not isinstance(call, str) or answer not in _ANSWERS:
+        raise _refused(f"an answer to a call is one of {', '.join(_ANSWERS)}")
+    if watchers.calls is None or not watchers.waits(call):
+        raise HostError(
+            "this call does not wait any more",
+            why="it was answered, given up, or nobody answered in time",
+            do="wait for the next one: an agent that was refused often tries again",
+            code="live.too-late",
+        )
+    watchers.calls.answer(call, answer, _who(pid))
+    return {"answered": call}
 
 
 def _answer(question: dict[str, Any], pid: int, live: Decides) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mcpguard.session.control import Holds
+    from mcpguard.session.control import Holds, HoldsCalls
     from mcpguard.session.live import Live
 
 # Nobody can have seen a refusal and decided so soon; and what ends sooner never pays for this.
@@ -20,11 +20,13 @@ _END_S = 2.0
 class Edits:
     """Listens for `approve`, from a little after `start` until `close`."""
 
-    def __init__(self, session: str, holds: Holds) -> None:
+    def __init__(self, session: str, holds: Holds, calls: HoldsCalls | None) -> None:
         """
         Args:
-            holds: holds questions while somebody watches.
+            holds: holds questions for names while somebody watches.
+            calls: holds calls of tools.
         """
+        self._calls = calls
         self._session = session
         self._holds = holds
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
@@ -49,4 +51,4 @@ class Edits:
             return
         from mcpguard.session.control import serve
 
-        serve(self._session, self._stop, live, self._holds)
+        serve(self._session, self._stop, live, self._holds, self._calls)

@@ -23,6 +23,7 @@ import mcpguard
 from mcpguard.catalogue import starting
 from mcpguard.catalogue.server import Server
 from mcpguard.errors import HostError
+from mcpguard.gate.line import HEARD
 from mcpguard.kernel import cgroup
 from mcpguard.mcp.policy import server_word
 from mcpguard.profile.store import gate_directory
@@ -49,6 +50,7 @@ class Gate:
     Attributes:
         address: of its socket.
         facts: what `gate.servers.Servers` goes by; to be filled before `start`.
+        held: packets with all calls that are held for a person, whenever they change; None: it holds none.
     """
 
     def __init__(self, session: str) -> None:
@@ -65,6 +67,11 @@ class Gate:
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
+        self.held: socket.socket | None = None
+        self._holds: socket.socket | None = None
+        self._watched = False
+        self._lock = threading.Lock()  # of what the process is told
+        self._heard = threading.Event()
         self._keeper: threading.Thread | None = None
 
     def _bind(self) -> socket.socket:
@@ -132,14 +139,20 @@ class Gate:
         known = self.facts["environment"] if server.scope == "project" else os.environ
         return {name: starting.expanded(value, known) for name, value in server.headers.items()}
 
-    def start(self, leaf: str, tell_ends: Callable[[Sequence[tuple[int, int]], bool], None]) -> None:
+    def start(
+        self, leaf: str, tell_ends: Callable[[Sequence[tuple[int, int]], bool], None], *, ask: bool = False
+    ) -> None:
         """Have shims answered from now on, until `close`.
 
         Args:
             leaf: path of the session's own cgroup leaf.
             tell_ends: called by another thread with the device and inode numbers of pipes and sockets whose messages the gate
                 puts on record, and True; or of a conversation that it refused, and False.
+            ask: calls that need a person's word may be held, while `watched`.
         """
+        if ask:
+            self.held, self._holds = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.held.setblocking(False)
         self._tell_ends = tell_ends
         handed = {
             **self.facts,
@@ -147,6 +160,7 @@ class Gate:
             "leaf": leaf[leaf.rindex(f"/{cgroup.PARENT}/") :],
             "listener": self._listener.fileno(),
             "web": self._web_facts(),
+            "held": self._holds.fileno() if self._holds else -1,
         }
         self._keeper = threading.Thread(target=self._keep, args=(handed,), name="mcpguard-gate", daemon=True)
         self._keeper.start()
@@ -155,13 +169,16 @@ class Gate:
         again = False
         pause_s = _FIRST_PAUSE_S
         listeners = [one.fileno() for one in (self._listener, self._web) if one is not None]
+        handed_over = [*listeners, *([handed["held"]] if self._holds else [])]
         # An agent that has servers starts them at once, and waits for them: then the gate comes up while the agent does.
         first_wait_s = 0 if self.facts.get("servers") else None
         while self._stop not in select.select([*listeners, self._stop], (), (), first_wait_s)[0]:
             first_wait_s = None
             self._process = None
             with contextlib.suppress(OSError):
-                self._process = _spawn(json.dumps({**handed, "again": again}).encode() + b"\n", listeners)
+                with self._lock:
+                    facts = {**handed, "again": again, "watched": self._watched}
+                    self._process = _spawn(json.dumps(facts).encode() + b"\n", handed_over)
                 again = True
             if self._process is not None and self._wait(self._process):
                 return
@@ -173,8 +190,13 @@ class Gate:
         """Until it ends; True when that was meant to be."""
         with _held(process.pid) as held:
             stopped = self._hear(process, held)
+        self._heard.set()
+        if self._holds is not None:
+            with contextlib.suppress(OSError):
+                self._holds.send(b'{"calls": []}', socket.MSG_DONTWAIT)
         if stopped and process.stdin is not None:
-            process.stdin.close()  # it writes what it knows, and ends
+            with self._lock:
+                process.stdin.close()  # it writes what it knows, and ends
             try:
                 process.wait(_END_S)
             except subprocess.TimeoutExpired:
@@ -197,8 +219,34 @@ class Gate:
                 waited.pop()
             *lines, rest = (rest + more).split(b"\n")
             for line in lines:
+                if line == HEARD:
+                    self._heard.set()
+                    continue
                 served, ends = json.loads(line)
                 self._tell_ends([(int(device), int(inode)) for device, inode in ends], bool(served))
+
+    def watched(self, watched: bool) -> None:
+        """Somebody watches who may answer, or nobody does; then no call is held. The process knows of it when this returns."""
+        with self._lock:
+            self._watched = watched
+            self._heard.clear()
+            told = self._tell({"watched": watched})
+        if told:
+            self._heard.wait(_END_S)
+
+    def answer(self, call: str, answer: str, who: str) -> None:
+        """A person's word on a held call: `once`, `session` or `refused`."""
+        with self._lock:
+            self._tell({"call": call, "answer": answer, "who": who})
+
+    def _tell(self, news: dict[str, Any]) -> bool:
+        """With the lock held. A process that ended is told nothing; the next one begins with what counts."""
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._process.stdin.write(json.dumps(news).encode() + b"\n")
+                self._process.stdin.flush()
+                return True
+        return False
 
     def close(self) -> None:
         """End it; what it knew is on record when this returns. To be called when the tree has ended; again: nothing."""

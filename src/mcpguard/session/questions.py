@@ -85,6 +85,8 @@ def key_of(event: Event) -> str | None:
 
     Only what merely no rule allows is one. What a rule refuses on purpose is never asked about.
     """
+    if event.mcp is not None:  # of a call that is held; each is a question of its own
+        return json.dumps(["call", event.mcp.call]) if event.mcp.call else None
     if event.verdict is not Verdict.DENY or event.rule is None or event.rule.file != "default" or is_quiet(event):
         return None
     if event.kind is Kind.NET and event.address and event.op in _ACTS:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mcpguard.session.edits import Edits
+    from mcpguard.session.gate import Gate
     from mcpguard.session.hooks import Hooks
     from mcpguard.session.live import Live
     from mcpguard.session.recording import Recording
@@ -116,7 +117,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             if guarded.gate.port is not None:
                 recording.skip_port(guarded.gate.port)
             leaf = str(facts["cgroup"])
-            guarded.gate.start(leaf, recording.skip_messages)
+            guarded.gate.start(leaf, recording.skip_messages, ask=options.ask)
             if around := guarded.around(session, int(facts["pid"]), leaf):
                 recording.show_messages(around)
         if later:
@@ -124,7 +125,10 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         if hooks:
             hooks.start()
         edits = _take_edits(
-            session, start.resolver, lambda: _live(policy, offer, broker, start.resolver, recording, hooks, later)
+            session,
+            start.resolver,
+            guarded.gate if guarded else None,
+            lambda: _live(policy, offer, broker, start.resolver, recording, hooks, later),
         )
         code, trouble = _wait_for_agent(broker, command, recording, guarded)
     finally:
@@ -221,11 +225,11 @@ def _servers(policy: Policy, session: str, command: tuple[str, ...], environment
     return servers.begin(policy, session, command, environment)
 
 
-def _take_edits(session: str, resolver: Resolver, live: Callable[[], Live]) -> Edits:
+def _take_edits(session: str, resolver: Resolver, gate: Gate | None, live: Callable[[], Live]) -> Edits:
     """The agent runs: what is imported now, nobody waits for."""
     from mcpguard.session.edits import Edits
 
-    edits = Edits(session, resolver)
+    edits = Edits(session, resolver, gate)
     edits.start(live)
     return edits
 

@@ -269,6 +269,10 @@ class WatchApp(App[None]):
         if asked is None:
             self._draw_details(self._stream.chosen)
             return
+        if asked.event.mcp is not None:
+            tool = printable(f"{asked.event.mcp.server}/{asked.event.mcp.tool}")
+            self._draw_details(asked.event, f"\no this call   s every call of {tool} in this session   x refuse it")
+            return
         try:
             once, pattern = suggestions(asked.event, variables_of(self._session.workspace))
         except McpguardError as problem:
@@ -365,6 +369,9 @@ class WatchApp(App[None]):
         asked = self._questions.chosen if self._tabs.active == "questions" else None
         event = asked.event if asked else self._stream.chosen
         if event is None:
+            return
+        if asked and event.mcp is not None:
+            self.notify("o, s or x answer it", severity="warning", markup=False)
             return
         with self._feed.lock:
             because = self._because(event)

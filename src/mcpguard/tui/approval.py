@@ -17,10 +17,10 @@ from mcpguard.errors import McpguardError
 from mcpguard.events.finding import is_unnamed
 from mcpguard.events.format import printable, shorten
 from mcpguard.events.sessions import Session, State
-from mcpguard.model.event import Event
+from mcpguard.model.event import Event, McpMessage
 from mcpguard.profile.amend import Addition
 from mcpguard.session.amendment import Amendment, install, prepare
-from mcpguard.session.approve import Outcome, Scope, leave
+from mcpguard.session.approve import Outcome, Scope, decide, leave
 from mcpguard.session.offers import Offer, Purpose, exception, offer, purpose
 from mcpguard.session.questions import LEFT
 from mcpguard.tui.allow import PurposeScreen, ScopeScreen, WriteScreen
@@ -126,6 +126,9 @@ class Approval:
 
     def settle(self, event: Event, answer: str) -> None:
         """The answer to a question: a scope, or that it stays refused."""
+        if event.mcp is not None:
+            self._settle_call(event, event.mcp, answer)
+            return
         if answer == LEFT:
 
             def work() -> None:
@@ -139,6 +142,24 @@ class Approval:
             )
         else:
             self.answer(event, Scope(answer))
+
+    def _settle_call(self, event: Event, message: McpMessage, answer: str) -> None:
+        if answer == Scope.PROFILE:
+            text = "a call that needs your word is allowed once (o) or for this session (s)"
+            self._tell("not in the profile", text, severity="warning")
+            return
+
+        def work() -> None:
+            decide(self._session().id, message.call or "", answer)
+            self._answered(event, answer)
+
+        tool = f"{message.server}/{message.tool}"
+        said = {
+            LEFT: ("left refused", "the agent is told so; the very same call is not asked again"),
+            Scope.ONCE: ("allowed", f"this call of {tool} goes on"),
+            Scope.SESSION: ("allowed", f"every call of {tool} goes on in this session, where the rules allow it"),
+        }[answer]
+        self._do(work, lambda _: self._tell(*said))
 
     def _prepared(self, event: Event, session: Session) -> tuple[Amendment, tuple[Addition, ...]]:
         made = offer(event, session.workspace)

@@ -21,10 +21,10 @@ from mcpguard.events.query import Filter
 from mcpguard.events.sessions import Session, State
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
-from mcpguard.model.event import Event, Kind
+from mcpguard.model.event import Event, Kind, McpMessage
 from mcpguard.policy.compile import DEFAULT
 from mcpguard.session import questions
-from mcpguard.session.approve import Question, Watch
+from mcpguard.session.approve import HeldCall, Question, Watch
 from mcpguard.session.process_tree import ProcessTable
 from mcpguard.tui.totals import Totals
 
@@ -200,7 +200,8 @@ class Feed:
             self._watch, news = None, []
         if news is not None:
             with self.lock:
-                self.totals.set_held([self._event(question) for question in news])
+                calls = self._watch.calls if self._watch is not None else []
+                self.totals.set_held([*map(self._event, news), *map(self._call, calls)])
 
     def _event(self, asked: Question) -> Event:
         """A held question, as the refusal that it becomes unless somebody allows it."""
@@ -217,6 +218,22 @@ class Feed:
             count=asked.count,
             rule=DEFAULT,
             detail=f"{asked.kind}; {_HELD}",
+        )
+
+    def _call(self, held: HeldCall) -> Event:
+        """A held call, as the refusal that it becomes unless somebody allows it."""
+        message = McpMessage(
+            *(held.server, held.transport, "client", held.call, "tools/call"),
+            tool=held.tool,
+            arguments=held.arguments or None,
+            classes=held.classes or None,
+        )
+        return Event(
+            *(held.since_ns, self._session, Kind.MCP, "request", Verdict.DENY),
+            pid=held.pid or None,
+            comm=held.comm or None,
+            detail=f"{_HELD}: {held.why}",
+            mcp=message,
         )
 
     def _measure(self, meters: dict[int, psutil.Process]) -> None:
