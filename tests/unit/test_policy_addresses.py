@@ -12,18 +12,20 @@ from mcpguard.policy.addresses import Address, behind, gateways, inner
 
 # The registries, by hand: not globally reachable, or no address of one machine.
 SPECIAL = """
-0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.0.0/29 192.0.0.8/32 192.0.0.170/31
-192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 224.0.0.0/4 240.0.0.0/4 255.255.255.255/32 168.63.129.16/32
-::/128 ::1/128 ::ffff:0:0/104 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2001::/23 2001::/32 2001:2::/48 2001:10::/28 4000::/3 5f00::/16 8000::/2
-fc00::/7 fe80::/10 fec0::/10 ff00::/8
-64:ff9b::/104 64:ff9b::7f00:0/104 64:ff9b::a9fe:0/112 64:ff9b::c612:0/111 2002::/24 2002:7f00::/24 2002:a9fe::/32 2002:c0a8::/32 2002:c612::/31
-""".split()
+0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.0.0/29
+192.0.0.8/32 192.0.0.170/31 192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 224.0.0.0/4 240.0.0.0/4
+255.255.255.255/32 168.63.129.16/32 ::/128 ::1/128 ::ffff:0:0/104 64:ff9b:1::/48 100::/64 100:0:0:1::/64
+2001::/23 2001::/32 2001:2::/48 2001:10::/28 4000::/3 5f00::/16 8000::/2 fc00::/7 fe80::/10 fec0::/10 ff00::/8
+64:ff9b::/104 64:ff9b::7f00:0/104 64:ff9b::a9fe:0/112 64:ff9b::c612:0/111 2002::/24 2002:7f00::/24
+2002:a9fe::/32 2002:c0a8::/32 2002:c612::/31
+""".split()  # noqa: SIM905 - many words are read better as text
 # Globally reachable, whatever their purpose, with the next addresses around what is not.
 PLAIN = """
-9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.0 169.253.255.255 169.255.0.0 172.15.255.255 172.32.0.0 191.255.255.255
-192.0.1.0 192.31.196.1 192.52.193.1 192.88.98.255 192.88.100.0 192.167.255.255 192.169.0.0 192.175.48.1 198.17.255.255 198.20.0.0 223.255.255.255
-168.63.129.15 168.63.129.17 2001:200:: 2003:: 2606:4700::1 2620:4f:8000::1 64:ff9b::808:808 2002:808:808:: ::ffff:8.8.8.8
-""".split()
+9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.0 169.253.255.255 169.255.0.0
+172.15.255.255 172.32.0.0 191.255.255.255 192.0.1.0 192.31.196.1 192.52.193.1 192.88.98.255 192.88.100.0
+192.167.255.255 192.169.0.0 192.175.48.1 198.17.255.255 198.20.0.0 223.255.255.255 168.63.129.15 168.63.129.17
+2001:200:: 2003:: 2606:4700::1 2620:4f:8000::1 64:ff9b::808:808 2002:808:808:: ::ffff:8.8.8.8
+""".split()  # noqa: SIM905 - many words are read better as text
 DOCUMENTATION = [
     ipaddress.ip_network(one)
     for one in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32", "3fff::/20")
@@ -51,7 +53,9 @@ special = st.sampled_from(SPECIAL).flatmap(lambda text: st.ip_addresses(network=
 carrying = st.one_of(
     v4.map(lambda one: ipaddress.IPv6Address(0xFFFF << 32 | int(one))),
     v4.map(lambda one: ipaddress.IPv6Address(0x64FF9B << 96 | int(one))),
-    st.tuples(v4, st.integers(0, 2**80 - 1)).map(lambda one: ipaddress.IPv6Address(0x2002 << 112 | int(one[0]) << 80 | one[1])),
+    st.tuples(v4, st.integers(0, 2**80 - 1)).map(
+        lambda one: ipaddress.IPv6Address(0x2002 << 112 | int(one[0]) << 80 | one[1])
+    ),
 )
 
 
@@ -116,7 +120,9 @@ def test_the_examples_of_the_standard(prefix: str) -> None:
 
 
 @given(st.sampled_from(sorted(CARRIED)), st.sampled_from(["192.0.0.170", "192.0.0.171"]), v4)
-def test_a_prefix_is_found_by_the_name_and_leads_to_the_address(prefix: str, mark: str, address: ipaddress.IPv4Address) -> None:
+def test_a_prefix_is_found_by_the_name_and_leads_to_the_address(
+    prefix: str, mark: str, address: ipaddress.IPv4Address
+) -> None:
     found = gateways([carried(prefix, ipaddress.IPv4Address(mark))])
     assert len(found) == 1
     assert behind(carried(prefix, address), found) == str(address)

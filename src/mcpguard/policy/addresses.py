@@ -92,7 +92,9 @@ def gateways(addresses: Iterable[str]) -> frozenset[bytes]:
     """
     found = set()
     for packed in (ipaddress.IPv6Address(address).packed for address in addresses):
-        size = next((size for size, places in _CARRIED.items() if bytes(packed[at] for at in places) in _NAT64_MARKS), 0)
+        size = next(
+            (size for size, places in _CARRIED.items() if bytes(packed[at] for at in places) in _NAT64_MARKS), 0
+        )
         found.add(packed[:size])
     return frozenset(found - {b""})
 

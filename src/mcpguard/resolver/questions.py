@@ -213,13 +213,16 @@ class Questions:
             if decision.verdict is Verdict.DENY:
                 raise _DeniedAlias(alias, decision.rule)
         left_s = int(found.ends - time.monotonic())
+
         # Where no rule for the name opens its addresses, the rules for addresses decide alone.
         def objection(address: str) -> str:
             return self.rules.objection(address, behind(address, gateways)) if decision.openings else ""
 
         reply, addresses, why = replies.answer(query, found, objection, left_s)
         # What a rule by address opens of this host or a private network is in the kernel's table, with that rule's ports.
-        public = [address for address in addresses if not inner(address) and not inner(behind(address, gateways) or address)]
+        public = [
+            address for address in addresses if not inner(address) and not inner(behind(address, gateways) or address)
+        ]
         if decision.openings:
             self._learned.open(public, decision.openings, left_s)
         return reply, addresses, why

@@ -147,7 +147,8 @@ class Rules:
     def _is_spoken_of(self, address: str, effect: Effect) -> bool:
         raw = mapped(address)
         return any(
-            entry.effect is effect and cut(raw, entry.prefix) == cut(entry.address, entry.prefix) for entry in self._connect
+            entry.effect is effect and cut(raw, entry.prefix) == cut(entry.address, entry.prefix)
+            for entry in self._connect
         )
 
 
