@@ -1,8 +1,8 @@
 """Which addresses a name may open: those of the public network, never this host, a network of one's own, or a metadata
 service. An address that leads to another one (6to4, NAT64, IPv4 in IPv6) counts as where it leads.
 
-The ranges are those of the registries of special-purpose addresses (RFC 6890) that are not globally reachable, and a few more. Left out
-are the ranges for documentation, which lead nowhere and stand for public addresses in examples and tests.
+The ranges are those of the registries of special-purpose addresses (RFC 6890) that are not globally reachable, and a few more.
+Left out are the ranges for documentation, which lead nowhere and stand for public addresses in examples and tests.
 
 Pure.
 """
