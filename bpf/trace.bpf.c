@@ -458,15 +458,15 @@ static __always_inline int mg_peer_path(struct mg_syscall *call, const struct mg
 /* Sockets that the cgroup program judged are on record already; clone and ioctl matter only for some arguments. */
 static __always_inline int mg_uninteresting(const struct mg_syscall *call, const struct mg_shape *shape, __u64 argument)
 {
-	__u32 type = call->args[1] & 0xf;
+	__u32 type = call->args[1] & 0xf, number = argument; /* of numbers the kernel reads half */
 
 	switch (shape->op) {
 	case MG_CALL_SOCKET:
-		return (argument == 2 || argument == 10) && (type == 1 || type == 2);
+		return (number == 2 || number == 10) && (type == 1 || type == 2);
 	case MG_CALL_CLONE:
 		return !(argument & MG_CLONE_NEW);
 	case MG_CALL_IOCTL:
-		return argument != MG_TIOCSTI && argument != MG_TIOCLINUX;
+		return number != MG_TIOCSTI && number != MG_TIOCLINUX;
 	}
 	return 0;
 }
@@ -616,7 +616,7 @@ int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 		if (call.result)
 			return 0;
 		mg_arguments((void *)ctx->args[0], &call);
-		return mg_bound_name(session, call.args[0]);
+		return mg_bound_name(session, (__u32)call.args[0]);
 	}
 	if (call.result < 0) {
 		if (spoken && shape->kind != MG_SHAPE_CALL)

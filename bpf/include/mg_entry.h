@@ -43,9 +43,10 @@ struct pt_regs___x86 {
 	unsigned long orig_ax;
 } __attribute__((preserve_access_index));
 
+/* The kernel goes by the lower half alone; what a program puts into the upper one changes nothing. */
 static __always_inline __u64 mg_number(void *regs)
 {
-	return MG_READ(struct pt_regs___x86, regs, orig_ax);
+	return (__u32)MG_READ(struct pt_regs___x86, regs, orig_ax);
 }
 
 static __always_inline long mg_result(void *regs)

@@ -171,6 +171,22 @@ def test_an_opened_file_has_the_kernels_path(way: str, tree: Tree, folder: Path)
     assert (record.access, record.kind, record.created, record.count) == (Access.READ, "file", False, 1)
 
 
+def test_what_stands_above_the_number_of_a_call_hides_nothing(tree: Tree, folder: Path) -> None:
+    """The kernel reads half of the register that has the number."""
+    (folder / "f").touch(0o600)
+    path, above = os.fsencode(folder / "f"), ctypes.c_long(7 << 32 | 257)  # openat
+
+    def act() -> int:
+        descriptor: int = _libc.syscall(above, -100, path, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            as_nobody(lambda: checked("syscall", above, -100, path, os.O_RDWR))
+        return descriptor
+
+    assert tree.run(act) >= 0
+    assert len(opens(tree, str(folder / "f"))) == 1
+    assert [r.path for r in refused(tree)] == [str(folder / "f")]
+
+
 def test_a_bind_mount_shows_where_the_file_is_seen(tree: Tree, folder: Path) -> None:
     source, place = folder / "source", folder / "place"
     source.mkdir()

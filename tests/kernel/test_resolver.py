@@ -92,8 +92,14 @@ NAMES = (
     entry("shutalias2.test", 443),
     entry("v4alias2.test", 443),
     entry("plain.test", 443),
+    entry("natted.test", 443),
+    entry("natted-inside.test", 443),
+    entry("natted-denied.test", 443),
 )
-CONNECT = (NetEntry(mapped("10.9.0.0"), 112, 0, 65535, BOTH, Effect.ALLOW, 7),)
+CONNECT = (
+    NetEntry(mapped("10.9.0.0"), 112, 0, 65535, BOTH, Effect.ALLOW, 7),
+    NetEntry(mapped("203.0.113.99"), 128, 0, 65535, BOTH, Effect.DENY, 8),
+)
 
 
 def make_policy(**changes: Any) -> Policy:
@@ -204,6 +210,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             "mixed.test": ["60 A 192.168.1.1", "60 A 203.0.113.24"],
             "ranged.test": [f"60 A {IN_RANGE}"],
             "plain.test": ["60 A 203.0.113.72"],
+            "ipv4only.arpa": ["60 AAAA 2001:db8:64::c000:aa", "60 AAAA 2001:db8:64::c000:ab"],
+            "natted.test": ["60 AAAA 2001:db8:64::203.0.113.1"],
+            "natted-inside.test": ["60 AAAA 2001:db8:64::169.254.169.254"],
+            "natted-denied.test": ["60 AAAA 2001:db8:64::203.0.113.99"],
             "zero.test": ["0 A 203.0.113.25"],
             "one.test": ["1 A 203.0.113.26"],
             "long.test": ["999999 A 203.0.113.27"],
@@ -537,6 +547,18 @@ def test_a_name_never_leads_to_this_host_or_inside(bench: Bench, kind: str) -> N
     told = bench.told_of("rebind.test")
     assert told.verdict is Verdict.DENY
     assert "leads to" in told.detail
+
+
+def test_a_gateway_of_the_network_leads_nowhere_else_than_the_address_behind_it(bench: Bench) -> None:
+    """The server says by which prefix its network carries to IPv4."""
+    assert bench.addresses("natted.test", "AAAA") == ["2001:db8:64::cb00:7101"]
+    assert bench.learned("2001:db8:64::cb00:7101")
+    for name, words in (("natted-inside.test", "link-local"), ("natted-denied.test", "a rule denies")):
+        assert bench.addresses(name, "AAAA") == []
+        told = bench.told_of(name)
+        assert told.verdict is Verdict.DENY
+        assert words in told.detail
+    assert not bench.learned("2001:db8:64::a9fe:a9fe")
 
 
 def test_of_a_mixed_answer_the_public_part_is_told(bench: Bench) -> None:

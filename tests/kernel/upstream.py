@@ -24,6 +24,7 @@ import dns.rrset
 HOST = "127.77.0.53"
 PORT = 53
 CLONE_NEWNS, MS_PRIVATE, MS_REC, MS_BIND = 0x20000, 1 << 18, 1 << 14, 1 << 12
+NAT64_NAME = "ipv4only.arpa"
 Reply = Callable[[dns.message.Message, bool], dns.message.Message | bytes | None]
 
 
@@ -34,7 +35,8 @@ class Upstream:
     Attributes:
         records: name -> lines such as `60 A 192.0.2.1`; a name that is not here does not exist.
         behaves: name -> what to do in place of that; the second argument tells a stream from a datagram.
-        asked: (name, type, whether by a stream, source port, id), in the order of arrival.
+        asked: (name, type, whether by a stream, source port, id), in the order of arrival; without the resolver's own question
+            for gateways, which comes when it comes.
         raw: everything that came.
     """
 
@@ -52,7 +54,8 @@ class Upstream:
         query = dns.message.from_wire(wire)
         question = query.question[0]
         name = question.name.to_text(omit_final_dot=True)
-        self.asked.append((name.lower(), dns.rdatatype.to_text(question.rdtype), stream, port, query.id))
+        if name != NAT64_NAME:
+            self.asked.append((name.lower(), dns.rdatatype.to_text(question.rdtype), stream, port, query.id))
         behaves = self.behaves.get(name.lower())
         reply = behaves(query, stream) if behaves else self.found(query)
         if not isinstance(reply, dns.message.Message):

@@ -392,6 +392,35 @@ def test_after_words_of_strangers_nothing_is_changed_or_sent_without_the_user(th
     assert not allowed(files, "unheard_of")
 
 
+@pytest.mark.parametrize(
+    ("result", "tainted"),
+    [
+        ({"content": [{"type": "text", "text": "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl"}]}, True),
+        ({"content": [{"type": "text", "text": "x" * 100_000 + " ghp_0123456789abcdefghij0123456789abcdef"}]}, True),
+        ({"structuredContent": {"deep": [{"api_key": "q9w8e7r6t5y4u3i2"}]}}, True),
+        ({"content": [{"type": "text", "text": "aws_secret_access_key = wJalrXUtnFEMI7MDENGbPxRfiCYzzzz"}]}, True),
+        ({"content": [{"type": "text", "text": "postgres://app:hunter22@db.internal/x"}]}, True),
+        ({"content": [{"type": "text", "text": "def login(token: str, password: SecretString) -> None"}]}, False),
+        ({"content": [{"type": "text", "text": "password=${DATABASE_PASSWORD_2}; token: <your-token-here-1>"}]}, False),
+        ({"content": [{"type": "text", "text": "Basic authentication, see https://example.org:8080/a@b"}]}, False),
+    ],
+)
+def test_after_a_credential_was_seen_nothing_is_changed_or_sent_without_the_user(result: Any, tainted: bool) -> None:
+    taint = Taint({})
+    rules = 'allow: ["*"]\nflow: {then: ask}'
+    docs, files = judge(rules, "docs", {}, taint=taint), judge(rules, "fs", taint=taint)
+    assert allowed(files, "write_file")
+    line = json.dumps({"jsonrpc": "2.0", "id": 1, "result": result}).encode()
+    raw, judged = docs.answer("tools/call", read(line))
+    assert (raw, judged.allowed) == (line, True)
+    assert ("credential" in judged.reason) == tainted
+    refused = files.from_client(call("write_file"))
+    assert (refused.allowed, refused.ask) == (not tainted, tainted)
+    assert ("answer of docs" in refused.reason) == tainted
+    untouched = judge('allow: ["*"]', "docs", {})
+    assert untouched.answer("tools/call", read(line))[1].reason == ""
+
+
 def test_without_a_flow_rule_nothing_of_the_kind_happens() -> None:
     one = judge('allow: ["*"]\nflow: {untrusted: ["*"]}')
     assert allowed(one, "read_file")

@@ -104,7 +104,7 @@ def mismatches(call: Call) -> list[str]:
     said: dict[str, None] = {}
     named = list(_paths(json.loads(message.arguments or "null")))
     classes = set((message.classes or "").split("+")) - {""}
-    only_reads = bool(classes) and not classes & _CHANGES
+    only_reads = "read" in classes and not classes & _CHANGES
     for event in call.effects:
         if event.verdict is Verdict.DENY or is_quiet(event):
             continue

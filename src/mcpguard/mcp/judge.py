@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from mcpguard.mcp import messages
 from mcpguard.mcp.classes import classes_of
 from mcpguard.mcp.conditions import Answer, holds
+from mcpguard.mcp.masking import holds_credential
 from mcpguard.mcp.messages import Kind, Message
 from mcpguard.mcp.policy import UNKNOWN, McpPolicy, Pattern, Rule, server_word
 from mcpguard.model.access import Effect, Verdict
 from mcpguard.model.mcp import AfterTaint, McpKind
 from mcpguard.model.rule import Origin
-from mcpguard.model.values import dataclass, field
+from mcpguard.model.values import dataclass, field, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,15 +175,16 @@ class Judge:
         asked = self._asked_within(result)
         if asked is not None and not asked.allowed:
             return refusal(response.id, asked, ""), asked
+        if self._policy.after_taint is not AfterTaint.ALLOW and holds_credential(response.error or result):
+            self._taint.note(f"what looks like a credential, in an answer of {self._server},")
+            return response.raw, Judgement(
+                Verdict.ALLOW, McpKind.METHOD, method, "it holds what looks like a credential"
+            )
         return response.raw, _allow(McpKind.METHOD, method)
 
     def approve(self, tool: str) -> None:
         """The user lets this tool change and send things for the rest of the session."""
         self._taint.approved.add((self._server, tool))
-
-    def taint_by(self, why: str) -> None:
-        """Let the flow rule hold from here on, for another reason than a source: `why` in words for the log."""
-        self._taint.note(why)
 
     def _notification(self, method: str) -> Judgement:
         """A request that wants no answer would be one that nobody can tie to what it brings about."""
@@ -209,6 +211,7 @@ class Judge:
             one.covers(self._server, judged.kind, judged.name, judged.classes) for one in self._policy.untrusted
         ):
             self._taint.note(f"{self._server}/{judged.name}")
+            return replace(judged, reason=judged.reason or "its answer counts as written by strangers")
         return judged
 
     def _flow(self, judged: Judgement) -> Judgement:

@@ -6,6 +6,7 @@ a telling name; it is no promise that nothing secret is left.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -46,6 +47,22 @@ _SCHEMES = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+(?P<value>[A-Za-z0-9+/=_.\-
 _IN_URLS = re.compile(r"(?P<begin>\b[a-z][a-z0-9+.\-]{0,30}://[^/\s:@]{0,128}:)(?P<value>[^/\s@]+)(?=@)", re.IGNORECASE)
 
 
+# For a library that takes no longer than a text is long, if it need not say where in a match its parts are.
+_CREDENTIALS = (
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|\b(?:gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|sk-|sk_live_|rk_live_|hf_|npm_|pypi-|AKIA|ASIA|AIza|ya29\.|SG\.|dop_v1_)"
+    r"[A-Za-z0-9_.\-]{16}"
+    r"|\beyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8}"
+    r"|://[^/\s:@]*:[^/\s@$<{*]{4,}@"
+)
+_TOLD = (
+    r"(?i:password|passwd|passphrase|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)"
+    r"[A-Za-z0-9_\-]*[\"']?\s*[=:]\s*[\"']?[^\s\"'&,;]{16,}"
+)
+_RANDOM = 16
+_PLACEHOLDER = re.compile(r"[$<>{}()\[\]*…]|\.\.\.|example|placeholder|changeme", re.IGNORECASE)
+
+
 def masked_text(text: str) -> str:
     """The text with MASK in place of what looks like a secret."""
     text = _FORMS.sub(MASK, text)
@@ -59,6 +76,49 @@ def secrets(text: str) -> Iterator[str]:
     for pattern in (_FORMS, _SCHEMES, _PAIRS, _IN_URLS):
         for found in pattern.finditer(text[:LOOKED_AT]):
             yield found["value"] if "value" in pattern.groupindex else found[0]
+
+
+def holds_credential(value: object) -> bool:
+    """Whether JSON holds what is a credential by its form: keys of known makers, private keys, passwords in URLs, and long
+    random values behind a telling name. Words of code such as `token: str` are none. Looks at all of it, in linear time."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            if _is_credential(one):
+                return True
+        elif isinstance(one, list):
+            waiting += one
+        elif isinstance(one, dict):
+            for name, item in one.items():
+                if isinstance(item, str) and is_secret_name(name) and _is_random(item):
+                    return True
+                waiting += (name, item)
+    return False
+
+
+def _is_credential(text: str) -> bool:
+    forms, told = _credentials()
+    # Halves of characters are none to the library.
+    data = text.encode("utf-8", "replace")
+    if forms.search(data):
+        return True
+    found = (one[0].decode("utf-8", "replace") for one in told.finditer(data))
+    return any(_is_random(re.split("[=:]", one, maxsplit=1)[1].strip("\"' \t\r\n")) for one in found)
+
+
+@functools.cache
+def _credentials() -> tuple[Any, Any]:
+    """What servers answer may have any length, and may not make an expression run for ever."""
+    import re2
+
+    return re2.compile(_CREDENTIALS), re2.compile(_TOLD)
+
+
+def _is_random(text: str) -> bool:
+    """Long, of letters and digits, and nothing that stands for a value."""
+    kinds = (str.isdigit, str.isalpha)
+    return len(text) >= _RANDOM and not _PLACEHOLDER.search(text) and all(any(map(kind, text)) for kind in kinds)
 
 
 def is_secret_name(name: str) -> bool:

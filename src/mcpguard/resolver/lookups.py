@@ -15,6 +15,7 @@ import dns.rdatatype
 import dns.rrset
 
 from mcpguard.model.values import dataclass
+from mcpguard.policy.addresses import NAT64_NAME, gateways
 from mcpguard.resolver import upstream
 from mcpguard.resolver.table import LONGEST_S
 
@@ -27,6 +28,9 @@ _MOST_KEPT_BYTES = 4 << 20
 # What a record takes in memory besides its data, about.
 _RECORD_BYTES = 200
 _AT_ONCE = 256
+# A network's own NAT64: how long an answer about it waits, and how long one is believed.
+_GATEWAYS_WAIT_S = 2.0
+_GATEWAYS_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Lookups:
         self._kept_bytes = 0
         self._running: dict[_Key, asyncio.Task[Found]] = {}
         self._room = asyncio.Semaphore(_AT_ONCE)
+        self._gateways: dict[tuple[str, ...], tuple[float, asyncio.Task[frozenset[bytes]]]] = {}
 
     async def find(
         self,
@@ -95,6 +100,30 @@ class Lookups:
             self._running[key] = running
             running.add_done_callback(lambda done: self._finish(key, done))
         return await asyncio.shield(running)
+
+    async def gateways(self, servers: Sequence[str]) -> frozenset[bytes]:
+        """The prefixes under which the network of these servers carries to IPv4 (RFC 7050), as `addresses.gateways` has them.
+
+        Empty where nobody says so in time: a server that answers for names answers for that one.
+        """
+        key = tuple(servers)
+        until, asking = self._gateways.get(key, (0.0, None))
+        if asking is None or until < time.monotonic():
+            asking = asyncio.create_task(self._find_gateways(servers))
+            self._gateways = {key: (time.monotonic() + _GATEWAYS_S, asking)}
+        try:
+            return await asyncio.wait_for(asyncio.shield(asking), _GATEWAYS_WAIT_S)
+        except TimeoutError:
+            return frozenset()
+
+    async def _find_gateways(self, servers: Sequence[str]) -> frozenset[bytes]:
+        asked = dns.rdatatype.AAAA
+        try:
+            found = await self.find(NAT64_NAME, asked, servers, secure=False, may_ask=lambda _: False)
+        except upstream.Unanswered:
+            self._gateways = {}
+            return frozenset()
+        return gateways(record.address for one in found.answer if one.rdtype == asked for record in one)
 
     def _finish(self, key: _Key, done: asyncio.Task[Found]) -> None:
         del self._running[key]

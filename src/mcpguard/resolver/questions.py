@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 import socket
@@ -22,7 +23,7 @@ from mcpguard.errors import McpguardError
 from mcpguard.kernel.bpf import Map
 from mcpguard.model.access import Verdict
 from mcpguard.model.values import dataclass, replace
-from mcpguard.policy.addresses import inner
+from mcpguard.policy.addresses import behind, inner
 from mcpguard.policy.network import mapped
 from mcpguard.resolver import replies, upstream
 from mcpguard.resolver.held import Cut, Held
@@ -201,17 +202,27 @@ class Questions:
         servers = [_text(asker.server)] if decision.straight else self._servers.now()
         secure = bool(query.ednsflags & dns.flags.DO)
         asked = query.question[0].rdtype
-        found = await self._lookups.find(host, asked, servers, secure=secure, may_ask=self._may_ask)
+        gateways: frozenset[bytes] = frozenset()
+        finding = self._lookups.find(host, asked, servers, secure=secure, may_ask=self._may_ask)
+        if asked == _T.AAAA and decision.openings:
+            found, gateways = await asyncio.gather(finding, self._lookups.gateways(servers))
+        else:
+            found = await finding
         for alias in found.aliases():
             decision = self.rules.of_alias(decision, alias)
             if decision.verdict is Verdict.DENY:
                 raise _DeniedAlias(alias, decision.rule)
         left_s = int(found.ends - time.monotonic())
+
         # Where no rule for the name opens its addresses, the rules for addresses decide alone.
-        objection = self.rules.objection if decision.openings else _no_objection
+        def objection(address: str) -> str:
+            return self.rules.objection(address, behind(address, gateways)) if decision.openings else ""
+
         reply, addresses, why = replies.answer(query, found, objection, left_s)
         # What a rule by address opens of this host or a private network is in the kernel's table, with that rule's ports.
-        public = [address for address in addresses if not inner(address)]
+        public = [
+            address for address in addresses if not inner(address) and not inner(behind(address, gateways) or address)
+        ]
         if decision.openings:
             self._learned.open(public, decision.openings, left_s)
         return reply, addresses, why
@@ -228,10 +239,6 @@ def _is_open_to_question(decision: Decision) -> bool:
 def _key(sender: Sender, protocol: int) -> bytes:
     address, port = sender[:2]
     return question_key(mapped(address.partition("%")[0]), port, protocol)
-
-
-def _no_objection(_address: str) -> str:
-    return ""
 
 
 def _text(address: bytes) -> str:

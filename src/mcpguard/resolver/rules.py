@@ -131,20 +131,25 @@ class Rules:
         answer = answer_address(entries, server, DNS_PORT, PROTO_UDP)
         return answer.rule if answer.verdict is Verdict.ALLOW else 0
 
-    def objection(self, address: str) -> str:
+    def objection(self, address: str, behind: str = "") -> str:
         """Why an answer must not tell this address, in words; empty: it may.
 
         An inner one that a rule by address allows may be told, for that rule to decide; a name opens none.
+
+        Args:
+            behind: the IPv4 address that a gateway carries it to; empty: none does.
         """
-        words = inner(address)
-        if not words:
-            return ""
+        words = inner(address) or (inner(behind) if behind else "")
+        if words:
+            return "" if self._is_spoken_of(address, Effect.ALLOW) else words
+        return "a rule denies where it leads" if behind and self._is_spoken_of(behind, Effect.DENY) else ""
+
+    def _is_spoken_of(self, address: str, effect: Effect) -> bool:
         raw = mapped(address)
-        own = any(
-            entry.effect is Effect.ALLOW and cut(raw, entry.prefix) == cut(entry.address, entry.prefix)
+        return any(
+            entry.effect is effect and cut(raw, entry.prefix) == cut(entry.address, entry.prefix)
             for entry in self._connect
         )
-        return "" if own else words
 
 
 def _means_a_resolver(entry: NetEntry) -> bool:

@@ -1,0 +1,78 @@
+"""What a session has read counts for what it may send; and a tool that does other things than it says is told."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from harness import Json, need_root, sandbox
+from mcp_box import PROFILE, Box, tool
+
+pytestmark = pytest.mark.kernel
+KEY = "ghp_0123456789abcdefghij0123456789abcdef"
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    need_root()
+    with sandbox() as inside:
+        made = Box(inside)
+        made.approve("s", made.command)
+        yield made
+
+
+def asked(events: list[Json], tool: str) -> list[Json]:
+    return [one for one in events if one["op"] == "request" and one["mcp"].get("tool") == tool]
+
+
+def test_after_a_credential_was_seen_in_a_result_nothing_is_changed_without_the_user(box: Box) -> None:
+    project = box.inside.world.project
+    (project / "notes").write_text(f"the deploy key is {KEY}\n")
+    lines = [
+        tool("write", 1, path=str(project / "before")),
+        tool("read", 2, path=str(project / "notes")),
+        tool("write", 3, path=str(project / "after")),
+        tool("read", 4, path=str(project / "notes")),
+    ]
+    rules = "  classes: {read: [s/read], write: [s/write]}\n"
+    box.inside.write_profile("gated", PROFILE + rules)
+    free = box.talk("s", *lines).json_lines()[:4]
+    assert all("result" in answer for answer in free) and (project / "after").exists(), "without the flow rule"
+    (project / "after").unlink()
+    box.inside.write_profile("gated", PROFILE + rules + "  flow: {then: ask}\n")
+    answers = box.talk("s", *lines).json_lines()[:4]
+    assert ["result" in answer for answer in answers] == [True, True, False, True]
+    assert "credential" in answers[2]["error"]["message"] and not (project / "after").exists()
+    events = box.mcp_events()
+    first, second = asked(events, "write")
+    assert (first["verdict"], second["verdict"]) == ("allow", "deny")
+    assert first["mcp"]["classes"] == second["mcp"]["classes"] == "write"
+    seen = next(one for one in events if one["op"] == "response" and one["mcp"]["tool"] == "read")
+    assert "credential" in seen["detail"] and KEY not in str(events)
+
+
+def test_a_reading_tool_that_writes_or_sends_is_a_mismatch_in_the_log(box: Box) -> None:
+    project = box.inside.world.project
+    rules = "  classes: {read: [s/read, s/write, s/connect]}\n"
+    box.inside.write_profile("gated", PROFILE + rules)
+    (project / "named").write_text("text")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        box.options = (*box.options, "--net", f"127.0.0.1:{port}")
+        lines = [
+            tool("read", 1, path=str(project / "named")),
+            tool("write", 2, path=str(project / "changed")),
+            tool("connect", 3, host="127.0.0.1", port=port),
+        ]
+        answers = box.talk("s", *lines).json_lines()[:3]
+    assert all("refused" not in str(answer) for answer in answers), answers
+    told = []
+    for one in box.mcp_events():
+        if one["op"] == "request":
+            assert one["mcp"]["classes"] == "read"
+            said = box.inside.mcpguard("log", "--call", one["mcp"]["call"]).err
+            told.append([line for line in said.splitlines() if "mismatch" in line])
+    assert told[0] == []
+    assert len(told[1]) == 1 and "changed: a tool that only reads changed it" in told[1][0]
+    assert len(told[2]) == 1 and f"127.0.0.1:{port}: a tool that only reads sent something" in told[2][0]
