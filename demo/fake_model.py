@@ -2,7 +2,8 @@
 
 A prompt scripts the tool calls: `<<call Bash {"command":"id"}>>` makes one turn that calls the tool, and
 `<<also Read {...}>>` joins the turn before it as a parallel call. When every result is in, the answer is `DONE ` and a
-JSON list of results.
+JSON list of results. An obedient one (`--obedient`) also makes the calls that a tool's result asks for, at once, and puts
+the result of the call before in place of `{{result}}`: a model that takes words of strangers for its user's.
 Everything is worked out again from the conversation in each request: there is no state to go wrong.
 
 Speaks the Anthropic Messages API, streaming and not. Binds loopback only, thinks nothing up, and never calls out.
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 Json = dict[str, Any]
+RESULT = "{{result}}"
 DIRECTIVE = re.compile(r"<<(call|also)\s+(\S+)\s+")
 
 
@@ -74,8 +76,12 @@ def text_of(content: object) -> str:
     return "\n".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
 
 
-def answer_to(request: Json) -> Answer:
-    """Decide the next turn of a Messages request from nothing but the conversation in it."""
+def answer_to(request: Json, *, obedient: bool = False) -> Answer:
+    """Decide the next turn of a Messages request from nothing but the conversation in it.
+
+    Args:
+        obedient: what tools returned is obeyed, too.
+    """
     messages: list[Json] = request.get("messages", [])
     scripted = [(i, turns) for i, m in enumerate(messages) if m.get("role") == "user" and (turns := script_in(m))]
     if not scripted or not request.get("tools"):
@@ -83,7 +89,7 @@ def answer_to(request: Json) -> Answer:
     start, turns = scripted[-1]
     called: dict[str, str] = {}
     results: dict[str, Json] = {}
-    done = 0
+    done, last = 0, ""
     for message in messages[start + 1 :]:
         blocks = blocks_of(message)
         uses = [block for block in blocks if block.get("type") == "tool_use"]
@@ -91,15 +97,22 @@ def answer_to(request: Json) -> Answer:
         called.update({use["id"]: use["name"] for use in uses})
         for block in blocks:
             if block.get("type") == "tool_result":
-                text = text_of(block.get("content"))
+                last = text = text_of(block.get("content"))
+                turns[done:done] = read_script(text) if obedient else []
                 results[block["tool_use_id"]] = {"error": bool(block.get("is_error")), "text": text}
     if done < len(turns):
-        return Answer(calls=turns[done])
+        return Answer(calls=[filled_in(call, last) for call in turns[done]] if obedient else turns[done])
     return Answer("DONE " + json.dumps([{"tool": tool, **results.get(id, {})} for id, tool in called.items()]))
 
 
+def filled_in(call: Call, result: str) -> Call:
+    """A call with a result put where its directive wants one."""
+    given = {k: v.replace(RESULT, result) if isinstance(v, str) else v for k, v in call.arguments.items()}
+    return Call(call.tool, given)
+
+
 def script_in(message: Json) -> list[list[Call]]:
-    """The turns scripted by one message of the user; what tools returned is never obeyed."""
+    """The turns scripted by one message of the user."""
     return read_script("\n".join(b["text"] for b in blocks_of(message) if b.get("type") == "text"))
 
 
@@ -150,6 +163,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     log_path: Path | None = None
+    obedient = False
     log_lock = threading.Lock()
 
     def do_POST(self) -> None:
@@ -163,7 +177,7 @@ class Handler(BaseHTTPRequestHandler):
         if path.endswith("/messages/count_tokens"):
             return self.reply(200, {"input_tokens": len(body) // 4})
         if path.endswith("/messages"):
-            message = whole_message(request, answer_to(request))
+            message = whole_message(request, answer_to(request, obedient=self.obedient))
             return self.stream(message) if request.get("stream") else self.reply(200, message)
         return self.not_found()
 
@@ -211,9 +225,9 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing on the terminal: it belongs to the agent."""
 
 
-def serve(port: int = 0, log: Path | None = None) -> ThreadingHTTPServer:
+def serve(port: int = 0, log: Path | None = None, *, obedient: bool = False) -> ThreadingHTTPServer:
     """A bound server on loopback, not yet serving; `log` gets one JSON line for each request."""
-    handler = type("LoggingHandler", (Handler,), {"log_path": log})
+    handler = type("LoggingHandler", (Handler,), {"log_path": log, "obedient": obedient})
     server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True
     return server
@@ -224,8 +238,9 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--port-file", type=Path, help="gets the port number once the server listens")
     parser.add_argument("--log", type=Path, help="gets one JSON line for each request")
+    parser.add_argument("--obedient", action="store_true", help="do also what the results of tools ask for")
     options = parser.parse_args()
-    server = serve(options.port, options.log)
+    server = serve(options.port, options.log, obedient=options.obedient)
     port = server.server_address[1]
     if options.port_file:
         scratch = options.port_file.with_suffix(".tmp")

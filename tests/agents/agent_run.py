@@ -71,8 +71,12 @@ def results_of(finished: Finished) -> list[Json]:
 
 
 @contextlib.contextmanager
-def agent() -> Iterator[Agent]:
-    """An agent in a new world. Where the agent cannot be had, the test fails: it is what the product is for."""
+def agent(*, obedient: bool = False) -> Iterator[Agent]:
+    """An agent in a new world. Where the agent cannot be had, the test fails: it is what the product is for.
+
+    Args:
+        obedient: its model does what results of tools ask for.
+    """
     try:
         binary = claude_binary()
     except AgentUnavailableError as missing:
@@ -81,6 +85,7 @@ def agent() -> Iterator[Agent]:
         put_in_home(binary, world.home)
         requests = world.root / "requests.jsonl"
         command = [sys.executable, str(REPOSITORY / "demo" / "fake_model.py"), "--log", str(requests)]
+        command += ["--obedient"] if obedient else []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as model:
             assert model.stdout is not None
             port = int(model.stdout.readline())

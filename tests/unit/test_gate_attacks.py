@@ -8,8 +8,9 @@ import os
 import resource
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,11 @@ VARIABLE = (
     'os.dup2(found[0], 0); os.dup2(found[1], 1); os.execve("/bin/cat", ["/bin/cat", "-"], {"LD_PRELOAD": "/tmp/x.so"})'
 )
 TITLE = 'os.dup2(found[0], 0); os.dup2(found[1], 1); os.execv("/bin/cat", ["cat"])'
+BECOME = 'os.dup2(found[0], 0); os.dup2(found[1], 1); os.execve("/bin/cat", {argv}, {environment})'
+ONE_WORD = BECOME.format(argv=["/bin/cat -"], environment='order["environment"]')
+DROPPED = BECOME.format(argv=["/bin/cat", "-"], environment='{"PATH": order["environment"]["PATH"]}')
+ELSEWHERE = 'os.chdir("/"); ' + BECOME.format(argv=["/bin/cat", "-"], environment='order["environment"]')
+HONEST = BECOME.format(argv=["/bin/cat", "-"], environment='order["environment"]')
 STAY = "line.close(); time.sleep(30)"
 FORKED = "os.fork() or (line.close(), time.sleep(30)); line.close(); os._exit(0)"
 
@@ -211,6 +217,9 @@ FORKED = "os.fork() or (line.close(), time.sleep(30)); line.close(); os._exit(0)
         (STAY, "another program"),
         (VARIABLE, "another environment"),
         (TITLE, "other arguments"),
+        (ONE_WORD, "other arguments"),
+        (DROPPED, "another environment"),
+        (ELSEWHERE, "another folder"),
     ],
 )
 def test_who_becomes_something_else_is_ended_before_a_message_reaches_it(then: str, why: str, world: World) -> None:
@@ -223,6 +232,68 @@ def test_who_becomes_something_else_is_ended_before_a_message_reaches_it(then: s
     assert out == b""
     assert why in world.wait_for("refuse").detail
     assert not world.events("request") and not world.events("start")
+
+
+def test_who_becomes_what_was_admitted_by_hand_is_served(world: World) -> None:
+    """The control of the others: nothing about a shim matters but what it becomes."""
+    process = forge(world, HONEST, ["/bin/cat", "-"])
+    process.communicate(timeout=30)
+    assert world.wait_for("start").pid == process.pid and not world.events("refuse")
+
+
+# A program that writes over its arguments as soon as it runs, as npm does.
+TITLED = """
+import sys
+start, end = (int(word) for word in open("/proc/self/stat").read().rpartition(")")[2].split()[45:47])
+with open("/proc/self/mem", "r+b", buffering=0) as memory:
+    memory.seek(start)
+    memory.write(b"a title".ljust(end - start, b"\\0"))
+open(sys.argv[1], "w")
+sys.stdin.read()
+"""
+
+
+def test_a_title_is_not_taken_for_other_arguments_though_the_gate_is_busy(world: World, tmp_path: Path) -> None:
+    """It looks at a server when that is executed, and not when it comes to it."""
+    may_execute, busy, titled, go_on = (tmp_path / name for name in ("may", "busy", "titled", "on"))
+    admit = world.admit
+
+    def slowly(name: str, argv: list[str], pid: int) -> Any:
+        if name == "slow":
+            busy.touch()
+            wait_until(go_on.exists)
+        return admit(name, argv, pid)
+
+    world.admit = slowly  # type: ignore[method-assign]
+    words = [PYTHON, "-c", TITLED, str(titled)]
+    then = f"""
+while not os.path.exists({str(may_execute)!r}):
+    time.sleep(0.01)
+os.dup2(found[0], 0); os.dup2(found[1], 1)
+os.execve({PYTHON!r}, {words!r}, order["environment"])
+"""
+    process = forge(world, then, words)
+    wait_until(lambda: thread_named("look"))
+    slow = world.start("slow", ["/bin/cat"])
+    wait_until(busy.exists)
+    may_execute.touch()
+    wait_until(titled.exists)
+    assert b"a title" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    go_on.touch()
+    assert world.wait_for("start", "a title").pid == process.pid
+    for one in (process, slow):
+        one.communicate(timeout=30)
+
+
+def wait_until(state: Callable[[], object]) -> None:
+    until = time.monotonic() + 60
+    while not state():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def thread_named(name: str) -> bool:
+    return any(one.name == name for one in threading.enumerate())
 
 
 def test_who_leaves_its_place_to_a_child_is_not_served(world: World) -> None:

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 from events_help import OPEN_POLICY, make_policy
 
-from mcpguard.catalogue import approved, starting
+from mcpguard.catalogue import approved, identity, starting
 from mcpguard.catalogue.server import STDIO, Server
+from mcpguard.errors import HostError
 from mcpguard.events.store import Store
+from mcpguard.gate import containers
 from mcpguard.gate.admission import Unvetted
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.servers import Servers
+from mcpguard.gate.words import words_of
+from mcpguard.session.gate import plain
 
 PYTHON = "/usr/bin/python3"
 EMPTY = '{"rules": [], "classes": [], "untrusted": [], "after_taint": "allow", "gate": true, "confined": []}'
@@ -21,15 +25,22 @@ EMPTY = '{"rules": [], "classes": [], "untrusted": [], "after_taint": "allow", "
 
 @pytest.fixture
 def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Servers:
+    """With one server `s`; and `keyed`, whose settings name a variable that the agent has, one that it has not, and a text."""
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path / "guard"))
     (tmp_path / "good").mkdir()
     (tmp_path / "good/rel.py").write_text("print('good')")
     monkeypatch.chdir(tmp_path / "good")
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TERM": "dumb"}
     server = Server("s", "", "", "", STDIO, command=PYTHON, args=("rel.py", "--flag", "rel.py.txt"))
     found = starting.identify(server, environment, Path.cwd())
     assert found is not None
     approved.approve("s", "test", found, ())
+    variables = {"KNOWN": "${TERM}", "KEY": "${API_KEY}", "WRITTEN": "text"}
+    keyed = Server("keyed", "", "user", "", STDIO, command="/bin/cat", env=variables)
+    found = starting.identify(keyed, environment, Path.cwd())
+    assert found is not None
+    approved.approve("keyed", "test", found, ())
+    monkeypatch.setenv("API_KEY", "canary")
     store = Store.open(tmp_path / "events.db")
     session = store.start_session(make_policy(*OPEN_POLICY), command=("a",), tier="3", coverage=(), now_ns=1)
     facts = {
@@ -37,7 +48,9 @@ def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Servers:
         "environment": environment,
         "workspace": str(tmp_path / "good"),
         "mcp": EMPTY,
-        "servers": [],
+        "servers": [plain(keyed)],
+        "tables": "",
+        "engines": {},
         "confined": [],
         "web": None,
         "again": False,
@@ -60,3 +73,126 @@ def test_the_same_words_in_another_folder_are_another_server(
     monkeypatch.chdir(tmp_path / "evil")
     with pytest.raises(Unvetted, match="is not what was approved"):
         servers.admit("s", [PYTHON, "rel.py", "--flag", "rel.py.txt"], os.getpid())
+
+
+def test_a_server_gets_no_variable_that_the_agent_has_not(servers: Servers) -> None:
+    """It is in the tree, where every process may read what it got. The gate itself knows the key."""
+    admitted = servers.admit("keyed", ["whatever"], os.getpid())
+    assert {name: admitted.environment[name] for name in ("KNOWN", "KEY", "WRITTEN")} == {
+        "KNOWN": "dumb",
+        "KEY": "${API_KEY}",
+        "WRITTEN": "text",
+    }
+    assert "API_KEY" not in admitted.environment
+
+
+# --- what programs take from the folder that they start in ------------------------------------------------------------------
+
+
+def started(tmp_path: Path, *command: str, writable: str = "", env: dict[str, str] | None = None) -> tuple[str, ...]:
+    """The words with which a command is started in `tmp_path`/work; programs are found in `tmp_path`/bin."""
+    (tmp_path / "work").mkdir(exist_ok=True)
+    environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path), **(env or {})}
+    found = identity.of(command[0], command[1:], environment, str(tmp_path / "work"))
+    place = str(tmp_path / writable) + "/"
+    may_write = (lambda path: f"{path}/".startswith(place)) if writable else (lambda path: False)
+    return words_of("s", found, str(tmp_path / "work"), environment, may_write)
+
+
+def program(tmp_path: Path, name: str) -> str:
+    place = tmp_path / "bin" / name
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("#!/bin/sh\n")
+    place.chmod(0o755)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("given", "then"),
+    [
+        (("npx", "-y", "a@1.0.0"), ("npx", "--prefix=/", "-y", "a@1.0.0")),
+        (("npm", "exec", "a@1.0.0"), ("npm", "--prefix=/", "exec", "a@1.0.0")),
+        (("npm", "start"), ("npm", "start")),
+        (("npx", "--prefix", "/srv", "a@1.0.0"), ("npx", "--prefix", "/srv", "a@1.0.0")),
+        (("env", "A=b", "npx", "a@1.0.0"), ("env", "A=b", "npx", "--prefix=/", "a@1.0.0")),
+        (("uvx", "a==1.0"), ("uvx", "a==1.0")),
+        (("bunx", "a@1.0.0"), ("bunx", "a@1.0.0")),
+        (("python3.12", "-m", "json.tool"), ("python3.12", "-P", "-m", "json.tool")),
+        (("env", "python3.12", "-um", "json.tool"), ("env", "python3.12", "-P", "-um", "json.tool")),
+        (("python3.12", "-c", "1"), ("python3.12", "-P", "-c", "1")),
+        (("python3.12", "-Im", "json.tool"), ("python3.12", "-Im", "json.tool")),
+        (("python3.12", "/a.py", "-m", "x"), ("python3.12", "/a.py", "-m", "x")),
+        (("python3.10", "-m", "json.tool"), ("python3.10", "-m", "json.tool")),
+    ],
+)
+def test_runners_are_told_to_leave_their_folder(given: tuple[str, ...], then: tuple[str, ...], tmp_path: Path) -> None:
+    for name in ("npx", "npm", "uvx", "bunx", "python3.12", "python3.10"):
+        program(tmp_path, name)
+    assert started(tmp_path, *given) == then
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("npx", "--prefix", ".", "a@1.0.0"),
+        ("npx", "local"),
+        ("bunx", "a@1.0.0"),
+        ("pnpm", "dlx", "a@1.0.0"),
+        ("yarn", "dlx", "a@1.0.0"),
+        ("uvx", "--from", "./local", "a"),
+        ("python3.10", "-m", "json.tool"),
+        ("python3.12", "-m", "mine"),
+        ("python3.12", "mine.py"),
+        ("./own",),
+    ],
+)
+def test_what_cannot_be_told_starts_only_where_the_session_may_not_write(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in ("npx", "uvx", "bunx", "pnpm", "yarn", "python3.12", "python3.10"):
+        program(tmp_path, name)
+    work = tmp_path / "work"
+    (work / "node_modules/local").mkdir(parents=True)
+    (work / "node_modules/local/package.json").write_text("{}")
+    (work / "local").mkdir()
+    (work / "mine.py").write_text("")
+    (work / "own").write_text("#!/bin/sh\n")
+    (work / "own").chmod(0o755)
+    assert started(tmp_path, *command)
+    with pytest.raises(HostError) as refused:
+        started(tmp_path, *command, writable="work")
+    assert refused.value.code == "mcp.writable"
+
+
+# --- containers ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("digest", ["", f"@sha256:{'1' * 64}"])
+def test_another_image_is_another_server(digest: str, tmp_path: Path) -> None:
+    """By its name, and by its digest where it has one."""
+    environment = {"PATH": f"{tmp_path}/bin"}
+    program(tmp_path, "docker")
+    words = ["run", "-i", "--rm", f"a{digest}"]
+    one = identity.of("docker", words, environment, "/")
+    assert one.package is not None and one.package.pinned == bool(digest)
+    others = [[*words[:-1], f"a@sha256:{'2' * 64}"], [*words[:-1], f"b{digest}"]]
+    assert one.digest not in {identity.of("docker", other, environment, "/").digest for other in others}
+    assert any("outside of every session" in note for note in one.notes)
+
+
+@pytest.mark.parametrize(
+    "command", [("docker", "run", "-i", "a"), ("docker", "compose", "run", "a"), ("nerdctl", "run", "a")]
+)
+def test_a_container_whose_engine_is_closed_says_so(command: tuple[str, ...], tmp_path: Path) -> None:
+    engine = str(tmp_path / "docker.sock")
+    found = identity.of(command[0], command[1:], {}, "/")
+    containers.refuse("s", found, {}, {engine: False})  # there is none: the program says so itself
+    Path(engine).touch()
+    containers.refuse("s", found, {}, {engine: True})
+    containers.refuse(
+        "s", found, {"DOCKER_HOST": "tcp://127.0.0.1:1"}, {engine: False}
+    )  # that is for the network rules
+    containers.refuse("s", identity.of("npx", ["docker"], {}, "/"), {}, {engine: False})
+    with pytest.raises(HostError) as refused:
+        containers.refuse("s", found, {}, {engine: False})
+    assert refused.value.code == "mcp.container" and engine in refused.value.why

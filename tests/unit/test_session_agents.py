@@ -153,6 +153,21 @@ def test_gemini_and_qwen_get_settings_of_the_system(program: str, folder: str, v
     assert found.command == (program, "-y")
 
 
+@pytest.mark.parametrize("form", ["--mcp-config VALUE", "--mcp-config=VALUE"])
+def test_servers_on_qwens_command_line_and_in_the_projects_file_are_guarded_too(form: str, tmp_path: Path) -> None:
+    """What the command line names would win over the settings of the system."""
+    write(tmp_path / "project/.mcp.json", {"mcpServers": {"here": LOCAL}})
+    write(tmp_path / ".mcp.json", {"mcpServers": {"above": LOCAL}})
+    value = json.dumps({"mcpServers": {"fs": LOCAL}})
+    words = [word.replace("VALUE", value) for word in form.split()]
+    found = told(tmp_path, ["qwen", *words, "a prompt"])
+    assert found.command == ("qwen", "a prompt")
+    settings = json.loads(Path(found.environment["QWEN_CODE_SYSTEM_SETTINGS_PATH"]).read_text())
+    assert settings["mcp"]["allowed"] == ["fs", "here"]
+    for name in ("fs", "here"):
+        assert_is_shim([settings["mcpServers"][name]["command"], *settings["mcpServers"][name]["args"]], name)
+
+
 def test_opencode_gets_a_variable(tmp_path: Path) -> None:
     write(
         tmp_path / ".config/opencode/opencode.json",

@@ -109,7 +109,7 @@ def _brief(value: str | None) -> str:
 
 def file() -> Path:
     """Where the catalogue is."""
-    return store.config_directory() / "mcp-servers.json"
+    return store.catalogue_file()
 
 
 def load() -> Catalogue:

@@ -92,7 +92,7 @@ STEERING = (
 )
 MISSING = "missing"
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
-_WRAPPERS = ("env", "nohup", "setsid", "nice", "stdbuf", "time")
+WRAPPERS = ("env", "nohup", "setsid", "nice", "stdbuf", "time")
 _DEEPEST = 4
 _SHEBANG = 256
 _CHUNK = 1 << 20
@@ -273,10 +273,14 @@ def _look(
         _add(code, notes, role, path)
     if run.note:
         notes.append(run.note)
-    if name in _WRAPPERS and depth < _DEEPEST:
+    if name in WRAPPERS and depth < _DEEPEST:
         inner = _unwrapped(args, env)
         return _look(inner[0], inner[1:], env, cwd, code, notes, depth + 1) if inner else None
     package = packages.of(name, args)
+    if package is not None and package.image:
+        notes.append(
+            "what runs in the container is outside of every session: no rule holds it, and no record tells of it"
+        )
     if package is not None:
         _add_local(package, cwd, env.get("HOME", ""), code, notes)
     return package

@@ -14,6 +14,7 @@ from mcpguard.model.values import dataclass
 SCRIPT, LOADED = "script", "loaded"
 _NODE = re.compile(r"(?:node|nodejs|bun|deno|tsx|ts-node)\Z")
 _PYTHON = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
+_VERSION = re.compile(r"(\d+)\.(\d+)t?\Z")
 _OTHERS = re.compile(r"(?:ba|da|z|k|fi)?sh\Z|ruby[\d.]*\Z|perl[\d.]*\Z|php[\d.]*\Z|lua[\d.]*\Z")
 _CODE = re.compile(r"\.(?:[mc]?[jt]sx?|pyz?|sh|rb|pl|php|jar|lua|wasm)\Z")
 # Options of Node's family with a value that is loaded as code, with another value, and with the program itself.
@@ -71,6 +72,32 @@ def find(program: str, found: Path, args: Sequence[str], environment: Mapping[st
     named = [arg for arg in args if _CODE.search(arg) and not arg.startswith("-")]
     hits = ((folder / arg for folder in folders if is_file(folder / arg)) for arg in named)
     return Found(tuple((SCRIPT, path) for paths in hits for path in list(paths)[:1]))
+
+
+def looks_in_its_folder(program: str, args: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether these words have Python take modules from the folder that it starts in before all others."""
+    if not _PYTHON.match(program) or environment.get("PYTHONSAFEPATH"):
+        return False
+    for arg in args:
+        if not arg.startswith("-") or arg == "-":
+            return arg == "-"
+        flags = "".join(takewhile(lambda letter: letter not in "cmWX", arg[1:])) if not arg.startswith("--") else ""
+        if "I" in flags or "P" in flags:
+            return False
+        option = "" if arg.startswith("--") else arg[1 + len(flags) : 2 + len(flags)]
+        if option in ("c", "m"):
+            return True
+    return True
+
+
+def knows_safe_path(program: Path) -> bool:
+    """Whether an interpreter has the option `-P`: Python 3.11 and newer.
+
+    Args:
+        program: links resolved.
+    """
+    found = _VERSION.search(program.name)
+    return found is not None and _PYTHON.match(program.name) is not None and (int(found[1]), int(found[2])) >= (3, 11)
 
 
 def _node(args: Sequence[str], cwd: Path) -> Found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mcpguard.errors import HostError
 from mcpguard.model.values import dataclass, field
@@ -75,13 +75,41 @@ class Admission:
             "filter": self.filter.hex(),
         }
 
+    def gave(self, seen: Sequence[bytes]) -> bool:
+        """Whether this environment is what it was given. `env` may have changed it before it executed the server."""
+        given = {os.fsencode(f"{name}={value}") for name, value in self.environment.items()}
+        if os.path.basename(self.program) == "env":
+            return given.issuperset(set(seen) - set(map(os.fsencode, self.argv)))
+        return given == set(seen)
 
-def forms_of(program: str, argv: Sequence[str], path: str) -> tuple[Form, ...]:
+    def starts_in(self, folder: str, identity: tuple[int, int] | None) -> bool:
+        """Whether it was executed where it should be, or is in a folder that its words name: some go there at once."""
+        named = (value for word in self.argv[1:] for value in (word, word.partition("=")[2]))
+        for place in (self.cwd, *(value for value in named if os.path.isabs(value))):
+            if os.path.normpath(place) == folder or (identity is not None and _is_there(place, identity)):
+                return True
+        return False
+
+
+def _is_there(place: str, identity: tuple[int, int]) -> bool:
+    try:
+        state = os.stat(place)
+    except OSError:
+        return False
+    return (state.st_dev, state.st_ino) == identity
+
+
+def forms_of(program: str, argv: Sequence[str], path: str, known: Collection[str] | None = None) -> tuple[Form, ...]:
     """What a process may be that has executed a program: the program, or what the `#!` lines in it have executed instead.
 
     Args:
         path: where `env` looks.
+        known: resolved paths of what was looked at before; what is neither among them nor root's alone has been put there
+            since, and ends the chain. None: there is nothing to compare with.
     """
+    inodes = (
+        None if known is None else {(state.st_dev, state.st_ino) for state in map(_state, known) if state is not None}
+    )
     found: list[Form] = []
     now: tuple[str, tuple[str, ...]] | None = (program, tuple(argv))
     while now is not None and len(found) < _DEEPEST:
@@ -92,9 +120,22 @@ def forms_of(program: str, argv: Sequence[str], path: str) -> tuple[Form, ...]:
                 line = file.read(_LONGEST_LINE)
         except OSError:
             break
+        if (
+            inodes is not None
+            and (state.st_dev, state.st_ino) not in inodes
+            and (state.st_uid or state.st_mode & 0o022)
+        ):
+            break
         found.append(Form((state.st_dev, state.st_ino), tuple(map(os.fsencode, words))))
         now = _interpreted(line, place, words) if line.startswith(b"#!") else _found_by_env(place, words, path)
     return tuple(found)
+
+
+def _state(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
 
 
 def _interpreted(line: bytes, place: str, words: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:

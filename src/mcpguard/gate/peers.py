@@ -9,6 +9,7 @@ import select
 import socket
 import stat
 import struct
+import time
 
 from mcpguard.model.values import dataclass
 
@@ -16,6 +17,7 @@ _CREDENTIALS = struct.Struct("iII")
 # From <asm-generic/socket.h>; Linux 6.5.
 _SO_PEERPIDFD = 77
 _INT = struct.Struct("i")
+_LOOK_S = 0.1
 
 
 class Stranger(Exception):
@@ -138,13 +140,53 @@ def is_stream(descriptor: int) -> bool:
     return True
 
 
-def program_of(pid: int) -> tuple[int, int] | None:
-    """Device and inode of the program that a process executes; None where it has none any more."""
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """What a process was executed as, seen before it had time to change any of it.
+
+    Attributes:
+        image: device and inode of its program.
+        arguments: each word with a closing zero.
+        environment: `NAME=value` each.
+        folder: where it works.
+        folder_id: device and inode of that.
+    """
+
+    image: tuple[int, int] | None
+    arguments: bytes
+    environment: tuple[bytes, ...]
+    folder: str
+    folder_id: tuple[int, int] | None
+
+
+def executed(pid: int) -> Executed:
+    """What a process is now. While it executes the next program of a chain there is nothing to be seen, for an instant."""
+    until = time.monotonic() + _LOOK_S
+    while True:
+        image = _identity_of(f"/proc/{pid}/exe")
+        folder = _link(f"/proc/{pid}/cwd")
+        arguments = _read(f"/proc/{pid}/cmdline")
+        environment = tuple(entry for entry in _read(f"/proc/{pid}/environ").split(b"\0") if entry)
+        found = Executed(image, arguments, environment, folder, _identity_of(f"/proc/{pid}/cwd"))
+        steady = arguments and image == _identity_of(f"/proc/{pid}/exe")
+        if steady or image is None or time.monotonic() > until:
+            return found
+        time.sleep(_LOOK_S / 50)
+
+
+def _identity_of(path: str) -> tuple[int, int] | None:
     try:
-        state = os.stat(f"/proc/{pid}/exe")
+        state = os.stat(path)
     except OSError:
         return None
     return state.st_dev, state.st_ino
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
 
 
 def path_of(pid: int) -> str | None:
@@ -153,16 +195,6 @@ def path_of(pid: int) -> str | None:
         return os.readlink(f"/proc/{pid}/exe")
     except OSError:
         return None
-
-
-def arguments_of(pid: int) -> bytes:
-    """What a process was executed with, each word with a closing zero; a program may write over it, and not move its end."""
-    return _read(f"/proc/{pid}/cmdline")
-
-
-def environment_of(pid: int) -> list[bytes]:
-    """The environment that a process was executed with; a program may write over it."""
-    return _read(f"/proc/{pid}/environ").split(b"\0")
 
 
 def _read(path: str) -> bytes:

@@ -6,6 +6,7 @@ only for a name that none had. Either way exactly that has to be in the user's c
 
 from __future__ import annotations
 
+import base64
 import fnmatch
 import functools
 import json
@@ -14,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcpguard.catalogue import approved, identity, starting
+from mcpguard.catalogue import approved, starting
 from mcpguard.catalogue.server import STDIO, Server
 from mcpguard.events.mcp import Talk
-from mcpguard.gate import no_network
+from mcpguard.gate import containers, no_network
 from mcpguard.gate.admission import Admission, Grants, Unvetted, forms_of
 from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.held import Held
@@ -26,6 +27,7 @@ from mcpguard.gate.peers import path_of
 from mcpguard.gate.pins import Pins, of_approval
 from mcpguard.gate.relay import Judges
 from mcpguard.gate.remote import Remote
+from mcpguard.gate.words import may_write_by, words_of
 from mcpguard.mcp import classes, policy
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.model.event import Peer
@@ -43,9 +45,10 @@ class Servers:
         Args:
             held: where calls may wait for a person's word; None: none does.
             facts: `session`; `environment` of the agent; `workspace`; `mcp`, the rules as `Policy.mcp` has them; `servers`, a
-                list of the fields of `catalogue.server.Server`; `confined`, of `session.confinement`; `web`, where there are
-                remote servers: `listener`, `token`, and `remotes`, from their place in the address to the same fields; `again`,
-                true where the session had a gate before.
+                list of the fields of `catalogue.server.Server`; `tables`, the policy's rules for files in base64, empty in
+                audit; `engines`, as `containers.refuse` takes them; `confined`, of `session.confinement`; `web`, where there
+                are remote servers: `listener`, `token`, and `remotes`, from their place in the address to the same fields;
+                `again`, true where the session had a gate before.
         """
         self._session = facts["session"]
         self._environment: dict[str, str] = facts["environment"]
@@ -57,6 +60,9 @@ class Servers:
         forgot = facts.get("again") and self._policy.after_taint is not AfterTaint.ALLOW
         self._taint = Taint({STARTED_AGAIN: None} if forgot else {})
         self._ledger = ledger
+        tables = base64.b64decode(facts["tables"])
+        self._may_write = may_write_by(tables) if tables else None
+        self._engines: dict[str, bool] = facts["engines"]
         self._held = held or Held()
         remotes = facts["web"]["remotes"] if facts.get("web") else {}
         self._remotes = {key: Server(**{**one, "args": tuple(one["args"])}) for key, one in remotes.items()}
@@ -80,9 +86,11 @@ class Servers:
         if not found.found:
             raise _no_program(found.command)
         environment = starting.start_environment(server, self._environment)
+        containers.refuse(name, found, environment, self._engines)
         cwd = starting.folder(server, self._environment, here)
-        words = (found.command, *(_placed(word, cwd, found) for word in found.args))
-        forms = forms_of(found.found, words, environment.get("PATH", os.defpath))
+        words = words_of(name, found, str(cwd), environment, self._may_write)
+        known = [code.path for code in found.code]
+        forms = forms_of(found.found, words, environment.get("PATH", os.defpath), known)
         entry = next(one for one in catalogue.named(name) if one.digest == found.digest)
         pins = of_approval(name, entry.digest, entry.approved)
         tools = classes.of_package(found.package.name) if found.package is not None else {}
@@ -137,14 +145,6 @@ class Servers:
         talk = Talk(self._session, server.name, transport)
         hold, drop = self._held.hold_in_loop, self._held.drop
         return Conversation(judge, talk, ledger, keep_pins=_keeper(judge.pins), hold=hold, drop=drop)
-
-
-def _placed(word: str, cwd: Path, found: identity.Identity) -> str:
-    """A script by its whole path: whoever asked could go to another folder before it executes what it may, and there the same
-    word names another file."""
-    scripts = {code.path for code in found.code if code.role in ("script", "loaded")}
-    path = os.path.join(cwd, word)
-    return path if not os.path.isabs(word) and os.path.realpath(path) in scripts else word
 
 
 def _keeper(pins: dict[str, str]) -> Callable[[], None] | None:

@@ -12,6 +12,7 @@ import json
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -19,9 +20,9 @@ from typing import Any, Protocol
 from mcpguard.errors import HostError, McpguardError
 from mcpguard.events.mcp import CLIENT
 from mcpguard.gate import peers
-from mcpguard.gate.admission import Admission, Form
+from mcpguard.gate.admission import Admission
 from mcpguard.gate.held import Held
-from mcpguard.gate.ledger import Ledger
+from mcpguard.gate.ledger import SOON_S, Ledger
 from mcpguard.gate.line import LONGEST_NAME, MOST_ARGUMENTS, MOST_BYTES, VERSION
 from mcpguard.gate.peers import Stranger
 from mcpguard.gate.relay import Inlet, Judges, Outlet, Relay
@@ -35,7 +36,6 @@ MOST_RELAYS = 128
 MOST_ENTRANTS = 32
 # For a packet that does not come, and for a shim that does not become its server.
 _PATIENCE_S = 10.0
-_FLUSH_S = 0.2
 _REST_S = 0.5
 _PIPE_BYTES = 1 << 18
 # How many refusals of one kind are on record one by one.
@@ -63,6 +63,8 @@ class _Entrant:
         until: CLOCK_MONOTONIC, in seconds.
         client: what the shim passed, the agent's ends; while `admission` is None they have not come.
         server: our ends of the pipes to the server.
+        looking: takes `seen` as soon as the line ends: the gate may be busy with others, and what a process was executed with
+            it can write over.
     """
 
     line: socket.socket
@@ -73,8 +75,30 @@ class _Entrant:
     admission: Admission | None = None
     client: tuple[int, int] = (-1, -1)
     server: tuple[int, int] = (-1, -1)
+    looking: threading.Thread | None = None
+    seen: peers.Executed | None = None
+
+    def look(self) -> None:
+        """Raises OSError: it cannot."""
+        line = os.dup(self.line.fileno())
+
+        def until_it_ends() -> None:
+            waited = select.poll()
+            waited.register(line, select.POLLIN)
+            waited.poll(2000 * _PATIENCE_S)
+            self.seen = peers.executed(self.peer.pid)
+            os.close(line)
+
+        self.looking = threading.Thread(target=until_it_ends, name="look", daemon=True)
+        try:
+            self.looking.start()
+        except RuntimeError as error:  # no room for another thread
+            os.close(line)
+            raise OSError(str(error)) from None
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.line.shutdown(socket.SHUT_RDWR)  # whoever looks at it stops waiting
         self.line.close()
         self.peer.close()
         peers.close_all([number for number in (*self.client, *self.server) if number >= 0])
@@ -127,7 +151,7 @@ class Gate:
         self._poll.register(news, select.EPOLLIN)
         while True:
             waits = self._entrants or self._resting or self._held.watched
-            timeout = _FLUSH_S if self._ledger.behind else 1.0 if waits else -1
+            timeout = SOON_S if self._ledger.behind else 1.0 if waits else -1
             ready = self._poll.poll(timeout)
             # Relays first: they only close descriptors, so no number has become another one's when it is looked at.
             for number, events in ready:
@@ -181,7 +205,7 @@ class Gate:
             self._resting = 0.0
             self._poll.modify(self._listener, select.EPOLLIN)
         self._held.tick()
-        self._ledger.flush()
+        self._ledger.flush_due()
 
     def _end(self) -> None:
         for relay in list(self._relays):
@@ -273,6 +297,7 @@ class Gate:
                 os.set_blocking(number, False)
                 with contextlib.suppress(OSError):  # an account may have used up its share
                     fcntl.fcntl(number, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            entrant.look()
             packet = json.dumps({"go": admission.order()}).encode("utf-8", "surrogateescape")
             socket.send_fds(entrant.line, [packet], [theirs_in, theirs_out], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
@@ -287,7 +312,10 @@ class Gate:
         """Its end of the line is closed: it was executed, or it is no shim."""
         admission = entrant.admission
         pid = entrant.peer.pid
-        wrong = "" if admission is None else _mismatch(pid, admission, self._leaf)
+        if entrant.looking is not None:
+            entrant.looking.join(_REST_S)
+        seen = entrant.seen or peers.executed(pid)
+        wrong = "" if admission is None else _mismatch(pid, seen, admission, self._leaf)
         if admission is None or wrong or entrant.peer.ended():
             why = wrong or "it ended before it became its server"
             self._tell("refuse", Verdict.DENY, entrant, why)
@@ -361,6 +389,7 @@ class Gate:
                 mcp=message,
             )
         )
+        self._ledger.flush()  # such events are few, and the gate may be killed
 
 
 def _read(data: bytes) -> tuple[str, tuple[str, ...]]:
@@ -436,24 +465,17 @@ def _broken(error: Exception) -> HostError:
     )
 
 
-def _mismatch(pid: int, admission: Admission, leaf: str) -> str:
+def _mismatch(pid: int, seen: peers.Executed, admission: Admission, leaf: str) -> str:
     """Why a process is not the server that was admitted; empty when it is."""
     if peers.leaf_of(pid) != leaf:
         return "it is no process of this session any more"
-    image = peers.program_of(pid)
-    forms = [form for form in admission.forms if form.image == image]
+    forms = [form for form in admission.forms if form.image == seen.image]
     if not forms:
         return "it became another program than the one that was admitted"
-    seen = peers.arguments_of(pid)
-    if not any(_is_or_was(seen, form) for form in forms):
+    if not any(seen.arguments == b"".join(word + b"\0" for word in form.argv) for form in forms):
         return "it was executed with other arguments than those that were admitted"
-    given = {os.fsencode(f"{name}={value}") for name, value in admission.environment.items()}
-    if any(b"=" in entry and entry not in given for entry in peers.environment_of(pid)):
+    if not admission.gave(seen.environment):
         return "it was executed with another environment than the one that it was given"
+    if not admission.starts_in(seen.folder, seen.folder_id):
+        return "it was executed in another folder than the one that was admitted"
     return ""
-
-
-def _is_or_was(seen: bytes, form: Form) -> bool:
-    """Whether a process was executed in this form. A title that it gave itself since is one string in the same room."""
-    executed = b"".join(word + b"\0" for word in form.argv)
-    return seen == executed or (len(seen) == len(executed) and b"\0" not in seen.rstrip(b"\0"))

@@ -24,6 +24,11 @@ def config_directory() -> Path:
     return _base("XDG_CONFIG_HOME", "~/.config") / "mcpguard"
 
 
+def catalogue_file() -> Path:
+    """The servers that the user approved: `catalogue.approved` reads and writes it."""
+    return config_directory() / "mcp-servers.json"
+
+
 def state_directory() -> Path:
     """`$MCPGUARD_HOME/state`, else `$XDG_STATE_HOME/mcpguard` (`~/.local/state` by default)."""
     if home := os.environ.get("MCPGUARD_HOME"):

@@ -77,11 +77,15 @@ def tell(command: Sequence[str], environment: Mapping[str, str], workspace: str,
     if name not in _AGENTS:
         return Told(tuple(command), dict(environment), known=False)
     client, change = _AGENTS[name]
-    found = [
-        one for one in clients.inventory(Path(workspace), environment).servers if one.client == client and one.enabled
-    ]
+    everything = clients.inventory(Path(workspace), environment).servers
+    found = [one for one in everything if one.enabled and (one.client == client or _is_shared(one, client, workspace))]
     found = [one for one in found if clients.belongs(one, Path(workspace))]
     return change(tuple(command), dict(environment), _each_once(found), gate)
+
+
+def _is_shared(one: Server, client: str, workspace: str) -> bool:
+    """Qwen Code reads the project's own `.mcp.json`, which is listed for claude-code."""
+    return client == "qwen-code" and one.file == str(Path(workspace) / ".mcp.json")
 
 
 def _each_once(found: Iterable[Server]) -> list[Server]:
@@ -104,7 +108,7 @@ def _reached(found: Iterable[Server]) -> tuple[Server, ...]:
 def _claude(command: tuple[str, ...], environment: dict[str, str], found: list[Server], gate: Keeps) -> Told:
     """`--strict-mcp-config` has it read nothing else; remote servers are reached by way of the gate."""
     program, words = command[0], list(command[1:])
-    named, strict = _taken_out(words)
+    named, strict = _taken_out(words, "claude-code")
     found = _each_once([*named, *(() if strict else found)])
     declared: dict[str, Any] = {}
     for one in found:
@@ -121,8 +125,12 @@ def _claude(command: tuple[str, ...], environment: dict[str, str], found: list[S
     return Told((program, _MCP_CONFIG, text, _STRICT, *words), environment, _reached(found))
 
 
-def _taken_out(words: list[str]) -> tuple[list[Server], bool]:
-    """The servers that the person named on the command line, and whether there are to be no others; these words go."""
+def _taken_out(words: list[str], client: str, *, many: bool = True) -> tuple[list[Server], bool]:
+    """The servers that the person named on the command line, and whether there are to be no others; these words go.
+
+    Args:
+        many: the option takes every word up to the next option, and not only one.
+    """
     named: list[Server] = []
     strict = False
     at = 0
@@ -133,16 +141,18 @@ def _taken_out(words: list[str]) -> tuple[list[Server], bool]:
             del words[at]
         elif word == _MCP_CONFIG:
             del words[at]
-            while at < len(words) and not words[at].startswith("-"):
-                named += _from_argument(words.pop(at))
+            taken = 0
+            while at < len(words) and not words[at].startswith("-") and (many or not taken):
+                named += _from_argument(words.pop(at), client)
+                taken += 1
         elif word.startswith(_MCP_CONFIG + "="):
-            named += _from_argument(words.pop(at).partition("=")[2])
+            named += _from_argument(words.pop(at).partition("=")[2], client)
         else:
             at += 1
     return named, strict
 
 
-def _from_argument(text: str) -> list[Server]:
+def _from_argument(text: str, client: str) -> list[Server]:
     try:
         if text.lstrip().startswith("{"):
             value, _repeated = reading.parse(text.encode(errors="surrogateescape"), "json")
@@ -150,7 +160,7 @@ def _from_argument(text: str) -> list[Server]:
             value = reading.read(Path(text), "json", _LARGEST_FILE).value
         group = value["mcpServers"]
         return [
-            servers.of(str(name), one, client="claude-code", scope="command line", file=_MCP_CONFIG, project="")
+            servers.of(str(name), one, client=client, scope="command line", file=_MCP_CONFIG, project="")
             for name, one in group.items()
             if isinstance(one, dict)
         ]
@@ -206,6 +216,14 @@ def _gemini(variable: str, system: str) -> Callable[..., Told]:
     return change
 
 
+def _qwen(command: tuple[str, ...], environment: dict[str, str], found: list[Server], gate: Keeps) -> Told:
+    """As gemini-cli, of which it is a fork, with an option for servers whose names would win over the system's settings."""
+    words = list(command[1:])
+    named, _strict = _taken_out(words, "qwen-code", many=False)
+    system = _gemini("QWEN_CODE_SYSTEM_SETTINGS_PATH", "/etc/qwen-code/settings.json")
+    return system((command[0], *words), environment, _each_once([*named, *found]), gate)
+
+
 def _gemini_entry(one: Server, gate: Keeps) -> dict[str, Any]:
     if one.kind == REMOTE:
         headers = {"Authorization": f"Bearer ${_TOKEN_VARIABLE}"}
@@ -238,6 +256,6 @@ _AGENTS: dict[str, tuple[str, _Change]] = {
     "claude": ("claude-code", _claude),
     "codex": ("codex", _codex),
     "gemini": ("gemini-cli", _gemini("GEMINI_CLI_SYSTEM_SETTINGS_PATH", "/etc/gemini-cli/settings.json")),
-    "qwen": ("qwen-code", _gemini("QWEN_CODE_SYSTEM_SETTINGS_PATH", "/etc/qwen-code/settings.json")),
+    "qwen": ("qwen-code", _qwen),
     "opencode": ("opencode", _opencode),
 }

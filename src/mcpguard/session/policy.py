@@ -103,6 +103,7 @@ def _kept_name(profile: str, workspace: str, options: tuple[object, ...]) -> str
         str(store.gate_directory()),
     ]
     parts.append(hooks_folder(workspace, user.home))
+    parts.append(_files_of_servers(workspace))
     return policy_cache.key(parts, (store.user_directory(), store.builtin_directory()))
 
 
@@ -159,6 +160,7 @@ def compile_for(
             *worktree_rules(profile, workspace),
             *hook_rules(workspace, user.home),
             *(_shim_rules() if profile.mcp.gate else ()),
+            *(_server_rules(workspace) if profile.mcp.gate else ()),
         ],
         extra_sockets=[_gate_rule()] if profile.mcp.gate else (),
         extra_network=[_net_rule(target) for target in net],
@@ -402,6 +404,42 @@ def _shim_rules() -> list[FileRule]:
         FileRule(Effect.ALLOW, Access.READ, quote(str(place.resolve())), Origin("mcpguard", "builtin", 0, text))
         for text, place in places.items()
     ]
+
+
+def _server_rules(workspace: str) -> list[FileRule]:
+    """What approved MCP servers execute stays as it was approved, also where the session may write."""
+    from mcpguard.policy.patterns import quote
+
+    return [
+        FileRule(
+            *(Effect.READONLY, Access.WRITE, quote(path)),
+            Origin("mcpguard", "builtin", 0, f"readonly {path}"),
+            because=f"the MCP server {name} was approved with this file: mcpguard mcp revoke {name}",
+        )
+        for path, name in _files_of_servers(workspace)
+    ]
+
+
+def _files_of_servers(workspace: str) -> list[tuple[str, str]]:
+    """Files that approved MCP servers execute, where a session may write at all, each with its server."""
+    if not store.catalogue_file().exists():
+        return []
+    from mcpguard.catalogue import approved
+    from mcpguard.events.format import printable
+
+    try:
+        entries = approved.load().entries
+    except McpguardError:  # no server starts then, and that is said there
+        return []
+    places = (workspace, current_user().home, *_SHARED_TEMPORARY, os.environ.get("TMPDIR") or workspace)
+    found = {
+        path: printable(entry.name)
+        for entry in entries
+        for role, path in entry.facts.items()
+        if role.partition(" ")[0] in ("program", "script", "loaded") and path.startswith("/")
+        if any(is_below(path, place) for place in places) and Path(path).is_file()
+    }
+    return sorted(found.items())
 
 
 def _gate_rule() -> SocketRule:

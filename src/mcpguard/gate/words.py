@@ -1,0 +1,138 @@
+"""Keeping a server to what was approved, where its program takes code from places that the session may write.
+
+What is approved is read before the server starts, and again by whoever interprets it. In between nobody of the tree may be able
+to change it; and what a program looks for in the folder that it starts in must not be found there first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from mcpguard.catalogue import scripts
+from mcpguard.catalogue.identity import WRAPPERS, Identity
+from mcpguard.catalogue.package import Package
+from mcpguard.errors import HostError
+from mcpguard.model.access import Access
+from mcpguard.policy.automaton import Automaton
+
+MayWrite = Callable[[str], bool]
+# Nobody but root has a node_modules there.
+_NO_FOLDER = "--prefix=/"
+_EXECUTED = ("program", "interpreter", "script", "loaded")
+_NPM = ("npx", "npm")
+# These take what is in the folder that they start in first, and cannot be told to leave that.
+_LOCAL_FIRST = ("bun", "bunx", "pnpm", "pnpx", "yarn")
+_ANYTHING = "mcpguard-any-name"
+
+
+def may_write_by(tables: bytes) -> MayWrite:
+    """Whether the session may change what a path leads to, by its policy's tables."""
+    automaton = Automaton.from_bytes(tables)
+
+    def may_write(path: str) -> bool:
+        real = os.path.realpath(path)
+        return bool(automaton.decision(automaton.walk(os.fsencode(real))).allowed & Access.WRITE)
+
+    return may_write
+
+
+def words_of(
+    name: str, found: Identity, cwd: str, environment: Mapping[str, str], may_write: MayWrite | None
+) -> tuple[str, ...]:
+    """With what an approved server is started: its own words, and what keeps its program from looking elsewhere.
+
+    Args:
+        cwd: where it is started.
+        may_write: None: the session may write everything, as in audit; then nothing is refused.
+
+    Raises:
+        HostError: the session could put something else in its place.
+    """
+    given = [found.command, *(_placed(word, cwd, found) for word in found.args)]
+    at = _inner(given, environment)
+    program, args = os.path.basename(given[at]) if at < len(given) else "", given[at + 1 :]
+    if may_write is not None:
+        _refuse_changeable(name, found, cwd, may_write)
+    here = may_write is not None and may_write(os.path.join(cwd, _ANYTHING))
+    if scripts.looks_in_its_folder(program, args, environment):
+        given[at + 1 : at + 1] = _safe_path(name, found, cwd, here)
+    elif found.package is not None:
+        given[at + 1 : at + 1] = _packages_only(name, found, found.package, program, args, here)
+    return tuple(given)
+
+
+def _placed(word: str, cwd: str, found: Identity) -> str:
+    """A script by its whole path: whoever asked could go to another folder before it executes what it may, and there the same
+    word names another file."""
+    paths = {code.path for code in found.code if code.role in ("script", "loaded")}
+    path = os.path.join(cwd, word)
+    return path if not os.path.isabs(word) and os.path.realpath(path) in paths else word
+
+
+def _inner(given: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Where the command stands that `env` and its like execute."""
+    at = 0
+    while at < len(given) and os.path.basename(given[at]) in WRAPPERS:
+        at += 1
+        while at < len(given) and (
+            given[at].startswith("-") or ("=" in given[at] and given[at].partition("=")[0].isidentifier())
+        ):
+            at += 1
+    return at
+
+
+def _refuse_changeable(name: str, found: Identity, cwd: str, may_write: MayWrite) -> None:
+    for code in found.code:
+        if code.role in _EXECUTED and code.sha256 and may_write(code.path):
+            raise _refused(
+                name,
+                f"this session may change its {code.role} {code.path}",
+                "start the session again: it keeps such files of approved servers readonly; or move it out of the workspace",
+            )
+    package = found.package
+    if package is not None and package.version == "local" and may_write(os.path.join(cwd, package.name, _ANYTHING)):
+        raise _refused(
+            name,
+            f"its package {package.name} is a folder that this session may change",
+            "name the package by an exact version, or move it out of the workspace",
+        )
+
+
+def _safe_path(name: str, found: Identity, cwd: str, here: bool) -> list[str]:
+    """What has Python not look in the folder that it starts in, which `-m` and `-c` do first."""
+    local = any(code.role == "script" and code.path.startswith(os.path.realpath(cwd) + "/") for code in found.code)
+    if not here and local:
+        return []
+    programs = [Path(code.path) for code in found.code if code.role in ("program", "interpreter")]
+    if local or not any(map(scripts.knows_safe_path, programs)):
+        if not here:
+            return []
+        raise _refused(
+            name,
+            f"Python looks for its modules in {cwd} first, and this session may write there",
+            "name its script and not the module, install it for Python 3.11 or newer, or start it in another folder (`cwd`)",
+        )
+    return ["-P"]
+
+
+def _packages_only(
+    name: str, found: Identity, package: Package, program: str, args: Sequence[str], here: bool
+) -> list[str]:
+    """What has a runner of packages not take one of the same name from the folder that it starts in."""
+    local = any(code.role == "local package" for code in found.code)
+    own = any(word.partition("=")[0] in ("--prefix", "-w", "--workspace", "--workspaces", "-ws") for word in args)
+    if here and (program in _LOCAL_FIRST or (program in _NPM and (own or (local and not package.pinned)))):
+        raise _refused(
+            name,
+            f"{program} takes a {package.name} from the folder that it starts in first, and this session may write there",
+            "use npx with an exact version, name its script, or start it in another folder (`cwd`)",
+        )
+    if program not in _NPM or own or (local and not package.pinned):
+        return []
+    return [_NO_FOLDER]
+
+
+def _refused(name: str, why: str, do: str) -> HostError:
+    return HostError(f"the MCP server {name} was not started", why=why, do=do, code="mcp.writable")
