@@ -23,6 +23,7 @@ from mcp.server import MCPServer
 from web_help import TOKEN, Way, listener, message, result, upstream
 
 from mcpguard.gate import web as way_to_remotes
+from mcpguard.gate.pins import Pins
 from mcpguard.model.access import Verdict
 
 pytestmark = pytest.mark.timeout(120)
@@ -322,6 +323,19 @@ def test_a_server_that_was_not_approved_is_refused_in_the_clients_words(tmp_path
         way = Way(tmp_path, address, ALL, refused="the MCP server far is not approved")
         status, text, _ = ask(way, CALL)
         assert (status, json.loads(text)["error"]["message"]) == (200, "the MCP server far is not approved")
+        assert ask(way, None, method="GET")[0] == 403
+    assert far.asked == []
+
+
+def test_pins_that_cannot_be_read_are_an_error_in_four_lines(tmp_path: Path) -> None:
+    far = Far()
+    with upstream(far.handle) as address:
+        way = Way(tmp_path, address, ALL)
+        (tmp_path / "pins.json").write_text("[")
+        way._web._open = lambda _name, _transport: Pins(tmp_path / "pins.json")  # type: ignore[assignment,return-value]
+        status, text, _ = ask(way, CALL)
+        lines = json.loads(text)["error"]["message"].splitlines()
+        assert status == 200 and len(lines) == 4 and "approve the server again" in lines[2] and "mcp.pins" in lines[3]
         assert ask(way, None, method="GET")[0] == 403
     assert far.asked == []
 

@@ -25,6 +25,7 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
+from mcpguard.errors import McpguardError
 from mcpguard.gate.remote import Remote
 from mcpguard.mcp import messages
 from mcpguard.mcp.event_stream import Events, EventTooLong, StreamEvent, encode
@@ -158,6 +159,8 @@ class Web:
                 return await self._get(request, name, remote)
             if request.method == "DELETE" and not remote.old:
                 return await self._delete(request, name, remote)
+        except McpguardError as error:  # what was pinned of it cannot be read
+            return await _refused(request, "\n".join(error.lines()))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return web.Response(status=502, text=f"the server cannot be reached: {type(error).__name__}\n")
         return web.Response(status=405, headers={"Allow": "GET, POST, DELETE"})
