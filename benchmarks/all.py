@@ -24,6 +24,8 @@ SCRIPTS: dict[str, tuple[list[str], list[str]]] = {
     "decision": ([], ["--rounds", "15", "--rules", "10", "1000"]),
     "acts": ([], ["--rules", "10", "--depths", "5", "9"]),
     "work": ([], ["--only", "git", "unittest"]),
+    "events": ([], ["--paces", "5000", "10000"]),
+    "scale": ([], ["--sessions", "1", "10"]),
     "names": ([], []),
     "mcp": ([], ["--calls", "100"]),
     "store": ([], ["--events", "1000000"]),

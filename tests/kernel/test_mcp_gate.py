@@ -164,7 +164,9 @@ print(say(start()), flush=True)
         assert "started again" in second["error"]["message"], second
     else:
         assert text_of(second) == '{"a": 1}'
-    assert [e["op"] for e in box.mcp_events()].count("start") == 2
+    told = [(e["op"], e["verdict"]) for e in box.mcp_events() if e["op"] in ("start", "request")]
+    asked = "deny" if flow else "allow"
+    assert told == [("start", "allow"), ("request", "allow"), ("start", "allow"), ("request", asked)]
 
 
 KEPT = """\
