@@ -312,7 +312,7 @@ def test_a_late_answer_to_what_was_cancelled_goes_nowhere(world: World) -> None:
 def test_what_is_cancelled_takes_no_room(world: World) -> None:
     """Servers do not answer what is cancelled, so an agent that cancels a lot would be out of numbers."""
     one = conversation(world, world.policy, Taint({}))
-    world.ledger.write = lambda _event: None  # type: ignore[union-attr,method-assign]
+    world.ledger.write = lambda *_, **__: None  # type: ignore[union-attr,method-assign]
     for number in range(2 * MOST_REQUESTS):
         assert one.take(relay.CLIENT, request("ping", id=number).strip())[0]
         cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": number}}
