@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MOST_REQUESTS = 4096
 _NAMES = ("client", "server")
 _NO_ANSWER = "nobody asked for this answer"
+_LATE = "its request was cancelled"
 _Passage = tuple[bytes | None, bytes | None]
 _Later = Callable[[bytes | None, bytes | None], None]
 _Hold = Callable[[Event, str, Decided], str]
@@ -159,20 +160,21 @@ class Conversation:
         return (message.raw, None) if judged.allowed else (None, refusal(message.id, judged, call))
 
     def _notification(self, side: int, message: Message, judged: Judgement) -> bytes | None:
-        # A request that is cancelled may still be answered: its id stays taken until then, so that what is answered late is
-        # judged as an answer to it and not to whatever was asked under the same id.
         self._ledger.note(self.event(side, message, judged, None))
-        if side == CLIENT and message.method == "notifications/cancelled":
+        if message.method == "notifications/cancelled" and judged.allowed:
             cancelled = message.params.get("requestId")
-            if isinstance(cancelled, str | int) and (type(cancelled), cancelled) in self._held:
+            if side == CLIENT and isinstance(cancelled, str | int) and (type(cancelled), cancelled) in self._held:
                 self.let_go(cancelled)
                 return None
+            if isinstance(cancelled, str | int):
+                self._asked[side].cancel(cancelled)
         return message.raw if judged.allowed else None
 
     def _response(self, side: int, message: Message) -> bytes | None:
         waiting = self._asked[1 - side].answer(message)
         if waiting is None:
-            self._ledger.note(self._refused(side, "", _NO_ANSWER))
+            late = self._asked[1 - side].late(message)
+            self._ledger.note(self._refused(side, "", _LATE if late else _NO_ANSWER))
             return None
         onward, judged = message.raw, None
         if side == SERVER:
