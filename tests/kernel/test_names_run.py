@@ -503,7 +503,8 @@ DOORS = (
     "/run/nscd/socket",
     "/run/avahi-daemon/socket",
 )
-# Multicast DNS, LLMNR, a resolver that answers over HTTPS, and names over TLS at an address that a name has opened on another port: address, port, type.
+# Multicast DNS, LLMNR, resolvers that answer over HTTPS, and names over TLS at an address that a name has opened on another
+# port: address, port, type.
 FAR_DOORS = (
     *(("224.0.0.251", 5353, 2), ("224.0.0.252", 5355, 2), ("1.1.1.1", 443, 1), ("8.8.8.8", 443, 2)),
     *((OK, 853, 1), (OK, 853, 2), (OK, 5355, 1)),
