@@ -1,6 +1,10 @@
-"""Every benchmark, one after the other: their tables as they come, and all numbers in one file. `make bench` runs this.
+"""Every benchmark, one after the other: their tables as they come, then one of all, and all numbers in one file.
 
-Takes the better part of an hour on a small machine and wants it for itself: what runs beside it is in the numbers.
+`make bench` runs this.
+
+Peers that are missing are named (`make bench` installs what can be had). A script that takes longer than MOST_S is ended, and
+the others go on. Takes the better part of an hour on a small machine and wants it for itself: what runs beside it is in the
+numbers.
 
 usage: benchmarks/all.py [--only NAME...] [--quick] [--out benchmarks/results.json]
 """
@@ -8,22 +12,40 @@ usage: benchmarks/all.py [--only NAME...] [--quick] [--out benchmarks/results.js
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
 import platform
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import table
+
 HERE = Path(__file__).parent
+MOST_S = 1500.0
+# Programs that are compared with, and the packages that bring them; those of npm and of the Python index come by themselves.
+PEERS = {
+    "bwrap": "bubblewrap",
+    "firejail": "firejail",
+    "strace": "strace",
+    "rg": "ripgrep",
+    "npm": "npm",
+    "socat": "socat",
+}
 # Name -> (words of a whole run, words of a quick one).
 SCRIPTS: dict[str, tuple[list[str], list[str]]] = {
     "launch": ([], []),
     "decision": ([], ["--rounds", "15", "--rules", "10", "1000"]),
     "acts": ([], ["--rules", "10", "--depths", "5", "9"]),
     "work": ([], ["--only", "git", "unittest"]),
+    "events": ([], ["--paces", "5000", "10000"]),
+    "scale": ([], ["--sessions", "1", "10"]),
     "names": ([], []),
     "mcp": ([], ["--calls", "100"]),
     "store": ([], ["--events", "1000000"]),
@@ -34,9 +56,20 @@ SCRIPTS: dict[str, tuple[list[str], list[str]]] = {
 def run(name: str, words: list[str], found: Path) -> object:
     """The numbers of one script; None where it failed, after it said why."""
     print(f"\n=== {name}: {HERE.name}/{name}.py {' '.join(words)}", flush=True)
-    done = subprocess.run([sys.executable, str(HERE / f"{name}.py"), *words, "--json", str(found)], check=False)
-    if done.returncode or not found.exists():
-        print(f"{name} failed with status {done.returncode}", flush=True)
+    began = time.monotonic()
+    # With a group of its own, whatever it started ends with it.
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / f"{name}.py"), *words, "--json", str(found)], start_new_session=True
+    )
+    try:
+        status: object = process.wait(MOST_S)
+    except subprocess.TimeoutExpired:
+        status = f"nothing after {MOST_S:.0f} s"
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+    print(f"({name} took {time.monotonic() - began:.0f} s)", flush=True)
+    if not found.exists():
+        print(f"{name} failed: {status}", flush=True)
         return None
     return json.loads(found.read_text())
 
@@ -61,11 +94,17 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the same in a few minutes, with fewer cases")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     arguments = parser.parse_args()
-    results: dict[str, object] = {"machine": machine()}
+    missing = [package for program, package in PEERS.items() if not shutil.which(program)]
+    results: dict[str, object] = {"machine": machine(), "missing": missing}
     with tempfile.TemporaryDirectory(prefix="mcpguard-bench-") as folder:
         for name in arguments.only:
             results[name] = run(name, SCRIPTS[name][arguments.quick], Path(folder, f"{name}.json"))
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    results["table"] = [dataclasses.asdict(line) for line in table.lines(results)]
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\n=== all\n{table.text(table.lines(results))}")
+    for package in missing:
+        print(f"left out: {package} is not installed")
     failed = [name for name in arguments.only if results[name] is None]
     print(f"\n{arguments.out}: every number" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0

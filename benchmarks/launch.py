@@ -1,11 +1,12 @@
 """What a guarded launch costs, beside the neighbours that do a similar job, and where its time goes.
 
-Runs `true` bare, under `mcpguard run`, under bubblewrap and under the npm package @anthropic-ai/sandbox-runtime, one
-after the other in turns, so that a slow moment of the host hits all of them. Prints medians and ratios; judges nothing.
+Runs `true` bare, under `mcpguard run`, under bubblewrap, under firejail with its profile and under the npm package
+@anthropic-ai/sandbox-runtime, in turns whose order changes, so that a slow moment of the host hits all of them. Prints medians
+and ratios; judges nothing.
 The phases of `mcpguard run` are measured in runs of their own. The package is compiled before, as pip does it.
 
 usage: benchmarks/launch.py [--repetitions 20] [--json FILE]
-Missing neighbours are named and left out; `apt-get install bubblewrap ripgrep socat npm` brings what they need.
+Missing neighbours are named and left out; `tools/packages.sh bench` brings what they need.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import compileall
 import importlib.util
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -81,6 +83,10 @@ def contenders(folder: Path) -> tuple[list[Contender], list[str]]:
         candidates.append(Contender("bwrap --ro-bind / / true", ["bwrap", "--ro-bind", "/", "/", "true"], {}))
     else:
         missing.append("bwrap: not installed (apt-get install bubblewrap)")
+    if shutil.which("firejail"):
+        candidates.append(Contender("firejail true (its profile)", ["firejail", "--quiet", "true"], {}))
+    else:
+        missing.append("firejail: not installed (apt-get install firejail)")
     if shutil.which("npm"):
         runtime = npm_runtime(folder)
         if runtime:
@@ -139,8 +145,9 @@ def phases(repetitions: int, folder: Path) -> dict[str, list[float]]:
 def measure(able: list[Contender], repetitions: int, folder: Path) -> dict[str, list[float]]:
     """Milliseconds from start to end, one value a turn and contender."""
     took: dict[str, list[float]] = {contender.name: [] for contender in able}
+    chance = random.Random(1)
     for _ in range(repetitions):
-        for contender in able:
+        for contender in chance.sample(able, len(able)):
             began = time.perf_counter()
             done = start(contender, folder)
             took[contender.name].append((time.perf_counter() - began) * 1000)

@@ -76,6 +76,8 @@ def start_gate(session: str, environment: dict[str, str], folder: Path) -> tuple
         "session": session,
         "leaf": leaf_of(os.getpid()),
         "listener": listener.fileno(),
+        "held": -1,
+        "watched": False,
         "environment": environment,
         "workspace": str(folder),
         "servers": [],

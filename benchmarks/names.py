@@ -3,8 +3,10 @@
 Both arms are one process each, in a network namespace of their own with a name server that answers everything at once, and take
 turns in small rounds. A look-up is one datagram to the server and the answer: `cached` asks for one name again and
 again, `uncached` for a new one each time; bare there is no cache, so both go to the server. `connect` opens and closes a TCP
-connection to an address that a look-up has opened. `parallel` keeps 32 look-ups under way. Prints medians with quartiles, the
-ratio of the medians and of the calmest rounds, and writes them as JSON; judges nothing.
+connection to an address that a look-up has opened. `parallel` keeps 32 look-ups under way. `hello` connects, sends the hello
+that OpenSSL begins with and awaits one byte; `tls` makes a whole handshake. In these two a third arm is a session with
+`sni: off`: what it does not have is the reading of the name. Prints medians with quartiles, the ratio of the medians and of
+the calmest rounds, and writes them as JSON; judges nothing.
 
 usage: benchmarks/names.py [--rounds 15] [--turns 200] [--json FILE]
 Needs root.
@@ -18,6 +20,7 @@ import json
 import os
 import select
 import socket
+import ssl
 import statistics
 import struct
 import subprocess
@@ -29,10 +32,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+CERTIFICATE = os.environ.get("BENCH_CERTIFICATE", "")
 REPOSITORY = Path(__file__).resolve().parent.parent
 SERVER, ADDRESS, PORT = ("127.77.0.53", 53), "203.0.113.1", 8080
+HELLO_PORT, TLS_PORT = 8081, 8082
+HOST = "same.bench.test"
 ARMS = ("bare", "guarded")
-KINDS = ("cached", "uncached", "connect", "parallel")
+OFF = "sni: off"
+KINDS = ("cached", "uncached", "connect", "parallel", "hello", "tls")
+READ = ("hello", "tls")
 AT_ONCE = 32
 PROFILE = f"""\
 name: names
@@ -41,7 +49,7 @@ files:
   read: ["{REPOSITORY}", "{sys.base_prefix}", "{sys.prefix}"]
   execute: ["{sys.base_prefix}", "{sys.prefix}"]
 network:
-  allow: ["*.bench.test:{PORT}"]
+  allow: ["*.bench.test:{PORT}-{TLS_PORT}"]
 """
 
 
@@ -50,14 +58,24 @@ network:
 
 def serve() -> None:
     """Answer every question with one address, and take connections there."""
-    with socket.create_server((ADDRESS, PORT), backlog=128) as listener, socket.socket(type=socket.SOCK_DGRAM) as names:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    with socket.socket(type=socket.SOCK_DGRAM) as names, contextlib.ExitStack() as stack:
         names.bind(SERVER)
 
-        def accept() -> None:
+        def accept(listener: socket.socket, port: int) -> None:
             while True:
-                listener.accept()[0].close()
+                stream, _ = listener.accept()
+                with stream, contextlib.suppress(OSError):
+                    if port == HELLO_PORT:
+                        stream.recv(1 << 16)
+                        stream.sendall(b"x")
+                    elif port == TLS_PORT:
+                        context.wrap_socket(stream, server_side=True).close()
 
-        threading.Thread(target=accept, daemon=True).start()
+        for port in (PORT, HELLO_PORT, TLS_PORT):
+            listener = stack.enter_context(socket.create_server((ADDRESS, port), backlog=128))
+            threading.Thread(target=accept, args=(listener, port), daemon=True).start()
         print("ready", flush=True)
         record = bytes.fromhex("c00c000100010000003c0004") + socket.inet_aton(ADDRESS)
         while True:
@@ -71,8 +89,27 @@ def question(name: str, number: int) -> bytes:
     return struct.pack(">6H", number & 0xFFFF, 0x0100, 1, 0, 0, 0) + labels + b"\0\0\1\0\1"
 
 
+def greet(context: ssl.SSLContext) -> bytes:
+    """The first bytes of a client."""
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=HOST).do_handshake()
+    return outgoing.read()
+
+
+def connect(kind: str, context: ssl.SSLContext, first_bytes: bytes) -> None:
+    with socket.create_connection((ADDRESS, {"hello": HELLO_PORT, "tls": TLS_PORT}.get(kind, PORT)), 10) as stream:
+        if kind == "hello":
+            stream.sendall(first_bytes)
+            stream.recv(1)
+        elif kind == "tls":
+            context.wrap_socket(stream, server_hostname=HOST).close()
+
+
 def measure(kind: str, turns: int, first: int) -> float:
     """Nanoseconds for one."""
+    context = ssl._create_unverified_context()  # the certificate is the benchmark's own
+    first_bytes = greet(context)
     with socket.socket(type=socket.SOCK_DGRAM) as asking:
         asking.connect(SERVER)
         asking.settimeout(10)
@@ -80,10 +117,10 @@ def measure(kind: str, turns: int, first: int) -> float:
             return parallel(turns, first)
         began = time.perf_counter_ns()
         for turn in range(first, first + turns):
-            if kind == "connect":
-                socket.create_connection((ADDRESS, PORT), 10).close()
+            if kind in ("connect", *READ):
+                connect(kind, context, first_bytes)
             else:
-                name = "same.bench.test" if kind == "cached" else f"n{turn}.bench.test"
+                name = HOST if kind == "cached" else f"n{turn}.bench.test"
                 asking.send(question(name, turn))
                 answer = asking.recv(512)
                 if answer[3] & 15 or answer[7] != 1:
@@ -127,6 +164,25 @@ def client() -> None:
 # --- outside --------------------------------------------------------------------------------------------------------
 
 
+def certify(folder: Path) -> Path:
+    """A certificate of nobody's, with its key, in one file."""
+    made = folder / "certificate.pem"
+    words = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    subprocess.run([*words, "-subj", f"/CN={HOST}", "-keyout", made, "-out", made], check=True, capture_output=True)
+    return made
+
+
 @contextlib.contextmanager
 def town(folder: Path) -> Iterator[list[str]]:
     """A network namespace with that server; the words that run a command there."""
@@ -142,7 +198,8 @@ def town(folder: Path) -> Iterator[list[str]]:
     try:
         for command in commands:
             subprocess.run(command.split(), check=True)
-        with running([*prefix, sys.executable, __file__, "--as", "server"]) as server:
+        certificate = dict(os.environ) | {"BENCH_CERTIFICATE": str(certify(folder))}
+        with running([*prefix, sys.executable, __file__, "--as", "server"], env=certificate) as server:
             await_ready(server)
             yield prefix
             server.terminate()
@@ -182,31 +239,38 @@ def rounds(folder: Path, count: int, turns: int) -> dict[str, dict[str, list[flo
     """kind -> arm -> nanoseconds for one, of each round."""
     (folder / "home/config/profiles").mkdir(parents=True)
     (folder / "home/config/profiles/names.yaml").write_text(PROFILE)
+    (folder / "home/config/profiles/unread.yaml").write_text(
+        PROFILE.replace("name: names", "name: unread") + f"  {OFF}\n"
+    )
     (folder / "workspace").mkdir()
     environment = dict(os.environ) | {"MCPGUARD_HOME": str(folder / "home")}
     inside = [sys.executable, __file__, "--as", "client"]
-    mcpguard = [sys.executable, "-P", "-m", "mcpguard", "run", "-p", "names", "-w", str(folder / "workspace"), "--"]
-    found: dict[str, dict[str, list[float]]] = {kind: {arm: [] for arm in ARMS} for kind in KINDS}
-    with (
-        town(folder) as prefix,
-        running([*prefix, *inside]) as bare,
-        running([*prefix, *mcpguard, *inside], env=environment, stderr=subprocess.DEVNULL) as guarded,
-    ):
-        arms = {"bare": bare, "guarded": guarded}
+    mcpguard = [sys.executable, "-P", "-m", "mcpguard", "run", "-w", str(folder / "workspace"), "-p"]
+    found: dict[str, dict[str, list[float]]] = {
+        kind: {arm: [] for arm in (*ARMS, *((OFF,) if kind in READ else ()))} for kind in KINDS
+    }
+    with town(folder) as prefix, contextlib.ExitStack() as stack:
+
+        def guarded(profile: str) -> subprocess.Popen[str]:
+            words = [*prefix, *mcpguard, profile, "--", *inside]
+            return stack.enter_context(running(words, env=environment, stderr=subprocess.DEVNULL))
+
+        bare = stack.enter_context(running([*prefix, *inside]))
+        arms = {"bare": bare, "guarded": guarded("names"), OFF: guarded("unread")}
         for process in arms.values():
             await_ready(process)
             ask(process, "cached", 5, 0)  # the resolver begins with the first question
         for turn in range(count):
             for kind in KINDS:
-                for arm, process in arms.items():
-                    found[kind][arm].append(ask(process, kind, turns, (turn + 1) * 1_000_000))
+                for arm in found[kind]:
+                    found[kind][arm].append(ask(arms[arm], kind, turns, (turn + 1) * 1_000_000))
     return found
 
 
 def show(found: dict[str, dict[str, list[float]]]) -> None:
     for kind, arms in found.items():
         words = []
-        for arm in ARMS:
+        for arm in arms:
             low, middle, high = statistics.quantiles(arms[arm], n=4)
             words.append(f"{arm} {middle / 1000:8.1f} us ({low / 1000:.1f} to {high / 1000:.1f})")
         median = statistics.median(arms["guarded"]) / statistics.median(arms["bare"])

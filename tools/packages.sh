@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Install the Debian or Ubuntu packages that are missing, and only those.
 #
-# usage: tools/packages.sh build|test|vm
+# usage: tools/packages.sh build|test|vm|bench
 #   build  what `make demo` needs: compiler for the BPF programs, loader libraries, Python's venv, git
 #   test   the same, and what the suites drive: gcc, make, node, npm, ip, script, useradd, curl, wget, dig, musl-gcc,
 #          tmux, bpftool
+#   bench  the same as build, and what the benchmarks compare with or drive
 #   vm     the same as build, and what tests/vm boots with: qemu, a kernel's decompressors, makers of file systems
 # Each line names the package and the thing that proves it is there: a command, or a file below a library folder.
 # Never uninstalls, never changes sources, never asks a question.
@@ -70,6 +71,19 @@ if [[ ${1:-build} == test ]]; then
     need tmux have_command tmux
     # The layout of the records is compared with the compiled header's; Ubuntu ships the tool with its kernels.
     need "$(. /etc/os-release && [[ $ID == ubuntu ]] && echo linux-tools-common || echo bpftool)" have_command bpftool
+fi
+
+if [[ ${1:-build} == bench ]]; then
+    need bubblewrap have_command bwrap
+    need firejail have_command firejail
+    need strace have_command strace
+    need ripgrep have_command rg
+    need socat have_command socat
+    need npm have_command npm
+    need gcc have_command gcc
+    need libc6-dev have_file /usr/include/stdio.h
+    need make have_command make
+    need iproute2 have_command ip
 fi
 
 if [[ ${1:-build} == vm ]]; then

@@ -854,19 +854,74 @@ static __always_inline int mg_begin_stream(struct bpf_sock *sk, __u32 sequence)
 	return 1;
 }
 
-/* Can whoever sent the bytes still change them, or have the peer leave one out? Pages that were handed over (splice, sendfile,
- * zero copy) stay their owner's.
- */
-static __always_inline int mg_may_change(struct __sk_buff *skb, int urgent)
+/* Part of a packet, in pages; of this form since 5.4, whatever the fields were called. */
+struct mg_fragment {
+	__u64 page;
+	__u32 length;
+	__u32 offset;
+};
+
+struct mg_fragments {
+	void *first;
+	__u64 own[2];	/* pages that the kernel copies into what programs send */
+	__u32 count;
+	__u32 handed_over;
+	__u32 end;	/* of what nobody can change, from the beginning of the packet on */
+};
+
+/* A file's page, or one of a program's memory. The kernel may move pages between packets, and leave behind the flag that says so. */
+static __always_inline int mg_is_somebodys(__u64 address)
 {
+	struct page *page = (void *)address;
+	unsigned long head;
+
+	if (address & 1) /* memory of a device */
+		return 1;
+	if (!bpf_core_field_exists(page->compound_head) || !bpf_core_field_exists(page->mapping))
+		return 0;
+	head = BPF_CORE_READ(page, compound_head);
+	if (head & 1)
+		page = (void *)(head - 1);
+	return BPF_CORE_READ(page, mapping) != 0;
+}
+
+static long mg_pass_fragment(__u32 index, void *data)
+{
+	struct mg_fragments *fragments = data;
+	struct mg_fragment one;
+
+	if (index >= fragments->count ||
+	    bpf_probe_read_kernel(&one, sizeof(one), fragments->first + index * sizeof(one)))
+		return 1;
+	if (one.page != fragments->own[0] && one.page != fragments->own[1] &&
+	    (fragments->handed_over || mg_is_somebodys(one.page)))
+		return 1;
+	fragments->end += one.length;
+	return 0;
+}
+
+/* How much of a packet, from its beginning on, can nobody change any more? Pages that were handed over (splice, sendfile, zero
+ * copy) stay their owner's. What a program sent before them, in the same packet, was copied into pages of the kernel's.
+ */
+static __always_inline __u32 mg_settled(struct __sk_buff *skb)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
 	struct sk_buff *real = (void *)skb;
+	struct mg_fragments fragments = {};
 	struct skb_shared_info *shared;
-	__u8 flags;
+	__u8 flags, count;
 
 	shared = (void *)BPF_CORE_READ(real, head) + BPF_CORE_READ(real, end);
-	if (bpf_core_read(&flags, sizeof(flags), &shared->flags))
-		return 1;
-	return urgent || (flags & (MG_SKB_ZERO_COPY | MG_SKB_SHARED));
+	if (bpf_core_read(&flags, sizeof(flags), &shared->flags) || bpf_core_read(&count, sizeof(count), &shared->nr_frags))
+		return 0;
+	fragments.first = (void *)shared + bpf_core_field_offset(struct skb_shared_info, frags);
+	fragments.own[0] = (__u64)BPF_CORE_READ(real, sk, sk_frag.page);
+	fragments.own[1] = (__u64)BPF_CORE_READ(task, task_frag.page);
+	fragments.count = count;
+	fragments.handed_over = flags & (MG_SKB_ZERO_COPY | MG_SKB_SHARED);
+	fragments.end = skb->len - BPF_CORE_READ(real, data_len);
+	bpf_loop(count, mg_pass_fragment, &fragments, 0);
+	return fragments.end;
 }
 
 struct mg_piece {
@@ -913,6 +968,7 @@ __noinline int mg_look_at(struct __sk_buff *skb, const struct mg_session *sessio
 	struct mg_reading reading = {};
 	struct mg_stream *stream;
 	struct bpf_sock *sk;
+	__u32 settled;
 	__s32 seen;
 
 	if (!session || !piece)
@@ -938,12 +994,15 @@ __noinline int mg_look_at(struct __sk_buff *skb, const struct mg_session *sessio
 	reading.end = skb->len;
 	if (reading.at >= reading.end)
 		return 1;
-	if (mg_may_change(skb, piece->urgent))
+	settled = mg_settled(skb);
+	if (settled < reading.end)
+		reading.end = settled;
+	if (piece->urgent) /* the peer leaves a byte out */
 		mg_unclear(&reading);
 	else
 		bpf_loop(MG_READ_STEPS, mg_read_step, &reading, 0);
-	stream->next = piece->sequence + (reading.end - piece->data);
-	if (stream->state < MG_READS_DONE && reading.at < reading.end)
+	stream->next = piece->sequence + (skb->len - piece->data);
+	if (stream->state < MG_READS_DONE && reading.at < skb->len)
 		mg_unclear(&reading);
 	if (stream->state == MG_READS_REFUSAL)
 		stream->state = mg_tell_host(&reading, &piece->owner);

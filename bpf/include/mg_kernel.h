@@ -220,10 +220,20 @@ struct sock_common {
 	struct hlist_node skc_node;
 };
 
+struct page {
+	void *mapping;
+	unsigned long compound_head;
+};
+
+struct page_frag {
+	struct page *page;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	__u16 sk_type;
 	struct sock_cgroup_data sk_cgrp_data;
+	struct page_frag sk_frag;
 };
 
 struct socket {
@@ -269,15 +279,20 @@ struct task_struct {
 	struct css_set *cgroups;
 	struct hlist_node pid_links[MG_PIDTYPES];
 	char comm[16];
+	struct page_frag task_frag;
 };
 
 struct sk_buff {
+	struct sock *sk;
+	unsigned int data_len;	/* of `len`, in pages */
 	unsigned char *head;
 	unsigned int end;	/* from `head` on */
 };
 
 struct skb_shared_info {
 	__u8 flags;
+	__u8 nr_frags;
+	struct { } frags[0];
 };
 
 #pragma clang attribute pop

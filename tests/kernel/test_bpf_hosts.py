@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import json
+import mmap
 import os
 import socket
 import struct
@@ -620,6 +621,19 @@ def test_a_byte_that_the_peer_leaves_out_is_refused(checked: Prober, tree: Tree,
     assert [r.detail for r in tree.net_denials()] == [UNCLEAR]
 
 
+def test_what_was_handed_over_changes_after_it_was_sent() -> None:
+    """Why it matters who owns a page: outside, where nobody looks, the peer reads what stands there when it reads."""
+    with socket.create_server((HOME, 0)) as listener, socket.create_connection(listener.getsockname()) as sock:
+        reader, writer = os.pipe()
+        memory = vmsplice(writer, hello.records(OK))
+        os.splice(reader, sock.fileno(), len(hello.records(OK)))
+        assert unsent(sock) == 0
+        memory[: len(hello.records(EVIL))] = hello.records(EVIL)
+        stream, _ = listener.accept()
+        with stream:
+            assert stream.recv(4096) == hello.records(EVIL)[: len(hello.records(OK))]
+
+
 @pytest.mark.parametrize("way", ["splice", "sendfile", "zero copy"])
 def test_bytes_that_may_still_change_are_refused(
     checked: Prober, tree: Tree, server: Server, tmp_path: object, way: str
@@ -648,6 +662,64 @@ def test_bytes_that_may_still_change_are_refused(
     assert in_child(act)[0] == 0
     assert tree.run(act)[0] > 0
     assert [r.detail for r in tree.net_denials()] == [UNCLEAR]
+
+
+@pytest.mark.parametrize("way", ["files", "memory"])
+@pytest.mark.parametrize(
+    ("copied", "handed_over", "expected"),
+    [
+        (hello.request(b"ok.test", method=b"POST"), b"body" * 99, False),
+        (hello.records(OK) + hello.records(bytes(99), kind=hello.DATA), bytes(99), False),
+        (hello.request(b"evil.test", method=b"POST"), b"body", True),
+        (hello.request(b"ok.test")[:-2], b"\r\nbody", True),
+        (hello.records(OK)[:-7], hello.records(OK)[-7:], True),
+        (hello.records(EVIL), bytes(99), True),
+    ],
+    ids=["head", "hello", "another head", "the end of a head", "a name", "another hello"],
+)
+def test_what_was_copied_is_read_though_more_is_handed_over_in_the_same_packet(
+    checked: Prober,
+    tree: Tree,
+    server: Server,
+    tmp_path: Path,
+    copied: bytes,
+    handed_over: bytes,
+    expected: bool,
+    way: str,
+) -> None:
+    """As programs do that send a head and have the kernel send the file."""
+
+    def act() -> list[int]:
+        with (tmp_path / "body").open("w+b") as file, socket.create_connection((HOME, server.port)) as sock:
+            file.write(handed_over)
+            file.flush()
+            sock.send(copied, socket.MSG_MORE)
+            if way == "files":
+                os.sendfile(sock.fileno(), file.fileno(), 0, len(handed_over))
+            else:
+                reader, writer = os.pipe()
+                memory = vmsplice(writer, handed_over)
+                os.splice(reader, sock.fileno(), len(handed_over))
+                assert memory[:1] == handed_over[:1]  # still there
+            left = unsent(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return [left, sock.getsockname()[1]]
+
+    left, sender = in_child(act)
+    assert left == 0
+    assert server.got(sender) == copied + handed_over
+    left, sender = tree.run(act)
+    assert (left > 0) is expected
+    assert server.got(sender) == (b"" if expected else copied + handed_over)
+
+
+def vmsplice(writer: int, data: bytes) -> mmap.mmap:
+    """Memory of this process, not a copy of it, into a pipe."""
+    memory = mmap.mmap(-1, 1 << 16)
+    memory.write(data)
+    vector = struct.pack("=QQ", ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(data))
+    assert ctypes.CDLL(None).vmsplice(writer, vector, 1, 0) == len(data)
+    return memory
 
 
 def test_after_the_hello_they_may_change(checked: Prober, tree: Tree, server: Server, tmp_path: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -164,3 +165,25 @@ def test_what_has_to_be_looked_for_where_the_session_writes_does_not_start(comma
     assert box.talk("s", tool("echo"), command=words, guarded=False).json_lines()[-1]["code"] == 0
     finished = box.talk("s", tool("echo"), command=words)
     assert "mcp.writable" in finished.err and "first, and this session may write there" in finished.err, finished
+
+
+def test_the_socket_of_a_container_engine_is_closed_and_its_server_says_so(box: Box) -> None:
+    world = box.inside.world
+    engine = world.home / ".docker/run/docker.sock"
+    engine.parent.mkdir(parents=True)
+    docker = world.home / ".local/bin/docker"
+    docker.parent.mkdir(parents=True, exist_ok=True)
+    docker.write_text(
+        f"#!{SYSTEM_PYTHON}\nimport socket\nsocket.socket(socket.AF_UNIX).connect({str(engine)!r})\n" + SERVER
+    )
+    docker.chmod(0o755)
+    command = [str(docker), "run", "-i", "--rm", f"a@sha256:{'0' * 64}"]
+    box.approve("s", command)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(engine))
+        listener.listen()
+        free = box.talk("s", tool("echo", a=1), command=command, guarded=False)
+        assert text_of(free.json_lines()[0]) == '{"a": 1}'
+        finished = box.talk("s", tool("echo", a=1), command=command)
+    assert "mcp.container" in finished.err and finished.json_lines()[-1]["code"] == 126, finished
+    assert str(engine) in box.mcp_events()[-1]["detail"]

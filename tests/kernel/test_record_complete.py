@@ -22,6 +22,20 @@ PROFILE = "name: kept\nextends: [dev-tools]\nfiles:\n  write: ['{workspace}']\n"
 # Says that it runs, waits for the word, and asks for something that it does not get.
 ASKS = "touch ready; while [ ! -e go ]; do sleep 0.05; done; cat ~/.ssh/id_ed25519 .env; touch asked; true"
 
+# More changes of names as long as they get than the ring of activity holds, and one look at a key half-way.
+FLOODS = """
+import os
+for number in range(16_000):
+    name = f"{number:0240}"
+    os.close(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600))
+    os.unlink(name)
+    if number == 8_000:
+        try:
+            os.open(os.path.expanduser("~/.ssh/id_ed25519"), os.O_RDONLY)
+        except PermissionError:
+            open("refused", "w").close()
+"""
+
 
 @pytest.fixture
 def box() -> Iterator[Sandbox]:
@@ -116,6 +130,25 @@ def test_an_undisturbed_run_is_complete(box: Sandbox) -> None:
     assert key_was_refused(box)
     assert losses(box) == []
     assert (session_of(box)["state"], session_of(box)["complete"]) == ("ended", True)
+
+
+def test_a_flood_that_is_not_read_in_time_hides_no_denial(box: Sandbox) -> None:
+    assert box.control(["cat", box.world.home / ".ssh/id_ed25519"]).code == 0
+    (box.world.project / "flood.py").write_text(FLOODS)
+    script = "touch ready; while [ ! -e go ]; do sleep 0.05; done; /usr/bin/python3 flood.py; touch asked"
+    with running(box, script) as process:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            go(box)
+            wait_until((box.world.project / "asked").exists, "the end of the flood")
+        finally:
+            process.send_signal(signal.SIGCONT)
+        assert process.wait(RUN_SECONDS) == 0
+    assert (box.world.project / "refused").exists()
+    assert key_was_refused(box)
+    told = losses(box)
+    assert told and all("activity" in detail for detail in told), told
+    assert session_of(box)["complete"] is False
 
 
 def test_what_comes_after_the_recorder_was_killed_is_known_to_be_missing(box: Sandbox) -> None:

@@ -13,7 +13,9 @@ import pytest
 from events_help import OPEN_POLICY, Bench, call, connection, executed, head, make_policy, opened, refused, unix
 
 from mcpguard.events.finding import REPEATS_OF_OPENS
+from mcpguard.events.mcp import Talk
 from mcpguard.model.access import Access, Verdict
+from mcpguard.model.rule import Origin
 from mcpguard.session.summary import Summary, render, summarise
 
 
@@ -60,6 +62,21 @@ def test_denials_of_one_object_by_several_processes_are_one_line(bench: Bench) -
         bench, *[refused("open", "/ws/secret/k", errno.EACCES, who=head(pid)) for pid in range(2000, 2010)]
     )
     assert [(group.count) for group in found.denials] == [10]
+
+
+def test_denied_calls_with_other_arguments_are_lines_of_their_own(bench: Bench) -> None:
+    """And the same call again is the same line, whatever its id."""
+    talk = Talk(bench.session, "files", "stdio")
+    origin = Origin("test", "test.yaml", 9, "mcp deny files/delete")
+    for number, path in enumerate(["/a", "/b", "/a"]):
+        params = {"name": "delete", "arguments": {"path": path}}
+        more = {"id": number, "call": f"call{number}", "verdict": Verdict.DENY, "rule": origin, "detail": "nobody may"}
+        bench.store.add(bench.session, [talk.request(10 + number, "client", "tools/call", params, **more)])
+    found = summarise(bench.store, bench.session)
+    assert [(group.count, group.example.mcp.arguments) for group in found.denials if group.example.mcp] == [
+        (2, '{"path":"/a"}'),
+        (1, '{"path":"/b"}'),
+    ]
 
 
 def test_more_kinds_of_denials_than_are_shown_are_counted(bench: Bench) -> None:

@@ -14,9 +14,11 @@ from gate_help import PYTHON, SERVER, SHIM, World, call, gate, request
 
 from mcpguard.events.mcp import Talk
 from mcpguard.gate import relay
-from mcpguard.gate.conversation import Conversation
+from mcpguard.gate.conversation import MOST_REQUESTS, Conversation
 from mcpguard.gate.serving import MOST_LINE
 from mcpguard.mcp.judge import BLOCKED, Judge, Taint
+from mcpguard.mcp.messages import Kind, Message
+from mcpguard.mcp.pairs import MOST_CANCELLED, Pairs
 from mcpguard.mcp.policy import McpPolicy
 
 pytestmark = pytest.mark.timeout(60)
@@ -295,7 +297,7 @@ def conversation(world: World, rules: McpPolicy, taint: Taint, pins: dict[str, s
     return Conversation(judge, Talk(world.session, "s", "stdio"), world.ledger)
 
 
-def test_a_late_answer_to_what_was_cancelled_is_judged_as_its_answer(world: World) -> None:
+def test_a_late_answer_to_what_was_cancelled_goes_nowhere(world: World) -> None:
     one = conversation(world, world.policy, Taint({}))
     listed = json.dumps({"jsonrpc": "2.0", "id": 1, "result": {"tools": [{"name": "echo"}, {"name": "forbidden"}]}})
     assert one.take(relay.CLIENT, request("tools/list").strip())[0]
@@ -303,9 +305,31 @@ def test_a_late_answer_to_what_was_cancelled_is_judged_as_its_answer(world: Worl
     assert one.take(relay.CLIENT, cancel) == (cancel, None)
     onward, back = one.take(relay.CLIENT, request("ping").strip())
     assert onward is None and b"waits for an answer already" in (back or b"")
-    late, _ = one.take(relay.SERVER, listed.encode())
-    assert b"echo" in (late or b"") and b"forbidden" not in (late or b"")
+    assert one.take(relay.SERVER, listed.encode()) == (None, None)
     assert one.take(relay.CLIENT, request("ping").strip())[0]
+
+
+def test_what_is_cancelled_takes_no_room(world: World) -> None:
+    """Servers do not answer what is cancelled, so an agent that cancels a lot would be out of numbers."""
+    one = conversation(world, world.policy, Taint({}))
+    world.ledger.write = lambda *_, **__: None  # type: ignore[union-attr,method-assign]
+    for number in range(2 * MOST_REQUESTS):
+        assert one.take(relay.CLIENT, request("ping", id=number).strip())[0]
+        cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": number}}
+        assert one.take(relay.CLIENT, json.dumps(cancel).encode())[0]
+    onward, back = one.take(relay.CLIENT, request("ping", id=7).strip())
+    assert onward is None and b"waits for an answer already" in (back or b"")
+    assert one.take(relay.CLIENT, request("ping", id="7").strip())[0], "text is another id than a number"
+
+
+def test_they_are_not_kept_without_end() -> None:
+    pairs = Pairs(2)
+    for number in range(MOST_CANCELLED + 2):
+        message = Message(Kind.REQUEST, b"", number, "ping", {})
+        assert pairs.ask(message, 0.0)
+        pairs.cancel(number)
+    assert len(pairs) == 2 and not pairs.ask(Message(Kind.REQUEST, b"", -1, "ping", {}), 0.0)
+    assert pairs.late(Message(Kind.RESPONSE, b"", 5)) and not pairs.late(Message(Kind.RESPONSE, b"", 5))
 
 
 def test_what_cannot_be_read_is_answered_to_who_waits(world: World) -> None:

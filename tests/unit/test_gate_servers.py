@@ -12,6 +12,7 @@ from mcpguard.catalogue import approved, identity, starting
 from mcpguard.catalogue.server import STDIO, Server
 from mcpguard.errors import HostError
 from mcpguard.events.store import Store
+from mcpguard.gate import containers
 from mcpguard.gate.admission import Unvetted
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.servers import Servers
@@ -49,6 +50,7 @@ def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Servers:
         "mcp": EMPTY,
         "servers": [plain(keyed)],
         "tables": "",
+        "engines": {},
         "confined": [],
         "web": None,
         "again": False,
@@ -160,3 +162,37 @@ def test_what_cannot_be_told_starts_only_where_the_session_may_not_write(
     with pytest.raises(HostError) as refused:
         started(tmp_path, *command, writable="work")
     assert refused.value.code == "mcp.writable"
+
+
+# --- containers ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("digest", ["", f"@sha256:{'1' * 64}"])
+def test_another_image_is_another_server(digest: str, tmp_path: Path) -> None:
+    """By its name, and by its digest where it has one."""
+    environment = {"PATH": f"{tmp_path}/bin"}
+    program(tmp_path, "docker")
+    words = ["run", "-i", "--rm", f"a{digest}"]
+    one = identity.of("docker", words, environment, "/")
+    assert one.package is not None and one.package.pinned == bool(digest)
+    others = [[*words[:-1], f"a@sha256:{'2' * 64}"], [*words[:-1], f"b{digest}"]]
+    assert one.digest not in {identity.of("docker", other, environment, "/").digest for other in others}
+    assert any("outside of every session" in note for note in one.notes)
+
+
+@pytest.mark.parametrize(
+    "command", [("docker", "run", "-i", "a"), ("docker", "compose", "run", "a"), ("nerdctl", "run", "a")]
+)
+def test_a_container_whose_engine_is_closed_says_so(command: tuple[str, ...], tmp_path: Path) -> None:
+    engine = str(tmp_path / "docker.sock")
+    found = identity.of(command[0], command[1:], {}, "/")
+    containers.refuse("s", found, {}, {engine: False})  # there is none: the program says so itself
+    Path(engine).touch()
+    containers.refuse("s", found, {}, {engine: True})
+    containers.refuse(
+        "s", found, {"DOCKER_HOST": "tcp://127.0.0.1:1"}, {engine: False}
+    )  # that is for the network rules
+    containers.refuse("s", identity.of("npx", ["docker"], {}, "/"), {}, {engine: False})
+    with pytest.raises(HostError) as refused:
+        containers.refuse("s", found, {}, {engine: False})
+    assert refused.value.code == "mcp.container" and engine in refused.value.why

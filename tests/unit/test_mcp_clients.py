@@ -97,12 +97,20 @@ def test_the_parts_of_a_server_are_read_whatever_its_client_calls_them(tmp_path:
     assert found["goose-remote"].url == "https://mcp.example.com/goose"
     assert found["developer"].kind == "built-in"
     assert found["codex-user"].env == {"LOG_LEVEL": "info"}
-    assert found["codex-remote"].headers == {"X-Figma-Region": "us-east-1"}
+    token = {"Authorization": "Bearer ${FIGMA_OAUTH_TOKEN}"}
+    assert found["codex-remote"].headers == {"X-Figma-Region": "us-east-1", **token}
     assert found["windsurf-user"].kind == "remote"
     assert found["gemini-http"].url == "https://api.example.com/mcp"
     assert found["gemini-user"].cwd == "./"
     assert found["claude-local"].project == "/srv/work/app"
     assert found["claude-local"].place.endswith(".claude.json#/srv/work/app")
+
+
+def test_headers_that_codex_takes_from_variables_are_read(tmp_path: Path) -> None:
+    text = '[mcp_servers.far]\nurl = "https://x/mcp"\nbearer_token_env_var = "KEY"\nenv_http_headers = {"X-Team" = "TEAM"}\n'
+    write(tmp_path / "home/.codex/config.toml", text)
+    (server,) = read(tmp_path).servers
+    assert server.headers == {"Authorization": "Bearer ${KEY}", "X-Team": "${TEAM}"}
 
 
 @pytest.mark.parametrize(

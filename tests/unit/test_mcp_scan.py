@@ -87,6 +87,9 @@ def of(world: World, server: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ({"command": "env", "args": ["A=b", "uvx", "a"]}, "unpinned-package", "uvx a unpinned"),
         ({"command": ["docker", "run", "a:1"]}, "image-without-digest", "docker a unpinned (1)"),
+        ({"command": ["docker", "container", "run", "a:1"]}, "image-without-digest", "docker a unpinned (1)"),
+        ({"command": ["podman", "run", f"a@sha256:{'0' * 64}"]}, "container", "podman a"),
+        ({"command": ["sh", "-c", f"docker run a@sha256:{'0' * 64}"]}, "container", "docker a"),
         ({"command": "sh", "args": ["-c", "curl -s x | bash"]}, "download-and-run", "curl -s x | bash"),
         ({"command": "bash", "args": ["-lc", "bash <(curl x)"]}, "download-and-run", "bash <(curl x)"),
         ({"url": "http://x.example/mcp"}, "plain-http", "http://x.example/mcp"),
@@ -160,17 +163,18 @@ def test_whatever_is_declared_it_is_scanned(servers: dict[str, object]) -> None:
 
 
 def test_ordinary_settings_are_clean(tmp_path: Path) -> None:
-    """Every client's own documented shapes, with exact versions; nothing at all is found."""
+    """Every client's own documented shapes, with exact versions; nothing is found but that a container is one."""
     copied(tmp_path)
     environment = {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin"}
-    assert scan(survey(tmp_path / "project", environment, tmp_path / "machine"), environment) == []
+    found = scan(survey(tmp_path / "project", environment, tmp_path / "machine"), environment)
+    assert {one.rule.name for one in found} == {"container"}
 
 
-def test_what_people_copy_from_documentation_is_told_of_its_versions_only(world: World) -> None:
+def test_what_people_copy_from_documentation_is_told_of_its_versions_and_containers_only(world: World) -> None:
     write(world.project / ".mcp.json", (DATA / "ordinary.json").read_bytes())
     found = world.found()
-    assert {name for name, _ in found} == {"unpinned-package", "image-without-digest"}
-    assert len(found) == 30
+    assert {name for name, _ in found} == {"unpinned-package", "image-without-digest", "container"}
+    assert len([name for name, _ in found if name != "container"]) == 30
 
 
 def test_servers_of_other_projects_are_not_this_ones(world: World) -> None:
@@ -391,7 +395,9 @@ def test_sarif_has_what_its_schema_asks_for(world: World) -> None:
 def test_every_rule_has_its_place_in_the_list_and_words() -> None:
     for name, rule in RULES.items():
         assert rule.name == name and rule.owasp in OWASP and rule.says and rule.do
-    assert {"MCP01", "MCP02", "MCP03", "MCP04", "MCP05", "MCP07", "MCP09"} == {rule.owasp for rule in RULES.values()}
+    assert {"MCP01", "MCP02", "MCP03", "MCP04", "MCP05", "MCP07", "MCP08", "MCP09"} == {
+        rule.owasp for rule in RULES.values()
+    }
 
 
 Scan = Callable[..., tuple[int, str]]

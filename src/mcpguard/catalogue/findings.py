@@ -95,6 +95,13 @@ _RULES = (
         "start it without --privileged, the host's namespaces and the socket of the container engine",
     ),
     Rule(
+        "container",
+        "MCP08",
+        Level.NOTE,
+        "a container engine runs the server, outside of every session: no rule holds what it does, and no record tells of it",
+        "run it without a container where you can; else give the container no more folders and networks than it needs",
+    ),
+    Rule(
         "auto-approval",
         "MCP02",
         Level.WARNING,

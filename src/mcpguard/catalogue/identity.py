@@ -277,6 +277,10 @@ def _look(
         inner = _unwrapped(args, env)
         return _look(inner[0], inner[1:], env, cwd, code, notes, depth + 1) if inner else None
     package = packages.of(name, args)
+    if package is not None and package.image:
+        notes.append(
+            "what runs in the container is outside of every session: no rule holds it, and no record tells of it"
+        )
     if package is not None:
         _add_local(package, cwd, env.get("HOME", ""), code, notes)
     return package

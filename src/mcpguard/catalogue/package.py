@@ -185,6 +185,9 @@ def of(program: str, args: Sequence[str]) -> Package | None:
     runner = PurePosixPath(program).name
     for family, runners in (("node", _NODE), ("python", _PYTHON), ("container", _CONTAINERS)):
         if runner in runners:
+            if family == "container" and _words(list(args), _VALUES[family], (), 0)[0][:1] == ["container"]:
+                at = list(args).index("container")  # `docker container run` is `docker run`
+                args = [*args[:at], *args[at + 1 :]]
             return _of(runner, family, runners[runner], list(args))
     return None
 

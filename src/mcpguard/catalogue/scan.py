@@ -126,6 +126,8 @@ class _Server:
             name = "image-without-digest" if package.image else "unpinned-package"
             if not package.pinned:
                 yield name, _brief(str(package))
+            if package.image:
+                yield "container", _brief(f"{package.runner} {package.name}")
         text = _shell_text(self.server.words)
         if _DOWNLOADED.search(text[:LOOKED_AT]):
             yield "download-and-run", _brief(text)

@@ -92,7 +92,7 @@ def of(name: str, value: Mapping[str, Any], **where: Any) -> Server:
         cwd=str(value["cwd"]) if isinstance(value.get("cwd"), str) else "",
         url="" if command else url,
         transport=_transport(value, url, str(where.get("client"))),
-        headers=_texts_of(value, _HEADERS),
+        headers=_texts_of(value, _HEADERS) | _headers_by_variables(value),
         enabled=value.get("enabled") is not False and value.get("disabled") is not True,
         automatic=tuple(_automatic(value)),
         helpers=tuple(f"{key}: {_text(value[key])}" for key in _HELPERS if value.get(key)),
@@ -136,6 +136,14 @@ def _texts_of(value: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, str]
             pairs = (text.partition("=") for text in part if isinstance(text, str))
             found |= {name: text for name, _, text in pairs}
     return found
+
+
+def _headers_by_variables(value: Mapping[str, Any]) -> dict[str, str]:
+    """Codex names variables for a bearer token, and for headers."""
+    named = value.get("env_http_headers")
+    found = {str(name): f"${{{_text(of)}}}" for name, of in named.items()} if isinstance(named, dict) else {}
+    token = value.get("bearer_token_env_var")
+    return found | ({"Authorization": f"Bearer ${{{token}}}"} if isinstance(token, str) and token else {})
 
 
 def _automatic(value: Mapping[str, Any]) -> Iterator[str]:

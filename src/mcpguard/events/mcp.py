@@ -183,6 +183,12 @@ def named(method: str, params: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def only_names(method: str, params: object) -> dict[str, str]:
+    """Of params what says what a request is about, as it may be kept."""
+    value = named(method, params)
+    return {} if value is None else {_NAMED[method]: masked_text(_name(value))}
+
+
 def _arguments(method: str, params: object) -> tuple[str | None, bool]:
     """Arguments where a method has such, else its params; what belongs to the protocol and not to the call is left out."""
     if isinstance(params, Mapping):

@@ -30,6 +30,7 @@ _SESSION_COLUMNS = (
 # Rows in one transaction; others wait for it.
 _FORGOTTEN_AT_ONCE = 5_000
 _PAGES_AT_ONCE = 5_000
+_LAST = "SELECT n, (SELECT COALESCE(MAX(seq), 0) FROM events WHERE session = n) FROM sessions WHERE id = ?"
 _INSERT_RULE = "INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -132,8 +133,7 @@ class Store:
         known = dict(self._rules.get(session, {}))
         try:
             with self._write() as connection:
-                number = self.number(session)
-                seq = self.last_seq(number)
+                number, seq = self._last(session)
                 rows = []
                 for event in events:
                     seq = event.seq or seq + 1
@@ -263,6 +263,13 @@ class Store:
     def last_seq(self, number: int) -> int:
         """The highest event number of a session; 0 when it has none."""
         return int(self.read("SELECT COALESCE(MAX(seq), 0) FROM events WHERE session = ?", (number,))[0][0])
+
+    def _last(self, session: str) -> tuple[int, int]:
+        """Row number of a session and its highest event number, within a transaction."""
+        found = self._connection.execute(_LAST, (session,)).fetchone()
+        if found is None:
+            return self.number(session), 0  # it says what is wrong
+        return found[0], found[1]
 
     def read(self, statement: str, values: Sequence[object] = ()) -> list[schema.Row]:
         """Rows of a query, read at once so that no reader holds back the writer.

@@ -25,6 +25,7 @@ if __name__ == "__main__" and sys.flags.ignore_environment:
 
 from mcpguard.events.store import Store
 from mcpguard.gate.held import Held
+from mcpguard.gate.journal import Journal, recover
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.line import HEARD
 from mcpguard.gate.servers import Servers
@@ -77,7 +78,7 @@ def main() -> None:
         return
     facts: dict[str, Any] = json.loads(line)
     os.set_blocking(_STANDARD_OUTPUT, False)
-    ledger = Ledger(Store.open(create=False), facts["session"])
+    ledger = _ledger(facts["session"])
     listener = socket.socket(fileno=facts["listener"])
     held = Held(socket.socket(fileno=facts["held"]) if facts["held"] >= 0 else None)
     held.hear({"watched": facts["watched"]})
@@ -88,13 +89,22 @@ def main() -> None:
     gate.serve(_STANDARD_INPUT, rest)
 
 
+def _ledger(session: str) -> Ledger:
+    store = Store.open(create=False)
+    recover(store)
+    journal = None
+    with contextlib.suppress(OSError):  # then each decision is a transaction
+        journal = Journal(session)
+    return Ledger(store, session, journal)
+
+
 def _serve_remotes(facts: dict[str, Any], servers: Servers) -> None:
     """What it needs is only loaded when somebody comes. Its own hand on the record, as each thread has one."""
     listener = socket.socket(fileno=facts["web"]["listener"])
     select.select([listener], (), ())
     from mcpguard.gate.web import Web
 
-    ledger = Ledger(Store.open(create=False), facts["session"])
+    ledger = _ledger(facts["session"])
     Web(
         listener,
         facts["web"]["token"],

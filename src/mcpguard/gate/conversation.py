@@ -6,35 +6,45 @@ the connection goes on, for the next line is a message of its own. Only a line t
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mcpguard.errors import HostError, StoreError
-from mcpguard.events.mcp import Talk, call_id
+from mcpguard.events.mcp import Talk, call_id, only_names
 from mcpguard.gate.held import ONCE, SESSION, Decided
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.relay import CLIENT, SERVER
 from mcpguard.mcp import messages
 from mcpguard.mcp.judge import Judge, Judgement, refusal
 from mcpguard.mcp.messages import Kind, Message, NotCanonical
-from mcpguard.mcp.pairs import Pairs, Waiting
+from mcpguard.mcp.pairs import Pairs
 from mcpguard.mcp.policy import UNKNOWN
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event
 from mcpguard.model.mcp import McpKind
 from mcpguard.model.values import replace
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 # Requests of one side that may wait for their answers.
 MOST_REQUESTS = 4096
 _NAMES = ("client", "server")
 _NO_ANSWER = "nobody asked for this answer"
+_LATE = "its request was cancelled"
 _Passage = tuple[bytes | None, bytes | None]
 _Later = Callable[[bytes | None, bytes | None], None]
 _Hold = Callable[[Event, str, Decided], str]
 
 
 class Conversation:
-    """One connection."""
+    """One connection.
+
+    Attributes:
+        between: who talks, in plain values.
+    """
 
     def __init__(
         self,
@@ -51,6 +61,8 @@ class Conversation:
             keep_pins: writes down what the judge has pinned; raises HostError.
             hold, drop: as `held.Held` has them; None: nobody can be asked.
         """
+        ends = [one and [one.pid, one.exe] for one in (talk.client, talk.peer)]
+        self.between = {"server": talk.server, "transport": talk.transport, "client": ends[0], "peer": ends[1]}
         self._hold = hold
         self._drop = drop
         # Requests that wait for a person's word: the server does not know of them, so it cannot answer them.
@@ -113,7 +125,7 @@ class Conversation:
                 later(*self._decided(message, call, answer, words))
 
         self._held[key] = message, call
-        why = self._hold(self._event(CLIENT, message, judged, call), judged.reason, decided)
+        why = self._hold(self.event(CLIENT, message, judged, call), judged.reason, decided)
         if why:
             del self._held[key]
         return why
@@ -129,18 +141,18 @@ class Conversation:
     def _give_up(self, message: Message, call: str, why: str) -> None:
         del self._held[type(message.id), message.id]
         self._drop(call)
-        self._ledger.note(self._event(CLIENT, message, _denied(message, why), call))
+        self._ledger.note(self.event(CLIENT, message, _denied(message, why), call))
 
     def _request(self, side: int, message: Message, judged: Judgement, call: str) -> _Passage:
-        event = self._event(side, message, judged, call)
+        asked = _Asked(self, self._now_ns(), side, message, judged, call)
         if judged.allowed and (
             (side == CLIENT and (type(message.id), message.id) in self._held)
-            or not self._asked[side].ask(message, 0.0, event)
+            or not self._asked[side].ask(message, 0.0, asked)
         ):
             judged = _denied(message, "its id waits for an answer already, or too many do")
-            event = self._event(side, message, judged, call)
+            asked = _Asked(self, self._now_ns(), side, message, judged, call)
         try:
-            self._ledger.write(event)
+            self._ledger.write(asked.decision, asked.event, len(message.raw))
         except StoreError as error:
             judged = _denied(message, f"it cannot be put on record ({error.why})")
             self._asked[side].answer(message)
@@ -148,20 +160,21 @@ class Conversation:
         return (message.raw, None) if judged.allowed else (None, refusal(message.id, judged, call))
 
     def _notification(self, side: int, message: Message, judged: Judgement) -> bytes | None:
-        # A request that is cancelled may still be answered: its id stays taken until then, so that what is answered late is
-        # judged as an answer to it and not to whatever was asked under the same id.
-        self._ledger.note(self._event(side, message, judged, None))
-        if side == CLIENT and message.method == "notifications/cancelled":
+        self._ledger.note(self.event(side, message, judged, None))
+        if message.method == "notifications/cancelled" and judged.allowed:
             cancelled = message.params.get("requestId")
-            if isinstance(cancelled, str | int) and (type(cancelled), cancelled) in self._held:
+            if side == CLIENT and isinstance(cancelled, str | int) and (type(cancelled), cancelled) in self._held:
                 self.let_go(cancelled)
                 return None
+            if isinstance(cancelled, str | int):
+                self._asked[side].cancel(cancelled)
         return message.raw if judged.allowed else None
 
     def _response(self, side: int, message: Message) -> bytes | None:
         waiting = self._asked[1 - side].answer(message)
         if waiting is None:
-            self._ledger.note(self._refused(side, "", _NO_ANSWER))
+            late = self._asked[1 - side].late(message)
+            self._ledger.note(self._refused(side, "", _LATE if late else _NO_ANSWER))
             return None
         onward, judged = message.raw, None
         if side == SERVER:
@@ -170,10 +183,10 @@ class Conversation:
                 judged = Judgement(
                     Verdict.DENY, McpKind.METHOD, waiting.method, "what was approved cannot be written down"
                 )
-        event = self._answer(waiting, message, judged)
-        self._ledger.note(event)
-        if judged is not None and not judged.allowed and event.mcp is not None:
-            return refusal(message.id, judged, event.mcp.call or "")
+        asked: _Asked = waiting.note
+        self._ledger.note(functools.partial(self._answer, self._now_ns(), asked, message, judged), len(message.raw))
+        if judged is not None and not judged.allowed:
+            return refusal(message.id, judged, asked.call)
         return onward
 
     def _pinned(self) -> bool:
@@ -185,8 +198,7 @@ class Conversation:
             return False
         return True
 
-    def _answer(self, waiting: Waiting, message: Message, judged: Judgement | None) -> Event:
-        asked: Event = waiting.note
+    def _answer(self, now_ns: int, asked: _Asked, message: Message, judged: Judgement | None) -> Event:
         error = None
         if message.error is not None:
             code = message.error.get("code")
@@ -194,8 +206,8 @@ class Conversation:
         elif isinstance(message.result, dict) and message.result.get("isError") is True:
             error = (None, _first_text(message.result))
         return self._talk.response(
-            self._now_ns(),
-            asked,
+            now_ns,
+            asked.event(),
             result_bytes=None if message.error is not None else len(message.raw),
             error=error,
             verdict=judged.verdict if judged else Verdict.ALLOW,
@@ -203,9 +215,12 @@ class Conversation:
             detail=(judged.reason or None) if judged else None,
         )
 
-    def _event(self, side: int, message: Message, judged: Judgement, call: str | None) -> Event:
+    def event(
+        self, side: int, message: Message, judged: Judgement, call: str | None, now_ns: int | None = None
+    ) -> Event:
+        """A request or notification as it is on record."""
         return self._talk.request(
-            self._now_ns(),
+            self._now_ns() if now_ns is None else now_ns,
             _NAMES[side],
             message.method,
             message.params,
@@ -230,6 +245,53 @@ class Conversation:
 
     def _refused(self, side: int, method: str, why: str) -> Event:
         return self._talk.request(self._now_ns(), _NAMES[side], method, verdict=Verdict.DENY, detail=why)
+
+
+class _Asked:
+    """A request on its way. Its event is made when nobody waits for it.
+
+    Attributes:
+        call: its name in the log.
+    """
+
+    def __init__(
+        self, conversation: Conversation, now_ns: int, side: int, message: Message, judged: Judgement, call: str
+    ) -> None:
+        self.call = call
+        self._made: Event | None = None
+        self._of: tuple[Conversation, int, int, Message, Judgement] | None = (
+            *(conversation, now_ns, side),
+            *(message, judged),
+        )
+
+    def event(self) -> Event:
+        """All that is on record of it; what it was made of is let go."""
+        if self._of is not None:
+            conversation, now_ns, side, message, judged = self._of
+            self._made, self._of = conversation.event(side, message, judged, self.call, now_ns), None
+        if self._made is None:
+            raise ValueError("an event that could not be made")
+        return self._made
+
+    def decision(self) -> Mapping[str, Any]:
+        """What has to be on record before it goes on; see `journal`."""
+        if self._of is None:
+            raise ValueError("its event is made already")
+        conversation, now_ns, side, message, judged = self._of
+        rule = judged.origin
+        return {
+            **conversation.between,
+            "time_ns": now_ns,
+            "sender": _NAMES[side],
+            "method": message.method,
+            "names": only_names(message.method, message.params),
+            "id": message.id,
+            "call": self.call,
+            "classes": [*judged.classes - {UNKNOWN}],
+            "verdict": judged.verdict.value,
+            "rule": rule and [rule.profile, rule.file, rule.line, rule.text],
+            "detail": judged.reason,
+        }
 
 
 def _denied(message: Message, why: str) -> Judgement:

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 
 from mcpguard.errors import StoreError
 from mcpguard.events.missing import loss
 from mcpguard.events.store import Store
+from mcpguard.gate.journal import Journal
 from mcpguard.model.event import Event
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# How long what only tells of something may wait: one transaction for many.
+SOON_S = 0.2
 # So many wait to be written at once; of what cannot be written so many more are kept, and the oldest are counted as lost.
 _MOST_NOTED = 256
 _MOST_KEPT = 2048
+# Of the messages that events are still to be made of.
+_MOST_BYTES = 4 << 20
 LOST = "MCP messages that could not be stored"
 
 
 class Ledger:
     """Writes events of one session, in their order."""
 
-    def __init__(self, store: Store, session: str) -> None:
+    def __init__(self, store: Store, session: str, journal: Journal | None = None) -> None:
+        """
+        Args:
+            journal: where decisions are on record until the store has them; None: each is a transaction of its own.
+        """
+        self._journal = journal
+        self._failed = False
         self._store = store
         self._session = session
-        self._noted: list[Event] = []
+        self._noted: list[Event | Callable[[], Event]] = []
+        self._bytes = 0
+        self._since = 0.0
         self._lost = 0
 
     @property
@@ -29,20 +47,44 @@ class Ledger:
         """Whether something waits to be written."""
         return bool(self._noted or self._lost)
 
-    def write(self, event: Event) -> None:
-        """Have it on record when this returns.
+    def write(self, decision: Callable[[], Mapping[str, Any]], event: Callable[[], Event], size: int) -> None:
+        """Have a decision on record when this returns.
+
+        Args:
+            decision: makes what the journal keeps of it.
+            event: makes all that the store keeps.
+            size: bytes of what it is made of.
 
         Raises:
             StoreError: it is not.
         """
-        self._store.add(self._session, [*self._losses(), *self._noted, event])
-        self._noted.clear()
-        self._lost = 0
+        if self._journal is not None and not self._failed:
+            try:
+                self._journal.write(decision())
+            except OSError:
+                pass
+            else:
+                self.note(event, size)
+                return
+        self._store.add(self._session, [*self._losses(), *self._made(), event()])
+        self._clear()
 
-    def note(self, event: Event) -> None:
-        """Have it on record soon."""
+    def note(self, event: Event | Callable[[], Event], size: int = 0) -> None:
+        """Have it on record soon.
+
+        Args:
+            event: or what makes it, for nobody waits for that.
+            size: bytes of what it is made of.
+        """
+        self._since = self._since if self.behind else time.monotonic()
         self._noted.append(event)
-        if len(self._noted) >= _MOST_NOTED:
+        self._bytes += size
+        if len(self._noted) >= _MOST_NOTED or self._bytes >= _MOST_BYTES:
+            self.flush()
+
+    def flush_due(self) -> None:
+        """Write what was noted, if it has waited long enough."""
+        if self.behind and time.monotonic() - self._since >= SOON_S:
             self.flush()
 
     def flush(self) -> None:
@@ -50,18 +92,30 @@ class Ledger:
         if not self.behind:
             return
         try:
-            self._store.add(self._session, [*self._losses(), *self._noted])
-            self._noted.clear()
-            self._lost = 0
+            self._store.add(self._session, [*self._losses(), *self._made()])
+            self._clear()
         except StoreError:
-            pass
+            self._failed = True
         except Exception:  # something in them that nobody foresaw must not take what comes after along
-            self._lost += len(self._noted)
-            self._noted.clear()
+            lost = self._lost + len(self._noted)
+            self._clear()
+            self._lost = lost
         excess = len(self._noted) - _MOST_KEPT
         if excess > 0:
             del self._noted[:excess]
             self._lost += excess
+
+    def _made(self) -> list[Event]:
+        self._noted[:] = made = [one if isinstance(one, Event) else one() for one in self._noted]
+        self._bytes = 0
+        return made
+
+    def _clear(self) -> None:
+        self._noted.clear()
+        self._bytes = self._lost = 0
+        self._failed = False
+        if self._journal is not None:
+            self._journal.clear()
 
     def _losses(self) -> list[Event]:
         return [loss(time.time_ns(), self._session, LOST, self._lost)] if self._lost else []

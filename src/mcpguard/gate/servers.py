@@ -18,7 +18,7 @@ from typing import Any
 from mcpguard.catalogue import approved, starting
 from mcpguard.catalogue.server import STDIO, Server
 from mcpguard.events.mcp import Talk
-from mcpguard.gate import no_network
+from mcpguard.gate import containers, no_network
 from mcpguard.gate.admission import Admission, Grants, Unvetted, forms_of
 from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.held import Held
@@ -46,8 +46,9 @@ class Servers:
             held: where calls may wait for a person's word; None: none does.
             facts: `session`; `environment` of the agent; `workspace`; `mcp`, the rules as `Policy.mcp` has them; `servers`, a
                 list of the fields of `catalogue.server.Server`; `tables`, the policy's rules for files in base64, empty in
-                audit; `confined`, of `session.confinement`; `web`, where there are remote servers: `listener`, `token`, and
-                `remotes`, from their place in the address to the same fields; `again`, true where the session had a gate.
+                audit; `engines`, as `containers.refuse` takes them; `confined`, of `session.confinement`; `web`, where there
+                are remote servers: `listener`, `token`, and `remotes`, from their place in the address to the same fields;
+                `again`, true where the session had a gate before.
         """
         self._session = facts["session"]
         self._environment: dict[str, str] = facts["environment"]
@@ -61,6 +62,7 @@ class Servers:
         self._ledger = ledger
         tables = base64.b64decode(facts["tables"])
         self._may_write = may_write_by(tables) if tables else None
+        self._engines: dict[str, bool] = facts["engines"]
         self._held = held or Held()
         remotes = facts["web"]["remotes"] if facts.get("web") else {}
         self._remotes = {key: Server(**{**one, "args": tuple(one["args"])}) for key, one in remotes.items()}
@@ -84,6 +86,7 @@ class Servers:
         if not found.found:
             raise _no_program(found.command)
         environment = starting.start_environment(server, self._environment)
+        containers.refuse(name, found, environment, self._engines)
         cwd = starting.folder(server, self._environment, here)
         words = words_of(name, found, str(cwd), environment, self._may_write)
         known = [code.path for code in found.code]

@@ -22,7 +22,7 @@ from mcpguard.events.mcp import CLIENT
 from mcpguard.gate import peers
 from mcpguard.gate.admission import Admission
 from mcpguard.gate.held import Held
-from mcpguard.gate.ledger import Ledger
+from mcpguard.gate.ledger import SOON_S, Ledger
 from mcpguard.gate.line import LONGEST_NAME, MOST_ARGUMENTS, MOST_BYTES, VERSION
 from mcpguard.gate.peers import Stranger
 from mcpguard.gate.relay import Inlet, Judges, Outlet, Relay
@@ -36,7 +36,6 @@ MOST_RELAYS = 128
 MOST_ENTRANTS = 32
 # For a packet that does not come, and for a shim that does not become its server.
 _PATIENCE_S = 10.0
-_FLUSH_S = 0.2
 _REST_S = 0.5
 _PIPE_BYTES = 1 << 18
 # How many refusals of one kind are on record one by one.
@@ -152,7 +151,7 @@ class Gate:
         self._poll.register(news, select.EPOLLIN)
         while True:
             waits = self._entrants or self._resting or self._held.watched
-            timeout = _FLUSH_S if self._ledger.behind else 1.0 if waits else -1
+            timeout = SOON_S if self._ledger.behind else 1.0 if waits else -1
             ready = self._poll.poll(timeout)
             # Relays first: they only close descriptors, so no number has become another one's when it is looked at.
             for number, events in ready:
@@ -206,7 +205,7 @@ class Gate:
             self._resting = 0.0
             self._poll.modify(self._listener, select.EPOLLIN)
         self._held.tick()
-        self._ledger.flush()
+        self._ledger.flush_due()
 
     def _end(self) -> None:
         for relay in list(self._relays):
@@ -390,6 +389,7 @@ class Gate:
                 mcp=message,
             )
         )
+        self._ledger.flush()  # such events are few, and the gate may be killed
 
 
 def _read(data: bytes) -> tuple[str, tuple[str, ...]]:

@@ -200,7 +200,7 @@ class Judge:
     def _as_defined(self, judged: Judgement) -> Judgement:
         """What is defined otherwise than it was approved is not used."""
         key = f"{judged.kind.value}:{judged.name}"
-        if not judged.allowed or not (key in self._changed or (self._pinned and key not in self.pins)):
+        if not judged.allowed or not self._is_other(key):
             return judged
         why = "its definition is not one that was approved"
         return Judgement(Verdict.DENY, judged.kind, judged.name, why, None, judged.classes)
@@ -281,17 +281,23 @@ class Judge:
             return response.raw, _allow(McpKind.METHOD, method)
         kept: list[Any] = []
         hidden: list[str] = []
+        other: list[str] = []
         for one in entries:
             name = one.get(naming) if isinstance(one, dict) else None
             if isinstance(one, dict) and self._shown(kind, name, one, pinned=_PINNED.get(member, "")):
                 kept.append(one)
             else:
                 hidden.append(str(name)[:80])
+                if self._is_other(f"{_PINNED.get(member, '')}:{name}"):
+                    other.append(str(name)[:80])
         if not hidden:
             return response.raw, _allow(McpKind.METHOD, method)
         cut = {"jsonrpc": "2.0", "id": response.id, "result": {**result, member: kept}}
         more = f" and {len(hidden) - _MOST_TOLD} more" if len(hidden) > _MOST_TOLD else ""
         note = f"not shown to the agent: {', '.join(sorted(hidden[:_MOST_TOLD]))}{more}"
+        if other:
+            named = ", ".join(sorted(other[:_MOST_TOLD]))
+            note += f"; changed or new since it was approved (mcpguard mcp approve {self._server}): {named}"
         return messages.write(cut), Judgement(Verdict.ALLOW, McpKind.METHOD, method, note)
 
     def _shown(self, kind: McpKind, name: Any, definition: Mapping[str, Any], *, pinned: str) -> bool:
@@ -318,6 +324,10 @@ class Judge:
         if known is not None:
             (self._changed.discard if known == digest else self._changed.add)(key)
         return known == digest
+
+    def _is_other(self, key: str) -> bool:
+        """Whether it is known not to be what was listed when the server was approved, or was not listed then."""
+        return key in self._changed or (self._pinned and key not in self.pins)
 
     def _introduction(self, response: Message, result: Mapping[str, Any]) -> tuple[bytes, Judgement]:
         """The server's instructions go to the model as they are, so they are pinned, too."""

@@ -67,8 +67,10 @@ def masked_text(text: str) -> str:
     """The text with MASK in place of what looks like a secret."""
     text = _FORMS.sub(MASK, text)
     text = _SCHEMES.sub(lambda found: f"{found['scheme']} {MASK}", text)
-    text = _PAIRS.sub(lambda found: found["name"] + MASK, text)
-    return _IN_URLS.sub(lambda found: found["begin"] + MASK, text)
+    # To look for a character takes a hundredth of the time.
+    if "=" in text or ":" in text:
+        text = _PAIRS.sub(lambda found: found["name"] + MASK, text)
+    return _IN_URLS.sub(lambda found: found["begin"] + MASK, text) if "://" in text else text
 
 
 def secrets(text: str) -> Iterator[str]:

@@ -141,8 +141,7 @@ def _text(line: bytes) -> str:
 
 
 def _parse(text: str) -> Any:
-    if text.count("[") + text.count("{") > _DEEPEST:
-        _measure(text)
+    _measure(text)
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
     except NotCanonical:
@@ -150,14 +149,14 @@ def _parse(text: str) -> Any:
     except (ValueError, RecursionError) as bad:
         reason = "not JSON" if isinstance(bad, json.JSONDecodeError) else "numbers or nesting beyond what can be judged"
         raise NotCanonical(reason) from None
-    if "\\u" in text:
+    if "\\" in text and "\\u" in text:
         _refuse_surrogates(value)
     return value
 
 
 def _measure(text: str) -> None:
     """Refuse deep nesting before the parser meets it: each round takes the innermost pairs away."""
-    if text.count("[") + text.count("{") <= _DEEPEST:
+    if not (_holds_more(text, "[", _DEEPEST // 2) or _holds_more(text, "{", _DEEPEST // 2)):
         return
     brackets = _NO_BRACKET.sub("", text)
     for _ in range(_DEEPEST):
@@ -166,6 +165,16 @@ def _measure(text: str) -> None:
         brackets = brackets.replace("[]", "").replace("{}", "")
     if brackets:
         raise NotCanonical("nested too deep, or brackets without partners")
+
+
+def _holds_more(text: str, char: str, most: int) -> bool:
+    """Whether a character stands in a text more often: to find the next one takes a tenth of the time of a count."""
+    at = -1
+    for _ in range(most + 1):
+        at = text.find(char, at + 1)
+        if at < 0:
+            return False
+    return True
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from mcpguard.errors import HostError
 from mcpguard.gate.line import HEARD
 from mcpguard.kernel import cgroup
 from mcpguard.mcp.policy import server_word
-from mcpguard.profile.store import gate_directory
+from mcpguard.profile.store import gate_directory, state_directory
 
 _ENTRY = f"{mcpguard.__path__[0]}/gate/__main__.py"
 SHIM = f"{mcpguard.__path__[0]}/gate/shim.py"
@@ -80,6 +80,7 @@ class Gate:
             if len(os.fsencode(self.address)) > _LONGEST:
                 raise OSError(0, f"its path is longer than {_LONGEST} bytes")
             _remove_stale(self._folder.parent)
+            _recover()
             self._folder.mkdir(mode=0o700, parents=True)
             listener.bind(self.address)
             listener.listen(_BACKLOG)
@@ -260,6 +261,7 @@ class Gate:
         if self._web is not None:
             self._web.close()
         _remove(self._folder)
+        _recover()
 
 
 def plain(server: Server) -> dict[str, Any]:
@@ -295,6 +297,15 @@ def _spawn(line: bytes, listeners: Sequence[int]) -> subprocess.Popen[bytes]:
             process.stdin.write(line)
             process.stdin.flush()
     return process
+
+
+def _recover() -> None:
+    """What gates that were killed left on record, and not in the store."""
+    with contextlib.suppress(OSError):
+        if any((state_directory() / "mcp-journal").iterdir()):
+            from mcpguard.gate.journal import recover
+
+            recover()
 
 
 def _remove(folder: Path) -> None:

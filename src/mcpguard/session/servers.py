@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mcpguard.catalogue import approved
 from mcpguard.catalogue.server import STDIO
 from mcpguard.events.format import printable
+from mcpguard.gate import containers
 from mcpguard.gate.line import SOCKET_VARIABLE
 from mcpguard.kernel import cgroup
-from mcpguard.model.access import Effect
+from mcpguard.model.access import Effect, Verdict
 from mcpguard.model.event import Event
 from mcpguard.model.policy import PROTO_TCP, NetEntry, Policy
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import dataclass, replace
+from mcpguard.policy.decide import decide_unix
 from mcpguard.policy.network import mapped
 from mcpguard.session.agents import tell
 from mcpguard.session.around_gate import AroundGate
@@ -66,12 +69,17 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
         "workspace": policy.workspace,
         "mcp": policy.mcp,
         "tables": "" if policy.audit else base64.b64encode(policy.tables).decode(),
+        "engines": {path: _may_connect(policy, path) for path in containers.sockets(policy.user.home)},
         "confined": kept,
         "servers": [plain(one) for one in told.servers if one.kind == STDIO],
     }
     waiting = _waiting(one.name for one in told.servers if not catalogue.named(one.name))
     note = waiting if told.known else _unknown(command[0])
     return Servers(gate, _reaching(policy, gate.port), told.command, told.environment, note, told.known)
+
+
+def _may_connect(policy: Policy, path: str) -> bool:
+    return decide_unix(policy, os.path.realpath(path), foreign=True).verdict is not Verdict.DENY
 
 
 def _reaching(policy: Policy, port: int | None) -> Policy:

@@ -1,0 +1,171 @@
+"""Decisions are on record before they are acted upon, whoever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from events_help import OPEN_POLICY, begin, make_policy
+from gate_help import call, rule
+
+from mcpguard.events.mcp import Talk
+from mcpguard.events.query import Filter, events
+from mcpguard.events.store import Store
+from mcpguard.gate import journal
+from mcpguard.gate.conversation import Conversation
+from mcpguard.gate.journal import Journal, recover
+from mcpguard.gate.ledger import Ledger
+from mcpguard.mcp.judge import Judge, Taint
+from mcpguard.mcp.policy import McpPolicy
+from mcpguard.model.access import Effect
+from mcpguard.model.event import Event, Peer
+
+ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}'
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
+    with Store.open() as made:
+        yield made
+
+
+@pytest.fixture
+def session(store: Store) -> str:
+    return begin(store, make_policy(*OPEN_POLICY))
+
+
+def conversation(session: str, ledger: Ledger) -> Conversation:
+    policy = McpPolicy((rule(Effect.ALLOW, "*", "*"), rule(Effect.DENY, "*", "forbidden")))
+    judge = Judge(policy, "s", {"echo": ["write"]}, {}, Taint({}), os.path.realpath)
+    return Conversation(judge, Talk(session, "s", "stdio", Peer(7, "/bin/agent"), Peer(8, "/bin/server")), ledger)
+
+
+def kept(store: Store, session: str) -> list[Event]:
+    return list(events(store, session, Filter()))
+
+
+def killed_after(session: str, lines: list[bytes], *, flushed: bool = False) -> None:
+    """Another process lets messages pass, and is killed."""
+    pid = os.fork()
+    if not pid:
+        try:
+            with Store.open() as own:
+                ledger = Ledger(own, session, Journal(session))
+                talk = conversation(session, ledger)
+                for line in lines:
+                    talk.take(0, line.strip())
+                if flushed:  # all but the last word to the journal
+                    ledger._journal = None
+                    ledger.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_what_a_killed_gate_decided_is_on_record_without_its_arguments(store: Store, session: str) -> None:
+    killed_after(session, [call("echo", {"secret": "canary"}), call("forbidden", {"a": 1}, id="x")])
+    assert kept(store, session) == []
+    assert "canary" not in "".join(path.read_text() for path in journal.folder().iterdir())
+    recover()
+    allowed, denied = kept(store, session)
+    assert (allowed.verdict.value, denied.verdict.value, denied.rule and denied.rule.text) == (
+        "allow",
+        "deny",
+        "*/forbidden",
+    )
+    assert allowed.mcp and denied.mcp
+    assert (allowed.mcp.tool, allowed.mcp.classes, allowed.mcp.arguments, allowed.pid) == ("echo", "write", None, 7)
+    assert (denied.mcp.id, denied.mcp.server, denied.mcp.peer) == ('"x"', "s", Peer(8, "/bin/server"))
+    assert journal.LATE in (allowed.detail or "") and len(allowed.mcp.call or "") == 10
+    recover()
+    assert len(kept(store, session)) == 2 and not list(journal.folder().iterdir())
+
+
+def test_what_is_in_the_store_already_is_not_there_twice(store: Store, session: str) -> None:
+    killed_after(session, [call("echo", {"a": 1})], flushed=True)
+    (before,) = kept(store, session)
+    assert before.mcp and before.mcp.arguments == '{"a":1}'
+    recover()
+    assert kept(store, session) == [before]
+
+
+def test_the_line_is_there_before_the_message_goes_on_and_goes_when_the_store_has_it(
+    store: Store, session: str
+) -> None:
+    ledger = Ledger(store, session, Journal(session))
+    talk = conversation(session, ledger)
+    line = call("echo", {"a": 1}).strip()
+    assert talk.take(0, line) == (line, None)
+    (path,) = journal.folder().iterdir()
+    decision = json.loads(path.read_bytes())
+    assert (decision["verdict"], decision["names"], decision["method"]) == ("allow", {"name": "echo"}, "tools/call")
+    recover(store)  # it is in use
+    assert path.exists() and kept(store, session) == []
+    assert talk.take(1, ANSWER) == (ANSWER, None)
+    ledger.flush()
+    asked, answered = kept(store, session)
+    assert path.read_bytes() == b"" and asked.mcp and answered.mcp
+    assert asked.mcp.arguments == '{"a":1}' and asked.mcp.call == answered.mcp.call
+    assert 0 <= answered.mcp.duration_ns < 60_000_000_000
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_where_the_journal_takes_nothing_the_store_does_and_else_nobody_is_asked(
+    works: bool, store: Store, session: str
+) -> None:
+    ledger = Ledger(store, session, Journal(session))
+    talk = conversation(session, ledger)
+    assert ledger._journal is not None
+    os.dup2(os.open("/dev/full", os.O_WRONLY), ledger._journal._file)
+    if not works:
+        store.read("PRAGMA query_only = ON")
+    line = call("echo", {"a": 1}).strip()
+    onward, back = talk.take(0, line)
+    assert (onward == line) is works
+    assert len(kept(store, session)) == works
+    assert works or b"cannot be put on record" in (back or b"")
+
+
+def test_once_the_store_failed_each_decision_waits_for_it(store: Store, session: str) -> None:
+    """Else the journal would grow for as long as the disk has room, and nobody would know."""
+    ledger = Ledger(store, session, Journal(session))
+    talk = conversation(session, ledger)
+    assert talk.take(0, call("echo", id=1).strip())[0] is not None
+    store.read("PRAGMA query_only = ON")
+    ledger.flush()
+    assert talk.take(0, call("echo", id=2).strip())[0] is None
+    store.read("PRAGMA query_only = OFF")
+    assert talk.take(0, call("echo", id=3).strip())[0] is not None
+    assert [one.mcp and one.mcp.id for one in kept(store, session)] == ["1", "3"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null\n[]\n{}\n", b"\xff\n", b'{"time_ns": 1}\n'])
+def test_what_is_no_decision_is_let_go(content: bytes, store: Store, session: str) -> None:
+    killed_after(session, [call("echo")])
+    (path,) = journal.folder().iterdir()
+    path.write_bytes(path.read_bytes() + content)
+    recover()
+    assert len(kept(store, session)) == 1 and not list(journal.folder().iterdir())
+
+
+def test_of_a_session_that_was_forgotten_nothing_stays(store: Store, session: str) -> None:
+    killed_after(session, [call("echo")])
+    while store.forget(session):
+        pass
+    recover()
+    assert not list(journal.folder().iterdir())
+
+
+def test_a_link_in_its_place_is_not_followed(store: Store, session: str, tmp_path: Path) -> None:
+    journal.folder().mkdir(parents=True)
+    other = tmp_path / "other"
+    other.write_text("{}")
+    (journal.folder() / "s.x").symlink_to(other)
+    recover()
+    assert other.read_text() == "{}"
