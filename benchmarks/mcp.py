@@ -78,6 +78,8 @@ def start_gate(session: str, environment: dict[str, str], folder: Path) -> tuple
         "listener": listener.fileno(),
         "held": -1,
         "watched": False,
+        "tables": "",
+        "engines": {},
         "environment": environment,
         "workspace": str(folder),
         "servers": [],

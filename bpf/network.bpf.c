@@ -22,6 +22,7 @@ enum { MG_SOCK_STREAM = 1, MG_SOCK_DGRAM = 2 };
 enum { MG_STATE_LISTEN = 10 };
 enum { MG_DNS_PORT = 53 };
 enum { MG_EPROTONOSUPPORT = 93 };
+enum { MG_LOOPBACK_DEVICE = 1 }; /* of every network namespace */
 
 /* Facts about one socket of a tree. */
 struct mg_socket {
@@ -31,6 +32,7 @@ struct mg_socket {
 	__u8 approved;		/* `peer` is set */
 	__u8 serves;		/* bound or listening where a rule allows it */
 	__u8 named;		/* why `peer` was let through, as mg_answer.named */
+	__u8 own;		/* `peer` was let through as a socket of the tree itself */
 	struct mg_owner owner;
 };
 
@@ -110,6 +112,12 @@ static __always_inline void mg_bound(struct bpf_sock *sk, int v4, struct mg_targ
 		mg_target_v4(bound, address4);
 }
 
+static __always_inline int mg_same_address(const struct mg_target *a, const struct mg_target *b)
+{
+	return a->words[0] == b->words[0] && a->words[1] == b->words[1] && a->words[2] == b->words[2] &&
+	       a->words[3] == b->words[3];
+}
+
 /* Is the destination a socket that this tree made? Only for addresses of this host: a loopback address, or the very
  * address that the found socket is bound to. A wildcard listener says nothing about a foreign host with the same port.
  */
@@ -121,9 +129,7 @@ static __always_inline int mg_found_own(const struct mg_leaf *leaf, struct bpf_s
 	int here;
 
 	mg_bound(found, mg_is_v4(target), &bound);
-	here = mg_is_loopback(target) ||
-	       (bound.words[0] == target->words[0] && bound.words[1] == target->words[1] &&
-		bound.words[2] == target->words[2] && bound.words[3] == target->words[3]);
+	here = mg_is_loopback(target) || mg_same_address(&bound, target);
 	socket = here ? bpf_sk_storage_get(&mg_sockets, found, 0, 0) : 0;
 	return socket && socket->leaf == leaf->id;
 }
@@ -227,8 +233,7 @@ static __always_inline void mg_remember_peer(const struct mg_leaf *leaf, __u64 c
 
 static __always_inline int mg_same_peer(const struct mg_target *a, const struct mg_target *b)
 {
-	return a->words[0] == b->words[0] && a->words[1] == b->words[1] && a->words[2] == b->words[2] &&
-	       a->words[3] == b->words[3] && a->port == b->port;
+	return mg_same_address(a, b) && a->port == b->port;
 }
 
 /* A connected IPv6 socket whose peer is an IPv4 one names it with each datagram: that was judged at connect. */
@@ -284,6 +289,7 @@ static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_
 			socket->peer = *target;
 			socket->approved = 1;
 			socket->named = answer.named;
+			socket->own = answer.detail == MG_DETAIL_OWN;
 		}
 	}
 	mg_report(&leaf->session, target, &answer, op, 0);
@@ -323,6 +329,7 @@ static __always_inline int mg_redirect(struct bpf_sock_addr *ctx, const struct m
 		socket->peer = *target;
 		socket->approved = 1;
 		socket->named = 0;
+		socket->own = 0;
 	}
 	return 1;
 }
@@ -462,15 +469,6 @@ int mg_sendmsg6(struct bpf_sock_addr *ctx)
 	return mg_to_v6(ctx, leaf, MG_NET_SENDMSG);
 }
 
-static __always_inline void mg_remember_asker(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf,
-					      const struct mg_target *peer)
-{
-	struct mg_socket *socket = mg_socket_of(ctx, leaf);
-
-	if (socket && socket->serves)
-		mg_remember_peer(leaf, bpf_get_socket_cookie(ctx), peer);
-}
-
 /* The kernel takes no refusal in these: what was sent is with the socket already. An answer of the resolver looks as if it
  * came from whom the program asked.
  */
@@ -486,12 +484,10 @@ int mg_recvmsg4(struct bpf_sock_addr *ctx)
 	mg_target_v4(&peer, ctx->user_ip4);
 	mg_ports(ctx, &peer);
 	asked = mg_asked(ctx, leaf, &peer);
-	if (!asked) {
-		mg_remember_asker(ctx, leaf, &peer);
-		return MG_PASS;
+	if (asked) {
+		ctx->user_ip4 = asked->words[3];
+		ctx->user_port = bpf_htons(MG_DNS_PORT);
 	}
-	ctx->user_ip4 = asked->words[3];
-	ctx->user_port = bpf_htons(MG_DNS_PORT);
 	return MG_PASS;
 }
 
@@ -508,8 +504,6 @@ int mg_recvmsg6(struct bpf_sock_addr *ctx)
 	asked = mg_asked(ctx, leaf, &peer);
 	if (asked)
 		mg_write_v6(ctx, asked);
-	else
-		mg_remember_asker(ctx, leaf, &peer);
 	return MG_PASS;
 }
 
@@ -756,12 +750,33 @@ static __always_inline int mg_parse(struct __sk_buff *skb, struct mg_packet *pac
 	return 1;
 }
 
+/* Is it on its way from this host to this host? Everybody may bind a socket to an address that the host does not have
+ * (IP_FREEBIND), and send in its name, so neither says whose the address is; the way does.
+ */
+static __always_inline int mg_stays_here(const struct __sk_buff *skb)
+{
+	return skb->ifindex == MG_LOOPBACK_DEVICE;
+}
+
+/* Does a datagram to this host say that it comes from another address than its socket has? The kernel lets everybody (IP_PKTINFO),
+ * and whoever it reaches would answer, or believe, somebody else at that port.
+ */
+static __always_inline int mg_lies(const struct __sk_buff *skb, struct bpf_sock *sk, const struct mg_packet *packet)
+{
+	struct mg_target bound;
+
+	if (packet->to.protocol == IPPROTO_TCP || !mg_stays_here(skb))
+		return 0;
+	mg_bound(sk, mg_is_v4(&packet->from), &bound);
+	return !mg_is_any(&bound) && !mg_same_address(&bound, &packet->from);
+}
+
 /* May a packet that no rule names leave? The peer was approved at connect, or began the conversation itself. */
 static __always_inline int mg_expected(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
 				       struct mg_socket *socket, const struct mg_packet *packet)
 {
 	if (socket && socket->approved && mg_same_peer(&socket->peer, &packet->to))
-		return 1;
+		return !socket->own || mg_stays_here(skb);
 	if (packet->to.protocol == IPPROTO_TCP) {
 		/* Without connect, which was judged, a TCP socket sends only to who connected to it. */
 		if (sk->state == MG_STATE_LISTEN || (socket && socket->serves))
@@ -769,7 +784,7 @@ static __always_inline int mg_expected(struct __sk_buff *skb, const struct mg_le
 	} else if (mg_asked_before(leaf, bpf_get_socket_cookie(skb), &packet->to)) {
 		return 1;
 	}
-	return MG_OWN(leaf, skb, &packet->from, &packet->to);
+	return mg_stays_here(skb) && MG_OWN(leaf, skb, &packet->from, &packet->to);
 }
 
 /* Was its peer let through at connect because of a name? The name may have grown too old since. */
@@ -888,6 +903,11 @@ int mg_egress(struct __sk_buff *skb)
 	}
 	if (!mg_is_live(leaf))
 		return mg_may_finish(skb, leaf, sk, socket, &packet) ? MG_PASS : MG_BLOCK;
+	if (mg_lies(skb, sk, &packet)) {
+		mg_default(leaf, &answer);
+		if (mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket) == MG_BLOCK)
+			return MG_BLOCK;
+	}
 	if (mg_is_resolver(leaf, &packet.to)) {
 		mg_note_question(leaf, socket, &packet.from);
 		return MG_PASS;
@@ -929,6 +949,19 @@ int mg_tcp_events(struct bpf_sock_ops *ops)
 	return 1;
 }
 
+/* Whoever sends a datagram to a socket that serves gets an answer. From this host that is one of its own addresses: the tree can
+ * write any other one into an IPv6 datagram, and would open it so.
+ */
+static __always_inline void mg_remember_asker(struct __sk_buff *skb, const struct mg_leaf *leaf,
+					      const struct mg_socket *socket, const struct mg_packet *packet)
+{
+	if (packet->to.protocol == IPPROTO_TCP || !socket->serves)
+		return;
+	if (mg_stays_here(skb) && !mg_is_loopback(&packet->from) && !mg_same_address(&packet->from, &packet->to))
+		return;
+	mg_remember_peer(leaf, bpf_get_socket_cookie(skb), &packet->from);
+}
+
 /* listen() binds an unbound socket without any hook, so who may connect is asked when somebody does. */
 SEC("cgroup_skb/ingress")
 int mg_ingress(struct __sk_buff *skb)
@@ -948,8 +981,10 @@ int mg_ingress(struct __sk_buff *skb)
 	if (!packet.opens) {
 		if (sk)
 			socket = bpf_sk_storage_get(&mg_sockets, sk, 0, 0);
-		if (socket && !mg_is_resolver(leaf, &packet.from))
+		if (socket && !mg_is_resolver(leaf, &packet.from)) {
 			mg_count_packet(skb, leaf, socket, &packet.from, packet.to.port, 1);
+			mg_remember_asker(skb, leaf, socket, &packet);
+		}
 		return MG_PASS;
 	}
 	if (!mg_is_live(leaf))

@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 9
+#define MG_ABI_VERSION 10
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -152,7 +152,7 @@ struct mg_head {
 	__u32 pid;		/* tgid */
 	__u32 tid;
 	__u32 ppid;
-	__u32 reserved;
+	__u32 said;		/* mg_counters.said at that moment */
 	char comm[MG_COMM_BYTES];
 };
 
@@ -407,6 +407,7 @@ struct mg_counters {
 	__u64 scratch_busy;	/* activity or denials that found no scratch buffer; counted as lost, too */
 	__u64 messages_lost;
 	__u64 messages_pending;
+	__u64 said;		/* pieces of messages so far: acts before and after one are told apart, however often they are repeated */
 };
 
 /* Value of every aggregate: what was seen, and how much of it records already stand for. */
@@ -414,6 +415,7 @@ struct mg_sum {
 	__u64 total;
 	__u64 reported;
 	__u64 series;
+	__u64 said;		/* mg_counters.said when it was counted last */
 };
 
 /* LPM trie key of mg_connect and mg_listen. */

@@ -47,7 +47,7 @@ static __always_inline void mg_fill_head(struct mg_head *head, __u32 kind)
 	head->pid = BPF_CORE_READ(task, tgid);
 	head->tid = BPF_CORE_READ(task, pid);
 	head->ppid = BPF_CORE_READ(task, real_parent, tgid);
-	head->reserved = 0;
+	head->said = 0;
 	bpf_core_read(&head->comm, sizeof(head->comm), &task->comm);
 }
 
@@ -95,8 +95,9 @@ static __always_inline void mg_send(const struct mg_session *session, void *reco
 {
 	void *ring = denial ? mg_of_slot(&mg_denials, session->slot) : mg_of_slot(&mg_activity, session->slot);
 	struct mg_head *head = record;
-	struct mg_counters *counters;
+	struct mg_counters *counters = mg_count(session);
 
+	head->said = counters ? counters->said : 0;
 	head->lost_before = mg_take_lost(session, denial);
 	barrier_var(size);
 	size &= MG_LONGEST_RECORD;
@@ -118,15 +119,16 @@ static __always_inline __u64 mg_next_series(const struct mg_session *session)
 
 /* Count one more of `key`; returns how many a record sent now has to stand for, 0: send none.
  *
- * The first is sent at once, later ones when the total reaches a power of two. What was counted and not yet sent stays
- * in the map, for the final reading. A full map sends each one singly (series 0), so nothing goes uncounted.
+ * The first is sent at once, later ones when the total reaches a power of two, and the first one after a message of MCP, so
+ * that each call shows what it did. What was counted and not yet sent stays in the map, for the final reading. A full map sends each one singly (series 0), so nothing goes uncounted.
  *
  * `map` is the session's own, from mg_of_slot().
  */
 static __always_inline __u64 mg_tally(const struct mg_session *session, void *map, const void *key, __u64 *series)
 {
+	struct mg_counters *counters = mg_count(session);
 	struct mg_sum fresh = { .total = 1, .reported = 1 };
-	__u64 total, reported;
+	__u64 total, reported, said = counters ? counters->said : 0;
 	struct mg_sum *sum;
 
 	*series = 0;
@@ -135,6 +137,7 @@ static __always_inline __u64 mg_tally(const struct mg_session *session, void *ma
 	sum = bpf_map_lookup_elem(map, key);
 	if (!sum) {
 		fresh.series = mg_next_series(session);
+		fresh.said = said;
 		*series = fresh.series;
 		if (!bpf_map_update_elem(map, key, &fresh, BPF_NOEXIST))
 			return 1;
@@ -145,8 +148,9 @@ static __always_inline __u64 mg_tally(const struct mg_session *session, void *ma
 	}
 	*series = sum->series;
 	total = __sync_fetch_and_add(&sum->total, 1) + 1;
-	if (total & (total - 1))
+	if (total & (total - 1) && sum->said == said)
 		return 0;
+	sum->said = said;
 	reported = sum->reported;
 	if (reported >= total || __sync_val_compare_and_swap(&sum->reported, reported, total) != reported)
 		return 0; /* another CPU is reporting; what is left stays for the next power of two */

@@ -204,6 +204,8 @@ __noinline int mg_send_piece(const struct mg_session *session, struct mg_scratch
 	record = (void *)scratch->record;
 	record->head.lost_before = 0;
 	counters = mg_count(session);
+	if (counters)
+		__sync_fetch_and_add(&counters->said, 1);
 	if (counters && counters->messages_pending)
 		record->head.lost_before = __sync_lock_test_and_set(&counters->messages_pending, 0);
 	ring = mg_of_slot(&mg_messages, session->slot);

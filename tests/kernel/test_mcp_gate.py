@@ -343,3 +343,26 @@ def test_each_call_is_tied_to_what_it_did(box: Box) -> None:
         [event["path"] for event in one if event["op"] == "open" and event["path"].endswith(".txt")] for one in done
     ]
     assert opened == [[str(path)] for path in (named, other)]
+
+
+def test_each_of_many_calls_shows_what_it_repeats(box: Box) -> None:
+    """The same process, the same acts, one call after the other; and no more than that once nobody speaks."""
+    box.approve("s", box.command)
+    opened, refused = box.inside.world.project / "a.txt", box.inside.world.home / ".ssh/id_ed25519"
+    opened.write_text("a")
+    calls = [tool("read", n, path=str((opened, refused)[n % 2])) for n in range(1, 9)]
+    answers = box.talk(
+        "s", *calls, tool("run", 9, command=f"i=0; while [ $i -lt 200 ]; do i=$((i+1)); : <{opened}; done")
+    )
+    assert [("refused" in text_of(answer)) for answer in answers.json_lines()[:9]] == [
+        n % 2 == 1 for n in range(1, 9)
+    ] + [False]
+    asked = [event["mcp"]["call"] for event in box.mcp_events() if event["op"] == "request"]
+    done = [box.inside.events(None, "--call", call) for call in asked]
+    for number, events in enumerate(done[:8], 1):
+        acts = [(e["path"], e["verdict"]) for e in events if e.get("path") in (str(opened), str(refused))]
+        assert acts == [(str(refused), "deny") if number % 2 else (str(opened), "allow")], (number, acts)
+    stormed = [e for e in done[8] if e.get("path") == str(opened)]
+    assert sum(e["count"] for e in stormed) <= 200 and len(stormed) < 20
+    everything = [e for e in box.inside.events(None, "--path", str(opened)) if e["op"] == "open"]
+    assert sum(e["count"] for e in everything) == 4 + 200

@@ -503,8 +503,12 @@ DOORS = (
     "/run/nscd/socket",
     "/run/avahi-daemon/socket",
 )
-# Multicast DNS, LLMNR, and names over TLS at an address that a name has opened on another port: address, port, type.
-FAR_DOORS = (("224.0.0.251", 5353, 2), ("224.0.0.252", 5355, 2), (OK, 853, 1), (OK, 853, 2), (OK, 5355, 1))
+# Multicast DNS, LLMNR, resolvers that answer over HTTPS, and names over TLS at an address that a name has opened on another
+# port: address, port, type.
+FAR_DOORS = (
+    *(("224.0.0.251", 5353, 2), ("224.0.0.252", 5355, 2), ("1.1.1.1", 443, 1), ("8.8.8.8", 443, 2)),
+    *((OK, 853, 1), (OK, 853, 2), (OK, 5355, 1)),
+)
 
 
 def test_other_doors_to_a_resolver_are_closed(box: Sandbox) -> None:
@@ -513,6 +517,7 @@ def test_other_doors_to_a_resolver_are_closed(box: Sandbox) -> None:
             *(f"print(local({door!r}))" for door in DOORS),
             "print(look_up('ok.test'))",
             *(f"print(reach{door!r})" for door in FAR_DOORS),
+            "look_up('mozilla.cloudflare-dns.com')",
         ]
     )
     with contextlib.ExitStack() as stack:
@@ -538,6 +543,8 @@ def test_other_doors_to_a_resolver_are_closed(box: Sandbox) -> None:
         word = "tcp" if kind == 1 else "udp"
         found = [e for e in events if (e.get("address"), e.get("port"), e.get("protocol")) == (address, port, word)]
         assert found and DOOR in found[0]["detail"], (address, port, found)
+    over_https = [e for e in events if e.get("host") == "mozilla.cloudflare-dns.com"]
+    assert over_https and all(DOOR in e["detail"] for e in over_https)
     for door in there:
         found = [e for e in events if e["kind"] == "unix" and e.get("path") == door]
         # `base` denies the system bus on purpose, and says why itself.
@@ -698,6 +705,8 @@ def test_why_and_the_log_speak_of_names(box: Sandbox) -> None:
         (f"denied.wild.test:{PORT}", 1, f"is {OTHER}"),
         (f"{OK}:{PORT}", 1, "a name with a rule that leads there opens it"),
         ("203.0.113.53:53", 1, "a resolver of the session's own"),
+        ("1.1.1.1:443", 1, DOOR),
+        ("dns.google:443", 1, DOOR),
     ):
         assert why(target)[0] == code and words in " ".join(why(target)[1].split()), (target, why(target))
     for pattern, names, kinds in (

@@ -321,6 +321,8 @@ def test_punycode_is_a_name_as_any_other(bench: Bench) -> None:
 
 
 LONG = ".".join(["x" * 60] * 4)
+# 255 bytes as they are sent: as long as a name can be. One more is no name.
+LONGEST = ".".join(["x" * 63, "x" * 63, "x" * 63, "x" * 51, "wild.test"])
 REFUSED = {
     "no-rule": dns.name.from_text("evil.test"),
     "a-rule-denies": dns.name.from_text("shut.wild.test"),
@@ -334,10 +336,18 @@ REFUSED = {
     "a-space": dns.name.Name([b"a b", b"wild", b"test", b""]),
     "beyond-ascii": dns.name.Name([b"\xc3\xa9", b"wild", b"test", b""]),
     "a-star": dns.name.Name([b"*", b"wild", b"test", b""]),
-    "the-longest": dns.name.from_text(LONG + ".xxxxxx"),
+    "a-long-one": dns.name.from_text(LONG + ".xxxxxx"),
+    "the-longest": dns.name.from_text(LONGEST[:-4] + "evil"),
     "an-address-backwards": dns.name.from_text("1.0.0.10.in-addr.arpa"),
     "a-single-word": dns.name.from_text("tes"),
 }
+
+
+def test_the_longest_name_of_all_is_answered(bench: Bench) -> None:
+    name = dns.name.from_text(LONGEST)
+    assert len(name.to_wire()) == 255
+    bench.server.records[LONGEST] = [f"60 A {OTHER}"]
+    assert bench.addresses(LONGEST) == [OTHER]
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -406,7 +416,7 @@ MALFORMED = {
     "cut short": _broken(b"\x02ok"),
     "a pointer to itself": _broken(b"\xc0\x0c\x00\x01\x00\x01"),
     "a label too long": _broken(b"\x40" + b"x" * 64 + b"\0\x00\x01\x00\x01"),
-    "a name of 256 bytes": _broken((b"\x3f" + b"x" * 63) * 4 + b"\0\x00\x01\x00\x01"),
+    "a name of 256 bytes": _broken((b"\x3f" + b"x" * 63) * 3 + b"\x34" + b"x" * 52 + b"\4wild\4test\0\x00\x01\x00\x01"),
     "bytes behind it": dns.message.make_query("ok.test", "A").to_wire() + b"secret data",
 }
 

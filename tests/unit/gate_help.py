@@ -97,6 +97,15 @@ class World:
             assert time.monotonic() < until
             time.sleep(0.01)
 
+    def settle(self, asked: str = "") -> None:
+        """Until everything that was judged is on record, and a request with this id is among it."""
+        until = time.monotonic() + 60
+        while (self.ledger is not None and self.ledger.behind) or (
+            asked and asked not in [one.mcp.id for one in self.events("request")[-4:]]
+        ):
+            assert time.monotonic() < until
+            time.sleep(0.005)
+
     def waits(self) -> dict[str, Any]:
         """The first call that is held."""
         assert self.told is not None

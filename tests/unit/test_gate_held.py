@@ -101,6 +101,13 @@ def test_an_answer_for_the_session_holds_for_this_tool_and_not_past_a_rule(world
     assert world.waits()["tool"] == "other"
 
 
+def test_who_is_asked_is_told_when_they_do_not_see_all_of_it(world: World, agent: Agent) -> None:
+    world.tell(watched=True)
+    agent.say(call("echo", {"text": "harmless " * 1000 + "rm -rf /"}))
+    waits = world.waits()
+    assert "longer than what is shown" in waits["why"] and len(waits["arguments"]) < 5000
+
+
 def test_without_somebody_who_watches_it_is_refused_at_once(world: World, agent: Agent) -> None:
     agent.say(call("echo", id=1))
     error = agent.hear()["error"]

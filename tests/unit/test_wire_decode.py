@@ -135,5 +135,5 @@ def test_a_string_beyond_the_end_is_refused() -> None:
 
 
 def test_only_what_was_not_sent_remains() -> None:
-    values = [_abi.MG_SUM.pack(10, 8, 1), _abi.MG_SUM.pack(4, 4, 2)]
+    values = [_abi.MG_SUM.pack(10, 8, 1, 0), _abi.MG_SUM.pack(4, 4, 2, 0)]
     assert sums.remainders(values) == [(1, 2)]

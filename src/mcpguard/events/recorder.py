@@ -221,7 +221,7 @@ class Recorder:
             self.counters.plain += _count(record)
         else:
             self._quiet.note(event)
-            self._sort(event, now_ns)
+            self._sort(event, now_ns, record.head.said)
         if isinstance(record, ExitRecord):
             self._waiting_denials += self._quiet.take_process(record.head.pid)
         if max(len(self._quiet), len(self._urgent), len(self._sums), len(self._waiting)) >= MAX_SUMS:
@@ -234,13 +234,14 @@ class Recorder:
         if series:
             self._series.note(series, event)
 
-    def _sort(self, event: Event, now_ns: int) -> None:
+    def _sort(self, event: Event, now_ns: int, said: int = 0) -> None:
+        """Equal acts of an interval are one, unless a message of MCP was sent in between: each call shows what it did."""
         if is_quiet(event):
             self._quiet.add(event, now_ns)
         elif event.verdict is Verdict.DENY or is_not_stopped(event):
-            self._urgent.add(_same(event), event, now_ns)
+            self._urgent.add((said, _same(event)), event, now_ns)
         elif event.kind in (Kind.FILE, Kind.NET, Kind.UNIX, Kind.DNS):
-            self._sums.add(_same(event), event)
+            self._sums.add((said, _same(event)), event)
         else:
             self._waiting.append(event)
 

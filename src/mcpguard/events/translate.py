@@ -152,7 +152,7 @@ class Translator:
         detail = record.detail or (f"{record.protocol} socket" if record.op == "socket" and record.protocol else None)
         if record.verdict is Verdict.DENY and record.rule == 0:
             detail = (
-                doors.of_port(record.port, record.protocol)
+                doors.of_port(record.port, record.protocol, record.address)
                 or of_sockets(record.op, record.protocol, record.port, known=self._hosts.of(record.address) is not None)
                 or detail
             )
@@ -193,7 +193,9 @@ class Translator:
         mark = "; " if record.detail.startswith(UNANSWERED) else ": "
         detail = " ".join(words) + (f"{mark}{record.detail}" if record.detail else "")
         if record.verdict is Verdict.DENY and record.rule == 0 and record.host:
+            door = doors.of_host(record.host)
             detail = self._own_names.asking(self._policy, record.host, record.asked) or detail
+            detail = f"{detail}; {door}" if door else detail
         finding = Finding(Kind.DNS, "query", record.verdict, rule=rule, detail=detail)
         return replace(self._event(record.head, finding), host=record.host or None)
 

@@ -74,6 +74,8 @@ class Held:
         message = asked.mcp
         if self._line is None or message is None or message.call is None:
             return "this session does not ask for it (mcpguard run --ask)"
+        if message.cut:
+            why = f"{why}; its arguments are longer than what is shown"
         told = {
             "call": message.call,
             "server": message.server,

@@ -141,6 +141,7 @@ class Gate:
         self._watched: dict[int, tuple[Relay, bool, int]] = {}
         self._relays: set[Relay] = set()
         self._turned_away: dict[str, int] = {}
+        self._next_tick = 0.0
         self._resting = 0.0  # until then nobody is accepted
 
     def serve(self, news: int, begun: bytes = b"") -> None:
@@ -154,18 +155,22 @@ class Gate:
             timeout = SOON_S if self._ledger.behind else 1.0 if waits else -1
             ready = self._poll.poll(timeout)
             # Relays first: they only close descriptors, so no number has become another one's when it is looked at.
+            others: set[int] = set()
             for number, events in ready:
                 if (watched := self._watched.get(number)) is not None:
                     self._forward(*watched, events)
-            numbers = {number for number, _events in ready}
-            for entrant in [one for number, one in self._entrants.items() if number in numbers]:
+                else:
+                    others.add(number)
+            for entrant in [one for number, one in self._entrants.items() if number in others]:
                 self._serve_one(entrant)
-            if self._listener.fileno() in numbers:
+            if self._listener.fileno() in others:
                 self._welcome()
-            if news in numbers and not self._hear_news(news):
+            if news in others and not self._hear_news(news):
                 self._end()
                 return
-            self._tick()
+            # Who only passes messages on need not look at everything else each time.
+            if others or not ready or time.monotonic() >= self._next_tick:
+                self._tick()
 
     def _hear_news(self, news: int) -> bool:
         """Take what came; False: there will be no more."""
@@ -199,6 +204,7 @@ class Gate:
 
     def _tick(self) -> None:
         now = time.monotonic()
+        self._next_tick = now + SOON_S / 2
         for entrant in [one for one in self._entrants.values() if one.until < now]:
             self._let_go(entrant, "a shim that said nothing, or did not become its server")
         if 0 < self._resting < now:

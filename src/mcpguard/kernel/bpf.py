@@ -294,7 +294,9 @@ def read_entries(fd: int, key_bytes: int, value_bytes: int, about: str) -> list[
                 raise
             ended = True
         begun = True
-        names, raw = keys.raw, values.raw
+        # Not `.raw`: most of these megabytes was never touched, and would be copied for each map at the end of every run.
+        names = ctypes.string_at(keys, count.value * key_bytes)
+        raw = ctypes.string_at(values, count.value * value_bytes)
         found += [
             (names[i * key_bytes : (i + 1) * key_bytes], raw[i * value_bytes : (i + 1) * value_bytes])
             for i in range(count.value)

@@ -148,7 +148,7 @@ def _connect(policy: Policy, target: str) -> Explanation:
         if port == DNS_PORT:
             detail = _QUESTION
         elif answer.verdict is Verdict.DENY and not answer.rule and not inner(address):
-            detail = doors.of_port(port, word) or _UNNAMED
+            detail = doors.of_port(port, word, address) or _UNNAMED
         return _explanation(policy, answer, judged, detail)
     return _by_name(policy, host, port, protocol, judged)
 
@@ -180,7 +180,7 @@ def _opens(addresses: Sequence[str]) -> str:
 
 def _unasked(policy: Policy, host: str, port: int, protocol: int) -> str:
     """What becomes of a look-up of a name that no rule opens on this port."""
-    door = doors.of_port(port, "udp" if protocol == PROTO_UDP else "tcp")
+    door = doors.of_port(port, "udp" if protocol == PROTO_UDP else "tcp") or doors.of_host(host)
     if door:
         return door
     if any(entry.effect is Effect.ALLOW and name_matches(entry.pattern, host) for entry in policy.names):

@@ -241,7 +241,7 @@ class Recording:
         """A record tells of those dropped before it; what was dropped after the last one stands in the counters only."""
         if self._counters is None:
             return
-        _series, _denials, denials, _activity, activity, _busy, _messages, messages = _abi.MG_COUNTERS.unpack(
+        _series, _denials, denials, _activity, activity, _busy, _messages, messages, _said = _abi.MG_COUNTERS.unpack(
             self._counters.read()
         )
         recorder.lost("refusals that the kernel dropped at the end: the ring of denials was full", denials)

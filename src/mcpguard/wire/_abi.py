@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 9
+ABI_VERSION: Final = 10
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -162,7 +162,7 @@ MG_KINDRED_DEVPTS: Final = 3
 MG_HOST_NONE: Final = 0
 MG_HOST_NAMED: Final = 1
 
-# when_ns kind lost_before pid tid ppid reserved comm
+# when_ns kind lost_before pid tid ppid said comm
 MG_HEAD: Final = struct.Struct("=QIIIIII16s")
 
 # head child reserved
@@ -233,11 +233,11 @@ MG_BRANCH_KEY: Final = struct.Struct("=IIIHH32s")
 MG_MESSAGE: Final = struct.Struct("=48sQQQQIIIIHHBBBB")
 
 # series denials_lost denials_pending activity_lost activity_pending scratch_busy messages_lost
-# messages_pending
-MG_COUNTERS: Final = struct.Struct("=QQQQQQQQ")
+# messages_pending said
+MG_COUNTERS: Final = struct.Struct("=QQQQQQQQQ")
 
-# total reported series
-MG_SUM: Final = struct.Struct("=QQQ")
+# total reported series said
+MG_SUM: Final = struct.Struct("=QQQQ")
 
 # bits address
 MG_PREFIX: Final = struct.Struct("=I16s")

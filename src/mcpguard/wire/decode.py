@@ -149,8 +149,8 @@ def record(sample: bytes) -> Record:
 
 
 def _head(fields: tuple[int, int, int, int, int, int, int, bytes]) -> Head:
-    when, _kind, lost, pid, tid, ppid, _reserved, comm = fields
-    return Head(when, pid, tid, ppid, _text(comm.partition(b"\0")[0]), lost)
+    when, _kind, lost, pid, tid, ppid, said, comm = fields
+    return Head(when, pid, tid, ppid, _text(comm.partition(b"\0")[0]), lost, said)
 
 
 def _text(value: bytes) -> str:

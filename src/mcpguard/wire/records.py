@@ -19,6 +19,7 @@ class Head:
         ppid: tgid of the real parent at that moment.
         comm: thread name, at most 15 characters.
         lost_before: records of this ring dropped since the one before (all CPUs).
+        said: another number than that of a record before: a message of MCP was sent meanwhile.
     """
 
     when_ns: int
@@ -27,6 +28,7 @@ class Head:
     ppid: int
     comm: str
     lost_before: int
+    said: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ def remainders(sums: Iterable[bytes]) -> list[tuple[int, int]]:
     """Series and count of what no record stands for yet; aggregates that were sent in full are left out."""
     found = []
     for value in sums:
-        total, reported, series = _abi.MG_SUM.unpack(value)
+        total, reported, series, _said = _abi.MG_SUM.unpack(value)
         if total > reported:
             found.append((series, total - reported))
     return found
