@@ -19,7 +19,7 @@ enum {
 	MG_TLS_IDLE_RECORDS = 32,	/* that carry nothing of a hello; servers bear fewer */
 	MG_TLS_EARLY_DATA = 42,	/* an extension: records of data follow, which a server that wants another hello passes over */
 	MG_TLS_LONGEST_EARLY = 1 << 20,	/* far more than servers pass over */
-	MG_MYSQL_BYTES = 36,	/* of the request for TLS */
+	MG_MYSQL_BYTES = 35,	/* of the request for TLS, behind its first one */
 	MG_POSTGRES_LONGEST = 10000,	/* of what a client begins with */
 	MG_HOST_LONGEST = 253,
 	MG_HOST_NOBODYS = 255,	/* the length of what no rule can name; with a dot at its end a name may have one more than the longest */
@@ -35,7 +35,7 @@ enum mg_reads {
 	MG_READS_EXTENSION, MG_READS_EXTENSION_LENGTH, MG_READS_NAMES, MG_READS_NAME_TYPE, MG_READS_NAME_LENGTH, MG_READS_NAME,
 	/* HTTP */
 	MG_READS_METHOD, MG_READS_TARGET, MG_READS_SCHEME, MG_READS_SLASHES, MG_READS_AUTHORITY, MG_READS_REQUEST,
-	MG_READS_LINE, MG_READS_HOST, MG_READS_PORT,
+	MG_READS_LINE, MG_READS_HOST, MG_READS_PORT, MG_READS_BRACKETS,
 	/* no reading */
 	MG_READS_BACKWARDS,	/* a name is complete: it is turned around, and judged */
 	MG_READS_DONE,		/* nothing more is looked at */
@@ -72,7 +72,7 @@ struct mg_stream {
 	__u8 host_ended;	/* HTTP: the line of a host is over, enum mg_blank */
 	__u8 named;		/* this hello has named a host */
 	__u8 letters;		/* what the name is made of, enum mg_letters */
-	__u8 spaced;		/* HTTP: blanks came after the name */
+	__u8 spaced;		/* HTTP: blanks came after the name, or a bracket after an address */
 	__u16 length;		/* of the name, and of what does not fit */
 	struct mg_host_key key;
 	struct mg_host record;
@@ -548,13 +548,13 @@ static __always_inline void mg_read_hello(struct mg_reading *reading, __u8 byte)
 
 static __always_inline int mg_is_blank(__u8 byte)
 {
-	return byte == ' ' || byte == '\t';
+	return byte == ' ' || byte == '\t' || byte == '\v' || byte == '\f';
 }
 
-/* What some servers take for a blank in the line of a request, too: Python's. */
+/* What Python takes for a blank in the line of a request, too. */
 static __always_inline int mg_is_odd_blank(__u8 byte)
 {
-	return byte == '\v' || byte == '\f' || (byte >= 0x1c && byte <= 0x1f) || byte == 0x85 || byte == 0xa0;
+	return (byte >= 0x1c && byte <= 0x1f) || byte == 0x85 || byte == 0xa0;
 }
 
 static __always_inline int mg_ends_line(__u8 byte)
@@ -627,8 +627,8 @@ static __always_inline void mg_read_http_name(struct mg_reading *reading, __u8 b
 	} else if (stream->spaced || byte == '@' || byte == '\\') {
 		mg_unclear(reading);
 	} else if (byte == '[' && !stream->length) { /* an IPv6 address */
-		stream->matched = in_target ? 0 : MG_NO_MATCH;
-		stream->state = in_target ? MG_READS_REQUEST : MG_READS_LINE;
+		stream->after = in_target;
+		stream->state = MG_READS_BRACKETS;
 	} else if (byte == ':') {
 		stream->after = in_target;
 		stream->state = MG_READS_PORT;
@@ -655,12 +655,28 @@ static __always_inline void mg_read_http_port(struct mg_reading *reading, __u8 b
 		mg_unclear(reading);
 }
 
+/* An IPv6 address, and what stands behind it: a port, or nothing. */
+static __always_inline void mg_read_brackets(struct mg_reading *reading, __u8 byte)
+{
+	struct mg_stream *stream = reading->stream;
+
+	if (stream->spaced) {
+		stream->spaced = 0;
+		stream->state = MG_READS_PORT;
+		if (byte != ':')
+			mg_read_http_port(reading, byte);
+	} else if (byte == ']') {
+		stream->spaced = 1;
+	} else if (byte != ':' && mg_letter(byte) > MG_LETTER_HEX) {
+		mg_unclear(reading);
+	}
+}
+
 /* The line of the request, after the host where it has one: it must hold a version, else it is another protocol. Which versions
- * a server takes for which is its own affair.
+ * a server takes for which, and how it wants the protocol to be spelled, is its own affair.
  */
 static __always_inline void mg_read_request(struct mg_reading *reading, __u8 byte)
 {
-	const __u64 version = 0x687474702f; /* "http/" */
 	struct mg_stream *stream = reading->stream;
 
 	if (mg_ends_line(byte)) {
@@ -672,9 +688,9 @@ static __always_inline void mg_read_request(struct mg_reading *reading, __u8 byt
 			mg_no_host(reading);
 		}
 	} else if (!mg_is_blank(byte)) {
-		stream->recent = stream->recent << 8 | mg_lower(byte);
-		if ((stream->recent & 0xffffffffff) == version)
+		if (stream->recent == '/' && byte >= '0' && byte <= '9')
 			stream->matched = 1;
+		stream->recent = byte;
 	}
 }
 
@@ -686,7 +702,7 @@ static __always_inline void mg_read_http(struct mg_reading *reading, __u8 byte)
 
 	switch (stream->state) {
 	case MG_READS_METHOD:
-		if (mg_is_blank(byte) || mg_is_odd_blank(byte)) {
+		if (mg_is_blank(byte) || mg_is_odd_blank(byte) || byte == '\r') {
 			stream->state = MG_READS_TARGET;
 			if (stream->recent == connect)
 				mg_no_host(reading);
@@ -699,21 +715,22 @@ static __always_inline void mg_read_http(struct mg_reading *reading, __u8 byte)
 		}
 		break;
 	case MG_READS_TARGET:
-		if (mg_is_blank(byte))
+		if (mg_is_blank(byte) || byte == '\r')
 			break;
 		stream->state = byte == '/' || byte == '*' ? MG_READS_REQUEST : MG_READS_SCHEME;
 		stream->recent = 0;
 		stream->matched = 0;
-		if (mg_ends_line(byte))
+		if (byte == '\n')
 			mg_no_host(reading);
 		break;
 	case MG_READS_SCHEME:
 		if (byte == ':') {
 			stream->have = 0;
 			stream->state = MG_READS_SLASHES;
-		} else if (mg_ends_line(byte)) {
+		} else if (byte == '\n') {
 			mg_no_host(reading);
-		} else if (mg_is_blank(byte) || byte == '/') {
+		} else if (mg_is_blank(byte) || byte == '\r' || byte == '/') {
+			stream->recent = byte;
 			stream->state = MG_READS_REQUEST;
 		}
 		break;
@@ -734,12 +751,54 @@ static __always_inline void mg_read_http(struct mg_reading *reading, __u8 byte)
 	case MG_READS_PORT:
 		mg_read_http_port(reading, byte);
 		break;
+	case MG_READS_BRACKETS:
+		mg_read_brackets(reading, byte);
+		break;
 	default:
 		mg_read_http_name(reading, byte);
 	}
 }
 
 /* --- streams -------------------------------------------------------------------------------------------------- */
+
+/* PostgreSQL and MySQL are asked in words of their own whether they speak TLS, and a hello follows. So may the binary form of a
+ * PROXY line, which only proxies have to say.
+ */
+static __always_inline void mg_read_preamble(struct mg_reading *reading, __u8 byte)
+{
+	const __u32 postgres = 0x04d21630;	/* behind a length: encryption by GSSAPI; TLS is one less */
+	const __u64 proxy = 0x000d0a515549540a;
+	const __u64 mysql = 0x0000010008000000;	/* the rest of a length, the first packet, and the flag for TLS */
+	const __u64 of_mysql = 0xffffff0008000000;
+	struct mg_stream *stream = reading->stream;
+	__u64 said;
+
+	if (stream->number) {
+		if (!--stream->number)
+			stream->state = MG_READS_FIRST;
+		return;
+	}
+	if (++stream->have > 8) {
+		if (stream->have == MG_MYSQL_BYTES)
+			stream->state = MG_READS_FIRST;
+		return;
+	}
+	said = stream->recent << 8 | byte;
+	stream->recent = said;
+	if (stream->have < 8)
+		return;
+	if (said == proxy) {
+		mg_unclear(reading);
+	} else if ((__u32)said == postgres || (__u32)said == postgres - 1) {
+		/* Not every server wants it to be as long as it should. */
+		if (said >> 32 > 8 && said >> 32 <= MG_POSTGRES_LONGEST)
+			stream->number = (said >> 32) - 8;
+		else
+			stream->state = MG_READS_FIRST;
+	} else if ((said & of_mysql) != mysql) {
+		stream->state = MG_READS_DONE;
+	}
+}
 
 static __always_inline void mg_read_first(struct mg_reading *reading, __u8 byte)
 {
@@ -758,52 +817,13 @@ static __always_inline void mg_read_first(struct mg_reading *reading, __u8 byte)
 		return;
 	stream->recent = byte;
 	stream->have = 1;
-	if (mg_ends_line(byte) || byte == '\t' || mg_is_odd_blank(byte)) /* servers pass over empty lines before a request */
+	/* Servers pass over empty lines before a request, and some over blanks. */
+	if (mg_ends_line(byte) || mg_is_blank(byte) || mg_is_odd_blank(byte))
 		stream->state = MG_READS_FIRST;
 	else if (byte >= '!' && byte <= '~')
 		stream->state = MG_READS_METHOD;
-	else if (!byte || byte == ' ')
+	else if (!byte)
 		stream->state = MG_READS_PREAMBLE;
-}
-
-/* PostgreSQL and MySQL are asked in words of their own whether they speak TLS, and a hello follows. So may the binary form of a
- * PROXY line, which only proxies have to say.
- */
-static __always_inline void mg_read_preamble(struct mg_reading *reading, __u8 byte)
-{
-	const __u32 postgres = 0x04d21630;	/* behind a length: encryption by GSSAPI; TLS is one less */
-	const __u64 proxy = 0x000d0a515549540a;
-	const __u64 mysql = 0x2000000100080000;	/* a length, the first packet, and the flag for TLS */
-	const __u64 of_mysql = 0xffffffff00080000;
-	struct mg_stream *stream = reading->stream;
-	__u64 said;
-
-	if (stream->have == 8) {
-		if (!--stream->number)
-			stream->state = MG_READS_FIRST;
-		return;
-	}
-	if (stream->have == 1 && stream->recent == ' ' && byte) {
-		mg_read_first(reading, byte); /* a blank before a request */
-		return;
-	}
-	said = stream->recent << 8 | byte;
-	stream->recent = said;
-	if (++stream->have < 8)
-		return;
-	stream->number = 0;
-	stream->state = MG_READS_DONE;
-	if (said == proxy) {
-		mg_unclear(reading);
-	} else if ((__u32)said == postgres || (__u32)said == postgres - 1) {
-		/* Not every server wants it to be as long as it should. */
-		if (said >> 32 >= 8 && said >> 32 <= MG_POSTGRES_LONGEST)
-			stream->number = (said >> 32) - 8;
-		stream->state = stream->number ? MG_READS_PREAMBLE : MG_READS_FIRST;
-	} else if ((said & of_mysql) == mysql) {
-		stream->number = MG_MYSQL_BYTES - 8;
-		stream->state = MG_READS_PREAMBLE;
-	}
 }
 
 /* One step, which takes in a byte, or several that are passed over, or none. 1: nothing is left to do. */

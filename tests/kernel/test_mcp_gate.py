@@ -274,6 +274,48 @@ def test_a_server_that_the_agent_starts_around_the_gate_is_ended(box: Box) -> No
     assert finished.json_lines() == [{"answered": [True, True]}], "no agent, but a program such as a suite of tests"
 
 
+# The agent's first words to a server that it started by itself are a call, which takes a while.
+CALLING = """
+import json, os, socket, subprocess, sys
+one, other = socket.socketpair()
+ends = (subprocess.PIPE, subprocess.PIPE) if sys.argv[2] == "pipes" else (other, other)
+words = json.loads(sys.argv[1])
+if sys.argv[4:]:
+    words = [*sys.argv[4:], os.environ["MCPGUARD_GATE"], "s", "--", *words]
+server = subprocess.Popen(words, stdin=ends[0], stdout=ends[1])
+call = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+    "params": {"name": "run", "arguments": {"command": "sleep " + sys.argv[3]}}}).encode() + b"\\n"
+other.close()
+if sys.argv[2] == "pipes":
+    server.stdin.write(call)
+    server.stdin.flush()
+    answer = server.stdout.readline()
+    server.stdin.close()
+else:
+    one.sendall(call)
+    answer = one.makefile("rb").readline()
+    one.shutdown(socket.SHUT_WR)
+print(json.dumps({"answered": bool(answer), "killed": server.wait() == -9}))
+"""
+
+
+@pytest.mark.parametrize("ends", ["pipes", "sockets"])
+def test_a_server_around_the_gate_does_not_live_to_answer_a_first_call_that_takes_a_while(ends: str, box: Box) -> None:
+    agent = box.inside.world.project / "opencode"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{CALLING}")
+    agent.chmod(0o755)
+    box.approve("s", box.command)
+    words = [str(agent), json.dumps(box.command), ends]
+    assert box.inside.control([*words, "0"]).json_lines() == [{"answered": True, "killed": False}]
+    finished = box.inside.run([*words, "60"], options=box.options)
+    assert finished.json_lines() == [{"answered": False, "killed": True}], finished
+    ended = [event for event in box.inside.denials() if event["op"] == "end"]
+    assert ended and all("around the gate" in event["detail"] for event in ended), "it, and what it started"
+    shim = [mcpguard_command()[0], "-I", "-S", "-B", SHIM]
+    through = box.inside.run([*words, "1", *shim], options=box.options)
+    assert through.json_lines() == [{"answered": True, "killed": False}], "the same server by way of the gate"
+
+
 def test_other_protocols_and_other_programs_are_left_alone(box: Box) -> None:
     alone = box.inside.world.project / "alone.py"
     agent = box.inside.world.project / "opencode"

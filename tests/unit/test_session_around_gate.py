@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from mcpguard.events.mcp import CLIENT, SERVER, Talk
 from mcpguard.model.event import Event, Peer
 from mcpguard.session.around_gate import AroundGate
+from mcpguard.session.gate import SHIM_WORDS
 
 HERE = Path("/proc/self/cgroup").read_text().rstrip().rpartition("\n")[2].partition("::")[2]
 
@@ -50,6 +52,36 @@ def test_its_answer_tells_it_as_well(server: subprocess.Popen[bytes]) -> None:
     answer = Talk("s", "x", "stdio", asked.mcp.client, asked.mcp.peer).response(time.time_ns(), asked, result_bytes=1)
     assert answer.mcp is not None and answer.mcp.sender == SERVER
     assert looked(asked)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_whoever_has_the_other_end_of_a_first_question_is_ended(kind: str, tmp_path: Path) -> None:
+    """Not its sender, who may have that end open as well, nor a shim, which is about to ask the gate."""
+    theirs, ours = os.pipe() if kind == "pipe" else (one.detach() for one in socket.socketpair())
+    with (
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=theirs) as server,
+        subprocess.Popen(["/bin/sleep", "60"], stdin=subprocess.DEVNULL) as other,
+        subprocess.Popen(
+            [*SHIM_WORDS, "/nowhere/socket", "s", "--", "x"], stdin=theirs, stderr=subprocess.PIPE
+        ) as shim,
+    ):
+        os.kill(shim.pid, signal.SIGSTOP)
+        state = os.fstat(theirs)
+        end = (os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino)
+        around = AroundGate("s", os.getpid(), HERE)
+        around._processes = tmp_path / "procs"
+        around._processes.write_text("".join(f"{pid}\n" for pid in (os.getpid(), server.pid, other.pid, shim.pid)))
+        talk = Talk("s", "unknown", "stdio", Peer(os.getpid(), "/agent"), None)
+        asked = talk.request(time.time_ns(), CLIENT, "tools/call", {"name": "x"})
+        foreign = talk.request(time.time_ns(), CLIENT, "session/new", {})
+        assert around.ahead([(foreign, end), (asked, (end[0], end[1] + 1))]) == []
+        (told,) = around.ahead([(asked, end), (asked, end)])
+        assert server.wait(30) == -9 and told.pid == server.pid and "around the gate" in told.detail
+        assert other.poll() is None and shim.poll() is None
+        other.kill()
+        shim.kill()
+    os.close(theirs)
+    os.close(ours)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,11 @@ UNREADABLE = "pieces of MCP messages that could not be read"
 LEFT_BEHIND = "MCP messages at least that were not read at the end"
 
 
+# For so long a gate may still say that a connection is its own. With a wake it is half a second.
+UNKNOWN_NS = 250_000_000
+Ahead = Callable[[Iterable[tuple[Event, tuple[int, int]]]], list[Event]]
+
+
 class Ring(Protocol):
     """A ring buffer that can be waited for."""
 
@@ -59,6 +64,7 @@ class Listener:
         self._skipped: list[tuple[tuple[tuple[int, int], ...], bool]] = []
         self._skipped_port: int | None = None
         self._look: Callable[[Sequence[Event]], list[Event]] | None = None
+        self._ahead: Ahead | None = None
         self._skipping = threading.Lock()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="mcpguard-messages", daemon=True)
@@ -80,9 +86,10 @@ class Listener:
         """What is said to this port on loopback, and from it, is told by somebody else. To be called early."""
         self._skipped_port = port
 
-    def show(self, look: Callable[[Sequence[Event]], list[Event]]) -> None:
-        """Have every message looked at when it is told; what is returned is told, too. To be called early."""
-        self._look = look
+    def show(self, look: Callable[[Sequence[Event]], list[Event]], ahead: Ahead) -> None:
+        """Have every message looked at when it is told, and before that by `ahead`, where nobody knows soon whom it is for.
+        What they return is told, too. To be called early."""
+        self._look, self._ahead = look, ahead
 
     def stop(self) -> bool:
         """Read what is left, end the thread. False: it hangs and was left behind."""
@@ -127,7 +134,10 @@ class Listener:
             except ValueError:
                 lost[UNREADABLE] += 1
         observer = self._watching()
-        self._tell(observer.feed(records), lost | observer.take_lost())
+        events = observer.feed(records)
+        if self._ahead is not None and observer.waits:
+            events += self._ahead(observer.unanswered(UNKNOWN_NS))
+        self._tell(events, lost | observer.take_lost())
         return bool(raw)
 
     def _watching(self) -> Observer:

@@ -34,6 +34,7 @@ MOST_WAITING = 4_096
 # How long a message waits for the other direction to show who the server is, and for a gate's word.
 HOLD_NS = 5_000_000_000
 MOST_HELD_BACK = 1_000
+MOST_LOOKED_AT = 8
 # A call that sends ends after what it sent has arrived: the answer may be seen before its question.
 EARLY_NS = 1_000_000_000
 _FOR_EVER = 1 << 63
@@ -168,6 +169,24 @@ class Observer:
             self._count(stream)
         self._make_room()
         return events
+
+    def unanswered(self, age_ns: int) -> Iterator[tuple[Event, End]]:
+        """Requests that are held back for so long, because nobody knows yet whom they are for: each with the end of the pipe or
+        socket where it arrives. They are told later all the same."""
+        now_ns = self._now_ns()
+        for stream in self._streams.values():
+            if (
+                stream.far is None
+                or stream.channel == "tcp"
+                or now_ns - stream.since_ns < age_ns
+                or self._is_settled(stream)
+            ):
+                continue
+            for head, message, _size, transport in stream.back[:MOST_LOOKED_AT]:
+                method = message.get("method")
+                if isinstance(method, str):
+                    talk = Talk(self._session, "unknown", transport, self._peer(head), None)
+                    yield talk.request(self._epoch_of(head.when_ns), CLIENT, method, message.get("params")), stream.far
 
     @property
     def waits(self) -> bool:

@@ -1,8 +1,9 @@
 """MCP servers that the agent starts around the gate are ended, as soon as what they are has been seen.
 
 Nobody judges what an agent and such a server say to each other. What is seen tells it: the first message of the protocol
-between the agent's own process and another process of the tree that the gate does not know. A program of the tree that talks
-to a server of its own, as the tests of a server do, is left alone: it has the same rights as any other program there.
+between the agent's own process and another process of the tree that the gate does not know. Whom a first question is for is
+told by who has the other end of its pipe or socket as standard input, so that nothing waits for the answer. A program of the
+tree that talks to a server of its own, as the tests of a server do, is left alone: it has the same rights as any other there.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mcpguard.kernel import cgroup
 from mcpguard.model.access import Verdict
-from mcpguard.model.event import Event, Kind, McpMessage
+from mcpguard.model.event import Event, Kind, McpMessage, Peer
 from mcpguard.model.rule import Origin
+from mcpguard.model.values import replace
+from mcpguard.session.gate import SHIM_WORDS
 
 RULE = Origin("mcpguard", "builtin", 0, "mcp gate: servers start by way of the gate")
 # Revisions of MCP are dates; other protocols that begin with `initialize` count theirs.
@@ -32,13 +36,14 @@ class AroundGate:
 
     Args:
         agent: PID of its first process.
-        leaf: path of its cgroup leaf, as /proc/PID/cgroup ends.
+        leaf: path of its cgroup leaf.
     """
 
     def __init__(self, session: str, agent: int, leaf: str) -> None:
         self._session = session
         self._agent = agent
-        self._leaf = leaf
+        self._processes = Path(leaf, "cgroup.procs")
+        self._leaf = leaf[max(leaf.rfind(f"/{cgroup.PARENT}/"), 0) :]
         self._ended: set[int] = set()
 
     def look(self, events: Iterable[Event]) -> list[Event]:
@@ -53,6 +58,45 @@ class AroundGate:
                 self._ended.add(server)
                 if self._end(server):
                     found.append(self._told(message, server))
+        return found
+
+    def ahead(self, asked: Iterable[tuple[Event, tuple[int, int]]]) -> list[Event]:
+        """End whoever is to answer these requests: nobody has said who that is, and the gate has not said that it knows them.
+
+        Args:
+            asked: each with device, as the kernel numbers it, and inode of the pipe or socket where it arrives.
+        """
+        found = []
+        for event, end in asked:
+            message = event.mcp
+            if (
+                message is None
+                or message.client is None
+                or not _is_mcp(message)
+                or not self._is_agent(message.client.pid)
+            ):
+                continue
+            for server in self._reading(end):
+                if (
+                    server not in (self._agent, message.client.pid)
+                    and server not in self._ended
+                    and not _is_shim(server)
+                ):
+                    exe = _exe_of(server)
+                    if self._end(server):
+                        self._ended.add(server)
+                        found.append(self._told(replace(message, server=_name_of(exe), peer=Peer(server, exe)), server))
+        return found
+
+    def _reading(self, end: tuple[int, int]) -> list[int]:
+        """Processes of the session that have this end as their standard input."""
+        found = []
+        with contextlib.suppress(OSError, ValueError):
+            for pid in map(int, self._processes.read_text().split()):
+                with contextlib.suppress(OSError):
+                    state = Path(f"/proc/{pid}/fd/0").stat()
+                    if (os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino) == end:
+                        found.append(pid)
         return found
 
     def _is_agent(self, pid: int) -> bool:
@@ -103,6 +147,25 @@ def _programs(words: Sequence[bytes]) -> set[bytes]:
     """What a command line may have an interpreter run: words that are paths, and what follows `-m`."""
     paths = {word for word in words[1:] if b"/" in word and not word.startswith(b"-")}
     return paths | {word for before, word in itertools.pairwise(words) if before == b"-m"}
+
+
+def _is_shim(pid: int) -> bool:
+    """Whether it is about to ask the gate: then it becomes an approved server, or ends."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        same = Path(f"/proc/{pid}/exe").samefile(SHIM_WORDS[0])
+        return same and words[1 : len(SHIM_WORDS)] == [os.fsencode(word) for word in SHIM_WORDS[1:]]
+    return False
+
+
+def _exe_of(pid: int) -> str | None:
+    with contextlib.suppress(OSError):
+        return str(Path(f"/proc/{pid}/exe").readlink())
+    return None
+
+
+def _name_of(exe: str | None) -> str:
+    return exe.rsplit("/", 1)[-1] if exe else "unknown"
 
 
 def _is_mcp(message: McpMessage) -> bool:

@@ -35,6 +35,7 @@ from mcpguard.wire.records import FlowRecord, SumRecord
 
 if TYPE_CHECKING:
     from mcpguard.events.flows import Flows
+    from mcpguard.session.around_gate import AroundGate
     from mcpguard.session.resolver import Feed
 
 if TYPE_CHECKING:
@@ -169,10 +170,10 @@ class Recording:
         if self._listener is not None:
             self._listener.skip(ends, served)
 
-    def show_messages(self, look: Callable[[Sequence[Event]], list[Event]]) -> None:
-        """Have `look` see every MCP message that is put on record; what it returns is, too."""
+    def show_messages(self, around: AroundGate) -> None:
+        """Have it see every MCP message that is put on record, and those whose server nobody knows; what it returns is, too."""
         if self._listener is not None:
-            self._listener.show(look)
+            self._listener.show(around.look, around.ahead)
 
     def skip_port(self, port: int) -> None:
         """MCP messages to and from this port on loopback are told by somebody else."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mcpguard.catalogue import approved
@@ -13,9 +13,7 @@ from mcpguard.catalogue.server import STDIO
 from mcpguard.events.format import printable
 from mcpguard.gate import containers
 from mcpguard.gate.line import SOCKET_VARIABLE
-from mcpguard.kernel import cgroup
 from mcpguard.model.access import Effect, Verdict
-from mcpguard.model.event import Event
 from mcpguard.model.policy import PROTO_TCP, NetEntry, Policy
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import dataclass, replace
@@ -46,12 +44,12 @@ class Servers:
     note: str
     known: bool
 
-    def around(self, session: str, agent: int, leaf: str) -> Callable[[Sequence[Event]], list[Event]] | None:
+    def around(self, session: str, agent: int, leaf: str) -> AroundGate | None:
         """What is to see every message that the gate does not judge; None: the command is no agent that was told of the gate,
         so what it starts is its own, as the servers are that a suite of tests starts."""
         if not self.known:
             return None
-        return AroundGate(session, agent, leaf[leaf.rindex(f"/{cgroup.PARENT}/") :]).look
+        return AroundGate(session, agent, leaf)
 
 
 def begin(policy: Policy, session: str, command: Sequence[str], environment: dict[str, str]) -> Servers:

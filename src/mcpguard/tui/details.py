@@ -39,7 +39,10 @@ def describe(event: Event | None, chain: list[Process], because: str, home: str)
     if event.pid is not None:
         text.append("process  ", style="dim").append(printable(f"{event.exe or event.comm or '?'} [{event.pid}]"))
         parents = [f"{printable(process.name)[:40]} [{process.pid}]" for process in chain[1:]]
-        text.append("".join(f"  < {parent}" for parent in parents) or f"  < [{event.ppid}]", style="dim").append("\n")
+        text.append(
+            "".join(f"  < {parent}" for parent in parents) or ("" if event.ppid is None else f"  < [{event.ppid}]"),
+            style="dim",
+        ).append("\n")
     if event.argv:
         text.append("command  ", style="dim").append(printable(" ".join(event.argv)) + "\n")
     others = [f"{key} {printable(str(value))}" for key, value in fields.items() if key not in _TOLD]

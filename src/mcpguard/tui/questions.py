@@ -100,9 +100,13 @@ class Questions(DataTable[Text | str]):
     def _go_on(self, row: int) -> None:
         keys = list(self._shown)
         order = [*keys[row:], *keys[:row]]
-        following = next((key for key in order if key not in self._answers), None)
+        following = next((key for key in order if self._is_open(key)), None)
         if following is not None:
             self.move_cursor(row=keys.index(following), animate=False)
+
+    def _is_open(self, key: str) -> bool:
+        question = self._shown[key]
+        return key not in self._answers and bool(question.count or question.held)
 
     def on_data_table_row_highlighted(self) -> None:
         self.post_message(self.Chosen(self.chosen))
@@ -119,7 +123,9 @@ class Questions(DataTable[Text | str]):
         chain = [columns.cut_end(printable(one.name), 24) for one in processes.chain(event.pid)] or [
             printable(event.comm or "?")
         ]
-        what = columns.cut_start(printable(object_of(event, self._at_home)), 60)
+        # The end of a path tells most; of a call its server and tool, which come first.
+        cut = columns.cut_start if event.mcp is None else columns.cut_end
+        what = cut(printable(object_of(event, self._at_home)), 60)
         return (
             word,
             str(question.count + question.held),
