@@ -15,15 +15,20 @@ _LEAVES = "0::/mcpguard/"
 def processes(supervisor: int) -> dict[str, int]:
     """Role -> PID of our own processes of one session; the guarded tree is not among them."""
     found = {"supervisor": supervisor}
+    own = _words(supervisor)
     for pid in _below(supervisor):
         try:
             in_tree = _LEAVES in Path(f"/proc/{pid}/cgroup").read_text()
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+            words = _words(pid)
         except OSError:
             continue
-        if not in_tree:
-            found[next((role for word, role in _ROLES.items() if word in words), words.strip() or "?")] = pid
+        if not in_tree and words != own:  # else it was forked a moment ago, to become something
+            found[next((role for word, role in _ROLES.items() if word in words), words or "?")] = pid
     return found
+
+
+def _words(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip()
 
 
 def memory(pid: int) -> dict[str, float]:

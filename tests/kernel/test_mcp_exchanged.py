@@ -98,7 +98,8 @@ def test_an_approved_script_in_the_workspace_is_not_exchanged_between_the_look_a
     words = [SYSTEM_PYTHON, "swapper.py", str(own), str(script), str(evil)]
     free = box.inside.control([*words, "40", *command]).json_lines()[-1]
     assert free["evil"] and free["swapped"] == ["rename", "rename_folder", "write"], free
-    shutil.rmtree(own)
+    for left in (own, own.with_name("server.was")):  # whatever it was at when it was ended
+        shutil.rmtree(left, ignore_errors=True)
     own.mkdir()
     script.write_text(SERVER)
     project.joinpath("swapped").unlink()

@@ -119,6 +119,12 @@ def program(tmp_path: Path, name: str) -> str:
         (("bunx", "a@1.0.0"), ("bunx", "a@1.0.0")),
         (("python3.12", "-m", "json.tool"), ("python3.12", "-P", "-m", "json.tool")),
         (("env", "python3.12", "-um", "json.tool"), ("env", "python3.12", "-P", "-um", "json.tool")),
+        (
+            ("python3.12", "-W", "ignore", "-X", "dev", "-m", "json.tool"),
+            ("python3.12", "-P", "-W", "ignore", "-X", "dev", "-m", "json.tool"),
+        ),
+        (("python3.12", "-W", "ignore", "/a.py"), ("python3.12", "-W", "ignore", "/a.py")),
+        (("npx", "-c", "a"), ("npx", "--prefix=/", "-c", "a")),
         (("python3.12", "-c", "1"), ("python3.12", "-P", "-c", "1")),
         (("python3.12", "-Im", "json.tool"), ("python3.12", "-Im", "json.tool")),
         (("python3.12", "/a.py", "-m", "x"), ("python3.12", "/a.py", "-m", "x")),

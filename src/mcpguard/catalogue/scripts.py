@@ -78,7 +78,8 @@ def looks_in_its_folder(program: str, args: Sequence[str], environment: Mapping[
     """Whether these words have Python take modules from the folder that it starts in before all others."""
     if not _PYTHON.match(program) or environment.get("PYTHONSAFEPATH"):
         return False
-    for arg in args:
+    rest = iter(args)
+    for arg in rest:
         if not arg.startswith("-") or arg == "-":
             return arg == "-"
         flags = "".join(takewhile(lambda letter: letter not in "cmWX", arg[1:])) if not arg.startswith("--") else ""
@@ -87,6 +88,8 @@ def looks_in_its_folder(program: str, args: Sequence[str], environment: Mapping[
         option = "" if arg.startswith("--") else arg[1 + len(flags) : 2 + len(flags)]
         if option in ("c", "m"):
             return True
+        if arg == "--check-hash-based-pycs" or (option and len(arg) == 2 + len(flags)):
+            next(rest, "")  # the value of -W or -X
     return True
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from mcpguard.catalogue import scripts
 from mcpguard.catalogue.identity import WRAPPERS, Identity
-from mcpguard.catalogue.package import Package
 from mcpguard.errors import HostError
 from mcpguard.model.access import Access
 from mcpguard.policy.automaton import Automaton
@@ -58,8 +57,8 @@ def words_of(
     here = may_write is not None and may_write(os.path.join(cwd, _ANYTHING))
     if scripts.looks_in_its_folder(program, args, environment):
         given[at + 1 : at + 1] = _safe_path(name, found, cwd, here)
-    elif found.package is not None:
-        given[at + 1 : at + 1] = _packages_only(name, found, found.package, program, args, here)
+    elif found.package is not None or program == "npx":
+        given[at + 1 : at + 1] = _packages_only(name, found, program, args, here)
     return tuple(given)
 
 
@@ -117,19 +116,19 @@ def _safe_path(name: str, found: Identity, cwd: str, here: bool) -> list[str]:
     return ["-P"]
 
 
-def _packages_only(
-    name: str, found: Identity, package: Package, program: str, args: Sequence[str], here: bool
-) -> list[str]:
+def _packages_only(name: str, found: Identity, program: str, args: Sequence[str], here: bool) -> list[str]:
     """What has a runner of packages not take one of the same name from the folder that it starts in."""
+    package = found.package
+    pinned = package is not None and package.pinned
     local = any(code.role == "local package" for code in found.code)
     own = any(word.partition("=")[0] in ("--prefix", "-w", "--workspace", "--workspaces", "-ws") for word in args)
-    if here and (program in _LOCAL_FIRST or (program in _NPM and (own or (local and not package.pinned)))):
+    if here and (program in _LOCAL_FIRST or (program in _NPM and (own or (local and not pinned)))):
         raise _refused(
             name,
-            f"{program} takes a {package.name} from the folder that it starts in first, and this session may write there",
+            f"{program} takes what it runs from the folder that it starts in first, and this session may write there",
             "use npx with an exact version, name its script, or start it in another folder (`cwd`)",
         )
-    if program not in _NPM or own or (local and not package.pinned):
+    if program not in _NPM or own or (local and not pinned):
         return []
     return [_NO_FOLDER]
 
