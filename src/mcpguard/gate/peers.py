@@ -160,18 +160,24 @@ class Executed:
 
 
 def executed(pid: int) -> Executed:
-    """What a process is now. While it executes the next program of a chain there is nothing to be seen, for an instant."""
+    """What a process is now: two looks agree. While it executes the next program of a chain there is little to be seen."""
     until = time.monotonic() + _LOOK_S
+    before = None
     while True:
-        image = _identity_of(f"/proc/{pid}/exe")
-        folder = _link(f"/proc/{pid}/cwd")
-        arguments = _read(f"/proc/{pid}/cmdline")
-        environment = tuple(entry for entry in _read(f"/proc/{pid}/environ").split(b"\0") if entry)
-        found = Executed(image, arguments, environment, folder, _identity_of(f"/proc/{pid}/cwd"))
-        steady = arguments and image == _identity_of(f"/proc/{pid}/exe")
-        if steady or image is None or time.monotonic() > until:
+        found = _look(pid)
+        if found.image is None or (found.arguments and found == before) or time.monotonic() > until:
             return found
-        time.sleep(_LOOK_S / 50)
+        before = found
+
+
+def _look(pid: int) -> Executed:
+    return Executed(
+        _identity_of(f"/proc/{pid}/exe"),
+        _read(f"/proc/{pid}/cmdline"),
+        tuple(entry for entry in _read(f"/proc/{pid}/environ").split(b"\0") if entry),
+        _link(f"/proc/{pid}/cwd"),
+        _identity_of(f"/proc/{pid}/cwd"),
+    )
 
 
 def _identity_of(path: str) -> tuple[int, int] | None:
