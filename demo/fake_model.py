@@ -6,7 +6,8 @@ JSON list of results. An obedient one (`--obedient`) also makes the calls that a
 the result of the call before in place of `{{result}}`: a model that takes words of strangers for its user's.
 Everything is worked out again from the conversation in each request: there is no state to go wrong.
 
-Speaks the Anthropic Messages API, streaming and not. Binds loopback only, thinks nothing up, and never calls out.
+Speaks the Anthropic Messages API, streaming and not, and those of `fake_apis.py`. Binds loopback only, thinks nothing up,
+and never calls out.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import re
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from fake_apis import APIS
 
 Json = dict[str, Any]
 RESULT = "{{result}}"
@@ -140,9 +143,9 @@ def whole_message(request: Json, answer: Answer) -> Json:
     }
 
 
-def stream_events(message: Json) -> Iterator[tuple[str, Json]]:
+def stream_events(message: Json) -> Iterator[Json]:
     """A Messages reply as the server-sent events that a streaming client expects."""
-    yield "message_start", {"message": {**message, "content": [], "stop_reason": None}}
+    yield {"type": "message_start", "message": {**message, "content": [], "stop_reason": None}}
     for index, block in enumerate(message["content"]):
         if block["type"] == "text":
             opening: Json = {"type": "text", "text": ""}
@@ -150,12 +153,12 @@ def stream_events(message: Json) -> Iterator[tuple[str, Json]]:
         else:
             opening = {**block, "input": {}}
             delta = {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
-        yield "content_block_start", {"index": index, "content_block": opening}
-        yield "content_block_delta", {"index": index, "delta": delta}
-        yield "content_block_stop", {"index": index}
+        yield {"type": "content_block_start", "index": index, "content_block": opening}
+        yield {"type": "content_block_delta", "index": index, "delta": delta}
+        yield {"type": "content_block_stop", "index": index}
     stop = {"stop_reason": message["stop_reason"], "stop_sequence": None}
-    yield "message_delta", {"delta": stop, "usage": {"output_tokens": 1}}
-    yield "message_stop", {}
+    yield {"type": "message_delta", "delta": stop, "usage": {"output_tokens": 1}}
+    yield {"type": "message_stop"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -178,7 +181,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, {"input_tokens": len(body) // 4})
         if path.endswith("/messages"):
             message = whole_message(request, answer_to(request, obedient=self.obedient))
-            return self.stream(message) if request.get("stream") else self.reply(200, message)
+            return self.stream(stream_events(message)) if request.get("stream") else self.reply(200, message)
+        for api in APIS:
+            if path.endswith(api.path):
+                answer = answer_to(api.read(request), obedient=self.obedient)
+                return self.stream(api.events(request, whole_message(request, answer)))
         return self.not_found()
 
     def do_GET(self) -> None:
@@ -205,13 +212,14 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def stream(self, message: Json) -> None:
+    def stream(self, events: Iterable[Json]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
-        for name, value in stream_events(message):
-            self.wfile.write(f"event: {name}\ndata: {json.dumps({'type': name, **value})}\n\n".encode())
+        for event in events:
+            name = f"event: {event['type']}\n" if "type" in event else ""
+            self.wfile.write(f"{name}data: {json.dumps(event)}\n\n".encode())
         self.close_connection = True
 
     def record(self, body: str) -> None:

@@ -99,9 +99,11 @@ def test_a_streamed_answer_carries_the_same_call(model: str) -> None:
         "stream": True,
         "messages": [{"role": "user", "content": '<<call Bash {"command": "id"}>>'}],
     }
-    lines = post(f"{model}/v1/messages?beta=true", body).splitlines()
-    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
-    assert [e["type"] for e in events] == [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    stream = post(f"{model}/v1/messages?beta=true", body)
+    events = events_of(stream)
+    assert [e["type"] for e in events] == [
+        line.removeprefix("event: ") for line in stream.splitlines() if line.startswith("event: ")
+    ]
     deltas = [e["delta"]["partial_json"] for e in events if e["type"] == "content_block_delta"]
     assert json.loads("".join(deltas)) == {"command": "id"}
     assert events[-1]["type"] == "message_stop"
@@ -112,3 +114,66 @@ def test_every_request_is_in_the_log(model: str, tmp_path: Path) -> None:
     logged = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [entry["path"] for entry in logged] == ["/v1/messages"]
     assert "the canary" in logged[0]["body"]
+
+
+@pytest.mark.parametrize("space", ["", "mcp__x"])
+def test_the_responses_api_makes_the_same_calls(model: str, space: str) -> None:
+    tool = {"type": "function", "name": "echo"}
+    tools = [{"type": "namespace", "name": space, "tools": [tool]}] if space else [tool]
+    called = f"{space}__echo" if space else "echo"
+    said = [{"type": "input_text", "text": f'<<call {called} {{"a": 1}}>>'}]
+    talk: list[dict[str, Any]] = [{"type": "message", "role": "user", "content": said}]
+    first = events_of(post(f"{model}/v1/responses", {"tools": tools, "input": talk}))
+    call = first[1]["item"]
+    assert (call["name"], call.get("namespace", ""), json.loads(call["arguments"])) == ("echo", space, {"a": 1})
+    talk += [call, {"type": "function_call_output", "call_id": call["call_id"], "output": "one"}]
+    last = events_of(post(f"{model}/v1/responses", {"tools": tools, "input": talk}))
+    assert told(last[1]["item"]["content"][0]["text"]) == [{"tool": called, "error": False, "text": "one"}]
+    assert last[-1]["type"] == "response.completed"
+
+
+def test_chat_completions_makes_the_same_calls(model: str) -> None:
+    tools = [{"type": "function", "function": {"name": "echo"}}]
+    talk: list[dict[str, Any]] = [{"role": "user", "content": '<<call echo {"a": 1}>>'}]
+    first = events_of(post(f"{model}/v1/chat/completions", {"tools": tools, "messages": talk}))
+    delta = first[0]["choices"][0]["delta"]
+    (call,) = delta["tool_calls"]
+    assert call["function"] == {"name": "echo", "arguments": '{"a": 1}'}
+    assert first[1]["choices"][0]["finish_reason"] == "tool_calls"
+    talk += [delta, {"role": "tool", "tool_call_id": call["id"], "content": "one"}]
+    last = events_of(post(f"{model}/v1/chat/completions", {"tools": tools, "messages": talk}))
+    text = last[0]["choices"][0]["delta"]["content"]
+    assert told(text) == [{"tool": "echo", "error": False, "text": "one"}]
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_gemini_makes_the_same_calls(model: str, numbered: bool) -> None:
+    url = f"{model}/v1beta/models/x:streamGenerateContent?alt=sse"
+    tools = [{"functionDeclarations": [{"name": "echo"}]}]
+    talk: list[dict[str, Any]] = [
+        {"role": "user", "parts": [{"text": '<<call echo {"a": 1}>> <<call echo {"a": 2}>>'}]}
+    ]
+    for number, response in enumerate([{"output": "one"}, {"error": "two"}], 1):
+        (chunk,) = events_of(post(url, {"tools": tools, "contents": talk}))
+        content = chunk["candidates"][0]["content"]
+        call = content["parts"][0]["functionCall"]
+        assert (call["name"], call["args"]) == ("echo", {"a": number})
+        identifier = {"id": call.pop("id")}
+        call |= identifier if numbered else {}
+        answer = {"name": "echo", "response": response, **(identifier if numbered else {})}
+        talk += [content, {"role": "user", "parts": [{"functionResponse": answer}]}]
+    (chunk,) = events_of(post(url, {"tools": tools, "contents": talk}))
+    results = told(chunk["candidates"][0]["content"]["parts"][0]["text"])
+    assert [(one["error"], json.loads(one["text"])) for one in results] == [
+        (False, {"output": "one"}),
+        (True, {"error": "two"}),
+    ]
+
+
+def events_of(stream: str) -> list[dict[str, Any]]:
+    return [json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: ")]
+
+
+def told(text: str) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = json.loads(text.removeprefix("DONE "))
+    return results

@@ -1,0 +1,275 @@
+"""Other agents with MCP servers: each is told of the gate its own way, and starts its servers no other way."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from agent_run import Agent
+from harness import REPOSITORY, SYSTEM_PYTHON, Finished, Json, Sandbox, need_root
+from real_agent import CACHE, PLATFORMS, AgentUnavailableError, npm_install
+from test_mcp_claude import SERVER, approve, calls
+from world import World
+
+pytestmark = [pytest.mark.kernel, pytest.mark.agent]
+BUILD = PLATFORMS.get(platform.machine(), "of no known machine")
+PROFILE = """\
+name: gated
+extends: [{profile}]
+mcp:
+  gate: true
+  allow: ["*"]
+  deny:
+    - tool: "*/forbidden"
+    - tool: "*/echo"
+      where: {{text: {{equals: secret}}}}
+environment:
+  keep: {keep}
+"""
+# In a network of its own, so that what an agent looks for at its start leads nowhere.
+ALONE = ("unshare", "--net", "sh", "-ec", 'ip link set lo up && exec "$@"', "sh")
+Server = dict[str, Json]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One agent, and how it is asked.
+
+    Attributes:
+        package: in npm's registry.
+        program: of the package, below `node_modules`; a pattern.
+        command: what comes before the prompt.
+        tool: its name for a tool of a server.
+        shell: its own tool for commands, and what says the command, with the rest of what that tool needs.
+        declare: writes its settings: which model is asked, at which URL, that nobody is asked about the tools, the user's
+            server and the repository's; gives the file of the user's.
+        variables: besides, with the URL for `{}`.
+        split: its command line takes a prompt in words, and changes one that is quoted.
+    """
+
+    package: str
+    program: str
+    command: tuple[str, ...]
+    tool: str
+    shell: tuple[str, str, Json]
+    declare: Callable[[World, str, Server, Server], Path]
+    variables: dict[str, str] = field(default_factory=dict)
+    split: bool = False
+
+    def words(self, prompt: str) -> list[str]:
+        return [*self.command, *(prompt.split(" ") if self.split else [prompt])]
+
+
+def written(path: Path, content: str | Json) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def qwen(world: World, _url: str, mine: Server, others: Server) -> Path:
+    written(world.project / ".mcp.json", {"mcpServers": others})
+    settings = {
+        "security": {"auth": {"selectedType": "anthropic"}},
+        "model": {"name": "claude-x"},
+        "general": {"enableAutoUpdate": False},
+        "privacy": {"usageStatisticsEnabled": False},
+        "mcpServers": mine,
+    }
+    return written(world.home / ".qwen/settings.json", settings)
+
+
+def gemini(world: World, _url: str, mine: Server, others: Server) -> Path:
+    written(world.project / ".gemini/settings.json", {"mcpServers": others})
+    settings = {
+        "security": {"auth": {"selectedType": "gemini-api-key"}},
+        "general": {"enableAutoUpdate": False},
+        "privacy": {"usageStatisticsEnabled": False},
+        "mcpServers": mine,
+    }
+    return written(world.home / ".gemini/settings.json", settings)
+
+
+def codex(world: World, url: str, mine: Server, others: Server) -> Path:
+    tables = [
+        "".join(f"[mcp_servers.{name}]\ncommand = {json.dumps(one['command'])}\nargs = {json.dumps(one['args'])}\n")
+        for servers in (mine, others)
+        for name, one in servers.items()
+    ]
+    written(world.project / ".codex/config.toml", tables[1])
+    model = f'[model_providers.fake]\nname = "fake"\nbase_url = "{url}/v1"\nwire_api = "responses"\n'
+    trusted = f'[projects."{world.project}"]\ntrust_level = "trusted"\n'
+    chosen = 'model = "fake"\nmodel_provider = "fake"\n'
+    return written(world.home / ".codex/config.toml", chosen + model + trusted + tables[0])
+
+
+def opencode(world: World, url: str, mine: Server, others: Server) -> Path:
+    def local(servers: Server) -> Json:
+        return {
+            name: {"type": "local", "command": [one["command"], *one["args"]], "enabled": True}
+            for name, one in servers.items()
+        }
+
+    written(world.project / "opencode.json", {"mcp": local(others)})
+    service = {"npm": "@ai-sdk/openai-compatible", "options": {"baseURL": f"{url}/v1", "apiKey": "x"}}
+    provider = {"fake": {**service, "models": {"fake": {"name": "fake"}}}}
+    settings = {"model": "fake/fake", "autoupdate": False, "provider": provider, "mcp": local(mine)}
+    return written(world.home / ".config/opencode/opencode.json", settings)
+
+
+KINDS = {
+    "qwen-code": Kind(
+        "@qwen-code/qwen-code@0.24.4",
+        "@qwen-code/qwen-code/cli-entry.js",
+        ("qwen", "--approval-mode", "yolo", "-p"),
+        "mcp__{}__{}",
+        ("run_shell_command", "command", {"is_background": False}),
+        qwen,
+        {
+            "ANTHROPIC_API_KEY": "x",
+            "ANTHROPIC_BASE_URL": "{}",
+            "ANTHROPIC_MODEL": "claude-x",
+            "QWEN_CODE_SUPPRESS_YOLO_WARNING": "1",
+        },
+    ),
+    "gemini-cli": Kind(
+        "@google/gemini-cli@0.61.0",
+        "@google/gemini-cli/bundle/gemini.js",
+        ("gemini", "-m", "gemini-2.5-pro", "-y", "-p"),
+        "mcp_{}_{}",
+        ("run_shell_command", "command", {}),
+        gemini,
+        {"GEMINI_API_KEY": "x", "GOOGLE_GEMINI_BASE_URL": "{}", "GEMINI_CLI_TRUST_WORKSPACE": "true"},
+    ),
+    "codex": Kind(
+        f"@openai/codex@0.171.0-{BUILD}",
+        "@openai/codex/vendor/*/bin/codex",
+        ("codex", "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
+        "mcp__{}__{}",
+        ("exec_command", "cmd", {}),
+        codex,
+    ),
+    "opencode": Kind(
+        f"opencode-{BUILD}@1.18.33",
+        f"opencode-{BUILD}/bin/opencode",
+        ("opencode", "run"),
+        "{}_{}",
+        ("bash", "command", {"description": "x"}),
+        opencode,
+        {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_DEFAULT_PLUGINS": "1"},
+        split=True,
+    ),
+}
+
+
+def installed(kind: Kind) -> Path:
+    """Its `node_modules`."""
+    folder = CACHE / kind.package.rpartition("/")[2].replace("@", "-")
+    if not folder.exists():
+        try:
+            npm_install(folder, kind.package)
+        except AgentUnavailableError as missing:
+            pytest.fail(f"the real agent is needed for this test: {missing}")
+    return folder / "node_modules"
+
+
+def linked(source: str, target: str) -> None:
+    """A second name for a file of hundreds of megabytes; a copy where there can be none."""
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+@contextmanager
+def started(kind: Kind) -> Iterator[Agent]:
+    """In the home of a new world, with a model that does what the prompt says."""
+    need_root()
+    with World.create() as world:
+        programs = world.home / ".local"
+        modules = programs / "lib/node_modules"
+        shutil.copytree(installed(kind), modules, symlinks=True, copy_function=linked)
+        (programs / "bin").mkdir(parents=True, exist_ok=True)
+        (program,) = modules.glob(kind.program)
+        (programs / "bin" / kind.command[0]).symlink_to(program)
+        requests = world.root / "requests.jsonl"
+        command = [*ALONE, sys.executable, str(REPOSITORY / "demo/fake_model.py"), "--log", str(requests)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as model:
+            assert model.stdout is not None
+            port = int(model.stdout.readline())
+            variables = {name: value.format(f"http://127.0.0.1:{port}") for name, value in kind.variables.items()}
+            inside = ("nsenter", f"--net=/proc/{model.pid}/ns/net", "--")
+            try:
+                yield Agent(Sandbox(world, "gated", variables, inside), port, requests)
+            finally:
+                model.terminate()
+
+
+def results_of(finished: Finished) -> list[str]:
+    """What each call gave, without how long that took."""
+    told = {line for line in finished.out.splitlines() if line.startswith("DONE ")}
+    assert len(told) == 1, finished
+    results = json.loads(told.pop().removeprefix("DONE "))
+    return [re.sub(r"[\d.]+ seconds", "", result["text"]) for result in results]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", KINDS)
+def test_its_servers_start_by_way_of_the_gate_and_no_other(name: str) -> None:
+    kind = KINDS[name]
+    with started(kind) as driven:
+        world = driven.world
+        server = written(world.root / "server.py", SERVER)
+        words = {one: {"command": SYSTEM_PYTHON, "args": [str(server), one]} for one in ("good", "stranger")}
+        # opencode keeps versions of the files: what a server heard would pass a pipe again, as messages do.
+        with (world.project / ".gitignore").open("a") as ignored:
+            ignored.write("heard-*\n")
+        url = f"http://127.0.0.1:{driven.model_port}"
+        settings = kind.declare(world, url, {"good": words["good"]}, {"stranger": words["stranger"]})
+        shell, said, more = kind.shell
+        wanted: list[tuple[str, Json]] = [
+            (kind.tool.format("good", "echo"), {"text": "hello \u00e9"}),
+            (kind.tool.format("good", "echo"), {"text": "secret"}),
+            (kind.tool.format("good", "forbidden"), {}),
+            (kind.tool.format("stranger", "echo"), {"text": "x"}),
+            (shell, {said: "echo still here", **more}),
+        ]
+        prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in wanted)
+        free = driven.sandbox.control(kind.words(prompt))
+        direct = results_of(free)
+        assert ["echo {" in text for text in direct] == [True, True, True, True, False], free
+        heard = {one: world.project / f"heard-{one}" for one in words}
+        unguarded = calls(heard["good"].read_bytes())
+        for path in heard.values():
+            path.unlink()
+        before = settings.read_bytes()  # some bring them up to date when they first see them
+        driven.sandbox.write_profile("gated", PROFILE.format(profile=name, keep=json.dumps([*kind.variables])))
+        approve(driven, "good")
+        options = ["-w", str(world.project), "--net", f"127.0.0.1:{driven.model_port}", "--read", str(server)]
+        finished = driven.sandbox.mcpguard("run", "-p", "gated", *options, "--", *kind.words(prompt))
+        assert finished.code == 0, finished
+        results = results_of(finished)
+        assert len(results) == len(wanted) and results[0] == direct[0], (free, finished)
+        assert ["echo {" in text for text in results] == [True, False, False, False, False]
+        assert "blocked by policy" in results[1] and "still here" in results[4]
+        assert calls(heard["good"].read_bytes()) == unguarded[:1] and len(unguarded) == 3
+        assert not heard["stranger"].exists() and "nobody approved" in finished.err
+        events = driven.sandbox.events(None, "--kind", "mcp")
+        made = [event for event in events if event["mcp"].get("method") == "tools/call"]
+        shown = [(e["mcp"]["server"], e["mcp"]["tool"], e["op"], e["verdict"]) for e in made]
+        assert shown == [
+            ("good", "echo", "request", "allow"),
+            ("good", "echo", "response", "allow"),
+            ("good", "echo", "request", "deny"),
+        ]
+        first, answer, denied = (event["mcp"]["call"] for event in made)
+        assert first == answer != denied and denied in results[1]
+        assert settings.read_bytes() == before
