@@ -27,11 +27,13 @@ from typing import IO, Any
 
 ZERO = os.open("/dev/zero", os.O_RDONLY)
 REPOSITORY = Path(__file__).resolve().parent.parent
-ACTS = ("getppid", "read", "open+close", "stat", "create+unlink", "rename", "fork+exec")
+NULL = os.open("/dev/null", os.O_WRONLY)
+ACTS = ("getppid", "read", "write", "open+close", "stat", "create+unlink", "rename", "fork+exec")
 # How many of an act make one round.
 TURNS = {
     "getppid": 10000,
     "read": 10000,
+    "write": 10000,
     "open+close": 1000,
     "stat": 1000,
     "create+unlink": 300,
@@ -71,6 +73,7 @@ def acts(folder: str) -> dict[str, Callable[[], object]]:
     return {
         "getppid": os.getppid,
         "read": lambda: os.read(ZERO, 1),
+        "write": lambda: os.write(NULL, b"x"),
         "open+close": opened,
         "stat": lambda: os.stat(there),
         "create+unlink": created,
@@ -202,6 +205,7 @@ def measure(
     }
     seen: Seen = {}
     for _ in range(blocks):
+        unload()
         for measured, idle in ((quiet, {}), ({"unguarded": quiet["bare"]}, live), (live, {})):
             waiting, arms = (
                 [Arm(name, command, environment, str(work)) for name, command in commands.items()]
@@ -213,6 +217,18 @@ def measure(
             for arm in arms + waiting:
                 arm.close()
     return [row(rules, depth, act, name, times, seen[depth, act, "bare"]) for (depth, act, name), times in seen.items()]
+
+
+def unload() -> None:
+    """Take programs on hooks away that earlier sessions left: they stay until the next boot, and bare is without them."""
+    sys.path.insert(0, str(REPOSITORY / "src"))
+    from mcpguard.backends import engine
+    from mcpguard.kernel import pins
+
+    with pins.locked():
+        pins.prepare()
+        engine._remove_others("none")
+        pins._await_leaving()
 
 
 def one_block(arms: list[Arm], places: dict[int, str], rounds: int, seen: Seen, chosen: list[str]) -> None:

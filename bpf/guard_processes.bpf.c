@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Verdicts on what is no file: other processes, namespaces and mounts, and the kernel itself.
  *
- * The record of system calls tells of these refusals. Where programs make such calls all the time and the kernel itself often
- * says no, it lists only what was refused here.
+ * The record of system calls tells of most of these refusals. Calls that programs make all the time, and to which the kernel
+ * itself often says no, are not on its list: what is refused here is told here.
  */
 #include "mg_judge.h"
+#include "mg_refused.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 enum { MG_F_SETOWN = 8, MG_F_SETOWN_EX = 15, MG_F_SETSIG = 10 };
 
-static __always_inline int mg_refuse_told(void)
+/* Refuse, and put the call that the thread is in on record. */
+static __always_inline int mg_refuse_told(const struct mg_session *session)
 {
-	mg_say(MG_OWED);
+	struct mg_syscall call = {};
+	void *registers = mg_entry_registers();
+
+	mg_arguments(registers, &call);
+	mg_tell_refused(session, mg_number(registers), MG_EPERM, MG_CALL_PROCESS, call.args[0], call.args[1]);
 	return -MG_EPERM;
 }
 
@@ -22,11 +28,13 @@ static __always_inline int mg_refuse_told(void)
 		return mg_guarded() && !mg_is_own_task(mg_given(ctx, 0)) ? -MG_EPERM : 0; \
 	}
 
-/* The same for a call that is on record for our word alone. */
+/* The same for calls that are on no list. */
 #define MG_OWN_TREE_ONLY_TOLD(hook)							\
 	MG_HOOK(hook)									\
 	{										\
-		return mg_guarded() && !mg_is_own_task(mg_given(ctx, 0)) ? mg_refuse_told() : 0; \
+		const struct mg_session *session = mg_guarded();			\
+											\
+		return session && !mg_is_own_task(mg_given(ctx, 0)) ? mg_refuse_told(session) : 0; \
 	}
 
 #define MG_OWN_TREE_ONLY(hook) MG_OWN_TREE_ONLY_OF(hook, security_##hook)
@@ -42,18 +50,19 @@ MG_OWN_TREE_ONLY_TOLD(task_movememory)
 /* Who may send a signal when a file is ready is checked by user alone, so nobody else may be named. */
 MG_HOOK(file_fcntl)
 {
+	const struct mg_session *session = mg_guarded();
 	__u32 command;
 	__s32 pid;
 
-	if (!mg_guarded())
+	if (!session)
 		return 0;
 	command = mg_given(ctx, 1);
 	if (command == MG_F_SETOWN_EX)
-		return mg_refuse_told();
+		return mg_refuse_told(session);
 	if (command != MG_F_SETOWN)
 		return 0;
 	pid = mg_given(ctx, 2);
-	return !pid || pid == (__s32)(bpf_get_current_pid_tgid() >> 32) ? 0 : mg_refuse_told();
+	return !pid || pid == (__s32)(bpf_get_current_pid_tgid() >> 32) ? 0 : mg_refuse_told(session);
 }
 
 #define MG_NEVER_OF(hook, function)			\

@@ -20,6 +20,7 @@ enum {
 	MG_TLS_EARLY_DATA = 42,	/* an extension: records of data follow, which a server that wants another hello passes over */
 	MG_TLS_LONGEST_EARLY = 1 << 20,	/* far more than servers pass over */
 	MG_MYSQL_BYTES = 35,	/* of the request for TLS, behind its first one */
+	MG_POSTGRES_LONGEST = 10000,	/* of what a client begins with */
 	MG_HOST_LONGEST = 253,
 	MG_HOST_NOBODYS = 255,	/* the length of what no rule can name; with a dot at its end a name may have one more than the longest */
 	/* A large packet with a byte in each record takes a step for every byte. */
@@ -550,6 +551,12 @@ static __always_inline int mg_is_blank(__u8 byte)
 	return byte == ' ' || byte == '\t' || byte == '\v' || byte == '\f';
 }
 
+/* What Python takes for a blank in the line of a request, too. */
+static __always_inline int mg_is_odd_blank(__u8 byte)
+{
+	return (byte >= 0x1c && byte <= 0x1f) || byte == 0x85 || byte == 0xa0;
+}
+
 static __always_inline int mg_ends_line(__u8 byte)
 {
 	return byte == '\n' || byte == '\r';
@@ -695,7 +702,7 @@ static __always_inline void mg_read_http(struct mg_reading *reading, __u8 byte)
 
 	switch (stream->state) {
 	case MG_READS_METHOD:
-		if (mg_is_blank(byte) || byte == '\r') {
+		if (mg_is_blank(byte) || mg_is_odd_blank(byte) || byte == '\r') {
 			stream->state = MG_READS_TARGET;
 			if (stream->recent == connect)
 				mg_no_host(reading);
@@ -759,13 +766,18 @@ static __always_inline void mg_read_http(struct mg_reading *reading, __u8 byte)
  */
 static __always_inline void mg_read_preamble(struct mg_reading *reading, __u8 byte)
 {
-	const __u64 postgres = 0x0000000804d21630;	/* encryption by GSSAPI; TLS is one less */
+	const __u32 postgres = 0x04d21630;	/* behind a length: encryption by GSSAPI; TLS is one less */
 	const __u64 proxy = 0x000d0a515549540a;
 	const __u64 mysql = 0x0000010008000000;	/* the rest of a length, the first packet, and the flag for TLS */
 	const __u64 of_mysql = 0xffffff0008000000;
 	struct mg_stream *stream = reading->stream;
 	__u64 said;
 
+	if (stream->number) {
+		if (!--stream->number)
+			stream->state = MG_READS_FIRST;
+		return;
+	}
 	if (++stream->have > 8) {
 		if (stream->have == MG_MYSQL_BYTES)
 			stream->state = MG_READS_FIRST;
@@ -775,12 +787,17 @@ static __always_inline void mg_read_preamble(struct mg_reading *reading, __u8 by
 	stream->recent = said;
 	if (stream->have < 8)
 		return;
-	if (said == proxy)
+	if (said == proxy) {
 		mg_unclear(reading);
-	else if (said == postgres || said == postgres - 1)
-		stream->state = MG_READS_FIRST;
-	else if ((said & of_mysql) != mysql)
+	} else if ((__u32)said == postgres || (__u32)said == postgres - 1) {
+		/* Not every server wants it to be as long as it should. */
+		if (said >> 32 > 8 && said >> 32 <= MG_POSTGRES_LONGEST)
+			stream->number = (said >> 32) - 8;
+		else
+			stream->state = MG_READS_FIRST;
+	} else if ((said & of_mysql) != mysql) {
 		stream->state = MG_READS_DONE;
+	}
 }
 
 static __always_inline void mg_read_first(struct mg_reading *reading, __u8 byte)
@@ -800,7 +817,8 @@ static __always_inline void mg_read_first(struct mg_reading *reading, __u8 byte)
 		return;
 	stream->recent = byte;
 	stream->have = 1;
-	if (mg_ends_line(byte) || mg_is_blank(byte)) /* servers pass over empty lines before a request, and some over blanks */
+	/* Servers pass over empty lines before a request, and some over blanks. */
+	if (mg_ends_line(byte) || mg_is_blank(byte) || mg_is_odd_blank(byte))
 		stream->state = MG_READS_FIRST;
 	else if (byte >= '!' && byte <= '~')
 		stream->state = MG_READS_METHOD;

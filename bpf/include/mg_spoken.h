@@ -1,48 +1,40 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Threads whose refusal is on record already, by the hook that refused, so that the system call's own record would be a second
- * one. Only ever about the call that the thread is in. The oldest make room: the price is a refusal that is told twice.
+ * one. With the call's number: a word on a call that is on no list is never taken back, and says nothing about another call.
+ * The oldest make room: the price is a refusal that is told twice.
  */
 #ifndef MG_SPOKEN_H
 #define MG_SPOKEN_H
 
+#include "mg_entry.h"
 #include "mg_session.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, __u32);	/* tid */
-	__type(value, __u32);
+	__type(value, __u32);	/* number of the call */
 } mg_spoken SEC(".maps");
 
-enum mg_word {
-	MG_SILENT = 0,
-	MG_SPOKEN = 1,	/* the refusal is on record */
-	MG_OWED = 2,	/* it is not, and the record of system calls knows the call only by this */
-};
-
-static __always_inline void mg_say(__u32 word)
-{
-	__u32 tid = bpf_get_current_pid_tgid();
-
-	bpf_map_update_elem(&mg_spoken, &tid, &word, BPF_ANY);
-}
-
-/* Say that the current thread's call is on record. */
+/* Say that the call which the current thread is in is on record. */
 static __always_inline void mg_speak(void)
 {
-	mg_say(MG_SPOKEN);
+	__u32 tid = bpf_get_current_pid_tgid(), number = mg_number(mg_entry_registers());
+
+	bpf_map_update_elem(&mg_spoken, &tid, &number, BPF_ANY);
 }
 
-/* The word on this call of the current thread. It counts once. */
-static __always_inline __u32 mg_take_word(void)
+/* Is this call of the current thread on record? The word counts once. */
+static __always_inline int mg_was_told(__u32 number)
 {
-	__u32 tid = bpf_get_current_pid_tgid(), word;
+	__u32 tid = bpf_get_current_pid_tgid();
 	__u32 *found = bpf_map_lookup_elem(&mg_spoken, &tid);
+	int told;
 
 	if (!found)
-		return MG_SILENT;
-	word = *found;
-	return bpf_map_delete_elem(&mg_spoken, &tid) ? MG_SILENT : word;
+		return 0;
+	told = *found == number;
+	return !bpf_map_delete_elem(&mg_spoken, &tid) && told;
 }
 
 #endif

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mcpguard.backends import cgroup_bpf
-from mcpguard.backends.engine import Engine, Session
+from mcpguard.backends.engine import Engine, Session, on_calls
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.kernel.ring import Ring
 from mcpguard.model.access import Effect
@@ -57,9 +57,9 @@ class Tree:
     seen: dict[str, list[Record]] = field(default_factory=lambda: {"mg_denials": [], "mg_activity": []})
 
     @classmethod
-    def plant(cls, leaf: Leaf, **sizes: int) -> Tree:
+    def plant(cls, leaf: Leaf, engine: Engine | None = None, **sizes: int) -> Tree:
         """A leaf with a session, and nothing attached."""
-        engine = Engine.open()
+        engine = engine or Engine.open()
         tree = cls(leaf, engine, engine.add_session(leaf.fd, leaf.id, **sizes))
         tree.session.await_maps()  # children of the test could not: the thread that waits is not in them
         for name, size in tree.session.sizes.items():
@@ -134,6 +134,11 @@ class Tree:
 
 def _is_verdict(record: Record) -> bool:
     return isinstance(record, NetRecord | UnixRecord)
+
+
+def engine_on_calls() -> Engine:
+    """The engine that records as in tiers 1 and 2, where the kernel takes that; else as in tier 3."""
+    return Engine.open(lambda: (on_calls(),), "-calls")
 
 
 def in_child(function: Callable[[], R], before: Callable[[], None] = lambda: None) -> R:

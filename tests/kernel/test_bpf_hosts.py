@@ -491,6 +491,7 @@ def test_every_name_of_every_hello_counts(checked: Prober, case: str) -> None:
 PREAMBLES = {
     "PostgreSQL": POSTGRES,
     "PostgreSQL, the other one first": GSSAPI + POSTGRES,
+    "PostgreSQL, longer than it should be": POSTGRES.replace(b"\x08", b"\x0b") + b"xyz",
     "MySQL": MYSQL_TLS,
     "empty lines": b"\r\n\n",
 }
@@ -578,6 +579,10 @@ HTTP = {
     "a return behind the version": (hello.request(b"evil.test").replace(b"1.1\r\n", b"1.1\r"), True),
     "a return alone in a line": (hello.request(b"evil.test").replace(b"Accept: */*\r\n", b"\r\r\n"), True),
     "a method of any length": (hello.request(b"evil.test", method=b"M" * 300), True),
+    "behind blanks and tabs": (b"  \t" + hello.request(b"evil.test"), True),
+    "behind blanks of Python's": (b"\x0b\x1c" + hello.request(b"evil.test"), True),
+    "a method before blanks of Python's": (hello.request(b"evil.test").replace(b"GET ", b"GET\x0c"), True),
+    "blanks before an allowed one": (b" \t" + hello.request(b"ok.test"), False),
     "behind a hundred empty lines": (b"\r\n" * 100 + hello.request(b"evil.test"), True),
     "the name in the next line": (hello.request(b"\r\n evil.test"), True),
     "more of the name in the next line": (hello.request(b"ok.test\r\n\tevil.test"), True),

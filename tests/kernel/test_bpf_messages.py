@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from bpf_tree import Tree
+from bpf_tree import Tree, engine_on_calls
 
 from mcpguard.backends import engine as engines
 from mcpguard.backends import tracing
@@ -32,7 +32,7 @@ SOCKET_FILTER = 1
 
 @pytest.fixture
 def tree(leaf: Leaf) -> Iterator[Tree]:
-    planted = Tree.plant(leaf).trace()
+    planted = Tree.plant(leaf, engine_on_calls()).trace()
     yield planted
     planted.close()
 
@@ -325,7 +325,7 @@ def test_nobody_outside_the_tree_is_told(tree: Tree) -> None:
 
 
 def test_a_full_ring_is_counted_and_leaves_a_hole_that_can_be_seen(leaf: Leaf) -> None:
-    tree = Tree.plant(leaf, messages=1 << 16).trace()
+    tree = Tree.plant(leaf, engine_on_calls(), messages=1 << 16).trace()
 
     def act(count: int) -> None:
         reader, writer = os.pipe()

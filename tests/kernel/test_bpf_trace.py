@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -15,11 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bpf_tree import Tree, errno_of, in_child
+from bpf_tree import Tree, engine_on_calls, errno_of, in_child
 
 from mcpguard.backends import tracing
+from mcpguard.backends.engine import ANY_CALL, Engine
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Access
+from mcpguard.model.profile import SystemSwitches
+from mcpguard.session.seccomp import build_filter
 from mcpguard.wire.records import (
     CallRecord,
     ExecRecord,
@@ -38,7 +42,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @pytest.fixture
 def tree(leaf: Leaf) -> Iterator[Tree]:
-    planted = Tree.plant(leaf).trace()
+    planted = Tree.plant(leaf, engine_on_calls()).trace()
     yield planted
     planted.close()
 
@@ -169,6 +173,38 @@ def test_an_opened_file_has_the_kernels_path(way: str, tree: Tree, folder: Path)
     tree.run(act)
     (record,) = opens(tree, str(target))
     assert (record.access, record.kind, record.created, record.count) == (Access.READ, "file", False, 1)
+
+
+def test_calls_that_wait_for_ever_hide_no_others(tree: Tree, folder: Path) -> None:
+    """Some ways to see the end of a call keep something for each that has begun, and run out of it."""
+    waiting = 200
+    os.mkfifo(folder / "never")
+
+    def act() -> None:
+        for _ in range(waiting):
+            threading.Thread(target=os.open, args=(folder / "never", os.O_RDONLY), daemon=True).start()
+        for number in range(100):
+            (folder / f"file-{number}").write_text("x")
+
+    tree.run(act)
+    made = {r.path for r in tree.activity() if isinstance(r, OpenRecord) and r.path.startswith(str(folder))}
+    assert made == {str(folder / f"file-{number}") for number in range(100)}
+
+
+def test_a_program_that_takes_the_place_of_threads_in_calls_is_on_record(tree: Tree, folder: Path) -> None:
+    """Threads that are in the middle of a call when another one executes a program never come back from it."""
+    os.mkfifo(folder / "never")
+
+    def act() -> int:
+        pid = os.fork()
+        if pid == 0:
+            for _ in range(20):
+                threading.Thread(target=os.open, args=(folder / "never", os.O_RDONLY), daemon=True).start()
+            os.execv("/bin/sh", ["sh", "-c", f"exec 3>{folder}/after"])
+        return os.waitpid(pid, 0)[1]
+
+    assert tree.run(act) == 0
+    assert [r.created for r in opens(tree, str(folder / "after"))] == [True]
 
 
 def test_what_stands_above_the_number_of_a_call_hides_nothing(tree: Tree, folder: Path) -> None:
@@ -501,6 +537,70 @@ def test_refused_calls_without_a_path_are_on_record(op: str, tree: Tree) -> None
     (record,) = [r for r in tree.denials() if isinstance(r, CallRecord)]
     assert (record.op, record.result) == (op, number)
     assert argument is None or record.argument == argument
+
+
+# They end, multiply or stop whoever makes them, whatever they are given, or take long.
+NOT_TRIED = ("exit", "exit_group", "fork", "vfork", "pause", "rt_sigreturn", "sync", "uretprobe", "uprobe")
+# All calls that any kernel has are below.
+NUMBERS = 480
+
+
+def every_call_behind_the_filter() -> None:
+    """Make each call there is with arguments that none takes, and some that the filter looks at."""
+    import pyseccomp
+
+    filter_ = build_filter(SystemSwitches())
+    rules = ctypes.create_string_buffer(filter_, len(filter_))
+    program = ctypes.create_string_buffer(struct.pack("@HP", len(filter_) // 8, ctypes.addressof(rules)))
+    not_tried = {pyseccomp.resolve_syscall(pyseccomp.system_arch(), name) for name in NOT_TRIED} | {335, 336}
+    signal.signal(signal.SIGSYS, signal.SIG_IGN)
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    checked("prctl", 38, 1, 0, 0, 0)
+    checked("prctl", 22, 2, program, 0, 0)
+    for number in range(NUMBERS):
+        if number not in not_tried:
+            _libc.syscall(ctypes.c_long(number), *[ctypes.c_long(-1)] * 6)
+    for act in (
+        *(act for act, _ in CALLS.values()),
+        lambda: checked("ioctl", 0, ctypes.c_long(0x5412), b"x"),
+        lambda: checked("ioctl", 0, ctypes.c_long(0x541C), b"x"),
+        lambda: checked("ioctl", 0, ctypes.c_long(1 << 32 | 0x5412), b"x"),
+        lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW),
+        lambda: socket.socketpair(socket.AF_INET),
+        lambda: checked("unshare", 0x10000000),
+        lambda: os.open("/etc/shadow", os.O_RDONLY),
+        lambda: os.rename("/etc/passwd", "/etc/passwd.old"),
+        lambda: os.kill(1, 9),
+        lambda: os.setuid(0),
+        lambda: os.setgroups([0]),
+    ):
+        with contextlib.suppress(OSError):
+            act()
+
+
+def test_what_a_filter_refuses_is_told_like_by_the_tracepoint(tree: Tree, other_leaf: Leaf) -> None:
+    """Where programs on the calls make the record: a call that a filter refuses reaches none of them."""
+    plain = Tree.plant(other_leaf, Engine.open()).trace()
+    told: list[list[object]] = []
+    try:
+        assert plain.engine.has(ANY_CALL)
+        for one in (plain, tree):
+            one.run(every_call_behind_the_filter)
+            told.append(
+                sorted(
+                    (str(r.op), r.result, getattr(r, "number", -1), getattr(r, "argument", -1), getattr(r, "path", ""))
+                    for r in one.denials()
+                    if isinstance(r, CallRecord | PathCallRecord)
+                )
+            )
+    finally:
+        plain.close()
+    assert told[0] == told[1]
+    ops = {str(one[0]) for one in told[0] if isinstance(one, tuple)}
+    assert {"mount", "module", "bpf", "io-uring", "ioctl", "keyctl", "unshare", "clone", "socket"} <= ops
+    assert {"ptrace", "perf", "setns", "chroot", "signal", "identity", "host", "open", "rename"} <= ops
 
 
 def test_identical_refusals_are_counted_and_different_ones_kept(tree: Tree, folder: Path) -> None:

@@ -52,7 +52,7 @@ def connect(port: int) -> int:
 
 
 def program_ids(engine: Engine) -> dict[str, int]:
-    return {name: bpf.program_id(engine.program(name)) for name in (*cgroup_bpf.NETWORK, *tracing.PROGRAMS)}
+    return {name: bpf.program_id(engine.program(name)) for name in (*cgroup_bpf.NETWORK, *tracing.programs(engine))}
 
 
 def known(engine: Engine) -> set[int]:

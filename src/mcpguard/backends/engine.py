@@ -32,7 +32,7 @@ SESSIONS, LEAVES = "mg_sessions", "mg_leaves"
 NAMES, QUESTIONS, RESOLVERS = "mg_names", "mg_questions", "mg_resolvers"
 FLOWS = "mg_flows"
 _SUMS = ("_sums", "_denied")
-_FACTS, _FACTS_BYTES = "facts", 1 << 14
+_FACTS, _FACTS_BYTES = "facts", 1 << 15
 _FIRST = bytes(4)
 _RESOLVERS_SHAPE = (libbpf.MAP_TYPE_HASH, 4, 8, 1024, 0)
 # A host that is short of something for a moment is no host without the hooks.
@@ -45,15 +45,23 @@ class ObjectSpec:
 
     Attributes:
         prepare: called when it is open, before it is loaded: kinds, targets, programs to leave out.
-        optional: a kernel may refuse it, because it has no such hooks; then the engine does without, and says so.
+        optional: a kernel may refuse it, because it has no such hooks; then the engine does without, and says so. So it does
+            where `prepare` raises HostError.
         links: programs that are attached for the whole host while any session lives; with the name of their raw tracepoint, or
-            None: to the function that they were loaded for (LSM, modify-return).
+            None: to the function that they were loaded for (LSM, modify-return, fexit).
+        traced: what the names of more programs begin with that are attached so, at once and until the next boot; an object that
+            cannot be attached as a whole counts as refused.
+        rehearse: called with the descriptors of those when they are attached; HostError counts as refused, too.
+        spares: programs of later objects that are left out where this one is loaded.
     """
 
     name: str
     prepare: Callable[[bpf.Object], None] = lambda _object: None
     optional: bool = False
     links: Mapping[str, str | None] = field(default_factory=dict)
+    traced: str = ""
+    rehearse: Callable[[Mapping[str, int]], None] = lambda _programs: None
+    spares: tuple[str, ...] = ()
 
 
 # Sees what processes send to one another, where the kernel takes it.
@@ -68,6 +76,24 @@ def _name_unix_kinds(opened: bpf.Object) -> None:
         opened.set_kind(program, _PROGRAM_CGROUP_SOCK_ADDR, attach)
 
 
+# Programs on the ends of system calls, and what stands in for all of them where the kernel has no such programs.
+CALLS, ANY_CALL = "mg_call_", "mg_sys_exit"
+
+
+def on_calls(without: Iterable[str] = ()) -> ObjectSpec:
+    """The record by programs on the ends of calls, and the messages; where it does not hold, the tracepoint stands in for all.
+
+    Args:
+        without: calls of which nothing is to be recorded at their ends.
+    """
+    from mcpguard.backends.calls import Calls
+
+    chosen = Calls(CALLS, without)
+    return ObjectSpec(
+        "calls", chosen.fit, optional=True, traced=CALLS, rehearse=chosen.rehearse, spares=(ANY_CALL, ANY_SEND)
+    )
+
+
 OBJECTS: tuple[ObjectSpec, ...] = (
     ObjectSpec("network"),
     ObjectSpec("unix", _name_unix_kinds, optional=True),
@@ -77,7 +103,7 @@ OBJECTS: tuple[ObjectSpec, ...] = (
             "mg_forked": "sched_process_fork",
             "mg_executed": "sched_process_exec",
             "mg_exited": "sched_process_exit",
-            "mg_sys_exit": "sys_exit",
+            ANY_CALL: "sys_exit",
         },
     ),
     ObjectSpec("messages", optional=True, links={ANY_SEND: "sys_exit"}),
@@ -104,7 +130,7 @@ class Engine:
         """Find the engine of this build or load it, then clear away what sessions and other builds left behind.
 
         Args:
-            more: the objects besides OBJECTS, asked for only when there is something to load.
+            more: the objects besides OBJECTS, loaded before them, asked for only when there is something to load.
             kind: names engines of one build that differ in those.
 
         Raises:
@@ -116,12 +142,12 @@ class Engine:
         with pins.locked():
             pins.prepare()
             folder = f"{pins.ROOT}/{name}"
+            _remove_others(build)
             if not os.path.isdir(folder):
-                _load((*OBJECTS, *more()), name)
+                _load((*more(), *OBJECTS), name)
             engine = cls(folder)
             try:
                 engine._sweep()
-                _remove_others(build)
             except BaseException:
                 engine.close()
                 raise
@@ -152,6 +178,17 @@ class Engine:
         if name not in self._programs:
             self._programs[name] = bpf.pinned(f"{self._folder}/{pins.PROGRAMS}/{name}")
         return self._programs[name]
+
+    def misses(self, names: Iterable[str]) -> int:
+        """How often the kernel has skipped these programs until now, for whatever process (`recursion_misses`)."""
+        misses = 0
+        for name in names:
+            fd = bpf.pinned(f"{self._folder}/{pins.PROGRAMS}/{name}")
+            try:
+                misses += bpf.program_facts(fd).recursion_misses
+            finally:
+                os.close(fd)
+        return misses
 
     def linked(self) -> set[str]:
         """Programs that are attached for the whole host now."""
@@ -217,9 +254,9 @@ class Engine:
                 os.close(link)
 
     def _unlink(self) -> None:
-        """Take the tracepoint links away, for which every system call of the host pays.
+        """Take the tracepoint links away, for which every process of the host pays.
 
-        Programs on hooks stay until the next boot: they cost one look-up, and attaching them anew would hold up each launch.
+        Programs on functions stay until the next boot: one look-up each, and to attach them anew would hold up each launch.
         """
         for program in self.linked():
             if self._facts["links"].get(program):
@@ -486,13 +523,16 @@ def _load(objects: Iterable[ObjectSpec], name: str) -> None:
     folder = pins.begin(name)
     facts: dict[str, Any] = {"inner": {}, "programs": [], "links": {}, "absent": {}}
     shared = _of_other_engines()
+    spared: set[str] = set()
     try:
         for one, fd in shared.items():
             bpf.pin(fd, f"{folder}/{pins.MAPS}/{one}")
         for spec in objects:
             opened = bpf.Object(spec.name)
             try:
-                _load_one(spec, opened, folder, facts, shared)
+                opened.skip(spared.intersection(opened.programs))
+                if _load_one(spec, opened, folder, facts, shared):
+                    spared.update(spec.spares)
             finally:
                 opened.close()
         _write_facts(folder, facts)
@@ -522,18 +562,23 @@ def _of_other_engines() -> dict[str, int]:
     return {}
 
 
-def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str, Any], shared: dict[str, int]) -> None:
+def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str, Any], shared: dict[str, int]) -> bool:
     _check_contract(opened)
-    spec.prepare(opened)
     opened.lend(shared)
     inner = {name: shape for name in opened.maps if (shape := opened.inner_shape(name))}
     try:
+        spec.prepare(opened)
         opened.load()
-    except KernelError as error:
-        if not spec.optional or error.errno in MOMENTARY:
+        links = _attached(opened, spec) if spec.traced else {}
+    except (HostError, KernelError) as error:
+        momentary = isinstance(error, KernelError) and error.errno in MOMENTARY
+        if not spec.optional or (momentary and not spec.spares):
             raise
         facts["absent"][spec.name] = error.why[:500]
-        return
+        return False
+    for name, fd in links.items():
+        bpf.pin(fd, f"{folder}/{pins.LINKS}/{name}")
+        os.close(fd)
     for name in opened.maps:
         if name in shared:
             continue
@@ -543,8 +588,28 @@ def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str
     for name in opened.programs:
         bpf.pin(opened.program(name), f"{folder}/{pins.PROGRAMS}/{name}")
         facts["programs"].append(name)
-        if name in spec.links:
-            facts["links"][name] = spec.links[name]
+        if name in spec.links or name in links:
+            facts["links"][name] = spec.links.get(name)
+    return True
+
+
+def _attached(opened: bpf.Object, spec: ObjectSpec) -> dict[str, int]:
+    """Attach the `traced` programs to what they were loaded for: all, or none; returns their links.
+
+    Raises:
+        HostError, KernelError: the kernel refused one, or one is not asked.
+    """
+    links: dict[str, int] = {}
+    programs = {name: opened.program(name) for name in opened.programs if name.startswith(spec.traced)}
+    try:
+        for name, program in programs.items():
+            links[name] = bpf.attach_traced(program, name)
+        spec.rehearse(programs)
+    except BaseException:
+        for fd in links.values():
+            os.close(fd)
+        raise
+    return links
 
 
 def _check_contract(opened: bpf.Object) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import takewhile
 
-from mcpguard.backends.engine import Engine, ObjectSpec, Session
+from mcpguard.backends.engine import Engine, ObjectSpec, Session, on_calls
 from mcpguard.errors import HostError
 from mcpguard.kernel import bpf, btf, libbpf
 from mcpguard.model.plan import OWN_PLACES, GuardPlan, TablePlan
@@ -53,6 +53,14 @@ class Hook:
 
 # The kernel function that the programs on the cgroup need to see an abstract name.
 _UNIX_HOOK = "bpf_sock_addr_set_sun_path"
+# Calls of which the tier records nothing at their ends: the system-call filter lets them through in tier 1 alone.
+UNRECORDED: dict[str, tuple[str, ...]] = {
+    LSM: (),
+    MODIFY_RETURN: (
+        *("chroot", "fsconfig", "fsmount", "fsopen", "fspick", "mount", "mount_setattr", "move_mount", "open_tree"),
+        *("open_tree_attr", "pivot_root", "setdomainname", "sethostname", "setns", "umount"),
+    ),
+}
 _PATHS = ("mknod", "mkdir", "symlink", "unlink", "rmdir", "link", "rename", "chmod", "chown", "truncate")
 HOOKS: dict[str, tuple[Hook, ...]] = {
     "guard_files": (
@@ -182,10 +190,11 @@ def _specs(choice: Choice) -> tuple[ObjectSpec, ...]:
             do="use a tier that needs less: --tier 3",
             code="host.no-hooks",
         )
-    return tuple(
+    guards = [
         ObjectSpec(group, partial(_prepare, choice), links=dict.fromkeys(programs))
         for group, programs in choice.programs.items()
-    )
+    ]
+    return (*guards, on_calls(UNRECORDED[choice.way]))
 
 
 def _prepare(choice: Choice, opened: bpf.Object) -> None:
@@ -289,8 +298,7 @@ class Guard:
             clear_policy(self.session.engine.map, index)
 
     def _count_misses(self) -> int:
-        engine = self.session.engine
-        return sum(bpf.program_facts(engine.program(name)).recursion_misses for name in _programs(engine))
+        return self.session.engine.misses(_programs(self.session.engine))
 
 
 def detach_verify(engine: Engine) -> list[str]:

@@ -59,6 +59,7 @@ class Engine:
                 from mcpguard.backends.guard import Guard
 
                 self._guard = Guard(self._session)
+            self._tracing = tracing.Tracing(self._session)
             self._network = cgroup_bpf.attach(self._session)
             missing = [*self._network.detach_verify(), *tracing.detach_verify(armed.engine)]
             if missing:
@@ -101,6 +102,7 @@ class Engine:
             "reasons": {str(tier): why for tier, why in self._reasons.items()},
             "preemption": tiers.preemption() if self.tier == 2 else "",
             "unix": self._network.unix,
+            "tracepoint": tracing.why_everybody_pays(self._session.engine),
         }
 
     def set_guard(self, plan: GuardPlan, switches: int) -> None:
@@ -183,6 +185,7 @@ class Engine:
         return {
             "sums": self._session.final_counts(),
             "missed": self._guard.missed() if self._guard is not None else 0,
+            "unrecorded": self._tracing.missed(),
         }
 
 

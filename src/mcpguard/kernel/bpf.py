@@ -6,6 +6,7 @@ program or a link as long as a descriptor or a pin.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -21,6 +22,7 @@ LOG_BYTES = 1 << 20
 CONFIG_SECTION = ".rodata.config"
 _BATCH = 4096  # more than one bucket can ever hold, or the kernel refuses the batch
 _LONGEST_KEY = 512
+_STATS_RUN_TIME = 0
 Shape = tuple[int, int, int, int, int]
 """kind, bytes of a key, bytes of a value, entries, flags; an inner map has the shape that its outer map was declared with"""
 
@@ -323,11 +325,13 @@ class ProgramFacts:
 
     Attributes:
         id: the kernel's number for it.
+        runs: how often it ran while somebody had the kernel count that (`counting`).
         recursion_misses: how often a traced program was passed over because it, or its like, was already running.
         verified_insns: how much the verifier had to look at; 0 where the kernel does not tell.
     """
 
     id: int
+    runs: int
     recursion_misses: int
     verified_insns: int
 
@@ -337,7 +341,17 @@ def program_facts(program: int) -> ProgramFacts:
     info = libbpf.ProgramInfo()
     size = ctypes.c_uint32(ctypes.sizeof(info))
     libbpf.call("bpf_obj_get_info_by_fd", program, ctypes.byref(info), ctypes.byref(size), about="program")
-    return ProgramFacts(info.id, info.recursion_misses, info.verified_insns)
+    return ProgramFacts(info.id, info.run_cnt, info.recursion_misses, info.verified_insns)
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[None]:
+    """Have the kernel count how often each program runs. Raises KernelError."""
+    fd = libbpf.call("bpf_enable_stats", _STATS_RUN_TIME, about="programs")
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def program_id(program: int) -> int:

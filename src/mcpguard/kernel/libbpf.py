@@ -57,6 +57,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_program__set_type": (_int, (_pointer, _int)),
     "bpf_program__set_expected_attach_type": (_int, (_pointer, _int)),
     "bpf_program__set_attach_target": (_int, (_pointer, _int, _text)),
+    "bpf_enable_stats": (_int, (ctypes.c_uint,)),
     "bpf_prog_attach": (_int, (_int, _int, _int, ctypes.c_uint)),
     "bpf_prog_query": (_int, (_int, _int, ctypes.c_uint32, _pointer, _pointer, _pointer)),
     "bpf_obj_get_info_by_fd": (_int, (_int, _pointer, _pointer)),
@@ -102,7 +103,8 @@ class ProgramInfo(ctypes.Structure):
     _fields_ = (
         ("type", ctypes.c_uint32),
         ("id", ctypes.c_uint32),
-        ("_gap", ctypes.c_uint8 * 200),
+        ("_gap", ctypes.c_uint8 * 192),
+        ("run_cnt", ctypes.c_uint64),
         ("recursion_misses", ctypes.c_uint64),
         ("verified_insns", ctypes.c_uint32),
         ("_rest", ctypes.c_uint8 * 12),

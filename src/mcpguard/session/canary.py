@@ -114,11 +114,13 @@ class CanaryResult:
         acts: for each act `done`, or the symbol of its errno; empty when the run did not start.
         recorded: the denied read is in the event store, with its rule.
         trouble: why the run did not start, in its own words; empty when it did.
+        recorded_by: what made the record, as the session says it.
     """
 
     acts: dict[str, str]
     recorded: bool
     trouble: str
+    recorded_by: str = ""
 
 
 def run_canary(tier: int) -> CanaryResult:
@@ -153,7 +155,7 @@ def run_canary(tier: int) -> CanaryResult:
             return CanaryResult({}, False, done.stderr.strip() or f"the canary ended with status {done.returncode}")
         if any(place["other"].encode().partition(b".")[0] in question for question in asked):
             acts["names.leaked"] = "done"
-        return CanaryResult(acts, _is_recorded(folder, place["denied"]), "")
+        return CanaryResult(acts, _is_recorded(folder, place["denied"]), "", _recorded_by(folder))
 
 
 def _mcpguard(
@@ -177,6 +179,14 @@ def _is_recorded(folder: Path, path: str) -> bool:
         events = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
         return any(event.get("path") == path and event.get("rule") for event in events)
     return False
+
+
+def _recorded_by(folder: Path) -> str:
+    done = _mcpguard(folder, ["sessions", "--format", "json"])
+    with contextlib.suppress(ValueError):
+        sessions = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
+        return next((str(row["by"]) for one in sessions for row in one["coverage"] if row["kind"] == "events"), "")
+    return ""
 
 
 def _write_profile(folder: Path, place: dict[str, Any]) -> Path:

@@ -76,6 +76,7 @@ class Offer:
         reasons: why each better tier is not it.
         preemption: how the kernel preempts; empty where it cannot be told.
         unix_hook: the kernel has the connect_unix hook (6.7).
+        tracepoint: why the record comes from a tracepoint, for which every process of the host pays; empty: it does not.
         terminals: file system and number of those that the agent will be started on.
     """
 
@@ -83,6 +84,7 @@ class Offer:
     reasons: Mapping[int, str]
     preemption: str
     unix_hook: bool
+    tracepoint: str = ""
     terminals: tuple[tuple[str, int], ...] = ()
 
     @staticmethod
@@ -90,7 +92,8 @@ class Offer:
         """From the broker's plain values."""
         reasons = {int(tier): str(why) for tier, why in message["reasons"].items()}
         own = tuple((str(device), int(index)) for device, index in message["terminals"])
-        return Offer(int(message["tier"]), reasons, str(message["preemption"]), bool(message["unix"]), own)
+        preemption, tracepoint = str(message["preemption"]), str(message["tracepoint"])
+        return Offer(int(message["tier"]), reasons, preemption, bool(message["unix"]), tracepoint, own)
 
     @property
     def words(self) -> str:
@@ -103,11 +106,18 @@ class Offer:
         return self.tier == 1 or (self.tier == 2 and self.preemption in SAFE_PREEMPTION)
 
 
+def recorded_by(tracepoint: str) -> str:
+    """What makes the record of system calls, and why it is no better (`Offer.tracepoint`)."""
+    if not tracepoint:
+        return "BPF programs on the ends of system calls"
+    return f"a BPF tracepoint that slows each system call of every process a little ({tracepoint})"
+
+
 def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, ...]:
     """Coverage of every rule kind in the tier that the host gives."""
     network = _network(policy)
     tier = Coverage("tier", Strength.FULL, offer.words)
-    record = "BPF tracepoints and cgroup programs, keyed by the cgroup"
+    record = f"{recorded_by(offer.tracepoint)} and cgroup programs, keyed by the cgroup"
     events = Coverage("events", Strength.FULL, record)
     mcp = _mcp(policy)
     if not offer.hooks_hold:

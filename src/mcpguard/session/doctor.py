@@ -237,7 +237,7 @@ def _not_rehearsed(kind: str, by: str) -> Coverage:
 
 
 def _events_row(result: canary.CanaryResult) -> Coverage:
-    kind, by = "events", "BPF rings and the event store"
+    kind, by = "events", result.recorded_by or "BPF rings and the event store"
     if not result.acts:
         return _not_rehearsed(kind, by)
     if not result.recorded:

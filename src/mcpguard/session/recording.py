@@ -58,6 +58,9 @@ UNWATCHED = "processes at least that went on after the record had ended, because
 SKIPPED = (
     "times that the kernel skipped a program on its hooks, for whatever process, so that something may have got through"
 )
+UNRECORDED = (
+    "times that the kernel skipped a program of the record, for whatever process, so that a call may not be told"
+)
 
 
 class Recording:
@@ -235,6 +238,7 @@ class Recording:
             self._recorder.add_sums(one for one in sums if one.series not in self._before)
             self._count_last_losses(self._recorder)
             self._recorder.lost(SKIPPED, int(message.get("missed", 0)))
+            self._recorder.lost(UNRECORDED, int(message.get("unrecorded", 0)))
             self._recorder.finish()
 
     def _count_last_losses(self, recorder: Recorder) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +16,13 @@ import pytest
 from arena import Finished, Json, Sandbox, World
 from asked import Lane
 
-from mcpguard.backends import guard
-from mcpguard.backends.engine import Engine
+from mcpguard.backends import calls, guard, tracing
+from mcpguard.backends.calls import Calls, _function
+from mcpguard.backends.engine import ANY_CALL, ANY_SEND, CALLS, Engine, on_calls
 from mcpguard.broker import rehearsal, tiers
-from mcpguard.errors import HostError
+from mcpguard.errors import HostError, KernelError
 from mcpguard.events.sessions import Session
-from mcpguard.kernel import bpf, cgroup, landlock
+from mcpguard.kernel import bpf, btf, cgroup, landlock, pins
 from mcpguard.session.coverage import TIER_NAMES
 from mcpguard.wire import _abi
 
@@ -33,6 +37,7 @@ files:
 """
 # The kernel's limit is a million; what comes near it on one kernel is refused on the next. The dearest program costs 18 200.
 MOST_INSTRUCTIONS = 50_000
+RMDIR = 84
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,122 @@ def test_an_asked_tier_that_does_not_hold_is_an_error(lane: Lane, monkeypatch: p
     finally:
         os.close(leaf.fd)
         leaf.remove()
+
+
+def test_only_where_programs_may_be_skipped_everybody_pays_for_the_record(lane: Lane, tier: int) -> None:
+    """A tracepoint of system calls makes every call of every process slower."""
+    mount = cgroup.unified_mount()
+    assert mount is not None
+    leaf = cgroup.make_leaf(mount, f"recorded-{os.getpid()}")
+    try:
+        armed = tiers.arm(leaf, tier)
+        try:
+            assert tracing.detach_verify(armed.engine) == []
+            skips = tiers.preemption() not in ("none", "voluntary")
+            everybodys = {ANY_CALL, ANY_SEND} & armed.engine.linked()
+            assert everybodys == ({ANY_CALL, ANY_SEND} if skips else set()), armed.engine.absent
+            assert bool(tracing.why_everybody_pays(armed.engine)) == skips
+            on_calls = {name for name in armed.engine.linked() if name.startswith(CALLS)}
+            assert (f"{CALLS}filtered" in on_calls) != skips
+            assert on_calls == set() if skips else len(on_calls) > 70
+        finally:
+            armed.session.remove()
+            armed.session.close()
+            armed.engine.close()
+    finally:
+        os.close(leaf.fd)
+        leaf.remove()
+
+
+def another_build(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(bpf.OBJECTS, folder)
+    (folder / "more.bpf.o").write_bytes(str(folder).encode())
+    monkeypatch.setattr(bpf, "OBJECTS", folder)
+
+
+def refuse_attach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another tool may hold a function."""
+    attach = bpf.attach_traced
+
+    def refuse(program: int, about: str) -> int:
+        if about.startswith(f"{CALLS}rename"):
+            raise KernelError("bpf_raw_tracepoint_open", errno.EBUSY, do="nothing")
+        return attach(program, about)
+
+    monkeypatch.setattr(bpf, "attach_traced", refuse)
+
+
+def merge_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler may put a call's function into its caller: the program is attached, and another function does the work."""
+    fit = Calls.fit
+
+    def misplace(self: Calls, opened: bpf.Object) -> None:
+        fit(self, opened)
+        name = next(name for name in opened.programs if name.startswith(f"{CALLS}mkdir_"))
+        opened.set_target(name, _function("rmdir"))
+        self._wanted.remove(next(name for name in self._wanted if name.startswith(f"{CALLS}rmdir_")))
+        monkeypatch.setattr(calls, "_call_each", lambda numbers: each([one for one in numbers if one != RMDIR]))
+
+    each = calls._call_each
+    monkeypatch.setattr(Calls, "fit", misplace)
+
+
+def hide_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function of which the kernel does not tell cannot have a program."""
+    functions = btf.functions
+
+    def without(names: Iterable[str]) -> dict[str, btf.Function]:
+        return {name: one for name, one in functions(names).items() if not name.endswith("_sys_unlink")}
+
+    monkeypatch.setattr(btf, "functions", without)
+
+
+@pytest.mark.parametrize("spoil", [refuse_attach, merge_function, hide_function])
+def test_where_one_program_does_not_hold_the_tracepoint_stands_in_for_all(
+    lane: Lane, spoil: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record with a hole would be worse than one that costs more."""
+    if tiers.preemption() not in ("none", "voluntary"):
+        lane.not_here("programs on calls are not used")
+    another_build(tmp_path / "objects", monkeypatch)
+    spoil(monkeypatch)
+    engine = Engine.open(lambda: (on_calls(),))
+    try:
+        assert engine.has(ANY_CALL) and engine.has(ANY_SEND)
+        assert not [name for name in (*engine.programs, *engine.linked()) if name.startswith(CALLS)]
+        assert tracing.why_everybody_pays(engine)
+    finally:
+        folder = engine._folder
+        engine.close()
+    with pins.locked():
+        pins.remove(folder)
+
+
+def test_so_few_are_attached_that_all_can_go_at_once(
+    lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes 256 links apart at a time, and stands still when all of them wait for what comes after."""
+    if tiers.preemption() not in ("none", "voluntary"):
+        lane.not_here("programs on calls are not used")
+    engines = []
+    for number in range(3):
+        another_build(tmp_path / f"objects-{number}", monkeypatch)
+        engines.append(Engine.open(lambda: (on_calls(),)))
+    numbers: list[int] = []
+    try:
+        have = [sum(name.startswith(CALLS) for name in engine.linked()) for engine in engines]
+        assert sum(map(bool, have)) <= 1, have
+        numbers = [bpf.program_id(engine.program(name)) for engine in engines for name in engine.linked()]
+    finally:
+        folders = [engine._folder for engine in engines]
+        for engine in engines:
+            engine.close()
+    for folder in folders:  # as by hand: all at once, in no order that we know
+        shutil.rmtree(folder)
+    deadline = time.monotonic() + 60
+    while any(map(bpf.program_exists, numbers)):
+        assert time.monotonic() < deadline, "the kernel does not get on"
+        time.sleep(0.1)
 
 
 def test_what_the_programs_cost_the_verifier_is_bounded(chosen: Ran, lane: Lane, tier: int) -> None:

@@ -1,0 +1,501 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The record of a system call that has ended, wherever that was noticed. */
+#ifndef MG_CALLS_H
+#define MG_CALLS_H
+
+#include <linux/fcntl.h>
+#include "mg_refused.h"
+#include "mg_scratch.h"
+#include "mg_spoken.h"
+#include "mg_syscalls.h"
+#include "mg_unix.h"
+
+enum {
+	MG_EPERM = 1,
+	MG_ENOENT = 2,
+	MG_EACCES = 13,
+	MG_EBUSY = 16,
+	MG_EXDEV = 18,
+	MG_EROFS = 30,
+	MG_ENOSYS = 38,
+	MG_RENAME_EXCHANGE = 2,
+	MG_AT_REMOVEDIR = 0x200,
+	MG_AT_SYMLINK_NOFOLLOW = 0x100,
+	MG_AT_SYMLINK_FOLLOW = 0x400,
+	MG_IN_DONT_FOLLOW = 0x2000000,
+	MG_TIOCSTI = 0x5412,
+	MG_TIOCLINUX = 0x541c,
+	MG_S_IFMT = 0xf000,
+	MG_S_IFREG = 0x8000,
+	MG_S_IFDIR = 0x4000,
+	MG_S_IFCHR = 0x2000,
+	MG_S_IFBLK = 0x6000,
+	MG_S_IFSOCK = 0xc000,
+	MG_CLONE_NEW = 0x7e020080, /* every namespace flag */
+};
+
+struct mg_open_key {
+	__u64 life;
+	__u64 inode;
+	__u32 generation;
+	__u32 device;
+	__u32 pid;
+	__u8 access;
+	__u8 created;
+	__u16 reserved;
+};
+
+/* Opens: the oldest make room, and what they had counted but not sent goes with them. */
+struct mg_opens {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__uint(key_size, sizeof(struct mg_open_key));
+	__uint(value_size, sizeof(struct mg_sum));
+};
+
+MG_PER_SLOT(mg_open_sums, struct mg_opens);
+
+/* --- opens that succeeded --- */
+
+static __always_inline __u8 mg_file_kind(struct file *file, struct inode *inode)
+{
+	struct vfsmount *mnt = BPF_CORE_READ(file, f_path.mnt);
+
+	switch (BPF_CORE_READ(inode, i_mode) & MG_S_IFMT) {
+	case MG_S_IFREG:
+		return BPF_CORE_READ(mnt, mnt_flags) & MG_MNT_INTERNAL ? MG_MEMFD : MG_REGULAR;
+	case MG_S_IFDIR:
+		return MG_DIRECTORY;
+	case MG_S_IFCHR:
+	case MG_S_IFBLK:
+		return MG_DEVICE;
+	}
+	return MG_OTHER;
+}
+
+__noinline int mg_opened(const struct mg_session *session, __u64 fd)
+{
+	struct file *file = mg_own_file(fd);
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	unsigned int mode = BPF_CORE_READ(file, f_mode);
+	struct mg_open_key key = {};
+	struct mg_scratch *scratch;
+	struct mg_open *record;
+	__u64 count, series;
+	__u8 cut = 0;
+
+	if (!session || !inode)
+		return 0;
+	/* O_PATH is no access, but what a later /proc/PID/fd/N/... stands for can only be told with it. */
+	if (!(mode & MG_FMODE_PATH))
+		key.access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0);
+	key.created = !!(mode & MG_FMODE_CREATED);
+	key.life = mg_life();
+	key.inode = BPF_CORE_READ(inode, i_ino);
+	key.generation = BPF_CORE_READ(inode, i_generation);
+	key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	key.pid = bpf_get_current_pid_tgid() >> 32;
+	count = mg_tally(session, mg_of_slot(&mg_open_sums, session->slot), &key, &series);
+	if (!count)
+		return 0;
+	scratch = mg_claim(session, 0);
+	if (!scratch)
+		return 0;
+	record = (void *)scratch->record;
+	mg_fill_head(&record->head, MG_RECORD_OPEN);
+	record->series = series;
+	record->count = count;
+	record->fd = fd;
+	record->reserved = 0;
+	record->access = key.access;
+	record->created = key.created;
+	record->file_kind = mg_file_kind(file, inode);
+	record->path_length = mg_put_path(scratch, (__u64)&file->f_path, sizeof(*record), &cut);
+	record->cut = cut;
+	if (record->path_length <= MG_PATH_BYTES)
+		mg_send(session, record, sizeof(*record) + record->path_length, 0);
+	mg_release(scratch);
+	return 0;
+}
+
+/* --- changes, and calls on paths that were refused --- */
+
+struct mg_hashing {
+	struct mg_scratch *scratch;
+	__u64 hash[2];
+};
+
+static long mg_hash_word(__u32 index, void *data)
+{
+	struct mg_hashing *hashing = data;
+	__u32 at = (sizeof(struct mg_path_call) + index * 8) & MG_RECORD_MASK;
+	__u64 word = *(__u64 *)&hashing->scratch->record[at];
+
+	hashing->hash[0] = (hashing->hash[0] ^ word) * 0x9e3779b97f4a7c15ull;
+	hashing->hash[0] ^= hashing->hash[0] >> 29;
+	hashing->hash[1] = (hashing->hash[1] + word) * 0xc2b2ae3d27d4eb4full;
+	hashing->hash[1] ^= hashing->hash[1] >> 31;
+	return 0;
+}
+
+/* Identical refusals of one process become one aggregate; the strings decide, all of them. */
+static __always_inline __u64 mg_tally_refused(const struct mg_session *session, struct mg_scratch *scratch, __u32 end,
+					      __u32 number)
+{
+	struct mg_path_call *record = (void *)scratch->record;
+	struct mg_hashing hashing = { .scratch = scratch };
+	struct mg_refused_key key = {};
+	__u32 words = (end - (__u32)sizeof(*record) + 7) / 8;
+
+	/* The kernel refuses a loop count with high bits set, and the compiler leaves some in when it folds the sum. */
+	barrier_var(words);
+	if (words > MG_RECORD_MASK / 8)
+		words = MG_RECORD_MASK / 8;
+	__builtin_memset(&scratch->record[end & MG_RECORD_MASK], 0, 8);
+	bpf_loop(words, mg_hash_word, &hashing, 0);
+	key.life = mg_life();
+	key.hash[0] = hashing.hash[0];
+	key.hash[1] = hashing.hash[1];
+	key.pid = record->head.pid;
+	key.number = number;
+	key.result = record->result;
+	key.access = record->access;
+	return mg_tally(session, mg_of_slot(&mg_refused_sums, session->slot), &key, &record->series);
+}
+
+/* The directory that a relative path starts from, or the file itself for an empty path. */
+static __always_inline __u32 mg_put_base(struct mg_scratch *scratch, int fd, __u32 at, __u8 *cut)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct file *file;
+
+	if (fd == AT_FDCWD)
+		return mg_put_path(scratch, (__u64)&BPF_CORE_READ(task, fs)->pwd, at, cut);
+	file = mg_own_file((__u32)fd);
+	return file ? mg_put_path(scratch, (__u64)&file->f_path, at, cut) : 0;
+}
+
+struct mg_named {
+	__u32 base_length;
+	__u32 path_length;
+};
+
+/* Append base and path in this order; an absolute path needs no base. */
+__noinline int mg_put_named(struct mg_scratch *scratch, int fd, __u64 string, __u32 at, struct mg_named *named)
+{
+	char first = 0;
+	__u8 cut = 0;
+
+	if (!scratch || !named)
+		return 0;
+	named->base_length = 0;
+	named->path_length = 0;
+	if (string)
+		bpf_probe_read_user(&first, 1, (void *)string);
+	if (first != '/')
+		named->base_length = mg_put_base(scratch, fd, at, &cut);
+	if (string)
+		named->path_length = mg_put_user_string(scratch, string, at + named->base_length, &cut);
+	return cut;
+}
+
+static __always_inline int mg_base_of(const struct mg_syscall *call, __u8 base)
+{
+	switch (base) {
+	case MG_FD0:
+		return call->args[0];
+	case MG_FD1:
+		return call->args[1];
+	case MG_FD2:
+		return call->args[2];
+	}
+	return AT_FDCWD;
+}
+
+static __always_inline __u64 mg_argument(const struct mg_syscall *call, __u8 index)
+{
+	return call->args[index & 7];
+}
+
+static __always_inline __u8 mg_follows(const struct mg_syscall *call, const struct mg_shape *shape)
+{
+	__u64 flags = mg_argument(call, shape->at_flags);
+
+	switch (shape->follow) {
+	case MG_UNLESS:
+		return !(flags & MG_AT_SYMLINK_NOFOLLOW);
+	case MG_IF:
+		return !!(flags & MG_AT_SYMLINK_FOLLOW);
+	case MG_WATCHES:
+		return !(flags & MG_IN_DONT_FOLLOW);
+	}
+	return shape->follow;
+}
+
+/* What differs from the table: the calls whose flags change what they are. */
+static __always_inline void mg_settle(const struct mg_syscall *call, struct mg_path_call *record)
+{
+	if (call->number == __NR_unlinkat && call->args[2] & MG_AT_REMOVEDIR)
+		record->op = MG_OP_RMDIR;
+	if (call->number == __NR_renameat2 && call->args[4] & MG_RENAME_EXCHANGE)
+		record->op = MG_OP_EXCHANGE;
+}
+
+static __always_inline __u64 mg_open_flags(const struct mg_syscall *call)
+{
+	__u64 flags = 0;
+
+	switch (call->number) {
+	case __NR_openat:
+		return call->args[2];
+	case __NR_openat2:
+		bpf_probe_read_user(&flags, sizeof(flags), (void *)call->args[2]);
+		return flags;
+#ifdef __NR_open
+	case __NR_open:
+		return call->args[1];
+	case __NR_creat:
+		return O_CREAT | O_WRONLY | O_TRUNC;
+#endif
+	}
+	return 0;
+}
+
+static __always_inline void mg_settle_open(const struct mg_syscall *call, struct mg_path_call *record)
+{
+	__u64 flags = mg_open_flags(call);
+
+	record->op = (flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL) ? MG_OP_CREATE : MG_OP_OPEN;
+	record->follow = !(flags & O_NOFOLLOW);
+	record->access = (flags & O_ACCMODE) == O_WRONLY ? 0 : MG_READ;
+	if (flags & O_ACCMODE || flags & (O_CREAT | O_TRUNC))
+		record->access |= MG_WRITE;
+}
+
+static __always_inline void mg_path_call_record(const struct mg_session *session, struct mg_scratch *scratch,
+						const struct mg_syscall *call, const struct mg_shape *shape)
+{
+	struct mg_path_call *record = (void *)scratch->record;
+	struct mg_named named = {};
+	__u32 at = sizeof(*record);
+	int refused = call->result < 0;
+
+	__builtin_memset(record, 0, sizeof(*record));
+	mg_fill_head(&record->head, MG_RECORD_PATH_CALL);
+	record->result = refused ? -call->result : 0;
+	record->op = shape->op;
+	record->access = shape->access;
+	record->follow = mg_follows(call, shape);
+	record->paths = 1 + shape->two;
+	record->cut = mg_put_named(scratch, mg_base_of(call, shape->base),
+				   shape->kind == MG_SHAPE_DESCRIPTOR ? 0 : mg_argument(call, shape->path), at, &named);
+	record->base_length = named.base_length;
+	record->path_length = named.path_length;
+	at += named.base_length + named.path_length;
+	if (shape->two) {
+		record->cut |= mg_put_named(scratch, mg_base_of(call, shape->base2), mg_argument(call, shape->path2),
+					    at, &named);
+		record->base2_length = named.base_length;
+		record->path2_length = named.path_length;
+		at += named.base_length + named.path_length;
+	}
+	if (shape->kind == MG_SHAPE_OPEN)
+		mg_settle_open(call, record);
+	mg_settle(call, record);
+	record->count = refused ? mg_tally_refused(session, scratch, at, call->number) : 1;
+	if (record->count && at <= MG_RECORD_MASK)
+		mg_send(session, record, at, refused);
+}
+
+__noinline int mg_path_call(const struct mg_session *session, const struct mg_syscall *call)
+{
+	struct mg_scratch *scratch;
+
+	if (!session || !call)
+		return 0;
+	scratch = mg_claim(session, call->result < 0);
+	if (!scratch)
+		return 0;
+	mg_path_call_record(session, scratch, call, &mg_shapes[call->number & (MG_CALLS - 1)]);
+	mg_release(scratch);
+	return 0;
+}
+
+/* --- unix sockets that a cover hides --- */
+
+enum bpf_attach_type___names_judged { BPF_CGROUP_UNIX_CONNECT___names_judged = 49 };
+
+/* Does the kernel have programs on the cgroup that see every request to a unix socket, before a path is looked up? */
+#define MG_NAMES_JUDGED \
+	bpf_core_enum_value_exists(enum bpf_attach_type___names_judged, BPF_CGROUP_UNIX_CONNECT___names_judged)
+
+/* The path in the address of a refused connect or send takes the place of the second argument. 0: nothing to record: another
+ * family, or a name without a file.
+ */
+static __always_inline int mg_peer_path(struct mg_syscall *call, const struct mg_shape *shape)
+{
+	struct {
+		__u16 family;
+		char first;
+	} start = {};
+	__u64 address = shape->argument == 4 ? call->args[4] : call->args[1];
+
+	if (call->number == __NR_sendmsg && bpf_probe_read_user(&address, sizeof(address), (void *)address))
+		return 0;
+	if (bpf_probe_read_user(&start, MG_SUN_PATH_AT + 1, (void *)address))
+		return 0;
+	call->args[1] = address + MG_SUN_PATH_AT;
+	return start.family == MG_AF_UNIX && start.first;
+}
+
+/* --- refused calls without a path --- */
+
+/* Sockets that the cgroup program judged are on record already; clone and ioctl matter only for some arguments. */
+static __always_inline int mg_uninteresting(const struct mg_syscall *call, const struct mg_shape *shape, __u64 argument)
+{
+	__u32 type = call->args[1] & 0xf, number = argument; /* of numbers the kernel reads half */
+
+	switch (shape->op) {
+	case MG_CALL_SOCKET:
+		return (number == 2 || number == 10) && (type == 1 || type == 2);
+	case MG_CALL_CLONE:
+		return !(argument & MG_CLONE_NEW);
+	case MG_CALL_IOCTL:
+		return number != MG_TIOCSTI && number != MG_TIOCLINUX;
+	}
+	return 0;
+}
+
+__noinline int mg_refused_call(const struct mg_session *session, const struct mg_syscall *call)
+{
+	const struct mg_shape *shape;
+	__u64 argument;
+
+	if (!session || !call)
+		return 0;
+	shape = &mg_shapes[call->number & (MG_CALLS - 1)];
+	argument = mg_argument(call, shape->argument);
+	if (call->number == __NR_clone3)
+		bpf_probe_read_user(&argument, sizeof(argument), (void *)call->args[0]);
+	if (!mg_uninteresting(call, shape, argument))
+		mg_tell_refused(session, call->number, -call->result, shape->op, argument,
+				mg_argument(call, shape->argument + 1));
+	return 0;
+}
+
+/* --- abstract socket names of the tree --- */
+
+/* After a bind: which socket took which abstract name, as the socket itself says. */
+__noinline int mg_bound_name(const struct mg_session *session, __u64 fd)
+{
+	struct file *file = mg_own_file(fd);
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	struct unix_address *address;
+	struct mg_name name = {};
+	struct socket *socket;
+	struct sock *sk;
+	__u64 holder;
+	void *names;
+
+	if (!session || (BPF_CORE_READ(inode, i_mode) & MG_S_IFMT) != MG_S_IFSOCK)
+		return 0;
+	socket = BPF_CORE_READ(file, private_data);
+	sk = BPF_CORE_READ(socket, sk);
+	if (!sk || !mg_is_tree_socket(sk, bpf_get_current_cgroup_id()))
+		return 0;
+	address = BPF_CORE_READ((struct unix_sock *)sk, addr);
+	if (!mg_read_name(&name, &address->name, BPF_CORE_READ(address, len)) || name.bytes[0])
+		return 0;
+	name.type = BPF_CORE_READ(sk, sk_type);
+	holder = (__u64)sk;
+	names = mg_of_slot(&mg_own_names, session->slot);
+	if (names)
+		bpf_map_update_elem(names, &name, &holder, BPF_ANY);
+	return 0;
+}
+
+/* Which results are refusals of this call. */
+static __always_inline int mg_is_refusal(const struct mg_shape *shape, long result)
+{
+	switch (-result) {
+	case MG_EPERM:
+	case MG_EACCES:
+		return 1;
+	case MG_EROFS:
+		return shape->kind != MG_SHAPE_CALL;
+	case MG_EXDEV:
+	case MG_EBUSY:
+		return shape->moves;
+	case MG_ENOSYS:
+		return shape->op == MG_CALL_IO_URING && shape->kind == MG_SHAPE_CALL;
+	}
+	return 0;
+}
+
+/* A terminal outside has no name inside: asked for by its number, it is not there. User space knows whether there is one. */
+static __always_inline int mg_asks_for_terminal(const struct mg_syscall *call, const struct mg_shape *shape)
+{
+	static const char folder[] = "/dev/pts/";
+	char path[sizeof(folder) - 1];
+	__u32 at;
+
+	if (bpf_probe_read_user(path, sizeof(path), (void *)mg_argument(call, shape->path)))
+		return 0;
+#pragma unroll
+	for (at = 0; at < sizeof(path); at++)
+		if (path[at] != folder[at])
+			return 0;
+	return 1;
+}
+
+/* What is on record of a call, and how; 0: nothing. */
+static __always_inline const struct mg_shape *mg_shape_of(__u64 number)
+{
+	const struct mg_shape *shape;
+	__u32 place = number;
+
+	/* Older verifiers forget the bounds of what comes back from the stack, so the place is masked and not compared. */
+	barrier_var(place);
+	shape = &mg_shapes[place & (MG_CALLS - 1)];
+	return number < MG_CALLS && shape->kind != MG_SHAPE_NONE ? shape : 0;
+}
+
+/* Sends are frequent, and only some refusals of theirs are told here. */
+static __always_inline int mg_matters(const struct mg_shape *shape, long result)
+{
+	return shape->kind != MG_SHAPE_PEER || (!MG_NAMES_JUDGED && mg_is_refusal(shape, result));
+}
+
+/* A call of a guarded thread has ended: `call` has its number and result, its arguments are still in the registers. */
+static __always_inline int mg_ended(const struct mg_session *session, const struct mg_shape *shape, void *registers,
+				    struct mg_syscall *call)
+{
+	int told = mg_was_told(call->number);
+
+	if (shape->kind == MG_SHAPE_BIND) {
+		if (call->result)
+			return 0;
+		mg_arguments(registers, call);
+		return mg_bound_name(session, (__u32)call->args[0]);
+	}
+	if (call->result < 0) {
+		if (told && shape->kind != MG_SHAPE_CALL)
+			return 0;
+		if (!mg_is_refusal(shape, call->result)) {
+			if (call->result != -MG_ENOENT || shape->kind != MG_SHAPE_OPEN)
+				return 0;
+			mg_arguments(registers, call);
+			return mg_asks_for_terminal(call, shape) ? mg_path_call(session, call) : 0;
+		}
+	} else if (shape->kind == MG_SHAPE_OPEN) {
+		return mg_opened(session, call->result);
+	} else if (shape->kind == MG_SHAPE_EXEC || shape->kind == MG_SHAPE_CALL) {
+		return 0;
+	}
+	mg_arguments(registers, call);
+	if (shape->kind == MG_SHAPE_PEER && !mg_peer_path(call, shape))
+		return 0;
+	return shape->kind == MG_SHAPE_CALL ? mg_refused_call(session, call) : mg_path_call(session, call);
+}
+
+#endif
