@@ -15,6 +15,7 @@ from events_help import OPEN_POLICY, Bench, call, connection, executed, head, ma
 from mcpguard.events.finding import REPEATS_OF_OPENS
 from mcpguard.events.mcp import Talk
 from mcpguard.model.access import Access, Verdict
+from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
 from mcpguard.session.summary import Summary, render, summarise
 
@@ -62,6 +63,14 @@ def test_denials_of_one_object_by_several_processes_are_one_line(bench: Bench) -
         bench, *[refused("open", "/ws/secret/k", errno.EACCES, who=head(pid)) for pid in range(2000, 2010)]
     )
     assert [(group.count) for group in found.denials] == [10]
+
+
+def test_look_ups_of_one_name_are_one_line_and_of_two_names_two(bench: Bench) -> None:
+    for number, (host, kind) in enumerate([("a.test", "A"), ("a.test", "AAAA"), ("b.test", "A")]):
+        asked = Event(10 + number, bench.session, Kind.DNS, "query", Verdict.DENY, host=host, detail=kind)
+        bench.store.add(bench.session, [asked])
+    found = summarise(bench.store, bench.session)
+    assert [(group.count, group.example.host) for group in found.denials] == [(2, "a.test"), (1, "b.test")]
 
 
 def test_denied_calls_with_other_arguments_are_lines_of_their_own(bench: Bench) -> None:

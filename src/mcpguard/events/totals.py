@@ -38,8 +38,8 @@ _CHANGES = (
 )
 # What an event without an object is about, without the chain of parents behind it.
 _ABOUT = (
-    "CASE WHEN COALESCE(e.path, e.address) IS NULL THEN substr(e.detail, 1, instr(e.detail || '; under', '; under') - 1) "
-    "END"
+    "CASE WHEN COALESCE(e.path, e.address, e.host) IS NULL "
+    "THEN substr(e.detail, 1, instr(e.detail || '; under', '; under') - 1) END"
 )
 # Which call an MCP message is, whatever its id: to delete one thing is not to delete another.
 _CALL = "CASE WHEN json_valid(e.mcp) THEN json_extract(e.mcp, '$.server', '$.method', '$.tool', '$.arguments') END"
@@ -92,7 +92,7 @@ def groups(store: Store, session: str, condition: str, most: int) -> tuple[list[
     found = store.read(
         "SELECT MIN(e.seq), SUM(e.count) AS n, e.kind FROM events e "
         f"WHERE e.session = ? AND {condition} "
-        f"GROUP BY e.kind, e.op, e.access, e.path, e.target, e.address, e.port, e.rule, {_ABOUT}, {_CALL} "
+        f"GROUP BY e.kind, e.op, e.access, e.path, e.target, e.host, e.address, e.port, e.rule, {_ABOUT}, {_CALL} "
         "ORDER BY n DESC, MIN(e.seq)",
         (number,),
     )
