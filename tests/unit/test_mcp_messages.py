@@ -140,6 +140,13 @@ def test_wide_listings_are_not_taken_for_deep_ones() -> None:
     assert read(json.dumps(listing).encode()).result["tools"][499]["x"] == {"y": []}
 
 
+@pytest.mark.parametrize("piece", [b'\\"', b'"\\', b'""', b"][", b"{}", b'[{"', b"\\"])
+def test_four_million_bytes_are_refused_however_they_are_chosen(piece: bytes) -> None:
+    """A pattern that looked for the end of a string from each of its quotes took hours; the suite's limit is minutes."""
+    with pytest.raises(NotCanonical):
+        read(b"[" * 40 + b'"' + piece * ((4 << 20) // len(piece)))
+
+
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), VALUES, max_size=5))
 def test_what_we_write_is_read_as_it_was(arguments: dict[str, object]) -> None:
     line = write({"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": {"name": "x", "arguments": arguments}})
