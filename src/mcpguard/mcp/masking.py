@@ -38,13 +38,13 @@ _FORMS = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
     r"|\b(?:gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|sk-|sk_live_|rk_live_|hf_|npm_|pypi-|AKIA|ASIA|AIza|ya29\.|SG\.|dop_v1_)"
     r"[A-Za-z0-9_.\-]{10,}"
-    r"|\beyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]*",
+    r"|(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{8,}+\.eyJ[A-Za-z0-9_\-]{8,}+\.[A-Za-z0-9_\-]*+",
     re.DOTALL,
 )
 # `NAME=value`, `name: value` and `"name":"value"` in running text; the value of an HTTP credential behind its scheme.
 _PAIRS = re.compile(
     r"(?P<name>(?<![A-Za-z0-9_\-])[A-Za-z0-9_\-]*?(?:password|passwd|passphrase|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)"
-    r"[A-Za-z0-9_\-]{0,64}[\"']?\s{0,8}[=:]\s{0,8}[\"']?)(?P<value>[^\s\"'&,;]{4,})",
+    r"[A-Za-z0-9_\-]{0,64}+[\"']?\s{0,8}+[=:]\s{0,8}[\"']?)(?P<value>[^\s\"'&,;]{4,})",
     re.IGNORECASE,
 )
 _SCHEMES = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+(?P<value>[A-Za-z0-9+/=_.\-~]{8,})", re.IGNORECASE)
