@@ -13,22 +13,29 @@ Needs root. In a guest (tiers 1 and 2): tests/vm/lane.py run --kernel 6.12 -- .v
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import select
+import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 ZERO = os.open("/dev/zero", os.O_RDONLY)
 REPOSITORY = Path(__file__).resolve().parent.parent
 NULL = os.open("/dev/null", os.O_WRONLY)
-ACTS = ("getppid", "read", "write", "open+close", "stat", "create+unlink", "rename", "fork+exec")
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: an end that leaves nothing behind
+# On loopback, of what answers; the copy that the arms run has it.
+PORT = 0
+ACTS = ("getppid", "read", "write", "open+close", "stat", "create+unlink", "rename", "fork+exec", "connect", "UDP send")
 # How many of an act make one round.
 TURNS = {
     "getppid": 10000,
@@ -39,6 +46,8 @@ TURNS = {
     "create+unlink": 300,
     "rename": 300,
     "fork+exec": 5,
+    "connect": 100,
+    "UDP send": 1000,
 }
 
 
@@ -70,6 +79,12 @@ def acts(folder: str) -> dict[str, Callable[[], object]]:
         pid = os.posix_spawn("/bin/true", ["true"], {})
         os.waitpid(pid, 0)
 
+    def connected() -> None:
+        with socket.socket() as stream:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            stream.connect(("127.0.0.1", PORT))
+
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     return {
         "getppid": os.getppid,
         "read": lambda: os.read(ZERO, 1),
@@ -79,13 +94,15 @@ def acts(folder: str) -> dict[str, Callable[[], object]]:
         "create+unlink": created,
         "rename": renamed,
         "fork+exec": executed,
+        "connect": connected,
+        "UDP send": lambda: datagrams.sendto(b"x", ("127.0.0.1", PORT)),
     }
 
 
 def serve() -> None:
     """Measure one round of one act at one place for each line of standard input; answers in ns for one act."""
     for line in sys.stdin:
-        name, folder = line.rstrip("\n").split(" ", 1)
+        name, folder = line.rstrip("\n").split("\t", 1)
         act, turns = acts(folder)[name], TURNS[name]
         begin = time.perf_counter_ns()
         for _ in range(turns):
@@ -135,7 +152,7 @@ class Arm:
         )
 
     def round(self, act: str, folder: str) -> float:
-        self.stdin.write(f"{act} {folder}\n")
+        self.stdin.write(f"{act}\t{folder}\n")
         self.stdin.flush()
         ready, _, _ = select.select([self.stdout], [], [], 300)
         answer = self.stdout.readline() if ready else ""
@@ -154,7 +171,7 @@ def profile(folder: Path, rules: int) -> Path:
     lines = ["name: bench", "files:", "  read:", "    - /etc", "    - /proc", "    - /dev", "    - /usr"]
     lines += [f"    - {folder}/nothing/number-{n:05d}/deeper" for n in range(max(0, rules - 9))]
     lines += ["  execute: [/usr]", '  write: ["{workspace}", /dev/null]']
-    lines += ['  deny: ["{workspace}/**/.env*"]', "network: {}"]
+    lines += ['  deny: ["{workspace}/**/.env*"]', f'network: {{allow: ["localhost:{PORT}"]}}']
     path = folder / f"bench-{rules}.yaml"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -219,6 +236,28 @@ def measure(
     return [row(rules, depth, act, name, times, seen[depth, act, "bare"]) for (depth, act, name), times in seen.items()]
 
 
+@contextlib.contextmanager
+def answering() -> Iterator[int]:
+    """A port of loopback whose connections are taken and ended, and whose datagrams nobody reads."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as streams,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+    ):
+        port = streams.getsockname()[1]
+        datagrams.bind(("127.0.0.1", port))
+
+        def take() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    streams.accept()[0].close()
+
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        yield port
+        streams.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
 def unload() -> None:
     """Take programs on hooks away that earlier sessions left: they stay until the next boot, and bare is without them."""
     sys.path.insert(0, str(REPOSITORY / "src"))
@@ -281,14 +320,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--base", type=Path, default=None, help="where to work; a tmpfs or disk of its own")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="mg", dir=arguments.base) as name:
+    global PORT
+    with tempfile.TemporaryDirectory(prefix="mg", dir=arguments.base) as name, answering() as PORT:
         folder = Path(name).resolve()
         (folder / "work").mkdir()
-        (folder / "acts.py").write_text(
-            Path(__file__)
-            .read_text()
-            .replace("REPOSITORY = Path(__file__).resolve().parent.parent", f"REPOSITORY = Path({str(REPOSITORY)!r})")
+        text = Path(__file__).read_text()
+        text = text.replace(
+            "REPOSITORY = Path(__file__).resolve().parent.parent", f"REPOSITORY = Path({str(REPOSITORY)!r})"
         )
+        (folder / "acts.py").write_text(text.replace("\nPORT = 0\n", f"\nPORT = {PORT}\n"))
         environment = {"MCPGUARD_HOME": str(folder / "home"), "PYTHONPATH": str(REPOSITORY / "src")}
         tiers = [tier for tier in arguments.tiers if able(tier, folder, environment)]
         print(f"tiers of this host: {tiers or 'none'}", flush=True)

@@ -145,6 +145,30 @@ def test_once_the_store_failed_each_decision_waits_for_it(store: Store, session:
     assert [one.mcp and one.mcp.id for one in kept(store, session)] == ["1", "3"]
 
 
+@pytest.mark.parametrize("how", ["pushed out", "not made"])
+def test_a_decision_whose_event_is_lost_stays_in_the_journal(how: str, store: Store, session: str) -> None:
+    """A full disk and a flood of notifications, or an event that cannot be made, take no call off the record."""
+    mine = Journal(session)
+    ledger = Ledger(store, session, mine)
+    talk = conversation(session, ledger)
+    assert talk.take(0, call("echo").strip())[0] is not None
+    store.read("PRAGMA query_only = ON")
+    if how == "not made":
+        store.read("PRAGMA query_only = OFF")
+        ledger.note(lambda: json.loads("{"))
+        ledger.flush()
+    for _ in range(2 * 2048 if how == "pushed out" else 0):
+        talk.take(0, b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+    store.read("PRAGMA query_only = OFF")
+    ledger.flush()
+    assert any(event.detail and "could not be stored" in event.detail for event in kept(store, session))
+    assert not [event for event in kept(store, session) if event.mcp and event.mcp.call]
+    os.close(mine._file)
+    recover(store)
+    (found,) = [event for event in kept(store, session) if event.mcp and event.mcp.call]
+    assert found.mcp and found.mcp.tool == "echo"
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"null\n[]\n{}\n", b"\xff\n", b'{"time_ns": 1}\n'])
 def test_what_is_no_decision_is_let_go(content: bytes, store: Store, session: str) -> None:
     killed_after(session, [call("echo")])

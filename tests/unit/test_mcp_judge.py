@@ -142,6 +142,12 @@ CONDITIONS = [
     (INSIDE, {"path": ["/project/a", "/etc/b"]}, "unclear"),
     (INSIDE, {"path": []}, "no"),
     (INSIDE, {"path": {"x": 1}}, "unclear"),
+    # Each of these parts would be looked at on the disk, while all messages of the session wait.
+    (INSIDE, {"path": "/project" + "/a" * 2_040}, "yes"),
+    (INSIDE, {"path": "/project" + "/a" * 2_044}, "unclear"),
+    (INSIDE, {"path": "/project" + "/a" * 1_000_000}, "unclear"),
+    (INSIDE, {"path": ["/project/a"] * 13_000}, "yes"),
+    (INSIDE, {"path": ["/project/a"] * 14_000}, "unclear"),
     (INSIDE, {}, "no"),
     (INSIDE, {"Path": "/project/a"}, "unclear"),
     (INSIDE, {"path": "/project/a", "PATH": "/etc"}, "unclear"),
@@ -392,6 +398,15 @@ def test_after_words_of_strangers_nothing_is_changed_or_sent_without_the_user(th
     assert not allowed(files, "write_file"), "the whole session is meant"
     assert allowed(files, "read_file")
     assert not allowed(files, "unheard_of")
+
+
+def test_what_was_read_is_told_shortly_however_long_its_name_is() -> None:
+    """Its reader names it, and it stands in every refusal, event and question that comes of it."""
+    taint = Taint({})
+    one = judge('allow: ["*"]\nflow: {untrusted: ["fs/resource:*"], then: ask}', taint=taint)
+    assert one.from_client(request("resources/read", uri="a:" + "b" * 100_000)).allowed
+    refused = one.from_client(call("write_file"))
+    assert refused.ask and "after fs/a:bbb" in refused.reason and len(refused.reason) < 500
 
 
 @pytest.mark.parametrize(

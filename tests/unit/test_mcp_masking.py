@@ -1,12 +1,14 @@
 """What a record keeps of arguments: bounded JSON, and nothing that looks like a secret."""
 
+import itertools
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.mcp.masking import LIMIT, bounded, masked_text
+from mcpguard.mcp import masking
+from mcpguard.mcp.masking import LIMIT, LOOKED_AT, bounded, holds_credential, masked_text
 
 # Put together here, so that no scanner takes this file for a leak.
 KEY = "ghp_" + "a1B2c3D4e5F6g7H8i9J0" * 2
@@ -72,9 +74,53 @@ def test_whatever_it_is_the_rest_is_json_within_the_bound(value: object) -> None
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    "piece", ["x", "token", "a.", "a://", "a://b:", "Bearer ", "-----BEGIN A PRIVATE KEY-----", "eyJ", "a-"]
+    "piece",
+    ["x", "token", "a.", "a://", "a://b:", "Bearer ", "-----BEGIN A PRIVATE KEY-----", "eyJ", "a-", "-eyJ", "token-"],
 )
 def test_no_text_takes_longer_to_mask_than_it_is_long(piece: str) -> None:
     """Whoever is guarded chooses the text, and its messages wait for this: a second for one string would be minutes here."""
     for _ in range(200):
-        bounded({"text": piece * (4096 // len(piece))})
+        bounded({"text": (piece * 4096)[:4095] + "="})
+
+
+def test_however_many_texts_there_are_so_much_of_them_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four megabytes of texts that take long to mask held up every server of a session for many seconds."""
+    looked_at: list[int] = []
+
+    def counted(text: str) -> str:
+        looked_at.append(len(text))
+        return masked_text(text)
+
+    monkeypatch.setattr(masking, "masked_text", counted)
+    for length, width in ((LOOKED_AT, 20), (1, 2_500)):
+        looked_at.clear()
+        text, cut = bounded([[[f"{row}.{at}-" * length for at in range(50)]] * 50 for row in range(width // 50 or 1)])
+        assert cut and len(text.encode()) <= LIMIT
+        assert sum(looked_at) <= 16 * LOOKED_AT and len(looked_at) <= LOOKED_AT
+
+
+def test_a_credential_is_found_in_one_text_and_not_over_several() -> None:
+    key = "ghp_" + "a1" * 12
+    for value in (
+        key,
+        ["", {"x": ["a", key]}],
+        {key: 1},
+        {"password": "a1b2" * 5},
+        ["://u:pass1@"],
+        [f"token={'a1' * 10}"],
+    ):
+        assert holds_credential(value), value
+    halves = (
+        key[:10],
+        key[10:],
+        "password=",
+        "a1b2" * 5,
+        "https://user:",
+        "pass1@host",
+        "token",
+        "='a1b2c3d4e5f6a7b8'",
+        "-----BEGIN ",
+        "PRIVATE KEY-----",
+    )
+    for before, behind in itertools.permutations(halves, 2):
+        assert not holds_credential([before, behind]), (before, behind)

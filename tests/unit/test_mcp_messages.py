@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.mcp.framing import Lines, TooLong
-from mcpguard.mcp.messages import Kind, NotCanonical, read, write
+from mcpguard.mcp.messages import Kind, Message, NotCanonical, read, write
 from mcpguard.mcp.pairs import Pairs
 
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"read","arguments":{"path":"/a"}}}'
@@ -140,6 +141,13 @@ def test_wide_listings_are_not_taken_for_deep_ones() -> None:
     assert read(json.dumps(listing).encode()).result["tools"][499]["x"] == {"y": []}
 
 
+@pytest.mark.parametrize("piece", [b'\\"', b'"\\', b'""', b"][", b"{}", b'[{"', b"\\"])
+def test_four_million_bytes_are_refused_however_they_are_chosen(piece: bytes) -> None:
+    """A pattern that looked for the end of a string from each of its quotes took hours; the suite's limit is minutes."""
+    with pytest.raises(NotCanonical):
+        read(b"[" * 40 + b'"' + piece * ((4 << 20) // len(piece)))
+
+
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), VALUES, max_size=5))
 def test_what_we_write_is_read_as_it_was(arguments: dict[str, object]) -> None:
     line = write({"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": {"name": "x", "arguments": arguments}})
@@ -185,3 +193,22 @@ def test_an_id_is_answered_once_and_its_type_counts() -> None:
     assert waiting and (waiting.method, waiting.since) == ("b", 0.6)
     assert pairs.answer(answer) is None
     assert not pairs.ask(read(b'{"jsonrpc":"2.0","id":1,"method":"again"}'), 0.8), "its id waits already"
+
+
+def test_what_waits_for_its_answer_takes_little_room_however_long_it_was() -> None:
+    class Params(dict[str, object]):
+        pass
+
+    params, pairs = Params(name="x"), Pairs(2)
+    gone = weakref.ref(params)
+    assert pairs.ask(Message(Kind.REQUEST, b"", 1, "tools/call", params), 0.0)
+    del params
+    assert gone() is None and len(pairs) == 1
+
+
+def test_after_a_line_that_was_too_long_nothing_is_a_line() -> None:
+    lines = Lines(4)
+    for data in (b"abcde", b"", b"\n", b"a\n"):
+        with pytest.raises(TooLong):
+            lines.feed(data)
+    assert lines.pending == 0

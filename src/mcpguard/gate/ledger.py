@@ -34,6 +34,8 @@ class Ledger:
             journal: where decisions are on record until the store has them; None: each is a transaction of its own.
         """
         self._journal = journal
+        # Decisions may be among what was lost: whoever recovers the journal finds which.
+        self._keeps = False
         self._failed = False
         self._store = store
         self._session = session
@@ -98,12 +100,14 @@ class Ledger:
             self._failed = True
         except Exception:  # something in them that nobody foresaw must not take what comes after along
             lost = self._lost + len(self._noted)
+            self._keeps = True
             self._clear()
             self._lost = lost
         excess = len(self._noted) - _MOST_KEPT
         if excess > 0:
             del self._noted[:excess]
             self._lost += excess
+            self._keeps = True
 
     def _made(self) -> list[Event]:
         self._noted[:] = made = [one if isinstance(one, Event) else one() for one in self._noted]
@@ -114,7 +118,7 @@ class Ledger:
         self._noted.clear()
         self._bytes = self._lost = 0
         self._failed = False
-        if self._journal is not None:
+        if self._journal is not None and not self._keeps:
             self._journal.clear()
 
     def _losses(self) -> list[Event]:

@@ -142,7 +142,7 @@ def is_stream(descriptor: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """What a process was executed as, seen before it had time to change any of it.
+    """What a process was executed as. Seen before an honest one had time to change any of it; a hostile one wins that race.
 
     Attributes:
         image: device and inode of its program.

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
+# Of all paths of one argument together, in characters: each of their parts is looked at on the disk, and messages wait for it.
+_LONGEST_PATHS = 1 << 17
+# The kernel takes no longer one; what a server makes of it is anybody's guess.
+_LONGEST_PATH = 4096
 _ODD_IN_PATH = re.compile(r"[\0%$]")
 _NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 _SCHEMES = frozenset(("http", "https", "ws", "wss", "ssh", "git"))
@@ -47,7 +51,10 @@ def holds(condition: Condition, arguments: Mapping[str, Any], resolve: Resolve) 
     Returns:
         Of a list YES when it holds for each of its members, UNCLEAR for some of them. NO for an argument that is not there.
     """
-    answers = {_one(condition, value, resolve) for value in _values(arguments, condition.argument.split("."))}
+    values = list(_values(arguments, condition.argument.split(".")))
+    if condition.test is Test.INSIDE and sum(len(one) for one in values if isinstance(one, str)) > _LONGEST_PATHS:
+        return Answer.UNCLEAR
+    answers = {_one(condition, value, resolve) for value in values}
     if not answers:
         return Answer.NO
     return answers.pop() if len(answers) == 1 else Answer.UNCLEAR
@@ -113,7 +120,12 @@ def _inside(folder: str, value: str, resolve: Resolve) -> Answer:
     # What is relative to us is relative to something else for some servers, which also cut off quotes and spaces.
     if not path.startswith("/") or path.startswith("//") or path != path.strip().strip("\"'`\ufeff"):
         return Answer.UNCLEAR
-    if _ODD_IN_PATH.search(path) or "://" in path or (url and ("?" in path or "#" in path)):
+    if (
+        len(path) >= _LONGEST_PATH
+        or _ODD_IN_PATH.search(path)
+        or "://" in path
+        or (url and ("?" in path or "#" in path))
+    ):
         return Answer.UNCLEAR
     found = resolve(path)
     return _said(folder == "/" or found == folder or found.startswith(folder + "/"))

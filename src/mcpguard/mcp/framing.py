@@ -16,8 +16,8 @@ class Lines:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._parts: list[bytes] = []
-        self._length = 0
+        # In one piece: of many small ones each would take more room than its bytes.
+        self._begun = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that end in `data`, without their newline; empty lines are left out.
@@ -30,8 +30,8 @@ class Lines:
             self._keep(head)
             return []
         self._keep(head)
-        lines = [b"".join(self._parts), *rest.split(b"\n")]
-        self._parts, self._length = [], 0
+        lines = [bytes(self._begun), *rest.split(b"\n")]
+        self._begun = bytearray()
         self._keep(lines.pop())
         if any(len(line) > self._limit for line in lines):
             raise TooLong(f"a message has more than {self._limit} bytes")
@@ -40,12 +40,10 @@ class Lines:
     @property
     def pending(self) -> int:
         """Bytes of a line that has not ended."""
-        return self._length
+        return len(self._begun)
 
     def _keep(self, data: bytes) -> None:
-        self._length += len(data)
-        if self._length > self._limit:
-            self._parts = []
-            raise TooLong(f"a message has more than {self._limit} bytes")
-        if data:
-            self._parts.append(data)
+        if len(self._begun) + len(data) > self._limit:
+            limit, self._limit, self._begun = self._limit, -1, bytearray()  # nothing is short enough any more
+            raise TooLong(f"a message has more than {limit} bytes")
+        self._begun += data

@@ -48,6 +48,8 @@ _PINNED = {"tools": "tool", "prompts": "prompt", "resourceTemplates": "template"
 # Of one server; what is listed beyond is not shown.
 MOST_PINS = 10_000
 _MOST_TOLD = 20
+# Of the name of something that was read: who reads it may choose that.
+_LONGEST_SOURCE = 200
 _INTRODUCTIONS = frozenset(("initialize", "server/discover"))
 _CHANGING = frozenset(("write", "destructive", "open", UNKNOWN))
 
@@ -210,7 +212,7 @@ class Judge:
         if judged.allowed and any(
             one.covers(self._server, judged.kind, judged.name, judged.classes) for one in self._policy.untrusted
         ):
-            self._taint.note(f"{self._server}/{judged.name}")
+            self._taint.note(f"{self._server}/{judged.name[:_LONGEST_SOURCE]}")
             return replace(judged, reason=judged.reason or "its answer counts as written by strangers")
         return judged
 

@@ -22,6 +22,10 @@ _DEEPEST = 12
 # Who writes the text is not to be trusted: no pattern may look at it more often than a few times, whatever it is.
 # A secret that begins behind what is kept is cut off; one that begins before must be seen whole.
 LOOKED_AT = 4_096
+# Of all strings of one value together.
+_LOOKED_AT_IN_ALL = 16 * LOOKED_AT
+# Nothing shorter is a credential by its form.
+_SHORTEST = 8
 
 _NAMES = re.compile(
     r"pass(?:word|wd|phrase|code)?$|secret|token(?!s$)|api[-_]?key|access[-_]?key|private[-_]?key|authorization|credential|"
@@ -34,13 +38,13 @@ _FORMS = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
     r"|\b(?:gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|sk-|sk_live_|rk_live_|hf_|npm_|pypi-|AKIA|ASIA|AIza|ya29\.|SG\.|dop_v1_)"
     r"[A-Za-z0-9_.\-]{10,}"
-    r"|\beyJ[A-Za-z0-9_\-]{8,}\.eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]*",
+    r"|(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{8,}+\.eyJ[A-Za-z0-9_\-]{8,}+\.[A-Za-z0-9_\-]*+",
     re.DOTALL,
 )
 # `NAME=value`, `name: value` and `"name":"value"` in running text; the value of an HTTP credential behind its scheme.
 _PAIRS = re.compile(
     r"(?P<name>(?<![A-Za-z0-9_\-])[A-Za-z0-9_\-]*?(?:password|passwd|passphrase|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)"
-    r"[A-Za-z0-9_\-]{0,64}[\"']?\s{0,8}[=:]\s{0,8}[\"']?)(?P<value>[^\s\"'&,;]{4,})",
+    r"[A-Za-z0-9_\-]{0,64}+[\"']?\s{0,8}+[=:]\s{0,8}[\"']?)(?P<value>[^\s\"'&,;]{4,})",
     re.IGNORECASE,
 )
 _SCHEMES = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+(?P<value>[A-Za-z0-9+/=_.\-~]{8,})", re.IGNORECASE)
@@ -84,19 +88,21 @@ def holds_credential(value: object) -> bool:
     """Whether JSON holds what is a credential by its form: keys of known makers, private keys, passwords in URLs, and long
     random values behind a telling name. Words of code such as `token: str` are none. Looks at all of it, in linear time."""
     waiting = [value]
+    texts: list[str] = []
     while waiting:
         one = waiting.pop()
         if isinstance(one, str):
-            if _is_credential(one):
-                return True
+            if len(one) >= _SHORTEST:
+                texts.append(one)
         elif isinstance(one, list):
             waiting += one
         elif isinstance(one, dict):
             for name, item in one.items():
-                if isinstance(item, str) and is_secret_name(name) and _is_random(item):
+                if isinstance(item, str) and _is_random(item) and is_secret_name(name):
                     return True
                 waiting += (name, item)
-    return False
+    # In one go, for there may be hundreds of thousands; no credential goes on behind both of these.
+    return _is_credential(",\n".join(texts))
 
 
 def _is_credential(text: str) -> bool:
@@ -133,14 +139,33 @@ def bounded(value: object, limit: int = LIMIT) -> tuple[str, bool]:
 
     Long strings keep their beginning, long lists and objects their first members, so that what is left is JSON.
     """
+    masked = _Masked()
     for longest in _STRINGS:
-        shortened = _Shortening(longest)
+        shortened = _Shortening(longest, masked)
         text = json.dumps(shortened.value(value), ensure_ascii=False, separators=(",", ":"))
         # Halves of characters stay what they were in the message: escapes.
         text = text.encode("utf-8", "backslashreplace").decode("utf-8")
         if len(text.encode()) <= limit:
             return text, shortened.cut
     return json.dumps("…"), True
+
+
+class _Masked:
+    """Texts without their secrets. Each is looked at once, and together they are so many that none waits for it long."""
+
+    def __init__(self) -> None:
+        self._left = _LOOKED_AT_IN_ALL
+        self._known: dict[str, str] = {}
+
+    def text(self, text: str) -> str | None:
+        """None: there were too many before."""
+        if (known := self._known.get(text)) is not None:
+            return known
+        # Short ones have their price, too.
+        self._left -= len(text) + _STRINGS[-1]
+        if self._left < 0:
+            return None
+        return self._known.setdefault(text, masked_text(text))
 
 
 class _Shortening:
@@ -150,9 +175,10 @@ class _Shortening:
         cut: something was left out.
     """
 
-    def __init__(self, longest: int) -> None:
+    def __init__(self, longest: int, masked: _Masked) -> None:
         self.cut = False
         self._longest = longest
+        self._masked = masked
 
     def value(self, value: object, depth: int = 0) -> Any:
         if isinstance(value, str):
@@ -162,8 +188,8 @@ class _Shortening:
             return "…"
         if isinstance(value, dict):
             return {
-                self._string(str(name)): MASK if item and is_secret_name(str(name)) else self.value(item, depth + 1)
-                for name, item in self._first(list(value.items()))
+                self._string(name): MASK if item and is_secret_name(name[:LOOKED_AT]) else self.value(item, depth + 1)
+                for name, item in ((str(name), item) for name, item in self._first(list(value.items())))
             }
         if isinstance(value, list):
             return [self.value(item, depth + 1) for item in self._first(value)]
@@ -173,7 +199,10 @@ class _Shortening:
         return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
     def _string(self, text: str) -> str:
-        shown = masked_text(text[:LOOKED_AT])
+        shown = self._masked.text(text[:LOOKED_AT])
+        if shown is None:
+            self.cut = True
+            return "…"
         if len(text) <= LOOKED_AT and len(shown) <= self._longest:
             return shown
         self.cut = True

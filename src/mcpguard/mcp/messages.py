@@ -32,7 +32,8 @@ _KNOWN_IN_RESULTS = {
     name.casefold(): name
     for name in ("tools", "resources", "resourceTemplates", "prompts", "instructions", "resultType", "inputRequests")
 }
-_NO_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[^][{}"]+')
+# A string that does not end goes to the end of the text: were it looked for again from each of its quotes, that took hours.
+_NO_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[^][{}"]+')
 # Some readers end a line here; legal in a JSON text, and only inside of its strings.
 _LINE_ENDS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\u0085", "\\u0085"))
 

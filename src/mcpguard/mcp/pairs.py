@@ -10,7 +10,6 @@ from mcpguard.model.values import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import Any
 
     from mcpguard.mcp.messages import Message
@@ -21,17 +20,15 @@ MOST_CANCELLED = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request without its response yet.
+    """A request without its response yet. What it said is let go: thousands may wait, of megabytes each.
 
     Attributes:
         method: its method.
-        params: its parameters.
         since: when it was seen, in seconds of whatever clock the caller uses.
         note: what the caller wants to know when the response comes.
     """
 
     method: str
-    params: Mapping[str, Any]
     since: float
     note: Any = None
 
@@ -53,7 +50,7 @@ class Pairs:
         key = (type(request.id), request.id)
         if key in self._waiting or len(self._waiting) >= self._room or _sum(key) in self._cancelled:
             return False
-        self._waiting[key] = Waiting(request.method, request.params, since, note)
+        self._waiting[key] = Waiting(request.method, since, note)
         return True
 
     def waits(self, request: Message) -> bool:
