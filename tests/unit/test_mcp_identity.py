@@ -261,3 +261,26 @@ def test_origins(url: str, origin: str) -> None:
 def test_what_package_runners_are_asked_for(words: str, package: str) -> None:
     program_, *args = words.split()
     assert str(packages.of(program_, args)) == package
+
+
+def test_files_are_read_once_and_together_are_no_larger_than_one_may_be(
+    bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks the gate chooses the words, and everybody else waits while it reads what they name."""
+    read: list[str] = []
+    sum_of = identity._file_sum
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return sum_of(path)
+
+    monkeypatch.setattr(identity, "_file_sum", counted)
+    monkeypatch.setattr(identity, "MAX_CODE", 1000)
+    for name in ("a.js", "b.js", "c.js"):
+        write(tmp_path / name, "/" * 400)
+    words = [*("-r", "./a.js", "-r", "./b.js", "-r", "./a.js"), str(tmp_path / "a.js")]
+    found = of(bin_folder, "node", *words)
+    assert sorted(name for name in read if name != "node") == ["a.js", "b.js"]
+    assert not found.notes and all(one.sha256 != identity.MISSING for one in found.code)
+    found = of(bin_folder, "node", "-r", "./b.js", "-r", "./c.js", *words)
+    assert "together" in found.notes[0] and [one.sha256 for one in found.code].count(identity.MISSING) >= 1

@@ -346,10 +346,20 @@ def _add(code: list[Code], notes: list[str], role: str, path: Path) -> None:
         real = Path(os.path.realpath(path))
         status = real.stat()
         system = role == "interpreter" and status.st_uid == 0 and not status.st_mode & 0o022
-        code.append(Code(role, str(real), "" if system else _file_sum(real)))
+        code.append(Code(role, str(real), "" if system else _sum_once(code, real, status.st_size)))
     except (OSError, UnreadableError, ValueError) as failed:
         code.append(Code(role, str(path), MISSING))
         notes.append(f"{path} cannot be read: {getattr(failed, 'strerror', None) or failed}")
+
+
+def _sum_once(code: Sequence[Code], path: Path, size: int) -> str:
+    """What was read already is not read again, and all together is no more than one file may have: others wait for this."""
+    read = {one.path: one.sha256 for one in code if one.role != "settings" and one.sha256 not in ("", MISSING)}
+    if str(path) in read:
+        return read[str(path)]
+    if size + sum(map(os.path.getsize, read)) > MAX_CODE:
+        raise UnreadableError("its files together are too large")
+    return _file_sum(path)
 
 
 def _file_sum(path: Path) -> str:
