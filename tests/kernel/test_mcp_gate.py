@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import SYSTEM_PYTHON, mcpguard_command, need_root, sandbox
+from harness import SYSTEM_PYTHON, Json, mcpguard_command, need_root, sandbox
 from mcp_box import PROFILE, SERVER, Box, text_of, tool
 
 from mcpguard.session.gate import SHIM

@@ -128,3 +128,38 @@ def test_other_programs_and_other_sessions_are_left_alone(server: subprocess.Pop
     assert looked(message(server.pid), leaf="/mcpguard/another") == []
     assert looked(message(server.pid), agent=server.pid) == []
     assert server.poll() is None
+
+
+def test_whom_a_runner_starts_while_it_is_ended_is_ended_too(tmp_path: Path) -> None:
+    """It was not there when the gate looked, and has the question to read."""
+    theirs, ours = os.pipe()
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        started.append(subprocess.Popen(command, stdin=theirs))
+        (tmp_path / "procs").write_text("".join(f"{one.pid}\n" for one in started))
+
+    class WhileItForks(AroundGate):
+        def _end(self, pid: int) -> bool:
+            if len(started) < 3:
+                start()
+            return super()._end(pid)
+
+    start()
+    state = os.fstat(theirs)
+    around = WhileItForks("s", os.getpid(), HERE)
+    around._processes = tmp_path / "procs"
+    asked = Talk("s", "unknown", "stdio", Peer(os.getpid(), "/agent"), None).request(
+        time.time_ns(), CLIENT, "tools/call", {"name": "x"}
+    )
+    told = around.ahead([(asked, (os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino))])
+    try:
+        assert [event.pid for event in told] == [one.pid for one in started] and len(started) == 3
+        assert [one.wait(30) for one in started] == [-9] * 3
+    finally:
+        for one in started:
+            one.kill()
+            one.wait()
+        os.close(theirs)
+        os.close(ours)

@@ -15,7 +15,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mcpguard.kernel import cgroup
@@ -28,6 +28,7 @@ from mcpguard.session.gate import SHIM_WORDS
 RULE = Origin("mcpguard", "builtin", 0, "mcp gate: servers start by way of the gate")
 # Revisions of MCP are dates; other protocols that begin with `initialize` count theirs.
 _REVISION = re.compile(r"\d{4}-\d\d-\d\d")
+_MOST_LOOKS = 100
 _METHODS = ("tools/", "resources/", "prompts/", "server/discover")
 
 
@@ -88,8 +89,20 @@ class AroundGate:
                         found.append(self._told(replace(message, server=_name_of(exe), peer=Peer(server, exe)), server))
         return found
 
-    def _reading(self, end: tuple[int, int]) -> list[int]:
-        """Processes of the session that have this end as their standard input."""
+    def _reading(self, end: tuple[int, int]) -> Iterator[int]:
+        """Processes of the session that have this end as their standard input, each once.
+
+        It looks again until there is no other: who is about to be ended may have started one that inherits it.
+        """
+        seen: set[int] = set()
+        for _ in range(_MOST_LOOKS):
+            found = [pid for pid in self._have(end) if pid not in seen]
+            if not found:
+                break
+            seen.update(found)
+            yield from found
+
+    def _have(self, end: tuple[int, int]) -> list[int]:
         found = []
         with contextlib.suppress(OSError, ValueError):
             for pid in map(int, self._processes.read_text().split()):
