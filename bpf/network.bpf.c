@@ -472,8 +472,7 @@ int mg_sendmsg6(struct bpf_sock_addr *ctx)
 /* The kernel takes no refusal in these: what was sent is with the socket already. An answer of the resolver looks as if it
  * came from whom the program asked.
  */
-SEC("cgroup/recvmsg4")
-int mg_recvmsg4(struct bpf_sock_addr *ctx)
+static __always_inline int mg_as_asked_v4(struct bpf_sock_addr *ctx)
 {
 	const struct mg_leaf *leaf = mg_leaf_here();
 	const struct mg_target *asked;
@@ -489,57 +488,45 @@ int mg_recvmsg4(struct bpf_sock_addr *ctx)
 		ctx->user_port = bpf_htons(MG_DNS_PORT);
 	}
 	return MG_PASS;
+}
+
+static __always_inline int mg_as_asked_v6(struct bpf_sock_addr *ctx)
+{
+	const struct mg_leaf *leaf = mg_leaf_here();
+	const struct mg_target *asked;
+	struct mg_target peer;
+
+	if (!mg_is_live(leaf))
+		return MG_PASS;
+	mg_read_v6(ctx, &peer);
+	asked = mg_asked(ctx, leaf, &peer);
+	if (asked)
+		mg_write_v6(ctx, asked);
+	return MG_PASS;
+}
+
+SEC("cgroup/recvmsg4")
+int mg_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return mg_as_asked_v4(ctx);
 }
 
 SEC("cgroup/recvmsg6")
 int mg_recvmsg6(struct bpf_sock_addr *ctx)
 {
-	const struct mg_leaf *leaf = mg_leaf_here();
-	const struct mg_target *asked;
-	struct mg_target peer;
-
-	if (!mg_is_live(leaf))
-		return MG_PASS;
-	mg_read_v6(ctx, &peer);
-	asked = mg_asked(ctx, leaf, &peer);
-	if (asked)
-		mg_write_v6(ctx, asked);
-	return MG_PASS;
+	return mg_as_asked_v6(ctx);
 }
 
 SEC("cgroup/getpeername4")
 int mg_getpeername4(struct bpf_sock_addr *ctx)
 {
-	const struct mg_leaf *leaf = mg_leaf_here();
-	const struct mg_target *asked;
-	struct mg_target peer;
-
-	if (!mg_is_live(leaf))
-		return MG_PASS;
-	mg_target_v4(&peer, ctx->user_ip4);
-	mg_ports(ctx, &peer);
-	asked = mg_asked(ctx, leaf, &peer);
-	if (asked) {
-		ctx->user_ip4 = asked->words[3];
-		ctx->user_port = bpf_htons(MG_DNS_PORT);
-	}
-	return MG_PASS;
+	return mg_as_asked_v4(ctx);
 }
 
 SEC("cgroup/getpeername6")
 int mg_getpeername6(struct bpf_sock_addr *ctx)
 {
-	const struct mg_leaf *leaf = mg_leaf_here();
-	const struct mg_target *asked;
-	struct mg_target peer;
-
-	if (!mg_is_live(leaf))
-		return MG_PASS;
-	mg_read_v6(ctx, &peer);
-	asked = mg_asked(ctx, leaf, &peer);
-	if (asked)
-		mg_write_v6(ctx, asked);
-	return MG_PASS;
+	return mg_as_asked_v6(ctx);
 }
 
 /* --- own addresses -------------------------------------------------------------------------------------------- */

@@ -18,7 +18,7 @@ from harness import RUN_SECONDS, SYSTEM_PYTHON, Json, Sandbox, mcpguard_command
 
 from mcpguard.profile.amend import Addition
 from mcpguard.profile.store import control_directory
-from mcpguard.session.approve import Outcome, Scope, approve
+from mcpguard.session.approve import Outcome, Scope, Watch, approve
 
 PROGRAM = r"""
 import errno, json, os, socket, sys, threading
@@ -169,3 +169,18 @@ def _home_of(sandbox: Sandbox) -> Iterator[None]:
         del os.environ["MCPGUARD_HOME"]
         if before is not None:
             os.environ["MCPGUARD_HOME"] = before
+
+
+@contextlib.contextmanager
+def watching(session: str) -> Iterator[Watch]:
+    """A line to a session that has just begun, as the screen holds one."""
+    deadline = time.monotonic() + RUN_SECONDS
+    while True:
+        try:
+            made = Watch(session)
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    yield made
+    made.close()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from harness import RUN_SECONDS, Json, mcpguard_command, need_root, sandbox
 from mcp_box import PROFILE, Box, tool
+from puppet import watching
 
 from mcpguard.errors import HostError
 from mcpguard.events.store import Store
@@ -100,20 +101,6 @@ def agent(box: Box, *options: str) -> Iterator[Agent]:
         yield made
     finally:
         made.end()
-
-
-@contextlib.contextmanager
-def watching(session: str) -> Iterator[Watch]:
-    deadline = time.monotonic() + RUN_SECONDS
-    while True:
-        try:
-            made = Watch(session)
-            break
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    yield made
-    made.close()
 
 
 def held(watch: Watch, holds: Callable[[list[HeldCall]], bool]) -> list[HeldCall]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from harness import RUN_SECONDS, Json, Sandbox
-from puppet import Puppet, puppet
+from puppet import Puppet, puppet, watching
 from test_names_run import EVIL, Town, _enter, box, town  # noqa: F401
 
 from mcpguard.events.store import Store
@@ -73,20 +73,6 @@ def served(town: Town) -> Iterator[list[str]]:  # noqa: F811
     yield came
     with contextlib.suppress(OSError):
         opened[0].shutdown(socket.SHUT_RDWR)
-
-
-@contextlib.contextmanager
-def watching(session: str) -> Iterator[Watch]:
-    deadline = time.monotonic() + RUN_SECONDS
-    while True:
-        try:
-            made = Watch(session)
-            break
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    yield made
-    made.close()
 
 
 def heard(watch: Watch, holds: Callable[[list[Question]], bool]) -> list[Question]:

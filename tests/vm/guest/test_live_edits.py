@@ -15,6 +15,7 @@ from pathlib import Path
 import arena
 import pytest
 from arena import Sandbox, World
+from asked import Lane
 from matrix import static_acts
 from puppet import puppet
 
@@ -133,7 +134,9 @@ def told(done: subprocess.Popen[str]) -> dict[str, int]:
     return {words[at]: int(words[at + 1]) for at in range(0, len(words), 2)}
 
 
-def test_no_open_is_judged_wrongly_while_policies_change(world: World, tier: int) -> None:
+def test_no_open_is_judged_wrongly_while_policies_change(world: World, tier: int, lane: Lane) -> None:
+    """Where programs of tier 2 may be skipped, their refusals are no promise: Landlock and mounts stand below, not here."""
+    skips = tier == 2 and lane.preempt == "full"
     honest, denied, third = world.project / "honest", world.project / "vault/key", world.home / "third"
     for path in (honest, denied, third):
         world.plant(path)
@@ -154,7 +157,8 @@ def test_no_open_is_judged_wrongly_while_policies_change(world: World, tier: int
         while swaps < SWAPS or not all(met.values()):
             swaps += 1
             engine.update({}, plans[swaps % 2])
-            assert asker.opens() == bool(swaps % 2), f"after swap {swaps}"
+            opens, may = asker.opens(), bool(swaps % 2)
+            assert opens == may or (skips and not may), f"after swap {swaps}"
             for path, process in running.items():
                 if process.poll() is not None:
                     met[path].append(told(process))
@@ -165,7 +169,10 @@ def test_no_open_is_judged_wrongly_while_policies_change(world: World, tier: int
     opened = THREADS * OPENS
     print(json.dumps({"swaps": swaps, "storms": [len(met[honest]), len(met[denied])]}))
     assert met[honest] == [{"opened": opened, "refused": 0, "missing": 0}] * len(met[honest])
-    assert met[denied] == [{"opened": 0, "refused": opened, "missing": 0}] * len(met[denied])
+    if skips:
+        assert sum(one["refused"] for one in met[denied]) > 0
+    else:
+        assert met[denied] == [{"opened": 0, "refused": opened, "missing": 0}] * len(met[denied])
     deny = next(number for number, origin in enumerate(one.rules) if origin.text.startswith("deny"))
     names = [(Path(record.name).name, record.rule) for record in records]
     assert {seen for seen in names if seen[0] in met_names} == {("key", deny), ("third", 0)}
