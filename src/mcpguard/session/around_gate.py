@@ -165,10 +165,20 @@ def _programs(words: Sequence[bytes]) -> set[bytes]:
 def _is_shim(pid: int) -> bool:
     """Whether it is about to ask the gate: then it becomes an approved server, or ends."""
     with contextlib.suppress(OSError):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        same = Path(f"/proc/{pid}/exe").samefile(SHIM_WORDS[0])
-        return same and words[1 : len(SHIM_WORDS)] == [os.fsencode(word) for word in SHIM_WORDS[1:]]
+        if Path(f"/proc/{pid}/exe").samefile(SHIM_WORDS[0]):
+            words = _words_of(pid)
+            return words[1 : len(SHIM_WORDS)] == [os.fsencode(word) for word in SHIM_WORDS[1:]]
     return False
+
+
+def _words_of(pid: int) -> list[bytes]:
+    """Of its command line, which is empty for a moment in the midst of an exec; nobody gets more time than that."""
+    path = Path(f"/proc/{pid}/cmdline")
+    for _ in range(10):
+        if words := path.read_bytes():
+            return words.split(b"\0")
+        time.sleep(0.001)
+    return []
 
 
 def _exe_of(pid: int) -> str | None:
