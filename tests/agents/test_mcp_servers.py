@@ -17,7 +17,7 @@ from real_agent import CACHE, AgentUnavailableError, npm_install
 
 pytestmark = [pytest.mark.kernel, pytest.mark.agent]
 
-NPM = {"everything": "2026.8.31", "filesystem": "2026.8.31"}
+NPM = {"everything": "2026.8.31", "filesystem": "2026.8.31", "memory": "2026.8.31"}
 PYPI = {"mcp-server-time": "2026.10.19", "mcp-server-git": "2026.10.19"}
 _META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
 
@@ -109,6 +109,10 @@ def case(name: str, box: Box) -> Case:
         package = installed_npm(name)
         calls = [("echo", {"message": 'h\u00e9llo \\ " \n'}), ("get-env", {}), ("get-sum", {"a": 1, "b": 2})]
         return Case([node, str(package / "dist/index.js"), "stdio"], old_era(*calls), "get-env", package.parents[2])
+    if name == "memory":
+        package = installed_npm(name)
+        calls = [("read_graph", {}), ("delete_entities", {"entityNames": ["nobody"]})]
+        return Case([node, str(package / "dist/index.js")], old_era(*calls), "delete_entities", package.parents[2])
     python = installed_pypi()
     if name == "git":
         repository = str(project)
@@ -124,7 +128,7 @@ def case(name: str, box: Box) -> Case:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("name", ["filesystem", "everything", "git", "time"])
+@pytest.mark.parametrize("name", ["filesystem", "everything", "memory", "git", "time"])
 def test_a_real_server_works_byte_for_byte_and_what_is_denied_never_happens(name: str, box: Box) -> None:
     made = case(name, box)
     free = box.talk("s", *made.lines, command=made.command, guarded=False)
