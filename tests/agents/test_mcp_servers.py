@@ -6,8 +6,10 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from real_agent import CACHE, AgentUnavailableError, npm_install
 pytestmark = [pytest.mark.kernel, pytest.mark.agent]
 
 NPM = {"everything": "2026.8.31", "filesystem": "2026.8.31", "memory": "2026.8.31"}
-PYPI = {"mcp-server-time": "2026.10.19", "mcp-server-git": "2026.10.19"}
+PYPI = {"mcp-server-time": "2026.10.19", "mcp-server-git": "2026.10.19", "mcp-server-fetch": "2026.10.24"}
 _META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
 
 
@@ -154,6 +156,39 @@ def test_a_real_server_works_byte_for_byte_and_what_is_denied_never_happens(name
     made_calls = [one["params"]["name"] for one in asked.values() if one["method"] == "tools/call"]
     assert [e["mcp"]["tool"] for e in recorded] == made_calls, recorded
     assert [e["verdict"] for e in recorded] == ["deny" if tool == made.denied else "allow" for tool in made_calls]
+
+
+def test_the_fetch_server_reaches_the_pages_that_a_rule_leaves_it(box: Box) -> None:
+    asked: list[str] = []
+
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain")
+            self.end_headers()
+            self.wfile.write(f"the page {self.path}".encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    python = installed_pypi()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{site.server_port}"
+        command = [str(python), "-m", "mcp_server_fetch", "--ignore-robots-txt", "--allow-private-ips"]
+        lines = old_era(*(("fetch", {"url": f"{url}/{page}"}) for page in ("open", "closed")))
+        free = answers(box.talk("s", *lines, command=command, guarded=False).out)
+        assert "the page /open" in free[1] and "the page /closed" in free[2] and "/closed" in asked
+        asked.clear()
+        rule = f'- tool: "*/fetch"\n      where: {{url: {{equals: "{url}/closed"}}}}'
+        box.inside.write_profile("gated", PROFILE.replace('- tool: "*/forbidden"', rule))
+        box.options = ("--read", str(python.parents[1]), "--net", f"127.0.0.1:{site.server_port}")
+        box.approve("s", command)
+        through = answers(box.talk("s", *lines, command=command).out)
+        site.shutdown()
+    assert {1: through[1], "list": through["list"]} == {1: free[1], "list": free["list"]}
+    assert "blocked by policy" in through[2] and asked and set(asked) == {"/open"}
 
 
 def answers(out: str) -> dict[int | str, str]:
