@@ -113,6 +113,14 @@ def test_a_connect_that_a_cover_refused_names_the_socket_and_the_rule(listening:
         assert found.rule is not None and found.rule.text == "deny: /ws/secret", "rule 2 of the policy"
 
 
+def test_a_cover_of_a_socket_that_is_none_of_the_sessions_own_names_the_rule(listening: Path) -> None:
+    folder = listening.parents[1]
+    record = refused("connect", listening, errno.EACCES, access=Access.WRITE)
+    found = judge_of(folder, own=True, began_ns=listening.stat().st_ctime_ns + 1).unreached(record)
+    assert found is not None and (found.verdict, found.detail) == (Verdict.DENY, HIDDEN)
+    assert found.rule is not None and found.rule.line == 0, "no rule allows it"
+
+
 def test_a_refused_connect_to_an_allowed_socket_is_told_unless_permissions_explain_it(listening: Path) -> None:
     folder = listening.parents[1]
     allowed = folder / "own"

@@ -17,7 +17,7 @@ from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Kind
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
-from mcpguard.policy.decide import decide_unix
+from mcpguard.policy.decide import Answer, decide_unix
 from mcpguard.wire.records import PathCallRecord, UnixRecord
 
 HIDDEN = "hidden: the socket was there at launch, and the agent cannot see it"
@@ -60,7 +60,7 @@ class SocketJudge:
         Where no program on the cgroup sees the request before the path is looked up (before Linux 6.7).
         """
         path = resolve(record.base, record.path, Caller(record.head.pid, record.head.tid, record.base), follow=True)
-        answer = decide_unix(self._policy, path)
+        answer = self._answer(path)
         if answer.verdict is Verdict.DENY:
             door = doors.of_socket(path) if answer.rule == 0 else None
             detail = NO_SUCH_SOCKET if self._never_was(path) else door or HIDDEN
@@ -80,15 +80,20 @@ class SocketJudge:
         except (OSError, RecursionError):
             # A link through another process, which nobody may follow, or more links than the kernel follows.
             return None
-        answer = decide_unix(self._policy, real)
-        if answer.verdict is Verdict.ALLOW and self._was_there(real):
-            answer = decide_unix(self._policy, real, foreign=True)
+        answer = self._answer(real)
         if answer.verdict is Verdict.ALLOW:
             return None
         verdict, detail = Verdict.AUDIT, None
         if not self._policy.audit:
             verdict, detail = self._outcome(real)
         return Finding(Kind.UNIX, record.op, verdict, path=path, rule=self._policy.rules[answer.rule], detail=detail)
+
+    def _answer(self, path: str) -> Answer:
+        """What the policy says of a socket by what it is: one that was there before the session is none of its own."""
+        answer = decide_unix(self._policy, path)
+        if answer.verdict is Verdict.ALLOW and self._was_there(path):
+            return decide_unix(self._policy, path, foreign=True)
+        return answer
 
     def _outcome(self, path: str) -> tuple[Verdict, str]:
         """Whether it was there to be hidden; `path` has no symlinks."""
