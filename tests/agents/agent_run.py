@@ -94,3 +94,28 @@ def agent(*, obedient: bool = False) -> Iterator[Agent]:
                 yield Agent(Sandbox(world, "claude-code", variables), port, requests)
             finally:
                 model.terminate()
+
+
+# What a small MCP server goes on with: it has LISTED, called(name, arguments), which returns a text, and note(line).
+SERVE = r"""
+for line in sys.stdin.buffer:
+    note(line)
+    message = json.loads(line)
+    method, params = message.get("method"), message.get("params", {})
+    if "id" not in message:
+        continue
+    result = {}
+    if method == "initialize":
+        version = params["protocolVersion"]
+        result = {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": {"name": "x", "version": "1"}}
+    elif method == "tools/list":
+        result = {"tools": [{"name": name, "description": name, "inputSchema": {"type": "object"}} for name in LISTED]}
+    elif method == "tools/call":
+        try:
+            text, failed = called(params["name"], params["arguments"]), False
+        except OSError as error:
+            text, failed = f"it failed: {error}", True
+        result = {"content": [{"type": "text", "text": text}], "isError": failed}
+    sys.stdout.buffer.write(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode() + b"\n")
+    sys.stdout.buffer.flush()
+"""

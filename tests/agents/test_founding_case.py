@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from agent_run import Agent, agent, results_of
+from agent_run import SERVE, Agent, agent, results_of
 from harness import SYSTEM_PYTHON, Json, need_root
 from test_mcp_claude import PATIENCE, approve
 
@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.kernel, pytest.mark.agent]
 
 PRIVATE = "the plans of our next product"
 # Three servers in one file: a forge, files, the web.
-SERVER = r"""
+SERVER = (
+    r"""
 import json, os, sys, urllib.request
 forge, ISSUE, PRIVATE = sys.argv[1], open(sys.argv[0] + ".issue").read(), open(sys.argv[0] + ".private").read()
 
@@ -36,27 +37,16 @@ TOOLS = {
     "read_file": lambda given: open(os.path.expanduser(given["path"])).read(),
     "fetch": lambda given: send(given["url"], given["body"]),
 }
-LISTED = [{"name": name, "description": name, "inputSchema": {"type": "object"}} for name in TOOLS]
-for line in sys.stdin.buffer:
-    message = json.loads(line)
-    method, params = message.get("method"), message.get("params", {})
-    if "id" not in message:
-        continue
-    result = {}
-    if method == "initialize":
-        version = params["protocolVersion"]
-        result = {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": {"name": "x", "version": "1"}}
-    elif method == "tools/list":
-        result = {"tools": LISTED}
-    elif method == "tools/call":
-        try:
-            text, failed = TOOLS[params["name"]](params["arguments"]), False
-        except OSError as error:
-            text, failed = f"it failed: {error}", True
-        result = {"content": [{"type": "text", "text": text}], "isError": failed}
-    sys.stdout.buffer.write(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode() + b"\n")
-    sys.stdout.buffer.flush()
+LISTED = list(TOOLS)
+
+def called(name, given):
+    return TOOLS[name](given)
+
+def note(line):
+    pass
 """
+    + SERVE
+)
 SERVERS = ("github", "files", "web")
 TOOLS = (
     "mcp__github__get_issue",

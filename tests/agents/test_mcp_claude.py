@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agent_run import Agent, agent, results_of
+from agent_run import SERVE, Agent, agent, results_of
 from harness import SYSTEM_PYTHON, Finished, Json, need_root
 
 from mcpguard.catalogue import approved, starting
@@ -25,29 +25,21 @@ mcp:
     - tool: "*/forbidden"
       because: nobody may
 """
-SERVER = """
+SERVER = (
+    """
 import json, os, sys
-TOOLS = [{"name": name, "description": name, "inputSchema": {"type": "object"}} for name in ("echo", "forbidden", "get-env")]
+LISTED = ("echo", "forbidden", "get-env")
 heard = open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "project", f"heard-{sys.argv[1]}"), "ab")
-for line in sys.stdin.buffer:
+
+def note(line):
     heard.write(line)
     heard.flush()
-    message = json.loads(line)
-    method, params = message.get("method"), message.get("params", {})
-    if "id" not in message:
-        continue
-    result = {}
-    if method == "initialize":
-        version = params["protocolVersion"]
-        result = {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": {"name": "x", "version": "1"}}
-    elif method == "tools/list":
-        result = {"tools": TOOLS}
-    elif method == "tools/call":
-        text = json.dumps(dict(os.environ)) if params["name"] == "get-env" else "echo " + json.dumps(params["arguments"])
-        result = {"content": [{"type": "text", "text": text}]}
-    sys.stdout.buffer.write(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode() + b"\\n")
-    sys.stdout.buffer.flush()
+
+def called(name, given):
+    return json.dumps(dict(os.environ)) if name == "get-env" else "echo " + json.dumps(given)
 """
+    + SERVE
+)
 # The agent does not wait for its servers, and the model of the tests thinks of nothing in between.
 PATIENCE = ("Bash", {"command": "sleep 3"})
 CALLS: tuple[tuple[str, Json], ...] = (
