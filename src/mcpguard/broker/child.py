@@ -18,7 +18,6 @@ import resource
 import signal
 import socket
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from mcpguard.backends import landlock as files
 from mcpguard.backends import terminals
@@ -28,6 +27,10 @@ from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.kernel import landlock, mounts, privileges
 from mcpguard.kernel.terminals import Terminal
 from mcpguard.model.access import Access
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 NOT_FOUND, NOT_EXECUTABLE, FAILED = 127, 126, 125
 _STANDARD_ERROR = 2

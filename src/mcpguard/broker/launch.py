@@ -15,7 +15,6 @@ import select
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from mcpguard.broker import canary, tiers
 from mcpguard.broker.channel import Channel, peer_pid
@@ -28,6 +27,10 @@ from mcpguard.kernel import cgroup, landlock, mounts, syscalls, terminals
 from mcpguard.kernel.beside import Beside
 from mcpguard.model.plan import OWN_PLACES
 from mcpguard.model.values import dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MINIMUM_LANDLOCK = 3
 _MOST_HELD = 8
