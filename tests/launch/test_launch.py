@@ -149,7 +149,9 @@ def test_nothing_of_ours_is_left_running(account: Account, workspace: Path) -> N
     text(account.guarded("sh", "-c", f"echo done > {marker}", cwd=workspace))
 
     def left() -> list[bytes]:
-        return [words for path in Path("/proc").glob("[0-9]*/cmdline") if workspace.name.encode() in (words := _read(path))]
+        return [
+            words for path in Path("/proc").glob("[0-9]*/cmdline") if workspace.name.encode() in (words := _read(path))
+        ]
 
     deadline = time.monotonic() + 60
     while left() and time.monotonic() < deadline:  # what empties the session's slot in the kernel ends a moment later

@@ -133,6 +133,10 @@ class Launch:
         covers.close()
         leftover = max(0, len(leaf.pids()) if leaf.populated() else 0)
         leaf.kill()
+        if (
+            not leftover
+        ):  # nothing more can happen: the user's process finishes its record while the last counts are read
+            self._tell({"ended": True})
         self._tell({"exited": status, "leftover": leftover, **engine.final()})
         engine.release()
         self._until_client_leaves()

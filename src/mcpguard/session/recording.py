@@ -228,6 +228,10 @@ class Recording:
         if self._recorder is not None:
             self._recorder.tell(events)
 
+    def ended(self) -> None:
+        """Nothing of the session runs any more, so no more records come; `take_final` has what is missing then."""
+        self._stop_pump()
+
     def take_final(self, message: Mapping[str, Any]) -> None:
         """News that came with the agent's end: last counts, and how many processes it left behind."""
         self._leftover = int(message.get("leftover", 0))
