@@ -33,10 +33,17 @@ if TYPE_CHECKING:
             """How many complete records are in it now."""
             ...
 
+        def filled(self) -> float:
+            """Which part of it is taken."""
+            ...
+
 
 WAKE_MS = 250
-# Activity may gather for so long: the tree is not interrupted for each record, and many cost less at once. Denials do not wait.
-GATHER_MS = 20
+# Activity may gather for so long: what the tree does in a moment it does undisturbed, and many records cost less at once.
+# Denials do not wait, nor does a ring that fills.
+GATHER_MS = 250
+GATHER_LOOK_MS = 20
+GATHER_FILLED = 1 / 8
 # The last drain may take as long as it moves on. When nothing moves for so long, a disk or a network file system hangs.
 STALLED_S = 60.0
 LOOK_S = 1.0
@@ -128,7 +135,7 @@ class Pump:
         while not stopping:
             ready = anything.poll(WAKE_MS)
             if self._guard(self._step):
-                ready += urgent.poll(GATHER_MS)
+                ready += self._gather(urgent)
             stopping = any(descriptor == self._stop for descriptor, _ in ready)
         # A ring hands out a bounded batch at a time; what a leftover process goes on writing ends with the bound.
         for _ in range(LAST_ROUNDS):
@@ -137,6 +144,14 @@ class Pump:
         else:
             self._recorder.lost(OUTRUN, sum(ring.unread() for ring, _ in self._rings.values()))
         self._guard(self._recorder.finish)
+
+    def _gather(self, urgent: select.poll) -> list[tuple[int, int]]:
+        """Wait until something urgent comes, and no longer than activity may gather; what was ready."""
+        until = time.monotonic() + GATHER_MS / 1000
+        while not (ready := urgent.poll(GATHER_LOOK_MS)) and time.monotonic() < until:
+            if any(ring.filled() > GATHER_FILLED for ring, _ in self._rings.values()):
+                break
+        return ready
 
     def _step(self) -> bool:
         """Move what is there; False: there was nothing."""
