@@ -318,3 +318,14 @@ def test_a_ring_that_fills_does_not_wait_for_more_to_gather(bench: Bench, monkey
         eventually(lambda: setup.activity.unread() == 0, setup.activity.drained)
         setup.activity.put(*[b"0"] * int(ROOM * pump_module.GATHER_FILLED + 1))
         eventually(lambda: setup.activity.unread() == 0, setup.activity.drained)
+
+
+def test_who_hurries_does_not_wait_for_activity_to_gather(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "GATHER_MS", 3_600_000)
+    setup = Setup(bench, [opened("/ws/a")])
+    with started(setup):
+        for _ in range(3):
+            setup.activity.put(b"0")
+            setup.pump.hurry()
+            eventually(lambda: setup.activity.unread() == 0, setup.activity.drained)
+    setup.pump.hurry()

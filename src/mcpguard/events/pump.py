@@ -6,6 +6,7 @@ told at the end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -43,7 +44,7 @@ WAKE_MS = 250
 # Denials do not wait, nor does a ring that fills.
 GATHER_MS = 250
 GATHER_LOOK_MS = 20
-GATHER_FILLED = 1 / 8
+GATHER_FILLED = 1 / 2
 # The last drain may take as long as it moves on. When nothing moves for so long, a disk or a network file system hangs.
 STALLED_S = 60.0
 LOOK_S = 1.0
@@ -95,10 +96,15 @@ class Pump:
         self._recorder = recorder
         self._drained = 0
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._hurry = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="mcpguard-events", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def hurry(self) -> None:
+        """Have what is in the rings read now, by its own thread. Also after `stop`: then it is nothing."""
+        os.eventfd_write(self._hurry, 1)
 
     def stop(self, progress: Callable[[], None] | None = None) -> bool:
         """Drain once more, write all, end the thread. False: it hangs and was left behind, with the recorder.
@@ -129,11 +135,13 @@ class Pump:
         return self._drained, self._recorder.taken
 
     def _run(self) -> None:
-        descriptors = [self._stop, *(ring.fileno() for ring, _ in self._rings.values())]
-        anything, urgent = _poll(descriptors), _poll(descriptors[:2])
+        descriptors = [self._stop, self._hurry, *(ring.fileno() for ring, _ in self._rings.values())]
+        anything, urgent = _poll(descriptors), _poll(descriptors[:3])
         stopping = False
         while not stopping:
             ready = anything.poll(WAKE_MS)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._hurry)
             if self._guard(self._step):
                 ready += self._gather(urgent)
             stopping = any(descriptor == self._stop for descriptor, _ in ready)
