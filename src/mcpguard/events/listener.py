@@ -8,7 +8,6 @@ import os
 import select
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
 
 from mcpguard.events.clock import Clock
 from mcpguard.events.missing import loss
@@ -17,8 +16,21 @@ from mcpguard.model.event import Event
 from mcpguard.wire import decode
 from mcpguard.wire.records import MessageRecord
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from mcpguard.events.observer import Observer
+
+    class Ring(Protocol):
+        """A ring buffer that can be waited for."""
+
+        def fileno(self) -> int: ...
+
+        def drain(self) -> list[bytes]:
+            """Records that are in it now, oldest first; perhaps not all of them."""
+            ...
+
 
 WAKE_MS = 250
 # The last reading ends when nothing comes any more, or here: what a leftover process goes on sending is not waited for.
@@ -35,16 +47,6 @@ LEFT_BEHIND = "MCP messages at least that were not read at the end"
 # For so long a gate may still say that a connection is its own. With a wake it is half a second.
 UNKNOWN_NS = 250_000_000
 Ahead = Callable[[Iterable[tuple[Event, tuple[int, int]]]], list[Event]]
-
-
-class Ring(Protocol):
-    """A ring buffer that can be waited for."""
-
-    def fileno(self) -> int: ...
-
-    def drain(self) -> list[bytes]:
-        """Records that are in it now, oldest first; perhaps not all of them."""
-        ...
 
 
 class Listener:
