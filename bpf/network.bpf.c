@@ -50,7 +50,7 @@ struct {
 struct mg_asker {
 	__u64 cookie;
 	struct mg_target peer;
-	__u32 reserved;
+	__u32 kept;	/* as in mg_socket, at that time */
 };
 
 struct mg_peers {
@@ -236,17 +236,20 @@ static __always_inline int mg_is_foreign_resolver(const struct mg_leaf *leaf, co
 
 /* --- destinations --------------------------------------------------------------------------------------------- */
 
-static __always_inline int mg_asked_before(const struct mg_leaf *leaf, __u64 cookie, const struct mg_target *target)
+static __always_inline int mg_asked_before(const struct mg_leaf *leaf, __u64 cookie, __u32 kept,
+					    const struct mg_target *target)
 {
 	void *askers = mg_of_slot(&mg_askers, leaf->session.slot);
 	struct mg_asker asker = {};
 
 	asker.cookie = cookie;
 	asker.peer = *target;
+	asker.kept = kept;
 	return askers && bpf_map_lookup_elem(askers, &asker);
 }
 
-static __always_inline void mg_remember_peer(const struct mg_leaf *leaf, __u64 cookie, const struct mg_target *peer)
+static __always_inline void mg_remember_peer(const struct mg_leaf *leaf, __u64 cookie, __u32 kept,
+					     const struct mg_target *peer)
 {
 	void *askers = mg_of_slot(&mg_askers, leaf->session.slot);
 	struct mg_asker asker = {};
@@ -254,6 +257,7 @@ static __always_inline void mg_remember_peer(const struct mg_leaf *leaf, __u64 c
 
 	asker.cookie = cookie;
 	asker.peer = *peer;
+	asker.kept = kept;
 	if (askers)
 		bpf_map_update_elem(askers, &asker, &now, BPF_ANY);
 }
@@ -318,14 +322,14 @@ static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_
 		 */
 		if (op == MG_NET_SENDMSG && answer.verdict != MG_DENY && kept.verdict != MG_DENY &&
 		    ((!answer.verdict && !(own & MG_OWN_TREE)) || (!kept.verdict && !(own & MG_OWN_KEPT))) &&
-		    (mg_was_approved(socket, target) || mg_asked_before(leaf, bpf_get_socket_cookie(ctx), target)))
+		    (mg_was_approved(socket, target) || mg_asked_before(leaf, bpf_get_socket_cookie(ctx), keeper, target)))
 			return MG_PASS;
 		mg_settle(leaf, 0, own & MG_OWN_TREE, &answer);
 		mg_settle(leaf, keeper, own & MG_OWN_KEPT, &kept);
 	}
 	mg_join(&answer, &kept);
 	if (answer.verdict != MG_DENY && op == MG_NET_SENDMSG && (answer.named || answer.kept_named))
-		mg_remember_peer(leaf, bpf_get_socket_cookie(ctx), target);
+		mg_remember_peer(leaf, bpf_get_socket_cookie(ctx), keeper, target);
 	if (answer.verdict != MG_DENY && op == MG_NET_CONNECT && socket) {
 		socket->peer = *target;
 		socket->approved = 1;
@@ -840,7 +844,7 @@ static __always_inline int mg_expected(struct __sk_buff *skb, const struct mg_le
 		/* Without connect, which was judged, a TCP socket sends only to who connected to it. */
 		if (sk->state == MG_STATE_LISTEN || (socket && socket->serves))
 			return 1;
-	} else if (mg_asked_before(leaf, bpf_get_socket_cookie(skb), &packet->to)) {
+	} else if (mg_asked_before(leaf, bpf_get_socket_cookie(skb), socket ? socket->kept : 0, &packet->to)) {
 		return 1;
 	}
 	return mg_stays_here(skb) &&
@@ -1037,7 +1041,7 @@ static __always_inline void mg_remember_asker(struct __sk_buff *skb, const struc
 		return;
 	if (mg_stays_here(skb) && !mg_is_loopback(&packet->from) && !mg_same_address(&packet->from, &packet->to))
 		return;
-	mg_remember_peer(leaf, bpf_get_socket_cookie(skb), &packet->from);
+	mg_remember_peer(leaf, bpf_get_socket_cookie(skb), socket->kept, &packet->from);
 }
 
 /* listen() binds an unbound socket without any hook, so who may connect is asked when somebody does. */

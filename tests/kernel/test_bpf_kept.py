@@ -216,6 +216,21 @@ def test_what_was_let_through_for_the_agent_is_not_for_who_is_kept(kept: Kept, p
     assert in_child(hand_down, kept.tree.leaf.enter)[1] == errno.EPERM
 
 
+def test_a_conversation_of_the_agent_is_not_for_who_is_kept(tree: Tree, ports: Ports) -> None:
+    """Peers at the address of a name are remembered for a socket; those of the agent not for who gets it."""
+    tree.guard()
+    kept = keep(tree)
+    tree.session.maps["mg_names"].set(mapped(V4), learned(OURS, ports.both))
+
+    def hand_down() -> list[int]:
+        with socket.socket(socket.AF_INET, UDP) as sock:
+            sock.sendto(b"x", (V4, ports.both))
+            again = in_child(lambda: errno_of(lambda: sock.sendto(b"x", (V4, ports.both))))
+            return [again, in_child(lambda: errno_of(lambda: sock.sendto(b"x", (V4, ports.both))), kept.below.enter)]
+
+    assert tree.run(hand_down) == [0, errno.EPERM]
+
+
 def test_listeners_of_its_own_and_of_the_agent(kept: Kept, ports: Ports) -> None:
     """It reaches its own, and so does the agent; those of the agent it does not."""
 

@@ -12,10 +12,13 @@ import os
 import select
 import socket
 from collections.abc import Mapping
-from typing import Any
 
 from mcpguard.kernel import cgroup
 from mcpguard.kernel.cgroup import Leaf
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _MOST_BYTES = 256
 
