@@ -56,7 +56,19 @@ class Listener:
         failure: the first unexpected error; None when all went well.
     """
 
-    def __init__(self, ring: Ring, session: str, recorder: Recorder, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        ring: Ring,
+        session: str,
+        recorder: Recorder,
+        clock: Clock | None = None,
+        hurry: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            hurry: has activity read at once: who sends messages must be known when they are told.
+        """
+        self._hurry = hurry
         self.failure: Exception | None = None
         self._ring = ring
         self._session = session
@@ -127,6 +139,8 @@ class Listener:
         raw = self._ring.drain()
         if not raw and self._observer is None:
             return False
+        if raw:
+            self._hurry()
         records: list[MessageRecord] = []
         lost = {DROPPED: 0, UNREADABLE: 0}
         for one in raw:

@@ -154,9 +154,9 @@ class Recording:
         sources[_LOOKUPS] = (lookups, told.decode)
         self._pump = Pump(sources, self._recorder)
         self._pump.start()
-        self._listen(self._recorder)
+        self._listen(self._recorder, self._pump)
 
-    def _listen(self, recorder: Recorder) -> None:
+    def _listen(self, recorder: Recorder, pump: Pump) -> None:
         if _MESSAGES not in self._rings:
             self._notes = (
                 *self._notes,
@@ -165,7 +165,7 @@ class Recording:
             return
         from mcpguard.events.listener import Listener  # nobody who starts an agent waits for it
 
-        self._listener = Listener(self._rings[_MESSAGES], self.session, recorder)
+        self._listener = Listener(self._rings[_MESSAGES], self.session, recorder, hurry=pump.hurry)
         self._listener.start()
 
     def skip_messages(self, ends: Sequence[tuple[int, int]], served: bool = True) -> None:
