@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from events_help import OPEN_POLICY, make_policy
-from mcp_files import npx_installed
+from mcp_files import npx_installed, write
 
 from mcpguard.catalogue import approved, identity, starting
 from mcpguard.catalogue.server import STDIO, Server
@@ -199,6 +199,26 @@ def test_what_a_runner_has_installed_is_started_without_it(
     with pytest.raises(HostError, match="was not started") as kept:
         started(tmp_path, "npx", "-y", "a@1.0.0", writable=".npm")
     assert kept.value.code == "mcp.writable"
+
+
+def test_nothing_beside_what_is_installed_may_be_changed(tmp_path: Path) -> None:
+    """What Node finds in folders above, and Python beside the script that it starts with, is no part of what was approved."""
+    for runner in ("npx", "uvx"):
+        write(tmp_path / "bin" / runner, "binary").chmod(0o755)
+    npx_installed(tmp_path, "a@1.0.0", "a", "1.0.0")
+    tool = tmp_path / "tools/b"
+    script = write(tool / "bin/b", "#!/bin/sh\n")
+    script.chmod(0o755)
+    write(tool / "lib/python3.12/site-packages/b-1.0.dist-info/RECORD", "")
+    uvx = {"UV_TOOL_DIR": str(tmp_path / "tools")}
+    assert started(tmp_path, "uvx", "b", writable="work", env=uvx) == (str(script),)
+    assert started(tmp_path, "npx", "a@1.0.0", writable="work")[0].endswith("x.js")
+    for place in ("tools/b/bin", "tools/b"):
+        with pytest.raises(HostError, match="was not started"):
+            started(tmp_path, "uvx", "b", writable=place, env=uvx)
+    for place in (".npm/node_modules", "node_modules", ".node_modules", ".node_libraries"):
+        with pytest.raises(HostError, match="was not started"):
+            started(tmp_path, "npx", "a@1.0.0", writable=place)
 
 
 # --- containers ---------------------------------------------------------------------------------------------------------------
