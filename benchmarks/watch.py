@@ -29,7 +29,7 @@ from mcpguard.model.policy import PathRule, Policy, User
 from mcpguard.model.profile import SystemSwitches
 from mcpguard.model.rule import Origin
 from mcpguard.policy.automaton import Automaton
-from mcpguard.tui.app import WatchApp
+from mcpguard.tui.app import TABS, WatchApp
 from mcpguard.tui.stream import EventStream
 
 BATCH = 5_000
@@ -62,7 +62,7 @@ def policy() -> Policy:
 
 
 def made_up(number: int, chance: random.Random) -> Event:
-    """Mostly opens, some forks and exits, now and then a refusal."""
+    """Mostly opens, some connections, programs, forks and exits, now and then a refusal."""
     pid, when = 1_000 + chance.randrange(PROCESSES), 1_760_000_000_000_000_000 + number * 1_000
     kind = chance.random()
     who = {"pid": pid, "ppid": 1_000, "exe": "/usr/bin/x", "comm": "x"}
@@ -70,7 +70,23 @@ def made_up(number: int, chance: random.Random) -> Event:
         verdict = Verdict.ALLOW if chance.random() < 0.999 else Verdict.DENY
         path = f"/ws/d{chance.randrange(FOLDERS)}/f{chance.randrange(FILES)}"
         return Event(when, "", Kind.FILE, "open", verdict, access="read", path=path, rule=ORIGIN, **who)
-    return Event(when, "", Kind.PROCESS, "fork" if kind < 0.95 else "exit", Verdict.ALLOW, **who)
+    if kind < 0.92:
+        address = f"10.0.{chance.randrange(8)}.{chance.randrange(250)}"
+        return Event(
+            *(when, "", Kind.NET, "connect", Verdict.ALLOW),
+            address=address,
+            port=443,
+            protocol="tcp",
+            rule=ORIGIN,
+            **who,
+        )
+    if kind < 0.94:
+        path = f"/usr/bin/tool{chance.randrange(2_000)}"
+        words = (path, f"--number={number}")
+        return Event(
+            when, "", Kind.EXEC, "exec", Verdict.ALLOW, access="execute", path=path, argv=words, rule=ORIGIN, **who
+        )
+    return Event(when, "", Kind.PROCESS, "fork" if kind < 0.97 else "exit", Verdict.ALLOW, **who)
 
 
 def fill(path: Path, session: str, events: int) -> None:
@@ -125,9 +141,17 @@ async def measure(path: Path, session: str, rate: int, seconds: int) -> list[tup
         loop.worst_s = 0.0
         words = (__file__, "--rush", path, session, rate, seconds)
         writer = subprocess.Popen([sys.executable, *map(str, words)], stdin=subprocess.DEVNULL)
+        share, tab = seconds / len(TABS), 0
+        until = time.monotonic() + share
         while writer.poll() is None:
             await asyncio.sleep(0.1)
-        rows.append((f"longest wait of a key at {rate} events a second", f"{loop.worst_s * 1000:.0f} ms"))
+            if time.monotonic() > until or writer.poll() is not None:
+                rows.append(
+                    (f"longest wait of a key at {rate} events a second, {TABS[tab]}", f"{loop.worst_s * 1000:.0f} ms")
+                )
+                loop.worst_s, until = 0.0, time.monotonic() + share
+                tab = min(tab + 1, len(TABS) - 1)
+                app.action_tab(TABS[tab])
         loop.close()
     rows.append(("memory at most", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB"))
     return rows

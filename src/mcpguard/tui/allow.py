@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -20,6 +20,7 @@ from mcpguard.profile.amend import Addition
 from mcpguard.session.amendment import Amendment
 from mcpguard.session.approve import Scope
 from mcpguard.session.offers import Offer, Purpose, Refuser
+from mcpguard.session.questions import LEFT
 
 SCOPES = {
     Scope.ONCE: ("o", "allow once", "this object, until the session ends"),
@@ -42,7 +43,23 @@ def rules(additions: Iterable[Addition]) -> str:
     return ", ".join(f"{one.section}.{one.key}: {printable(one.value)}" for one in additions)
 
 
-class ScopeScreen(ModalScreen[Scope | None]):
+Answer = TypeVar("Answer")
+
+
+class Asking(ModalScreen[Answer]):
+    """A question. What allows something counts once the end of the question was on the screen."""
+
+    def is_read(self) -> bool:
+        """Whether it was; else it shows what comes next."""
+        body = self.query_one("#allow", VerticalScroll)
+        if body.size.height and body.scroll_offset.y >= body.max_scroll_y:
+            return True
+        body.scroll_page_down(animate=False)
+        self.notify("there is more of it: the same key goes on to its end", severity="warning", timeout=3)
+        return False
+
+
+class ScopeScreen(Asking[Scope | None]):
     """How far is it allowed? None: leave it refused."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -79,7 +96,8 @@ class ScopeScreen(ModalScreen[Scope | None]):
         if scope in (Scope.ONCE, Scope.SESSION) and not self._takes_rules:
             self.notify("the session has ended: only the profile can have it", severity="warning")
             return
-        self.dismiss(scope)
+        if scope is None or self.is_read():
+            self.dismiss(scope)
 
     def _options(self) -> Iterable[Option]:
         for scope, (key, words, means) in SCOPES.items():
@@ -96,7 +114,34 @@ class ScopeScreen(ModalScreen[Scope | None]):
         yield _WARNING
 
 
-class WriteScreen(ModalScreen[bool]):
+class CallScreen(Asking[str | None]):
+    """A call of a tool that waits, all of it. The answer is a scope or LEFT; None: not now."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("o", f"answer('{Scope.ONCE}')", "Allow this call"),
+        Binding("s", f"answer('{Scope.SESSION}')", "Allow the tool for the session"),
+        Binding("x", f"answer('{LEFT}')", "Refuse it"),
+        Binding("escape,q", "answer", "Not now"),
+    ]
+
+    def __init__(self, event: Event, home: str) -> None:
+        super().__init__()
+        self._event = event
+        self._home = home
+
+    def compose(self) -> ComposeResult:
+        text = head(self._event, self._home)
+        text.append(f"{printable(self._event.detail or '')}\n\n").append(_WARNING, style="dim")
+        with VerticalScroll(id="allow"):
+            yield Static(text)
+            yield Footer()
+
+    def action_answer(self, answer: str = "") -> None:
+        if answer in ("", LEFT) or self.is_read():
+            self.dismiss(answer or None)
+
+
+class WriteScreen(Asking[bool]):
     """What a profile would hold more. True: write it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -121,7 +166,8 @@ class WriteScreen(ModalScreen[bool]):
             yield Footer()
 
     def action_answer(self, write: bool) -> None:
-        self.dismiss(write)
+        if not write or self.is_read():
+            self.dismiss(write)
 
     def _question(self) -> Text:
         amendment = self._amendment
