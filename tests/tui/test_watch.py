@@ -394,7 +394,10 @@ def test_names_cannot_steer_the_terminal(recorded: Recorded) -> None:
 BRACKETS = "[/x] [bold red]y [@click=app.quit]z[/] \x1b]0;t\x07"
 
 
-def test_names_with_brackets_hide_nothing_and_end_nothing_in_any_tab(recorded: Recorded) -> None:
+def test_names_with_brackets_hide_nothing_and_end_nothing_in_any_tab(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     name = f"/ws/{BRACKETS}"
     who = {"comm": BRACKETS, "exe": name, "argv": (BRACKETS, "[/]", BRACKETS)}
     talk = Talk(recorded.id, BRACKETS, "stdio", Peer(AGENT, name), Peer(CHILD, name))

@@ -37,7 +37,10 @@ class Process:
         """The program's name without its folder, and its arguments; what calls itself otherwise is told by both names."""
         words = self.argv or (self.exe or "?",)
         program, called = (word.rsplit("/", 1)[-1] for word in (self.exe, words[0]))
-        own = called if program in ("", "?", called) else f"{program} as {called}"
+        if program in ("", "?"):
+            program = called
+        # python3.11 for python3, vim.basic for vim.
+        own = program if program.startswith(called) else f"{program} as {called}"
         return " ".join((own, *words[1:]))
 
 

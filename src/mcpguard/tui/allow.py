@@ -44,17 +44,24 @@ def rules(additions: Iterable[Addition]) -> str:
 
 
 Answer = TypeVar("Answer")
+# Lines of a page that stay on the next one.
+_OVERLAP = 2
 
 
 class Asking(ModalScreen[Answer]):
-    """A question. What allows something counts once the end of the question was on the screen."""
+    """A question. What allows something counts once all of the question was on the screen, from its first line on."""
+
+    _seen = 0
 
     def is_read(self) -> bool:
         """Whether it was; else it shows what comes next."""
         body = self.query_one("#allow", VerticalScroll)
-        if body.size.height and body.scroll_offset.y >= body.max_scroll_y:
+        top, height = body.scroll_offset.y, body.scrollable_content_region.height
+        if top <= self._seen:
+            self._seen = max(self._seen, top + height)
+        if height and self._seen >= body.max_scroll_y + height:
             return True
-        body.scroll_page_down(animate=False)
+        body.scroll_to(y=max(0, self._seen - _OVERLAP), animate=False)
         self.notify("there is more of it: the same key goes on to its end", severity="warning", timeout=3)
         return False
 
@@ -86,7 +93,7 @@ class ScopeScreen(Asking[Scope | None]):
             yield Footer()
 
     def on_mount(self) -> None:
-        self.query_one(OptionList).focus()
+        self.query_one(OptionList).focus(scroll_visible=False)
 
     def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:
         self.action_answer(message.option_id or LEAVE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -45,6 +46,7 @@ _NARROW = 100
 DRAW_EVERY_S = 1.0
 # Python's own 5 ms, several times for each key, would be felt while the feed is busy.
 _SWITCH_S = 0.0005
+_COLLECT_ALL = 60
 _FILTER_SHOWN = 200
 # Of the details of a question: what watch.tcss gives them, and where it can.
 _ASKED_LINES = 8
@@ -89,7 +91,7 @@ class WatchApp(App[None]):
         self._session = session
         self._feed = Feed(open_store, session.id, self._delivered)
         self._totals = self._feed.totals
-        self._summed = self._last = self._skipped = 0
+        self._summed = self._last = self._skipped = self._drawn = 0
         # The question whose details are on the screen, when they show whole what its keys would allow.
         self._told: Event | None = None
         self._line = ""
@@ -182,6 +184,13 @@ class WatchApp(App[None]):
     # Drawing.
 
     def _draw(self) -> None:
+        # What is new is looked through now, and what stays once a minute: all of it would else stop the screen for a tenth
+        # of a second whenever Python's collector likes.
+        self._drawn += 1
+        if self._drawn % _COLLECT_ALL == 0:
+            gc.unfreeze()
+        gc.collect()
+        gc.freeze()
         self._totals.tick(int(time.monotonic()), self._last)
         self._rate.data = list(self._totals.rates)
         self._draw_status()

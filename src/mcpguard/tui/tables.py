@@ -15,6 +15,8 @@ from mcpguard.tui.colours import VERDICTS
 from mcpguard.tui.totals import Use
 
 MAX_ROWS = 500
+# New rows in one go: a few hundred at once take a tenth of a second.
+_NEW_ROWS = 100
 # Never a plain string: of that a table takes what stands in brackets for markup.
 Row = tuple[Text, ...]
 
@@ -113,6 +115,7 @@ def _fill(shown: DataTable[Text], rows: Iterable[Row]) -> None:
     if len(taken) < len(before):
         shown.clear()
         before = []
+    taken = taken[: len(before) + _NEW_ROWS]
     for number, cells in enumerate(taken):
         if number < len(before):
             change(shown, str(number), before[number], cells)
