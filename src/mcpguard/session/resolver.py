@@ -15,7 +15,6 @@ import os
 import select
 import socket
 import struct
-import subprocess
 import sys
 import termios
 import threading
@@ -30,6 +29,7 @@ from mcpguard.wire.records import Head, LookupRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
     from typing import Any
 
     from mcpguard.model.policy import Policy
@@ -143,6 +143,10 @@ class Feed:
             self._missing = full + int.from_bytes(os.pread(self._untold, 8, 0), "little")
         return self._missing
 
+    def filled(self) -> float:
+        """It has room for as long as anybody gathers."""
+        return 0.0
+
     def unread(self) -> int:
         """Whether there is more: the kernel tells the bytes of the next line only."""
         size = fcntl.ioctl(self._line, termios.FIONREAD, bytes(4))
@@ -212,11 +216,20 @@ class Resolver:
         # What `watched` and `leave` said last.
         self._said: dict[str, Any] = {"watched": False, "left": []}
 
-    def start(self, policy: Policy, descriptors: Mapping[str, int], *, ask: bool = False) -> None:
+    def start(
+        self,
+        policy: Policy,
+        descriptors: Mapping[str, int],
+        kept: Mapping[int, tuple[int, Policy]] | None = None,
+        *,
+        ask: bool = False,
+    ) -> None:
         """Have questions answered from now on until `close`, in a process of its own that the first one starts.
 
         Args:
-            descriptors: what the broker handed over; `mg_names` and `mg_questions` are copied.
+            descriptors: what the broker handed over; `mg_names`, its like of `kept`, and `mg_questions` are copied.
+            kept: of servers that are kept to less, by the slot of their tables: the rule that keeps them, and what is left to
+                them besides `policy`.
             ask: names that no rule covers may be held, while `watched`.
         """
         if ask:
@@ -231,6 +244,10 @@ class Resolver:
             "questions_map": os.dup(descriptors["mg_questions"]),
             "held": self._holds.fileno() if self._holds else -1,
             "servers": list(self.servers),
+            "kept": {
+                slot: {"names_map": os.dup(descriptors[f"mg_names.{slot}"]), "rule": rule, **rules_to_json(own)}
+                for slot, (rule, own) in (kept or {}).items()
+            },
         }
         self._keeper = threading.Thread(target=self._keep, name="resolver", daemon=True)
         self._keeper.start()
@@ -292,9 +309,12 @@ class Resolver:
                     _refuse_one(by_number[number])
 
     def _spawn(self) -> subprocess.Popen[bytes] | None:
+        import subprocess  # most launches wait for everything that is imported, and ask for no name
+
         facts = self._handed
         handed = [*facts["sockets"], facts["record"], facts["untold"], facts["names_map"], facts["questions_map"]]
         handed += [facts["held"]] if facts["held"] >= 0 else []
+        handed += [one["names_map"] for one in facts["kept"].values()]
         with self._lock, contextlib.suppress(OSError):
             if self._stop.is_set() or self._policy is None:
                 return None

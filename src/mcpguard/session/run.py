@@ -39,6 +39,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from mcpguard.session.confinement import Confined
     from mcpguard.session.edits import Edits
     from mcpguard.session.gate import Gate
     from mcpguard.session.hooks import Hooks
@@ -99,7 +100,9 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             switches=_switches(policy),
             network=network.settings(policy, fixed, peers=offer.tier == 1),
             seccomp=seccomp.cached_filter(policy.system, state_directory(), mounts=offer.tier == 1),
-        )
+            kept=tuple(one.for_broker() for one in _kept(guarded)),
+        ),
+        guarded.gate.keeping.fileno() if guarded and guarded.gate.keeping else None,
     )
     # While the broker makes and confines the child, on another processor where there is one.
     from mcpguard.session.recording import Recording
@@ -109,7 +112,8 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     edits = None
     try:
         facts = _start(broker, recording, start.resolver, fixed)
-        start.resolver.start(policy, broker.descriptors, ask=options.ask)
+        kept = {slot: (one.rule, one.own) for slot, one in zip(facts["kept"], _kept(guarded), strict=True)}
+        start.resolver.start(policy, broker.descriptors, kept, ask=options.ask)
         watch.agent_started(int(facts["pid"]))
         gc.freeze()  # or its first look goes through all of that, while the agent starts
         gc.enable()
@@ -225,6 +229,10 @@ def _servers(policy: Policy, session: str, command: tuple[str, ...], environment
     return servers.begin(policy, session, command, environment)
 
 
+def _kept(guarded: Servers | None) -> tuple[Confined, ...]:
+    return guarded.kept if guarded else ()
+
+
 def _take_edits(session: str, resolver: Resolver, gate: Gate | None, live: Callable[[], Live]) -> Edits:
     """The agent runs: what is imported now, nobody waits for."""
     from mcpguard.session.edits import Edits
@@ -293,6 +301,8 @@ def _wait_for_agent(
             recording.covered_again(message["restored"])
         if "exec_failed" in message:
             trouble = _not_started(command[0], int(message["exec_failed"]))
+        if "ended" in message and not guarded:  # the gate has its last words before the record is finished
+            recording.ended()
         if "exited" in message:
             broker.dismiss()  # it ends while the record is finished
             if guarded:
