@@ -93,7 +93,8 @@ class ScopeScreen(Asking[Scope | None]):
             yield Footer()
 
     def on_mount(self) -> None:
-        self.query_one(OptionList).focus(scroll_visible=False)
+        for scopes in self.query(OptionList):
+            scopes.focus(scroll_visible=False)
 
     def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:
         self.action_answer(message.option_id or LEAVE)
