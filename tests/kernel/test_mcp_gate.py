@@ -321,7 +321,7 @@ def test_without_a_gate_in_the_profile_nothing_is_different(box: Box) -> None:
     assert text_of(finished.json_lines()[0]) == "{}", finished
 
 
-# The agent's own process starts a server by itself, and uses it after a moment.
+# The agent's own process starts a server by itself, and calls it as soon as that has said who it is.
 ALONE = """
 import json, subprocess, sys, time
 server = subprocess.Popen(json.loads(sys.argv[1]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -333,7 +333,6 @@ def ask(id, method, **params):
         return ""
     return server.stdout.readline().decode().strip()
 first = ask(1, sys.argv[2], protocolVersion=json.loads(sys.argv[3]), capabilities={})
-time.sleep(4)
 print(json.dumps({"answered": [bool(first), bool(ask(2, "tools/call", name="echo", arguments={}))]}))
 """
 
@@ -347,11 +346,36 @@ def test_a_server_that_the_agent_starts_around_the_gate_is_ended(box: Box) -> No
     agent.chmod(0o755)
     assert box.inside.control(words).json_lines() == [{"answered": [True, True]}]
     finished = box.inside.run([str(agent), *words[2:]], options=box.options)
-    assert finished.json_lines() == [{"answered": [True, False]}], finished
+    (answered,) = finished.json_lines()
+    assert answered["answered"][1] is False, "the kernel has ended it before it could read a second question"
     (ended,) = [event for event in box.inside.denials() if event["op"] == "end"]
     assert "around the gate" in ended["detail"]
     finished = box.inside.run(words, options=box.options)
     assert finished.json_lines() == [{"answered": [True, True]}], "no agent, but a program such as a suite of tests"
+
+
+# The agent reads what programs print: files with messages of MCP in them, as its snapshots of a project do.
+READING = """
+import json, subprocess, sys
+for words in (["/bin/cat", sys.argv[1]], ["/bin/sh", "-c", "echo blob 100; cat $0; sleep 0.5; cat $0", sys.argv[1]]):
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    print(json.dumps({"printed": done.stdout.decode(), "code": done.returncode}))
+"""
+
+
+def test_files_that_hold_messages_are_no_calls_and_nothing_is_ended_for_them(box: Box) -> None:
+    answer = {"jsonrpc": "2.0", "id": 1, "result": {}}
+    lines = [{"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": "2025-11-25"}}, answer]
+    text = "".join(json.dumps(one) + "\n" for one in lines) + tool("echo", 1) + "\n" + json.dumps(answer) + "\n"
+    held = box.inside.world.project / "calls.jsonl"
+    held.write_text(text)
+    agent = box.inside.world.project / "opencode"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{READING}")
+    agent.chmod(0o755)
+    printed = box.inside.control([str(agent), str(held)]).json_lines()
+    assert printed == [{"printed": text, "code": 0}, {"printed": f"blob 100\n{text}{text}", "code": 0}]
+    assert box.inside.run([str(agent), str(held)], options=box.options).json_lines() == printed
+    assert box.mcp_events() == [] and not [event for event in box.inside.denials() if event["op"] == "end"]
 
 
 # The agent's first words to a server that it started by itself are a call, which takes a while.
