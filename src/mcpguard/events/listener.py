@@ -8,7 +8,6 @@ import os
 import select
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol
 
 from mcpguard.events.clock import Clock
 from mcpguard.events.missing import loss
@@ -17,9 +16,37 @@ from mcpguard.model.event import Event
 from mcpguard.wire import decode
 from mcpguard.wire.records import MessageRecord
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from mcpguard.events.ends import Ends
     from mcpguard.events.observer import Asked, Observer
+
+    class Ring(Protocol):
+        """A ring buffer that can be waited for."""
+
+        def fileno(self) -> int: ...
+
+        def drain(self) -> list[bytes]:
+            """Records that are in it now, oldest first; perhaps not all of them."""
+            ...
+
+    class Around(Protocol):
+        """What ends servers that the agent talks to and the gate does not know. What these return is told, too."""
+
+        def look(self, events: Iterable[Event]) -> list[Event]:
+            """Messages that are told."""
+            ...
+
+        def ahead(self, asked: Iterable[Asked]) -> list[Event]:
+            """Questions before they are told, whose other end nobody has shown himself at."""
+            ...
+
+        def ended(self, pid: int, exe: str | None, input: tuple[int, int]) -> list[Event]:
+            """The kernel has ended a server; `input` is what it had as its standard input."""
+            ...
+
 
 WAKE_MS = 250
 # The last reading ends when nothing comes any more, or here: what a leftover process goes on sending is not waited for.
@@ -37,32 +64,6 @@ LEFT_BEHIND = "MCP messages at least that were not read at the end"
 # one waits it is looked more often.
 ASKED_NS = 50_000_000
 ASKED_WAKE_MS = 25
-
-
-class Around(Protocol):
-    """What ends servers that the agent talks to and the gate does not know. What these return is told, too."""
-
-    def look(self, events: Iterable[Event]) -> list[Event]:
-        """Messages that are told."""
-        ...
-
-    def ahead(self, asked: Iterable[Asked]) -> list[Event]:
-        """Questions before they are told, whose other end nobody has shown himself at."""
-        ...
-
-    def ended(self, pid: int, exe: str | None, input: tuple[int, int]) -> list[Event]:
-        """The kernel has ended a server; `input` is what it had as its standard input."""
-        ...
-
-
-class Ring(Protocol):
-    """A ring buffer that can be waited for."""
-
-    def fileno(self) -> int: ...
-
-    def drain(self) -> list[bytes]:
-        """Records that are in it now, oldest first; perhaps not all of them."""
-        ...
 
 
 class Listener:

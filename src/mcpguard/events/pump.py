@@ -11,11 +11,28 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
 
 from mcpguard.errors import KernelError
 from mcpguard.events.recorder import Recorder
 from mcpguard.wire.records import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Ring(Protocol):
+        """A ring buffer that can be waited for."""
+
+        def fileno(self) -> int: ...
+
+        def drain(self) -> list[bytes]:
+            """Records that are in it now, oldest first; perhaps not all of them."""
+            ...
+
+        def unread(self) -> int:
+            """How many complete records are in it now."""
+            ...
+
 
 WAKE_MS = 250
 # Activity may gather for so long: the tree is not interrupted for each record, and many cost less at once. Denials do not wait.
@@ -34,20 +51,6 @@ FAILED = "records that came with an unexpected error"
 
 # Makes a record of the bytes of one; raises ValueError or KernelError for bytes that are none.
 Decode = Callable[[bytes], Record]
-
-
-class Ring(Protocol):
-    """A ring buffer that can be waited for."""
-
-    def fileno(self) -> int: ...
-
-    def drain(self) -> list[bytes]:
-        """Records that are in it now, oldest first; perhaps not all of them."""
-        ...
-
-    def unread(self) -> int:
-        """How many complete records are in it now."""
-        ...
 
 
 def _emptied(ring: Ring) -> Iterator[bytes]:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from mcpguard.model.access import Verdict
 from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.event import Event, Kind, McpMessage, Peer
 from mcpguard.model.rule import Origin
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Row = Sequence[Any]
 
 VERSION = 6
 # "mcpg": tells our file from any other SQLite database at that place.
@@ -137,8 +142,6 @@ SELECT_EVENT = (
     f"SELECT {', '.join('e.' + column for column in EVENT_COLUMNS)}, r.profile, r.file, r.line, r.text "
     "FROM events e LEFT JOIN rules r ON r.session = e.session AND r.n = e.rule"
 )
-
-Row = Sequence[Any]
 
 
 def clean(text: str) -> str:

@@ -15,7 +15,6 @@ import os
 import select
 import socket
 import struct
-import subprocess
 import sys
 import termios
 import threading
@@ -30,6 +29,7 @@ from mcpguard.wire.records import Head, LookupRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
     from typing import Any
 
     from mcpguard.model.policy import Policy
@@ -292,6 +292,8 @@ class Resolver:
                     _refuse_one(by_number[number])
 
     def _spawn(self) -> subprocess.Popen[bytes] | None:
+        import subprocess  # most launches wait for everything that is imported, and ask for no name
+
         facts = self._handed
         handed = [*facts["sockets"], facts["record"], facts["untold"], facts["names_map"], facts["questions_map"]]
         handed += [facts["held"]] if facts["held"] >= 0 else []
