@@ -90,10 +90,12 @@ def _fields(path: str) -> dict[str, int]:
 
 
 def _below(pid: int) -> Iterator[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return
-    for child in map(int, children):
-        yield child
-        yield from _below(child)
+    """Its descendants, by whichever thread they were started."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            children = (task / "children").read_text().split()
+        except OSError:  # it ended
+            continue
+        for child in map(int, children):
+            yield child
+            yield from _below(child)

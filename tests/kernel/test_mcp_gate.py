@@ -467,7 +467,10 @@ if sys.argv[2] == "pipes":
     server.stdin.close()
 else:
     one.sendall(call)
-    answer = one.makefile("rb").readline()
+    try:
+        answer = one.makefile("rb").readline()
+    except ConnectionResetError:  # it was ended before it had read the question
+        answer = b""
     one.shutdown(socket.SHUT_WR)
 print(json.dumps({"answered": bool(answer), "killed": server.wait() == -9}))
 """

@@ -74,9 +74,20 @@ class Listener:
     """
 
     def __init__(
-        self, ring: Ring, session: str, recorder: Recorder, clock: Clock | None = None, ends: Ends | None = None
+        self,
+        ring: Ring,
+        session: str,
+        recorder: Recorder,
+        clock: Clock | None = None,
+        hurry: Callable[[], None] = lambda: None,
+        ends: Ends | None = None,
     ) -> None:
-        """`ends`: as `Observer` takes it."""
+        """
+        Args:
+            hurry: has activity read at once: who sends messages must be known when they are told.
+            ends: as `Observer` takes it.
+        """
+        self._hurry = hurry
         self._ends = ends
         self.failure: Exception | None = None
         self._ring = ring
@@ -151,6 +162,8 @@ class Listener:
         raw = self._ring.drain()
         if not raw and self._observer is None:
             return False
+        if raw:
+            self._hurry()
         records: list[MessageRecord] = []
         lost = {DROPPED: 0, UNREADABLE: 0}
         for one in raw:

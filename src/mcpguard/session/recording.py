@@ -156,9 +156,9 @@ class Recording:
         sources[_LOOKUPS] = (lookups, told.decode)
         self._pump = Pump(sources, self._recorder)
         self._pump.start()
-        self._listen(self._recorder)
+        self._listen(self._recorder, self._pump)
 
-    def _listen(self, recorder: Recorder) -> None:
+    def _listen(self, recorder: Recorder, pump: Pump) -> None:
         if _MESSAGES not in self._rings:
             self._notes = (
                 *self._notes,
@@ -169,7 +169,7 @@ class Recording:
         from mcpguard.events.listener import Listener
 
         ends = Ends(self._leaf, standard_input())
-        self._listener = Listener(self._rings[_MESSAGES], self.session, recorder, ends=ends)
+        self._listener = Listener(self._rings[_MESSAGES], self.session, recorder, hurry=pump.hurry, ends=ends)
         self._listener.start()
 
     def skip_messages(self, ends: Sequence[tuple[int, int]], served: bool = True) -> None:

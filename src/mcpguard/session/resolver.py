@@ -143,6 +143,10 @@ class Feed:
             self._missing = full + int.from_bytes(os.pread(self._untold, 8, 0), "little")
         return self._missing
 
+    def filled(self) -> float:
+        """It has room for as long as anybody gathers."""
+        return 0.0
+
     def unread(self) -> int:
         """Whether there is more: the kernel tells the bytes of the next line only."""
         size = fcntl.ioctl(self._line, termios.FIONREAD, bytes(4))
