@@ -40,7 +40,7 @@ static __always_inline int mg_ask_peer(__u64 socket, __u8 op)
 
 	if (!session || !peer)
 		return 0;
-	if (BPF_CORE_READ(peer, sk.sk_cgrp_data.cgroup, kn, id) == bpf_get_current_cgroup_id())
+	if (mg_is_of_slot(session->slot, BPF_CORE_READ(peer, sk.sk_cgrp_data.cgroup, kn, id)))
 		return 0;
 	dentry = BPF_CORE_READ(peer, path.dentry);
 	if (!dentry) {

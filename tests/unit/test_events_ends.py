@@ -19,8 +19,10 @@ def end_of(descriptor: int) -> tuple[int, int]:
 
 @pytest.fixture
 def ends(tmp_path: Path) -> Ends:
-    (tmp_path / "cgroup.procs").write_text("")
-    return Ends(str(tmp_path))
+    (tmp_path / "procs").write_text("")
+    made = Ends(str(tmp_path))
+    made._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+    return made
 
 
 def test_readers_are_those_of_the_session_that_have_it_as_standard_input(ends: Ends, tmp_path: Path) -> None:
@@ -30,7 +32,7 @@ def test_readers_are_those_of_the_session_that_have_it_as_standard_input(ends: E
         subprocess.Popen(["/bin/sleep", "60"], stdin=subprocess.DEVNULL, pass_fds=[reader]) as other,
     ):
         assert ends.readers(end_of(reader)) == []
-        (tmp_path / "cgroup.procs").write_text(f"{one.pid}\n{other.pid}\n{1 << 30}\n")
+        (tmp_path / "procs").write_text(f"{one.pid}\n{other.pid}\n{1 << 30}\n")
         assert ends.readers(end_of(reader)) == [one.pid]
         assert ends.holds(other.pid, end_of(reader)) is True
         other.kill()

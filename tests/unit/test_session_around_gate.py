@@ -84,10 +84,8 @@ def test_whoever_has_the_other_end_of_a_first_question_is_ended(kind: str, tmp_p
         os.kill(shim.pid, signal.SIGSTOP)
         end = end_of(theirs)
         around = AroundGate("s", os.getpid(), HERE)
-        around._ends._processes = tmp_path / "procs"
-        around._ends._processes.write_text(
-            "".join(f"{pid}\n" for pid in (os.getpid(), server.pid, other.pid, shim.pid))
-        )
+        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+        (tmp_path / "procs").write_text("".join(f"{pid}\n" for pid in (os.getpid(), server.pid, other.pid, shim.pid)))
         asked = a_call(end, kind)
         foreign = replace(asked, event=TALK.request(time.time_ns(), CLIENT, "session/new", {}))
         more = replace(asked, alone=False)
@@ -109,8 +107,8 @@ def test_who_is_given_data_to_read_is_left_alone(kind: str, tmp_path: Path) -> N
     end = end_of(theirs)
     with subprocess.Popen(["/bin/sleep", "60"], stdin=theirs) as reader:
         around = AroundGate("s", os.getpid(), HERE)
-        around._ends._processes = tmp_path / "procs"
-        around._ends._processes.write_text(f"{reader.pid}\n")
+        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+        (tmp_path / "procs").write_text(f"{reader.pid}\n")
         if kind == "pipe":
             os.close(theirs)
             os.close(ours)
@@ -133,8 +131,8 @@ def test_a_copy_of_the_agent_is_about_to_become_something(tmp_path: Path) -> Non
         assert agent.stdout is not None
         child = int(agent.stdout.readline())
         around = AroundGate("s", agent.pid, HERE)
-        around._ends._processes = tmp_path / "procs"
-        around._ends._processes.write_text(f"{child}\n")
+        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+        (tmp_path / "procs").write_text(f"{child}\n")
         asked = a_call(end_of(theirs))
         event = Talk("s", "unknown", "stdio", Peer(agent.pid, "/agent"), None).request(1, CLIENT, "tools/list", {})
         asked = replace(asked, event=event)
@@ -151,8 +149,8 @@ def test_what_starts_a_shim_is_given_a_moment(tmp_path: Path) -> None:
     words = ["/bin/sh", "-c", f"sleep 60; exec {shlex.join(SHIM_WORDS)} /nowhere s -- x"]
     with subprocess.Popen(words, stdin=theirs) as wrapper:
         around = AroundGate("s", os.getpid(), HERE)
-        around._ends._processes = tmp_path / "procs"
-        around._ends._processes.write_text(f"{wrapper.pid}\n")
+        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+        (tmp_path / "procs").write_text(f"{wrapper.pid}\n")
         asked = a_call(end_of(theirs))
         assert around.ahead([asked]) == [] and wrapper.poll() is None
         assert [one.pid for one in around.ahead([replace(asked, age_ns=UNKNOWN_NS)])] == [wrapper.pid]
@@ -164,8 +162,8 @@ def test_what_the_kernel_ended_is_told_once_and_what_started_it_is_ended_too(tmp
     theirs, ours = os.pipe()
     with subprocess.Popen(["/bin/sleep", "60"], stdin=theirs) as runner:
         around = AroundGate("s", os.getpid(), HERE)
-        around._ends._processes = tmp_path / "procs"
-        around._ends._processes.write_text(f"{runner.pid}\n{os.getpid()}\n")
+        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+        (tmp_path / "procs").write_text(f"{runner.pid}\n{os.getpid()}\n")
         gone, other = around.ended(1 << 30, "/usr/bin/node", end_of(theirs))
         assert (gone.pid, gone.comm) == (1 << 30, "node") and other.pid == runner.pid
         assert runner.wait(60) == -9
@@ -238,7 +236,7 @@ def test_whom_a_runner_starts_while_it_is_ended_is_ended_too(tmp_path: Path) -> 
 
     start()
     around = WhileItForks("s", os.getpid(), HERE)
-    around._ends._processes = tmp_path / "procs"
+    around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
     told = around.ahead([a_call(end_of(theirs))])
     try:
         assert [event.pid for event in told] == [one.pid for one in started] and len(started) == 3

@@ -6,8 +6,11 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+
+from mcpguard.kernel import cgroup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,14 +41,14 @@ class Ends:
     """
 
     def __init__(self, leaf: str, input: End | None = None) -> None:
-        self._processes = Path(leaf, "cgroup.procs")
+        self._living: Callable[[], list[int]] = partial(cgroup.processes, leaf)
         self.input = input
 
     def readers(self, end: End) -> list[int]:
         """Processes that have this end as their standard input."""
         found = []
         with contextlib.suppress(OSError, ValueError):
-            for pid in map(int, self._processes.read_text().split()):
+            for pid in self._living():
                 if _is(f"/proc/{pid}/fd/0", end):
                     found.append(pid)
         return found

@@ -56,7 +56,7 @@ class AroundGate:
         self._session = session
         self.agent = agent
         self._ends = Ends(leaf)
-        self._leaf = leaf[max(leaf.rfind(f"/{cgroup.PARENT}/"), 0) :]
+        self._leaf = leaf
         self._ended: set[int] = set()
 
     def look(self, events: Iterable[Event]) -> list[Event]:
@@ -169,7 +169,7 @@ class AroundGate:
         except OSError:
             return False
         try:
-            if not Path(f"/proc/{pid}/cgroup").read_text().rstrip().endswith(self._leaf):
+            if not cgroup.is_in(cgroup.in_tree(cgroup.place_of(pid)), cgroup.in_tree(self._leaf)):
                 return False
             signal.pidfd_send_signal(held, signal.SIGKILL)
         except OSError:
