@@ -151,12 +151,32 @@ def test_runners_are_told_to_leave_their_folder(given: tuple[str, ...], then: tu
         ("python3.12", "-m", "mine"),
         ("python3.12", "mine.py"),
         ("./own",),
+        ("npm", "start"),
+        ("npm", "run", "serve"),
+        ("bun", "/srv/a.ts"),
+        ("deno", "run", "-A", "/srv/a.ts"),
+        ("tsx", "/srv/a.ts"),
+        ("env", "A=b", "ts-node", "/srv/a.ts"),
     ],
 )
 def test_what_cannot_be_told_starts_only_where_the_session_may_not_write(
     command: tuple[str, ...], tmp_path: Path
 ) -> None:
-    for name in ("npx", "uvx", "bunx", "pnpm", "yarn", "python3.12", "python3.10"):
+    programs = (
+        "npx",
+        "npm",
+        "uvx",
+        "bunx",
+        "bun",
+        "deno",
+        "tsx",
+        "ts-node",
+        "pnpm",
+        "yarn",
+        "python3.12",
+        "python3.10",
+    )
+    for name in programs:
         program(tmp_path, name)
     work = tmp_path / "work"
     (work / "node_modules/local").mkdir(parents=True)
