@@ -912,13 +912,10 @@ static __always_inline int mg_let_out(struct __sk_buff *skb, const struct mg_lea
 	}
 	if (packet->data >= skb->len)
 		return MG_PASS;
-	piece.to = packet->to;
 	piece.sequence = packet->sequence + packet->opens;
 	piece.data = packet->data;
 	piece.urgent = packet->urgent;
-	if (socket)
-		piece.owner = socket->owner;
-	return mg_look_at(skb, &leaf->session, &piece) ? MG_PASS : MG_BLOCK;
+	return mg_look_at(skb, &leaf->session, &piece, &packet->to, socket ? &socket->owner : 0) ? MG_PASS : MG_BLOCK;
 }
 
 static __always_inline int mg_judge_packet(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
