@@ -273,14 +273,6 @@ static __always_inline int mg_was_approved(const struct mg_socket *socket, const
 	return socket && socket->approved && mg_same_peer(&socket->peer, target);
 }
 
-/* What one set of tables says of a destination; no verdict: no rule decides. */
-static __always_inline void mg_ask(__u32 slot, const struct mg_target *target, struct mg_answer *answer)
-{
-	mg_match(slot, MG_TABLE_CONNECT, target, answer);
-	if (!answer->verdict)
-		mg_match_learned(slot, target, answer);
-}
-
 /* What no rule allows and no rule denies: own listeners pass, the rest is the default's. */
 static __always_inline void mg_settle(const struct mg_leaf *leaf, __u32 kept, int own, struct mg_answer *answer)
 {
@@ -297,7 +289,7 @@ static __always_inline void mg_settle(const struct mg_leaf *leaf, __u32 kept, in
 static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, struct mg_socket *socket,
 				     const struct mg_target *target, __u8 op)
 {
-	struct mg_answer answer = {}, kept = { .verdict = MG_ALLOW };
+	struct mg_answer answer = {}, kept = {};
 	__u32 keeper = mg_keep(leaf, socket);
 	struct mg_target from;
 	int own;
@@ -307,9 +299,7 @@ static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_
 		mg_report(&leaf->session, target, &answer, op, 0);
 		return MG_BLOCK;
 	}
-	mg_ask(leaf->session.slot, target, &answer);
-	if (keeper)
-		mg_ask(keeper, target, &kept);
+	mg_ask(leaf->session.slot, keeper, target, &answer, &kept);
 	if (op == MG_NET_SENDMSG && answer.named)
 		mg_judge_datagram(&leaf->session, 0, target, &answer);
 	if (op == MG_NET_SENDMSG && kept.named)
@@ -921,13 +911,11 @@ static __always_inline int mg_let_out(struct __sk_buff *skb, const struct mg_lea
 static __always_inline int mg_judge_packet(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
 					   struct mg_socket *socket, const struct mg_packet *packet)
 {
-	struct mg_answer answer = {}, kept = { .verdict = MG_ALLOW };
+	struct mg_answer answer = {}, kept = {};
 	__u32 keeper = socket ? socket->kept : 0;
 	int own, named;
 
-	mg_ask(leaf->session.slot, &packet->to, &answer);
-	if (keeper)
-		mg_ask(keeper, &packet->to, &kept);
+	mg_ask(leaf->session.slot, keeper, &packet->to, &answer, &kept);
 	if (answer.verdict == MG_ALLOW && kept.verdict == MG_ALLOW) {
 		if (!answer.named && !kept.named && !packet->opens)
 			return MG_PASS;

@@ -176,18 +176,22 @@ __noinline int mg_judge_without_host(__u32 slot, const struct mg_target *target,
 }
 
 /* A datagram that a rule by name lets go, of the session or of the tables of `kept`: QUIC names its host where no program can read it. */
-static __always_inline void mg_judge_datagram(const struct mg_session *session, __u32 kept, const struct mg_target *target,
-					      struct mg_answer *answer)
+__noinline int mg_judge_datagram(const struct mg_session *session, __u32 kept, const struct mg_target *target,
+				 struct mg_answer *answer)
 {
-	struct mg_answer without;
+	struct mg_answer without = {};
+
+	if (!session || !target || !answer)
+		return 0;
 
 	if ((answer->named & (MG_TCP | MG_UDP)) == MG_UDP || target->protocol != IPPROTO_UDP)
-		return; /* the rule says that datagrams are meant */
+		return 0; /* the rule says that datagrams are meant */
 	mg_judge_without_host(kept ? kept : session->slot, target, &without);
 	if (without.verdict == MG_ALLOW)
-		return;
+		return 0;
 	mg_default(session->flags, kept, answer);
 	answer->detail = MG_DETAIL_NO_HOST;
+	return 0;
 }
 
 static __always_inline void mg_refuse(struct mg_reading *reading, __u8 detail)

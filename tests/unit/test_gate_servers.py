@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from events_help import OPEN_POLICY, make_policy
+from mcp_files import npx_installed
 
 from mcpguard.catalogue import approved, identity, starting
 from mcpguard.catalogue.server import STDIO, Server
@@ -168,6 +169,36 @@ def test_what_cannot_be_told_starts_only_where_the_session_may_not_write(
     with pytest.raises(HostError) as refused:
         started(tmp_path, *command, writable="work")
     assert refused.value.code == "mcp.writable"
+
+
+def test_what_a_runner_has_installed_is_started_without_it(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "npx")
+    with monkeypatch.context() as patch:
+        patch.setattr(servers, "_environment", {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path)})
+        declared = Server("n", "", "", "", STDIO, command="npx", args=("-y", "a@1.0.0", "--b"))
+        patch.setattr(servers, "_declared", {"n": declared})
+        found = starting.identify(declared, servers._environment, Path.cwd())
+        assert found is not None
+        approved.approve("n", "test", found, ())
+        with pytest.raises(Unvetted) as refused:
+            servers.admit("n", ["npx"], os.getpid())
+        assert refused.value.code == "mcp.not-installed"
+        assert f"npx -y --cache {tmp_path}/.npm -p a@1.0.0 true, then mcpguard mcp approve n" in refused.value.do
+        script = npx_installed(tmp_path, "a@1.0.0", "a", "1.0.0")
+        with pytest.raises(Unvetted, match="not what was approved"):
+            servers.admit("n", ["npx"], os.getpid())
+        found = starting.identify(declared, servers._environment, Path.cwd())
+        assert found is not None
+        approved.approve("n", "test", found, ())
+        admitted = servers.admit("n", ["npx"], os.getpid())
+        assert (admitted.program, admitted.argv) == (str(script), (str(script), "--b"))
+        assert [form.argv[0] for form in admitted.forms] == [os.fsencode(script), b"/bin/sh"]
+    assert started(tmp_path, "env", "A=b", "npx", "a@1.0.0", "x") == ("env", "A=b", str(script), "x")
+    with pytest.raises(HostError, match="was not started") as kept:
+        started(tmp_path, "npx", "-y", "a@1.0.0", writable=".npm")
+    assert kept.value.code == "mcp.writable"
 
 
 # --- containers ---------------------------------------------------------------------------------------------------------------

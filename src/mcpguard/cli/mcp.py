@@ -237,7 +237,13 @@ def _approve(row: Row, told: Sequence[Finding], *, yes: bool) -> bool:
         return True
     _print(row, told)
     if row.identity is None or row.identity.origin.startswith("unreadable") or _missing(row):
-        render.note(f"{row.server.name} cannot be approved: what it would start is not there to be looked at")
+        gets = row.identity.installed.fetch if row.identity and row.identity.installed else ""
+        why = (
+            f"its package is not installed. First: {gets}"
+            if gets
+            else "what it would start is not there to be looked at"
+        )
+        render.note(f"{row.server.name} cannot be approved: {why}")
         return False
     if not yes and not _confirmed(row.server.name):
         render.note(f"{row.server.name} was not approved")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mcpguard.catalogue import scripts
-from mcpguard.catalogue.identity import WRAPPERS, Identity
+from mcpguard.catalogue.identity import MISSING, WRAPPERS, Identity
 from mcpguard.errors import HostError
 from mcpguard.model.access import Access
 from mcpguard.policy.automaton import Automaton
@@ -54,6 +54,8 @@ def words_of(
     program, args = os.path.basename(given[at]) if at < len(given) else "", given[at + 1 :]
     if may_write is not None:
         _refuse_changeable(name, found, cwd, may_write)
+    if found.installed is not None and found.installed.words:
+        return (*given[:at], *found.installed.words)
     here = may_write is not None and may_write(os.path.join(cwd, _ANYTHING))
     if scripts.looks_in_its_folder(program, args, environment):
         given[at + 1 : at + 1] = _safe_path(name, found, cwd, here)
@@ -89,6 +91,12 @@ def _refuse_changeable(name: str, found: Identity, cwd: str, may_write: MayWrite
                 name,
                 f"this session may change its {code.role} {code.path}",
                 "start the session again: it keeps such files of approved servers readonly; or move it out of the workspace",
+            )
+        if code.role == "modules" and code.sha256 != MISSING and may_write(os.path.join(code.path, _ANYTHING)):
+            raise _refused(
+                name,
+                f"this session may change its modules in {code.path}",
+                "start the session again: it keeps what approved servers are made of readonly",
             )
     package = found.package
     if package is not None and package.version == "local" and may_write(os.path.join(cwd, package.name, _ANYTHING)):
