@@ -998,8 +998,8 @@ static __always_inline __u32 mg_settled(struct __sk_buff *skb)
 /* What lies beside it already is not repeated here: with all that is called, the stack of Linux 6.1 is full. */
 struct mg_piece {
 	__u32 sequence;
-	__u32 data;	/* where it begins in the packet */
-	__u32 urgent;
+	__u32 data : 31;	/* where it begins in the packet */
+	__u32 urgent : 1;
 };
 
 /* `owner`: of the socket; 0: it is not known. */
