@@ -97,6 +97,9 @@ def test_a_package_that_is_not_installed_is_told_with_what_installs_it(tmp_path:
     npx_installed(tmp_path / "home", "@a/b", "@a/b", "1.0.0")
     code, out, _ = mcp("approve", "--yes", "pack")
     assert code == 0 and "installed    1.0.0" in out
+    assert "to have them anew first: rm -rf" in out, (
+        "an earlier session may have put it there, and npx takes what it finds"
+    )
     npx_installed(tmp_path / "home", "@a/b", "@a/b", "1.0.1")
     assert "changed      installed: 1.0.0 -> 1.0.1" in mcp("show", "pack")[1]
 

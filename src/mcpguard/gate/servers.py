@@ -76,10 +76,11 @@ class Servers:
         """
         here = _folder_of(pid) or self._workspace
         server = self._declared.get(name) or Server(name, "", "", "", STDIO, command=argv[0], args=tuple(argv[1:]))
-        found = starting.identify(server, self._environment, here)
+        catalogue = approved.load()
+        # What nobody approved is not read either: whoever asks chooses how much there is to read.
+        found = starting.identify(server, self._environment, here) if catalogue.named(name) else None
         if found is None:
             raise _not_approved(name, approved.State(approved.NOT_APPROVED))
-        catalogue = approved.load()
         state = catalogue.state(name, found)
         if not state.allowed:
             raise _not_approved(name, state)

@@ -455,7 +455,10 @@ def _kept(facts: Mapping[str, str]) -> Iterator[str]:
 
 
 def _above(modules: str) -> Iterator[str]:
-    """Where modules in the cache of npx look for others that are not beside them."""
+    """Where modules in the cache of npx look for others that are not beside them; of `uvx` the folder with its script and
+    settings."""
+    if modules.endswith("/site-packages"):
+        yield str(Path(modules).parents[2])
     if modules.endswith("/node_modules") and Path(modules).parents[1].name == "_npx":
         yield from (str(folder / "node_modules") for folder in Path(modules).parents[1:3])
 
