@@ -873,13 +873,13 @@ static __always_inline int mg_refuse_packet(const struct mg_leaf *leaf, const st
 static __always_inline int mg_let_out(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
 				      struct mg_socket *socket, const struct mg_packet *packet, __u8 named, __u8 kept_named)
 {
-	struct mg_answer answer = { .verdict = MG_ALLOW, .named = named };
-	struct mg_answer kept = { .verdict = MG_ALLOW, .named = kept_named };
 	__u32 keeper = socket ? socket->kept : 0;
-	struct mg_piece piece = {};
 	__u8 asked = 0;
 
 	if (packet->to.protocol != IPPROTO_TCP) {
+		struct mg_answer answer = { .verdict = MG_ALLOW, .named = named };
+		struct mg_answer kept = { .verdict = MG_ALLOW, .named = kept_named };
+
 		if (named)
 			mg_judge_datagram(&leaf->session, 0, &packet->to, &answer);
 		if (kept_named)
@@ -902,13 +902,12 @@ static __always_inline int mg_let_out(struct __sk_buff *skb, const struct mg_lea
 	}
 	if (packet->data >= skb->len)
 		return MG_PASS;
-	piece.to = packet->to;
-	piece.sequence = packet->sequence + packet->opens;
-	piece.data = packet->data;
-	piece.urgent = packet->urgent;
-	if (socket)
-		piece.owner = socket->owner;
-	return mg_look_at(skb, &leaf->session, &piece) ? MG_PASS : MG_BLOCK;
+	struct mg_piece piece = {
+		.sequence = packet->sequence + packet->opens,
+		.data = packet->data,
+		.urgent = packet->urgent,
+	};
+	return mg_look_at(skb, &leaf->session, &piece, &packet->to, socket ? &socket->owner : 0) ? MG_PASS : MG_BLOCK;
 }
 
 static __always_inline int mg_judge_packet(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
@@ -959,7 +958,6 @@ int mg_egress(struct __sk_buff *skb)
 {
 	const struct mg_leaf *leaf = mg_leaf_here();
 	struct mg_packet packet = {};
-	struct mg_answer answer = {};
 	struct mg_socket *socket = 0;
 	struct bpf_sock *sk = skb->sk;
 
@@ -968,12 +966,15 @@ int mg_egress(struct __sk_buff *skb)
 	if (sk)
 		socket = bpf_sk_storage_get(&mg_sockets, sk, 0, 0);
 	if (!sk || !mg_parse(skb, &packet)) {
-		answer.verdict = MG_DENY;
+		struct mg_answer answer = { .verdict = MG_DENY };
+
 		return mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket);
 	}
 	if (!mg_is_live(leaf))
 		return mg_may_finish(skb, leaf, sk, socket, &packet) ? MG_PASS : MG_BLOCK;
 	if (mg_lies(skb, sk, &packet)) {
+		struct mg_answer answer = {};
+
 		mg_default(leaf->session.flags, 0, &answer);
 		if (mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket) == MG_BLOCK)
 			return MG_BLOCK;
@@ -983,7 +984,8 @@ int mg_egress(struct __sk_buff *skb)
 		return MG_PASS;
 	}
 	if (mg_is_foreign_resolver(leaf, &packet.to)) {
-		answer = (struct mg_answer){ .verdict = MG_DENY, .detail = MG_DETAIL_RESOLVER };
+		struct mg_answer answer = { .verdict = MG_DENY, .detail = MG_DETAIL_RESOLVER };
+
 		return mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket);
 	}
 	if (mg_judge_packet(skb, leaf, sk, socket, &packet) == MG_BLOCK)

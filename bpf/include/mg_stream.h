@@ -347,7 +347,7 @@ struct mg_reading {
 	__u8 quoted;
 	__u8 escaped;
 	__u8 begins;	/* it is `initialize`, which other protocols have, too */
-	__u8 dated;	/* its revision is a date, as those of MCP are */
+	__u8 dated;	/* its revision is a date, as those of MCP are: a year, so that no version 2.1 is one */
 	__u32 value;	/* where the value of `method` can begin */
 };
 
@@ -413,7 +413,7 @@ __noinline int mg_read_names(struct mg_reading *reading, __u32 index)
 		return 0;
 	window = reading->window;
 	seven = window & 0xffffffffffffffull;
-	if (window == MG_WORD('s', 'i', 'o', 'n', '"', ':', '"', '2') || window == MG_WORD('i', 'o', 'n', '"', ':', ' ', '"', '2'))
+	if (window == MG_WORD('i', 'o', 'n', '"', ':', '"', '2', '0') || window == MG_WORD('o', 'n', '"', ':', ' ', '"', '2', '0'))
 		reading->dated = 1;
 	if (reading->begins && reading->dated)
 		reading->says |= MG_ASKS;

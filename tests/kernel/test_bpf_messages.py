@@ -342,6 +342,11 @@ AROUND: dict[str, tuple[bytes, bytes, bool]] = {
         True,
     ),
     "no-mcp": (said(method="initialize", params={"protocolVersion": 1}), ANSWER, False),
+    "no-mcp-of-a-client-2.1": (
+        said(method="initialize", params={"protocolVersion": 1, "clientInfo": {"version": "2.1"}}),
+        ANSWER,
+        False,
+    ),
     "other-method": (said(method="session/new"), ANSWER, False),
     "quoted": (QUOTED, ANSWER, False),
     "nested": (NESTED, ANSWER, False),
