@@ -51,12 +51,10 @@ static __always_inline struct mg_session *mg_guarded(void)
  */
 static __always_inline int mg_on_behalf(void)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	const struct cred *cred = BPF_CORE_READ(task, cred);
-	__u32 capabilities = 0;
+	const struct cred *cred = mg_current_task()->cred;
+	__u32 capabilities = MG_ADDRESS(struct cred, cred, cap_effective);
 
-	bpf_core_read(&capabilities, sizeof(capabilities), &cred->cap_effective);
-	return capabilities & MG_CAP_SYS_ADMIN && !BPF_CORE_READ(cred, user_ns, level);
+	return capabilities & MG_CAP_SYS_ADMIN && !MG_READ(struct user_namespace, MG_READ(struct cred, cred, user_ns), level);
 }
 
 /* Is a task of the caller's own tree? */
@@ -69,16 +67,12 @@ static __always_inline int mg_is_own_task(__u64 address)
 
 static __always_inline __u64 mg_dentry_of_path(__u64 address)
 {
-	struct path *path = (void *)address;
-
-	return (__u64)BPF_CORE_READ(path, dentry);
+	return MG_ADDRESS(struct path, address, dentry);
 }
 
 static __always_inline __u64 mg_dentry_of_file(__u64 address)
 {
-	struct file *file = (void *)address;
-
-	return (__u64)BPF_CORE_READ(file, f_path.dentry);
+	return MG_ADDRESS(struct file, address, f_path.dentry);
 }
 
 /* --- the record ----------------------------------------------------------------------------------------------- */
@@ -257,13 +251,12 @@ static __always_inline int mg_deny_file(const struct mg_session *session, __u64 
 /* Pipes, sockets, memory files and what else the kernel keeps to itself have no path. */
 static __always_inline int mg_is_internal(__u64 address)
 {
-	struct dentry *dentry = (void *)address;
-	struct super_block *sb = BPF_CORE_READ(dentry, d_sb);
-	unsigned long flags = BPF_CORE_READ(sb, s_flags);
+	__u64 sb = MG_READ(struct dentry, address, d_sb);
+	unsigned long flags = MG_READ(struct super_block, sb, s_flags);
 
 	if (flags & MG_SB_NOUSER)
 		return 1;
-	return flags & MG_SB_KERNMOUNT && BPF_CORE_READ(sb, s_magic) == MG_MAGIC_HUGETLBFS;
+	return flags & MG_SB_KERNMOUNT && MG_READ(struct super_block, sb, s_magic) == MG_MAGIC_HUGETLBFS;
 }
 
 /* What of the asked accesses is refused; 0: all is allowed. While learning, only what a rule takes away is refused. */

@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 # Raise it when what is pinned changes in a way that the objects do not show.
 LAYOUT = 1
 DENIALS, ACTIVITY, MESSAGES, COUNTERS = "mg_denials", "mg_activity", "mg_messages", "mg_counters"
-SESSIONS, LEAVES = "mg_sessions", "mg_leaves"
+SESSIONS, LEAVES, PLACES = "mg_sessions", "mg_leaves", "mg_leaf_places"
 NAMES, QUESTIONS, RESOLVERS = "mg_names", "mg_questions", "mg_resolvers"
 FLOWS = "mg_flows"
 _SUMS = ("_sums", "_denied")
 _FACTS, _FACTS_BYTES = "facts", 1 << 15
 _FIRST = bytes(4)
+_FREE, _TAKEN = 0, 1
 _RESOLVERS_SHAPE = (libbpf.MAP_TYPE_HASH, 4, 8, 1024, 0)
 # A host that is short of something for a moment is no host without the hooks.
 MOMENTARY = (errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENFILE, errno.EMFILE)
@@ -215,6 +216,8 @@ class Engine:
             try:
                 session._make_maps(self._facts["inner"])
                 self._link()
+                # Whose place is free is asked no further, so this comes first.
+                self.map(PLACES).set(_place(leaf_id), _key32(_TAKEN))
                 self.map(SESSIONS).set(_key64(leaf_id), _abi.MG_SESSION.pack(slot, 0, 0, 0, 0, 0))
                 session._move_in()
             except BaseException:
@@ -281,6 +284,8 @@ class Engine:
         ended = _abi.MG_LEAF.pack(_abi.MG_SESSION.pack(0, _abi.MG_SESSION_ENDED, 0, 0, 0, 0), leaf_id)
         _set_if_there(self.map(LEAVES), _key64(leaf_id), ended)
         self.map(SESSIONS).delete(_key64(leaf_id))
+        if _place(leaf_id) not in map(_place, self._sessions()):
+            self.map(PLACES).set(_place(leaf_id), _key32(_FREE))
 
     def _free_ports(self, sessions: Mapping[int, bytes]) -> None:
         """Take out the ports of resolvers whose leaf is gone. Not earlier: a resolver ends a moment later than its tree.
@@ -710,6 +715,11 @@ def _together(calls: Iterable[Callable[[], None]]) -> None:
         call.join()
     for call in begun:
         call.done()
+
+
+def _place(leaf_id: int) -> bytes:
+    """Key of PLACES. Some leaves have the same."""
+    return _key32(leaf_id % _abi.MG_PLACES)
 
 
 def _key32(number: int) -> bytes:
