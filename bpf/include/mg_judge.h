@@ -211,6 +211,12 @@ __noinline int mg_send_whole(const struct mg_session *session, const struct mg_a
 	return 0;
 }
 
+/* A function of its own: what follows needs all the room that there is on the stack. */
+static __noinline __u64 mg_life_apart(void)
+{
+	return mg_life();
+}
+
 /* Put a refusal on record. `packed`: struct mg_about, as one number. */
 __noinline int mg_report_file(const struct mg_session *session, __u64 object, __u64 other, __u64 packed)
 {
@@ -221,7 +227,7 @@ __noinline int mg_report_file(const struct mg_session *session, __u64 object, __
 
 	if (!session)
 		return 0;
-	key.life = mg_life();
+	key.life = mg_life_apart();
 	key.dentry = object;
 	key.parent = (__u64)BPF_CORE_READ(dentry, d_parent);
 	key.name = BPF_CORE_READ(dentry, d_name.hash_len);
