@@ -46,6 +46,7 @@ SCRIPTS: dict[str, tuple[list[str], list[str]]] = {
     "work": ([], ["--only", "git", "unittest"]),
     "events": ([], ["--paces", "5000", "10000"]),
     "scale": ([], ["--sessions", "1", "10"]),
+    "memory": ([], ["--seconds", "2"]),
     "names": ([], []),
     "mcp": ([], ["--calls", "100"]),
     "store": ([], ["--events", "1000000"]),

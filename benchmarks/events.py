@@ -1,6 +1,7 @@
 """How fast the record is: from the kernel to the store, what is lost, and what our processes hold meanwhile.
 
 1. Opens: processes of the tree open few files as fast as they can. The kernel sums equal opens up: few records stand for many.
+   Beside them the same under Landlock alone, with grants like the session's: what tier 3 cannot go below.
 2. Changes: each makes and removes a file of its own name, which nothing sums up. At growing paces, until some are lost.
 3. Flood: a million opens of many files with one denial in their midst, which must be on record.
 Each run is compared with what the actor counted: what the store and its losses do not account for is said.
@@ -116,6 +117,21 @@ int main(int argc, char **argv)
 """
 
 
+# Landlock alone, then the words.
+UNDER_LANDLOCK = """
+import os, sys
+from mcpguard.kernel import landlock, mounts, privileges
+ruleset = landlock.Ruleset(landlock.abi(), scopes=0)
+for path in ("/usr", "/etc", "/proc", "/dev", sys.argv[1]):
+    fd = mounts.open_exact(path)
+    ruleset.allow(fd, landlock.READ | landlock.WRITE | landlock.EXECUTE)
+    os.close(fd)
+privileges.set_no_new_privs()
+ruleset.restrict_self()
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 class Bench:
     """A workspace with an actor, a secret and files to open."""
 
@@ -136,6 +152,9 @@ class Bench:
     def bare(self, words: list[str]) -> dict[str, Any]:
         done = subprocess.run(words, check=True, capture_output=True, text=True)
         return dict(zip(("acts", "seconds"), map(float, done.stdout.split()), strict=True))
+
+    def under_landlock(self, words: list[str]) -> dict[str, Any]:
+        return self.bare([sys.executable, "-c", UNDER_LANDLOCK, str(self.workspace), *words])
 
     def guarded(self, words: list[str]) -> dict[str, Any]:
         """What the actor counted, what is on record, and what our processes took."""
@@ -193,18 +212,19 @@ def _watch(process: subprocess.Popen[str], seen: dict[str, dict[str, float]]) ->
 
 
 def opens(bench: Bench, repetitions: int) -> list[dict[str, Any]]:
-    """Few files by as many processes as there are processors, bare and guarded in turns."""
+    """Few files by as many processes as there are processors, in turns over the arms."""
     words = bench.act("opens", FILES, os.cpu_count(), FLOOD)
     chance, rows = random.Random(1), []
+    arms = {"bare": bench.bare, "landlock": bench.under_landlock, "guarded": bench.guarded}
     for _ in range(repetitions):
-        arms = [("bare", bench.bare), ("guarded", bench.guarded)]
-        rows += [{"arm": name, **run(words)} for name, run in chance.sample(arms, 2)]
-    rates = {arm: [row["acts"] / row["seconds"] for row in rows if row["arm"] == arm] for arm in ("bare", "guarded")}
+        rows += [{"arm": name, **run(words)} for name, run in chance.sample(list(arms.items()), len(arms))]
+    rates = {arm: [row["acts"] / row["seconds"] for row in rows if row["arm"] == arm] for arm in arms}
     middle = {arm: statistics.median(values) for arm, values in rates.items()}
     low, _, high = statistics.quantiles(rates["guarded"], n=4)
     guarded = [row for row in rows if row["arm"] == "guarded"]
     print(
-        f"opens a second: bare {middle['bare']:,.0f}, guarded {middle['guarded']:,.0f} (quartiles {low:,.0f} to {high:,.0f}), "
+        f"opens a second: bare {middle['bare']:,.0f}, Landlock alone {middle['landlock']:,.0f}, "
+        f"guarded {middle['guarded']:,.0f} (quartiles {low:,.0f} to {high:,.0f}), "
         f"ratio {middle['bare'] / middle['guarded']:.2f}; records lost {sum(r['lost'] for r in guarded)}, opens unaccounted "
         f"for {sum(r['acts'] - r['on_record'] for r in guarded if not r['lost']):.0f} of {sum(r['acts'] for r in guarded):,.0f}"
     )

@@ -48,7 +48,13 @@ def around(owner, attribute, before, after):
             end(after)
         return result
     setattr(owner, attribute, timed)
-around(client, "start", "interpreter, first imports, command line", None)
+around(client, "fork", "interpreter, first imports", None)
+def offer(self):
+    from mcpguard.session import run as session  # imported by now, and not before it would be
+    around(session, "_wait_for_agent", None, "the agent")
+    return offered(self)
+offered, client.Broker.offer = client.Broker.offer, offer
+around(client.Broker, "load", "command line", None)
 around(client.Broker, "offer", "policy, plan (the broker loads meanwhile)", "waiting for the broker")
 around(client.Broker, "confined", "request; recorder loaded, session stored", "waiting until the child is confined")
 around(client.Broker, "go", "the canary's refusal read from the ring", None)
@@ -57,8 +63,6 @@ def leave(code):
     print(*ends, sep="\n", flush=True)
     leave_for_good(code)
 leave_for_good, run._leave = run._leave, leave
-from mcpguard.session import run as session
-around(session, "_wait_for_agent", None, "the agent")
 sys.exit(run.main(sys.argv[2:]))
 """
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 KIB = 1024
-# A word of the command line -> what the process is.
-_ROLES = {"broker/__main__.py": "broker", "mcpguard.resolver": "resolver", "mcpguard.gate": "gate"}
+# Part of the command line, or the process's own name -> what it is.
+_ROLES = {"resolver/__main__.py": "resolver", "gate/__main__.py": "gate"}
+_NAMES = {"mcpguard-broker": "broker"}
 _LEAVES = "0::/mcpguard/"
 
 
@@ -19,11 +20,14 @@ def processes(supervisor: int) -> dict[str, int]:
     for pid in _below(supervisor):
         try:
             in_tree = _LEAVES in Path(f"/proc/{pid}/cgroup").read_text()
-            words = _words(pid)
+            words, name = _words(pid), Path(f"/proc/{pid}/comm").read_text().strip()
         except OSError:
             continue
-        if not in_tree and words != own:  # else it was forked a moment ago, to become something
-            found[next((role for word, role in _ROLES.items() if word in words), words or "?")] = pid
+        role = _NAMES.get(name) or next((role for word, role in _ROLES.items() if word in words), None)
+        if role is None and words == own:  # it was forked a moment ago, to become something
+            continue
+        if not in_tree:
+            found[role or f"other: {name}"] = pid
     return found
 
 
@@ -56,6 +60,20 @@ def maps(pids: list[int]) -> dict[int, int]:
     return found
 
 
+def engine() -> dict[str, int]:
+    """Bytes that the kernel charges for what all engines have pinned for all sessions: `maps` and `programs`."""
+    from mcpguard.kernel import bpf, pins
+
+    found = {"maps": 0, "programs": 0}
+    for folder in pins.folders():
+        for kind, of in (("maps", pins.MAPS), ("programs", pins.PROGRAMS)):
+            for name in os.listdir(f"{folder}/{of}"):
+                fd = bpf.pinned(f"{folder}/{of}/{name}")
+                found[kind] += _fields(f"/proc/self/fdinfo/{fd}").get("memlock", 0)
+                os.close(fd)
+    return found
+
+
 def _fields(path: str) -> dict[str, int]:
     """Lines `name: number ...` of a file."""
     found = {}
@@ -72,10 +90,12 @@ def _fields(path: str) -> dict[str, int]:
 
 
 def _below(pid: int) -> Iterator[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return
-    for child in map(int, children):
-        yield child
-        yield from _below(child)
+    """Its descendants, by whichever thread they were started."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            children = (task / "children").read_text().split()
+        except OSError:  # it ended
+            continue
+        for child in map(int, children):
+            yield child
+            yield from _below(child)

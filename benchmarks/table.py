@@ -80,7 +80,8 @@ def _work(found: Found) -> Iterator[Line]:
 
 
 def _events(found: Found) -> Iterator[Line]:
-    rates = {arm: [r["acts"] / r["seconds"] for r in found["opens"] if r["arm"] == arm] for arm in ("bare", "guarded")}
+    arms = dict.fromkeys(("bare", *(r["arm"] for r in found["opens"])))
+    rates = {arm: [r["acts"] / r["seconds"] for r in found["opens"] if r["arm"] == arm] for arm in arms}
     yield from _compared("opens a second", rates, "/s")
     for pace in dict.fromkeys(row["pace"] for row in found["changes"]):
         runs = [row for row in found["changes"] if row["pace"] == pace]
@@ -107,6 +108,15 @@ def _scale(found: Found) -> Iterator[Line]:
         for role, held in row["processes"].items():
             value = f"rss {held['rss']:.0f}, pss {held['pss']:.0f}, own {held['own']:.0f} MiB"
             yield Line(what, role, value)
+
+
+def _memory(found: Found) -> Iterator[Line]:
+    for state, held in found.items():
+        for role, one in held["processes"].items():
+            yield Line(state, role, f"rss {one['rss']:.0f}, pss {one['pss']:.0f}, own {one['own']:.0f} MiB")
+        engine = ", ".join(f"{kind} {size:.1f}" for kind, size in held["engine"].items())
+        yield Line(state, "kernel, maps of the session", f"{held['maps']:.1f} MiB")
+        yield Line(state, "kernel, the engine's own", f"{engine} MiB")
 
 
 def _names(found: Found) -> Iterator[Line]:
@@ -141,6 +151,7 @@ _READERS: dict[str, Callable[[Found], Iterator[Line]]] = {
     "work": _work,
     "events": _events,
     "scale": _scale,
+    "memory": _memory,
     "names": _names,
     "mcp": _mcp,
     "store": _store,

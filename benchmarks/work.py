@@ -28,6 +28,8 @@ from pathlib import Path
 from peers import Peer, peers
 
 LEAST_REPETITIONS = 15
+# Whoever takes so many times as long as bare takes so few turns only: the whole must end.
+SLOW, SLOW_REPETITIONS = 3.0, 3
 # Inside of an arm: how long a command takes, as seen there.
 TIMER = """
 import subprocess, sys, time
@@ -40,6 +42,9 @@ sys.exit(done.returncode)
 """
 TIMER_NAME = "timer.py"
 FILES, COMMITS, WHEELS, PACKAGES, SOURCES, TESTS = 20_000, 300, 20, 40, 60, 60
+
+
+Row = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -162,27 +167,31 @@ def once(peer: Peer, work: Work, workspace: Path) -> float:
     return float(took[-1].split()[1])
 
 
-def measure(able: list[Peer], works: dict[str, Work], repetitions: int, workspace: Path) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
+def measure(
+    able: list[Peer], works: dict[str, Work], repetitions: int, workspace: Path, keep: Callable[[list[Row]], None]
+) -> None:
+    """`keep` gets all rows so far after each piece of work."""
+    rows: list[Row] = []
     chance = random.Random(1)
     for name, work in works.items():
         took: dict[str, list[float]] = {peer.name: [] for peer in able}
-        running = list(able)
+        running, warm = list(able), {}
         for peer in able:  # warm caches, and find out who cannot do it
             try:
-                once(peer, work, workspace)
+                warm[peer.name] = once(peer, work, workspace)
             except RuntimeError as error:
                 print(f"left out for {name}: {error}", file=sys.stderr)
                 running.remove(peer)
-        for _ in range(repetitions):
-            for peer in chance.sample(running, len(running)):
+        for turn in range(repetitions):
+            quick = [peer for peer in running if turn < SLOW_REPETITIONS or warm[peer.name] < SLOW * warm["bare"]]
+            for peer in chance.sample(quick, len(quick)):
                 took[peer.name].append(once(peer, work, workspace))
         bare = took["bare"]
         print(f"\n{name}: bare {statistics.median(bare) * 1000:.0f} ms")
         for peer in running:
             values = took[peer.name]
             ratio = statistics.median(values) / statistics.median(bare)
-            low, _middle, high = statistics.quantiles([a / b for a, b in zip(values, bare, strict=True)], n=4)
+            low, _middle, high = statistics.quantiles([a / b for a, b in zip(values, bare, strict=False)], n=4)
             calm = min(values) / min(bare)
             print(
                 f"  {peer.name:40}{ratio:7.3f}x   within a turn {low:.3f} to {high:.3f}   calmest {calm:.3f}",
@@ -191,7 +200,7 @@ def measure(able: list[Peer], works: dict[str, Work], repetitions: int, workspac
             rows.append(
                 {"work": name, "arm": peer.name, "ratio": ratio, "quartiles": [low, high], "calm": calm, "s": values}
             )
-    return rows
+        keep(rows)
 
 
 def main() -> int:
@@ -217,9 +226,13 @@ def main() -> int:
             print(f"making what {maker} needs...", file=sys.stderr)
             works.update(MAKERS[maker](workspace))
         print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
-        rows = measure(able, works, max(arguments.repetitions, LEAST_REPETITIONS), workspace)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"kernel": os.uname().release, "rows": rows, "left_out": missing}) + "\n")
+        about = {"kernel": os.uname().release, "left_out": missing}
+
+        def keep(rows: list[Row]) -> None:
+            if arguments.json:
+                arguments.json.write_text(json.dumps({**about, "rows": rows}) + "\n")
+
+        measure(able, works, max(arguments.repetitions, LEAST_REPETITIONS), workspace, keep)
     return 0
 
 

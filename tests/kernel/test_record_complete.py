@@ -16,6 +16,8 @@ import psutil
 import pytest
 from harness import RUN_SECONDS, Json, Sandbox, mcpguard_command, need_root, sandbox
 
+from mcpguard.broker.__main__ import NAME
+
 pytestmark = pytest.mark.kernel
 
 PROFILE = "name: kept\nextends: [dev-tools]\nfiles:\n  write: ['{workspace}']\n"
@@ -92,9 +94,7 @@ def go(box: Sandbox) -> None:
 
 
 def broker_of(process: subprocess.Popen[str]) -> psutil.Process:
-    (broker,) = [
-        child for child in psutil.Process(process.pid).children() if "broker/__main__.py" in " ".join(child.cmdline())
-    ]
+    (broker,) = [child for child in psutil.Process(process.pid).children() if child.name() == NAME]
     return broker
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-import mcpguard
 from mcpguard.broker import client
 from mcpguard.kernel import cgroup
 
 pytestmark = pytest.mark.kernel
-
-PROGRAM = client.BrokerProgram(sys.executable, str(Path(mcpguard.__path__[0]).parent))
 
 
 def leaves() -> set[str]:
@@ -24,7 +20,7 @@ def leaves() -> set[str]:
 @pytest.mark.parametrize("first", [b"", b"\0", b"\2\0", b"\0\4", b"{}"])
 def test_who_does_not_say_what_to_load_gets_nothing(first: bytes) -> None:
     before = leaves()
-    broker = client.start(PROGRAM)
+    broker = client.fork()
     broker.channel.connection.sendall(first)
     broker.dismiss()
     assert broker.channel.receive() is None
@@ -36,7 +32,7 @@ def test_who_does_not_say_what_to_load_gets_nothing(first: bytes) -> None:
 @pytest.mark.parametrize("audit", [False, True])
 def test_who_says_it_gets_an_offer_and_leaves_nothing_behind(audit: bool) -> None:
     before = leaves()
-    broker = client.start(PROGRAM)
+    broker = client.fork()
     try:
         broker.load(audit=audit, tier="3")
         assert broker.offer()["tier"] == 3

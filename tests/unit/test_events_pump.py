@@ -27,6 +27,7 @@ DENIED = refused("open", "/ws/secret/key", errno.EACCES, who=head(1001, 1000, "c
 
 # As the real ring, it hands out a bounded batch at a time.
 LIMIT = 100
+ROOM = 1000
 
 
 class FakeRing:
@@ -57,6 +58,9 @@ class FakeRing:
     def unread(self) -> int:
         with self._lock:
             return len(self._held)
+
+    def filled(self) -> float:
+        return self.unread() / ROOM
 
 
 class Setup:
@@ -304,3 +308,24 @@ def test_nobody_is_told_when_the_last_writes_are_quick(bench: Bench, monkeypatch
     setup.pump.start()
     assert setup.pump.stop(lambda: calls.append(None))
     assert calls == []
+
+
+def test_a_ring_that_fills_does_not_wait_for_more_to_gather(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "GATHER_MS", 3_600_000)
+    setup = Setup(bench, [opened("/ws/a")])
+    with started(setup):
+        setup.activity.put(b"0")
+        eventually(lambda: setup.activity.unread() == 0, setup.activity.drained)
+        setup.activity.put(*[b"0"] * int(ROOM * pump_module.GATHER_FILLED + 1))
+        eventually(lambda: setup.activity.unread() == 0, setup.activity.drained)
+
+
+def test_who_hurries_does_not_wait_for_activity_to_gather(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "GATHER_MS", 3_600_000)
+    setup = Setup(bench, [opened("/ws/a")])
+    with started(setup):
+        for _ in range(3):
+            setup.activity.put(b"0")
+            setup.pump.hurry()
+            eventually(lambda: setup.activity.unread() == 0, setup.activity.drained)
+    setup.pump.hurry()

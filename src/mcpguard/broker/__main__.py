@@ -1,4 +1,4 @@
-"""Entry of the privileged half: `python -I -S .../mcpguard/broker/__main__.py (--fd N | --socket NAME)`.
+"""Entry of the privileged half: `python -I -S .../mcpguard/broker/__main__.py --socket NAME`.
 
 Isolated on purpose: no site packages, no environment, no working directory on the path. The package's own parent is put
 on the path by hand, and `mcpguard setup` has put it where only root can write.
@@ -19,25 +19,31 @@ if __name__ == "__main__" and sys.flags.isolated:
 
 from mcpguard.broker.server import serve
 
+NAME = "mcpguard-broker"
+
 
 def main(arguments: list[str]) -> int:
     """Connect to the user's process and serve it. Returns the exit code."""
-    if os.geteuid() != 0 or len(arguments) != 2 or arguments[0] not in ("--fd", "--socket"):
+    if os.geteuid() != 0 or len(arguments) != 2 or arguments[0] != "--socket":
         sys.stderr.write("mcpguard: the broker is started by `mcpguard run`, not by hand\n")
         return 125
-    if arguments[0] == "--fd":
-        connection, caller = int(arguments[1]), os.getuid()
-    else:
-        connection, caller = _connect(arguments[1])
-        if connection < 0:
-            sys.stderr.write("mcpguard: the other end of the broker's socket is not who called sudo\n")
-            return 125
+    connection, caller = _connect(arguments[1])
+    if connection < 0:
+        sys.stderr.write("mcpguard: the other end of the broker's socket is not who called sudo\n")
+        return 125
+    converse(connection, caller)
+    return 0
+
+
+def converse(connection: int, caller: int) -> None:
+    """Serve the user `caller`, whose process is at the other end of this connected socket, once it has said what to load."""
     os.set_inheritable(connection, False)
+    with open("/proc/self/comm", "w", encoding="ascii") as name:  # for whoever looks at a list of processes
+        name.write(NAME)
     first = os.read(connection, 4)
     if len(first) == 4 and first[0] <= 1 and first[1] <= 3:  # else the user's process has changed its mind
         resolver = int.from_bytes(first[2:], "big")
         serve(connection, caller, audit=bool(first[0]), tier=first[1] or None, resolver=resolver)
-    return 0
 
 
 def _connect(name: str) -> tuple[int, int]:

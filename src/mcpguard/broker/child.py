@@ -1,6 +1,6 @@
 """The guarded child: everything between fork and exec, in the one order that works.
 
-    as root   wait for the request -> private mounts, own terminals -> groups, bounding set
+    as root   own terminals -> wait for the request -> groups, private mounts, bounding set
     as user   ids -> no_new_privs -> Landlock -> capabilities -> seccomp
     then      wait until it is in the cgroup and the hooks are armed, canary, wait for the word, exec
 
@@ -18,7 +18,6 @@ import resource
 import signal
 import socket
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from mcpguard.backends import landlock as files
 from mcpguard.backends import terminals
@@ -28,6 +27,10 @@ from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.kernel import landlock, mounts, privileges
 from mcpguard.kernel.terminals import Terminal
 from mcpguard.model.access import Access
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 NOT_FOUND, NOT_EXECUTABLE, FAILED = 127, 126, 125
 _STANDARD_ERROR = 2
@@ -52,6 +55,8 @@ def become_agent(
     signal.set_wakeup_fd(-1)
     step = "start"
     try:
+        step = "make terminals of its own"
+        outside, held = _private_namespace(own)
         step = "take the request"
         received = orders.receive()
         if received is None:
@@ -59,9 +64,9 @@ def become_agent(
         request = LaunchRequest.from_json(received[0])
         step = "take the user's groups"
         os.setgroups(request.user.groups)
-        step = "make terminals of its own"
-        mounts.enter_private_namespace()
-        held = terminals.arrange(own)
+        step = "look at what was mounted meanwhile"
+        if outside != mounted_outside():
+            held = _renewed_namespace(own, held)
         step = "arrange the private mounts"
         hidden = files.arrange_mounts(request.files, request.user) if tier > 1 else files.arrange_own_places()
         step = "close inherited descriptors"
@@ -99,6 +104,32 @@ def become_agent(
     if line.recv(2) != b"go":
         os._exit(FAILED)
     _execute(request, line)
+
+
+def mounted_outside() -> bytes:
+    """The mount table of the broker, which stays where the plan was made."""
+    with open(f"/proc/{os.getppid()}/mountinfo", "rb") as table:
+        return table.read()
+
+
+def _private_namespace(own: Sequence[Terminal]) -> tuple[bytes, list[int]]:
+    """Enter one, with terminals of its own; for that the kernel takes its time, which nobody waits for as long as there is no
+    request.
+
+    Returns:
+        the mount table that it was copied from, at the latest; what `terminals.arrange` returns.
+    """
+    outside = mounted_outside()
+    mounts.enter_private_namespace()
+    return outside, terminals.arrange(own)
+
+
+def _renewed_namespace(own: Sequence[Terminal], held: Sequence[int]) -> list[int]:
+    """Something was mounted or taken away since: the plan knows of it and this namespace does not. Make another one."""
+    for fd in held:
+        os.close(fd)
+    mounts.return_to_namespace_of(os.getppid())
+    return _private_namespace(own)[1]
 
 
 def _execute(request: LaunchRequest, line: socket.socket) -> NoReturn:

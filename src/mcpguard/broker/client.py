@@ -9,8 +9,6 @@ import contextlib
 import os
 import select
 import socket
-import subprocess
-import sys
 import threading
 
 from mcpguard.broker.channel import Channel, peer_uid
@@ -19,6 +17,7 @@ from mcpguard.model.values import dataclass, field
 
 TYPE_CHECKING = False  # as `typing` has it, which takes longer than all of this
 if TYPE_CHECKING:
+    import subprocess
     from typing import Any
 
     from mcpguard.broker.protocol import LaunchRequest
@@ -37,9 +36,28 @@ class BrokerProgram:
 
     @property
     def command(self) -> list[str]:
-        # Through sudo nothing is written beside the code; root itself may keep what it compiles, as everybody else does.
-        still = ["-B"] if os.geteuid() != 0 or sys.dont_write_bytecode else []
-        return [self.python, "-I", "-S", *still, f"{self.package_root}/mcpguard/broker/__main__.py"]
+        return [self.python, "-I", "-S", "-B", f"{self.package_root}/mcpguard/broker/__main__.py"]
+
+
+@dataclass(slots=True)
+class Forked:
+    """A broker that is a copy of this process, as far as it is used like a Popen."""
+
+    pid: int
+    returncode: int | None = None
+
+    def poll(self) -> int | None:
+        return self._reap(os.WNOHANG)
+
+    def wait(self) -> int | None:
+        return self._reap(0)
+
+    def _reap(self, options: int) -> int | None:
+        if self.returncode is None:
+            found, status = os.waitpid(self.pid, options)
+            if found:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
 
 
 @dataclass(slots=True)
@@ -51,7 +69,7 @@ class Broker:
         descriptors: what it handed over, by name; the receiver closes them.
     """
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     channel: Channel
     descriptors: dict[str, int] = field(default_factory=dict)
     _answers: dict[int, dict[str, Any] | None] = field(default_factory=dict)
@@ -213,22 +231,26 @@ class Broker:
         self.channel.close()
 
 
+def fork() -> Broker:
+    """Start the broker as a copy of this process, which is root's; to be called before there is a second thread."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        from mcpguard.broker.forked import be_broker
+
+        be_broker(theirs.fileno())
+    theirs.close()
+    return Broker(Forked(pid), Channel(ours))
+
+
 def start(program: BrokerProgram) -> Broker:
-    """Start the broker: directly as root, else through sudo, which asks for a password on the terminal if it must.
+    """Start the broker through sudo, which asks for a password on the terminal if it must.
 
     Raises:
         PrivilegeError: sudo is missing or said no.
     """
-    if os.geteuid() == 0:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [*program.command, "--fd", str(theirs.fileno())]
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-        return Broker(process, Channel(ours))
-    return _start_with_sudo(program)
+    import subprocess
 
-
-def _start_with_sudo(program: BrokerProgram) -> Broker:
     name = f"mcpguard-{os.getpid()}-{os.urandom(16).hex()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(b"\0" + name.encode())

@@ -15,7 +15,6 @@ import select
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from mcpguard.broker import canary, tiers
 from mcpguard.broker.channel import Channel, peer_pid
@@ -28,6 +27,10 @@ from mcpguard.kernel import cgroup, landlock, mounts, syscalls, terminals
 from mcpguard.kernel.beside import Beside
 from mcpguard.model.plan import OWN_PLACES
 from mcpguard.model.values import dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MINIMUM_LANDLOCK = 3
 _MOST_HELD = 8
@@ -130,6 +133,10 @@ class Launch:
         covers.close()
         leftover = max(0, len(leaf.pids()) if leaf.populated() else 0)
         leaf.kill()
+        if (
+            not leftover
+        ):  # nothing more can happen: the user's process finishes its record while the last counts are read
+            self._tell({"ended": True})
         self._tell({"exited": status, "leftover": leftover, **engine.final()})
         engine.release()
         self._until_client_leaves()

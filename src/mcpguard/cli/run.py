@@ -30,6 +30,10 @@ def _leave(code: int) -> NoReturn:
 
 
 def _parse(arguments: list[str]) -> RunOptions:
+    from mcpguard.cli import plain_words
+
+    if options := plain_words.parse(arguments):
+        return options
     from mcpguard.cli.run_words import parse
 
     return parse(arguments)

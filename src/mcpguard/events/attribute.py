@@ -38,13 +38,13 @@ _ATTRIBUTES = frozenset({"chmod", "chown", "utimes", "xattr"})
 OUTSIDE = system_rule("no look into processes outside")
 CHANGE_OUTSIDE = system_rule("no change of processes outside")
 OTHER_TERMINALS = system_rule("no terminals of others")
-_TERMINAL = re.compile(r"/dev/pts/\d+")
+_TERMINAL = r"/dev/pts/\d+"
 PRIVATE = re.compile(
     r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<what>environ|auxv|mem|maps|smaps|smaps_rollup|numa_maps|map_files|pagemap|"
     r"clear_refs|stack|syscall|personality|timers|io|fd|fdinfo|ns|root|cwd|exe)(?:/.*)?"
 )
 
-_BEHIND = re.compile(r"/proc/\d+(?:/task/\d+)?/(?:root|cwd|fd/\d+)/.+")
+_BEHIND = r"/proc/\d+(?:/task/\d+)?/(?:root|cwd|fd/\d+)/.+"
 
 
 class Attributor:
@@ -219,7 +219,7 @@ class Attributor:
     def _terminal(self, record: PathCallRecord) -> Finding | None:
         """A terminal that is not there in the session. Where there is one outside that the user could open, that was meant."""
         path = os.path.normpath(record.path)
-        if not _TERMINAL.fullmatch(path) or not os.path.lexists(path):
+        if not re.fullmatch(_TERMINAL, path) or not os.path.lexists(path):
             return None
         if permissions.explain(record.op, record.access, path, errno.EACCES, self._policy.user):
             return None
@@ -239,7 +239,7 @@ class Attributor:
         """Memory, environment and descriptors of a process: the kernel refuses foreign ones to a Landlock domain."""
         if self._is_own(pid):
             # Where a descriptor led cannot be read any more once it is closed; the refusal stays a refusal.
-            behind = _BEHIND.fullmatch(path) is not None
+            behind = re.fullmatch(_BEHIND, path) is not None
             return (
                 Finding(Kind.FILE, record.op, Verdict.DENY, access.word, path, None, None, UNEXPLAINED)
                 if behind

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from datetime import UTC, datetime
 from pathlib import Path
 
 from mcpguard.errors import StoreError
@@ -139,6 +138,8 @@ def _is_broken(error: sqlite3.DatabaseError) -> bool:
 
 
 def _move_aside(path: Path, error: sqlite3.Error) -> str:
+    from datetime import UTC, datetime
+
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     aside = path.with_name(f"{path.name}.broken-{stamp}-{os.getpid()}")
     path.rename(aside)

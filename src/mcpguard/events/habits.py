@@ -41,17 +41,17 @@ _LOOKS_AT_ALL = frozenset(
 _SYSTEM_FOLDERS = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 # Beginning of a name in the home -> who keeps its history there.
 _HISTORIES = {
-    ".lesshs": re.compile(r"less"),
-    ".viminfo": re.compile(r"vi|vim(\.\w+)?"),
-    ".python_history": re.compile(r"python\d*(\.\d+)?"),
-    ".bash_history": re.compile(r"bash"),
-    ".node_repl_history": re.compile(r"node"),
+    ".lesshs": "less",
+    ".viminfo": r"vi|vim(\.\w+)?",
+    ".python_history": r"python\d*(\.\d+)?",
+    ".bash_history": "bash",
+    ".node_repl_history": "node",
 }
 _BUILT_IN = "builtin:"
 _TRACE_MARKERS = frozenset({"/sys/kernel/debug/tracing/trace_marker", "/sys/kernel/tracing/trace_marker"})
 _RUN_TIMES = frozenset({"bun", "node", "claude", "opencode", "opencode.exe"})
 # What a program tells the kernel about itself, which nobody but a debugger or an administrator ever sees.
-_TOLD_OF_ITSELF = re.compile(r"/proc/(\d+)/(coredump_filter|comm|task/\d+/comm)")
+_TOLD_OF_ITSELF = r"/proc/(\d+)/(coredump_filter|comm|task/\d+/comm)"
 _CLIMBED_FOR = frozenset({".git", ".gitignore", "CLAUDE.md", "package.json"})
 
 
@@ -76,7 +76,7 @@ def habit(policy: Policy, process: Process | None, access: Access, path: str, ru
         return f"{QUIET}: the program's run time looks for a tracer and does without"
     if rule is not None:
         return None
-    if access == Access.WRITE and (told := _TOLD_OF_ITSELF.fullmatch(path)) and int(told[1]) == process.pid:
+    if access == Access.WRITE and (told := re.fullmatch(_TOLD_OF_ITSELF, path)) and int(told[1]) == process.pid:
         return f"{QUIET}: {program} names itself, or what its core dumps hold, and does without"
     if access == Access.WRITE and folder == policy.user.home and _keeps_history(program, name):
         return f"{QUIET}: {program} keeps a history and does without"
@@ -173,4 +173,4 @@ def _lies_above(path: str, policy: Policy, process: Process) -> bool:
 
 
 def _keeps_history(program: str, name: str) -> bool:
-    return any(name.startswith(begin) and who.fullmatch(program) for begin, who in _HISTORIES.items())
+    return any(name.startswith(begin) and re.fullmatch(who, program) for begin, who in _HISTORIES.items())

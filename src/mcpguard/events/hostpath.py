@@ -16,7 +16,7 @@ from mcpguard.model.values import dataclass
 
 MAX_LINKS = 40
 MAX_FOLDERS = 8_192
-_PROC = re.compile(r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<link>root|cwd|exe|fd/\d+)")
+_PROC = r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<link>root|cwd|exe|fd/\d+)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _target(path: str, caller: Caller) -> str | None:
         return f"/proc/{caller.pid}"
     if path == "/proc/thread-self":
         return f"/proc/{caller.pid}/task/{caller.tid}"
-    found = _PROC.fullmatch(path) if path.startswith("/proc/") else None
+    found = re.fullmatch(_PROC, path) if path.startswith("/proc/") else None
     if found and found["link"] == "root":
         return "/"
     try:

@@ -8,7 +8,6 @@ import os
 import select
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
 
 from mcpguard.events.clock import Clock
 from mcpguard.events.missing import loss
@@ -17,8 +16,21 @@ from mcpguard.model.event import Event
 from mcpguard.wire import decode
 from mcpguard.wire.records import MessageRecord
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from mcpguard.events.observer import Observer
+
+    class Ring(Protocol):
+        """A ring buffer that can be waited for."""
+
+        def fileno(self) -> int: ...
+
+        def drain(self) -> list[bytes]:
+            """Records that are in it now, oldest first; perhaps not all of them."""
+            ...
+
 
 WAKE_MS = 250
 # The last reading ends when nothing comes any more, or here: what a leftover process goes on sending is not waited for.
@@ -37,16 +49,6 @@ UNKNOWN_NS = 250_000_000
 Ahead = Callable[[Iterable[tuple[Event, tuple[int, int]]]], list[Event]]
 
 
-class Ring(Protocol):
-    """A ring buffer that can be waited for."""
-
-    def fileno(self) -> int: ...
-
-    def drain(self) -> list[bytes]:
-        """Records that are in it now, oldest first; perhaps not all of them."""
-        ...
-
-
 class Listener:
     """Reads the messages of one session until `stop`.
 
@@ -54,7 +56,19 @@ class Listener:
         failure: the first unexpected error; None when all went well.
     """
 
-    def __init__(self, ring: Ring, session: str, recorder: Recorder, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        ring: Ring,
+        session: str,
+        recorder: Recorder,
+        clock: Clock | None = None,
+        hurry: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            hurry: has activity read at once: who sends messages must be known when they are told.
+        """
+        self._hurry = hurry
         self.failure: Exception | None = None
         self._ring = ring
         self._session = session
@@ -125,6 +139,8 @@ class Listener:
         raw = self._ring.drain()
         if not raw and self._observer is None:
             return False
+        if raw:
+            self._hurry()
         records: list[MessageRecord] = []
         lost = {DROPPED: 0, UNREADABLE: 0}
         for one in raw:

@@ -6,20 +6,45 @@ told at the end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
 
 from mcpguard.errors import KernelError
 from mcpguard.events.recorder import Recorder
 from mcpguard.wire.records import Record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Ring(Protocol):
+        """A ring buffer that can be waited for."""
+
+        def fileno(self) -> int: ...
+
+        def drain(self) -> list[bytes]:
+            """Records that are in it now, oldest first; perhaps not all of them."""
+            ...
+
+        def unread(self) -> int:
+            """How many complete records are in it now."""
+            ...
+
+        def filled(self) -> float:
+            """Which part of it is taken."""
+            ...
+
+
 WAKE_MS = 250
-# Activity may gather for so long: the tree is not interrupted for each record, and many cost less at once. Denials do not wait.
-GATHER_MS = 20
+# Activity may gather for so long: what the tree does in a moment it does undisturbed, and many records cost less at once.
+# Denials do not wait, nor does a ring that fills.
+GATHER_MS = 250
+GATHER_LOOK_MS = 20
+GATHER_FILLED = 1 / 2
 # The last drain may take as long as it moves on. When nothing moves for so long, a disk or a network file system hangs.
 STALLED_S = 60.0
 LOOK_S = 1.0
@@ -34,20 +59,6 @@ FAILED = "records that came with an unexpected error"
 
 # Makes a record of the bytes of one; raises ValueError or KernelError for bytes that are none.
 Decode = Callable[[bytes], Record]
-
-
-class Ring(Protocol):
-    """A ring buffer that can be waited for."""
-
-    def fileno(self) -> int: ...
-
-    def drain(self) -> list[bytes]:
-        """Records that are in it now, oldest first; perhaps not all of them."""
-        ...
-
-    def unread(self) -> int:
-        """How many complete records are in it now."""
-        ...
 
 
 def _emptied(ring: Ring) -> Iterator[bytes]:
@@ -85,10 +96,15 @@ class Pump:
         self._recorder = recorder
         self._drained = 0
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+        self._hurry = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="mcpguard-events", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def hurry(self) -> None:
+        """Have what is in the rings read now, by its own thread. Also after `stop`: then it is nothing."""
+        os.eventfd_write(self._hurry, 1)
 
     def stop(self, progress: Callable[[], None] | None = None) -> bool:
         """Drain once more, write all, end the thread. False: it hangs and was left behind, with the recorder.
@@ -119,13 +135,15 @@ class Pump:
         return self._drained, self._recorder.taken
 
     def _run(self) -> None:
-        descriptors = [self._stop, *(ring.fileno() for ring, _ in self._rings.values())]
-        anything, urgent = _poll(descriptors), _poll(descriptors[:2])
+        descriptors = [self._stop, self._hurry, *(ring.fileno() for ring, _ in self._rings.values())]
+        anything, urgent = _poll(descriptors), _poll(descriptors[:3])
         stopping = False
         while not stopping:
             ready = anything.poll(WAKE_MS)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._hurry)
             if self._guard(self._step):
-                ready += urgent.poll(GATHER_MS)
+                ready += self._gather(urgent)
             stopping = any(descriptor == self._stop for descriptor, _ in ready)
         # A ring hands out a bounded batch at a time; what a leftover process goes on writing ends with the bound.
         for _ in range(LAST_ROUNDS):
@@ -134,6 +152,14 @@ class Pump:
         else:
             self._recorder.lost(OUTRUN, sum(ring.unread() for ring, _ in self._rings.values()))
         self._guard(self._recorder.finish)
+
+    def _gather(self, urgent: select.poll) -> list[tuple[int, int]]:
+        """Wait until something urgent comes, and no longer than activity may gather; what was ready."""
+        until = time.monotonic() + GATHER_MS / 1000
+        while not (ready := urgent.poll(GATHER_LOOK_MS)) and time.monotonic() < until:
+            if any(ring.filled() > GATHER_FILLED for ring, _ in self._rings.values()):
+                break
+        return ready
 
     def _step(self) -> bool:
         """Move what is there; False: there was nothing."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Sized
 
 from mcpguard.errors import StoreError
 from mcpguard.events.clock import Clock
@@ -33,6 +33,8 @@ FLOWS_INTERVAL_NS = 5 * INTERVAL_NS
 # An event in memory is about 600 bytes: these bounds keep the recorder below some 30 MB.
 MAX_SUMS = 10_000
 MAX_WAITING = 10_000
+# After so many records it is looked whether a bound is met.
+_LOOK_EVERY = 64
 # More than the kernel's own maps of aggregates hold.
 MAX_SERIES = 40_000
 UNJUDGED = "records that could not be judged"
@@ -101,6 +103,7 @@ class Recorder:
         self._losses: dict[str, int] = {}
         self._waiting_denials: list[Event] = []
         self._waiting: list[Event] = []
+        self._held: tuple[Sized, ...] = (self._quiet, self._urgent, self._sums, self._waiting)
         self._told: deque[Event] = deque()
         self._due_ns = self._clock.monotonic_ns() + INTERVAL_NS
         self._retry_ns = 0
@@ -224,7 +227,7 @@ class Recorder:
             self._sort(event, now_ns, record.head.said)
         if isinstance(record, ExitRecord):
             self._waiting_denials += self._quiet.take_process(record.head.pid)
-        if max(len(self._quiet), len(self._urgent), len(self._sums), len(self._waiting)) >= MAX_SUMS:
+        if self.taken % _LOOK_EVERY == 0 and max(map(len, self._held)) >= MAX_SUMS:
             self._flush(now_ns, everything=True)
 
     def _remember(self, record: Record, event: Event | None) -> None:

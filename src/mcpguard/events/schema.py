@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from mcpguard.model.access import Verdict
 from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.event import Event, Kind, McpMessage, Peer
 from mcpguard.model.rule import Origin
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Row = Sequence[Any]
 
 VERSION = 6
 # "mcpg": tells our file from any other SQLite database at that place.
@@ -138,8 +143,6 @@ SELECT_EVENT = (
     "FROM events e LEFT JOIN rules r ON r.session = e.session AND r.n = e.rule"
 )
 
-Row = Sequence[Any]
-
 
 def clean(text: str) -> str:
     """Text that every database and JSON reader takes: bytes that were no UTF-8 become `\\xNN`."""
@@ -152,14 +155,15 @@ def clean(text: str) -> str:
 
 
 def _clean(text: str | None) -> str | None:
-    return None if text is None else clean(text)
+    # Asked six times for each event: most texts are as they should be.
+    return text if text is None or text.isascii() else clean(text)
 
 
 def event_row(event: Event, session: int, seq: int, rule: int | None) -> Row:
     """The values of EVENT_COLUMNS for one event."""
     argv = None if event.argv is None else json.dumps([clean(word) for word in event.argv], ensure_ascii=False)
     return (
-        *(session, seq, event.time_ns, event.kind.value, event.op, event.verdict.value, event.access),
+        *(session, seq, event.time_ns, event.kind._value_, event.op, event.verdict._value_, event.access),
         *(_clean(event.path), _clean(event.target), _clean(event.host), event.address, event.port, event.protocol),
         *(event.pid, event.ppid, _clean(event.exe), _clean(event.comm), argv, rule, event.count),
         *(event.errno, _clean(event.detail), _mcp_text(event.mcp), event.bytes_sent, event.bytes_received),

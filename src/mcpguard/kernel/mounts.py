@@ -48,6 +48,19 @@ def enter_private_namespace() -> None:
     _checked(syscalls.libc.mount(b"none", b"/", None, flags, None), "mount --make-rprivate /")
 
 
+def return_to_namespace_of(pid: int) -> None:
+    """Leave a private mount namespace for that of another process, and see it from where that one does (setns(2))."""
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _checked(syscalls.libc.setns(ctypes.c_int(namespace), ctypes.c_int(CLONE_NEWNS)), "setns")
+        os.fchdir(root)
+        os.chroot(".")
+    finally:
+        os.close(root)
+        os.close(namespace)
+
+
 def mount_tmpfs(path: str, options: str) -> None:
     """Mount an empty tmpfs on `path`."""
     flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC)

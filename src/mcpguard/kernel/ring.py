@@ -85,6 +85,10 @@ class Ring:
             position += ((word & ~_DISCARDED) + _HEADER + 7) & ~7
         return waiting
 
+    def filled(self) -> float:
+        """Which part of the data area holds records that were not taken yet."""
+        return (self._produced() - int(self._consumer.value)) / (self._mask + 1)
+
     def _produced(self) -> int:
         return int(struct.unpack_from("=Q", self._pages, 0)[0])
 

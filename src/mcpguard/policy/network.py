@@ -27,11 +27,11 @@ PROTOCOLS = {"tcp": PROTO_TCP, "udp": PROTO_UDP}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _NAT64 = b"\0\x64\xff\x9b" + bytes(8)
 _SIX_TO_FOUR = b"\x20\x02"
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
-_NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)")
+_LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
+_NUMBER = r"(0x[0-9a-f]*|[0-9]+)"
 _EVERY_PORT = (0, 65535)
 NAMES_OVER_TLS = 853
-_PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+_PORTS = r"([0-9]{1,5})(?:-([0-9]{1,5}))?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +270,7 @@ def _split_port(text: str) -> tuple[str, str | None]:
 def _ports(text: str | None) -> tuple[int, int]:
     if text is None:
         return _EVERY_PORT
-    found = _PORTS.fullmatch(text)
+    found = re.fullmatch(_PORTS, text)
     if not found:
         raise _Wrong(f'"{text}" is not a port', "write :443 or :3000-3999, and [ADDRESS]:PORT for IPv6")
     low, high = int(found[1]), int(found[2] or found[1])
@@ -311,7 +311,7 @@ def _networks(rule: NetRule, host: str) -> list[tuple[bytes, int]]:
         return [(_MAPPED + b"\x7f\0\0\0", 104), (bytes(15) + b"\1", 128)]
     if "%" in host:
         raise _Wrong("a zone id has no meaning in a rule", "write the address without %ZONE")
-    if ":" not in host and "/" not in host and not _NUMBER.fullmatch(host.removesuffix(".").rpartition(".")[2]):
+    if ":" not in host and "/" not in host and not re.fullmatch(_NUMBER, host.removesuffix(".").rpartition(".")[2]):
         return []
     return [_network(rule, host)]
 
@@ -360,7 +360,7 @@ def _name(rule: NetRule, host: str) -> str:
     for label in labels:
         if "*" in label:
             raise _Wrong("a * stands only for the whole first part of a name", "write *.example.com")
-        if not _LABEL.fullmatch(label):
+        if not re.fullmatch(_LABEL, label):
             raise _Wrong(
                 f'"{label}" cannot be a part of a host name', "use letters, digits and -, 1 to 63 in each part"
             )

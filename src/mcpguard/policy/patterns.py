@@ -26,11 +26,11 @@ from mcpguard.model.values import dataclass
 
 SLASH = 0x2F
 VARIABLES = ("home", "workspace", "tmp")
-_SPECIAL = re.compile(r"[*?\[\\]")
+_SPECIAL = r"[*?\[\\]"
 # Braces mean something in a written pattern only, and what is quoted may be written.
-_QUOTED = re.compile(r"[*?\[\\{}]")
-_PLAIN = re.compile(r"(/(?!\.{1,2}(/|\Z))[^/*?\[\\\0]+)+")
-_VARIABLE = re.compile(r"\{([^{}/]*)\}")
+_QUOTED = r"[*?\[\\{}]"
+_PLAIN = r"(/(?!\.{1,2}(/|\Z))[^/*?\[\\\0]+)+"
+_VARIABLE = r"\{([^{}/]*)\}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def parse(pattern: str) -> tuple[Component, ...]:
 
 def quote(path: str) -> str:
     """The pattern that matches exactly this path (and below), whatever characters are in it; `expand` reads it, too."""
-    return _QUOTED.sub(lambda found: f"[{found[0]}]", path)
+    return re.sub(_QUOTED, lambda found: f"[{found[0]}]", path)
 
 
 def split_literal(pattern: str) -> tuple[str, str]:
@@ -121,7 +121,7 @@ def split_literal(pattern: str) -> tuple[str, str]:
         (path, rest): a plain path without pattern syntax (`/` when there is none), and the remaining pattern, beginning
         with `/`, or empty when the whole pattern is literal.
     """
-    if _PLAIN.fullmatch(pattern):  # nearly all of them, and a launch asks for hundreds
+    if re.fullmatch(_PLAIN, pattern):  # nearly all of them, and a launch asks for hundreds
         return pattern, ""
     names: list[bytes] = []
     components = parse(pattern)
@@ -181,7 +181,7 @@ def _absolute(text: str, variables: Mapping[str, str]) -> str:
         return _joined(variables["home"], text[1:])
     if text.startswith("~"):
         raise _Syntax("~NAME is another user's home", "write the path in full")
-    head = _VARIABLE.match(text)
+    head = re.match(_VARIABLE, text)
     if head:
         value = variables.get(head[1])
         rest = text[head.end() :]
@@ -255,7 +255,7 @@ def _component(text: str) -> Component:
         raise _Syntax(
             '"**" is mixed with other characters in one component', 'use "*" in a name, "**" alone between slashes'
         )
-    if not _SPECIAL.search(text):
+    if not re.search(_SPECIAL, text):
         name = _bytes(text)
         return Component(text, name, tuple(_BYTE[byte] for byte in name), 0)
     return _glob(text)

@@ -6,8 +6,8 @@ import os
 import select
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mcpguard.session.control import Holds, HoldsCalls
     from mcpguard.session.live import Live

@@ -21,7 +21,7 @@ from mcpguard.model.policy import PathRule, Policy
 from mcpguard.model.profile import NAMESPACE_MAPS
 from mcpguard.policy.automaton import Automaton, State
 from mcpguard.policy.patterns import split_literal
-from mcpguard.session.files_state import ALL, OPEN, Progress, Walk, listed, remember_way, shown
+from mcpguard.session.files_state import ALL, OPEN, Progress, Walk, met, remember_way, shown
 from mcpguard.session.files_walk import visit
 
 
@@ -197,8 +197,7 @@ def _find_protected(walk: Walk, base: str, depth: int) -> None:
 
 def _remember_matches(walk: Walk, directory: str, state: State, depth: int) -> None:
     here = walk.automaton.decision(state).allowed
-    for entry in listed(walk, directory):
-        below = walk.automaton.child(state, entry.name)
+    for entry, below in met(walk, directory, state):
         if walk.automaton.decision(below).allowed != here:
             remember_way(walk, entry.path)
         if depth > 1 and entry.is_dir(follow_symlinks=False):
@@ -231,8 +230,7 @@ def _is_canonical(walk: Walk, path: str) -> bool:
 
 def _grant_below(walk: Walk, directory: str, state: State, depth: int, above: Access) -> None:
     """`above`: what is granted to the directory, and so to each name in it already."""
-    for entry in listed(walk, directory):
-        below = walk.automaton.child(state, entry.name)
+    for entry, below in met(walk, directory, state):
         allowed = walk.automaton.decision(below).allowed
         if allowed & ~above and not entry.is_symlink():
             walk.grants[entry.path] = walk.grants.get(entry.path, Access.NONE) | allowed

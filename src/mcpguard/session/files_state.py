@@ -43,6 +43,8 @@ _LEFT_BEHIND = "remove what does not belong there, as an earlier session may hav
 Progress = Callable[[int, str], None]
 
 
+Met = tuple[os.DirEntry[str], State]
+"""An entry of a directory, and its state."""
 Place = tuple[str, State, Access, bool, tuple[str, ...]]
 """A place that is still to be visited: its path and state, and
 
@@ -70,6 +72,8 @@ class Walk:
     # Why a place could not be looked at -> those that are hidden for it.
     hidden: dict[str, list[str]] = field(default_factory=dict)
     visited: int = 0
+    # Directories that patterns begin in, where each pass of a plan looks: what lies there, with its states.
+    met: dict[str, list[Met]] = field(default_factory=dict)
     # Directory -> names found in it.
     sizes: dict[str, int] = field(default_factory=dict)
     unscanned: set[str] = field(default_factory=set)
@@ -79,7 +83,7 @@ class Walk:
     # Directories that this user may not list, though names in them could be opened.
     unlistable: set[str] = field(default_factory=set)
     # Names with which a floating pattern can begin, and whether any other name leaves a state as it is.
-    floating: re.Pattern[str] = re.compile("")
+    floating: re.Pattern[str] | None = None
     steady: dict[State, bool] = field(default_factory=dict)
 
     def count(self, path: str, names: int = 1) -> None:
@@ -99,7 +103,7 @@ class Walk:
         steady = self.steady.get(state)
         if steady is None:
             steady = self.steady[state] = self.automaton.child(state, _NOBODYS_NAME) == state
-        if steady and not self.floating.fullmatch(name):
+        if steady and not (self.floating and self.floating.fullmatch(name)):
             return state
         return self.automaton.child(state, name)
 
@@ -159,6 +163,15 @@ def listed(walk: Walk, directory: str) -> list[os.DirEntry[str]]:
         return []
     walk.sizes[directory] = len(found)
     walk.count(directory, len(found) + 1)
+    return found
+
+
+def met(walk: Walk, directory: str, state: State) -> list[Met]:
+    """What lies in a directory that patterns begin in; each is looked at once."""
+    found = walk.met.get(directory)
+    if found is None:
+        found = [(entry, walk.child(state, entry.name)) for entry in listed(walk, directory)]
+        walk.met[directory] = found
     return found
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 
 from mcpguard.kernel.resolve import real_path
 from mcpguard.model.access import Access
 from mcpguard.model.paths import is_below
 from mcpguard.model.plan import MaskEntry, MountStep
 from mcpguard.policy.automaton import State
-from mcpguard.session.files_state import MAX_STAND_INS, OPEN, Walk, listed, too_deep
+from mcpguard.session.files_state import MAX_STAND_INS, OPEN, Met, Walk, listed, too_deep
 
 # An exception further down in a hidden directory stays hidden with it.
 MAX_SHOWN_DEPTH = 64
@@ -92,17 +93,17 @@ def _visit_children(
     if granted and (names or listing) and (why := _out_of_sight(path)):
         walk.hide(path, why)
         return
-    entries = listed(walk, path) if listing else []
+    entries = _children(walk, path, state) if listing else []
     if path in walk.unlistable and granted:
         # What it hides from this look could be opened by name.
         walk.hide(path, "cannot be listed")
         return
-    for entry in entries:
+    for entry, below in entries:
         if entry.is_symlink():
-            _protect_link(walk, entry.path, walk.automaton.child(state, entry.name), writable)
+            _protect_link(walk, entry.path, below, writable)
             names.discard(entry.name)
         elif entry.name not in names:
-            _visit_entry(walk, entry, state, granted, writable, chain)
+            _visit_entry(walk, entry, state, below, granted, writable, chain)
     prefix = path if path != "/" else ""
     for name in sorted(names):
         below = walk.automaton.child(state, name)
@@ -127,11 +128,21 @@ def _owner(path: str) -> int | None:
         return None
 
 
+def _children(walk: Walk, path: str, state: State) -> Iterable[Met]:
+    """What lies in a directory; it is not looked at again if it was before, and not kept."""
+    return walk.met[path] if path in walk.met else [(one, walk.child(state, one.name)) for one in listed(walk, path)]
+
+
 def _visit_entry(
-    walk: Walk, entry: os.DirEntry[str], state: State, granted: Access, writable: bool, chain: tuple[str, ...]
+    walk: Walk,
+    entry: os.DirEntry[str],
+    state: State,
+    below: State,
+    granted: Access,
+    writable: bool,
+    chain: tuple[str, ...],
 ) -> None:
     """The hot path of a large tree: skip at once what cannot differ from its directory."""
-    below = walk.child(state, entry.name)
     same = granted == walk.automaton.decision(below).allowed
     # An equal state is known to be worth a visit: this directory is being listed because of it.
     if same and (not entry.is_dir(follow_symlinks=False) or (below != state and walk.automaton.uniform(below))):

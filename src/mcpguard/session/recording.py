@@ -13,16 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from mcpguard.errors import HostError, StoreError, UsageError
 from mcpguard.events import unrecorded
 from mcpguard.events.database import BUSY
-from mcpguard.events.format import printable
 from mcpguard.events.missing import loss
 from mcpguard.events.processes import Process
 from mcpguard.events.pump import Decode, Pump
-from mcpguard.events.pump import Ring as RecordRing
 from mcpguard.events.recorder import Recorder
 from mcpguard.events.store import Store
 from mcpguard.kernel.ring import Counters, Ring
@@ -33,15 +30,18 @@ from mcpguard.wire import _abi, decode
 from mcpguard.wire import lookups as told
 from mcpguard.wire.records import FlowRecord, SumRecord
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
     from mcpguard.events.flows import Flows
+    from mcpguard.events.listener import Listener
+    from mcpguard.events.pump import Ring as RecordRing
     from mcpguard.session.around_gate import AroundGate
     from mcpguard.session.resolver import Feed
 
-if TYPE_CHECKING:
-    from mcpguard.events.listener import Listener
+    T = TypeVar("T")
 
-T = TypeVar("T")
 # Rings whose records become events one by one, and the one of pieces of messages.
 _RECORDS, _MESSAGES = ("mg_denials", "mg_activity"), "mg_messages"
 _LOOKUPS = "questions for names"
@@ -154,9 +154,9 @@ class Recording:
         sources[_LOOKUPS] = (lookups, told.decode)
         self._pump = Pump(sources, self._recorder)
         self._pump.start()
-        self._listen(self._recorder)
+        self._listen(self._recorder, self._pump)
 
-    def _listen(self, recorder: Recorder) -> None:
+    def _listen(self, recorder: Recorder, pump: Pump) -> None:
         if _MESSAGES not in self._rings:
             self._notes = (
                 *self._notes,
@@ -165,7 +165,7 @@ class Recording:
             return
         from mcpguard.events.listener import Listener  # nobody who starts an agent waits for it
 
-        self._listener = Listener(self._rings[_MESSAGES], self.session, recorder)
+        self._listener = Listener(self._rings[_MESSAGES], self.session, recorder, hurry=pump.hurry)
         self._listener.start()
 
     def skip_messages(self, ends: Sequence[tuple[int, int]], served: bool = True) -> None:
@@ -231,6 +231,10 @@ class Recording:
         """Put on record what the user's process itself did to the session."""
         if self._recorder is not None:
             self._recorder.tell(events)
+
+    def ended(self) -> None:
+        """Nothing of the session runs any more, so no more records come; `take_final` has what is missing then."""
+        self._stop_pump()
 
     def take_final(self, message: Mapping[str, Any]) -> None:
         """News that came with the agent's end: last counts, and how many processes it left behind."""
@@ -334,6 +338,7 @@ class Recording:
         return opened[0] if opened else None
 
     def _summarise(self, store: Store, warning: str | None) -> None:
+        from mcpguard.events.format import printable
         from mcpguard.session import summary  # for whoever wants one
 
         lines = summary.render(summary.summarise(store, self.session), self._policy.user.home, warning=warning)

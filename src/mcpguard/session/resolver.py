@@ -15,7 +15,6 @@ import os
 import select
 import socket
 import struct
-import subprocess
 import sys
 import termios
 import threading
@@ -30,6 +29,7 @@ from mcpguard.wire.records import Head, LookupRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
     from typing import Any
 
     from mcpguard.model.policy import Policy
@@ -142,6 +142,10 @@ class Feed:
             )
             self._missing = full + int.from_bytes(os.pread(self._untold, 8, 0), "little")
         return self._missing
+
+    def filled(self) -> float:
+        """It has room for as long as anybody gathers."""
+        return 0.0
 
     def unread(self) -> int:
         """Whether there is more: the kernel tells the bytes of the next line only."""
@@ -292,6 +296,8 @@ class Resolver:
                     _refuse_one(by_number[number])
 
     def _spawn(self) -> subprocess.Popen[bytes] | None:
+        import subprocess  # most launches wait for everything that is imported, and ask for no name
+
         facts = self._handed
         handed = [*facts["sockets"], facts["record"], facts["untold"], facts["names_map"], facts["questions_map"]]
         handed += [facts["held"]] if facts["held"] >= 0 else []

@@ -293,6 +293,8 @@ def _wait_for_agent(
             recording.covered_again(message["restored"])
         if "exec_failed" in message:
             trouble = _not_started(command[0], int(message["exec_failed"]))
+        if "ended" in message and not guarded:  # the gate has its last words before the record is finished
+            recording.ended()
         if "exited" in message:
             broker.dismiss()  # it ends while the record is finished
             if guarded:

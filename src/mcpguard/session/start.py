@@ -6,9 +6,7 @@ Imports as little as it can: everything else, and reading the command line, happ
 from __future__ import annotations
 
 import os
-import sys
 
-import mcpguard
 from mcpguard.broker import client
 from mcpguard.errors import HostError
 from mcpguard.session.signals import SignalWatch
@@ -52,18 +50,16 @@ def refuse_plain_chroot() -> None:
             )
 
 
-def _broker_place() -> tuple[str, str]:
-    """The interpreter and the folder of the package that the broker is started with; root's are those that run already.
+def _broker_program() -> client.BrokerProgram:
+    """The interpreter and the folder of the package that root may run for this user.
 
     Raises:
-        PrivilegeError: there is none that root may run for this user.
+        PrivilegeError: there is none.
     """
-    if os.geteuid() == 0:
-        return sys.executable, os.path.realpath(f"{mcpguard.__path__[0]}/..")
     from mcpguard.session.install import broker_location
 
     location = broker_location()
-    return location.python, location.package_root
+    return client.BrokerProgram(location.python, location.package_root)
 
 
 class Start:
@@ -105,7 +101,7 @@ class Start:
         return broker
 
     def _begin(self) -> client.Broker:
-        self._broker = client.start(client.BrokerProgram(*_broker_place()))
+        self._broker = client.fork() if os.geteuid() == 0 else client.start(_broker_program())
         self.watch.start(self._broker.process.pid)
         return self._broker
 

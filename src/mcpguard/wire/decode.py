@@ -8,7 +8,6 @@ from __future__ import annotations
 import ipaddress
 import struct
 from collections.abc import Callable
-from typing import Final
 
 from mcpguard.model.access import Access, Verdict
 from mcpguard.wire import _abi
@@ -31,15 +30,15 @@ from mcpguard.wire.records import (
     UnixRecord,
 )
 
-_VERDICTS: Final = {_abi.MG_ALLOW: Verdict.ALLOW, _abi.MG_DENY: Verdict.DENY, _abi.MG_AUDIT: Verdict.AUDIT}
-_FILE_KINDS: Final = {
+_VERDICTS = {_abi.MG_ALLOW: Verdict.ALLOW, _abi.MG_DENY: Verdict.DENY, _abi.MG_AUDIT: Verdict.AUDIT}
+_FILE_KINDS = {
     _abi.MG_REGULAR: "file",
     _abi.MG_DIRECTORY: "directory",
     _abi.MG_DEVICE: "device",
     _abi.MG_MEMFD: "memfd",
     _abi.MG_OTHER: "other",
 }
-_NET_OPS: Final = {
+_NET_OPS = {
     _abi.MG_NET_CONNECT: "connect",
     _abi.MG_NET_SENDMSG: "sendmsg",
     _abi.MG_NET_BIND: "bind",
@@ -47,7 +46,7 @@ _NET_OPS: Final = {
     _abi.MG_NET_PACKET: "packet",
     _abi.MG_NET_ACCEPT: "accept",
 }
-_DETAILS: Final = {
+_DETAILS = {
     _abi.MG_DETAIL_NONE: "",
     _abi.MG_DETAIL_NARROWED: "narrowed",
     _abi.MG_DETAIL_OWN: "own",
@@ -58,7 +57,7 @@ _DETAILS: Final = {
     _abi.MG_DETAIL_NO_HOST: NO_HOST,
     _abi.MG_DETAIL_UNCLEAR: UNCLEAR,
 }
-_PATH_OPS: Final = {
+_PATH_OPS = {
     _abi.MG_OP_OPEN: "open",
     _abi.MG_OP_CREATE: "create",
     _abi.MG_OP_EXEC: "exec",
@@ -86,7 +85,7 @@ _PATH_OPS: Final = {
     _abi.MG_OP_SEND: "send",
 }
 # What is told of a refusal that no rule explains, or not alone.
-FILE_DETAILS: Final = {
+FILE_DETAILS = {
     _abi.MG_DETAIL_NONE: "",
     _abi.MG_DETAIL_BELOW: "a protected path lies below it",
     _abi.MG_DETAIL_WIDENS: "the new name would open the file wider",
@@ -101,7 +100,7 @@ FILE_DETAILS: Final = {
     _abi.MG_DETAIL_NAMES: "it is mounted in more places than can be judged",
     _abi.MG_DETAIL_OUTSIDER: OUTSIDER,
 }
-_CALL_OPS: Final = {
+_CALL_OPS = {
     _abi.MG_CALL_SOCKET: "socket",
     _abi.MG_CALL_PTRACE: "ptrace",
     _abi.MG_CALL_SIGNAL: "signal",
@@ -123,7 +122,7 @@ _CALL_OPS: Final = {
     _abi.MG_CALL_PROCESS: "process",
     _abi.MG_CALL_HOST: "host",
 }
-_PROTOCOLS: Final = {
+_PROTOCOLS = {
     1: "icmp",
     6: "tcp",
     17: "udp",
@@ -316,7 +315,7 @@ def _file(sample: bytes, head: Head) -> FileRecord:
     )
 
 
-_CHANNELS: Final = {_abi.MG_PIPE: "pipe", _abi.MG_UNIX_STREAM: "unix", _abi.MG_LOOPBACK: "tcp"}
+_CHANNELS = {_abi.MG_PIPE: "pipe", _abi.MG_UNIX_STREAM: "unix", _abi.MG_LOOPBACK: "tcp"}
 
 
 def message(sample: bytes) -> MessageRecord:
@@ -359,7 +358,7 @@ def address_text(address: bytes) -> str:
     return str(parsed.ipv4_mapped or parsed)
 
 
-_DECODERS: Final[dict[int, Callable[[bytes, Head], Record]]] = {
+_DECODERS: dict[int, Callable[[bytes, Head], Record]] = {
     _abi.MG_RECORD_FORK: _fork,
     _abi.MG_RECORD_EXIT: _exit,
     _abi.MG_RECORD_EXEC: _exec,
