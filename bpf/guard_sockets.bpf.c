@@ -39,7 +39,7 @@ static __always_inline int mg_ask_peer(const struct mg_session *session, __u64 s
 
 	if (!peer)
 		return 0;
-	if (BPF_CORE_READ(peer, sk.sk_cgrp_data.cgroup, kn, id) == bpf_get_current_cgroup_id())
+	if (mg_is_of_slot(session->slot, BPF_CORE_READ(peer, sk.sk_cgrp_data.cgroup, kn, id)))
 		return 0;
 	dentry = BPF_CORE_READ(peer, path.dentry);
 	if (!dentry) {

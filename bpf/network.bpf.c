@@ -11,8 +11,7 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 #include "mg_flow.h"
-#include "mg_leaf.h"
-#include "mg_net.h"
+#include "mg_kept.h"
 #include "mg_first_bytes.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -27,11 +26,13 @@ enum { MG_LOOPBACK_DEVICE = 1 }; /* of every network namespace */
 /* Facts about one socket of a tree. */
 struct mg_socket {
 	__u64 leaf;		/* whose it is, as mg_leaf.id */
+	__u32 kept;		/* slot of the tables that who made it, or used it last, is kept to; 0: none */
 	struct mg_target peer;	/* the destination that the connect hook let through */
 	struct mg_target server;	/* whom it last asked for a name; the question went to the resolver */
 	__u8 approved;		/* `peer` is set */
 	__u8 serves;		/* bound or listening where a rule allows it */
 	__u8 named;		/* why `peer` was let through, as mg_answer.named */
+	__u8 kept_named;	/* the same, as mg_answer.kept_named */
 	__u8 own;		/* `peer` was let through as a socket of the tree itself */
 	struct mg_owner owner;
 };
@@ -49,7 +50,7 @@ struct {
 struct mg_asker {
 	__u64 cookie;
 	struct mg_target peer;
-	__u32 reserved;
+	__u32 kept;	/* as in mg_socket, at that time */
 };
 
 struct mg_peers {
@@ -97,6 +98,23 @@ static __always_inline struct mg_socket *mg_socket_of(struct bpf_sock_addr *ctx,
 	return socket;
 }
 
+/* The tables that a socket is kept to: those of who made it, until somebody uses it who is kept to others. What was let through
+ * before was not by theirs. `socket` 0: there was no room for what is known of it.
+ */
+static __always_inline __u32 mg_keep(const struct mg_leaf *leaf, struct mg_socket *socket)
+{
+	__u32 kept = mg_kept_now(leaf);
+
+	if (!socket)
+		return kept;
+	if (kept && socket->kept != kept) {
+		socket->kept = kept;
+		socket->approved = 0;
+		socket->serves = 0;
+	}
+	return socket->kept;
+}
+
 /* --- sockets of the tree itself ------------------------------------------------------------------------------- */
 
 /* The address a socket is bound to, as seen by IPv4 or IPv6. */
@@ -118,10 +136,17 @@ static __always_inline int mg_same_address(const struct mg_target *a, const stru
 	       a->words[3] == b->words[3];
 }
 
+/* Whose a socket is, or-ed; 0: not of this tree. */
+enum mg_own {
+	MG_OWN_TREE = 1,	/* made by this tree */
+	MG_OWN_KEPT = 2,	/* and by who is kept to the same tables */
+	MG_OWN_AGENT = 4,	/* and by who is kept to none */
+};
+
 /* Is the destination a socket that this tree made? Only for addresses of this host: a loopback address, or the very
  * address that the found socket is bound to. A wildcard listener says nothing about a foreign host with the same port.
  */
-static __always_inline int mg_found_own(const struct mg_leaf *leaf, struct bpf_sock *found,
+static __always_inline int mg_found_own(const struct mg_leaf *leaf, __u32 kept, struct bpf_sock *found,
 					const struct mg_target *target)
 {
 	struct mg_socket *socket;
@@ -131,7 +156,9 @@ static __always_inline int mg_found_own(const struct mg_leaf *leaf, struct bpf_s
 	mg_bound(found, mg_is_v4(target), &bound);
 	here = mg_is_loopback(target) || mg_same_address(&bound, target);
 	socket = here ? bpf_sk_storage_get(&mg_sockets, found, 0, 0) : 0;
-	return socket && socket->leaf == leaf->id;
+	if (!socket || socket->leaf != leaf->id)
+		return 0;
+	return MG_OWN_TREE | (socket->kept == kept ? MG_OWN_KEPT : 0) | (socket->kept ? 0 : MG_OWN_AGENT);
 }
 
 static __always_inline void mg_tuple(struct bpf_sock_tuple *tuple, __u32 *size, const struct mg_target *from,
@@ -153,7 +180,7 @@ static __always_inline void mg_tuple(struct bpf_sock_tuple *tuple, __u32 *size, 
 }
 
 /* `ctx` is a socket address or a packet; a macro because the verifier wants the real context type. */
-#define MG_OWN(leaf, ctx, from, to)							\
+#define MG_OWN(leaf, kept, ctx, from, to)						\
 	({										\
 		struct bpf_sock_tuple _tuple = {};					\
 		struct bpf_sock *_found;						\
@@ -164,7 +191,7 @@ static __always_inline void mg_tuple(struct bpf_sock_tuple *tuple, __u32 *size, 
 			bpf_sk_lookup_udp(ctx, &_tuple, _size, BPF_F_CURRENT_NETNS, 0) :	\
 			bpf_sk_lookup_tcp(ctx, &_tuple, _size, BPF_F_CURRENT_NETNS, 0);	\
 		if (_found) {								\
-			_own = mg_found_own(leaf, _found, to);			\
+			_own = mg_found_own(leaf, kept, _found, to);			\
 			bpf_sk_release(_found);						\
 		}									\
 		_own;									\
@@ -209,17 +236,20 @@ static __always_inline int mg_is_foreign_resolver(const struct mg_leaf *leaf, co
 
 /* --- destinations --------------------------------------------------------------------------------------------- */
 
-static __always_inline int mg_asked_before(const struct mg_leaf *leaf, __u64 cookie, const struct mg_target *target)
+static __always_inline int mg_asked_before(const struct mg_leaf *leaf, __u64 cookie, __u32 kept,
+					    const struct mg_target *target)
 {
 	void *askers = mg_of_slot(&mg_askers, leaf->session.slot);
 	struct mg_asker asker = {};
 
 	asker.cookie = cookie;
 	asker.peer = *target;
+	asker.kept = kept;
 	return askers && bpf_map_lookup_elem(askers, &asker);
 }
 
-static __always_inline void mg_remember_peer(const struct mg_leaf *leaf, __u64 cookie, const struct mg_target *peer)
+static __always_inline void mg_remember_peer(const struct mg_leaf *leaf, __u64 cookie, __u32 kept,
+					     const struct mg_target *peer)
 {
 	void *askers = mg_of_slot(&mg_askers, leaf->session.slot);
 	struct mg_asker asker = {};
@@ -227,6 +257,7 @@ static __always_inline void mg_remember_peer(const struct mg_leaf *leaf, __u64 c
 
 	asker.cookie = cookie;
 	asker.peer = *peer;
+	asker.kept = kept;
 	if (askers)
 		bpf_map_update_elem(askers, &asker, &now, BPF_ANY);
 }
@@ -236,61 +267,75 @@ static __always_inline int mg_same_peer(const struct mg_target *a, const struct 
 	return mg_same_address(a, b) && a->port == b->port;
 }
 
-/* A connected IPv6 socket whose peer is an IPv4 one names it with each datagram: that was judged at connect. */
-static __always_inline int mg_was_approved(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, const struct mg_target *target)
+/* Was its peer let through at connect? */
+static __always_inline int mg_was_approved(const struct mg_socket *socket, const struct mg_target *target)
 {
-	struct mg_socket *socket = mg_socket_of(ctx, leaf);
-
 	return socket && socket->approved && mg_same_peer(&socket->peer, target);
 }
 
-/* What no rule allows and no rule denies: own listeners and answers pass, the rest is the default's. */
-static __always_inline void mg_default(const struct mg_leaf *leaf, struct mg_answer *answer)
+/* What one set of tables says of a destination; no verdict: no rule decides. */
+static __always_inline void mg_ask(__u32 slot, const struct mg_target *target, struct mg_answer *answer)
 {
-	answer->rule = 0;
-	answer->verdict = leaf->session.flags & MG_SESSION_AUDIT ? MG_AUDIT : MG_DENY;
+	mg_match(slot, MG_TABLE_CONNECT, target, answer);
+	if (!answer->verdict)
+		mg_match_learned(slot, target, answer);
 }
 
-static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf,
+/* What no rule allows and no rule denies: own listeners pass, the rest is the default's. */
+static __always_inline void mg_settle(const struct mg_leaf *leaf, __u32 kept, int own, struct mg_answer *answer)
+{
+	if (answer->verdict)
+		return;
+	if (own) {
+		answer->verdict = MG_ALLOW;
+		answer->detail = MG_DETAIL_OWN;
+	} else {
+		mg_default(leaf->session.flags, kept, answer);
+	}
+}
+
+static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, struct mg_socket *socket,
 				     const struct mg_target *target, __u8 op)
 {
-	struct mg_answer answer;
+	struct mg_answer answer = {}, kept = { .verdict = MG_ALLOW };
+	__u32 keeper = mg_keep(leaf, socket);
 	struct mg_target from;
-	struct mg_socket *socket;
+	int own;
 
 	if (mg_is_foreign_resolver(leaf, target)) {
 		answer = (struct mg_answer){ .verdict = MG_DENY, .detail = MG_DETAIL_RESOLVER };
 		mg_report(&leaf->session, target, &answer, op, 0);
 		return MG_BLOCK;
 	}
-	mg_match(&leaf->session, MG_TABLE_CONNECT, target, &answer);
-	if (!answer.verdict)
-		mg_match_learned(&leaf->session, target, &answer);
-	if (answer.named && op == MG_NET_SENDMSG) {
-		mg_judge_datagram(&leaf->session, target, &answer);
-		if (answer.verdict != MG_DENY)
-			mg_remember_peer(leaf, bpf_get_socket_cookie(ctx), target);
-	}
-	if (!answer.verdict) {
+	mg_ask(leaf->session.slot, target, &answer);
+	if (keeper)
+		mg_ask(keeper, target, &kept);
+	if (op == MG_NET_SENDMSG && answer.named)
+		mg_judge_datagram(&leaf->session, 0, target, &answer);
+	if (op == MG_NET_SENDMSG && kept.named)
+		mg_judge_datagram(&leaf->session, keeper, target, &kept);
+	if (!answer.verdict || !kept.verdict) {
 		mg_source(ctx, target, &from);
-		if (MG_OWN(leaf, ctx, &from, target)) {
-			answer.verdict = MG_ALLOW;
-			answer.detail = MG_DETAIL_OWN;
-		} else if (op == MG_NET_SENDMSG && (mg_was_approved(ctx, leaf, target) ||
-						    mg_asked_before(leaf, bpf_get_socket_cookie(ctx), target))) {
-			return MG_PASS; /* traffic that others began is on record where they began it */
-		} else {
-			mg_default(leaf, &answer);
-		}
+		own = MG_OWN(leaf, keeper, ctx, &from, target);
+		/* A connected IPv6 socket whose peer is an IPv4 one names it with each datagram: that was judged at connect.
+		 * Traffic that others began is on record where they began it.
+		 */
+		if (op == MG_NET_SENDMSG && answer.verdict != MG_DENY && kept.verdict != MG_DENY &&
+		    ((!answer.verdict && !(own & MG_OWN_TREE)) || (!kept.verdict && !(own & MG_OWN_KEPT))) &&
+		    (mg_was_approved(socket, target) || mg_asked_before(leaf, bpf_get_socket_cookie(ctx), keeper, target)))
+			return MG_PASS;
+		mg_settle(leaf, 0, own & MG_OWN_TREE, &answer);
+		mg_settle(leaf, keeper, own & MG_OWN_KEPT, &kept);
 	}
-	if (answer.verdict != MG_DENY && op == MG_NET_CONNECT) {
-		socket = mg_socket_of(ctx, leaf);
-		if (socket) {
-			socket->peer = *target;
-			socket->approved = 1;
-			socket->named = answer.named;
-			socket->own = answer.detail == MG_DETAIL_OWN;
-		}
+	mg_join(&answer, &kept);
+	if (answer.verdict != MG_DENY && op == MG_NET_SENDMSG && (answer.named || answer.kept_named))
+		mg_remember_peer(leaf, bpf_get_socket_cookie(ctx), keeper, target);
+	if (answer.verdict != MG_DENY && op == MG_NET_CONNECT && socket) {
+		socket->peer = *target;
+		socket->approved = 1;
+		socket->named = answer.named;
+		socket->kept_named = answer.kept_named;
+		socket->own = answer.detail == MG_DETAIL_OWN;
 	}
 	mg_report(&leaf->session, target, &answer, op, 0);
 	return answer.verdict == MG_DENY ? MG_BLOCK : MG_PASS;
@@ -310,13 +355,11 @@ static __always_inline int mg_is_question(const struct mg_leaf *leaf, const stru
 }
 
 /* A question for a name goes to the session's resolver, whomever the program asks; `target` becomes that. 0: it cannot. */
-static __always_inline int mg_redirect(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, struct mg_target *target,
-				       __u8 op)
+static __always_inline int mg_redirect(const struct mg_leaf *leaf, struct mg_socket *socket, struct mg_target *target, __u8 op)
 {
-	struct mg_socket *socket = mg_socket_of(ctx, leaf);
-
 	if (!socket)
 		return 0;
+	mg_keep(leaf, socket);
 	socket->server = *target;
 	target->port = leaf->session.resolver;
 	target->words[3] = bpf_htonl(mg_is_v4(target) ? INADDR_LOOPBACK : 1);
@@ -329,6 +372,7 @@ static __always_inline int mg_redirect(struct bpf_sock_addr *ctx, const struct m
 		socket->peer = *target;
 		socket->approved = 1;
 		socket->named = 0;
+		socket->kept_named = 0;
 		socket->own = 0;
 	}
 	return 1;
@@ -363,6 +407,7 @@ static __always_inline void mg_note_question(const struct mg_leaf *leaf, const s
 		question.pid = socket->owner.pid;
 		question.tid = socket->owner.tid;
 		question.ppid = socket->owner.ppid;
+		question.kept = socket->kept;
 		__builtin_memcpy(question.comm, socket->owner.comm, sizeof(question.comm));
 		__builtin_memcpy(question.server, socket->server.bytes, sizeof(question.server));
 	}
@@ -374,6 +419,7 @@ static __always_inline void mg_note_question(const struct mg_leaf *leaf, const s
 /* The kernel sends to a wildcard destination by way of loopback or the socket's own address; settle it on loopback. */
 static __always_inline int mg_to_v4(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, __u8 op)
 {
+	struct mg_socket *socket = mg_socket_of(ctx, leaf);
 	struct mg_target target;
 
 	if (!ctx->user_ip4 && ctx->user_port)
@@ -381,13 +427,13 @@ static __always_inline int mg_to_v4(struct bpf_sock_addr *ctx, const struct mg_l
 	mg_target_v4(&target, ctx->user_ip4);
 	mg_ports(ctx, &target);
 	if (mg_is_question(leaf, &target)) {
-		if (!mg_redirect(ctx, leaf, &target, op))
+		if (!mg_redirect(leaf, socket, &target, op))
 			return MG_BLOCK;
 		ctx->user_ip4 = target.words[3];
 		ctx->user_port = bpf_htons(target.port);
 		return MG_PASS;
 	}
-	return mg_decide(ctx, leaf, &target, op);
+	return mg_decide(ctx, leaf, socket, &target, op);
 }
 
 static __always_inline void mg_read_v6(struct bpf_sock_addr *ctx, struct mg_target *target)
@@ -410,6 +456,7 @@ static __always_inline void mg_write_v6(struct bpf_sock_addr *ctx, const struct 
 
 static __always_inline int mg_to_v6(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, __u8 op)
 {
+	struct mg_socket *socket = mg_socket_of(ctx, leaf);
 	struct mg_target target;
 
 	mg_read_v6(ctx, &target);
@@ -418,12 +465,12 @@ static __always_inline int mg_to_v6(struct bpf_sock_addr *ctx, const struct mg_l
 		ctx->user_ip6[3] = target.words[3];
 	}
 	if (mg_is_question(leaf, &target)) {
-		if (!mg_redirect(ctx, leaf, &target, op))
+		if (!mg_redirect(leaf, socket, &target, op))
 			return MG_BLOCK;
 		mg_write_v6(ctx, &target);
 		return MG_PASS;
 	}
-	return mg_decide(ctx, leaf, &target, op);
+	return mg_decide(ctx, leaf, socket, &target, op);
 }
 
 SEC("cgroup/connect4")
@@ -539,47 +586,60 @@ static __always_inline int mg_harmless_bind(const struct mg_target *target)
 	return !target->port && mg_is_any(target);
 }
 
-static __always_inline int mg_finish_bind(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf,
-					  const struct mg_target *target, struct mg_answer answer)
+/* What one set of tables says of a place to listen; all addresses of IPv4 become the loopback where a rule allows only that. */
+static __always_inline void mg_ask_bind_v4(__u32 slot, struct mg_target *target, struct mg_answer *answer)
 {
-	struct mg_socket *socket;
+	struct mg_target loopback = *target;
+	struct mg_answer narrow;
 
-	if (!answer.verdict)
-		mg_default(leaf, &answer);
-	if (answer.verdict != MG_DENY) {
-		socket = mg_socket_of(ctx, leaf);
-		if (socket)
-			socket->serves = 1;
-	}
-	mg_report(&leaf->session, target, &answer, MG_NET_BIND, 0);
-	return answer.verdict == MG_DENY ? MG_BLOCK : MG_PASS;
+	mg_match(slot, MG_TABLE_LISTEN, target, answer);
+	if (answer->verdict || target->words[3])
+		return;
+	loopback.words[3] = bpf_htonl(INADDR_LOOPBACK);
+	mg_match(slot, MG_TABLE_LISTEN, &loopback, &narrow);
+	if (narrow.verdict != MG_ALLOW)
+		return;
+	*target = loopback;
+	*answer = narrow;
+	answer->detail = MG_DETAIL_NARROWED;
+}
+
+static __always_inline int mg_finish_bind(const struct mg_leaf *leaf, struct mg_socket *socket, __u32 keeper,
+					  const struct mg_target *target, struct mg_answer *answer, struct mg_answer *kept)
+{
+	mg_settle(leaf, 0, 0, answer);
+	mg_settle(leaf, keeper, 0, kept);
+	mg_join(answer, kept);
+	if (answer->verdict != MG_DENY && socket)
+		socket->serves = 1;
+	mg_report(&leaf->session, target, answer, MG_NET_BIND, 0);
+	return answer->verdict == MG_DENY ? MG_BLOCK : MG_PASS;
 }
 
 SEC("cgroup/bind4")
 int mg_bind4(struct bpf_sock_addr *ctx)
 {
 	const struct mg_leaf *leaf = mg_leaf_here();
-	struct mg_target target, loopback;
-	struct mg_answer answer, narrow;
+	struct mg_answer answer, kept = { .verdict = MG_ALLOW };
+	struct mg_target asked, target;
+	struct mg_socket *socket;
+	__u32 keeper;
 
 	if (!mg_is_live(leaf))
 		return MG_BLOCK;
+	socket = mg_socket_of(ctx, leaf);
+	keeper = mg_keep(leaf, socket);
 	mg_target_v4(&target, ctx->user_ip4);
 	mg_ports(ctx, &target);
 	if (mg_harmless_bind(&target))
 		return MG_PASS;
-	mg_match(&leaf->session, MG_TABLE_LISTEN, &target, &answer);
-	if (!answer.verdict && !ctx->user_ip4) {
-		loopback = target;
-		loopback.words[3] = bpf_htonl(INADDR_LOOPBACK);
-		mg_match(&leaf->session, MG_TABLE_LISTEN, &loopback, &narrow);
-		if (narrow.verdict == MG_ALLOW) {
-			ctx->user_ip4 = bpf_htonl(INADDR_LOOPBACK);
-			narrow.detail = MG_DETAIL_NARROWED;
-			return mg_finish_bind(ctx, leaf, &target, narrow);
-		}
-	}
-	return mg_finish_bind(ctx, leaf, &target, answer);
+	asked = target;
+	mg_ask_bind_v4(leaf->session.slot, &target, &answer);
+	if (keeper)
+		mg_ask_bind_v4(keeper, &target, &kept);
+	if (!mg_same_address(&asked, &target))
+		ctx->user_ip4 = target.words[3];
+	return mg_finish_bind(leaf, socket, keeper, &asked, &answer, &kept);
 }
 
 /* Is it an IPv6 socket that takes IPv4, too? What cannot be told does not. */
@@ -596,45 +656,58 @@ static __always_inline int mg_takes_ipv4(struct bpf_sock_addr *ctx)
 	return sk && !BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_ipv6only);
 }
 
-/* A dual-stack wildcard becomes the IPv4 loopback when a rule allows that, else the IPv6 one. */
-static __always_inline int mg_narrow_v6(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf,
-					const struct mg_target *target, struct mg_answer *answer)
+/* As mg_ask_bind_v4; a dual-stack wildcard becomes the IPv4 loopback when a rule allows that, else the IPv6 one. */
+static __always_inline void mg_ask_bind_v6(__u32 slot, int takes_ipv4, struct mg_target *target, struct mg_answer *answer)
 {
 	struct mg_target loopback = *target;
+	struct mg_answer narrow = {};
 
-	if (mg_takes_ipv4(ctx)) {
+	mg_match(slot, MG_TABLE_LISTEN, target, answer);
+	if (answer->verdict || !mg_is_any(target))
+		return;
+	if (takes_ipv4) {
 		mg_target_v4(&loopback, bpf_htonl(INADDR_LOOPBACK));
-		mg_match(&leaf->session, MG_TABLE_LISTEN, &loopback, answer);
+		mg_match(slot, MG_TABLE_LISTEN, &loopback, &narrow);
 	}
-	if (answer->verdict != MG_ALLOW) {
+	if (narrow.verdict != MG_ALLOW) {
 		loopback.words[2] = 0;
 		loopback.words[3] = bpf_htonl(1);
-		mg_match(&leaf->session, MG_TABLE_LISTEN, &loopback, answer);
+		mg_match(slot, MG_TABLE_LISTEN, &loopback, &narrow);
 	}
-	if (answer->verdict != MG_ALLOW)
-		return 0;
-	ctx->user_ip6[2] = loopback.words[2];
-	ctx->user_ip6[3] = loopback.words[3];
+	if (narrow.verdict != MG_ALLOW)
+		return;
+	*target = loopback;
+	*answer = narrow;
 	answer->detail = MG_DETAIL_NARROWED;
-	return 1;
 }
 
 SEC("cgroup/bind6")
 int mg_bind6(struct bpf_sock_addr *ctx)
 {
 	const struct mg_leaf *leaf = mg_leaf_here();
-	struct mg_answer answer, narrow = {};
-	struct mg_target target;
+	struct mg_answer answer, kept = { .verdict = MG_ALLOW };
+	struct mg_target asked, target;
+	struct mg_socket *socket;
+	int takes_ipv4;
+	__u32 keeper;
 
 	if (!mg_is_live(leaf))
 		return MG_BLOCK;
+	socket = mg_socket_of(ctx, leaf);
+	keeper = mg_keep(leaf, socket);
 	mg_read_v6(ctx, &target);
 	if (mg_harmless_bind(&target))
 		return MG_PASS;
-	mg_match(&leaf->session, MG_TABLE_LISTEN, &target, &answer);
-	if (!answer.verdict && mg_is_any(&target) && mg_narrow_v6(ctx, leaf, &target, &narrow))
-		return mg_finish_bind(ctx, leaf, &target, narrow);
-	return mg_finish_bind(ctx, leaf, &target, answer);
+	asked = target;
+	takes_ipv4 = mg_takes_ipv4(ctx);
+	mg_ask_bind_v6(leaf->session.slot, takes_ipv4, &target, &answer);
+	if (keeper)
+		mg_ask_bind_v6(keeper, takes_ipv4, &target, &kept);
+	if (!mg_same_address(&asked, &target)) {
+		ctx->user_ip6[2] = target.words[2];
+		ctx->user_ip6[3] = target.words[3];
+	}
+	return mg_finish_bind(leaf, socket, keeper, &asked, &answer, &kept);
 }
 
 /* --- sockets -------------------------------------------------------------------------------------------------- */
@@ -674,6 +747,7 @@ int mg_sock_create(struct bpf_sock *ctx)
 		return MG_BLOCK;
 	mg_fill_head(&head, 0);
 	socket->leaf = leaf->id;
+	socket->kept = mg_kept_now(leaf);
 	socket->owner.pid = head.pid;
 	socket->owner.tid = head.tid;
 	socket->owner.ppid = head.ppid;
@@ -758,9 +832,11 @@ static __always_inline int mg_lies(const struct __sk_buff *skb, struct bpf_sock 
 	return !mg_is_any(&bound) && !mg_same_address(&bound, &packet->from);
 }
 
-/* May a packet that no rule names leave? The peer was approved at connect, or began the conversation itself. */
+/* May a packet that no rule names leave? The peer was approved at connect, or began the conversation itself, or is a socket as
+ * `own` says (enum mg_own, or-ed).
+ */
 static __always_inline int mg_expected(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
-				       struct mg_socket *socket, const struct mg_packet *packet)
+				       struct mg_socket *socket, const struct mg_packet *packet, int own)
 {
 	if (socket && socket->approved && mg_same_peer(&socket->peer, &packet->to))
 		return !socket->own || mg_stays_here(skb);
@@ -768,17 +844,13 @@ static __always_inline int mg_expected(struct __sk_buff *skb, const struct mg_le
 		/* Without connect, which was judged, a TCP socket sends only to who connected to it. */
 		if (sk->state == MG_STATE_LISTEN || (socket && socket->serves))
 			return 1;
-	} else if (mg_asked_before(leaf, bpf_get_socket_cookie(skb), &packet->to)) {
+	} else if (mg_asked_before(leaf, bpf_get_socket_cookie(skb), socket ? socket->kept : 0, &packet->to)) {
 		return 1;
 	}
-	return mg_stays_here(skb) && MG_OWN(leaf, skb, &packet->from, &packet->to);
+	return mg_stays_here(skb) &&
+	       (MG_OWN(leaf, socket ? socket->kept : 0, skb, &packet->from, &packet->to) & own) == own;
 }
 
-/* Was its peer let through at connect because of a name? The name may have grown too old since. */
-static __always_inline __u8 mg_was_named(const struct mg_socket *socket, const struct mg_target *to)
-{
-	return socket && socket->approved && mg_same_peer(&socket->peer, to) ? socket->named : 0;
-}
 
 /* Of a tree that has ended, connections that were approved may send what they still hold, and close. No rules are left to hold
  * a host against, so one that has not named its host yet says nothing more.
@@ -805,26 +877,39 @@ static __always_inline int mg_refuse_packet(const struct mg_leaf *leaf, const st
 	return answer.verdict == MG_DENY ? MG_BLOCK : MG_PASS;
 }
 
-/* What goes to an address of a name must name a host that the rules allow; `named` is why it may go there at all. */
+/* What goes to an address of a name must name a host that the rules allow; `named` and `kept_named` are why it may go there at
+ * all, as in mg_answer.
+ */
 static __always_inline int mg_let_out(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
-				      struct mg_socket *socket, const struct mg_packet *packet, __u8 named)
+				      struct mg_socket *socket, const struct mg_packet *packet, __u8 named, __u8 kept_named)
 {
 	struct mg_answer answer = { .verdict = MG_ALLOW, .named = named };
+	struct mg_answer kept = { .verdict = MG_ALLOW, .named = kept_named };
+	__u32 keeper = socket ? socket->kept : 0;
 	struct mg_piece piece = {};
+	__u8 asked = 0;
 
 	if (packet->to.protocol != IPPROTO_TCP) {
-		if (!named)
-			return MG_PASS;
-		mg_judge_datagram(&leaf->session, &packet->to, &answer);
+		if (named)
+			mg_judge_datagram(&leaf->session, 0, &packet->to, &answer);
+		if (kept_named)
+			mg_judge_datagram(&leaf->session, keeper, &packet->to, &kept);
+		mg_join(&answer, &kept);
 		return answer.verdict == MG_ALLOW ? MG_PASS :
 						    mg_refuse_packet(leaf, &packet->to, answer, MG_NET_PACKET, socket);
 	}
-	if (packet->opens && (!named || !mg_without_host(&leaf->session))) {
-		bpf_sk_storage_delete(&mg_first_bytes, sk);
-		return MG_PASS;
+	if (packet->opens) {
+		if (named && mg_without_host(leaf->session.slot))
+			asked |= MG_ASKED_SESSION;
+		if (kept_named && mg_without_host(keeper))
+			asked |= MG_ASKED_KEPT;
+		if (!asked) {
+			bpf_sk_storage_delete(&mg_first_bytes, sk);
+			return MG_PASS;
+		}
+		if (!mg_begin_stream(sk, packet->sequence + 1, asked, keeper))
+			return MG_BLOCK;
 	}
-	if (packet->opens && !mg_begin_stream(sk, packet->sequence + 1))
-		return MG_BLOCK;
 	if (packet->data >= skb->len)
 		return MG_PASS;
 	piece.to = packet->to;
@@ -839,20 +924,30 @@ static __always_inline int mg_let_out(struct __sk_buff *skb, const struct mg_lea
 static __always_inline int mg_judge_packet(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
 					   struct mg_socket *socket, const struct mg_packet *packet)
 {
-	struct mg_answer answer = {};
+	struct mg_answer answer = {}, kept = { .verdict = MG_ALLOW };
+	__u32 keeper = socket ? socket->kept : 0;
+	int own, named;
 
-	mg_match(&leaf->session, MG_TABLE_CONNECT, &packet->to, &answer);
-	if (!answer.verdict)
-		mg_match_learned(&leaf->session, &packet->to, &answer);
-	if (answer.verdict == MG_ALLOW && !answer.named && !packet->opens)
-		return MG_PASS;
-	if (answer.verdict == MG_ALLOW)
-		return mg_let_out(skb, leaf, sk, socket, packet, answer.named);
-	if (!answer.verdict) {
-		if (mg_expected(skb, leaf, sk, socket, packet))
-			return mg_let_out(skb, leaf, sk, socket, packet, mg_was_named(socket, &packet->to));
-		mg_default(leaf, &answer);
+	mg_ask(leaf->session.slot, &packet->to, &answer);
+	if (keeper)
+		mg_ask(keeper, &packet->to, &kept);
+	if (answer.verdict == MG_ALLOW && kept.verdict == MG_ALLOW) {
+		if (!answer.named && !kept.named && !packet->opens)
+			return MG_PASS;
+		return mg_let_out(skb, leaf, sk, socket, packet, answer.named, kept.named);
 	}
+	if (answer.verdict != MG_DENY && kept.verdict != MG_DENY) {
+		own = (answer.verdict ? 0 : MG_OWN_TREE) | (kept.verdict ? 0 : MG_OWN_KEPT);
+		if (mg_expected(skb, leaf, sk, socket, packet, own)) {
+			/* Let through at connect because of a name, perhaps, which may have grown too old since. */
+			named = mg_was_approved(socket, &packet->to);
+			return mg_let_out(skb, leaf, sk, socket, packet, named && socket ? socket->named : 0,
+					  named && socket ? socket->kept_named : 0);
+		}
+	}
+	mg_settle(leaf, 0, 0, &answer);
+	mg_settle(leaf, keeper, 0, &kept);
+	mg_join(&answer, &kept);
 	return mg_refuse_packet(leaf, &packet->to, answer, MG_NET_PACKET, socket);
 }
 
@@ -891,7 +986,7 @@ int mg_egress(struct __sk_buff *skb)
 	if (!mg_is_live(leaf))
 		return mg_may_finish(skb, leaf, sk, socket, &packet) ? MG_PASS : MG_BLOCK;
 	if (mg_lies(skb, sk, &packet)) {
-		mg_default(leaf, &answer);
+		mg_default(leaf->session.flags, 0, &answer);
 		if (mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket) == MG_BLOCK)
 			return MG_BLOCK;
 	}
@@ -924,7 +1019,7 @@ int mg_tcp_events(struct bpf_sock_ops *ops)
 		return 1;
 	if (ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
 		socket = bpf_sk_storage_get(&mg_sockets, ops->sk, 0, 0);
-		if (socket && socket->named)
+		if (socket && (socket->named || socket->kept_named))
 			bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
 	} else if (ops->op == BPF_SOCK_OPS_HDR_OPT_LEN_CB) {
 		stream = bpf_sk_storage_get(&mg_first_bytes, ops->sk, 0, 0);
@@ -946,7 +1041,7 @@ static __always_inline void mg_remember_asker(struct __sk_buff *skb, const struc
 		return;
 	if (mg_stays_here(skb) && !mg_is_loopback(&packet->from) && !mg_same_address(&packet->from, &packet->to))
 		return;
-	mg_remember_peer(leaf, bpf_get_socket_cookie(skb), &packet->from);
+	mg_remember_peer(leaf, bpf_get_socket_cookie(skb), socket->kept, &packet->from);
 }
 
 /* listen() binds an unbound socket without any hook, so who may connect is asked when somebody does. */
@@ -957,7 +1052,9 @@ int mg_ingress(struct __sk_buff *skb)
 	struct mg_packet packet = {};
 	struct mg_socket *socket = 0;
 	struct bpf_sock *sk = skb->sk;
-	struct mg_answer answer;
+	struct mg_answer answer, kept = { .verdict = MG_ALLOW };
+	__u32 keeper;
+	int own;
 
 	if (!mg_is_live(leaf) && !(leaf->session.flags & MG_SESSION_ENDED))
 		return MG_BLOCK;
@@ -980,15 +1077,23 @@ int mg_ingress(struct __sk_buff *skb)
 		socket = bpf_sk_storage_get(&mg_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (socket)
 		socket->leaf = leaf->id;
-	mg_match(&leaf->session, MG_TABLE_LISTEN, &packet.to, &answer);
-	if (answer.verdict == MG_ALLOW || (!answer.verdict && MG_OWN(leaf, skb, &packet.to, &packet.from))) {
+	keeper = socket ? socket->kept : 0;
+	mg_match(leaf->session.slot, MG_TABLE_LISTEN, &packet.to, &answer);
+	if (keeper)
+		mg_match(keeper, MG_TABLE_LISTEN, &packet.to, &kept);
+	if (!answer.verdict || !kept.verdict) {
+		own = MG_OWN(leaf, keeper, skb, &packet.to, &packet.from);
+		mg_settle(leaf, 0, own & MG_OWN_TREE, &answer);
+		/* Of the tree the agent may come, and who is kept to the same. */
+		mg_settle(leaf, keeper, own & (MG_OWN_KEPT | MG_OWN_AGENT), &kept);
+	}
+	mg_join(&answer, &kept);
+	if (answer.verdict == MG_ALLOW) {
 		if (socket)
 			socket->serves = 1;
 		mg_count_packet(skb, leaf, socket, &packet.from, packet.to.port, 1);
 		return MG_PASS;
 	}
-	if (!answer.verdict)
-		mg_default(leaf, &answer);
 	packet.from.port = packet.to.port; /* theirs is a new one each time, and would make each try a record of its own */
 	return mg_refuse_packet(leaf, &packet.from, answer, MG_NET_ACCEPT, socket);
 }

@@ -64,9 +64,9 @@ __noinline int mg_is_plain(const struct mg_name *name, int relative)
 /* --- hooks ---------------------------------------------------------------------------------------------------- */
 
 /* Does this socket of the tree hold the name right now, where `asking` would find it? The kernel's own facts decide: it is in
- * the table of bound sockets, it was made in our leaf, and a live abstract name belongs to one socket only.
+ * the table of bound sockets, it was made in our session, and a live abstract name belongs to one socket only.
  */
-__noinline int mg_holds_name(__u64 holder, __u64 asking_socket, const struct mg_name *name, __u64 leaf)
+__noinline int mg_holds_name(__u64 holder, __u64 asking_socket, const struct mg_name *name, __u32 slot)
 {
 	struct sock *sk = (struct sock *)holder, *asking = (struct sock *)asking_socket;
 	struct unix_address *address = BPF_CORE_READ((struct unix_sock *)sk, addr);
@@ -75,7 +75,7 @@ __noinline int mg_holds_name(__u64 holder, __u64 asking_socket, const struct mg_
 
 	if (!name)
 		return 0;
-	if (!mg_is_tree_socket(sk, leaf) || !BPF_CORE_READ(sk, __sk_common.skc_node.pprev) ||
+	if (!mg_is_tree_socket(sk, slot) || !BPF_CORE_READ(sk, __sk_common.skc_node.pprev) ||
 	    BPF_CORE_READ(sk, __sk_common.skc_net.net) != BPF_CORE_READ(asking, __sk_common.skc_net.net) ||
 	    BPF_CORE_READ(sk, sk_type) != name->type ||
 	    !mg_read_name(&held, &address->name, BPF_CORE_READ(address, len)) || held.length != name->length)
@@ -91,7 +91,7 @@ static __always_inline int mg_is_own_name(const struct mg_leaf *leaf, struct soc
 	void *names = mg_of_slot(&mg_own_names, leaf->session.slot);
 	__u64 *holder = names ? bpf_map_lookup_elem(names, name) : 0;
 
-	return holder && mg_holds_name(*holder, (__u64)asking, name, leaf->id);
+	return holder && mg_holds_name(*holder, (__u64)asking, name, leaf->session.slot);
 }
 
 static __always_inline int mg_judge(struct bpf_sock_addr *ctx, __u8 op)

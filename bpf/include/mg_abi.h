@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 11
+#define MG_ABI_VERSION 12
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -20,7 +20,8 @@ enum mg_limit {
 	MG_PORT_RULES_LIMIT = 32,	/* of one address prefix */
 	MG_SUN_BYTES = 108,	/* sun_path */
 	MG_UNIX_RULES_LIMIT = 64,
-	MG_SESSIONS_LIMIT = 256,	/* at once on one host; slot 0 is nobody's */
+	MG_SESSIONS_LIMIT = 256,	/* slots for tables on one host; slot 0 is nobody's */
+	MG_LEAVES_LIMIT = 1024,	/* of all sessions, with those below them */
 	MG_PLACES = 4096,	/* of leaves, by the lower bits of their ids; a power of two */
 	MG_POLICIES_LIMIT = 1024,	/* a session has one of files and one of sockets, and new ones while an edit goes live */
 	MG_FACTORS_LIMIT = 8,
@@ -307,14 +308,16 @@ enum mg_session_flag {
 	MG_SESSION_ENDED = 128,		/* in mg_leaves only: nobody lives there any more; its sockets may finish, not begin */
 };
 
-/* Map mg_sessions: the guarded leaf by its cgroup id. Replaced as a whole, so a new policy begins between two decisions. */
+/* Map mg_sessions: the guarded leaf by its cgroup id, and those below it where servers live that are kept to less. Replaced as a
+ * whole, so a new policy begins between two decisions.
+ */
 struct mg_session {
 	__u32 slot;		/* of its rings, counters and sums; 1 to MG_SESSIONS_LIMIT - 1 */
 	__u32 flags;		/* enum mg_session_flag */
 	__u32 files;		/* index of the policy of its files; 0: none */
 	__u32 sockets;		/* index of the policy of its socket paths; 0: none */
 	__u32 resolver;		/* port on 127.0.0.1 and ::1 where questions for names go, whomever they were for; 0: none */
-	__u32 reserved;
+	__u32 kept;		/* slot of tables of destinations that hold here besides the session's own; 0: none */
 };
 
 /* Map mg_leaf_places, by the lower bits of a cgroup id: not 0 where a leaf in mg_sessions has them. */
@@ -483,6 +486,7 @@ struct mg_question {
 	__u32 pid;		/* of the process that made the socket */
 	__u32 tid;
 	__u32 ppid;
+	__u32 kept;	/* as mg_session.kept, of who asks */
 	char comm[MG_COMM_BYTES];
 	__u8 server[16];	/* whom it asked; zero: the resolver itself */
 };

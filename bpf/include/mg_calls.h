@@ -401,7 +401,7 @@ __noinline int mg_bound_name(const struct mg_session *session, __u64 fd)
 		return 0;
 	socket = BPF_CORE_READ(file, private_data);
 	sk = BPF_CORE_READ(socket, sk);
-	if (!sk || !mg_is_tree_socket(sk, bpf_get_current_cgroup_id()))
+	if (!sk || !mg_is_tree_socket(sk, session->slot))
 		return 0;
 	address = BPF_CORE_READ((struct unix_sock *)sk, addr);
 	if (!mg_read_name(&name, &address->name, BPF_CORE_READ(address, len)) || name.bytes[0])

@@ -8,7 +8,7 @@
 #ifndef MG_FIRST_BYTES_H
 #define MG_FIRST_BYTES_H
 
-#include "mg_net.h"
+#include "mg_kept.h"
 
 enum {
 	MG_TLS_CHANGE = 20, MG_TLS_HANDSHAKE = 22, MG_TLS_DATA = 23, MG_TLS_HEARTBEAT = 24,
@@ -73,6 +73,8 @@ struct mg_stream {
 	__u8 named;		/* this hello has named a host */
 	__u8 letters;		/* what the name is made of, enum mg_letters */
 	__u8 spaced;		/* HTTP: blanks came after the name, or a bracket after an address */
+	__u8 asked;		/* whose rules have to allow a host, enum mg_asked */
+	__u32 kept;		/* slot of the tables that its program is kept to */
 	__u16 length;		/* of the name, and of what does not fit */
 	struct mg_host_key key;
 	struct mg_host record;
@@ -138,9 +140,9 @@ const volatile struct mg_host_key mg_no_host_key SEC(".rodata.hosts") = { .bits 
 /* --- verdicts ------------------------------------------------------------------------------------------------- */
 
 /* The rules for what names no host; 0: names are not looked at. */
-static __always_inline const struct mg_port_rules *mg_without_host(const struct mg_session *session)
+static __always_inline const struct mg_port_rules *mg_without_host(__u32 slot)
 {
-	void *hosts = mg_of_slot(&mg_hosts, session->slot);
+	void *hosts = mg_of_slot(&mg_hosts, slot);
 
 	return hosts ? bpf_map_lookup_elem(hosts, (void *)&mg_no_host_key) : 0;
 }
@@ -158,15 +160,14 @@ static __always_inline void mg_ask_rules(const struct mg_port_rules *rules, cons
 }
 
 /* May something be sent there that names no host? Only where a rule by name alone opens it. */
-__noinline int mg_judge_without_host(const struct mg_session *session, const struct mg_target *target,
-				     struct mg_answer *answer)
+__noinline int mg_judge_without_host(__u32 slot, const struct mg_target *target, struct mg_answer *answer)
 {
 	const struct mg_port_rules *rules;
 
-	if (!session || !target || !answer)
+	if (!target || !answer)
 		return 0;
 	__builtin_memset(answer, 0, sizeof(*answer));
-	rules = mg_without_host(session);
+	rules = mg_without_host(slot);
 	if (!rules)
 		answer->verdict = MG_ALLOW;
 	else
@@ -174,19 +175,18 @@ __noinline int mg_judge_without_host(const struct mg_session *session, const str
 	return 0;
 }
 
-/* A datagram that a rule by name lets go: QUIC names its host where no program can read it. */
-static __always_inline void mg_judge_datagram(const struct mg_session *session, const struct mg_target *target,
+/* A datagram that a rule by name lets go, of the session or of the tables of `kept`: QUIC names its host where no program can read it. */
+static __always_inline void mg_judge_datagram(const struct mg_session *session, __u32 kept, const struct mg_target *target,
 					      struct mg_answer *answer)
 {
 	struct mg_answer without;
 
 	if ((answer->named & (MG_TCP | MG_UDP)) == MG_UDP || target->protocol != IPPROTO_UDP)
 		return; /* the rule says that datagrams are meant */
-	mg_judge_without_host(session, target, &without);
+	mg_judge_without_host(kept ? kept : session->slot, target, &without);
 	if (without.verdict == MG_ALLOW)
 		return;
-	answer->rule = 0;
-	answer->verdict = session->flags & MG_SESSION_AUDIT ? MG_AUDIT : MG_DENY;
+	mg_default(session->flags, kept, answer);
 	answer->detail = MG_DETAIL_NO_HOST;
 }
 
@@ -202,11 +202,26 @@ static __always_inline void mg_unclear(struct mg_reading *reading)
 	mg_refuse(reading, MG_DETAIL_UNCLEAR);
 }
 
+/* What the tables that a program is kept to do not allow, the rule that keeps it refuses, unless one of theirs does. */
+static __always_inline void mg_blame_kept(struct mg_reading *reading)
+{
+	if (reading->answer.verdict != MG_ALLOW && !reading->answer.rule)
+		mg_default(reading->session->flags, reading->stream->kept, &reading->answer);
+}
+
 /* The bytes name no host and will not. */
 static __always_inline void mg_no_host(struct mg_reading *reading)
 {
-	mg_judge_without_host(reading->session, &reading->target, &reading->answer);
-	reading->stream->state = MG_READS_DONE;
+	struct mg_stream *stream = reading->stream;
+
+	reading->answer.verdict = MG_ALLOW;
+	if (stream->asked & MG_ASKED_SESSION)
+		mg_judge_without_host(reading->session->slot, &reading->target, &reading->answer);
+	if (reading->answer.verdict == MG_ALLOW && stream->asked & MG_ASKED_KEPT) {
+		mg_judge_without_host(stream->kept, &reading->target, &reading->answer);
+		mg_blame_kept(reading);
+	}
+	stream->state = MG_READS_DONE;
 	if (reading->answer.verdict != MG_ALLOW)
 		mg_refuse(reading, MG_DETAIL_NO_HOST);
 }
@@ -307,17 +322,29 @@ static __always_inline void mg_end_name(struct mg_stream *stream, __u8 after)
 		stream->length--;
 }
 
+static __always_inline void mg_ask_name(struct mg_reading *reading, __u32 slot)
+{
+	void *hosts = mg_of_slot(&mg_hosts, slot);
+	const struct mg_port_rules *rules;
+
+	__builtin_memset(&reading->answer, 0, sizeof(reading->answer));
+	rules = hosts ? bpf_map_lookup_elem(hosts, &reading->stream->key) : 0;
+	if (rules)
+		mg_ask_rules(rules, &reading->target, &reading->answer);
+}
+
 static __always_inline void mg_judge_name(struct mg_reading *reading)
 {
 	struct mg_stream *stream = reading->stream;
-	void *hosts = mg_of_slot(&mg_hosts, reading->session->slot);
-	const struct mg_port_rules *rules;
 
 	stream->key.bits = (stream->length + 2) * 8;
-	__builtin_memset(&reading->answer, 0, sizeof(reading->answer));
-	rules = hosts ? bpf_map_lookup_elem(hosts, &stream->key) : 0;
-	if (rules)
-		mg_ask_rules(rules, &reading->target, &reading->answer);
+	reading->answer.verdict = MG_ALLOW;
+	if (stream->asked & MG_ASKED_SESSION)
+		mg_ask_name(reading, reading->session->slot);
+	if (reading->answer.verdict == MG_ALLOW && stream->asked & MG_ASKED_KEPT) {
+		mg_ask_name(reading, stream->kept);
+		mg_blame_kept(reading);
+	}
 	if (reading->answer.verdict == MG_ALLOW)
 		stream->state = stream->after;
 	else
@@ -880,8 +907,8 @@ static long mg_read_step(__u32 index, void *data)
 	return 0;
 }
 
-/* From `sequence` on a new stream begins. 0: it cannot be followed. */
-static __always_inline int mg_begin_stream(struct bpf_sock *sk, __u32 sequence)
+/* From `sequence` on a new stream begins, whose host has to be allowed by those that are `asked`. 0: it cannot be followed. */
+static __always_inline int mg_begin_stream(struct bpf_sock *sk, __u32 sequence, __u8 asked, __u32 kept)
 {
 	struct mg_stream *stream = bpf_sk_storage_get(&mg_first_bytes, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 
@@ -889,6 +916,8 @@ static __always_inline int mg_begin_stream(struct bpf_sock *sk, __u32 sequence)
 		return 0;
 	__builtin_memset(stream, 0, offsetof(struct mg_stream, key));
 	stream->next = sequence;
+	stream->asked = asked;
+	stream->kept = kept;
 	return 1;
 }
 

@@ -57,12 +57,20 @@ static __always_inline int mg_on_behalf(void)
 	return capabilities & MG_CAP_SYS_ADMIN && !MG_READ(struct user_namespace, MG_READ(struct cred, cred, user_ns), level);
 }
 
-/* Is a task of the caller's own tree? */
+/* Is a task of the caller's own tree? To who is kept to less than the tree has only those that are kept with it are. */
 static __always_inline int mg_is_own_task(__u64 address)
 {
 	struct task_struct *task = (void *)address;
+	struct mg_session *session;
+	__u64 its;
 
-	return task && BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id) == bpf_get_current_cgroup_id();
+	if (!task)
+		return 0;
+	its = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	if (its == bpf_get_current_cgroup_id())
+		return 1;
+	session = mg_current_session();
+	return session && !session->kept && mg_is_of_slot(session->slot, its);
 }
 
 static __always_inline __u64 mg_dentry_of_path(__u64 address)

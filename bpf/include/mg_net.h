@@ -37,7 +37,7 @@ struct mg_answer {
 	__u8 verdict;		/* 0: no rule matches */
 	__u8 detail;
 	__u8 named;		/* a rule for a name opens it: that rule's protocols, and MG_NAMED */
-	__u8 reserved;
+	__u8 kept_named;	/* the same, of the tables that the socket is kept to besides */
 };
 
 struct mg_net_key {
@@ -147,7 +147,7 @@ static long mg_try_rule(__u32 index, void *data)
  *
  * A function of its own to the verifier, as all that are not static: it is checked once, not once per caller and path.
  */
-__noinline int mg_match(const struct mg_session *session, __u32 table, const struct mg_target *target,
+__noinline int mg_match(__u32 slot, __u32 table, const struct mg_target *target,
 			struct mg_answer *answer)
 {
 	struct mg_prefix key = { .bits = 128 };
@@ -155,12 +155,11 @@ __noinline int mg_match(const struct mg_session *session, __u32 table, const str
 	struct mg_port_rules *rules;
 	void *prefixes;
 
-	if (!session || !target || !answer)
+	if (!target || !answer)
 		return 0;
 	__builtin_memset(answer, 0, sizeof(*answer));
 	__builtin_memcpy(key.address, target->bytes, sizeof(key.address));
-	prefixes = table == MG_TABLE_LISTEN ? mg_of_slot(&mg_listen, session->slot) :
-					      mg_of_slot(&mg_connect, session->slot);
+	prefixes = table == MG_TABLE_LISTEN ? mg_of_slot(&mg_listen, slot) : mg_of_slot(&mg_connect, slot);
 	if (!prefixes)
 		return 0;
 	rules = bpf_map_lookup_elem(prefixes, &key);
@@ -186,7 +185,7 @@ struct mg_learned_addresses {
 MG_PER_SLOT(mg_names, struct mg_learned_addresses);
 
 /* What names have opened: asked where no rule of the tables decides. An answer that is too old leaves the verdict open. */
-__noinline int mg_match_learned(const struct mg_session *session, const struct mg_target *target, struct mg_answer *answer)
+__noinline int mg_match_learned(__u32 slot, const struct mg_target *target, struct mg_answer *answer)
 {
 	struct mg_learned *learned;
 	__u8 address[16]; /* older kernels take no key from memory that a caller handed in */
@@ -195,9 +194,9 @@ __noinline int mg_match_learned(const struct mg_session *session, const struct m
 	void *names;
 	__u8 mask;
 
-	if (!session || !target || !answer)
+	if (!target || !answer)
 		return 0;
-	names = mg_of_slot(&mg_names, session->slot);
+	names = mg_of_slot(&mg_names, slot);
 	__builtin_memcpy(address, target->bytes, sizeof(address));
 	learned = names ? bpf_map_lookup_elem(names, address) : 0;
 	if (!learned)

@@ -15,7 +15,7 @@ const volatile struct mg_config mg_config SEC(".rodata.config") = { .abi_version
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MG_SESSIONS_LIMIT);
+	__uint(max_entries, MG_LEAVES_LIMIT);
 	__type(key, __u64);
 	__type(value, struct mg_session);
 } mg_sessions SEC(".maps");
@@ -30,7 +30,7 @@ struct {
 	__type(value, __u32);
 } mg_leaf_places SEC(".maps");
 
-/* As bpf_get_current_cgroup_id(), without a call. */
+/* As bpf_get_current_cgroup_id(), by reads. */
 static __always_inline __u64 mg_current_leaf(void)
 {
 	return mg_current_task()->cgroups->dfl_cgrp->kn->id;
@@ -50,6 +50,14 @@ static __always_inline struct mg_session *mg_current_session(void)
 	__u64 leaf = mg_current_leaf();
 
 	return mg_may_have_session(leaf) ? bpf_map_lookup_elem(&mg_sessions, &leaf) : 0;
+}
+
+/* Is a cgroup the leaf of this session, or one below it? */
+static __always_inline int mg_is_of_slot(__u32 slot, __u64 cgroup)
+{
+	const struct mg_session *session = bpf_map_lookup_elem(&mg_sessions, &cgroup);
+
+	return session && session->slot == slot;
 }
 
 /* An outer map with one inner map a slot; slots without a session are empty. `inner` is a struct that names sizes, not types:

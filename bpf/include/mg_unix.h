@@ -42,11 +42,11 @@ static __always_inline int mg_read_name(struct mg_name *name, const void *addres
 	return length > 1;
 }
 
-/* Was it made in this leaf? */
-static __always_inline int mg_is_tree_socket(struct sock *sk, __u64 leaf)
+/* Was it made in the session of this slot? */
+static __always_inline int mg_is_tree_socket(struct sock *sk, __u32 slot)
 {
 	return BPF_CORE_READ(sk, __sk_common.skc_family) == MG_AF_UNIX &&
-	       BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id) == leaf;
+	       mg_is_of_slot(slot, BPF_CORE_READ(sk, sk_cgrp_data.cgroup, kn, id));
 }
 
 #endif

@@ -120,7 +120,7 @@ def test_a_question_reaches_the_resolver_and_its_answer_looks_as_asked(
     key = encode.question_key(source, int(str(port)), socket.IPPROTO_UDP if kind == UDP else socket.IPPROTO_TCP)
     found = tree.session.maps["mg_questions"].get(key, _abi.MG_QUESTION.size)
     assert found is not None
-    who, _tid, _ppid, _comm, server = _abi.MG_QUESTION.unpack(found)
+    who, _tid, _ppid, _kept, _comm, server = _abi.MG_QUESTION.unpack(found)
     assert (who, server) == (pid, mapped(host))
     # The same act outside goes where it says, and nobody is there.
     in_child(lambda: errno_of(lambda: _send_only(family, kind, host)))

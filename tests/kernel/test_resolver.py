@@ -136,7 +136,7 @@ class Bench:
         """Let this socket be one of the tree's."""
         port, kind = sock.getsockname()[1], sock.type
         protocol = socket.IPPROTO_UDP if kind == socket.SOCK_DGRAM else socket.IPPROTO_TCP
-        value = _abi.MG_QUESTION.pack(PID, PID, 1, b"client", mapped(server))
+        value = _abi.MG_QUESTION.pack(PID, PID, 1, 0, b"client", mapped(server))
         self.questions.set(encode.question_key(mapped("127.0.0.1"), port, protocol), value)
 
     def send(self, wire: bytes, *, wait_s: float = WAIT_S, known: bool = True, server: str = HOST) -> bytes | None:

@@ -27,10 +27,10 @@ from mcpguard.gate.admission import Admission, forms_of
 from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.held import Held
 from mcpguard.gate.ledger import Ledger
-from mcpguard.gate.peers import leaf_of
 from mcpguard.gate.pins import Pins
 from mcpguard.gate.servers import _keeper
 from mcpguard.gate.serving import Gate
+from mcpguard.kernel import cgroup
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.mcp.policy import McpPolicy, Pattern, Rule
 from mcpguard.model.access import Effect
@@ -175,7 +175,7 @@ def gate(folder: Path, *, leaf: str | None = None) -> Iterator[World]:
     world = World(address, store, session, given, policy, pins=folder / "pins.json", ledger=Ledger(own, session))
     world.held, world.told, world.news = Held(line), told, writer
     assert world.ledger is not None
-    serving = Gate(session, leaf or leaf_of(os.getpid()), listener, world, world.ledger, held=world.held)
+    serving = Gate(session, leaf or cgroup.place_of(os.getpid()), listener, world, world.ledger, held=world.held)
     thread = threading.Thread(target=serving.serve, args=(reader,), daemon=True)
     thread.start()
     try:

@@ -69,8 +69,8 @@ def test_whoever_has_the_other_end_of_a_first_question_is_ended(kind: str, tmp_p
         state = os.fstat(theirs)
         end = (os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino)
         around = AroundGate("s", os.getpid(), HERE)
-        around._processes = tmp_path / "procs"
-        around._processes.write_text("".join(f"{pid}\n" for pid in (os.getpid(), server.pid, other.pid, shim.pid)))
+        around._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+        (tmp_path / "procs").write_text("".join(f"{pid}\n" for pid in (os.getpid(), server.pid, other.pid, shim.pid)))
         talk = Talk("s", "unknown", "stdio", Peer(os.getpid(), "/agent"), None)
         asked = talk.request(time.time_ns(), CLIENT, "tools/call", {"name": "x"})
         foreign = talk.request(time.time_ns(), CLIENT, "session/new", {})
@@ -149,7 +149,7 @@ def test_whom_a_runner_starts_while_it_is_ended_is_ended_too(tmp_path: Path) -> 
     start()
     state = os.fstat(theirs)
     around = WhileItForks("s", os.getpid(), HERE)
-    around._processes = tmp_path / "procs"
+    around._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
     asked = Talk("s", "unknown", "stdio", Peer(os.getpid(), "/agent"), None).request(
         time.time_ns(), CLIENT, "tools/call", {"name": "x"}
     )

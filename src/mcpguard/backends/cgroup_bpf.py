@@ -129,6 +129,19 @@ class CgroupAttachment:
             _fill(self.session.maps[name], rows)
             self._held[name] = rows
 
+    def keep(self, leaves: Sequence[tuple[int, int, Settings]]) -> None:
+        """Have leaves below the session's kept to tables of their own besides; sockets with a path are not among them.
+
+        Args:
+            leaves: of each its cgroup id, the rule that keeps it, and what is left there.
+
+        Raises:
+            PolicyError: a row does not fit.
+            HostError, KernelError: as `Session.keep`.
+        """
+        filled = [(leaf, rule, self._tables(one.connect, one.listen, one.hosts, None)) for leaf, rule, one in leaves]
+        self.session.keep(filled)
+
     def update_connect(self, rows: Sequence[encode.NetRow]) -> None:
         """Replace the destinations.
 

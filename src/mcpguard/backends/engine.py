@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from mcpguard.errors import HostError, KernelError
@@ -31,6 +31,8 @@ DENIALS, ACTIVITY, MESSAGES, COUNTERS = "mg_denials", "mg_activity", "mg_message
 SESSIONS, LEAVES, PLACES = "mg_sessions", "mg_leaves", "mg_leaf_places"
 NAMES, QUESTIONS, RESOLVERS = "mg_names", "mg_questions", "mg_resolvers"
 FLOWS = "mg_flows"
+# Tables that a leaf below a session's has for itself, besides; and the rules that keep those leaves to them.
+KEPT, KEPT_BY = ("mg_connect", "mg_listen", "mg_hosts", NAMES), "mg_kept_by"
 _SUMS = ("_sums", "_denied")
 _FACTS, _FACTS_BYTES = "facts", 1 << 15
 _FIRST = bytes(4)
@@ -216,9 +218,7 @@ class Engine:
             try:
                 session._make_maps(self._facts["inner"])
                 self._link()
-                # Whose place is free is asked no further, so this comes first.
-                self.map(PLACES).set(_place(leaf_id), _key32(_TAKEN))
-                self.map(SESSIONS).set(_key64(leaf_id), _abi.MG_SESSION.pack(slot, 0, 0, 0, 0, 0))
+                self._know(leaf_id, _abi.MG_SESSION.pack(slot, 0, 0, 0, 0, 0))
                 session._move_in()
             except BaseException:
                 session._forget()
@@ -227,7 +227,7 @@ class Engine:
         return session
 
     def _free_slot(self) -> int:
-        taken = {_abi.MG_SESSION.unpack(value)[0] for value in self._sessions().values()}
+        taken = {slot for value in self._sessions().values() for slot in _slots(value)}
         free = next((slot for slot in range(1, _abi.MG_SESSIONS_LIMIT) if slot not in taken), None)
         if free is None:
             raise HostError(
@@ -269,20 +269,33 @@ class Engine:
         """Forget sessions whose leaf is gone; without any, take the links away."""
         sessions = self._sessions()
         for leaf_id in _gone(sessions):
-            self._clear(leaf_id, int(_abi.MG_SESSION.unpack(sessions.pop(leaf_id))[0]))
+            self._clear(leaf_id, *_slots(sessions.pop(leaf_id)))
         self._free_ports(sessions)
         if not sessions:
             self._unlink()
 
-    def _clear(self, leaf_id: int, slot: int) -> None:
-        """Take a session out that nobody lives in any more."""
+    def _clear(self, leaf_id: int, slot: int, kept: int = 0) -> None:
+        """Take a session out that nobody lives in any more; or a leaf below one, with the slot of its tables."""
+        if kept:
+            self._forget(leaf_id)
+            _together(self._slot_deletions(kept, KEPT))
+            return
         self._end(leaf_id)
-        _together(self._slot_deletions(slot))
+        _together(self._slot_deletions(slot, self._facts["inner"]))
 
     def _end(self, leaf_id: int) -> None:
         """No decision finds the session any more. Its sockets may outlive it: they may finish, not begin."""
         ended = _abi.MG_LEAF.pack(_abi.MG_SESSION.pack(0, _abi.MG_SESSION_ENDED, 0, 0, 0, 0), leaf_id)
         _set_if_there(self.map(LEAVES), _key64(leaf_id), ended)
+        self._forget(leaf_id)
+
+    def _know(self, leaf_id: int, value: bytes) -> None:
+        """Have decisions find a leaf. Whose place is free nobody looks up, so that is taken first, and both only here."""
+        self.map(PLACES).set(_place(leaf_id), _key32(_TAKEN))
+        self.map(SESSIONS).set(_key64(leaf_id), value)
+
+    def _forget(self, leaf_id: int) -> None:
+        """Have no decision find a leaf any more."""
         self.map(SESSIONS).delete(_key64(leaf_id))
         if _place(leaf_id) not in map(_place, self._sessions()):
             self.map(PLACES).set(_place(leaf_id), _key32(_FREE))
@@ -303,9 +316,9 @@ class Engine:
             if any(port) and resolvers.get(port, 8) is None:
                 resolvers.set(port, _key64(leaf_id))
 
-    def _slot_deletions(self, slot: int) -> list[Callable[[], None]]:
+    def _slot_deletions(self, slot: int, names: Iterable[str]) -> list[Callable[[], None]]:
         """Each of these waits until no program uses the map any more; together they wait once."""
-        return [_deletion(self.map(name), _key32(slot)) for name in self._facts["inner"]]
+        return [_deletion(self.map(name), _key32(slot)) for name in names]
 
     def _fds(self) -> set[int]:
         """What is open of it now."""
@@ -323,6 +336,20 @@ class Engine:
             self._held = -1
 
 
+@dataclass(slots=True)
+class Kept:
+    """A leaf below a session's, with tables of its own.
+
+    Attributes:
+        slot: the index of its maps.
+        maps: those of KEPT.
+    """
+
+    leaf_id: int
+    slot: int
+    maps: dict[str, bpf.Map] = field(default_factory=dict)
+
+
 class Session:
     """One guarded leaf in the engine.
 
@@ -333,6 +360,7 @@ class Session:
             (NAMES, QUESTIONS), and how many bytes went where (FLOWS). Closing them ends nothing.
         sizes: bytes of each ring's data area, by the names in `fds`.
         maps: all maps of its own by name; those that are not in `fds` are part of verdicts and stay here.
+        kept: leaves below that have tables of their own besides.
     """
 
     def __init__(self, engine: Engine, leaf_fd: int, leaf_id: int, slot: int, sizes: dict[str, int]) -> None:
@@ -343,6 +371,8 @@ class Session:
         self.sizes = sizes
         self.maps: dict[str, bpf.Map] = {}
         self._shapes: dict[str, bpf.Shape] = {}
+        self.kept: list[Kept] = []
+        self._state = (0, 0, 0, 0)
         self._moving: Beside | None = None
         self._leftovers: list[Callable[[], None]] = []
         self._gone = False
@@ -352,7 +382,8 @@ class Session:
         names = (DENIALS, ACTIVITY, MESSAGES, COUNTERS, NAMES, QUESTIONS, FLOWS)
         carried = {name: self.maps[name].fd for name in names if name in self.maps}
         counted = {f"sums.{name}": one.fd for name, one in self.maps.items() if name.endswith(_SUMS)}
-        return {**carried, **counted}
+        learned = {f"{NAMES}.{one.slot}": one.maps[NAMES].fd for one in self.kept if one.maps}
+        return {**carried, **counted, **learned}
 
     def set_state(
         self, flags: int, files: int = 0, sockets: int = 0, resolver: int = 0, *, early: bool = False
@@ -372,12 +403,15 @@ class Session:
         """
         if not early:
             self.await_maps()
-        value = _abi.MG_SESSION.pack(self.slot, flags, files, sockets, resolver, 0)
+        self._state = (flags, files, sockets, resolver)
+        value = self._value()
         with pins.locked():
             if resolver:
                 self.engine.map(RESOLVERS).set(_key32(resolver), _key64(self.leaf_id))
             _set_if_there(self.engine.map(LEAVES), _key64(self.leaf_id), _abi.MG_LEAF.pack(value, self.leaf_id))
-            self.engine.map(SESSIONS).set(_key64(self.leaf_id), value)
+            self.engine._know(self.leaf_id, value)
+            for one in self.kept:
+                self.engine._know(one.leaf_id, self._value(one.slot))
             if cgroup.is_populated(self.leaf_fd):
                 self._await_readers()
 
@@ -388,6 +422,34 @@ class Session:
             return 0, 0
         _slot, _flags, files, sockets, *_rest = _abi.MG_SESSION.unpack(value)
         return files, sockets
+
+    def _value(self, kept: int = 0) -> bytes:
+        return _abi.MG_SESSION.pack(self.slot, *self._state, kept)
+
+    def keep(self, leaves: Sequence[tuple[int, int, Mapping[str, Mapping[bytes, bytes]]]]) -> None:
+        """Have leaves below this one kept to tables of their own, besides the session's. Nobody may live there yet.
+
+        Args:
+            leaves: of each its cgroup id, the rule that keeps it, and keys and values for those of KEPT that are not empty.
+
+        Raises:
+            HostError: there are too many sessions.
+            KernelError: the kernel refused; what is there already goes with the session.
+        """
+        self.await_maps()
+        moves: list[Callable[[], None]] = []
+        with pins.locked():
+            for leaf_id, rule, tables in leaves:
+                one = Kept(leaf_id, self.engine._free_slot())
+                self.engine._know(leaf_id, self._value(one.slot))
+                self.kept.append(one)
+                self.engine.map(KEPT_BY).set(_key32(one.slot), _key32(rule))
+                for name in KEPT:
+                    one.maps[name] = self.another(name)
+                    for key, value in tables.get(name, {}).items():
+                        one.maps[name].set(key, value)
+                    moves.append(_insertion(self.engine.map(name), _key32(one.slot), one.maps[name].fd))
+            _together(moves)
 
     def another(self, name: str) -> bpf.Map:
         """An empty map that can take the place of the session's map `name`; the caller's to close until it has.
@@ -457,6 +519,8 @@ class Session:
             return False
         with pins.locked() as lock:
             self.engine._end(self.leaf_id)
+            for one in self.kept:
+                self.engine._forget(one.leaf_id)
             if not self.engine._sessions():
                 self.engine._unlink()
             if apart:
@@ -466,12 +530,16 @@ class Session:
         self._gone = True
         return True
 
+    def _deletions(self) -> list[Callable[[], None]]:
+        kept = [deletion for one in self.kept for deletion in self.engine._slot_deletions(one.slot, KEPT)]
+        return [*self.engine._slot_deletions(self.slot, self._shapes), *kept]
+
     def _empty(self) -> None:
-        _together([*self.engine._slot_deletions(self.slot), *self._leftovers])
+        _together([*self._deletions(), *self._leftovers])
 
     def _empty_apart(self, lock: int) -> bool:
         """Have a child do it that holds nothing of ours but the engine and the lock; False: there can be none now."""
-        deletions = self.engine._slot_deletions(self.slot)  # opens what is not open yet
+        deletions = self._deletions()  # opens what is not open yet
         try:
             child = os.fork()
         except OSError:
@@ -487,9 +555,11 @@ class Session:
     def close(self) -> None:
         """Close our descriptors; the session goes on as it is. Safe to call twice."""
         self._wait_for_moving()
-        for one in self.maps.values():
+        for one in (*self.maps.values(), *(one for kept in self.kept for one in kept.maps.values())):
             one.close()
         self.maps = {}
+        for kept in self.kept:
+            kept.maps = {}
         if self.leaf_fd >= 0:
             os.close(self.leaf_fd)
             self.leaf_fd = -1
@@ -684,6 +754,12 @@ def _gone(leaves: Iterable[int]) -> set[int]:
         return {leaf for leaf in asked if not cgroup.exists(fd, leaf)}
     finally:
         os.close(fd)
+
+
+def _slots(session: bytes) -> tuple[int, int]:
+    """Of a value of the map of sessions: the session's slot, and that of tables of its own; 0: it has none."""
+    slot, *_rest, kept = _abi.MG_SESSION.unpack(session)
+    return int(slot), int(kept)
 
 
 def _resolver_of(session: bytes) -> int:

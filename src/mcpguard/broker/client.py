@@ -96,11 +96,15 @@ class Broker:
         """
         return self._answer()[0]
 
-    def request(self, launch: LaunchRequest) -> None:
-        """Have the child made and confined; `confined` waits for it."""
+    def request(self, launch: LaunchRequest, keeping: int | None = None) -> None:
+        """Have the child made and confined; `confined` waits for it.
+
+        Args:
+            keeping: the end of a socket pair on which a gate will ask for what `launch.kept` says; it stays the caller's.
+        """
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             # A broker that has failed already says why before it ends.
-            self.channel.send(launch.to_json())
+            self.channel.send(launch.to_json(), () if keeping is None else (keeping,))
 
     def confined(self) -> dict[str, Any]:
         """The broker's facts about the confined child, which waits for `go`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mcpguard.backends import cgroup_bpf, tracing
 from mcpguard.backends import engine as shared
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mcpguard.backends.guard import Guard
-    from mcpguard.model.plan import GuardPlan
+    from mcpguard.model.plan import GuardPlan, KeptPlan
     from mcpguard.wire.encode import HostRow, NetRow, UnixRow
 
 _RINGS = (shared.DENIALS, shared.ACTIVITY, shared.MESSAGES)
@@ -94,6 +94,22 @@ class Engine:
         if len(rows) < len(_ROWS):
             raise _malformed(f"only {', '.join(rows) or 'nothing'} came")
         self._network.set_rules(cgroup_bpf.Settings(**rows))
+
+    def keep(self, kept: Sequence[KeptPlan]) -> dict[int, Leaf]:
+        """Make a leaf below the session's for each, with what is left there; by the rules that keep them.
+
+        Raises:
+            HostError, PolicyError, KernelError, OSError: what is there already goes with the session.
+        """
+        below: dict[int, Leaf] = {}
+        leaves = []
+        for one in kept:
+            rows = {name: row for name, row in _rows(one.network).items() if name != "unix"}
+            leaf = below[one.rule] = self._leaf.below(str(one.rule))
+            leaves.append((leaf.id, one.rule, cgroup_bpf.Settings(**rows)))
+        if leaves:
+            self._network.keep(leaves)
+        return below
 
     def offer(self) -> dict[str, Any]:
         """What the user's process must know before it plans."""
@@ -177,6 +193,7 @@ class Engine:
         """What the user's process needs to know about the descriptors it gets."""
         return {
             "descriptors": list(self._session.fds),
+            "kept": [one.slot for one in self._session.kept],
             "rings": {name: self._session.sizes[name] for name in _RINGS},
         }
 

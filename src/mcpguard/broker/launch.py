@@ -32,6 +32,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from mcpguard.broker.keeping import Keeping
+
 MINIMUM_LANDLOCK = 3
 _MOST_HELD = 8
 PR_SET_CHILD_SUBREAPER = 36
@@ -80,6 +82,7 @@ class Launch:
         self.leaf = leaf
         self.engine = engine
         self.client_gone = False
+        self.keeping: Keeping | None = None
         # The child inherits them. Held open here, so that no other terminal gets their numbers while the session lives.
         self.terminals = terminals.own()
         for terminal in self.terminals:
@@ -111,6 +114,7 @@ class Launch:
         request = LaunchRequest.from_json(received[0])
         _check_user(request, self.caller_uid)
         engine.set_rules(request.network)
+        self._keep(request, received[1])
         if request.guard is not None:
             engine.set_guard(request.guard, request.switches)
         canary_pid = _confine(child, received[0], engine, entering)
@@ -141,11 +145,21 @@ class Launch:
         engine.release()
         self._until_client_leaves()
 
+    def _keep(self, request: LaunchRequest, descriptors: Sequence[int]) -> None:
+        """Make what servers can be kept to; the descriptor that came along is the line on which their gate asks for it."""
+        lines = [socket.socket(fileno=fd) for fd in descriptors]
+        if request.kept and lines:
+            from mcpguard.broker.keeping import Keeping  # few sessions need it
+
+            self.keeping = Keeping(lines[0], self.leaf, self.engine.keep(request.kept))
+
     def _wait(self, child: _Child, leaf: cgroup.Leaf, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
         """Wait for the agent to end; returns its wait status. Meanwhile, put back covers that come off."""
         ended = os.pidfd_open(child.pid)
         while True:
             sources = [wakeup.fileno(), ended, *([] if self.client_gone else [self.channel.fileno()])]
+            if self.keeping is not None:
+                sources.append(self.keeping.fileno())
             ready, _, _ = select.select(sources, (), (), INTERVAL_S)
             if not ready:
                 self._restore(covers)
@@ -165,6 +179,9 @@ class Launch:
                     return status
             if self.channel.fileno() in ready:
                 self._read_update(engine, covers)
+            if self.keeping is not None and self.keeping.fileno() in ready and not self.keeping.serve():
+                self.keeping.close()
+                self.keeping = None
             if self.client_gone and engine.resolver:
                 with contextlib.suppress(KernelError):
                     engine.drop_resolver()

@@ -9,7 +9,7 @@ import base64
 
 from mcpguard.errors import HostError, McpguardError
 from mcpguard.model.access import Access
-from mcpguard.model.plan import OWN_PLACES, FilesPlan, Grant, GuardPlan, MaskEntry, MountStep, TablePlan
+from mcpguard.model.plan import OWN_PLACES, FilesPlan, Grant, GuardPlan, KeptPlan, MaskEntry, MountStep, TablePlan
 from mcpguard.model.policy import User
 from mcpguard.model.values import dataclass
 from mcpguard.wire import _abi
@@ -18,11 +18,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 4
+VERSION = 5
 
 # Where a bounded request would overflow first, with room to spare.
 MAX_ARGUMENTS = 100_000
 MAX_ENVIRONMENT = 100_000
+# Each takes one of the host's slots.
+MAX_KEPT = 32
 _MOST_TABLE_BYTES = 12 << 20  # in base64
 _MOST_PLACES = 8_192
 _TABLE_FIELDS = ("lines", "head", "roots", "branches", *OWN_PLACES.values())
@@ -39,6 +41,7 @@ class LaunchRequest:
         network: fields of the network backend's settings, JSON form.
         seccomp: the filter as an array of `struct sock_filter`.
         cwd: canonical; entered as the user after the mounts are in place.
+        kept: what servers can be kept to.
     """
 
     session: str
@@ -52,6 +55,7 @@ class LaunchRequest:
     switches: int
     network: dict[str, Any]
     seccomp: bytes
+    kept: tuple[KeptPlan, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -68,6 +72,7 @@ class LaunchRequest:
             "switches": self.switches,
             "network": self.network,
             "seccomp": base64.b64encode(self.seccomp).decode(),
+            "kept": [[one.rule, one.network] for one in self.kept],
         }
 
     @staticmethod
@@ -110,6 +115,7 @@ class LaunchRequest:
                 switches=_number(message["switches"]) & _SWITCHES,
                 network=_mapping(message["network"], 1000),
                 seccomp=base64.b64decode(message["seccomp"], validate=True),
+                kept=_kept(message["kept"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise HostError(
@@ -118,6 +124,15 @@ class LaunchRequest:
                 do="reinstall mcpguard, then run `mcpguard setup`",
                 code="broker.malformed-request",
             ) from error
+
+
+def _kept(value: object) -> tuple[KeptPlan, ...]:
+    if not isinstance(value, list) or len(value) > MAX_KEPT:
+        raise ValueError("not a list of sensible size")
+    kept = tuple(KeptPlan(_number(rule), _mapping(network, 1000)) for rule, network in value)
+    if len({one.rule for one in kept}) < len(kept):
+        raise ValueError("a rule that keeps two")
+    return kept
 
 
 def checked_paths(value: object) -> list[str]:

@@ -26,6 +26,7 @@ if __name__ == "__main__" and sys.flags.ignore_environment:
 from mcpguard.events.store import Store
 from mcpguard.gate.held import Held
 from mcpguard.gate.journal import Journal, recover
+from mcpguard.gate.keeper import Keeper
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.line import HEARD
 from mcpguard.gate.servers import Servers
@@ -85,7 +86,8 @@ def main() -> None:
     servers = Servers(facts, ledger, held)
     if facts.get("web"):
         threading.Thread(target=_serve_remotes, args=(facts, servers), name="web", daemon=True).start()
-    gate = Gate(facts["session"], facts["leaf"], listener, servers, ledger, _tell_ends, held, _say_heard)
+    keeper = Keeper(socket.socket(fileno=facts["keeps"]) if facts["keeps"] >= 0 else None)
+    gate = Gate(facts["session"], facts["leaf"], listener, servers, ledger, _tell_ends, held, _say_heard, keeper)
     gate.serve(_STANDARD_INPUT, rest)
 
 

@@ -52,6 +52,7 @@ class Admission:
         pins: its definitions when it was approved, for `Judge`.
         grants: lists of `[path, Landlock rights]`; it may reach what every one of them holds. Empty: what the agent may.
         filter: a system-call filter to put on besides; empty: none.
+        kept: number of the rule that keeps it to less than its agent has; 0: none does.
     """
 
     program: str
@@ -63,6 +64,7 @@ class Admission:
     pins: dict[str, str] = field(default_factory=dict)
     grants: tuple[Grants, ...] = ()
     filter: bytes = b""
+    kept: int = 0
 
     def order(self) -> dict[str, Any]:
         """What the shim is told."""

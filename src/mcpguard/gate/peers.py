@@ -11,6 +11,7 @@ import stat
 import struct
 import time
 
+from mcpguard.kernel import cgroup
 from mcpguard.model.values import dataclass
 
 _CREDENTIALS = struct.Struct("iII")
@@ -31,10 +32,12 @@ class Peer:
     Attributes:
         pid: as it is seen outside.
         held: a pidfd, so that the number stays this process's.
+        place: its leaf: the session's own, or one below.
     """
 
     pid: int
     held: int
+    place: str
 
     def ended(self) -> bool:
         poll = select.poll()  # `select` takes no number above 1023
@@ -58,14 +61,14 @@ def welcome(line: socket.socket, leaf: str) -> Peer:
         leaf: the session's own leaf, as /proc/PID/cgroup has it: `/mcpguard/...`.
 
     Raises:
-        Stranger: it is not in this leaf now.
+        Stranger: it is not in this leaf now, or below.
     """
     pid, uid, _gid = _CREDENTIALS.unpack(line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     if uid != os.geteuid() or pid <= 0:
         raise Stranger("another user")
     held = _hold(line, pid)
-    peer = Peer(pid, held)
-    if leaf_of(pid) != leaf or peer.ended():
+    peer = Peer(pid, held, cgroup.place_of(pid))
+    if not cgroup.is_in(peer.place, leaf) or peer.ended():
         peer.close()
         raise Stranger("no process of this session")
     return peer
@@ -81,16 +84,6 @@ def _hold(line: socket.socket, pid: int) -> int:
         return os.pidfd_open(pid)
     except OSError:
         raise Stranger("a process that has ended") from None
-
-
-def leaf_of(pid: int) -> str:
-    """The place of a process in the cgroup v2 tree, from `/mcpguard/` on; empty where it has none there."""
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
-            places = [line.rstrip("\n").removeprefix("0::") for line in file if line.startswith("0::/")]
-    except OSError:
-        return ""
-    return places[0] if len(places) == 1 else ""
 
 
 def hear(line: socket.socket, most: int) -> tuple[bytes, list[int]]:

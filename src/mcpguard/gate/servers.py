@@ -94,15 +94,23 @@ class Servers:
         entry = next(one for one in catalogue.named(name) if one.digest == found.digest)
         pins = of_approval(name, entry.digest, entry.approved)
         tools = classes.of_package(found.package.name) if found.package is not None else {}
-        grants, filter = self._narrowing(name)
-        return Admission(found.found, words, environment, forms, str(cwd), dict(tools), pins, grants, filter)
+        narrowing = self._narrowing(name)
+        return Admission(found.found, words, environment, forms, str(cwd), dict(tools), pins, *narrowing)
 
-    def _narrowing(self, name: str) -> tuple[tuple[Grants, ...], bytes]:
-        """What the server is kept to, by every rule that names it."""
+    def _narrowing(self, name: str) -> tuple[tuple[Grants, ...], bytes, int]:
+        """What the server is kept to, by every rule that names it: files, a filter, and the rule whose network counts.
+
+        Raises:
+            Unvetted: two rules leave it something of the network, and the kernel asks one besides the agent's.
+        """
         word = policy.server_word(name)
         mine = [one for one in self._confined if fnmatch.fnmatchcase(word, one["server"])]
         grants = tuple(tuple((path, rights) for path, rights in one["grants"]) for one in mine)
-        return grants, b"" if all(one["network"] for one in mine) else no_network.program()
+        none = [one for one in mine if not one["network"]]
+        if not none and len(mine) > 1:
+            raise _kept_twice(name)
+        counts = (none or mine or [{"kept": 0}])[0]
+        return grants, no_network.program() if none else b"", int(counts["kept"])
 
     def judge(self, name: str, admission: Admission, peer: int, client: int) -> Judges:
         """What judges the messages of a server that was admitted."""
@@ -184,6 +192,15 @@ def _no_program(command: str) -> Unvetted:
         why="it is not there, or no program",
         do="install it, or correct the command in the agent's configuration",
         code="mcp.no-program",
+    )
+
+
+def _kept_twice(name: str) -> Unvetted:
+    return Unvetted(
+        f"the MCP server {name} is kept to two profiles at once",
+        why="several rules of mcp.confine name it, and more than one of their profiles has a network",
+        do="name it in one of them, with a profile that says all",
+        code="mcp.kept-twice",
     )
 
 

@@ -22,10 +22,12 @@ from mcpguard.events.mcp import CLIENT
 from mcpguard.gate import peers
 from mcpguard.gate.admission import Admission
 from mcpguard.gate.held import Held
+from mcpguard.gate.keeper import Keeper
 from mcpguard.gate.ledger import SOON_S, Ledger
 from mcpguard.gate.line import LONGEST_NAME, MOST_ARGUMENTS, MOST_BYTES, VERSION
 from mcpguard.gate.peers import Stranger
 from mcpguard.gate.relay import Inlet, Judges, Outlet, Relay
+from mcpguard.kernel import cgroup
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind, McpMessage, Peer
 from mcpguard.model.values import dataclass
@@ -117,16 +119,19 @@ class Gate:
         tell_ends: Callable[[Sequence[int], bool], None] = lambda _ends, _served: None,
         held: Held | None = None,
         heard: Callable[[], None] = lambda: None,
+        keeper: Keeper | None = None,
     ) -> None:
         """
         Args:
-            leaf: as `peers.welcome` takes it.
+            leaf: of the session, as `kernel.cgroup.place_of` tells it.
             listener: a SEQPACKET socket that the tree can reach.
             tell_ends: called with the descriptors of a conversation before its first message is read, and with the client's of
                 one that does not come to be: whether it does is the second argument.
             held: calls that wait for a person; hears the news, and how time passes.
             heard: called when it has.
+            keeper: has servers kept to less than their agent has.
         """
+        self._keeper = keeper or Keeper(None)
         self._heard = heard
         self._held = held or Held()
         self._news = b""
@@ -282,6 +287,7 @@ class Gate:
             if len(self._relays) >= MOST_RELAYS:
                 raise _too_many()
             admission = self._admits.admit(entrant.name, list(entrant.argv), entrant.peer.pid)
+            self._keep(entrant, admission)
         except Exception as failed:  # whatever it is, the others go on
             error = failed if isinstance(failed, McpguardError) else _broken(failed)
             self._tell("refuse", Verdict.DENY, entrant, f"{error.what}: {error.why}")
@@ -289,6 +295,23 @@ class Gate:
             self._let_go(entrant, "")
             return
         self._answer_go(entrant, admission)
+
+    def _keep(self, entrant: _Entrant, admission: Admission) -> None:
+        """Have it kept to what its rules leave, before it is told to go on.
+
+        Raises:
+            HostError: it is not.
+        """
+        place = self._place_of(entrant, admission)
+        if place == entrant.peer.place:
+            return
+        if entrant.peer.place != self._leaf:
+            raise _kept_already(entrant.name)
+        self._keeper.keep(entrant.peer.held, admission.kept)
+
+    def _place_of(self, entrant: _Entrant, admission: Admission) -> str:
+        """The leaf that a server is to live in. Of one that is kept to nothing: that of who starts it."""
+        return f"{self._leaf}/{admission.kept}" if admission.kept else entrant.peer.place
 
     def _answer_go(self, entrant: _Entrant, admission: Admission) -> None:
         theirs: list[int] = []
@@ -321,7 +344,7 @@ class Gate:
         if entrant.looking is not None:
             entrant.looking.join(_REST_S)
         seen = entrant.seen or peers.executed(pid)
-        wrong = "" if admission is None else _mismatch(pid, seen, admission, self._leaf)
+        wrong = "" if admission is None else _mismatch(pid, seen, admission, self._place_of(entrant, admission))
         if admission is None or wrong or entrant.peer.ended():
             why = wrong or "it ended before it became its server"
             self._tell("refuse", Verdict.DENY, entrant, why)
@@ -462,6 +485,15 @@ def _too_many() -> HostError:
     )
 
 
+def _kept_already(name: str) -> HostError:
+    return HostError(
+        f"the MCP server {name} was not started",
+        why="a server starts it that is kept to a profile, and it is to be kept to another one",
+        do="have the agent start it, or name both servers in one rule of mcp.confine",
+        code="mcp.kept-already",
+    )
+
+
 def _broken(error: Exception) -> HostError:
     return HostError(
         "the MCP server was not started",
@@ -471,10 +503,10 @@ def _broken(error: Exception) -> HostError:
     )
 
 
-def _mismatch(pid: int, seen: peers.Executed, admission: Admission, leaf: str) -> str:
+def _mismatch(pid: int, seen: peers.Executed, admission: Admission, place: str) -> str:
     """Why a process is not the server that was admitted; empty when it is."""
-    if peers.leaf_of(pid) != leaf:
-        return "it is no process of this session any more"
+    if cgroup.place_of(pid) != place:
+        return "it is no process of this session any more, or not kept to what it should be"
     forms = [form for form in admission.forms if form.image == seen.image]
     if not forms:
         return "it became another program than the one that was admitted"

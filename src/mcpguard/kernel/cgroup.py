@@ -46,12 +46,18 @@ class Leaf:
         with open(f"{self.path}/cgroup.procs", "wb", buffering=0) as procs:
             procs.write(b"%d" % pid)
 
+    def below(self, name: str) -> Leaf:
+        """Make a leaf below; what counts here counts there, and it goes with this one."""
+        path = f"{self.path}/{name}"
+        os.mkdir(path, 0o755)
+        return Leaf(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), cgroup_id(path))
+
     def populated(self) -> bool:
         return is_populated(self.fd)
 
     def pids(self) -> list[int]:
-        with open(f"{self.path}/cgroup.procs", encoding="ascii") as procs:
-            return [int(line) for line in procs]
+        """Of all processes inside and below."""
+        return processes(self.path)
 
     def kill(self) -> None:
         """End every process inside at once (cgroup.kill, Linux 5.14); a leaf that is gone has none."""
@@ -77,7 +83,7 @@ class Leaf:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                os.rmdir(self.path)
+                _remove(self.path)
                 return True
             except FileNotFoundError:
                 return True
@@ -137,6 +143,50 @@ def exists(fd: int, number: int) -> bool:
     return ctypes.get_errno() not in (errno.ESTALE, errno.ENOENT)
 
 
+def processes(leaf: str) -> list[int]:
+    """Numbers of the processes that live in a leaf, and in those below it.
+
+    Raises:
+        OSError: it is gone.
+    """
+    found: list[int] = []
+    for place in (leaf, *_below(leaf)):
+        with open(f"{place}/cgroup.procs", encoding="ascii") as procs:
+            found += [int(line) for line in procs]
+    return found
+
+
+def place_of(pid: int) -> str:
+    """The place of a process in the cgroup v2 tree, `/mcpguard/...` for a guarded one; empty where it has none there."""
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            places = [line.rstrip("\n").removeprefix("0::") for line in file if line.startswith("0::/")]
+    except OSError:
+        return ""
+    return places[0] if len(places) == 1 else ""
+
+
+def in_tree(leaf: str) -> str:
+    """The path of a leaf as `place_of` tells it."""
+    return leaf[max(leaf.rfind(f"/{PARENT}/"), 0) :]
+
+
+def is_in(place: str, leaf: str) -> bool:
+    """Whether a place is a leaf, both as `place_of` tells them, or below it."""
+    return place == leaf or place.startswith(f"{leaf}/")
+
+
+def _below(path: str) -> list[str]:
+    with os.scandir(path) as entries:
+        return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _remove(path: str) -> None:
+    for below in _below(path):
+        os.rmdir(below)
+    os.rmdir(path)
+
+
 def is_populated(fd: int) -> bool:
     """Whether any process lives in the cgroup of this open directory, or below; one that was removed has none."""
     try:
@@ -167,7 +217,7 @@ def _remove_if_free(path: str) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.rmdir(path)
+        _remove(path)
         return True
     except OSError:
         return False

@@ -64,6 +64,20 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """Servers that are kept to less than their agent has.
+
+    Attributes:
+        server: their name, with wildcards.
+        profile: name of the profile that they are kept to.
+    """
+
+    server: str
+    profile: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class McpPolicy:
     """What a session says of MCP.
 
@@ -73,7 +87,7 @@ class McpPolicy:
         untrusted: what makes the session tainted.
         after_taint: what then happens to calls that change or send something.
         gate: whether servers start by way of the gate only.
-        confined: (server with wildcards, name of the profile that it is kept to).
+        confined: which servers may reach less.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -81,7 +95,7 @@ class McpPolicy:
     untrusted: tuple[Pattern, ...] = ()
     after_taint: AfterTaint = AfterTaint.ALLOW
     gate: bool = False
-    confined: tuple[tuple[str, str], ...] = ()
+    confined: tuple[Kept, ...] = ()
 
 
 def server_word(name: str) -> str:
@@ -118,7 +132,7 @@ def dump(policy: McpPolicy) -> dict[str, Any]:
                 "pattern": _dump_pattern(rule.pattern),
                 "where": [[one.argument, one.test.value, list(one.values)] for one in rule.where],
                 "because": rule.because,
-                "origin": [rule.origin.profile, rule.origin.file, rule.origin.line, rule.origin.text],
+                "origin": _dump_origin(rule.origin),
             }
             for rule in policy.rules
         ],
@@ -126,7 +140,7 @@ def dump(policy: McpPolicy) -> dict[str, Any]:
         "untrusted": [_dump_pattern(pattern) for pattern in policy.untrusted],
         "after_taint": policy.after_taint.value,
         "gate": policy.gate,
-        "confined": policy.confined,
+        "confined": [[one.server, one.profile, _dump_origin(one.origin)] for one in policy.confined],
     }
 
 
@@ -151,11 +165,11 @@ def load(plain: Mapping[str, Any]) -> McpPolicy:
         tuple(_load_pattern(pattern) for pattern in plain["untrusted"]),
         AfterTaint(plain["after_taint"]),
         plain["gate"] is True,
-        tuple((server, profile) for server, profile in plain["confined"]),
+        tuple(Kept(server, profile, Origin(*origin)) for server, profile, origin in plain["confined"]),
     )
 
 
-def _confined(one: Confinement) -> tuple[str, str]:
+def _confined(one: Confinement) -> Kept:
     if not _SERVER.fullmatch(one.server):
         raise ProfileError(
             f'{one.origin.place}: "{one.server}" is no server',
@@ -163,7 +177,11 @@ def _confined(one: Confinement) -> tuple[str, str]:
             do="write SERVER: PROFILE",
             code="profile.mcp",
         )
-    return one.server, one.profile
+    return Kept(one.server, one.profile, one.origin)
+
+
+def _dump_origin(origin: Origin) -> list[Any]:
+    return [origin.profile, origin.file, origin.line, origin.text]
 
 
 def _dump_pattern(pattern: Pattern) -> list[Any]:

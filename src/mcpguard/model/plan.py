@@ -5,6 +5,10 @@ from __future__ import annotations
 from mcpguard.model.access import Access
 from mcpguard.model.values import dataclass
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -91,3 +95,16 @@ class GuardPlan:
 
     files: TablePlan
     sockets: TablePlan
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPlan:
+    """Destinations that are left to MCP servers that a rule keeps to a profile, of those that their agent has.
+
+    Attributes:
+        rule: number of that rule in `Policy.rules`.
+        network: as `LaunchRequest.network`, without sockets.
+    """
+
+    rule: int
+    network: dict[str, Any]

@@ -31,6 +31,7 @@ from mcpguard.resolver.rules import Rules
 from mcpguard.resolver.server import Server
 from mcpguard.resolver.table import Learned
 from mcpguard.resolver.upstream import Servers
+from mcpguard.resolver.views import View
 from mcpguard.wire import lookups
 from mcpguard.wire.records import LookupRecord
 
@@ -75,13 +76,17 @@ async def _serve(first: dict[str, Any], lines: asyncio.StreamReader) -> None:
     servers = Servers(instead=first["servers"])
     line = socket.socket(fileno=first["held"]) if first["held"] >= 0 else None
     held = Held(line, lambda: (socket.gethostname().lower(), servers.search()))
+    kept = {
+        int(slot): View(Rules.from_json(one), Learned(Map("mg_names", one["names_map"])), one["rule"])
+        for slot, one in first["kept"].items()
+    }
     questions = Questions(
-        Rules.from_json(first), Map("mg_questions", first["questions_map"]), learned, teller, servers, held
+        Rules.from_json(first), Map("mg_questions", first["questions_map"]), learned, teller, servers, held, kept
     )
     _take(first, questions, held)
     await Server(questions, teller.missed).begin([socket.socket(fileno=fd) for fd in first["sockets"]])
     os.write(sys.stdout.fileno(), b"+")
-    sweeping = asyncio.create_task(_sweep(learned))
+    sweeping = asyncio.create_task(_sweep(learned, *(one.learned for one in kept.values())))
     while news := await lines.readline():
         _take(json.loads(news), questions, held)
         os.write(sys.stdout.fileno(), b"+")
@@ -97,10 +102,11 @@ def _take(news: dict[str, Any], questions: Questions, held: Held) -> None:
         held.watch(bool(news["watched"]))
 
 
-async def _sweep(learned: Learned) -> None:
+async def _sweep(*every: Learned) -> None:
     while True:
         await asyncio.sleep(_SWEEP_S)
-        learned.sweep()
+        for learned in every:
+            learned.sweep()
 
 
 async def _main() -> None:

@@ -58,7 +58,7 @@ class Found:
         return sum(_RECORD_BYTES + len(record.to_digestable()) for one in self.answer for record in one)
 
 
-_Key = tuple[str, int, bool, tuple[str, ...]]
+_Key = tuple[str, int, bool, tuple[str, ...], int]
 
 
 class Lookups:
@@ -79,19 +79,21 @@ class Lookups:
         *,
         secure: bool,
         may_ask: Callable[[str], bool],
+        kept: int = 0,
     ) -> Found:
         """What the servers say of a name; the answer may lead through names that must not be asked for.
 
         Args:
             may_ask: whether the name that an alias leads to may be asked for; else the answer ends at the alias.
+            kept: whose `may_ask` it is, so that nobody gets an answer that ends where somebody else's must.
 
         Raises:
             upstream.Unanswered
         """
-        key = (name, int(asked), secure, tuple(servers))
-        kept = self._kept.get(key)
-        if kept is not None and kept.ends > time.monotonic():
-            return kept
+        key = (name, int(asked), secure, tuple(servers), kept)
+        before = self._kept.get(key)
+        if before is not None and before.ends > time.monotonic():
+            return before
         running = self._running.get(key)
         if running is None:
             running = asyncio.create_task(

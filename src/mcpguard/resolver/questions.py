@@ -7,7 +7,7 @@ import ipaddress
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import dns.edns
 import dns.exception
@@ -30,6 +30,7 @@ from mcpguard.resolver.held import Cut, Held
 from mcpguard.resolver.lookups import Lookups, text
 from mcpguard.resolver.rules import Decision, Rules
 from mcpguard.resolver.table import Learned, NoRoom
+from mcpguard.resolver.views import View, decide, follow_alias, strictest
 from mcpguard.wire import _abi
 from mcpguard.wire.encode import question_key
 from mcpguard.wire.records import Head, LookupRecord
@@ -52,13 +53,18 @@ _NO_NAME = "it is no host name, so it is never asked for"
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who asked, and whom (16 bytes; zero: the resolver itself)."""
+    """Who asked, and whom (16 bytes; zero: the resolver itself).
+
+    Attributes:
+        kept: slot of the tables that it is kept to; 0: none.
+    """
 
     pid: int
     tid: int
     ppid: int
     comm: str
     server: bytes
+    kept: int = 0
 
 
 class _DeniedAlias(Exception):
@@ -71,11 +77,7 @@ class _DeniedAlias(Exception):
 
 
 class Questions:
-    """Answers the questions of one session.
-
-    Attributes:
-        rules: what the policy says now.
-    """
+    """Answers the questions of one session."""
 
     def __init__(
         self,
@@ -85,16 +87,18 @@ class Questions:
         tell: Callable[[LookupRecord], None],
         servers: upstream.Servers,
         held: Held,
+        kept: Mapping[int, View] | None = None,
     ) -> None:
         """
         Args:
             askers: the map `mg_questions`.
             tell: puts a question on record.
             held: where a question for a name that no rule covers may wait.
+            kept: of servers that are kept to less, by the slot of their tables.
         """
-        self.rules = rules
+        self._session = View(rules, learned)
+        self._kept = dict(kept or {})
         self._askers = askers
-        self._learned = learned
         self._tell = tell
         self._servers = servers
         self._held = held
@@ -109,8 +113,13 @@ class Questions:
         value = self._askers.get(_key(sender, protocol), _abi.MG_QUESTION.size)
         if value is None:
             return None
-        pid, tid, ppid, comm, server = _abi.MG_QUESTION.unpack(value)
-        return Asker(pid, tid, ppid, comm.split(b"\0")[0].decode(errors="replace"), server)
+        pid, tid, ppid, kept, comm, server = _abi.MG_QUESTION.unpack(value)
+        if kept and kept not in self._kept:
+            return None
+        return Asker(pid, tid, ppid, comm.split(b"\0")[0].decode(errors="replace"), server, kept)
+
+    def _views(self, asker: Asker) -> tuple[View, ...]:
+        return (self._session, self._kept[asker.kept]) if asker.kept else (self._session,)
 
     def forget(self, sender: Sender) -> None:
         """Whoever sends datagrams from there from now on must be of the tree anew."""
@@ -139,7 +148,7 @@ class Questions:
 
     def follow(self, rules: Rules) -> None:
         """Go by other rules; what was held and is spoken of now goes on."""
-        self.rules = rules
+        self._session.rules = rules
         self._held.look_again(lambda name: not _is_open_to_question(rules.of_name(name, _NOBODY)))
 
     def _malformed(self, wire: bytes, asker: Asker, when_ns: int) -> bytes | None:
@@ -161,17 +170,22 @@ class Questions:
             kind = dns.rdatatype.to_text(question.rdtype)
             return reply, LookupRecord(head, host, kind, verdict, rule, detail, addresses)
 
-        absent = dns.rcode.NOERROR if self.rules.is_above(host) else dns.rcode.NXDOMAIN
+        views = self._views(asker)
+        above = all(view.rules.is_above(host) for view in views)
+        absent = dns.rcode.NOERROR if above else dns.rcode.NXDOMAIN
         if not all(map(_LABEL.fullmatch, question.name.labels[:-1])) or len(question.name.labels) < 2:
             return told(replies.refusal(query, absent, _NO_NAME), Verdict.DENY, 0, _NO_NAME)
-        decision = self.rules.of_name(host, asker.server)
+        decisions = decide(views, host, asker.server)
         unanswered = ""
-        if _is_open_to_question(decision) and question.rdclass == dns.rdataclass.IN:
+        # A person's word is about the session; to whom its own profile does not leave a name it opens none.
+        askable = _is_open_to_question(decisions[0]) and not any(map(_is_refusal, decisions[1:]))
+        if askable and question.rdclass == dns.rdataclass.IN:
             who = (asker.pid, asker.ppid, asker.comm)
             unanswered = await self._held.wait(host, question.rdtype, who, stream=stream)
-            decision = self.rules.of_name(host, asker.server)
+            decisions = decide(views, host, asker.server)
             # What is told from here on may be of rules that were not there when it came.
             head = replace(head, when_ns=time.monotonic_ns())
+        decision = strictest(decisions)
         if decision.verdict is Verdict.DENY:
             words = "a rule denies this name" if decision.rule else "no rule allows this name"
             detail = "" if decision.rule else unanswered
@@ -183,7 +197,7 @@ class Questions:
             words = "this type of record is not asked for"
             return told(replies.refusal(query, dns.rcode.NOERROR, words), Verdict.DENY, 0, words)
         try:
-            reply, addresses, why = await self._forward(query, host, decision, asker)
+            reply, addresses, why = await self._forward(query, host, decisions, asker)
         except _DeniedAlias as denied:
             words = f"it is an alias of {denied.name}, which a rule denies"
             return told(replies.refusal(query, dns.rcode.NXDOMAIN, words), Verdict.DENY, denied.rule, words)
@@ -197,38 +211,55 @@ class Questions:
         return told(reply, decision.verdict, decision.rule, why, tuple(addresses))
 
     async def _forward(
-        self, query: dns.message.Message, host: str, decision: Decision, asker: Asker
+        self, query: dns.message.Message, host: str, decisions: Sequence[Decision], asker: Asker
     ) -> tuple[dns.message.Message, list[str], str]:
-        servers = [_text(asker.server)] if decision.straight else self._servers.now()
+        views = self._views(asker)
+        straight = all(decision.straight for decision in decisions)
+        servers = [_text(asker.server)] if straight else self._servers.now()
         secure = bool(query.ednsflags & dns.flags.DO)
         asked = query.question[0].rdtype
         gateways: frozenset[bytes] = frozenset()
-        finding = self._lookups.find(host, asked, servers, secure=secure, may_ask=self._may_ask)
-        if asked == _T.AAAA and decision.openings:
+        finding = self._lookups.find(
+            host, asked, servers, secure=secure, may_ask=lambda alias: _may_ask(views, alias), kept=asker.kept
+        )
+        if asked == _T.AAAA and any(decision.openings for decision in decisions):
             found, gateways = await asyncio.gather(finding, self._lookups.gateways(servers))
         else:
             found = await finding
         for alias in found.aliases():
-            decision = self.rules.of_alias(decision, alias)
-            if decision.verdict is Verdict.DENY:
-                raise _DeniedAlias(alias, decision.rule)
+            decisions = follow_alias(views, decisions, alias)
+            refusal = strictest(decisions)
+            if refusal.verdict is Verdict.DENY:
+                raise _DeniedAlias(alias, refusal.rule)
         left_s = int(found.ends - time.monotonic())
 
         # Where no rule for the name opens its addresses, the rules for addresses decide alone.
         def objection(address: str) -> str:
-            return self.rules.objection(address, behind(address, gateways)) if decision.openings else ""
+            objections = (
+                view.rules.objection(address, behind(address, gateways))
+                for view, decision in zip(views, decisions, strict=True)
+                if decision.openings
+            )
+            return next(filter(None, objections), "")
 
         reply, addresses, why = replies.answer(query, found, objection, left_s)
         # What a rule by address opens of this host or a private network is in the kernel's table, with that rule's ports.
         public = [
             address for address in addresses if not inner(address) and not inner(behind(address, gateways) or address)
         ]
-        if decision.openings:
-            self._learned.open(public, decision.openings, left_s)
+        for view, decision in zip(views, decisions, strict=True):
+            if decision.openings:
+                view.learned.open(public, decision.openings, left_s)
         return reply, addresses, why
 
-    def _may_ask(self, alias: str) -> bool:
-        return self.rules.of_alias(Decision(Verdict.ALLOW, 0), alias).verdict is Verdict.ALLOW
+
+def _may_ask(views: Sequence[View], alias: str) -> bool:
+    allowed = Decision(Verdict.ALLOW, 0)
+    return all(view.rules.of_alias(allowed, alias).verdict is Verdict.ALLOW for view in views)
+
+
+def _is_refusal(decision: Decision) -> bool:
+    return decision.verdict is Verdict.DENY
 
 
 def _is_open_to_question(decision: Decision) -> bool:

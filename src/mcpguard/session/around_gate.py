@@ -15,7 +15,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from mcpguard.kernel import cgroup
@@ -43,8 +44,8 @@ class AroundGate:
     def __init__(self, session: str, agent: int, leaf: str) -> None:
         self._session = session
         self._agent = agent
-        self._processes = Path(leaf, "cgroup.procs")
-        self._leaf = leaf[max(leaf.rfind(f"/{cgroup.PARENT}/"), 0) :]
+        self._leaf = leaf
+        self._living: Callable[[], list[int]] = partial(cgroup.processes, leaf)
         self._ended: set[int] = set()
 
     def look(self, events: Iterable[Event]) -> list[Event]:
@@ -105,7 +106,7 @@ class AroundGate:
     def _have(self, end: tuple[int, int]) -> list[int]:
         found = []
         with contextlib.suppress(OSError, ValueError):
-            for pid in map(int, self._processes.read_text().split()):
+            for pid in self._living():
                 with contextlib.suppress(OSError):
                     state = Path(f"/proc/{pid}/fd/0").stat()
                     if (os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino) == end:
@@ -134,7 +135,7 @@ class AroundGate:
         except OSError:
             return False
         try:
-            if not Path(f"/proc/{pid}/cgroup").read_text().rstrip().endswith(self._leaf):
+            if not cgroup.is_in(cgroup.in_tree(cgroup.place_of(pid)), cgroup.in_tree(self._leaf)):
                 return False
             signal.pidfd_send_signal(held, signal.SIGKILL)
         except OSError:

@@ -51,10 +51,17 @@ class Gate:
         address: of its socket.
         facts: what `gate.servers.Servers` goes by; to be filled before `start`.
         held: packets with all calls that are held for a person, whenever they change; None: it holds none.
+        keeping: the broker's end of the line on which servers are kept to less than the agent has; None: none are.
     """
 
-    def __init__(self, session: str) -> None:
-        """Raises HostError: it cannot have its socket, so that no server could start."""
+    def __init__(self, session: str, *, keeps: bool = False) -> None:
+        """
+        Args:
+            keeps: there are rules that keep servers to a profile.
+
+        Raises:
+            HostError: it cannot have its socket, so that no server could start.
+        """
         self.facts: dict[str, Any] = {}
         self._tell_ends: Callable[[Sequence[tuple[int, int]], bool], None] = lambda _ends, _served: None
         self._session = session
@@ -69,6 +76,10 @@ class Gate:
         self._process: subprocess.Popen[bytes] | None = None
         self.held: socket.socket | None = None
         self._holds: socket.socket | None = None
+        self.keeping: socket.socket | None = None
+        self._keeps: socket.socket | None = None
+        if keeps:
+            self.keeping, self._keeps = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._watched = False
         self._lock = threading.Lock()  # of what the process is told
         self._heard = threading.Event()
@@ -158,11 +169,14 @@ class Gate:
         handed = {
             **self.facts,
             "session": self._session,
-            "leaf": leaf[leaf.rindex(f"/{cgroup.PARENT}/") :],
+            "leaf": cgroup.in_tree(leaf),
             "listener": self._listener.fileno(),
             "web": self._web_facts(),
             "held": self._holds.fileno() if self._holds else -1,
+            "keeps": self._keeps.fileno() if self._keeps else -1,
         }
+        if self.keeping is not None:
+            self.keeping.close()  # the broker has it
         self._keeper = threading.Thread(target=self._keep, args=(handed,), name="mcpguard-gate", daemon=True)
         self._keeper.start()
 
@@ -170,7 +184,7 @@ class Gate:
         again = False
         pause_s = _FIRST_PAUSE_S
         listeners = [one.fileno() for one in (self._listener, self._web) if one is not None]
-        handed_over = [*listeners, *([handed["held"]] if self._holds else [])]
+        handed_over = [*listeners, *(handed[name] for name in ("held", "keeps") if handed[name] >= 0)]
         # An agent that has servers starts them at once, and waits for them: then the gate comes up while the agent does.
         first_wait_s = 0 if self.facts.get("servers") else None
         while self._stop not in select.select([*listeners, self._stop], (), (), first_wait_s)[0]:
@@ -258,8 +272,9 @@ class Gate:
         if self._keeper is not None:
             self._keeper.join(2 * _END_S)
         self._listener.close()
-        if self._web is not None:
-            self._web.close()
+        for one in (self._web, self.keeping, self._keeps):
+            if one is not None:
+                one.close()
         _remove(self._folder)
         _recover()
 

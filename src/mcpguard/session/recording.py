@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from mcpguard.errors import HostError, StoreError, UsageError
 from mcpguard.events import unrecorded
@@ -22,6 +21,7 @@ from mcpguard.events.processes import Process
 from mcpguard.events.pump import Decode, Pump
 from mcpguard.events.recorder import Recorder
 from mcpguard.events.store import Store
+from mcpguard.kernel import cgroup
 from mcpguard.kernel.ring import Counters, Ring
 from mcpguard.model.coverage import Coverage
 from mcpguard.model.event import Event
@@ -385,9 +385,9 @@ def _patiently(work: Callable[[], T]) -> T:
 
 
 def _processes(leaf: str) -> int:
-    """How many processes live in the leaf of a session."""
+    """How many processes live in the leaf of a session, and below."""
     try:
-        return len(Path(leaf, "cgroup.procs").read_text(encoding="ascii").split())
+        return len(cgroup.processes(leaf))
     except OSError:
         return 0
 

@@ -216,11 +216,20 @@ class Resolver:
         # What `watched` and `leave` said last.
         self._said: dict[str, Any] = {"watched": False, "left": []}
 
-    def start(self, policy: Policy, descriptors: Mapping[str, int], *, ask: bool = False) -> None:
+    def start(
+        self,
+        policy: Policy,
+        descriptors: Mapping[str, int],
+        kept: Mapping[int, tuple[int, Policy]] | None = None,
+        *,
+        ask: bool = False,
+    ) -> None:
         """Have questions answered from now on until `close`, in a process of its own that the first one starts.
 
         Args:
-            descriptors: what the broker handed over; `mg_names` and `mg_questions` are copied.
+            descriptors: what the broker handed over; `mg_names`, its like of `kept`, and `mg_questions` are copied.
+            kept: of servers that are kept to less, by the slot of their tables: the rule that keeps them, and what is left to
+                them besides `policy`.
             ask: names that no rule covers may be held, while `watched`.
         """
         if ask:
@@ -235,6 +244,10 @@ class Resolver:
             "questions_map": os.dup(descriptors["mg_questions"]),
             "held": self._holds.fileno() if self._holds else -1,
             "servers": list(self.servers),
+            "kept": {
+                slot: {"names_map": os.dup(descriptors[f"mg_names.{slot}"]), "rule": rule, **rules_to_json(own)}
+                for slot, (rule, own) in (kept or {}).items()
+            },
         }
         self._keeper = threading.Thread(target=self._keep, name="resolver", daemon=True)
         self._keeper.start()
@@ -301,6 +314,7 @@ class Resolver:
         facts = self._handed
         handed = [*facts["sockets"], facts["record"], facts["untold"], facts["names_map"], facts["questions_map"]]
         handed += [facts["held"]] if facts["held"] >= 0 else []
+        handed += [one["names_map"] for one in facts["kept"].values()]
         with self._lock, contextlib.suppress(OSError):
             if self._stop.is_set() or self._policy is None:
                 return None

@@ -39,6 +39,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from mcpguard.session.confinement import Confined
     from mcpguard.session.edits import Edits
     from mcpguard.session.gate import Gate
     from mcpguard.session.hooks import Hooks
@@ -99,7 +100,9 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             switches=_switches(policy),
             network=network.settings(policy, fixed, peers=offer.tier == 1),
             seccomp=seccomp.cached_filter(policy.system, state_directory(), mounts=offer.tier == 1),
-        )
+            kept=tuple(one.for_broker() for one in _kept(guarded)),
+        ),
+        guarded.gate.keeping.fileno() if guarded and guarded.gate.keeping else None,
     )
     # While the broker makes and confines the child, on another processor where there is one.
     from mcpguard.session.recording import Recording
@@ -109,7 +112,8 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     edits = None
     try:
         facts = _start(broker, recording, start.resolver, fixed)
-        start.resolver.start(policy, broker.descriptors, ask=options.ask)
+        kept = {slot: (one.rule, one.own) for slot, one in zip(facts["kept"], _kept(guarded), strict=True)}
+        start.resolver.start(policy, broker.descriptors, kept, ask=options.ask)
         watch.agent_started(int(facts["pid"]))
         gc.freeze()  # or its first look goes through all of that, while the agent starts
         gc.enable()
@@ -223,6 +227,10 @@ def _servers(policy: Policy, session: str, command: tuple[str, ...], environment
     from mcpguard.session import servers
 
     return servers.begin(policy, session, command, environment)
+
+
+def _kept(guarded: Servers | None) -> tuple[Confined, ...]:
+    return guarded.kept if guarded else ()
 
 
 def _take_edits(session: str, resolver: Resolver, gate: Gate | None, live: Callable[[], Live]) -> Edits:

@@ -6,7 +6,7 @@ import base64
 import json
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mcpguard.catalogue import approved
 from mcpguard.catalogue.server import STDIO
@@ -23,6 +23,9 @@ from mcpguard.session.agents import tell
 from mcpguard.session.around_gate import AroundGate
 from mcpguard.session.gate import Gate, plain
 
+if TYPE_CHECKING:
+    from mcpguard.session.confinement import Confined
+
 _MOST_NAMED = 5
 
 
@@ -34,6 +37,7 @@ class Servers:
         command, environment: of the agent, which learns by them to start its servers through the shim.
         policy: the session's, with the address of the gate where there are remote servers.
         known: the agent was told of the gate.
+        kept: what rules leave to servers of their own.
         note: for the person: which servers wait for their word, or that nothing is guarded here; empty: all is well.
     """
 
@@ -43,6 +47,7 @@ class Servers:
     environment: dict[str, str]
     note: str
     known: bool
+    kept: tuple[Confined, ...] = ()
 
     def around(self, session: str, agent: int, leaf: str) -> AroundGate | None:
         """What is to see every message that the gate does not judge; None: the command is no agent that was told of the gate,
@@ -59,8 +64,8 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
         McpguardError: the gate cannot be had, the catalogue or a configuration that the command line names cannot be read.
     """
     catalogue = approved.load()
-    kept = _confined(policy)
-    gate = Gate(session)
+    policy, kept = _confined(policy)
+    gate = Gate(session, keeps=bool(kept))
     told = tell(command, {**environment, SOCKET_VARIABLE: gate.address}, policy.workspace, gate)
     gate.facts |= {
         "environment": environment,
@@ -68,12 +73,12 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
         "mcp": policy.mcp,
         "tables": "" if policy.audit else base64.b64encode(policy.tables).decode(),
         "engines": {path: _may_connect(policy, path) for path in containers.sockets(policy.user.home)},
-        "confined": kept,
+        "confined": [one.for_gate() for one in kept],
         "servers": [plain(one) for one in told.servers if one.kind == STDIO],
     }
     waiting = _waiting(one.name for one in told.servers if not catalogue.named(one.name))
     note = waiting if told.known else _unknown(command[0])
-    return Servers(gate, _reaching(policy, gate.port), told.command, told.environment, note, told.known)
+    return Servers(gate, _reaching(policy, gate.port), told.command, told.environment, note, told.known, tuple(kept))
 
 
 def _may_connect(policy: Policy, path: str) -> bool:
@@ -90,9 +95,9 @@ def _reaching(policy: Policy, port: int | None) -> Policy:
     return replace(policy, rules=rules, reasons=reasons, connect=(*policy.connect, entry))
 
 
-def _confined(policy: Policy) -> list[dict[str, Any]]:
+def _confined(policy: Policy) -> tuple[Policy, list[Confined]]:
     if not json.loads(policy.mcp)["confined"]:
-        return []
+        return policy, []
     from mcpguard.session.confinement import confined  # it compiles profiles
 
     return confined(policy)

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 11
+ABI_VERSION: Final = 12
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -20,6 +20,7 @@ MG_PORT_RULES_LIMIT: Final = 32
 MG_SUN_BYTES: Final = 108
 MG_UNIX_RULES_LIMIT: Final = 64
 MG_SESSIONS_LIMIT: Final = 256
+MG_LEAVES_LIMIT: Final = 1024
 MG_PLACES: Final = 4096
 MG_POLICIES_LIMIT: Final = 1024
 MG_FACTORS_LIMIT: Final = 8
@@ -203,7 +204,7 @@ MG_HOST: Final = struct.Struct("=48sQQ288s")
 # abi_version reserved
 MG_CONFIG: Final = struct.Struct("=II")
 
-# slot flags files sockets resolver reserved
+# slot flags files sockets resolver kept
 MG_SESSION: Final = struct.Struct("=IIIIII")
 
 # session id
@@ -261,8 +262,8 @@ MG_LEARNED: Final = struct.Struct("=II192s")
 # address port protocol
 MG_QUESTION_KEY: Final = struct.Struct("=16sHH")
 
-# pid tid ppid comm server
-MG_QUESTION: Final = struct.Struct("=III16s16s")
+# pid tid ppid kept comm server
+MG_QUESTION: Final = struct.Struct("=IIII16s16s")
 
 # address port protocol op reserved
 MG_FLOW_KEY: Final = struct.Struct("=16sHHB3s")
