@@ -29,7 +29,7 @@ from mcpguard.model.policy import PathRule, Policy, User
 from mcpguard.model.profile import SystemSwitches
 from mcpguard.model.rule import Origin
 from mcpguard.policy.automaton import Automaton
-from mcpguard.tui.app import WatchApp
+from mcpguard.tui.app import TABS, WatchApp
 from mcpguard.tui.stream import EventStream
 
 BATCH = 5_000
@@ -62,7 +62,7 @@ def policy() -> Policy:
 
 
 def made_up(number: int, chance: random.Random) -> Event:
-    """Mostly opens, some forks and exits, now and then a refusal."""
+    """Mostly opens, some connections, programs, forks and exits, now and then a refusal."""
     pid, when = 1_000 + chance.randrange(PROCESSES), 1_760_000_000_000_000_000 + number * 1_000
     kind = chance.random()
     who = {"pid": pid, "ppid": 1_000, "exe": "/usr/bin/x", "comm": "x"}
@@ -70,7 +70,23 @@ def made_up(number: int, chance: random.Random) -> Event:
         verdict = Verdict.ALLOW if chance.random() < 0.999 else Verdict.DENY
         path = f"/ws/d{chance.randrange(FOLDERS)}/f{chance.randrange(FILES)}"
         return Event(when, "", Kind.FILE, "open", verdict, access="read", path=path, rule=ORIGIN, **who)
-    return Event(when, "", Kind.PROCESS, "fork" if kind < 0.95 else "exit", Verdict.ALLOW, **who)
+    if kind < 0.92:
+        address = f"10.0.{chance.randrange(8)}.{chance.randrange(250)}"
+        return Event(
+            *(when, "", Kind.NET, "connect", Verdict.ALLOW),
+            address=address,
+            port=443,
+            protocol="tcp",
+            rule=ORIGIN,
+            **who,
+        )
+    if kind < 0.94:
+        path = f"/usr/bin/tool{chance.randrange(2_000)}"
+        words = (path, f"--number={number}")
+        return Event(
+            when, "", Kind.EXEC, "exec", Verdict.ALLOW, access="execute", path=path, argv=words, rule=ORIGIN, **who
+        )
+    return Event(when, "", Kind.PROCESS, "fork" if kind < 0.97 else "exit", Verdict.ALLOW, **who)
 
 
 def fill(path: Path, session: str, events: int) -> None:
@@ -91,17 +107,23 @@ def rush(path: Path, session: str, rate: int, seconds: int) -> None:
 
 
 class Loop:
-    """The longest wait of the screen's loop since the last question."""
+    """The longest wait of the screen's loop since the last question, and the longest that it worked itself."""
 
     def __init__(self) -> None:
-        self.worst_s = 0.0
+        self.worst_s = self.worked_s = 0.0
         self._task = asyncio.ensure_future(self._watch())
 
     async def _watch(self) -> None:
         while True:
-            began = time.monotonic()
+            began, worked = time.monotonic(), time.thread_time()
             await asyncio.sleep(0.005)
             self.worst_s = max(self.worst_s, time.monotonic() - began - 0.005)
+            self.worked_s = max(self.worked_s, time.thread_time() - worked)
+
+    def told(self) -> str:
+        """Both, and begin anew. On a host with other work the first tells of that, too."""
+        worst, worked, self.worst_s, self.worked_s = self.worst_s, self.worked_s, 0.0, 0.0
+        return f"{worst * 1000:.0f} ms, of which {worked * 1000:.0f} ms work of its own"
 
     def close(self) -> None:
         self._task.cancel()
@@ -121,13 +143,18 @@ async def measure(path: Path, session: str, rate: int, seconds: int) -> list[tup
         while app._summed < app._last or not app._last:
             await asyncio.sleep(0.05)
         rows.append(("all events summed up", f"{time.monotonic() - began:.2f} s"))
-        rows.append(("longest wait of a key meanwhile", f"{loop.worst_s * 1000:.0f} ms"))
-        loop.worst_s = 0.0
+        rows.append(("longest wait of a key meanwhile", loop.told()))
         words = (__file__, "--rush", path, session, rate, seconds)
         writer = subprocess.Popen([sys.executable, *map(str, words)], stdin=subprocess.DEVNULL)
+        tab = 0
+        until = time.monotonic() + seconds / len(TABS)
         while writer.poll() is None:
             await asyncio.sleep(0.1)
-        rows.append((f"longest wait of a key at {rate} events a second", f"{loop.worst_s * 1000:.0f} ms"))
+            if time.monotonic() > until:
+                rows.append((f"longest wait of a key at {rate} events a second, {TABS[tab]}", loop.told()))
+                until += seconds / len(TABS)
+                tab = min(tab + 1, len(TABS) - 1)
+                app.action_tab(TABS[tab])
         loop.close()
     rows.append(("memory at most", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB"))
     return rows
@@ -154,7 +181,7 @@ def main() -> None:
         print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
         rows = asyncio.run(measure(path, session, options.rate, options.seconds))
         for name, value in rows:
-            print(f"{name:<48}{value}")
+            print(f"{name:<64}{value}")
         if options.json:
             options.json.write_text(json.dumps(dict(rows)) + "\n")
 

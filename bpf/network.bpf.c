@@ -273,14 +273,6 @@ static __always_inline int mg_was_approved(const struct mg_socket *socket, const
 	return socket && socket->approved && mg_same_peer(&socket->peer, target);
 }
 
-/* What one set of tables says of a destination; no verdict: no rule decides. */
-static __always_inline void mg_ask(__u32 slot, const struct mg_target *target, struct mg_answer *answer)
-{
-	mg_match(slot, MG_TABLE_CONNECT, target, answer);
-	if (!answer->verdict)
-		mg_match_learned(slot, target, answer);
-}
-
 /* What no rule allows and no rule denies: own listeners pass, the rest is the default's. */
 static __always_inline void mg_settle(const struct mg_leaf *leaf, __u32 kept, int own, struct mg_answer *answer)
 {
@@ -297,7 +289,7 @@ static __always_inline void mg_settle(const struct mg_leaf *leaf, __u32 kept, in
 static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_leaf *leaf, struct mg_socket *socket,
 				     const struct mg_target *target, __u8 op)
 {
-	struct mg_answer answer = {}, kept = { .verdict = MG_ALLOW };
+	struct mg_answer answer = {}, kept = {};
 	__u32 keeper = mg_keep(leaf, socket);
 	struct mg_target from;
 	int own;
@@ -307,9 +299,7 @@ static __always_inline int mg_decide(struct bpf_sock_addr *ctx, const struct mg_
 		mg_report(&leaf->session, target, &answer, op, 0);
 		return MG_BLOCK;
 	}
-	mg_ask(leaf->session.slot, target, &answer);
-	if (keeper)
-		mg_ask(keeper, target, &kept);
+	mg_ask(leaf->session.slot, keeper, target, &answer, &kept);
 	if (op == MG_NET_SENDMSG && answer.named)
 		mg_judge_datagram(&leaf->session, 0, target, &answer);
 	if (op == MG_NET_SENDMSG && kept.named)
@@ -883,13 +873,13 @@ static __always_inline int mg_refuse_packet(const struct mg_leaf *leaf, const st
 static __always_inline int mg_let_out(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
 				      struct mg_socket *socket, const struct mg_packet *packet, __u8 named, __u8 kept_named)
 {
-	struct mg_answer answer = { .verdict = MG_ALLOW, .named = named };
-	struct mg_answer kept = { .verdict = MG_ALLOW, .named = kept_named };
 	__u32 keeper = socket ? socket->kept : 0;
-	struct mg_piece piece = {};
 	__u8 asked = 0;
 
 	if (packet->to.protocol != IPPROTO_TCP) {
+		struct mg_answer answer = { .verdict = MG_ALLOW, .named = named };
+		struct mg_answer kept = { .verdict = MG_ALLOW, .named = kept_named };
+
 		if (named)
 			mg_judge_datagram(&leaf->session, 0, &packet->to, &answer);
 		if (kept_named)
@@ -912,25 +902,22 @@ static __always_inline int mg_let_out(struct __sk_buff *skb, const struct mg_lea
 	}
 	if (packet->data >= skb->len)
 		return MG_PASS;
-	piece.to = packet->to;
-	piece.sequence = packet->sequence + packet->opens;
-	piece.data = packet->data;
-	piece.urgent = packet->urgent;
-	if (socket)
-		piece.owner = socket->owner;
-	return mg_look_at(skb, &leaf->session, &piece) ? MG_PASS : MG_BLOCK;
+	struct mg_piece piece = {
+		.sequence = packet->sequence + packet->opens,
+		.data = packet->data,
+		.urgent = packet->urgent,
+	};
+	return mg_look_at(skb, &leaf->session, &piece, &packet->to, socket ? &socket->owner : 0) ? MG_PASS : MG_BLOCK;
 }
 
 static __always_inline int mg_judge_packet(struct __sk_buff *skb, const struct mg_leaf *leaf, struct bpf_sock *sk,
 					   struct mg_socket *socket, const struct mg_packet *packet)
 {
-	struct mg_answer answer = {}, kept = { .verdict = MG_ALLOW };
+	struct mg_answer answer = {}, kept = {};
 	__u32 keeper = socket ? socket->kept : 0;
 	int own, named;
 
-	mg_ask(leaf->session.slot, &packet->to, &answer);
-	if (keeper)
-		mg_ask(keeper, &packet->to, &kept);
+	mg_ask(leaf->session.slot, keeper, &packet->to, &answer, &kept);
 	if (answer.verdict == MG_ALLOW && kept.verdict == MG_ALLOW) {
 		if (!answer.named && !kept.named && !packet->opens)
 			return MG_PASS;
@@ -971,7 +958,6 @@ int mg_egress(struct __sk_buff *skb)
 {
 	const struct mg_leaf *leaf = mg_leaf_here();
 	struct mg_packet packet = {};
-	struct mg_answer answer = {};
 	struct mg_socket *socket = 0;
 	struct bpf_sock *sk = skb->sk;
 
@@ -980,12 +966,15 @@ int mg_egress(struct __sk_buff *skb)
 	if (sk)
 		socket = bpf_sk_storage_get(&mg_sockets, sk, 0, 0);
 	if (!sk || !mg_parse(skb, &packet)) {
-		answer.verdict = MG_DENY;
+		struct mg_answer answer = { .verdict = MG_DENY };
+
 		return mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket);
 	}
 	if (!mg_is_live(leaf))
 		return mg_may_finish(skb, leaf, sk, socket, &packet) ? MG_PASS : MG_BLOCK;
 	if (mg_lies(skb, sk, &packet)) {
+		struct mg_answer answer = {};
+
 		mg_default(leaf->session.flags, 0, &answer);
 		if (mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket) == MG_BLOCK)
 			return MG_BLOCK;
@@ -995,7 +984,8 @@ int mg_egress(struct __sk_buff *skb)
 		return MG_PASS;
 	}
 	if (mg_is_foreign_resolver(leaf, &packet.to)) {
-		answer = (struct mg_answer){ .verdict = MG_DENY, .detail = MG_DETAIL_RESOLVER };
+		struct mg_answer answer = { .verdict = MG_DENY, .detail = MG_DETAIL_RESOLVER };
+
 		return mg_refuse_packet(leaf, &packet.to, answer, MG_NET_PACKET, socket);
 	}
 	if (mg_judge_packet(skb, leaf, sk, socket, &packet) == MG_BLOCK)

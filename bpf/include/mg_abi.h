@@ -400,7 +400,7 @@ struct mg_message {
 	__u8 channel;	/* enum mg_channel */
 	__u8 ends_line;	/* the last lost byte was a line feed */
 	__u8 output;	/* it is the sender's standard output */
-	__u8 reserved;
+	__u8 ended;	/* the sender was ended for it: see mg_counters.agent */
 };
 
 /* Map mg_counters, one for each session: one value, readable by mmap. `pending` moves into the next record's lost_before. */
@@ -414,6 +414,7 @@ struct mg_counters {
 	__u64 messages_lost;
 	__u64 messages_pending;
 	__u64 said;		/* pieces of messages so far: acts before and after one are told apart, however often they are repeated */
+	__u64 agent;		/* written by the user's process: who answers what this process asks in MCP is ended; 0: nobody is */
 };
 
 /* Value of every aggregate: what was seen, and how much of it records already stand for. */

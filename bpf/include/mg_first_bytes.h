@@ -176,18 +176,22 @@ __noinline int mg_judge_without_host(__u32 slot, const struct mg_target *target,
 }
 
 /* A datagram that a rule by name lets go, of the session or of the tables of `kept`: QUIC names its host where no program can read it. */
-static __always_inline void mg_judge_datagram(const struct mg_session *session, __u32 kept, const struct mg_target *target,
-					      struct mg_answer *answer)
+__noinline int mg_judge_datagram(const struct mg_session *session, __u32 kept, const struct mg_target *target,
+				 struct mg_answer *answer)
 {
-	struct mg_answer without;
+	struct mg_answer without = {};
+
+	if (!session || !target || !answer)
+		return 0;
 
 	if ((answer->named & (MG_TCP | MG_UDP)) == MG_UDP || target->protocol != IPPROTO_UDP)
-		return; /* the rule says that datagrams are meant */
+		return 0; /* the rule says that datagrams are meant */
 	mg_judge_without_host(kept ? kept : session->slot, target, &without);
 	if (without.verdict == MG_ALLOW)
-		return;
+		return 0;
 	mg_default(session->flags, kept, answer);
 	answer->detail = MG_DETAIL_NO_HOST;
+	return 0;
 }
 
 static __always_inline void mg_refuse(struct mg_reading *reading, __u8 detail)
@@ -991,14 +995,14 @@ static __always_inline __u32 mg_settled(struct __sk_buff *skb)
 	return fragments.end;
 }
 
+/* What lies beside it already is not repeated here: with all that is called, the stack of Linux 6.1 is full. */
 struct mg_piece {
-	struct mg_target to;
-	struct mg_owner owner;
 	__u32 sequence;
-	__u32 data;	/* where it begins in the packet */
-	__u32 urgent;
+	__u32 data : 31;	/* where it begins in the packet */
+	__u32 urgent : 1;
 };
 
+/* `owner`: of the socket; 0: it is not known. */
 static __always_inline int mg_tell_host(struct mg_reading *reading, const struct mg_owner *owner)
 {
 	const struct mg_session *session = reading->session;
@@ -1009,12 +1013,15 @@ static __always_inline int mg_tell_host(struct mg_reading *reading, const struct
 	if (!answer->rule)
 		answer->verdict = session->flags & MG_SESSION_AUDIT ? MG_AUDIT : MG_DENY;
 	mg_fill_head(&record->head, MG_RECORD_HOST);
-	record->head.pid = owner->pid;
-	record->head.tid = owner->tid;
-	record->head.ppid = owner->ppid;
-	__builtin_memcpy(record->head.comm, owner->comm, sizeof(record->head.comm));
+	record->head.pid = owner ? owner->pid : 0;
+	record->head.tid = owner ? owner->tid : 0;
+	record->head.ppid = owner ? owner->ppid : 0;
+	if (owner)
+		__builtin_memcpy(record->head.comm, owner->comm, sizeof(record->head.comm));
+	else
+		__builtin_memset(record->head.comm, 0, sizeof(record->head.comm));
 	__builtin_memcpy(record->target.address, reading->target.bytes, sizeof(record->target.address));
-	record->target.pid = owner->pid;
+	record->target.pid = record->head.pid;
 	record->target.rule = answer->rule;
 	record->target.port = reading->target.port;
 	record->target.verdict = answer->verdict;
@@ -1030,7 +1037,8 @@ static __always_inline int mg_tell_host(struct mg_reading *reading, const struct
  *
  * What was looked at before is sent again as it was. What skips something waits until the kernel sends that again.
  */
-__noinline int mg_look_at(struct __sk_buff *skb, const struct mg_session *session, const struct mg_piece *piece)
+__noinline int mg_look_at(struct __sk_buff *skb, const struct mg_session *session, const struct mg_piece *piece,
+			  const struct mg_target *to, const struct mg_owner *owner)
 {
 	struct mg_reading reading = {};
 	struct mg_stream *stream;
@@ -1038,7 +1046,7 @@ __noinline int mg_look_at(struct __sk_buff *skb, const struct mg_session *sessio
 	__u32 settled;
 	__s32 seen;
 
-	if (!session || !piece)
+	if (!session || !piece || !to)
 		return 0;
 	sk = skb->sk;
 	if (sk)
@@ -1056,7 +1064,7 @@ __noinline int mg_look_at(struct __sk_buff *skb, const struct mg_session *sessio
 	reading.skb = skb;
 	reading.stream = stream;
 	reading.session = session;
-	reading.target = piece->to;
+	reading.target = *to;
 	reading.at = piece->data + seen;
 	reading.end = skb->len;
 	if (reading.at >= reading.end)
@@ -1072,7 +1080,7 @@ __noinline int mg_look_at(struct __sk_buff *skb, const struct mg_session *sessio
 	if (stream->state < MG_READS_DONE && reading.at < skb->len)
 		mg_unclear(&reading);
 	if (stream->state == MG_READS_REFUSAL)
-		stream->state = mg_tell_host(&reading, &piece->owner);
+		stream->state = mg_tell_host(&reading, owner);
 	return stream->state != MG_READS_REFUSED;
 }
 

@@ -32,17 +32,23 @@ static __always_inline __u32 mg_kept_now(const struct mg_leaf *leaf)
 }
 
 /* No rule decides: the default does; of tables that a server is kept to, in the name of the rule that keeps it. */
-static __always_inline void mg_default(__u32 flags, __u32 kept, struct mg_answer *answer)
+__noinline int mg_default(__u32 flags, __u32 kept, struct mg_answer *answer)
 {
-	__u32 *rule = kept ? bpf_map_lookup_elem(&mg_kept_by, &kept) : 0;
+	__u32 *rule;
 
+	if (!answer)
+		return 0;
+	rule = kept ? bpf_map_lookup_elem(&mg_kept_by, &kept) : 0;
 	answer->rule = rule ? *rule : 0;
 	answer->verdict = flags & MG_SESSION_AUDIT ? MG_AUDIT : MG_DENY;
+	return 0;
 }
 
 /* What the session's tables say, and what those say that a server is kept to: the stricter counts. */
-static __always_inline void mg_join(struct mg_answer *answer, const struct mg_answer *kept)
+__noinline int mg_join(struct mg_answer *answer, const struct mg_answer *kept)
 {
+	if (!answer || !kept)
+		return 0;
 	answer->kept_named = kept->named;
 	if (kept->verdict == MG_ALLOW) {
 		if (answer->verdict == MG_ALLOW && kept->detail)
@@ -52,6 +58,26 @@ static __always_inline void mg_join(struct mg_answer *answer, const struct mg_an
 		answer->verdict = kept->verdict;
 		answer->detail = kept->detail;
 	}
+	return 0;
+}
+
+/* What both sets of tables say of a destination; `kept` 0: one is asked. No verdict: no rule decides. */
+__noinline int mg_ask(__u32 slot, __u32 kept, const struct mg_target *target, struct mg_answer *answer,
+		      struct mg_answer *kept_answer)
+{
+	if (!target || !answer || !kept_answer)
+		return 0;
+	mg_match(slot, MG_TABLE_CONNECT, target, answer);
+	if (!answer->verdict)
+		mg_match_learned(slot, target, answer);
+	__builtin_memset(kept_answer, 0, sizeof(*kept_answer));
+	kept_answer->verdict = MG_ALLOW;
+	if (!kept)
+		return 0;
+	mg_match(kept, MG_TABLE_CONNECT, target, kept_answer);
+	if (!kept_answer->verdict)
+		mg_match_learned(kept, target, kept_answer);
+	return 0;
 }
 
 #endif

@@ -24,6 +24,8 @@ enum {
 	MG_INET = 2,
 	MG_INET6 = 10,
 	MG_UNIX = 1,
+	MG_SIGKILL = 9,
+	MG_TO_VALUE = 12,	/* from the name `method` to the first letters of its value */
 };
 
 /* The first arguments of the call that a thread is in, one by one. */
@@ -71,6 +73,9 @@ enum mg_stage { MG_UNDECIDED = 0, MG_SPEAKS = 1, MG_IGNORED = 2 };
 
 enum mg_guess { MG_NO = 0, MG_YES = 1, MG_MORE = 2 };
 
+/* What a first message is: it names a method, one with which a client of MCP begins, or is an answer. */
+enum mg_says { MG_NAMES_METHOD = 1, MG_ASKS = 2, MG_ANSWERS = 4 };
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct socket___end {
@@ -114,6 +119,9 @@ struct mg_stream {
 	__u32 state;
 	__u16 tries;
 	__u16 held;	/* bytes in mg_heads that were sent before the connection is known */
+	__u8 asks;	/* the agent asks on it, in MCP */
+	__u8 ended;	/* who sends on it was ended */
+	__u8 reserved[6];
 };
 
 /* The oldest make room; a connection that is forgotten is looked at anew, and its stream begins anew. */
@@ -334,6 +342,13 @@ struct mg_reading {
 	__u8 other;	/* it begins with something else */
 	__u8 found;	/* what only MCP has, and JSON-RPC */
 	__u8 line;	/* a line has ended */
+	__u8 says;	/* enum mg_says, or-ed */
+	__u8 depth;	/* of objects and lists */
+	__u8 quoted;
+	__u8 escaped;
+	__u8 begins;	/* it is `initialize`, which other protocols have, too */
+	__u8 dated;	/* its revision is a date, as those of MCP are: a year, so that no version 2.1 is one */
+	__u32 value;	/* where the value of `method` can begin */
 };
 
 #define MG_WORD(a, b, c, d, e, f, g, h) \
@@ -373,6 +388,54 @@ static __always_inline void mg_read_json(struct mg_reading *reading, __u8 byte)
 	}
 }
 
+static __always_inline void mg_nest(struct mg_reading *reading, __u32 byte)
+{
+	if (reading->escaped) {
+		reading->escaped = 0;
+	} else if (reading->quoted) {
+		reading->escaped = byte == '\\';
+		reading->quoted = byte != '"';
+	} else if (byte == '"') {
+		reading->quoted = 1;
+	} else if (byte == '{' || byte == '[') {
+		reading->depth++;
+	} else if (byte == '}' || byte == ']') {
+		reading->depth--;
+	}
+}
+
+/* What the first message says, by the names of the outermost object: a text inside of it may hold the same words. */
+__noinline int mg_read_names(struct mg_reading *reading, __u32 index)
+{
+	__u64 window, seven;
+
+	if (!reading)
+		return 0;
+	window = reading->window;
+	seven = window & 0xffffffffffffffull;
+	if (window == MG_WORD('i', 'o', 'n', '"', ':', '"', '2', '0') || window == MG_WORD('o', 'n', '"', ':', ' ', '"', '2', '0'))
+		reading->dated = 1;
+	if (reading->begins && reading->dated)
+		reading->says |= MG_ASKS;
+	if (reading->depth != 1)
+		return 0;
+	if (!reading->quoted && window == MG_WORD('"', 'm', 'e', 't', 'h', 'o', 'd', '"')) {
+		reading->says |= MG_NAMES_METHOD;
+		reading->value = index;
+	}
+	if (!reading->quoted && (window == MG_WORD('"', 'r', 'e', 's', 'u', 'l', 't', '"') ||
+				 seven == MG_WORD(0, '"', 'e', 'r', 'r', 'o', 'r', '"')))
+		reading->says |= MG_ANSWERS;
+	if (!reading->value || index - reading->value > MG_TO_VALUE)
+		return 0;
+	if (window == MG_WORD('"', 'i', 'n', 'i', 't', 'i', 'a', 'l'))
+		reading->begins = 1;
+	if (seven == MG_WORD(0, '"', 't', 'o', 'o', 'l', 's', '/') || window == MG_WORD('"', 'p', 'r', 'o', 'm', 'p', 't', 's') ||
+	    window == MG_WORD('"', 'r', 'e', 's', 'o', 'u', 'r', 'c') || window == MG_WORD('"', 's', 'e', 'r', 'v', 'e', 'r', '/'))
+		reading->says |= MG_ASKS;
+	return 0;
+}
+
 /* The verifier knows nothing of what is read, so that it does not follow every text there can be. */
 __noinline int mg_read_one(struct mg_reading *reading, __u32 index, __u32 byte)
 {
@@ -389,6 +452,10 @@ __noinline int mg_read_one(struct mg_reading *reading, __u32 index, __u32 byte)
 	    reading->window == MG_WORD('e', 'v', 'e', 'n', 't', '-', 's', 't') ||
 	    (reading->window & 0xffffffffffull) == MG_WORD(0, 0, 0, '*', 'm', 'c', 'p', '-'))
 		reading->found = 1;
+	if (!reading->line) {
+		mg_nest(reading, byte & 0xff);
+		mg_read_names(reading, index);
+	}
 	return 0;
 }
 
@@ -429,7 +496,7 @@ static __always_inline enum mg_guess mg_guess_of(const struct mg_reading *readin
 	return length < MG_HEAD_BYTES && !reading->line ? MG_MORE : MG_NO;
 }
 
-/* What the first bytes in the buffer show, and the very first of them in the second byte. */
+/* What the first bytes in the buffer show, the very first of them in the second byte, and what they say in the third. */
 __noinline int mg_look_at(struct mg_scratch *scratch, __u32 length, __u32 channel, __u32 asked)
 {
 	struct mg_look look = { .scratch = scratch, .length = length };
@@ -437,7 +504,8 @@ __noinline int mg_look_at(struct mg_scratch *scratch, __u32 length, __u32 channe
 	if (!scratch)
 		return MG_NO;
 	bpf_loop(MG_HEAD_BYTES, mg_read_byte, &look, 0);
-	return mg_guess_of(&look.reading, length, channel, asked) | (__u32)look.reading.first << 8;
+	return mg_guess_of(&look.reading, length, channel, asked) | (__u32)look.reading.first << 8 |
+	       (__u32)look.reading.says << 16;
 }
 
 /* Put one more vector of what is sent into the buffer; 1: there is no room, or nothing left. */
@@ -588,15 +656,47 @@ static __always_inline int mg_was_asked(const struct mg_session *session, const 
 	return end->channel == MG_LOOPBACK && bpf_map_lookup_elem(&mg_asked, &asked);
 }
 
+/* Whether the agent asks this process in MCP: on what it has as standard input. */
+static __noinline int mg_is_asked(const struct mg_session *session)
+{
+	const struct mg_stream *asking;
+	struct mg_end end = {};
+
+	if (!mg_end_of(0, &end) || !end.far)
+		return 0;
+	end.key.own = end.far;
+	end.key.slot = session->slot;
+	asking = bpf_map_lookup_elem(&mg_streams, &end.key);
+	return asking && asking->asks;
+}
+
+/* An agent asks its servers by way of the gate, which is outside of the tree. So a process of the tree that answers it is a server
+ * that it started by itself. It is ended before it can read another question: user space would come later. What merely looks
+ * like messages, as a file with some that a program is given to read, comes out as questions or not at all.
+ */
+static __always_inline void mg_end_around(const struct mg_session *session, struct mg_stream *stream, __u32 says)
+{
+	const struct mg_counters *counters = mg_count(session);
+	__u64 agent = counters ? counters->agent : 0;
+
+	if (!agent)
+		return;
+	if (bpf_get_current_pid_tgid() >> 32 == agent)
+		stream->asks = !!(says & MG_ASKS);
+	else if (says & MG_ANSWERS && !(says & MG_NAMES_METHOD) && mg_is_asked(session))
+		stream->ended = !bpf_send_signal(MG_SIGKILL);
+}
+
 /* All that follows is wanted. The first bytes are in the buffer: tell those that were held. */
 static __always_inline void mg_begin(const struct mg_session *session, struct mg_scratch *scratch, struct mg_stream *stream,
-				     const struct mg_end *end, __u8 first)
+				     const struct mg_end *end, __u8 first, __u32 says)
 {
 	struct mg_asked_key asked = { .slot = session->slot, .port = end->port, .far_port = end->far_port };
 	struct mg_message *record = (void *)scratch->record;
 	__u32 held = stream->held, one = 1;
 
 	stream->state = MG_SPEAKS;
+	mg_end_around(session, stream, says);
 	stream->held = 0;
 	if (end->channel == MG_LOOPBACK && first != 'H')
 		bpf_map_update_elem(&mg_asked, &asked, &one, BPF_ANY);
@@ -604,6 +704,7 @@ static __always_inline void mg_begin(const struct mg_session *session, struct mg
 		return;
 	mg_fill_message(scratch, end);
 	record->length = held;
+	record->ended = stream->ended;
 	mg_send_piece(session, scratch, held);
 	stream->offset = held;
 }
@@ -618,7 +719,7 @@ static __always_inline int mg_decide(const struct mg_session *session, struct mg
 	__u32 shown = mg_look_at(scratch, length, end->channel, mg_was_asked(session, end));
 
 	if ((shown & 0xff) == MG_YES) {
-		mg_begin(session, scratch, stream, end, shown >> 8);
+		mg_begin(session, scratch, stream, end, shown >> 8, shown >> 16);
 		return 1;
 	}
 	/* What cannot be held whole would leave a hole. */
@@ -653,6 +754,7 @@ static __always_inline void mg_tell(const struct mg_session *session, struct mg_
 	struct mg_message *record = (void *)scratch->record;
 
 	mg_fill_message(scratch, end);
+	record->ended = stream->ended;
 	cursor->offset = begin;
 	cursor->budget = MG_STREAM_BYTES;
 	bpf_loop(MG_STEPS, mg_send_on, &sending, 0);

@@ -119,3 +119,71 @@ for line in sys.stdin.buffer:
     sys.stdout.buffer.write(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode() + b"\n")
     sys.stdout.buffer.flush()
 """
+
+
+# A remote server with two tools of `test_mcp_claude.SERVER`: it says its port, and keeps what it hears in a file.
+FAR = r"""
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Far(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        line = self.rfile.read(int(self.headers["Content-Length"]))
+        with open(sys.argv[1], "ab") as heard:
+            heard.write(line + b"\n")
+        message = json.loads(line)
+        method, params, result = message.get("method"), message.get("params", {}), {}
+        if method == "initialize":
+            version = params["protocolVersion"]
+            result = {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": {"name": "x", "version": "1"}}
+        elif method == "tools/list":
+            listed = ("echo", "forbidden")
+            result = {"tools": [{"name": name, "description": name, "inputSchema": {"type": "object"}} for name in listed]}
+        elif method == "tools/call":
+            result = {"content": [{"type": "text", "text": "echo " + json.dumps(params["arguments"])}]}
+        if "id" in message:
+            self.answer(200, json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode())
+        else:
+            self.answer(202)
+
+    def do_GET(self):
+        self.answer(405)
+
+    def do_DELETE(self):
+        self.answer(200)
+
+    def answer(self, status, data=b""):
+        self.send_response(status)
+        if data:
+            self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Far)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@contextlib.contextmanager
+def far(heard: Path, *prefix: str) -> Iterator[str]:
+    """A remote server on loopback, by its URL.
+
+    Args:
+        heard: what it gets, a line each; made here.
+        prefix: what it is started by, such as what enters a network of its own.
+    """
+    heard.touch()
+    command = [*prefix, sys.executable, "-c", FAR, str(heard)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}/mcp"
+        finally:
+            server.terminate()

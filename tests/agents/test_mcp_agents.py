@@ -1,4 +1,4 @@
-"""Other agents with MCP servers: each is told of the gate its own way, and starts its servers no other way."""
+"""Other agents with MCP servers: each is told of the gate its own way, and reaches local and remote servers no other way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from agent_run import Agent
+from agent_run import Agent, far
 from harness import REPOSITORY, SYSTEM_PYTHON, Finished, Json, Sandbox, need_root
 from real_agent import CACHE, PLATFORMS, AgentUnavailableError, npm_install
 from test_mcp_claude import SERVER, approve, calls
@@ -51,7 +51,8 @@ class Kind:
         tool: its name for a tool of a server.
         shell: its own tool for commands, and what says the command, with the rest of what that tool needs.
         declare: writes its settings: which model is asked, at which URL, that nobody is asked about the tools, the user's
-            server and the repository's; gives the file of the user's.
+            servers and the repository's; gives the file of the user's.
+        url: what it calls the address of a remote server.
         variables: besides, with the URL for `{}`.
         split: its command line takes a prompt in words, and changes one that is quoted.
     """
@@ -62,6 +63,7 @@ class Kind:
     tool: str
     shell: tuple[str, str, Json]
     declare: Callable[[World, str, Server, Server], Path]
+    url: str
     variables: dict[str, str] = field(default_factory=dict)
     split: bool = False
 
@@ -99,29 +101,33 @@ def gemini(world: World, _url: str, mine: Server, others: Server) -> Path:
 
 
 def codex(world: World, url: str, mine: Server, others: Server) -> Path:
-    tables = [
-        "".join(f"[mcp_servers.{name}]\ncommand = {json.dumps(one['command'])}\nargs = {json.dumps(one['args'])}\n")
-        for servers in (mine, others)
-        for name, one in servers.items()
-    ]
-    written(world.project / ".codex/config.toml", tables[1])
+    def tables(servers: Server) -> str:
+        lines = {
+            name: "".join(f"{key} = {json.dumps(value)}\n" for key, value in one.items())
+            for name, one in servers.items()
+        }
+        return "".join(f"[mcp_servers.{name}]\n{text}" for name, text in lines.items())
+
+    written(world.project / ".codex/config.toml", tables(others))
     model = f'[model_providers.fake]\nname = "fake"\nbase_url = "{url}/v1"\nwire_api = "responses"\n'
     trusted = f'[projects."{world.project}"]\ntrust_level = "trusted"\n'
     chosen = 'model = "fake"\nmodel_provider = "fake"\n'
-    return written(world.home / ".codex/config.toml", chosen + model + trusted + tables[0])
+    return written(world.home / ".codex/config.toml", chosen + model + trusted + tables(mine))
 
 
 def opencode(world: World, url: str, mine: Server, others: Server) -> Path:
-    def local(servers: Server) -> Json:
+    def declared(servers: Server) -> Json:
         return {
-            name: {"type": "local", "command": [one["command"], *one["args"]], "enabled": True}
+            name: {"type": "remote", **one}
+            if "url" in one
+            else {"type": "local", "command": [one["command"], *one["args"]]}
             for name, one in servers.items()
         }
 
-    written(world.project / "opencode.json", {"mcp": local(others)})
+    written(world.project / "opencode.json", {"mcp": declared(others)})
     service = {"npm": "@ai-sdk/openai-compatible", "options": {"baseURL": f"{url}/v1", "apiKey": "x"}}
     provider = {"fake": {**service, "models": {"fake": {"name": "fake"}}}}
-    settings = {"model": "fake/fake", "autoupdate": False, "provider": provider, "mcp": local(mine)}
+    settings = {"model": "fake/fake", "autoupdate": False, "provider": provider, "mcp": declared(mine)}
     return written(world.home / ".config/opencode/opencode.json", settings)
 
 
@@ -133,6 +139,7 @@ KINDS = {
         "mcp__{}__{}",
         ("run_shell_command", "command", {"is_background": False}),
         qwen,
+        "httpUrl",
         {
             "ANTHROPIC_API_KEY": "x",
             "ANTHROPIC_BASE_URL": "{}",
@@ -147,6 +154,7 @@ KINDS = {
         "mcp_{}_{}",
         ("run_shell_command", "command", {}),
         gemini,
+        "httpUrl",
         {"GEMINI_API_KEY": "x", "GOOGLE_GEMINI_BASE_URL": "{}", "GEMINI_CLI_TRUST_WORKSPACE": "true"},
     ),
     "codex": Kind(
@@ -156,6 +164,7 @@ KINDS = {
         "mcp__{}__{}",
         ("exec_command", "cmd", {}),
         codex,
+        "url",
     ),
     "opencode": Kind(
         f"opencode-{BUILD}@1.18.33",
@@ -164,6 +173,7 @@ KINDS = {
         "{}_{}",
         ("bash", "command", {"description": "x"}),
         opencode,
+        "url",
         {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_DEFAULT_PLUGINS": "1"},
         split=True,
     ),
@@ -225,7 +235,7 @@ def results_of(finished: Finished) -> list[str]:
 @pytest.mark.parametrize("name", KINDS)
 def test_its_servers_start_by_way_of_the_gate_and_no_other(name: str) -> None:
     kind = KINDS[name]
-    with started(kind) as driven:
+    with started(kind) as driven, far(driven.world.root / "heard-far", *driven.sandbox.prefix) as address:
         world = driven.world
         server = written(world.root / "server.py", SERVER)
         words = {one: {"command": SYSTEM_PYTHON, "args": [str(server), one]} for one in ("good", "stranger")}
@@ -233,43 +243,50 @@ def test_its_servers_start_by_way_of_the_gate_and_no_other(name: str) -> None:
         with (world.project / ".gitignore").open("a") as ignored:
             ignored.write("heard-*\n")
         url = f"http://127.0.0.1:{driven.model_port}"
-        settings = kind.declare(world, url, {"good": words["good"]}, {"stranger": words["stranger"]})
+        mine: Server = {"good": words["good"], "far": {kind.url: address}}
+        settings = kind.declare(world, url, mine, {"stranger": words["stranger"]})
         shell, said, more = kind.shell
         wanted: list[tuple[str, Json]] = [
             (kind.tool.format("good", "echo"), {"text": "hello \u00e9"}),
             (kind.tool.format("good", "echo"), {"text": "secret"}),
             (kind.tool.format("good", "forbidden"), {}),
+            (kind.tool.format("far", "echo"), {"text": "hello"}),
+            (kind.tool.format("far", "echo"), {"text": "secret"}),
+            (kind.tool.format("far", "forbidden"), {}),
             (kind.tool.format("stranger", "echo"), {"text": "x"}),
             (shell, {said: "echo still here", **more}),
         ]
         prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in wanted)
         free = driven.sandbox.control(kind.words(prompt))
         direct = results_of(free)
-        assert ["echo {" in text for text in direct] == [True, True, True, True, False], free
-        heard = {one: world.project / f"heard-{one}" for one in words}
-        unguarded = calls(heard["good"].read_bytes())
+        assert ["echo {" in text for text in direct] == [*[True] * 7, False], free
+        heard = {one: world.project / f"heard-{one}" for one in words} | {"far": world.root / "heard-far"}
+        unguarded = {one: calls(heard[one].read_bytes()) for one in mine}
         for path in heard.values():
             path.unlink()
         before = settings.read_bytes()  # some bring them up to date when they first see them
         driven.sandbox.write_profile("gated", PROFILE.format(profile=name, keep=json.dumps([*kind.variables])))
-        approve(driven, "good")
+        for one in mine:
+            approve(driven, one)
         options = ["-w", str(world.project), "--net", f"127.0.0.1:{driven.model_port}", "--read", str(server)]
         finished = driven.sandbox.mcpguard("run", "-p", "gated", *options, "--", *kind.words(prompt))
         assert finished.code == 0, finished
         results = results_of(finished)
-        assert len(results) == len(wanted) and results[0] == direct[0], (free, finished)
-        assert ["echo {" in text for text in results] == [True, False, False, False, False]
-        assert "blocked by policy" in results[1] and "still here" in results[4]
-        assert calls(heard["good"].read_bytes()) == unguarded[:1] and len(unguarded) == 3
+        assert len(results) == len(wanted), (free, finished)
+        assert ["echo {" in text for text in results] == [True, False, False] * 2 + [False] * 2, results
+        assert (results[0], results[3]) == (direct[0], direct[3]) and "still here" in results[7]
+        for one in mine:
+            assert calls(heard[one].read_bytes()) == unguarded[one][:1] and len(unguarded[one]) == 3
         assert not heard["stranger"].exists() and "nobody approved" in finished.err
         events = driven.sandbox.events(None, "--kind", "mcp")
-        made = [event for event in events if event["mcp"].get("method") == "tools/call"]
+        calls_made = (event for event in events if event["mcp"].get("method") == "tools/call")
+        made = sorted(
+            calls_made, key=lambda event: event["time"]
+        )  # local and remote ones come to the record by two ways
         shown = [(e["mcp"]["server"], e["mcp"]["tool"], e["op"], e["verdict"]) for e in made]
-        assert shown == [
-            ("good", "echo", "request", "allow"),
-            ("good", "echo", "response", "allow"),
-            ("good", "echo", "request", "deny"),
-        ]
-        first, answer, denied = (event["mcp"]["call"] for event in made)
-        assert first == answer != denied and denied in results[1]
+        acts = (("request", "allow"), ("response", "allow"), ("request", "deny"))
+        assert shown == [(one, "echo", *act) for one in mine for act in acts]
+        for at in (0, 3):
+            first, answer, denied = (event["mcp"]["call"] for event in made[at : at + 3])
+            assert first == answer != denied and denied in results[at + 1] and "blocked by policy" in results[at + 1]
         assert settings.read_bytes() == before

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agent_run import SERVE, Agent, agent, results_of
+from agent_run import SERVE, Agent, agent, far, results_of
 from harness import SYSTEM_PYTHON, Finished, Json, need_root
+from test_mcp_servers import everything_by_npx
 
 from mcpguard.catalogue import approved, starting
 from mcpguard.catalogue.clients import inventory
@@ -24,6 +25,7 @@ mcp:
   deny:
     - tool: "*/forbidden"
       because: nobody may
+    - tool: real/get-env
 """
 SERVER = (
     """
@@ -42,12 +44,19 @@ def called(name, given):
 )
 # The agent does not wait for its servers, and the model of the tests thinks of nothing in between.
 PATIENCE = ("Bash", {"command": "sleep 3"})
+# Nor does it for one that npx starts first.
+RUNS = "grep -qsaE 'server-everythin[g]/dist|bin/mcp-server-everythin[g]' /proc/[0-9]*/cmdline"
+MORE_PATIENCE = ("Bash", {"command": f"i=0; until {RUNS} || [ $i = 300 ]; do sleep 0.2; i=$((i+1)); done; sleep 3"})
 CALLS: tuple[tuple[str, Json], ...] = (
     ("mcp__good__echo", {"text": "hello \u00e9"}),
     ("mcp__good__forbidden", {}),
     ("mcp__good__get-env", {}),
     ("mcp__stranger__echo", {"text": "x"}),
     ("Bash", {"command": "echo still here"}),
+    ("mcp__far__echo", {"text": "hello"}),
+    ("mcp__far__forbidden", {}),
+    ("mcp__real__echo", {"message": "hello"}),
+    ("mcp__real__get-env", {}),
 )
 
 
@@ -68,24 +77,30 @@ class Story:
 
 def tell(guarded: bool) -> Iterator[Story]:
     need_root()
-    with agent() as driven:
+    with agent() as driven, far(driven.world.root / "heard-far") as address:
         world = driven.world
         server = world.root / "server.py"
         server.write_text(SERVER)
         words = {name: {"command": SYSTEM_PYTHON, "args": [str(server), name]} for name in ("good", "stranger")}
         settings = world.home / ".claude.json"
         known = json.loads(settings.read_text()) if settings.exists() else {}
-        settings.write_text(
-            json.dumps({**known, "mcpServers": {"good": {**words["good"], "env": {"DECLARED": "yes"}}}})
-        )
+        npx, *arguments = everything_by_npx(world.home)
+        driven.sandbox.variables["npm_config_offline"] = "true"
+        mine = {
+            "good": {**words["good"], "env": {"DECLARED": "yes"}},
+            "far": {"type": "http", "url": address},
+            "real": {"command": npx, "args": arguments},
+        }
+        settings.write_text(json.dumps({**known, "mcpServers": mine}))
         # What a repository brings; the person said yes to it once, in the agent's own dialogue.
         (world.project / ".mcp.json").write_text(json.dumps({"mcpServers": {"stranger": words["stranger"]}}))
         (world.home / ".claude").mkdir(exist_ok=True)
         (world.home / ".claude/settings.json").write_text(json.dumps({"enableAllProjectMcpServers": True}))
         driven.sandbox.write_profile("gated", PROFILE)
-        approve(driven, "good")
-        prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in (PATIENCE, *CALLS))
-        allowed = "Bash,mcp__good__echo,mcp__good__forbidden,mcp__good__get-env,mcp__stranger__echo"
+        for name in mine:
+            approve(driven, name)
+        prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in (MORE_PATIENCE, *CALLS))
+        allowed = ",".join(tool for tool, _ in CALLS)
         command = ["claude", "-p", "--output-format", "json", "--allowedTools", allowed, "--", prompt]
         if guarded:
             net = f"127.0.0.1:{driven.model_port}"
@@ -94,7 +109,8 @@ def tell(guarded: bool) -> Iterator[Story]:
         else:
             finished = driven.sandbox.control(command)
         events = driven.sandbox.events(None, "--kind", "mcp") if guarded else []
-        heard = {path.name.removeprefix("heard-"): path.read_bytes() for path in world.project.glob("heard-*")}
+        files = [*world.project.glob("heard-*"), world.root / "heard-far"]
+        heard = {path.name.removeprefix("heard-"): path.read_bytes() for path in files}
         yield Story(driven, finished, results_of(finished)[1:], events, heard)
 
 
@@ -153,11 +169,31 @@ def test_a_server_that_nobody_approved_does_not_start_and_the_agent_answers(guar
 
 
 def test_each_call_is_on_record_once_with_its_answer(guarded: Story) -> None:
-    made = [e for e in guarded.events if e["mcp"].get("method") == "tools/call"] if guarded.events else []
+    # Local and remote servers come to the record by two ways.
+    made = sorted((e for e in guarded.events if e["mcp"].get("method") == "tools/call"), key=lambda e: e["time"])
     asked = [e for e in made if e["op"] == "request" and e["verdict"] == "allow"]
     answered = [e for e in made if e["op"] == "response"]
-    assert [e["mcp"]["tool"] for e in asked] == ["echo", "get-env"]
+    told = [(e["mcp"]["server"], e["mcp"]["tool"], e["mcp"]["transport"]) for e in asked]
+    assert told == [
+        ("good", "echo", "stdio"),
+        ("good", "get-env", "stdio"),
+        ("far", "echo", "http"),
+        ("real", "echo", "stdio"),
+    ]
     assert [e["mcp"]["call"] for e in answered] == [e["mcp"]["call"] for e in asked]
+
+
+def test_a_remote_server_is_called_by_way_of_the_gate(control: Story, guarded: Story) -> None:
+    assert guarded.results[5] == control.results[5] and not control.results[6]["error"]
+    assert guarded.results[6]["error"], guarded.results[6]
+    unguarded = calls(control.heard["far"])
+    assert [one["name"] for one in unguarded] == ["echo", "forbidden"]
+    assert calls(guarded.heard["far"]) == unguarded[:1]
+
+
+def test_a_server_of_npx_works_and_what_is_denied_of_it_does_not(control: Story, guarded: Story) -> None:
+    assert "hello" in control.results[7]["text"] and guarded.results[7] == control.results[7]
+    assert guarded.results[8]["error"] and "ANTHROPIC_API_KEY" not in guarded.results[8]["text"]
 
 
 def test_the_users_files_are_as_they_were(guarded: Story) -> None:

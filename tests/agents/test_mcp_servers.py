@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,41 @@ from pathlib import Path
 import pytest
 from harness import Json, need_root, sandbox
 from mcp_box import PROFILE, Box
-from real_agent import CACHE, AgentUnavailableError, npm_install
+from real_agent import CACHE, AgentUnavailableError, npm_install, npm_of_our_own
 
 pytestmark = [pytest.mark.kernel, pytest.mark.agent]
 
 NPM = {"everything": "2026.8.31", "filesystem": "2026.8.31", "memory": "2026.8.31"}
+EVERYTHING = f"@modelcontextprotocol/server-everything@{NPM['everything']}"
 PYPI = {"mcp-server-time": "2026.10.19", "mcp-server-git": "2026.10.19", "mcp-server-fetch": "2026.10.24"}
 _META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+
+
+def fetched(name: str, *commands: list[str]) -> Path:
+    """A folder that these commands filled once, with it as their home; `FOLDER` stands for it in their words."""
+    folder = CACHE / name
+    if not (folder / "whole").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        variables = {**os.environ, "HOME": str(folder)}
+        for command in commands:
+            words = [word.replace("FOLDER", str(folder)) for word in command]
+            done = subprocess.run(
+                words, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False
+            )
+            if done.returncode != 0:
+                pytest.fail(f"the real package is needed for this test: {done.stderr[-500:]}")
+        (folder / "whole").touch()
+    return folder
+
+
+def everything_by_npx(home: Path) -> list[str]:
+    """What most settings say, with a home where npx was used for it before: `npm_config_offline` has it not ask again."""
+    npx = shutil.which("npx") or str(Path(npm_of_our_own(CACHE)).with_name("npx"))
+    get = [npx, "-y", "--cache", "FOLDER/.npm", "-p", EVERYTHING, "true"]
+    cache = fetched(f"npx-everything-{NPM['everything']}", get)
+    shutil.copytree(cache / ".npm", home / ".npm", symlinks=True)
+    return [npx, "-y", EVERYTHING]
 
 
 def installed_npm(name: str) -> Path:
@@ -52,9 +81,9 @@ def installed_pypi() -> Path:
     return python
 
 
-def old_era(*calls: tuple[str, Json]) -> list[str]:
+def old_era(*calls: tuple[str, Json], revision: str = "2025-11-25") -> list[str]:
     """A conversation that begins with `initialize`."""
-    client = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    client = {"protocolVersion": revision, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
     messages: list[Json] = [
         {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": client},
         {"jsonrpc": "2.0", "method": "notifications/initialized"},
@@ -95,12 +124,15 @@ def box() -> Iterator[Box]:
         yield Box(inside)
 
 
+def node() -> str:
+    return shutil.which("node") or str(CACHE / "npm/bin/node")
+
+
 def case(name: str, box: Box) -> Case:
     project = box.inside.world.project
-    node = shutil.which("node") or str(CACHE / "npm/bin/node")
     if name == "filesystem":
         package = installed_npm(name)
-        command = [node, str(package / "dist/index.js"), str(project)]
+        command = [node(), str(package / "dist/index.js"), str(project)]
         calls: list[tuple[str, Json]] = [
             ("read_text_file", {"path": str(project / "app.py")}),
             ("list_directory", {"path": str(project)}),
@@ -110,11 +142,11 @@ def case(name: str, box: Box) -> Case:
     if name == "everything":
         package = installed_npm(name)
         calls = [("echo", {"message": 'h\u00e9llo \\ " \n'}), ("get-env", {}), ("get-sum", {"a": 1, "b": 2})]
-        return Case([node, str(package / "dist/index.js"), "stdio"], old_era(*calls), "get-env", package.parents[2])
+        return Case([node(), str(package / "dist/index.js"), "stdio"], old_era(*calls), "get-env", package.parents[2])
     if name == "memory":
         package = installed_npm(name)
         calls = [("read_graph", {}), ("delete_entities", {"entityNames": ["nobody"]})]
-        return Case([node, str(package / "dist/index.js")], old_era(*calls), "delete_entities", package.parents[2])
+        return Case([node(), str(package / "dist/index.js")], old_era(*calls), "delete_entities", package.parents[2])
     python = installed_pypi()
     if name == "git":
         repository = str(project)
@@ -194,7 +226,9 @@ def test_the_fetch_server_reaches_the_pages_that_a_rule_leaves_it(box: Box) -> N
 def answers(out: str) -> dict[int | str, str]:
     """The lines of a server, by the request that each answers."""
     lines = [line for line in out.split("\n") if line.startswith("{")]
-    return {json.loads(line)["id"]: line for line in lines if "id" in json.loads(line)}
+    # It reads one line for each question, and what the server says besides stands between these.
+    rest = [line for last in lines for line in json.loads(last).get("rest", "").split("\n") if line]
+    return {json.loads(line)["id"]: line for line in (*lines, *rest) if "id" in json.loads(line)}
 
 
 def names(line: str) -> list[str]:

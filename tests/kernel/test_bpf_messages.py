@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import json
 import os
 import socket
 import struct
@@ -18,8 +19,9 @@ from mcpguard.backends import engine as engines
 from mcpguard.backends import tracing
 from mcpguard.kernel import bpf
 from mcpguard.kernel.cgroup import Leaf
+from mcpguard.kernel.ring import Counters
 from mcpguard.model.values import replace
-from mcpguard.wire import decode
+from mcpguard.wire import _abi, decode
 from mcpguard.wire.records import MessageRecord
 
 pytestmark = pytest.mark.kernel
@@ -314,6 +316,88 @@ def test_who_sends_and_with_which_standard_streams(tree: Tree) -> None:
     assert (question.head.pid, question.own[1], question.output) == (client, asked, False)
     assert (answer.head.pid, answer.own[1], answer.output) == (server, answered, True)
     assert answer.input == question.far
+
+
+def said(**members: object) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "id": 1, **members}).encode() + b"\n"
+
+
+def close(text: bytes) -> bytes:
+    return json.dumps(json.loads(text), separators=(",", ":")).encode() + b"\n"
+
+
+BEGIN = said(method="initialize", params={"protocolVersion": "2025-11-25", "capabilities": {}})
+ANSWER = said(result={"a": '"method"'})
+QUOTED = said(method="session/prompt", params={"text": '"method":"tools/list"', "protocolVersion": "2"})
+NESTED = said(method="relay", params={"method": "tools/call"})
+# What the agent says to a process, what that says to it, and whether it is ended.
+AROUND: dict[str, tuple[bytes, bytes, bool]] = {
+    "first": (BEGIN, ANSWER, True),
+    "close": (close(BEGIN), close(ANSWER), True),
+    "call": (said(method="tools/call"), said(error={"code": 1, "message": ""}), True),
+    "server": (said(method="server/discover"), ANSWER, True),
+    "late-method": (
+        json.dumps({"params": {"x": {}}, "jsonrpc": "2.0", "method": "prompts/get"}).encode(),
+        ANSWER,
+        True,
+    ),
+    "no-mcp": (said(method="initialize", params={"protocolVersion": 1}), ANSWER, False),
+    "no-mcp-of-a-client-2.1": (
+        said(method="initialize", params={"protocolVersion": 1, "clientInfo": {"version": "2.1"}}),
+        ANSWER,
+        False,
+    ),
+    "other-method": (said(method="session/new"), ANSWER, False),
+    "quoted": (QUOTED, ANSWER, False),
+    "nested": (NESTED, ANSWER, False),
+    "echo": (ASK, ASK, False),
+    "echo-of-both": (ASK + ANSWER, ASK + ANSWER, False),
+    "note": (ASK, b'{"jsonrpc":"2.0","method":"notifications/message","params":{"result":1}}\n', False),
+    "no-json": (ASK, b"result\n", False),
+}
+
+
+def conversation(tree: Tree, ends: str, question: bytes, answer: bytes, *, is_agent: bool = True) -> tuple[int, int]:
+    """A process asks its child, which answers once; the child's PID, and how it ended (7: by itself)."""
+    counters = Counters(tree.session.fds["mg_counters"], _abi.MG_COUNTERS.size)
+
+    def act() -> tuple[int, int]:
+        counters.write(_abi.MG_COUNTERS.size - 8, os.getpid() if is_agent else os.getppid())
+        if ends == "pipes":
+            (asks, asked), (answers, answered) = os.pipe(), os.pipe()
+        else:
+            asks, asked = (one.detach() for one in socket.socketpair())
+            answered, answers = (asks, asked) if ends == "socket" else (one.detach() for one in socket.socketpair())
+        server = os.fork()
+        if server == 0:
+            os.dup2(asks, 0)
+            os.dup2(answered, 1)
+            os.read(0, 4096)
+            os.write(1, answer)
+            os._exit(7)
+        os.write(asked, question)
+        assert os.read(answers, 4096) == answer
+        return server, os.waitstatus_to_exitcode(os.waitpid(server, 0)[1])
+
+    return tuple(tree.run(act))
+
+
+@pytest.mark.parametrize("ends", ["pipes", "socket", "sockets"])
+def test_who_answers_what_the_agent_asks_within_its_tree_is_ended_before_its_next_step(tree: Tree, ends: str) -> None:
+    server, code = conversation(tree, ends, BEGIN, ANSWER)
+    assert code == -9
+    assert [record.head.pid for record in messages(tree) if record.ended] == [server]
+
+
+@pytest.mark.parametrize("case", AROUND)
+def test_only_who_answers_a_question_of_mcp_is_ended(tree: Tree, case: str) -> None:
+    question, answer, ended = AROUND[case]
+    assert conversation(tree, "pipes", question, answer)[1] == (-9 if ended else 7)
+    assert any(record.ended for record in messages(tree)) is ended
+
+
+def test_where_another_asks_nobody_is_ended(tree: Tree) -> None:
+    assert conversation(tree, "pipes", BEGIN, ANSWER, is_agent=False)[1] == 7
 
 
 def test_nobody_outside_the_tree_is_told(tree: Tree) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -160,6 +161,75 @@ def test_the_servers_environment_holds_no_key_of_the_agent(box: Box) -> None:
     assert "canary-key" in free.out
     seen = json.loads(text_of(box.talk("s", tool("environment")).json_lines()[0]))
     assert "ANTHROPIC_API_KEY" not in seen and seen["HOME"] == str(box.inside.world.home)
+
+
+# An agent that has its server load code of its own: by the variables that it starts it with, and by the folder.
+LOADING = """
+import json, os, subprocess, sys
+shim, command, evil = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+words = [shim, "-I", "-S", "-B", sys.argv[4], os.environ["MCPGUARD_GATE"], "s", "--", *command] if shim else command
+names = ("PYTHONPATH", "PYTHONUSERBASE", "PYTHONSTARTUP", "PERL5LIB", "PERL5OPT", "BASH_ENV", "ENV", "RUBYOPT", "RUBYLIB",
+    "NODE_OPTIONS", "NODE_PATH", "LD_LIBRARY_PATH", "LD_AUDIT", "GIT_EXEC_PATH", "GIT_SSH_COMMAND", "GIT_CONFIG_GLOBAL",
+    "JAVA_TOOL_OPTIONS", "PYTHONINSPECT", "LD_PRELOAD")
+values = {"PERL5OPT": "-Mloaded", "PYTHONUSERBASE": os.path.expanduser("~/.local"),
+    "BASH_ENV": evil + "/loaded.sh", "ENV": evil + "/loaded.sh"}
+hostile = {name: values.get(name, evil) for name in names}
+server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **hostile}, cwd=evil)
+ask = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "environment", "arguments": {}}}
+server.stdin.write(json.dumps(ask).encode() + b"\\n")
+server.stdin.close()
+answer = json.loads(server.stdout.readline())["result"]["content"][0]["text"]
+print(json.dumps({"found": sorted(set(hostile) & set(json.loads(answer))), "loaded": os.path.exists(evil + "/marker"),
+    "code": server.wait()}))
+"""
+PERL = r"""
+$| = 1;
+while (<STDIN>) {
+    my $names = join ", ", map { qq(\\"$_\\": 1) } sort keys %ENV;
+    print qq({"jsonrpc": "2.0", "id": 1, "result": {"content": [{"type": "text", "text": "{$names}"}]}}\n);
+}
+"""
+
+
+@pytest.mark.parametrize("kind", ["script", "module", "perl", "bash"])
+def test_no_variable_and_no_file_in_its_folder_has_an_approved_server_load_other_code(kind: str, box: Box) -> None:
+    evil = box.inside.world.project / "evil"
+    evil.mkdir()
+    marker = f'open({str(evil / "marker")!r}, "w").close()\n'
+    for name in ("json", "string", "sitecustomize", "usercustomize"):
+        # What is loaded in place of a module does its work, and then stands back.
+        stand_in = f"import sys; sys.path = [one for one in sys.path if one not in ('', {str(evil)!r})]\n"
+        again = f"del sys.modules[{name!r}]; import {name}\n" if name in ("json", "string") else ""
+        (evil / f"{name}.py").write_text(marker + stand_in + again)
+    (evil / "loaded.sh").write_text(f": > {evil}/marker\n")
+    (evil / "loaded.pm").write_text(f"package loaded; open(my $f, '>', '{evil}/marker'); 1;\n")
+    (box.inside.world.home / "server.pl").write_text(PERL)
+    version = subprocess.check_output(
+        [SYSTEM_PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], text=True
+    )
+    modules = box.inside.world.home / f".local/lib/python{version.strip()}/site-packages"
+    modules.mkdir(parents=True)
+    (modules / "own_server.py").write_text(box.server.read_text())
+    (box.inside.world.home / "server.sh").write_text(f"#!/bin/bash\n{SYSTEM_PYTHON} -I {box.server}\nexit $?\n")
+    (box.inside.world.home / "server.sh").chmod(0o755)
+    command = {
+        "script": box.command,
+        "module": [SYSTEM_PYTHON, "-m", "own_server"],
+        "perl": ["/usr/bin/perl", str(box.inside.world.home / "server.pl")],
+        "bash": ["/bin/bash", str(box.inside.world.home / "server.sh")],
+    }[kind]
+    loading = box.inside.world.project / "loading.py"
+    loading.write_text(LOADING)
+    words = [json.dumps(command), str(evil)]
+    (plain,) = box.inside.control([SYSTEM_PYTHON, str(loading), "", *words]).json_lines()
+    assert plain["loaded"] and "PERL5OPT" in plain["found"], plain
+    (evil / "marker").unlink()
+    box.approve("s", command)
+    places = (box.inside.world.home / ".local", *box.inside.world.home.glob("server.*"))
+    read = [word for place in places for word in ("--read", str(place))]
+    through = [SYSTEM_PYTHON, str(loading), mcpguard_command()[0], *words, SHIM]
+    finished = box.inside.run(through, options=[*box.options, *read])
+    assert finished.json_lines() == [{"found": [], "loaded": False, "code": 0}], finished
 
 
 def test_the_tree_cannot_approve_nor_replace_the_gate(box: Box) -> None:
@@ -321,7 +391,7 @@ def test_without_a_gate_in_the_profile_nothing_is_different(box: Box) -> None:
     assert text_of(finished.json_lines()[0]) == "{}", finished
 
 
-# The agent's own process starts a server by itself, and uses it after a moment.
+# The agent's own process starts a server by itself, and calls it as soon as that has said who it is.
 ALONE = """
 import json, subprocess, sys, time
 server = subprocess.Popen(json.loads(sys.argv[1]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -333,7 +403,6 @@ def ask(id, method, **params):
         return ""
     return server.stdout.readline().decode().strip()
 first = ask(1, sys.argv[2], protocolVersion=json.loads(sys.argv[3]), capabilities={})
-time.sleep(4)
 print(json.dumps({"answered": [bool(first), bool(ask(2, "tools/call", name="echo", arguments={}))]}))
 """
 
@@ -347,11 +416,36 @@ def test_a_server_that_the_agent_starts_around_the_gate_is_ended(box: Box) -> No
     agent.chmod(0o755)
     assert box.inside.control(words).json_lines() == [{"answered": [True, True]}]
     finished = box.inside.run([str(agent), *words[2:]], options=box.options)
-    assert finished.json_lines() == [{"answered": [True, False]}], finished
+    (answered,) = finished.json_lines()
+    assert answered["answered"][1] is False, "the kernel has ended it before it could read a second question"
     (ended,) = [event for event in box.inside.denials() if event["op"] == "end"]
     assert "around the gate" in ended["detail"]
     finished = box.inside.run(words, options=box.options)
     assert finished.json_lines() == [{"answered": [True, True]}], "no agent, but a program such as a suite of tests"
+
+
+# The agent reads what programs print: files with messages of MCP in them, as its snapshots of a project do.
+READING = """
+import json, subprocess, sys
+for words in (["/bin/cat", sys.argv[1]], ["/bin/sh", "-c", "echo blob 100; cat $0; sleep 0.5; cat $0", sys.argv[1]]):
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    print(json.dumps({"printed": done.stdout.decode(), "code": done.returncode}))
+"""
+
+
+def test_files_that_hold_messages_are_no_calls_and_nothing_is_ended_for_them(box: Box) -> None:
+    answer = {"jsonrpc": "2.0", "id": 1, "result": {}}
+    lines = [{"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": "2025-11-25"}}, answer]
+    text = "".join(json.dumps(one) + "\n" for one in lines) + tool("echo", 1) + "\n" + json.dumps(answer) + "\n"
+    held = box.inside.world.project / "calls.jsonl"
+    held.write_text(text)
+    agent = box.inside.world.project / "opencode"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{READING}")
+    agent.chmod(0o755)
+    printed = box.inside.control([str(agent), str(held)]).json_lines()
+    assert printed == [{"printed": text, "code": 0}, {"printed": f"blob 100\n{text}{text}", "code": 0}]
+    assert box.inside.run([str(agent), str(held)], options=box.options).json_lines() == printed
+    assert box.mcp_events() == [] and not [event for event in box.inside.denials() if event["op"] == "end"]
 
 
 # The agent's first words to a server that it started by itself are a call, which takes a while.
@@ -373,7 +467,10 @@ if sys.argv[2] == "pipes":
     server.stdin.close()
 else:
     one.sendall(call)
-    answer = one.makefile("rb").readline()
+    try:
+        answer = one.makefile("rb").readline()
+    except ConnectionResetError:  # it was ended before it had read the question
+        answer = b""
     one.shutdown(socket.SHUT_WR)
 print(json.dumps({"answered": bool(answer), "killed": server.wait() == -9}))
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from mcpguard.model.policy import Policy
 from mcpguard.tui.app import WatchApp
 
 BEGAN_NS = 1_760_000_000_000_000_000
+WAIT_S = 60
 AGENT, CHILD = 4_000_001, 4_000_002
 COVERAGE = (Coverage("files", Strength.PARTIAL, "Landlock", ("a gap",)), Coverage("network", Strength.FULL, "BPF"))
 
@@ -138,7 +140,8 @@ class Recorded:
 
 async def until(pilot: Any, holds: Callable[[], bool], what: str = "") -> None:
     """Wait for a state of the screen, bounded."""
-    for _ in range(200):
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
         await pilot.pause(0.05)
         if holds():
             return

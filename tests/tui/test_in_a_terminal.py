@@ -76,9 +76,9 @@ def test_a_denial_of_a_running_session_shows_up(terminal: Terminal, tmp_path: Pa
     terminal.wait_for("watch", "running", "profile default", "gaps:")
     assert "denied" not in terminal.wait_for("watch", "0 denied").replace("0 denied", "")
     (project / "go").touch()
-    terminal.wait_for("watch", "1 denied", "/etc/shadow")
+    terminal.wait_for("watch", "1 denied")
     terminal.keys("watch", "d")
-    terminal.wait_for("watch", "filter: verdict:deny", "DENY", "password hashes")
+    terminal.wait_for("watch", "filter: verdict:deny", "DENY", "/etc/shadow", "password hashes")
     terminal.keys("watch", "q")
     end = time.monotonic() + WAIT_S
     while terminal.screen("watch") and time.monotonic() < end:
@@ -163,7 +163,7 @@ class Knocking:
     """A guarded session that knocks at a port of ours, and a screen that watches it."""
 
     def __init__(self, terminal: Terminal, tmp_path: Path, *options: str) -> None:
-        self.project, self.home = tmp_path / "project", tmp_path / "home"
+        self.project, self.home, self.guard = tmp_path / "project", tmp_path / "home", tmp_path / "guard"
         for folder in (self.project, self.home / ".tool", tmp_path / "tmp"):
             folder.mkdir(parents=True)
         (self.home / ".tool/data").write_text("needed\n")
@@ -205,7 +205,7 @@ def knocking(terminal: Terminal, tmp_path: Path) -> Iterator[Callable[..., Knock
         one.listener.close()
 
 
-def test_a_refused_connection_is_allowed_for_the_session_and_the_same_process_gets_through(
+def test_a_refused_connection_is_allowed_in_the_profile_and_the_same_process_gets_through(
     terminal: Terminal, knocking: Callable[..., Knocking]
 ) -> None:
     session = knocking()
@@ -219,9 +219,14 @@ def test_a_refused_connection_is_allowed_for_the_session_and_the_same_process_ge
     assert not (session.project / "connected").exists()
     terminal.keys("watch", "a")
     terminal.wait_for("watch", "allow once", "allow for the session", f"localhost:{session.target.rpartition(':')[2]}")
-    terminal.keys("watch", "s")
-    terminal.wait_for("watch", "holds now")
+    terminal.keys("watch", "w")
+    port = session.target.rpartition(":")[2]
+    terminal.wait_for("watch", "Allow it in", f"+ network allow localhost:{port}")
+    terminal.keys("watch", "y")
+    terminal.wait_for("watch", "holds now", "the next run has it, too")
     session.wait_for_file("connected")
+    written = (session.guard / "config/profiles/default.yaml").read_text()
+    assert f"localhost:{port}" in written
 
 
 def test_a_question_is_answered_and_the_same_process_gets_through(

@@ -13,13 +13,13 @@ from records import Recorded, until
 from textual.binding import Binding
 from textual.widgets import TabbedContent
 
-from mcpguard.tui.allow import PurposeScreen, ScopeScreen, WriteScreen
+from mcpguard.tui.allow import CallScreen, PurposeScreen, ScopeScreen, WriteScreen
 from mcpguard.tui.app import TABS, WatchApp
 from mcpguard.tui.help import TEXT, HelpScreen
 from mcpguard.tui.questions import Questions
 from mcpguard.tui.stream import EventStream
 
-OURS = (WatchApp, EventStream, Questions, ScopeScreen, WriteScreen, PurposeScreen, HelpScreen)
+OURS = (WatchApp, EventStream, Questions, ScopeScreen, CallScreen, WriteScreen, PurposeScreen, HelpScreen)
 PRESSED = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
 NAMES = {"slash": "/", "question_mark": "?"}
 
@@ -74,7 +74,13 @@ def test_the_commands_of_the_palette_do_what_the_keys_do(recorded: Recorded) -> 
         assert not app.query_one(EventStream).following
         commands["Filter"]()
         assert app.query_one("#filter").display
-        assert {"Allow what was refused", "Export"} <= set(commands)
+        commands["Next verdict"]()
+        assert app._line == "verdict:deny"
+        for command, id in (("Details", "#about"), ("Processes", "#processes")):
+            before = app.query_one(id).display
+            commands[command]()
+            assert app.query_one(id).display is not before
+        assert {"Allow what was refused", "Export", "Copy"} <= set(commands)
 
     watch(recorded, steps)
 

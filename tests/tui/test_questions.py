@@ -15,13 +15,13 @@ from test_allow import Line, Steps, line, notes, own, words  # noqa: F401
 from mcpguard.errors import UsageError
 from mcpguard.events.finding import QUIET
 from mcpguard.model.access import Verdict
-from mcpguard.model.event import Event, Kind
+from mcpguard.model.event import Event, Kind, McpMessage
 from mcpguard.policy.compile import DEFAULT
 from mcpguard.profile.load import load
 from mcpguard.session import questions
 from mcpguard.session.approve import Scope
 from mcpguard.tui import totals
-from mcpguard.tui.allow import ScopeScreen, WriteScreen
+from mcpguard.tui.allow import CallScreen, ScopeScreen, WriteScreen
 from mcpguard.tui.app import WatchApp
 from mcpguard.tui.questions import Questions
 
@@ -185,6 +185,133 @@ def test_the_menu_opens_for_the_chosen_question(asking: Recorded, line: Line) ->
         assert "/data/a" in words(app)
 
     watch(asking, line, steps)
+
+
+LONG = "/data/" + "/".join(f"folder-{number:03}" for number in range(200))
+
+
+def test_what_is_too_long_for_the_details_is_not_allowed_unseen(asking: Recorded, line: Line) -> None:  # noqa: F811
+    asking.add(refused(asking, LONG))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: "o once" in details(app))
+        await pilot.press("o")
+        await until(pilot, lambda: isinstance(app.screen, ScopeScreen))
+        assert not line.asked
+        # The key goes on to the end, and only there it answers.
+        shown = app.screen
+        body = shown.query_one("#allow")
+        await until(pilot, lambda: body.max_scroll_y > 0)
+        await pilot.press("o")
+        await pilot.pause()
+        assert not line.asked and app.screen is shown and "there is more of it" in notes(app)
+        for _ in range(40):
+            if app.screen is shown:
+                await pilot.press("o")
+                await pilot.pause()
+        await until(pilot, lambda: [asked[2] for asked in line.asked] == [Scope.ONCE])
+        assert line.asked[0][1] == [("files", "read", LONG)]
+
+    watch(asking, line, steps, size=(80, 24))
+
+
+@pytest.mark.parametrize("key", ["o", "s", "w"])
+def test_with_the_details_hidden_a_key_only_asks(key: str, asking: Recorded, line: Line) -> None:  # noqa: F811
+    asking.add(refused(asking, "/data/a"))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: "o once" in details(app))
+        app.action_details()
+        await pilot.press(key)
+        await until(pilot, lambda: isinstance(app.screen, ScopeScreen))
+        await pilot.press("x")
+        assert not line.asked and rows(app)[0][0] == "OPEN"
+
+    watch(asking, line, steps)
+
+
+def test_enter_on_a_question_opens_the_menu(asking: Recorded, line: Line) -> None:  # noqa: F811
+    asking.add(refused(asking, "/data/a"))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: "o once" in details(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, ScopeScreen))
+
+    watch(asking, line, steps)
+
+
+@pytest.mark.parametrize("key", ["o", "s", "w"])
+def test_that_a_folder_opens_what_is_in_it_is_said_first(
+    key: str,
+    asking: Recorded,
+    line: Line,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "home/notes").mkdir()
+    asking.add(refused(asking, f"{tmp_path}/home/notes"))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: "o once" in details(app))
+        await pilot.press(key)
+        await until(pilot, lambda: isinstance(app.screen, ScopeScreen))
+        assert "is a folder: a rule for it holds for all that is in it" in words(app) and not line.asked
+        await pilot.press("o")
+        await until(pilot, lambda: len(line.asked) == 1)
+
+    watch(asking, line, steps)
+
+
+def held_call(recorded: Recorded, arguments: str) -> Event:
+    message = McpMessage("s", "stdio", "client", "c1", "tools/call", tool="write", arguments=arguments)
+    given = {
+        "verdict": Verdict.DENY,
+        "comm": "agent",
+        "detail": "held until it is answered here: it writes",
+        "count": 1,
+    }
+    return replace(recorded.event(Kind.MCP, "request", **given), mcp=message)
+
+
+@pytest.mark.parametrize(
+    ("key", "answer"), [("o", "once"), ("s", "session"), ("x", "refused"), ("escape", ""), ("q", "")]
+)
+@pytest.mark.parametrize("long", [False, True])
+def test_a_held_call_is_answered_with_all_of_it_on_the_screen(
+    key: str,
+    answer: str,
+    long: bool,
+    asking: Recorded,
+    line: Line,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr("mcpguard.tui.approval.decide", lambda _, call, answer: told.append((call, answer)))
+    end = '"path":"/etc/passwd [/x] [bold]y"}'
+    call = held_call(asking, '{"text":"' + "harmless " * (400 if long else 1) + '",' + end)
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        with app._feed.lock:
+            app._totals.set_held([call])
+        await until(pilot, lambda: "o this call" in details(app) and "it writes" in details(app))
+        await pilot.press("o" if long and key in ("o", "s") else "a")
+        await until(pilot, lambda: isinstance(app.screen, CallScreen))
+        assert not told and end in words(app)
+        shown = app.screen
+        body = shown.query_one("#allow")
+        await until(pilot, lambda: bool(body.size.height) and (body.max_scroll_y > 0) is long)
+        await pilot.press(key)
+        await pilot.pause()
+        if long and answer in ("once", "session"):
+            assert not told and app.screen is shown
+        for _ in range(60):
+            if app.screen is shown:
+                await pilot.press(key)
+                await pilot.pause()
+        await until(pilot, lambda: told == ([("c1", answer)] if answer else []))
+
+    asking.story()
+    watch(asking, line, steps, size=(80, 24))
 
 
 def test_the_details_are_of_the_question_whatever_else_happens(asking: Recorded, line: Line) -> None:  # noqa: F811

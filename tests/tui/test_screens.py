@@ -27,7 +27,7 @@ from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
 from mcpguard.policy.compile import DEFAULT
 from mcpguard.session import questions
-from mcpguard.tui.allow import PurposeScreen, ScopeScreen
+from mcpguard.tui.allow import CallScreen, PurposeScreen, ScopeScreen, WriteScreen
 from mcpguard.tui.app import TABS, WatchApp
 from mcpguard.tui.colours import ANSI_DARK, ANSI_LIGHT, DARK, LIGHT
 from mcpguard.tui.help import HelpScreen
@@ -52,7 +52,7 @@ def fixed(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     time.tzset()
     monkeypatch.setattr("mcpguard.tui.trees.time.time_ns", lambda: BEGAN_NS + 90_000_000_000)
     monkeypatch.setattr(Totals, "tick", lambda *_: None)
-    recorded.store._connection.execute("UPDATE sessions SET id = '20251009-085320-snap'")
+    recorded.store._connection.execute("UPDATE sessions SET id = '20251009-085320-snap', profile = 'default'")
     recorded.id = "20251009-085320-snap"
     questions.begin(recorded.id)
     recorded.story()
@@ -82,6 +82,7 @@ def fixed(recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             **dict.fromkeys(("pid", "ppid", "comm", "exe")),
         )
     )
+    recorded.talk()
     yield recorded
     monkeypatch.undo()
     time.tzset()
@@ -119,16 +120,40 @@ async def typed(app: WatchApp, pilot: Any) -> None:
 
 
 async def asked(app: WatchApp, pilot: Any) -> None:
+    await asked_for(app, pilot, 3)
+
+
+async def asked_for(app: WatchApp, pilot: Any, rows: int) -> None:
     await pilot.press("7")
-    await until(pilot, lambda: app.query_one(Questions).row_count == 3)
+    await until(pilot, lambda: app.query_one(Questions).row_count == rows)
 
 
 async def files(app: WatchApp, pilot: Any) -> None:
     await pilot.press("2")
 
 
-async def no_mcp(app: WatchApp, pilot: Any) -> None:
+async def written(app: WatchApp, pilot: Any) -> None:
+    await menu(app, pilot)
+    await pilot.press("w")
+    await until(pilot, lambda: isinstance(app.screen, WriteScreen))
+
+
+async def programs(app: WatchApp, pilot: Any) -> None:
+    await pilot.press("4")
+
+
+async def spoken(app: WatchApp, pilot: Any) -> None:
     await pilot.press("5")
+
+
+async def call(app: WatchApp, pilot: Any) -> None:
+    """Of a tool, which waits for its answer."""
+    with app._feed.lock:
+        (asked,) = [event for event in app._stream.shown(99) if event.mcp is not None and event.mcp.tool == "delete"]
+        app._totals.set_held([asked])
+    await asked_for(app, pilot, 4)
+    await pilot.press("n", "n", "n", "a")
+    await until(pilot, lambda: isinstance(app.screen, CallScreen))
 
 
 async def keys(app: WatchApp, pilot: Any) -> None:
@@ -151,13 +176,16 @@ SHOWS = {
     "questions": asked,
     "files": files,
     "network": network,
-    "mcp": no_mcp,
+    "executions": programs,
+    "mcp": spoken,
+    "write": written,
+    "call": call,
     "rules": rules_used,
     "help": keys,
 }
 
 # What lies behind a question is dimmed: there only the question's own text counts.
-OVER_ANOTHER = {"menu": "#allow", "typed": "#allow", "help": "#help"}
+OVER_ANOTHER = {"help": "#help"} | dict.fromkeys(("menu", "typed", "write", "call"), "#allow")
 Lines = list[list[Segment]]
 
 
@@ -167,7 +195,7 @@ def drawn(recorded: Recorded, show: Show, size: tuple[int, int], part: str = "")
     last: dict[str, tuple[Lines, Lines]] = {}
 
     async def scene() -> None:
-        app = recorded.app()
+        app = recorded.app(os.environ["HOME"])
         async with app.run_test(size=size) as pilot:
             await until(pilot, lambda: app._summed == app._last > 0)
             app._draw()

@@ -12,10 +12,11 @@ import pytest
 from records import AGENT, BEGAN_NS, CHILD, Recorded, objects, until
 from textual.widgets import DataTable, Input, Sparkline, Static, TabbedContent
 
+from mcpguard.events.mcp import Talk
 from mcpguard.events.missing import CUT_OFF
 from mcpguard.events.sessions import Supervisor
 from mcpguard.model.access import Verdict
-from mcpguard.model.event import Kind
+from mcpguard.model.event import Kind, Peer
 from mcpguard.tui import stream
 from mcpguard.tui.app import TABS, WatchApp
 from mcpguard.tui.help import HelpScreen
@@ -119,9 +120,9 @@ def test_the_cursor_moves_and_the_details_follow(recorded: Recorded) -> None:
         assert "test.yaml:12  deny: /ws/secret  (because 2)" in details
         assert f"/usr/bin/cat [{CHILD}]" in details and f"agent --now [{AGENT}]" in details
         await pilot.press("enter")
-        assert not app.query_one("#details").display
+        assert not app.query_one("#about").display
         await pilot.press("enter", "end")
-        assert app.query_one("#details").display and app.query_one(EventStream).following
+        assert app.query_one("#about").display and app.query_one(EventStream).following
 
     watch(recorded, steps)
 
@@ -322,6 +323,7 @@ def test_export_writes_what_the_filter_matches_and_copy_takes_a_line(
         await until(pilot, lambda: bool(list(tmp_path.glob("*.jsonl"))))
         await app.workers.wait_for_complete()
         (file,) = tmp_path.glob("*.jsonl")
+        assert file.stat().st_mode & 0o777 == 0o600
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         assert [line["verdict"] for line in lines] == ["deny", "deny"]
         await pilot.press("c")
@@ -384,5 +386,126 @@ def test_names_cannot_steer_the_terminal(recorded: Recorded) -> None:
         assert event is not None
         drawn = "".join(segment.text for segment in stream.line(event, "/home/u", 120)) + text(app, "#details")
         assert "\x1b" not in drawn and "\x07" not in drawn and "[bold]x" in drawn
+
+    watch(recorded, steps)
+
+
+# What the screen library would take for a style, an action, or a mistake that ends the program.
+BRACKETS = "[/x] [bold red]y [@click=app.quit]z[/] \x1b]0;t\x07"
+
+
+def test_names_with_brackets_hide_nothing_and_end_nothing_in_any_tab(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"/ws/{BRACKETS}"
+    who = {"comm": BRACKETS, "exe": name, "argv": (BRACKETS, "[/]", BRACKETS)}
+    talk = Talk(recorded.id, BRACKETS, "stdio", Peer(AGENT, name), Peer(CHILD, name))
+    recorded.add(
+        recorded.event(Kind.EXEC, "exec", access="execute", path=name, rule=1, **who),
+        recorded.event(Kind.FILE, "open", access="write", path=name, target=name, rule=1, **who),
+        recorded.event(Kind.NET, "connect", host=BRACKETS, address="192.0.2.1", port=443, protocol="tcp", rule=1),
+        recorded.event(Kind.UNIX, "connect", path=f"@{BRACKETS}", verdict=Verdict.DENY, rule=2, detail=BRACKETS),
+        talk.request(recorded._now, "client", BRACKETS, {"name": BRACKETS}, id=1, call="a1"),
+    )
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: app._summed == app._last > 0)
+        for tab in TABS:
+            await pilot.press(str(TABS.index(tab) + 1))
+            await pilot.pause()
+            app._draw()
+            await until(pilot, lambda tab=tab: "[/x]" in drawn_text(app) or tab in ("rules", "questions"), tab)
+            assert "\x1b" not in drawn_text(app)
+        await pilot.press("1", "home", "a", "c", "e")
+        await pilot.pause()
+        assert app.is_running
+
+    watch(recorded, steps, size=(200, 40))
+
+
+def drawn_text(app: WatchApp) -> str:
+    """What is really to be seen, line by line."""
+    return "\n".join(
+        "".join(segment.text for segment in strip).rstrip() for strip in app.screen._compositor.render_strips()
+    )
+
+
+def test_whatever_there_is_to_say_at_the_top_is_said_in_a_small_terminal_too(recorded: Recorded) -> None:
+    recorded.story()
+    recorded.add(recorded.event(Kind.LOSS, "loss", count=7_654_321, pid=None, ppid=None, comm=None, exe=None))
+    recorded.store._connection.execute(
+        "UPDATE sessions SET profile = ?, tier = '2 bpf-modify-return'", ("a-profile-with-quite-a-long-name",)
+    )
+    recorded.end()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: app._summed == app._last > 0)
+        app._totals.verdicts[Verdict.ALLOW] = app._totals.verdicts[Verdict.DENY] = 123_456_789
+        await pilot.press("slash", *"verdict:deny", "enter", "space")
+        await until(pilot, lambda: len(app.query_one(EventStream)) == 2)
+        app._skipped = 7_777_777
+        app._draw()
+        words = (
+            *(recorded.id, "ended, exit 3", "a-profile-with-quite-a-long-name", "tier 2 bpf-modify-return"),
+            *("7654321 LOST", "gaps: files", "PAUSED", "123456789 denied", "7777777 too fast", "filter: verdict:deny"),
+        )
+        # A line may end between any two words.
+        await until(pilot, lambda: all(word in " ".join(drawn_text(app).split()) for word in words), drawn_text(app))
+
+    watch(recorded, steps, size=(80, 24))
+
+
+def test_the_details_of_a_long_event_can_be_read_to_their_end(recorded: Recorded) -> None:
+    path = "/ws/" + "/".join(f"folder-{number:03}" for number in range(300))
+    recorded.add(recorded.event(Kind.FILE, "open", access="read", path=path, rule=1))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        about = app.query_one("#about")
+        await until(pilot, lambda: about.max_scroll_y > 10)
+        assert "folder-299" not in drawn_text(app).partition("folder-001")[2]
+        about.focus()
+        await pilot.press("end")
+        await until(pilot, lambda: "folder-299" in drawn_text(app) and "seq 1" in drawn_text(app), drawn_text(app))
+
+    watch(recorded, steps, size=(80, 24))
+
+
+def test_processes_that_start_one_another_without_end_are_told_in_words(recorded: Recorded) -> None:
+    first = 5_000_000
+    recorded.add(
+        *(
+            recorded.event(Kind.PROCESS, "fork", pid=first + number, ppid=first + number - 1, comm="deep")
+            for number in range(1_500)
+        ),
+        recorded.event(Kind.FILE, "open", path="/ws/x", access="read", pid=first + 1_499, ppid=first + 1_498, rule=1),
+    )
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: app._summed == app._last > 0)
+        await until(pilot, lambda: any(label.endswith(" below") for label in labels(app.query_one(ProcessTree))))
+        assert text(app, "#details").count(" < ") < 20
+
+    watch(recorded, steps)
+
+
+def test_age_processor_and_memory_stay_in_sight_beside_a_long_command(recorded: Recorded) -> None:
+    recorded.add(
+        recorded.event(
+            *(Kind.EXEC, "exec"),
+            access="execute",
+            path="/usr/bin/agent",
+            argv=("agent", "--prompt", "words " * 90),
+            rule=1,
+        )
+    )
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: app._summed == app._last > 0)
+        with app._feed.lock:
+            app._feed.processes.measured({AGENT: (12.0, 45 << 20)})
+        app._draw()
+        await until(pilot, lambda: "12% 45M" in drawn_text(app), drawn_text(app))
+        assert f"{AGENT}" in drawn_text(app).partition("12% 45M")[0]
 
     watch(recorded, steps)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from dataclasses import replace
+
 import pytest
 from records import AGENT, CHILD, Recorded
 
@@ -12,6 +16,7 @@ from mcpguard.model.event import Event, Kind
 from mcpguard.session import process_tree as processes
 from mcpguard.session.process_tree import ProcessTable
 from mcpguard.tui import filters, totals
+from mcpguard.tui.feed import Turns
 from mcpguard.tui.totals import Totals
 
 
@@ -33,6 +38,44 @@ def test_a_number_that_is_used_again_is_another_process() -> None:
     again = table.get(11)
     assert again is not None and again.ended_ns is None and again.started_ns == 5
     assert table.living() == [10, 11]
+
+
+def test_a_program_that_calls_itself_otherwise_is_told_by_both_names() -> None:
+    table = ProcessTable()
+    for pid, exe, argv in ((10, "/usr/bin/git", ("git", "log")), (11, "/ws/evil", ("/usr/bin/git", "log"))):
+        table.take([replace(process("exec", pid, 1), kind=Kind.EXEC, exe=exe, argv=argv)])
+    assert [found.name for pid in (10, 11) if (found := table.get(pid))] == ["git log", "evil as git log"]
+
+
+def test_a_chain_of_parents_is_bounded() -> None:
+    table = ProcessTable()
+    table.take([process("fork", pid, pid - 1) for pid in range(10, 3_000)])
+    assert [one.pid for one in table.chain(2_999)] == list(range(2_999, 2_999 - processes.MAX_CHAIN, -1))
+
+
+def test_who_looks_waits_for_one_piece_of_who_adds() -> None:
+    """Who adds holds it nearly all the time, and would go on to its end before anybody else got it."""
+    turns, added, ended = Turns(), [0], threading.Event()
+
+    def add() -> None:
+        while not ended.is_set():
+            with turns.adding():
+                added[0] += 1
+                sum(range(20_000))
+
+    adding = threading.Thread(target=add)
+    adding.start()
+    try:
+        while not added[0]:
+            time.sleep(0.001)
+        for _ in range(20):
+            with turns:
+                before = added[0]
+                time.sleep(0.002)
+                assert added[0] == before
+    finally:
+        ended.set()
+        adding.join(60)
 
 
 def test_the_table_is_bounded_and_keeps_denials_longest(monkeypatch: pytest.MonkeyPatch) -> None:

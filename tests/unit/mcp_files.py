@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -77,3 +79,19 @@ def write(path: Path, text: str | bytes) -> Path:
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     path.chmod(0o600)
     return path
+
+
+def npx_installed(home: Path, wanted: str, name: str, version: str, **more: str) -> Path:
+    """What `npx` leaves in its cache when it was asked for a package; its script.
+
+    Args:
+        wanted: the package as it was written.
+        more: of its manifest.
+    """
+    modules = home / ".npm/_npx" / hashlib.sha512(wanted.encode()).hexdigest()[:16] / "node_modules"
+    manifest = {"name": name, "version": version, "bin": {"x": "dist/x.js"}, **more}
+    write(modules / name / "package.json", json.dumps(manifest))
+    write(modules / "other/index.js", "1")
+    script = write(modules / name / "dist/x.js", "#!/bin/sh\n")
+    script.chmod(0o755)
+    return script

@@ -342,6 +342,85 @@ def test_what_has_no_other_direction_is_told_after_a_while() -> None:
     assert [row[3] for row in told(world.observer.tick())] == ["0"]
 
 
+class Known:
+    """Who has which ends."""
+
+    def __init__(self) -> None:
+        self.input: tuple[int, int] | None = None
+        self.standard_inputs: set[int] = set()
+        self.open: dict[int, set[int] | None] = {}
+
+    def readers(self, end: tuple[int, int]) -> list[int]:
+        return [OTHER] if end[1] in self.standard_inputs else []
+
+    def holds(self, pid: int, end: tuple[int, int]) -> bool | None:
+        found = self.open.get(pid, set())
+        return None if found is None else end[1] in found
+
+
+def known(world: World) -> Known:
+    made = Known()
+    world.observer._ends = made  # type: ignore[assignment]
+    return made
+
+
+def test_what_a_program_prints_unasked_is_data_unless_somebody_reads_it_as_a_server_would() -> None:
+    """`git cat-file --batch` prints files; `cat calls | server` asks a server."""
+    lines = ask(1, name="one") + answer(1) + ask(2, "initialize")
+    for reads, session_input in itertools.product((False, True), (False, True)):
+        world = World()
+        ends = known(world)
+        ends.standard_inputs = {30} if reads else set()
+        ends.input = (PIPES, 31) if session_input else None
+        world.see(world.sender(OTHER, 30, 30, output=True, input=(PIPES, 31)).say(lines))
+        assert bool(world.end()) is (reads or session_input)
+        assert not world.observer.take_lost()
+
+
+def test_a_reader_that_comes_later_is_seen() -> None:
+    world = World()
+    ends = known(world)
+    world.see(world.sender(OTHER, 30, 30, output=True).say(ask(1)))
+    ends.standard_inputs = {30}
+    world.clock.now_ns += observing.HOLD_NS // 2
+    world.see([])
+    ends.standard_inputs = set()
+    world.clock.now_ns += observing.HOLD_NS
+    world.see([])
+    assert len(world.events) == 1
+
+
+def test_a_server_that_speaks_first_is_no_data_once_it_is_asked() -> None:
+    world = World()
+    known(world)
+    note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{}}\n'
+    world.see(world.server.say(note), world.client.say(ask(1)), world.server.say(answer(1)))
+    assert [row[0] for row in told(world.end())] == ["notification", "request", "response"]
+
+
+@pytest.mark.parametrize(
+    ("output", "has", "pairs"),
+    [
+        (True, set(), False),
+        (True, {1}, True),
+        (True, None, False),
+        (False, set(), False),
+        (False, {1}, True),
+        (False, None, True),
+    ],
+)
+def test_what_looks_like_an_answer_is_one_from_who_can_have_read_the_question(
+    output: bool, has: set[int] | None, pairs: bool
+) -> None:
+    world = World()
+    ends = known(world)
+    ends.open[OTHER] = has
+    ends.standard_inputs = {30}
+    world.see(world.client.say(ask(7, name="one")))
+    world.see(world.sender(OTHER, 30, 30, output=output, input=(0, 9)).say(answer(7)))
+    assert any(len(ops) == 2 for ops in calls(world.end()).values()) is pairs
+
+
 def test_connections_and_what_they_hold_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observing, "MOST_STREAMS", 4)
     monkeypatch.setattr(observing, "MOST_HELD", 1000)

@@ -18,10 +18,12 @@ import pytest
 from gate_help import PYTHON, SERVER, World, call, gate
 
 from mcpguard.gate import peers, serving
+from mcpguard.gate.admission import Admission
 from mcpguard.gate.line import MOST_BYTES, VERSION
 
 pytestmark = pytest.mark.timeout(60)
 GOOD = {"version": VERSION, "name": "s", "argv": ["/bin/cat"]}
+NOTE = b'{"jsonrpc":"2.0","method":"notifications/x"}\n'
 
 
 @pytest.fixture
@@ -256,15 +258,15 @@ sys.stdin.read()
 def test_a_title_is_not_taken_for_other_arguments_though_the_gate_is_busy(world: World, tmp_path: Path) -> None:
     """It looks at a server when that is executed, and not when it comes to it."""
     may_execute, busy, titled, go_on = (tmp_path / name for name in ("may", "busy", "titled", "on"))
-    admit = world.admit
+    judge = world.judge
 
-    def slowly(name: str, argv: list[str], pid: int) -> Any:
+    def slowly(name: str, admission: Admission, peer: int, client: int) -> Any:
         if name == "slow":
             busy.touch()
             wait_until(go_on.exists)
-        return admit(name, argv, pid)
+        return judge(name, admission, peer, client)
 
-    world.admit = slowly  # type: ignore[method-assign]
+    world.judge = slowly  # type: ignore[method-assign]
     words = [PYTHON, "-c", TITLED, str(titled)]
     then = f"""
 while not os.path.exists({str(may_execute)!r}):
@@ -283,6 +285,81 @@ os.execve({PYTHON!r}, {words!r}, order["environment"])
     assert world.wait_for("start", "a title").pid == process.pid
     for one in (process, slow):
         one.communicate(timeout=30)
+
+
+class Reading:
+    """What a huge server takes to be read: for ever, until it is told to end."""
+
+    def __init__(self, world: World) -> None:
+        self.begun: list[str] = []
+        self.end = threading.Event()
+        self._admit = world.admit
+        world.admit = self._slowly  # type: ignore[method-assign]
+
+    def _slowly(self, name: str, argv: list[str], pid: int) -> Admission:
+        if name.startswith("huge"):
+            self.begun.append(name)
+            assert self.end.wait(60)
+        return self._admit(name, argv, pid)
+
+
+@pytest.fixture
+def reading(world: World) -> Iterator[Reading]:
+    made = Reading(world)
+    yield made
+    made.end.set()
+
+
+def test_while_one_server_is_read_others_start_and_answer_and_nothing_reaches_it(
+    world: World, reading: Reading
+) -> None:
+    with world.start("huge", ["/bin/cat"]) as huge, world.start("s", ["/bin/cat"]) as other:
+        assert huge.stdin and huge.stdout and other.stdin and other.stdout
+        wait_until(lambda: reading.begun)
+        huge.stdin.write(NOTE)
+        huge.stdin.flush()
+        for _ in range(3):
+            other.stdin.write(NOTE)
+            other.stdin.flush()
+            assert other.stdout.readline() == NOTE
+        assert [one.mcp.server for one in world.events("start")] == ["s"]
+        assert Path(f"/proc/{huge.pid}/exe").resolve() == Path(PYTHON), "not what it asked to become"
+        reading.end.set()
+        assert huge.stdout.readline() == NOTE
+        huge.stdin.close()
+        other.stdin.close()
+
+
+def test_no_more_than_some_are_read_at_once_and_the_next_ones_wait_for_their_turn(
+    world: World, reading: Reading
+) -> None:
+    most = serving.MOST_LOOKED_AT
+    started = [world.start(f"huge{number}", ["/bin/cat"]) for number in range(most + 2)]
+    wait_until(lambda: len(reading.begun) == most)
+    gone = next(one for number, one in enumerate(started) if f"huge{number}" not in reading.begun)
+    gone.kill()
+    gone.communicate()
+    reading.end.set()
+    for one in started:
+        if one is not gone:
+            one.communicate(b"", timeout=60)
+            assert one.returncode == 0
+    assert len(world.events("start")) == most + 1
+
+
+def test_who_hangs_up_or_talks_on_while_it_is_read_becomes_nothing(world: World, reading: Reading) -> None:
+    with pipes() as ends, connect(world) as leaves, connect(world) as talks:
+        for name, line in (("huge1", leaves), ("huge2", talks)):
+            socket.send_fds(line, [json.dumps({**GOOD, "name": name}).encode()], ends)
+        wait_until(lambda: len(reading.begun) == 2)
+        leaves.close()
+        socket.send_fds(talks, [json.dumps(GOOD).encode()], ends)
+        assert talks.recv(100) == b"", "nobody listens any more"
+        world.wait_for("refuse", "went on talking")
+        reading.end.set()
+        other = world.start("s", ["/bin/cat"])
+        other.communicate(b"", timeout=60)
+    assert [one.mcp.server for one in world.events("start")] == ["s"]
 
 
 def wait_until(state: Callable[[], object]) -> None:

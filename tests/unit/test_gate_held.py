@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate_help import PYTHON, SERVER, World, call, gate
+from gate_help import PYTHON, SERVER, World, call, gate, rule
 
 from mcpguard.gate import held
 from mcpguard.mcp.judge import BLOCKED
 from mcpguard.mcp.policy import Pattern
+from mcpguard.model.access import Effect
 from mcpguard.model.mcp import AfterTaint, McpKind
 
 pytestmark = pytest.mark.timeout(120)
@@ -99,6 +100,28 @@ def test_an_answer_for_the_session_holds_for_this_tool_and_not_past_a_rule(world
         assert ("result" in agent.hear()) == (tool == "echo")
     agent.say(call("other", {}, id=4))  # nobody described it
     assert world.waits()["tool"] == "other"
+
+
+def test_what_a_rule_asks_for_is_asked_each_time_and_refused_in_four_lines_where_nobody_watches(
+    world: World, agent: Agent
+) -> None:
+    """Though nothing was read before; a word for the session lets this call go on, and the next one is asked for."""
+    world.taint.sources.clear()
+    world.policy = dataclasses.replace(
+        world.policy, rules=(*world.policy.rules, rule(Effect.ASK, "s", "environment")), after_taint=AfterTaint.ALLOW
+    )
+    agent.say(call("environment", {"n": 0}, id=1))
+    lines = agent.hear()["error"]["message"].splitlines()
+    assert len(lines) == 4 and "nobody watches" in lines[1] and lines[3].endswith("mcp.ask")
+    world.tell(watched=True)
+    for number in (2, 3):
+        agent.say(call("environment", {"n": number}, id=number))
+        waits = world.waits()
+        assert waits["tool"] == "environment" and "test.yaml" not in waits["why"]
+        world.tell(call=waits["call"], answer="session", who="watch[7]")
+        assert agent.hear()["id"] == number
+    asked = [one for one in world.events("request") if one.mcp.tool == "environment"]
+    assert {one.rule.line for one in asked if one.rule} == {7}
 
 
 def test_who_is_asked_is_told_when_they_do_not_see_all_of_it(world: World, agent: Agent) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from events_help import OPEN_POLICY, make_policy
+from mcp_files import npx_installed, write
 
 from mcpguard.catalogue import approved, identity, starting
 from mcpguard.catalogue.server import STDIO, Server
@@ -150,12 +151,32 @@ def test_runners_are_told_to_leave_their_folder(given: tuple[str, ...], then: tu
         ("python3.12", "-m", "mine"),
         ("python3.12", "mine.py"),
         ("./own",),
+        ("npm", "start"),
+        ("npm", "run", "serve"),
+        ("bun", "/srv/a.ts"),
+        ("deno", "run", "-A", "/srv/a.ts"),
+        ("tsx", "/srv/a.ts"),
+        ("env", "A=b", "ts-node", "/srv/a.ts"),
     ],
 )
 def test_what_cannot_be_told_starts_only_where_the_session_may_not_write(
     command: tuple[str, ...], tmp_path: Path
 ) -> None:
-    for name in ("npx", "uvx", "bunx", "pnpm", "yarn", "python3.12", "python3.10"):
+    programs = (
+        "npx",
+        "npm",
+        "uvx",
+        "bunx",
+        "bun",
+        "deno",
+        "tsx",
+        "ts-node",
+        "pnpm",
+        "yarn",
+        "python3.12",
+        "python3.10",
+    )
+    for name in programs:
         program(tmp_path, name)
     work = tmp_path / "work"
     (work / "node_modules/local").mkdir(parents=True)
@@ -168,6 +189,56 @@ def test_what_cannot_be_told_starts_only_where_the_session_may_not_write(
     with pytest.raises(HostError) as refused:
         started(tmp_path, *command, writable="work")
     assert refused.value.code == "mcp.writable"
+
+
+def test_what_a_runner_has_installed_is_started_without_it(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "npx")
+    with monkeypatch.context() as patch:
+        patch.setattr(servers, "_environment", {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path)})
+        declared = Server("n", "", "", "", STDIO, command="npx", args=("-y", "a@1.0.0", "--b"))
+        patch.setattr(servers, "_declared", {"n": declared})
+        found = starting.identify(declared, servers._environment, Path.cwd())
+        assert found is not None
+        approved.approve("n", "test", found, ())
+        with pytest.raises(Unvetted) as refused:
+            servers.admit("n", ["npx"], os.getpid())
+        assert refused.value.code == "mcp.not-installed"
+        assert f"npx -y --cache {tmp_path}/.npm -p a@1.0.0 true, then mcpguard mcp approve n" in refused.value.do
+        script = npx_installed(tmp_path, "a@1.0.0", "a", "1.0.0")
+        with pytest.raises(Unvetted, match="not what was approved"):
+            servers.admit("n", ["npx"], os.getpid())
+        found = starting.identify(declared, servers._environment, Path.cwd())
+        assert found is not None
+        approved.approve("n", "test", found, ())
+        admitted = servers.admit("n", ["npx"], os.getpid())
+        assert (admitted.program, admitted.argv) == (str(script), (str(script), "--b"))
+        assert [form.argv[0] for form in admitted.forms] == [os.fsencode(script), b"/bin/sh"]
+    assert started(tmp_path, "env", "A=b", "npx", "a@1.0.0", "x") == ("env", "A=b", str(script), "x")
+    with pytest.raises(HostError, match="was not started") as kept:
+        started(tmp_path, "npx", "-y", "a@1.0.0", writable=".npm")
+    assert kept.value.code == "mcp.writable"
+
+
+def test_nothing_beside_what_is_installed_may_be_changed(tmp_path: Path) -> None:
+    """What Node finds in folders above, and Python beside the script that it starts with, is no part of what was approved."""
+    for runner in ("npx", "uvx"):
+        write(tmp_path / "bin" / runner, "binary").chmod(0o755)
+    npx_installed(tmp_path, "a@1.0.0", "a", "1.0.0")
+    tool = tmp_path / "tools/b"
+    script = write(tool / "bin/b", "#!/bin/sh\n")
+    script.chmod(0o755)
+    write(tool / "lib/python3.12/site-packages/b-1.0.dist-info/RECORD", "")
+    uvx = {"UV_TOOL_DIR": str(tmp_path / "tools")}
+    assert started(tmp_path, "uvx", "b", writable="work", env=uvx) == (str(script),)
+    assert started(tmp_path, "npx", "a@1.0.0", writable="work")[0].endswith("x.js")
+    for place in ("tools/b/bin", "tools/b"):
+        with pytest.raises(HostError, match="was not started"):
+            started(tmp_path, "uvx", "b", writable=place, env=uvx)
+    for place in (".npm/node_modules", "node_modules", ".node_modules", ".node_libraries"):
+        with pytest.raises(HostError, match="was not started"):
+            started(tmp_path, "npx", "a@1.0.0", writable=place)
 
 
 # --- containers ---------------------------------------------------------------------------------------------------------------

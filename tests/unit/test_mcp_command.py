@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mcp_files import copied, write
+from mcp_files import copied, npx_installed, write
 
 from mcpguard.catalogue import approved
 from mcpguard.cli import main
@@ -86,6 +86,22 @@ def test_approve_show_change_revoke(tmp_path: Path, mcp: Mcp) -> None:
     assert (code, out) == (0, "revoked  mine  sh server.sh\n")
     assert mcp("revoke", "mine")[0] == 1
     assert "not approved" in mcp("list")[1]
+
+
+def test_a_package_that_is_not_installed_is_told_with_what_installs_it(tmp_path: Path, mcp: Mcp) -> None:
+    program = write(tmp_path / "bin/npx", "#!/bin/sh\n")
+    program.chmod(0o755)
+    declare(tmp_path, pack={"command": "npx", "args": ["-y", "@a/b"]})
+    code, _, err = mcp("approve", "--yes", "pack")
+    assert code == 1 and f"First: npx -y --cache {tmp_path}/home/.npm -p @a/b true" in err
+    npx_installed(tmp_path / "home", "@a/b", "@a/b", "1.0.0")
+    code, out, _ = mcp("approve", "--yes", "pack")
+    assert code == 0 and "installed    1.0.0" in out
+    assert "to have them anew first: rm -rf" in out, (
+        "an earlier session may have put it there, and npx takes what it finds"
+    )
+    npx_installed(tmp_path / "home", "@a/b", "@a/b", "1.0.1")
+    assert "changed      installed: 1.0.0 -> 1.0.1" in mcp("show", "pack")[1]
 
 
 def test_all_of_them(tmp_path: Path, mcp: Mcp) -> None:

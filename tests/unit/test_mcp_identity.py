@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from mcp_files import write
+from mcp_files import npx_installed, write
 
-from mcpguard.catalogue import identity
+from mcpguard.catalogue import identity, sums
 from mcpguard.catalogue import package as packages
 from mcpguard.catalogue.identity import Identity
 
@@ -165,6 +165,118 @@ def npx(bin_folder: Path, cwd: Path) -> Identity:
     return of(bin_folder, "npx", "-y", "@a/b@1.0.0", cwd=cwd, HOME=str(bin_folder.parent / "home"))
 
 
+def test_what_npx_installed_is_known_whole(bin_folder: Path) -> None:
+    """With all that its modules may find; a range or a name alone is what lies there, and another when that changes."""
+    home = bin_folder.parent / "home"
+    cwd = home / "project"
+    missing = npx(bin_folder, cwd)
+    assert ("modules", "node_modules") in code(missing) and "npx -y --cache" in missing.notes[0]
+    script = npx_installed(home, "@a/b@1.0.0", "@a/b", "1.0.0")
+    modules = script.parents[3]
+    found = npx(bin_folder, cwd)
+    assert found.installed is not None and found.installed.words == (str(script),)
+    assert ("script", "x.js") in code(found) and found.facts()["installed"] == "1.0.0" and not found.notes
+    seen = {missing.digest, found.digest}
+    write(modules / "other/index.js", "2")
+    seen.add(npx(bin_folder, cwd).digest)
+    (modules / "other/index.js").chmod(0o755)
+    seen.add(npx(bin_folder, cwd).digest)
+    (modules / ".bin").mkdir()
+    (modules / ".bin/x").symlink_to("../@a/b/dist/x.js")
+    seen.add(npx(bin_folder, cwd).digest)
+    write(home / ".npm/_npx/node_modules/optional/index.js", "planted where modules look for what they can do without")
+    seen.add(npx(bin_folder, cwd).digest)
+    write(home / ".npm/node_modules/optional/index.js", "the same")
+    seen.add(npx(bin_folder, cwd).digest)
+    assert len(seen) == 7
+    (modules / "other/out").symlink_to(home / "project")
+    assert any(one.sha256 == identity.MISSING for one in npx(bin_folder, cwd).code)
+    (modules / "other/out").unlink()
+    (home / "second name").hardlink_to(modules / "other/index.js")
+    assert any(one.sha256 == identity.MISSING for one in npx(bin_folder, cwd).code)
+    (home / "second name").unlink()
+    npx_installed(home, "@a/b@1.0.0", "@a/b", "1.0.1")
+    other = npx(bin_folder, cwd)
+    assert other.installed is not None and not other.installed.words, "not the version that was asked for"
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted", "programs", "runs"),
+    [
+        (("a",), "a", {"x": "dist/x.js"}, ()),
+        (("-y", "a@latest", "-v", "--", "b"), "a@latest", {"x": "dist/x.js"}, ("-v", "--", "b")),
+        (("--yes", "--", "a@^1", "b"), "a@^1", "dist/x.js", ("b",)),
+        (("-q", "a"), "a", {"y": "y.js", "a": "dist/x.js"}, ()),
+        (("-p", "a", "x", "1"), "a", {"y": "y.js", "x": "dist/x.js"}, ("1",)),
+        (("--package=a", "a"), "a", "dist/x.js", ()),
+        (("a",), "a", {"y": "y.js", "x": "dist/x.js"}, None),
+        (("-p", "a", "sh"), "a", {"x": "dist/x.js"}, None),
+        (("a",), "a", {"x": "../../outside.js"}, None),
+    ],
+)
+def test_npx_takes_the_program_that_it_would_take(
+    bin_folder: Path, words: tuple[str, ...], wanted: str, programs: object, runs: tuple[str, ...] | None
+) -> None:
+    home = bin_folder.parent / "home"
+    script = npx_installed(home, wanted, "a", "1.0.0", bin=programs)  # type: ignore[arg-type]
+    program(home / ".npm/outside.js")
+    found = of(bin_folder, "npx", *words, HOME=str(home)).installed
+    assert found is not None and found.words == (() if runs is None else (str(script), *runs))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-p", "a", "-p", "b", "x"),
+        ("--registry", "https://x.example", "a"),
+        ("-c", "a"),
+        ("./a",),
+        ("a.tgz",),
+        ("github:a/b",),
+        ("a@npm:b",),
+        ("https://x.example/a",),
+    ],
+)
+def test_what_only_the_runner_knows_is_left_to_it(bin_folder: Path, words: tuple[str, ...]) -> None:
+    assert of(bin_folder, "npx", *words, HOME="/nowhere").installed is None
+
+
+def test_what_uv_installed_is_started_in_place_of_uvx(bin_folder: Path) -> None:
+    home = bin_folder.parent / "home"
+    program(bin_folder / "uvx", "binary uvx")
+    program(bin_folder / "uv", "binary uv")
+
+    def uvx(*words: str, runner: str = "uvx") -> Identity:
+        return of(bin_folder, runner, *words, HOME=str(home))
+
+    missing = uvx("my.server==1.0")
+    assert missing.installed is not None and missing.installed.fetch.endswith("--link-mode copy my-server==1.0")
+    folder = home / ".local/share/uv/tools/my-server"
+    script = program(folder / "bin/my.server", "#!/bin/sh\n")
+    site = folder / "lib/python3.12/site-packages"
+    write(site / "my_server-1.0.dist-info/RECORD", "x,sha256=1,1")
+    module = write(site / "other.py", "1")
+    found = uvx("my.server==1.0", "--flag")
+    assert found.installed is not None and found.installed.words == (str(script), "--flag")
+    for same in (("my.server",), ("my.server@1.0",), ("--from", "my-server==1.0", "my.server")):
+        known = uvx(*same).installed
+        assert known is not None and known.words == (str(script),) and known.version == "1.0"
+    assert uvx("tool", "run", "my.server", runner="uv").installed is not None
+    write(site / "__pycache__/other.cpython-312.pyc", "made by whoever runs it")
+    assert uvx("my.server==1.0", "--flag").digest == found.digest
+    module.write_text("2")
+    assert uvx("my.server==1.0", "--flag").digest != found.digest
+    (home / "in the cache").hardlink_to(module)
+    shared = uvx("my.server==1.0").installed
+    assert shared is not None and not shared.words, "sessions may write the other name of that file"
+    (home / "in the cache").unlink()
+    newer = uvx("my.server==1.1").installed
+    assert newer is not None and not newer.words
+    for left in (("--with", "b", "my.server"), ("--python", "3.12", "my.server"), ("my.server[x]",)):
+        assert uvx(*left).installed is None
+    assert uvx("--from", "git+https://x.example/a", "a").installed is None
+
+
 def test_what_is_missing_is_said_and_is_another_identity_when_it_appears(bin_folder: Path) -> None:
     missing = of(bin_folder, "nothing")
     assert (missing.program, missing.notes) == ("", ("no program nothing was found",))
@@ -268,13 +380,13 @@ def test_files_are_read_once_and_together_are_no_larger_than_one_may_be(
 ) -> None:
     """Whoever asks the gate chooses the words, and everybody else waits while it reads what they name."""
     read: list[str] = []
-    sum_of = identity._file_sum
+    sum_of = sums.of_file
 
     def counted(path: Path) -> str:
         read.append(path.name)
         return sum_of(path)
 
-    monkeypatch.setattr(identity, "_file_sum", counted)
+    monkeypatch.setattr(sums, "of_file", counted)
     monkeypatch.setattr(identity, "MAX_CODE", 1000)
     for name in ("a.js", "b.js", "c.js"):
         write(tmp_path / name, "/" * 400)

@@ -208,6 +208,8 @@ def test_an_expression_cannot_be_made_to_run_for_ever() -> None:
         ("allow:\n  - {tool: fs/t, where: {x: {inside: 'a/b'}}}", "is no folder"),
         ("allow:\n  - {tool: fs/t, where: {x: {inside: '{nowhere}/b'}}}", "is no folder"),
         ("allow:\n  - {tool: 'fs/resource:x', where: {x: {equals: a}}}", "no arguments"),
+        ("ask: ['fs/sampling:*']", "nothing that can be asked for"),
+        ("ask: ['fs/method:x']", "nothing that can be asked for"),
     ],
 )
 def test_rules_that_mean_nothing_are_refused_with_their_place(rules: str, what: str) -> None:
@@ -474,6 +476,70 @@ def test_a_refusal_says_so_and_how_to_find_it() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("rules", "word"),
+    [
+        ("ask: [fs/write_file]", "ask"),
+        ("allow: [fs]\nask: [fs/write_file]", "ask"),
+        ("ask: ['fs/@write']\nallow: ['*']", "ask"),
+        ("ask: [fs/write_file]\ndeny: [fs]", "deny"),
+        ("deny: ['fs/@write']\nask: ['*']\nallow: ['*']", "deny"),
+        ("ask: [other]\nallow: [fs]", "allow"),
+        ("ask: [other]", "deny"),
+        ("allow: [fs]\nask:\n  - {tool: fs/write_file, where: {path: {inside: /etc}}}", "allow"),
+        ("allow: [fs]\nask:\n  - {tool: fs/write_file, where: {path: {inside: /tmp}}}", "ask"),
+        ("allow: [fs]\nask:\n  - {tool: fs/write_file, where: {path: {host: a.b}}}", "ask"),
+        ("allow: [fs]\nask:\n  - {tool: fs/write_file, where: {absent: {inside: /tmp}}}", "allow"),
+    ],
+)
+def test_a_denial_wins_over_a_question_and_that_over_a_permission(rules: str, word: str) -> None:
+    asked = call("write_file", {"path": "/tmp/a"})
+    judged = judge(rules).from_client(asked)
+    assert ("ask" if judged.ask else judged.verdict.value) == word, judged
+    assert judge(rules).from_client(asked, approved=True).allowed is (word != "deny")
+
+
+def test_each_call_is_asked_for_and_a_word_for_the_session_is_for_the_flow_alone() -> None:
+    taint = Taint({})
+    one = judge('ask: [fs/write_file]\nallow: ["*"]\nflow: {untrusted: ["*/@untrusted"], then: ask}', taint=taint)
+    one.approve("write_file")
+    judged = one.from_client(call("write_file", {"path": "/tmp/a"}))
+    assert judged.ask and judged.origin is not None and judged.origin.line == 3
+    taint.note("web/fetch")
+    assert "web/fetch" not in one.from_client(call("write_file")).reason
+    both = judge(
+        'ask: [fs/write_file]\nflow: {untrusted: ["*/@untrusted"], then: ask}', taint=Taint({"web/fetch": None})
+    )
+    assert both.from_client(call("write_file")).ask and "web/fetch" in both.from_client(call("write_file")).reason
+    strict = judge('ask: [fs/write_file]\nflow: {untrusted: ["*/@untrusted"], then: refuse}', taint=taint)
+    for approved in (False, True):
+        judged = strict.from_client(call("write_file"), approved=approved)
+        assert not judged.allowed and not judged.ask, "a word does not open what the flow refuses"
+
+
+def test_what_is_asked_for_is_listed_and_not_completed_and_another_definition_is_no_question() -> None:
+    pins = {"tool:write_file": "another", "tool:read_file": digest_of({"name": "read_file"}), "prompt:p": "any"}
+    one = judge("ask: [fs, 'fs/prompt:p', 'fs/resource:*']", pins=pins)
+    tools = response({"tools": [{"name": "read_file"}, {"name": "write_file"}]})
+    shown = json.loads(one.answer("tools/list", tools)[0])["result"]["tools"]
+    assert shown == [{"name": "read_file"}]
+    assert one.from_client(call("read_file")).ask
+    judged = one.from_client(call("write_file"))
+    assert not judged.ask and not judged.allowed, "it is not what was approved"
+    for asked in (request("resources/read", uri="file:///a"), request("prompts/get", name="p")):
+        assert one.from_client(asked).ask and one.from_client(asked, approved=True).allowed
+    half = request("completion/complete", ref={"type": "ref/prompt", "name": "p"})
+    assert not one.from_client(half).ask and not one.from_client(half).allowed
+
+
+def test_the_refusal_of_what_nobody_answers_has_four_lines() -> None:
+    judged = judge("ask:\n  - {tool: fs/write_file, because: it is dear}").from_client(call("write_file"))
+    lines = json.loads(refusal(7, judged, "c12"))["error"]["message"].splitlines()
+    assert len(lines) == 4
+    assert "blocked by policy: write_file" in lines[0] and "--call c12" in lines[0]
+    assert "it is dear" in lines[1] and "mcpguard watch" in lines[2] and "mcp.ask" in lines[3]
+
+
 RULES = ["fs/read_*", '"fs/@read"', '"fs/@write"', "{tool: fs/write_file, where: {path: {inside: /tmp}}}", '"*"']
 CALLS = [("read_file", {}), ("write_file", {"path": "/tmp/a"}), ("write_file", {"path": "/etc"}), ("unheard_of", {})]
 
@@ -491,6 +557,10 @@ def test_a_denial_more_never_allows_more_and_order_never_matters(rules: tuple[st
         assert allowed(both, name, arguments) is alone
         if allowed(judge(f'allow: ["*"]\ndeny: [{one}, {other}]'), name, arguments):
             assert allowed(judge(f'allow: ["*"]\ndeny: [{one}]'), name, arguments)
+        # A question more never lets more through by itself, nor by anybody's word past a denial.
+        assert not allowed(judge(f"ask: [{one}]"), name, arguments)
+        asked = judge(f'allow: ["*"]\nask: [{one}]\ndeny: [{other}]').from_client(call(name, arguments), approved=True)
+        assert asked.allowed is allowed(judge(f'allow: ["*"]\ndeny: [{other}]'), name, arguments)
 
 
 AWS = classes.of_package("awslabs.aws-api-mcp-server")

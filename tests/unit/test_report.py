@@ -18,7 +18,7 @@ from mcpguard.events.format import clock
 from mcpguard.events.mcp import Talk
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
-from mcpguard.model.event import Event, Kind, Peer
+from mcpguard.model.event import Event, Kind, McpMessage, Peer
 from mcpguard.model.rule import Origin
 from mcpguard.session import report as reports
 from mcpguard.session.live import APPROVED
@@ -170,6 +170,29 @@ def test_what_was_allowed_while_it_ran_is_told_with_when_and_how_far(recorded: R
     told = json.loads(CliRunner().invoke(build(), ["report", recorded.id, "--format", "json"]).output)["approvals"]
     assert told[1]["file"] == "/home/u/p.yaml" and told[1]["line"] == 3 and told[1]["scope"] == "profile"
     assert told[2]["next_run_because"] == "tier 3" and "file" not in told[2]
+
+
+def test_calls_that_a_person_let_go_on_stand_beside_the_rules(recorded: Recorded) -> None:
+    asked = Origin("p", "/home/u/p.yaml", 3, "mcp ask s/*")
+    message = McpMessage("s", "stdio", "client", call="c1", method="tools/call", tool="<send>")
+    other = McpMessage("s", "stdio", "client", call="c2", method="tools/call", tool="read")
+    recorded.add(Kind.MCP, "request", mcp=message, rule=asked, detail="allowed once in watch, by watch[7]")
+    recorded.add(Kind.MCP, "request", mcp=other, detail="allowed for the session in watch, by watch[7]")
+    recorded.add(Kind.MCP, "request", Verdict.DENY, mcp=other, detail="refused in watch, by watch[7]")
+    recorded.add(Kind.MCP, "request", mcp=other, detail="its answer counts as written by strangers")
+    found = recorded.read()
+    assert [(one.rule, one.how, one.who, one.call) for one in found.approvals] == [
+        ("mcp call s/<send>", "once", "watch[7]", "c1"),
+        ("mcp call s/read", "for the session", "watch[7]", "c2"),
+    ]
+    text = page(found, "/home/u")
+    assert "mcp call s/&lt;send&gt;" in text and "~/p.yaml:3" in text and ">c2<" in text
+    assert "mcp call s/read  (for the session)" in CliRunner().invoke(build(), ["report", recorded.id]).output
+    told = json.loads(CliRunner().invoke(build(), ["report", recorded.id, "--format", "json"]).output)["approvals"]
+    assert [(one["call"], one["scope"], one.get("line")) for one in told] == [
+        ("c1", "once", 3),
+        ("c2", "session", None),
+    ]
 
 
 def test_a_long_table_is_folded_and_loses_nothing(recorded: Recorded) -> None:

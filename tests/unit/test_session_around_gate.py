@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mcpguard.events.mcp import CLIENT, SERVER, Talk
+from mcpguard.events.observer import Asked
 from mcpguard.model.event import Event, Peer
-from mcpguard.session.around_gate import AroundGate
+from mcpguard.session.around_gate import UNKNOWN_NS, AroundGate
 from mcpguard.session.gate import SHIM_WORDS
 
 HERE = Path("/proc/self/cgroup").read_text().rstrip().rpartition("\n")[2].partition("::")[2]
@@ -32,6 +34,20 @@ def server() -> Iterator[subprocess.Popen[bytes]]:
 def message(pid: int, method: str = "tools/list", client: int | None = None, **params: object) -> Event:
     talk = Talk("s", "x", "stdio", Peer(client or os.getpid(), "/agent"), Peer(pid, "/server"))
     return talk.request(time.time_ns(), CLIENT, method, params, id=1, call="c")
+
+
+TALK = Talk("s", "unknown", "stdio", Peer(os.getpid(), "/agent"), None)
+
+
+def a_call(end: tuple[int, int], kind: str = "pipe", age_ns: int = 0) -> Asked:
+    """A first question of this process, whose other end is `end`."""
+    event = TALK.request(time.time_ns(), CLIENT, "tools/call", {"name": "x"})
+    return Asked(event, end, "unix" if kind == "socket" else kind, age_ns, alone=True)
+
+
+def end_of(descriptor: int) -> tuple[int, int]:
+    state = os.fstat(descriptor)
+    return os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino
 
 
 def looked(event: Event, *, agent: int | None = None, leaf: str = HERE) -> list[Event]:
@@ -66,20 +82,92 @@ def test_whoever_has_the_other_end_of_a_first_question_is_ended(kind: str, tmp_p
         ) as shim,
     ):
         os.kill(shim.pid, signal.SIGSTOP)
-        state = os.fstat(theirs)
-        end = (os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino)
+        end = end_of(theirs)
         around = AroundGate("s", os.getpid(), HERE)
-        around._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
         (tmp_path / "procs").write_text("".join(f"{pid}\n" for pid in (os.getpid(), server.pid, other.pid, shim.pid)))
-        talk = Talk("s", "unknown", "stdio", Peer(os.getpid(), "/agent"), None)
-        asked = talk.request(time.time_ns(), CLIENT, "tools/call", {"name": "x"})
-        foreign = talk.request(time.time_ns(), CLIENT, "session/new", {})
-        assert around.ahead([(foreign, end), (asked, (end[0], end[1] + 1))]) == []
-        (told,) = around.ahead([(asked, end), (asked, end)])
+        asked = a_call(end, kind)
+        foreign = replace(asked, event=TALK.request(time.time_ns(), CLIENT, "session/new", {}))
+        more = replace(asked, alone=False)
+        assert around.ahead([foreign, more, replace(asked, end=(end[0], end[1] + 1))]) == []
+        (told,) = around.ahead([asked, asked])
         assert server.wait(30) == -9 and told.pid == server.pid and "around the gate" in told.detail
         assert other.poll() is None and shim.poll() is None
         other.kill()
         shim.kill()
+    os.close(theirs)
+    os.close(ours)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_who_is_given_data_to_read_is_left_alone(kind: str, tmp_path: Path) -> None:
+    """A file may hold a call; whoever hands it to a program closes its end behind it, and a client waits for the answer."""
+    sockets = socket.socketpair()
+    theirs, ours = os.pipe() if kind == "pipe" else (sockets[0].fileno(), sockets[1].fileno())
+    end = end_of(theirs)
+    with subprocess.Popen(["/bin/sleep", "60"], stdin=theirs) as reader:
+        around = AroundGate("s", os.getpid(), HERE)
+        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+        (tmp_path / "procs").write_text(f"{reader.pid}\n")
+        if kind == "pipe":
+            os.close(theirs)
+            os.close(ours)
+        else:
+            sockets[1].shutdown(socket.SHUT_WR)
+        asked = a_call(end, kind)
+        assert around.ahead([asked, replace(asked, age_ns=UNKNOWN_NS)]) == []
+        assert reader.poll() is None
+        reader.kill()
+    for one in sockets:
+        one.close()
+
+
+def test_a_copy_of_the_agent_is_about_to_become_something(tmp_path: Path) -> None:
+    """It has the question to read, and may execute a shim in a moment; or not, and then it is a server as any other."""
+    theirs, ours = os.pipe()
+    code = "import os, time; os.dup2(int(os.sys.argv[1]), 0); pid = os.fork(); pid and print(pid, flush=True); time.sleep(60)"
+    agent = subprocess.Popen([sys.executable, "-c", code, str(theirs)], pass_fds=[theirs], stdout=subprocess.PIPE)
+    with agent:
+        assert agent.stdout is not None
+        child = int(agent.stdout.readline())
+        around = AroundGate("s", agent.pid, HERE)
+        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+        (tmp_path / "procs").write_text(f"{child}\n")
+        asked = a_call(end_of(theirs))
+        event = Talk("s", "unknown", "stdio", Peer(agent.pid, "/agent"), None).request(1, CLIENT, "tools/list", {})
+        asked = replace(asked, event=event)
+        assert around.ahead([asked]) == []
+        (told,) = around.ahead([replace(asked, age_ns=UNKNOWN_NS)])
+        assert told.pid == child
+        agent.kill()
+    os.close(theirs)
+    os.close(ours)
+
+
+def test_what_starts_a_shim_is_given_a_moment(tmp_path: Path) -> None:
+    theirs, ours = os.pipe()
+    words = ["/bin/sh", "-c", f"sleep 60; exec {shlex.join(SHIM_WORDS)} /nowhere s -- x"]
+    with subprocess.Popen(words, stdin=theirs) as wrapper:
+        around = AroundGate("s", os.getpid(), HERE)
+        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+        (tmp_path / "procs").write_text(f"{wrapper.pid}\n")
+        asked = a_call(end_of(theirs))
+        assert around.ahead([asked]) == [] and wrapper.poll() is None
+        assert [one.pid for one in around.ahead([replace(asked, age_ns=UNKNOWN_NS)])] == [wrapper.pid]
+    os.close(theirs)
+    os.close(ours)
+
+
+def test_what_the_kernel_ended_is_told_once_and_what_started_it_is_ended_too(tmp_path: Path) -> None:
+    theirs, ours = os.pipe()
+    with subprocess.Popen(["/bin/sleep", "60"], stdin=theirs) as runner:
+        around = AroundGate("s", os.getpid(), HERE)
+        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+        (tmp_path / "procs").write_text(f"{runner.pid}\n{os.getpid()}\n")
+        gone, other = around.ended(1 << 30, "/usr/bin/node", end_of(theirs))
+        assert (gone.pid, gone.comm) == (1 << 30, "node") and other.pid == runner.pid
+        assert runner.wait(60) == -9
+        assert around.ended(1 << 30, "/usr/bin/node", end_of(theirs)) == []
     os.close(theirs)
     os.close(ours)
 
@@ -147,13 +235,9 @@ def test_whom_a_runner_starts_while_it_is_ended_is_ended_too(tmp_path: Path) -> 
             return super()._end(pid)
 
     start()
-    state = os.fstat(theirs)
     around = WhileItForks("s", os.getpid(), HERE)
-    around._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
-    asked = Talk("s", "unknown", "stdio", Peer(os.getpid(), "/agent"), None).request(
-        time.time_ns(), CLIENT, "tools/call", {"name": "x"}
-    )
-    told = around.ahead([(asked, (os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino))])
+    around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+    told = around.ahead([a_call(end_of(theirs))])
     try:
         assert [event.pid for event in told] == [one.pid for one in started] and len(started) == 3
         assert [one.wait(30) for one in started] == [-9] * 3

@@ -11,6 +11,7 @@ import json
 import os
 import select
 import socket
+import struct
 from collections.abc import Mapping
 
 from mcpguard.kernel import cgroup
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MOST_BYTES = 256
+_INT = struct.Struct("i")
 
 
 class Keeping:
@@ -41,17 +43,27 @@ class Keeping:
     def serve(self) -> bool:
         """Answer one request; False: there will be no more."""
         try:
-            data, descriptors, _flags, _address = socket.recv_fds(self._line, _MOST_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            # Not `socket.recv_fds`, which takes flags and forgets them.
+            data, ancillary, _flags, _address = self._line.recvmsg(
+                _MOST_BYTES, socket.CMSG_LEN(_INT.size), socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+            )
+        except BlockingIOError:  # somebody else who has this end took it
+            return True
         except OSError:
             return False
         if not data:
             return False
+        descriptors = [
+            _INT.unpack(payload[: _INT.size])[0]
+            for level, kind, payload in ancillary
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        ]
         answer: dict[str, Any] = {}
         try:
             request = json.loads(data)
             answer["number"] = int(request["number"])
             self._put(descriptors[0], self._below[int(request["kept"])])
-        except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        except (OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             answer["refused"] = f"{type(error).__name__}: {error}"
         finally:
             for descriptor in descriptors:
@@ -69,6 +81,8 @@ class Keeping:
             return
         if place != here:
             raise ValueError("it is no process of the session's own leaf")
+        if _ended(held):  # so that what was read is of this one, and not of the next with its number
+            raise ValueError("it ended")
         below.enter(pid)
         if _ended(held) or cgroup.place_of(pid) != there:
             raise ValueError("it ended")

@@ -2,14 +2,13 @@
 
 Nothing is executed to find out. The name that a server gives itself, and the name in a configuration, count for nothing.
 The digest covers the resolved path of the program and its bytes, with those of the script that it interprets; every word; the
-package as specified; the variables and the folder that its configuration declares; and other variables that choose code
-(STEERING). It does not cover what a script imports, nor what a package runner fetches beyond the version or digest that its
-words name.
+package as specified; all that is installed of it, where `npx` and `uvx` are asked for one (`installed`); the variables and the
+folder that its configuration declares; and other variables that choose code (STEERING). It does not cover what another script
+imports, nor what other package runners fetch beyond the version or digest that their words name.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,10 +17,11 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from mcpguard.catalogue import installed, scripts, sums
 from mcpguard.catalogue import package as packages
-from mcpguard.catalogue import scripts
+from mcpguard.catalogue.installed import Installed
 from mcpguard.catalogue.package import Package
-from mcpguard.catalogue.reading import MAX_CODE, UnreadableError, content, is_file, opened
+from mcpguard.catalogue.reading import MAX_CODE, UnreadableError, content, is_file
 from mcpguard.mcp.masking import LOOKED_AT, MASK, is_secret_name, masked_text
 from mcpguard.model.values import dataclass
 
@@ -95,7 +95,6 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 WRAPPERS = ("env", "nohup", "setsid", "nice", "stdbuf", "time")
 _DEEPEST = 4
 _SHEBANG = 256
-_CHUNK = 1 << 20
 _MAX_SETTINGS = 1 << 20
 _RUNNER_SETTINGS = {
     **dict.fromkeys(("npx", "npm"), (".npmrc",)),
@@ -118,8 +117,9 @@ class Code:
     """A file that is executed or interpreted.
 
     Attributes:
-        role: `program`, `interpreter`, `script`, `loaded` (by an option, before the script), `local package` (which a runner
-            takes instead of fetching one) or `settings` (of a runner, in the folder that it starts in).
+        role: `program`, `interpreter`, `script`, `loaded` (by an option, before the script), `modules` (a folder with all that
+            a package installed), `local package` (which a runner takes instead of fetching one) or `settings` (of a runner, in
+            the folder that it starts in).
         path: links resolved; as written where there is no such file.
         sha256: of its bytes; empty for an interpreter that only root can change; MISSING where it cannot be read.
     """
@@ -142,6 +142,7 @@ class Identity:
         declared: variables of its configuration, and `folder` where it names one, as they are written there: what they lead a
             server to is part of what was approved, and a secret that comes from the environment may change.
         origin: scheme, host and port of a remote server; else empty.
+        installed: what the package runner would execute, and is executed without it; None where only the runner knows.
         notes: what could not be found out, one sentence each.
     """
 
@@ -153,6 +154,7 @@ class Identity:
     steering: tuple[tuple[str, str], ...] = ()
     declared: tuple[tuple[str, str], ...] = ()
     origin: str = ""
+    installed: Installed | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -166,7 +168,7 @@ class Identity:
         code = [[one.role, one.path, one.sha256] for one in self.code]
         package = str(self.package or "")
         everything = [self.command, self.args, self.found, code, package, self.steering, self.declared, self.origin]
-        return f"sha256:{_sum(json.dumps(everything))}"
+        return f"sha256:{sums.of_text(json.dumps(everything))}"
 
     def facts(self) -> dict[str, str]:
         """The same for a person, by what it is; secrets in words are masked."""
@@ -182,6 +184,8 @@ class Identity:
                 facts[f"{role} sha256"] = code.sha256
         if self.package is not None:
             facts["package"] = brief(str(self.package))
+        if self.installed is not None and self.installed.version:
+            facts["installed"] = brief(self.installed.version)
         facts |= {name: _value(name, text) for name, text in self.declared}
         return facts | {f"{name} sha256": value for name, value in self.steering if f"variable {name}" not in facts}
 
@@ -196,10 +200,10 @@ def of(
         cwd: absolute; what relative paths begin at.
         declared: as `Identity.declared`: `variable NAME` and `folder`.
     """
-    steering = {name: _sum(env[name]) for name in STEERING if env.get(name)}
+    steering = {name: sums.of_text(env[name]) for name in STEERING if env.get(name)}
     code: list[Code] = []
     notes: list[str] = []
-    package = _look(command, list(args), dict(env), Path(cwd), code, notes, 0)
+    package, run = _look(command, list(args), dict(env), Path(cwd), code, notes, 0)
     found = resolve(command, env, cwd)
     return Identity(
         command,
@@ -209,13 +213,14 @@ def of(
         package,
         tuple(sorted(steering.items())),
         tuple(sorted((declared or {}).items())),
+        installed=run,
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
 def of_remote(url: str) -> Identity:
     """The identity of a remote server: its origin; one that cannot be read is an origin of its own, which nobody approved."""
-    return Identity("", origin=origin(url) or f"unreadable:{_sum(url)}")
+    return Identity("", origin=origin(url) or f"unreadable:{sums.of_text(url)}")
 
 
 def origin(url: str) -> str:
@@ -258,14 +263,14 @@ def brief(text: str) -> str:
 
 def _look(
     command: str, args: list[str], env: dict[str, str], cwd: Path, code: list[Code], notes: list[str], depth: int
-) -> Package | None:
-    """Add what a command executes, and what it executes in turn; returns its package."""
+) -> tuple[Package | None, Installed | None]:
+    """Add what a command executes, and what it executes in turn; returns its package, and what is installed of it."""
     found = resolve(command, env, str(cwd))
     name = Path(command).name
     if found is None:
         code.append(Code("program", command, MISSING))
         notes.append(f"no program {command} was found")
-        return packages.of(name, args)
+        return packages.of(name, args), None
     run = scripts.find(name, found, args, env, cwd)
     _add(code, notes, "interpreter" if run.files and scripts.is_interpreter(name) else "program", found)
     _add_interpreter(found, env, cwd, code, notes)
@@ -275,15 +280,42 @@ def _look(
         notes.append(run.note)
     if name in WRAPPERS and depth < _DEEPEST:
         inner = _unwrapped(args, env)
-        return _look(inner[0], inner[1:], env, cwd, code, notes, depth + 1) if inner else None
+        return _look(inner[0], inner[1:], env, cwd, code, notes, depth + 1) if inner else (None, None)
     package = packages.of(name, args)
     if package is not None and package.image:
         notes.append(
             "what runs in the container is outside of every session: no rule holds it, and no record tells of it"
         )
-    if package is not None:
+    if package is None:
+        return None, None
+    there = _add_installed(package, args, env, cwd, code, notes)
+    if there is None or not there.words:
         _add_local(package, cwd, env.get("HOME", ""), code, notes)
-    return package
+    return package, there
+
+
+def _add_installed(
+    package: Package, args: Sequence[str], env: Mapping[str, str], cwd: Path, code: list[Code], notes: list[str]
+) -> Installed | None:
+    """What a runner of packages would execute, and all that comes with it."""
+    try:
+        there = installed.find(package, args, env)
+    except (OSError, UnreadableError, ValueError) as failed:
+        code.append(Code("modules", package.name, MISSING))
+        notes.append(
+            f"what is installed of {package.name} cannot be read: {getattr(failed, 'strerror', None) or failed}"
+        )
+        return None
+    if there is None:
+        return None
+    if there.words:
+        _add(code, notes, "script", Path(there.words[0]))
+        _add_interpreter(Path(there.words[0]), env, cwd, code, notes)
+        code[:] = dict.fromkeys(code)  # the runner's own is the same, most times
+    else:
+        notes.append(f"its package is not installed, so nobody knows what would run; this gets it: {there.fetch}")
+    code += [Code("modules", path, total or MISSING) for path, total in there.modules]
+    return there
 
 
 def _unwrapped(args: list[str], env: dict[str, str]) -> list[str]:
@@ -329,7 +361,7 @@ def _add_local(package: Package, cwd: Path, home: str, code: list[Code], notes: 
                 _add(code, notes, "local package", path)
         for path in (folder / name for name in settings):
             if is_file(path) and (text := _steering_lines(path)):
-                code.append(Code("settings", str(path), _sum(text)))
+                code.append(Code("settings", str(path), sums.of_text(text)))
 
 
 def _steering_lines(path: Path) -> str:
@@ -359,25 +391,7 @@ def _sum_once(code: Sequence[Code], path: Path, size: int) -> str:
         return read[str(path)]
     if size + sum(map(os.path.getsize, read)) > MAX_CODE:
         raise UnreadableError("its files together are too large")
-    return _file_sum(path)
-
-
-def _file_sum(path: Path) -> str:
-    """SHA-256 of a file's bytes, no more of them than its size: files of the kernel's have none, and no end."""
-    total, found = 0, hashlib.sha256()
-    with opened(path, MAX_CODE) as (file, status):
-        while chunk := file.read(_CHUNK):
-            total += len(chunk)
-            if total > status.st_size:
-                raise UnreadableError("it holds more than its size says")
-            found.update(chunk)
-    if total < status.st_size:
-        raise UnreadableError("it holds less than its size says")
-    return found.hexdigest()
-
-
-def _sum(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return sums.of_file(path)
 
 
 def _value(name: str, text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -181,6 +182,17 @@ def _caveats(row: Row) -> Iterator[str]:
         yield "it is part of its client" if row.server.kind == "built-in" else "it has neither a command nor a URL"
         return
     yield from row.identity.notes
+    if (
+        row.identity.package
+        and row.identity.package.runner == "npx"
+        and (there := row.identity.installed)
+        and there.words
+    ):
+        folder = shlex.quote(str(Path(there.modules[0][0]).parent))
+        yield (
+            "its files lie where sessions may write, and what one of them left there is approved with them; "
+            f"to have them anew first: rm -rf {folder} && {there.fetch}"
+        )
     for text in starting.unknown(row.server, os.environ, Path.cwd()):
         yield f"{text} is put in by its client, and what it becomes is not known here"
 
@@ -237,7 +249,13 @@ def _approve(row: Row, told: Sequence[Finding], *, yes: bool) -> bool:
         return True
     _print(row, told)
     if row.identity is None or row.identity.origin.startswith("unreadable") or _missing(row):
-        render.note(f"{row.server.name} cannot be approved: what it would start is not there to be looked at")
+        gets = row.identity.installed.fetch if row.identity and row.identity.installed else ""
+        why = (
+            f"its package is not installed. First: {gets}"
+            if gets
+            else "what it would start is not there to be looked at"
+        )
+        render.note(f"{row.server.name} cannot be approved: {why}")
         return False
     if not yes and not _confirmed(row.server.name):
         render.note(f"{row.server.name} was not approved")

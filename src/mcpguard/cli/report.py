@@ -150,6 +150,7 @@ def _approval(one: Approval) -> dict[str, object]:
         "file": one.origin.file if one.origin else None,
         "line": one.origin.line if one.origin else None,
         "next_run_because": one.why_later or None,
+        "call": one.call or None,
     }
     return {key: value for key, value in values.items() if value is not None}
 

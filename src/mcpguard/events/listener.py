@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from mcpguard.events.clock import Clock
 from mcpguard.events.missing import loss
@@ -20,7 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
-    from mcpguard.events.observer import Observer
+    from mcpguard.events.ends import Ends
+    from mcpguard.events.observer import Asked, Observer
 
     class Ring(Protocol):
         """A ring buffer that can be waited for."""
@@ -29,6 +30,21 @@ if TYPE_CHECKING:
 
         def drain(self) -> list[bytes]:
             """Records that are in it now, oldest first; perhaps not all of them."""
+            ...
+
+    class Around(Protocol):
+        """What ends servers that the agent talks to and the gate does not know. What these return is told, too."""
+
+        def look(self, events: Iterable[Event]) -> list[Event]:
+            """Messages that are told."""
+            ...
+
+        def ahead(self, asked: Iterable[Asked]) -> list[Event]:
+            """Questions before they are told, whose other end nobody has shown himself at."""
+            ...
+
+        def ended(self, pid: int, exe: str | None, input: tuple[int, int]) -> list[Event]:
+            """The kernel has ended a server; `input` is what it had as its standard input."""
             ...
 
 
@@ -44,9 +60,10 @@ UNREADABLE = "pieces of MCP messages that could not be read"
 LEFT_BEHIND = "MCP messages at least that were not read at the end"
 
 
-# For so long a gate may still say that a connection is its own. With a wake it is half a second.
-UNKNOWN_NS = 250_000_000
-Ahead = Callable[[Iterable[tuple[Event, tuple[int, int]]]], list[Event]]
+# How long a question has to wait before it is asked whom it is for: whoever only hands data on closes its end meanwhile. While
+# one waits it is looked more often.
+ASKED_NS = 50_000_000
+ASKED_WAKE_MS = 25
 
 
 class Listener:
@@ -63,12 +80,15 @@ class Listener:
         recorder: Recorder,
         clock: Clock | None = None,
         hurry: Callable[[], None] = lambda: None,
+        ends: Ends | None = None,
     ) -> None:
         """
         Args:
             hurry: has activity read at once: who sends messages must be known when they are told.
+            ends: as `Observer` takes it.
         """
         self._hurry = hurry
+        self._ends = ends
         self.failure: Exception | None = None
         self._ring = ring
         self._session = session
@@ -77,8 +97,7 @@ class Listener:
         self._observer: Observer | None = None
         self._skipped: list[tuple[tuple[tuple[int, int], ...], bool]] = []
         self._skipped_port: int | None = None
-        self._look: Callable[[Sequence[Event]], list[Event]] | None = None
-        self._ahead: Ahead | None = None
+        self._around: Around | None = None
         self._skipping = threading.Lock()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="mcpguard-messages", daemon=True)
@@ -100,10 +119,9 @@ class Listener:
         """What is said to this port on loopback, and from it, is told by somebody else. To be called early."""
         self._skipped_port = port
 
-    def show(self, look: Callable[[Sequence[Event]], list[Event]], ahead: Ahead) -> None:
-        """Have every message looked at when it is told, and before that by `ahead`, where nobody knows soon whom it is for.
-        What they return is told, too. To be called early."""
-        self._look, self._ahead = look, ahead
+    def show(self, around: Around) -> None:
+        """Have every message looked at. To be called early."""
+        self._around = around
 
     def stop(self) -> bool:
         """Read what is left, end the thread. False: it hangs and was left behind."""
@@ -126,13 +144,18 @@ class Listener:
         stopping = False
         while not stopping:
             # Without messages there is nothing to look after from time to time.
-            ready = poll.poll(WAKE_MS if self._observer is not None else None)
+            ready = poll.poll(self._patience_ms())
             stopping = any(descriptor == self._stop for descriptor, _ in ready)
             self._guard(self._step)
         for _ in range(LAST_ROUNDS):
             if not self._guard(self._step):
                 return
         self._tell([], {LEFT_BEHIND: 1})
+
+    def _patience_ms(self) -> int | None:
+        if self._observer is None:
+            return None
+        return ASKED_WAKE_MS if self._around is not None and self._observer.waits else WAKE_MS
 
     def _step(self) -> bool:
         """Move what is there; False: there was nothing."""
@@ -151,8 +174,11 @@ class Listener:
                 lost[UNREADABLE] += 1
         observer = self._watching()
         events = observer.feed(records)
-        if self._ahead is not None and observer.waits:
-            events += self._ahead(observer.unanswered(UNKNOWN_NS))
+        if self._around is not None:
+            for record in (record for record in records if record.ended):
+                events += self._around.ended(record.head.pid, observer.exe_of(record.head.pid), record.input)
+            if observer.waits:
+                events += self._around.ahead(observer.unanswered(ASKED_NS))
         self._tell(events, lost | observer.take_lost())
         return bool(raw)
 
@@ -161,7 +187,9 @@ class Listener:
             from mcpguard.events.observer import Observer
 
             processes = self._recorder.processes
-            self._observer = Observer(self._session, self._clock.epoch_of, self._clock.monotonic_ns, processes.get)
+            self._observer = Observer(
+                *(self._session, self._clock.epoch_of, self._clock.monotonic_ns, processes.get, self._ends)
+            )
         if self._skipped_port is not None:
             self._observer.skip_port(self._skipped_port)
         with self._skipping:
@@ -176,7 +204,7 @@ class Listener:
             lost = lost | {TOO_MANY: len(events) - room}
             del events[room:]
         events += [loss(now_ns, self._session, what, count) for what, count in lost.items() if count]
-        self._recorder.tell([*events, *self._look(events)] if self._look is not None and events else events)
+        self._recorder.tell([*events, *self._around.look(events)] if self._around is not None and events else events)
 
     def _guard(self, step: Callable[[], bool | None]) -> bool:
         """An unexpected error is kept, because a dead thread would lose everything after it."""

@@ -4,7 +4,8 @@ Loaded when the first piece comes. A connection over pipes or sockets has two st
 are paired by what the server has as its standard input, by the ends of a socketpair, or by the answer to a question. Until
 then, and as long as a gate may still say that a connection is its own, messages are held back for a moment.
 
-It never asks for `initialize`, knows no list of methods, and takes what is JSON-RPC 2.0 for MCP.
+It never asks for `initialize`, knows no list of methods, and takes what is JSON-RPC 2.0 for MCP. Files hold such lines, too,
+and go through pipes: what a program writes to its own standard output, unasked and read by nobody as standard input, is data.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mcpguard.wire.records import Head, MessageRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from mcpguard.events.ends import Ends
     from mcpguard.events.http_streams import Http
 
 # Streams of a session that are followed at once, bytes of unfinished messages of all of them, requests that wait for an answer.
@@ -49,6 +51,8 @@ FORGOTTEN = "MCP connections that were not followed to their end, because there 
 
 End = tuple[int, int]
 Key = tuple[type, str | int]
+# How often it is looked who reads what may be data.
+_LOOK_NS = 200_000_000
 # Who sent it, the message, its size, the transport.
 _Held = tuple[Head, dict[str, Any], int, str]
 
@@ -64,6 +68,7 @@ class _Stream:
         asked: requests on it without an answer, by their ids; an id that is used twice waits twice.
         back: messages that are held back, since when.
         early: answers whose question is not seen yet, each with the time.
+        heard: somebody was seen who has it as standard input; when that was looked for last.
     """
 
     channel: str
@@ -84,11 +89,30 @@ class _Stream:
     spoke: bool = False
     foreign: int = 0
     ids: set[Key] = field(default_factory=set)
+    heard: bool = False
+    looked_ns: int = 0
 
     @property
     def http(self) -> Http | None:
         """Its framing where that is HTTP."""
         return None if self.framing is None or isinstance(self.framing, Lines) else self.framing
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request whose other end nobody has shown himself at.
+
+    Attributes:
+        end: of the pipe or socket where it arrives.
+        age_ns: for so long.
+        alone: nothing else was sent there, as whoever begins with a question waits for its answer.
+    """
+
+    event: Event
+    end: End
+    channel: str
+    age_ns: int
+    alone: bool
 
 
 class Observer:
@@ -104,13 +128,16 @@ class Observer:
         epoch_of: Callable[[int], int],
         now_ns: Callable[[], int],
         who: Callable[[int], Process | None],
+        ends: Ends | None = None,
     ) -> None:
         """
         Args:
             epoch_of: CLOCK_MONOTONIC nanoseconds to nanoseconds since the Unix epoch.
             now_ns: CLOCK_MONOTONIC.
             who: the process with a PID, as far as it is known.
+            ends: who has which pipes and sockets; None: nobody knows, and nothing is taken for data.
         """
+        self._ends = ends
         self.lost: Counter[str] = Counter()
         self._session = session
         self._epoch_of = epoch_of
@@ -163,6 +190,8 @@ class Observer:
                     events += self._part(stream, part, seen.head)
             if stream.back and (everything or now_ns - stream.since_ns >= HOLD_NS or self._is_settled(stream)):
                 events += self._let_go(stream)
+            elif stream.back and now_ns - stream.looked_ns >= _LOOK_NS:
+                self._look_for_readers(stream)
             events += self._take_early(stream, now_ns, everything=everything)
             if everything and stream.framing is not None and stream.framing.held:
                 stream.framing.drop()
@@ -170,23 +199,20 @@ class Observer:
         self._make_room()
         return events
 
-    def unanswered(self, age_ns: int) -> Iterator[tuple[Event, End]]:
-        """Requests that are held back for so long, because nobody knows yet whom they are for: each with the end of the pipe or
-        socket where it arrives. They are told later all the same."""
+    def unanswered(self, age_ns: int) -> Iterator[Asked]:
+        """Requests that are held back for so long, as nobody knows yet whom they are for. They are told later all the same."""
         now_ns = self._now_ns()
         for stream in self._streams.values():
-            if (
-                stream.far is None
-                or stream.channel == "tcp"
-                or now_ns - stream.since_ns < age_ns
-                or self._is_settled(stream)
-            ):
+            waited_ns = now_ns - stream.since_ns
+            if stream.far is None or stream.channel == "tcp" or waited_ns < age_ns or self._is_settled(stream):
                 continue
+            alone = len(stream.back) == 1 and not stream.foreign and not (stream.framing and stream.framing.held)
             for head, message, _size, transport in stream.back[:MOST_LOOKED_AT]:
                 method = message.get("method")
                 if isinstance(method, str):
                     talk = Talk(self._session, "unknown", transport, self._peer(head), None)
-                    yield talk.request(self._epoch_of(head.when_ns), CLIENT, method, message.get("params")), stream.far
+                    event = talk.request(self._epoch_of(head.when_ns), CLIENT, method, message.get("params"))
+                    yield Asked(event, stream.far, stream.channel, waited_ns, alone)
 
     @property
     def waits(self) -> bool:
@@ -249,13 +275,37 @@ class Observer:
         asking = [
             other
             for other in self._streams.values()
-            if other is not stream and other.partner is None and other.channel != "tcp" and key in other.ids
+            if other is not stream
+            and other.partner is None
+            and other.channel != "tcp"
+            and key in other.ids
+            and self._may_answer(stream, other)
         ]
         if len(asking) > 1:
             above = self._ancestors(stream.head.pid)
             asking = [other for other in asking if other.head.pid in above]
         if len(asking) == 1:
             _join(stream, asking[0], SERVER)
+
+    def _may_answer(self, stream: _Stream, other: _Stream) -> bool:
+        """Whether who sends on one has the end open where the other arrives. Of who has ended only what was seen counts: a
+        server that moved its streams, or a program that prints what looks like an answer."""
+        if self._ends is None or other.far is None:
+            return True
+        holds = self._ends.holds(stream.head.pid, other.far)
+        return not stream.output if holds is None else holds
+
+    def _look_for_readers(self, stream: _Stream) -> None:
+        stream.looked_ns = self._now_ns()
+        if not stream.heard and stream.output and stream.far is not None and self._ends is not None:
+            stream.heard = bool(self._ends.readers(stream.far))
+
+    def _is_data(self, stream: _Stream) -> bool:
+        """What a program prints that nobody was seen to ask, and that nobody reads as a server would. A client outside of the
+        session is not seen to ask: it does so by the session's own standard input."""
+        if self._ends is None or stream.channel == "tcp" or not stream.output or stream.heard:
+            return False
+        return not self._is_settled(stream) and stream.input != self._ends.input
 
     def _ancestors(self, pid: int) -> set[int]:
         found: set[int] = set()
@@ -364,13 +414,14 @@ class Observer:
             return
         if not stream.back:
             stream.since_ns = self._now_ns()
+            self._look_for_readers(stream)
         stream.back.append((head, message, size, transport))
         if self._is_settled(stream) or len(stream.back) >= MOST_HELD_BACK:
             yield from self._let_go(stream)
 
     def _let_go(self, stream: _Stream) -> list[Event]:
         back, stream.back = stream.back, []
-        if self._is_skipped(stream.own) or self._is_skipped(stream.far):
+        if self._is_skipped(stream.own) or self._is_skipped(stream.far) or self._is_data(stream):
             return []
         return [event for one in back for event in self._event(stream, *one)]
 
@@ -433,9 +484,13 @@ class Observer:
         client, server = (here, there) if stream.role == CLIENT else (there, here)
         return Talk(self._session, self._server(stream, server), transport, client, server)
 
+    def exe_of(self, pid: int) -> str | None:
+        """The program of a process, as far as it is known."""
+        process = self._who(pid)
+        return (process.exe or None) if process is not None else None
+
     def _peer(self, head: Head) -> Peer:
-        process = self._who(head.pid)
-        return Peer(head.pid, (process.exe or None) if process is not None else None)
+        return Peer(head.pid, self.exe_of(head.pid))
 
     def _server(self, stream: _Stream, server: Peer | None) -> str:
         if stream.channel == "tcp":

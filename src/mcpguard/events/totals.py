@@ -18,6 +18,9 @@ OPENED = "e.kind = 'file' AND e.verdict = 'allow' AND e.op IN ('open', 'create')
 STARTED = "e.kind = 'exec' AND e.verdict = 'allow'"
 CONNECTED = "e.kind IN ('net', 'unix') AND e.verdict = 'allow' AND e.op IN ('connect', 'sendmsg')"
 APPROVED = "e.kind = 'process' AND e.op = 'approve' AND e.verdict = 'allow'"
+CALL_APPROVED = (
+    "e.kind = 'mcp' AND e.op = 'request' AND e.verdict = 'allow' AND e.detail LIKE 'allowed % in watch, by %'"
+)
 COULD_NOT_BE_MADE = f"e.verdict = 'deny' AND e.detail LIKE '{NOT_THERE}%'"
 LET_THROUGH = "e.verdict = 'audit'"
 NOT_STOPPED_ACTS = f"e.verdict = 'audit' AND e.detail LIKE '{NOT_STOPPED}%'"

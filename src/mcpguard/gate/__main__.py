@@ -32,10 +32,16 @@ from mcpguard.gate.line import HEARD
 from mcpguard.gate.servers import Servers
 from mcpguard.gate.serving import Gate
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mcpguard.gate.web import Web
+
 _STANDARD_OUTPUT = 1
 _STANDARD_INPUT = 0
 # A local process may hold connections to us; what servers need has to be there besides.
 _MOST_DESCRIPTORS = 1 << 16
+# For the last of what is on its way to the record; whoever ends the gate waits twice as long.
+_PATIENCE_S = 1.0
 
 
 def _read_line() -> tuple[bytes, bytes]:
@@ -84,11 +90,16 @@ def main() -> None:
     held = Held(socket.socket(fileno=facts["held"]) if facts["held"] >= 0 else None)
     held.hear({"watched": facts["watched"]})
     servers = Servers(facts, ledger, held)
+    webs: list[Web] = []
+    thread = threading.Thread(target=_serve_remotes, args=(facts, servers, webs), name="web", daemon=True)
     if facts.get("web"):
-        threading.Thread(target=_serve_remotes, args=(facts, servers), name="web", daemon=True).start()
+        thread.start()
     keeper = Keeper(socket.socket(fileno=facts["keeps"]) if facts["keeps"] >= 0 else None)
     gate = Gate(facts["session"], facts["leaf"], listener, servers, ledger, _tell_ends, held, _say_heard, keeper)
     gate.serve(_STANDARD_INPUT, rest)
+    for web in webs:
+        web.end()
+        thread.join(_PATIENCE_S)
 
 
 def _ledger(session: str) -> Ledger:
@@ -100,20 +111,26 @@ def _ledger(session: str) -> Ledger:
     return Ledger(store, session, journal)
 
 
-def _serve_remotes(facts: dict[str, Any], servers: Servers) -> None:
-    """What it needs is only loaded when somebody comes. Its own hand on the record, as each thread has one."""
+def _serve_remotes(facts: dict[str, Any], servers: Servers, webs: list[Web]) -> None:
+    """What it needs is only loaded when somebody comes. Its own hand on the record, as each thread has one.
+
+    Args:
+        webs: gets what serves, for whoever ends it.
+    """
     listener = socket.socket(fileno=facts["web"]["listener"])
     select.select([listener], (), ())
     from mcpguard.gate.web import Web
 
     ledger = _ledger(facts["session"])
-    Web(
+    web = Web(
         listener,
         facts["web"]["token"],
         servers.remote,
         lambda key, transport: servers.open_remote(key, transport, ledger),
         ledger.flush,
-    ).run()
+    )
+    webs.append(web)
+    web.run()
 
 
 if __name__ == "__main__":

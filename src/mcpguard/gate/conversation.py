@@ -132,7 +132,7 @@ class Conversation:
 
     def _decided(self, message: Message, call: str, answer: str, words: str) -> _Passage:
         """Judged anew: since then, what it names may have become something else."""
-        if answer == SESSION:
+        if answer == SESSION and message.method == "tools/call":
             self._judge.approve(str(message.params.get("name")))
         judged = self._judge.from_client(message, approved=answer in (ONCE, SESSION))
         reason = words if judged.allowed else f"{judged.reason}; {words}"

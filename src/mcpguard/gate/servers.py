@@ -76,26 +76,30 @@ class Servers:
         """
         here = _folder_of(pid) or self._workspace
         server = self._declared.get(name) or Server(name, "", "", "", STDIO, command=argv[0], args=tuple(argv[1:]))
-        found = starting.identify(server, self._environment, here)
+        catalogue = approved.load()
+        # What nobody approved is not read either: whoever asks chooses how much there is to read.
+        found = starting.identify(server, self._environment, here) if catalogue.named(name) else None
         if found is None:
             raise _not_approved(name, approved.State(approved.NOT_APPROVED))
-        catalogue = approved.load()
         state = catalogue.state(name, found)
         if not state.allowed:
             raise _not_approved(name, state)
         if not found.found:
             raise _no_program(found.command)
+        if found.installed is not None and not found.installed.words:
+            raise _not_installed(name, found.installed.fetch)
         environment = starting.start_environment(server, self._environment)
         containers.refuse(name, found, environment, self._engines)
         cwd = starting.folder(server, self._environment, here)
         words = words_of(name, found, str(cwd), environment, self._may_write)
         known = [code.path for code in found.code]
-        forms = forms_of(found.found, words, environment.get("PATH", os.defpath), known)
+        program = found.found if words[0] == found.command else words[0]
+        forms = forms_of(program, words, environment.get("PATH", os.defpath), known)
         entry = next(one for one in catalogue.named(name) if one.digest == found.digest)
         pins = of_approval(name, entry.digest, entry.approved)
         tools = classes.of_package(found.package.name) if found.package is not None else {}
         narrowing = self._narrowing(name)
-        return Admission(found.found, words, environment, forms, str(cwd), dict(tools), pins, *narrowing)
+        return Admission(program, words, environment, forms, str(cwd), dict(tools), pins, *narrowing)
 
     def _narrowing(self, name: str) -> tuple[tuple[Grants, ...], bytes, int]:
         """What the server is kept to, by every rule that names it: files, a filter, and the rule whose network counts.
@@ -192,6 +196,15 @@ def _no_program(command: str) -> Unvetted:
         why="it is not there, or no program",
         do="install it, or correct the command in the agent's configuration",
         code="mcp.no-program",
+    )
+
+
+def _not_installed(name: str, fetch: str) -> Unvetted:
+    return Unvetted(
+        f"the MCP server {name} was not started",
+        why="its package is not installed, so nobody knows what would run",
+        do=f"outside of the session: {fetch}, then mcpguard mcp approve {name}",
+        code="mcp.not-installed",
     )
 
 

@@ -1,7 +1,8 @@
 """The gate of one session: takes shims in, has them become their servers, and stands between those and the agent.
 
-One thread and one epoll. Everything that comes from inside the tree is hostile: packets, descriptors, lines, and how fast they
-come. A shim that sends what no shim sends is turned away and counted; nothing it sends makes the gate wait or end.
+One thread and one epoll for all that is said; who wants to become a server is looked at by others beside it. Everything that
+comes from inside the tree is hostile: packets, descriptors, lines, and how fast they come. A shim that sends what no shim
+sends is turned away and counted; nothing it sends makes the gate wait or end.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mcpguard.gate.ledger import SOON_S, Ledger
 from mcpguard.gate.line import LONGEST_NAME, MOST_ARGUMENTS, MOST_BYTES, VERSION
 from mcpguard.gate.peers import Stranger
 from mcpguard.gate.relay import Inlet, Judges, Outlet, Relay
+from mcpguard.gate.workers import Workers
 from mcpguard.kernel import cgroup
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind, McpMessage, Peer
@@ -36,8 +38,12 @@ MOST_LINE = 4 << 20
 # An agent has a few dozen servers; each takes four descriptors, and nine while it is let in.
 MOST_RELAYS = 128
 MOST_ENTRANTS = 32
+# How many are looked at at once: an agent starts all its servers together, and what one executes may take seconds to read.
+MOST_LOOKED_AT = 8
 # For a packet that does not come, and for a shim that does not become its server.
 _PATIENCE_S = 10.0
+# A shim waits half a minute for its answer, and then goes away by itself.
+_IDENTIFIED_S = 60.0
 _REST_S = 0.5
 _PIPE_BYTES = 1 << 18
 # How many refusals of one kind are on record one by one.
@@ -49,7 +55,7 @@ class Admits(Protocol):
     """What knows which servers may start."""
 
     def admit(self, name: str, argv: list[str], pid: int) -> Admission:
-        """Raises McpguardError: it may not."""
+        """Called by several threads at once. Raises McpguardError: it may not."""
         ...
 
     def judge(self, name: str, admission: Admission, peer: int, client: int) -> Judges:
@@ -63,10 +69,13 @@ class _Entrant:
 
     Attributes:
         until: CLOCK_MONOTONIC, in seconds.
-        client: what the shim passed, the agent's ends; while `admission` is None they have not come.
+        client: what the shim passed, the agent's ends; -1: they have not come.
         server: our ends of the pipes to the server.
-        looking: takes `seen` as soon as the line ends: the gate may be busy with others, and what a process was executed with
-            it can write over.
+        asked: it has said what it wants to become, and what that really is is being looked at.
+        over: it was let go, or is served; nobody need look at it any more.
+        ended: its end of the line is closed: it was executed, or it is no shim.
+        seen: what it was executed as. Taken by a thread as soon as the line ends: the gate may be busy with others, and what a
+            process was executed with it can write over.
     """
 
     line: socket.socket
@@ -77,11 +86,17 @@ class _Entrant:
     admission: Admission | None = None
     client: tuple[int, int] = (-1, -1)
     server: tuple[int, int] = (-1, -1)
-    looking: threading.Thread | None = None
+    asked: bool = False
+    over: bool = False
+    ended: bool = False
     seen: peers.Executed | None = None
 
-    def look(self) -> None:
-        """Raises OSError: it cannot."""
+    def look(self, seen: Callable[[], None]) -> None:
+        """Have `seen` called by another thread when there is something in it.
+
+        Raises:
+            OSError: it cannot look.
+        """
         line = os.dup(self.line.fileno())
 
         def until_it_ends() -> None:
@@ -90,15 +105,16 @@ class _Entrant:
             waited.poll(2000 * _PATIENCE_S)
             self.seen = peers.executed(self.peer.pid)
             os.close(line)
+            seen()
 
-        self.looking = threading.Thread(target=until_it_ends, name="look", daemon=True)
         try:
-            self.looking.start()
+            threading.Thread(target=until_it_ends, name="look", daemon=True).start()
         except RuntimeError as error:  # no room for another thread
             os.close(line)
             raise OSError(str(error)) from None
 
     def close(self) -> None:
+        self.over = True
         with contextlib.suppress(OSError):
             self.line.shutdown(socket.SHUT_RDWR)  # whoever looks at it stops waiting
         self.line.close()
@@ -142,6 +158,7 @@ class Gate:
         self._admits = admits
         self._ledger = ledger
         self._poll = select.epoll()
+        self._workers = Workers(MOST_LOOKED_AT)
         self._entrants: dict[int, _Entrant] = {}
         self._watched: dict[int, tuple[Relay, bool, int]] = {}
         self._relays: set[Relay] = set()
@@ -155,6 +172,7 @@ class Gate:
         self._listener.setblocking(False)
         self._poll.register(self._listener, select.EPOLLIN)
         self._poll.register(news, select.EPOLLIN)
+        self._poll.register(self._workers.done, select.EPOLLIN)
         while True:
             waits = self._entrants or self._resting or self._held.watched
             timeout = SOON_S if self._ledger.behind else 1.0 if waits else -1
@@ -167,7 +185,9 @@ class Gate:
                 else:
                     others.add(number)
             for entrant in [one for number, one in self._entrants.items() if number in others]:
-                self._serve_one(entrant)
+                self._serve_one(entrant, self._hear)
+            if self._workers.done in others:
+                self._workers.hand_over()
             if self._listener.fileno() in others:
                 self._welcome()
             if news in others and not self._hear_news(news):
@@ -196,13 +216,13 @@ class Gate:
             with contextlib.suppress(Exception):
                 relay.end()
 
-    def _serve_one(self, entrant: _Entrant) -> None:
+    def _serve_one(self, entrant: _Entrant, step: Callable[[_Entrant], None]) -> None:
         """Whatever fails, such as for want of descriptors or memory, fails for this one alone."""
         try:
-            self._hear(entrant)
+            step(entrant)
         except Exception as failed:
-            if not any(one is entrant for one in self._entrants.values()):
-                return  # it has been let go, or is served: its numbers may be others' now
+            if entrant.over:
+                return  # its numbers may be others' now
             if entrant.admission is not None:
                 entrant.peer.kill()
             self._let_go(entrant, f"the gate failed: {type(failed).__name__}: {failed}")
@@ -211,7 +231,9 @@ class Gate:
         now = time.monotonic()
         self._next_tick = now + SOON_S / 2
         for entrant in [one for one in self._entrants.values() if one.until < now]:
-            self._let_go(entrant, "a shim that said nothing, or did not become its server")
+            late = entrant.asked and entrant.admission is None
+            silent = "a shim that said nothing, or did not become its server"
+            self._let_go(entrant, "a server that takes too long to be read" if late else silent)
         if 0 < self._resting < now:
             self._resting = 0.0
             self._poll.modify(self._listener, select.EPOLLIN)
@@ -221,6 +243,7 @@ class Gate:
     def _end(self) -> None:
         for relay in list(self._relays):
             relay.end()
+        self._workers.end()
         self._ledger.flush()
 
     # --- who comes in -----------------------------------------------------------------------------------------------
@@ -264,12 +287,14 @@ class Gate:
             peers.close_all(found)
             if data:
                 self._let_go(entrant, "a shim that went on talking")
-            else:
-                self._executed(entrant)
+                return
+            self._poll.unregister(entrant.line)
+            entrant.ended = True
+            self._executed(entrant)
             return
-        if not data:
+        if not data or entrant.asked:
             peers.close_all(found)
-            self._let_go(entrant, "")
+            self._let_go(entrant, "a shim that went on talking" if data else "")
             return
         entrant.client = (found[0], found[1])
         self._question(entrant, data)
@@ -283,18 +308,37 @@ class Gate:
             self._answer_no(entrant, _no_shim(wrong))
             self._let_go(entrant, f"a request that no shim makes: {wrong}")
             return
+        entrant.asked = True
+        entrant.until = time.monotonic() + _IDENTIFIED_S
+        # Beside us: what it would execute is read to its end for that, and others have calls to make.
+        self._workers.do(
+            lambda: self._identify(entrant),
+            lambda answer: self._serve_one(entrant, lambda one: self._answer(one, answer)),
+        )
+
+    def _identify(self, entrant: _Entrant) -> Admission | None:
+        """In another thread: what an entrant may become; None where nobody waits for that any more."""
+        if entrant.over:
+            return None
+        return self._admits.admit(entrant.name, list(entrant.argv), entrant.peer.pid)
+
+    def _answer(self, entrant: _Entrant, answer: Admission | Exception | None) -> None:
+        """It is known what the entrant may become. One that was let go meanwhile becomes nothing."""
+        if entrant.over or answer is None:
+            return
         try:
+            if isinstance(answer, Exception):
+                raise answer
             if len(self._relays) >= MOST_RELAYS:
                 raise _too_many()
-            admission = self._admits.admit(entrant.name, list(entrant.argv), entrant.peer.pid)
-            self._keep(entrant, admission)
+            self._keep(entrant, answer)
         except Exception as failed:  # whatever it is, the others go on
             error = failed if isinstance(failed, McpguardError) else _broken(failed)
             self._tell("refuse", Verdict.DENY, entrant, f"{error.what}: {error.why}")
             self._answer_no(entrant, error)
             self._let_go(entrant, "")
             return
-        self._answer_go(entrant, admission)
+        self._answer_go(entrant, answer)
 
     def _keep(self, entrant: _Entrant, admission: Admission) -> None:
         """Have it kept to what its rules leave, before it is told to go on.
@@ -326,7 +370,7 @@ class Gate:
                 os.set_blocking(number, False)
                 with contextlib.suppress(OSError):  # an account may have used up its share
                     fcntl.fcntl(number, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-            entrant.look()
+            entrant.look(lambda: self._workers.say(lambda: self._serve_one(entrant, self._executed)))
             packet = json.dumps({"go": admission.order()}).encode("utf-8", "surrogateescape")
             socket.send_fds(entrant.line, [packet], [theirs_in, theirs_out], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
@@ -338,14 +382,13 @@ class Gate:
         entrant.until = time.monotonic() + _PATIENCE_S
 
     def _executed(self, entrant: _Entrant) -> None:
-        """Its end of the line is closed: it was executed, or it is no shim."""
-        admission = entrant.admission
+        """Once its line has ended and is looked at: serve it, if it became what was admitted."""
+        admission, seen = entrant.admission, entrant.seen
+        if entrant.over or not entrant.ended or admission is None or seen is None:
+            return
         pid = entrant.peer.pid
-        if entrant.looking is not None:
-            entrant.looking.join(_REST_S)
-        seen = entrant.seen or peers.executed(pid)
-        wrong = "" if admission is None else _mismatch(pid, seen, admission, self._place_of(entrant, admission))
-        if admission is None or wrong or entrant.peer.ended():
+        wrong = _mismatch(pid, seen, admission, self._place_of(entrant, admission))
+        if wrong or entrant.peer.ended():
             why = wrong or "it ended before it became its server"
             self._tell("refuse", Verdict.DENY, entrant, why)
             entrant.peer.kill()

@@ -26,6 +26,7 @@ from aiohttp import web
 from multidict import CIMultiDictProxy
 
 from mcpguard.errors import HostError, McpguardError
+from mcpguard.gate.ledger import SOON_S
 from mcpguard.gate.remote import Remote
 from mcpguard.mcp import messages
 from mcpguard.mcp.event_stream import Events, EventTooLong, StreamEvent, encode
@@ -50,7 +51,7 @@ _LONGEST_SCHEME = 20
 _CONNECT_S = 30.0
 _MOST_CONNECTIONS = 128
 _SILENT_S = 10.0
-_FLUSH_EVERY_S = 0.5
+_REST_S = 0.5
 _STREAM, _JSON = "text/event-stream", "application/json"
 # What goes on in each direction; everything else belongs to one connection, or would tell the server of this host.
 _ONWARD = (
@@ -82,7 +83,7 @@ class Web:
         token: what a client has to show.
         find: a server by the name in the address.
         open_: a new conversation with a server of this name, over `http` or `sse`.
-        flush: writes what is to be on record soon; called every second.
+        flush: writes what is to be on record soon; called every `SOON_S`, and at the end.
     """
 
     def __init__(
@@ -102,10 +103,16 @@ class Web:
         address, port = listener.getsockname()[:2]
         self._hosts = {f"{address}:{port}", f"localhost:{port}"}
         self._client: aiohttp.ClientSession | None = None
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def run(self) -> None:
-        """Serve for as long as this process lives."""
+        """Serve until `end`; then all that was said is on record."""
         asyncio.run(self._serve())
+        self._flush()
+
+    def end(self) -> None:
+        """Have `run` come to its end; from any thread."""
+        os.eventfd_write(self._stop, 1)
 
     async def _serve(self) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
@@ -119,11 +126,15 @@ class Web:
             await runner.setup()
             if runner.server is None:
                 raise RuntimeError("a runner that was set up has a server")
+            ending = asyncio.Event()
+            asyncio.get_running_loop().add_reader(self._stop, ending.set)
             admitting = asyncio.create_task(self._admit(runner.server))
-            while not admitting.done():
-                await asyncio.sleep(_FLUSH_EVERY_S)
+            while not admitting.done() and not ending.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ending.wait(), SOON_S)
                 self._flush()
-            await admitting
+            if not ending.is_set():
+                await admitting
 
     async def _admit(self, server: web.Server) -> None:
         """Let so many connections in, once they have said something: anybody on this host can connect and be silent."""
@@ -134,7 +145,7 @@ class Web:
             try:
                 line, _ = await loop.sock_accept(self._listener)
             except OSError:  # no descriptor is left, or whoever came has gone
-                await asyncio.sleep(_FLUSH_EVERY_S)
+                await asyncio.sleep(_REST_S)
                 continue
             if len(waiting) + len(server.connections) >= _MOST_CONNECTIONS:
                 line.close()

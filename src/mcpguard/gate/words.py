@@ -7,11 +7,11 @@ to change it; and what a program looks for in the folder that it starts in must 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mcpguard.catalogue import scripts
-from mcpguard.catalogue.identity import WRAPPERS, Identity
+from mcpguard.catalogue.identity import MISSING, WRAPPERS, Identity
 from mcpguard.errors import HostError
 from mcpguard.model.access import Access
 from mcpguard.policy.automaton import Automaton
@@ -21,8 +21,9 @@ MayWrite = Callable[[str], bool]
 _NO_FOLDER = "--prefix=/"
 _EXECUTED = ("program", "interpreter", "script", "loaded")
 _NPM = ("npx", "npm")
-# These take what is in the folder that they start in first, and cannot be told to leave that.
-_LOCAL_FIRST = ("bun", "bunx", "pnpm", "pnpx", "yarn")
+# These take what is in the folder that they start in first (packages, scripts, settings that name code to be loaded before the
+# script), and cannot be told to leave that.
+_LOCAL_FIRST = ("bun", "bunx", "deno", "pnpm", "pnpx", "ts-node", "tsx", "yarn")
 _ANYTHING = "mcpguard-any-name"
 
 
@@ -53,11 +54,13 @@ def words_of(
     at = _inner(given, environment)
     program, args = os.path.basename(given[at]) if at < len(given) else "", given[at + 1 :]
     if may_write is not None:
-        _refuse_changeable(name, found, cwd, may_write)
+        _refuse_changeable(name, found, cwd, environment.get("HOME", "/"), may_write)
+    if found.installed is not None and found.installed.words:
+        return (*given[:at], *found.installed.words)
     here = may_write is not None and may_write(os.path.join(cwd, _ANYTHING))
     if scripts.looks_in_its_folder(program, args, environment):
         given[at + 1 : at + 1] = _safe_path(name, found, cwd, here)
-    elif found.package is not None or program == "npx":
+    elif found.package is not None or program in (*_NPM, *_LOCAL_FIRST):
         given[at + 1 : at + 1] = _packages_only(name, found, program, args, here)
     return tuple(given)
 
@@ -82,7 +85,7 @@ def _inner(given: Sequence[str], environment: Mapping[str, str]) -> int:
     return at
 
 
-def _refuse_changeable(name: str, found: Identity, cwd: str, may_write: MayWrite) -> None:
+def _refuse_changeable(name: str, found: Identity, cwd: str, home: str, may_write: MayWrite) -> None:
     for code in found.code:
         if code.role in _EXECUTED and code.sha256 and may_write(code.path):
             raise _refused(
@@ -90,6 +93,14 @@ def _refuse_changeable(name: str, found: Identity, cwd: str, may_write: MayWrite
                 f"this session may change its {code.role} {code.path}",
                 "start the session again: it keeps such files of approved servers readonly; or move it out of the workspace",
             )
+        places = (code.path, *_beside(code.path, home)) if code.role == "modules" and code.sha256 != MISSING else ()
+        for place in places:
+            if may_write(os.path.join(place, _ANYTHING)):
+                raise _refused(
+                    name,
+                    f"this session may change its modules in {place}",
+                    "start the session again: it keeps what approved servers are made of readonly; or install it elsewhere",
+                )
     package = found.package
     if package is not None and package.version == "local" and may_write(os.path.join(cwd, package.name, _ANYTHING)):
         raise _refused(
@@ -97,6 +108,22 @@ def _refuse_changeable(name: str, found: Identity, cwd: str, may_write: MayWrite
             f"its package {package.name} is a folder that this session may change",
             "name the package by an exact version, or move it out of the workspace",
         )
+
+
+def _beside(modules: str, home: str) -> Iterator[str]:
+    """Where more modules come from.
+
+    Node looks into the folders above and into two of the home; Python into that of its script before all others, and where a
+    file in the folder of its environment says.
+    """
+    path = Path(modules)
+    if path.name == "node_modules":
+        above = path.parents[1:]
+        below_home = [folder for folder in above if folder.is_relative_to(home)] if home != "/" else []
+        yield from (str(folder / "node_modules") for folder in below_home or above)
+        yield from (os.path.join(home, name) for name in (".node_modules", ".node_libraries"))
+    elif path.name == "site-packages":
+        yield from (str(path.parents[2]), str(path.parents[2] / "bin"))
 
 
 def _safe_path(name: str, found: Identity, cwd: str, here: bool) -> list[str]:
@@ -121,14 +148,16 @@ def _packages_only(name: str, found: Identity, program: str, args: Sequence[str]
     package = found.package
     pinned = package is not None and package.pinned
     local = any(code.role == "local package" for code in found.code)
+    scripts_of_folder = program == "npm" and package is None  # npm start, npm run
     own = any(word.partition("=")[0] in ("--prefix", "-w", "--workspace", "--workspaces", "-ws") for word in args)
-    if here and (program in _LOCAL_FIRST or (program in _NPM and (own or (local and not pinned)))):
+    changeable = program in _NPM and (own or scripts_of_folder or (local and not pinned))
+    if here and (program in _LOCAL_FIRST or changeable):
         raise _refused(
             name,
             f"{program} takes what it runs from the folder that it starts in first, and this session may write there",
             "use npx with an exact version, name its script, or start it in another folder (`cwd`)",
         )
-    if program not in _NPM or own or (local and not pinned):
+    if program not in _NPM or changeable:
         return []
     return [_NO_FOLDER]
 

@@ -101,12 +101,12 @@ class Ring:
 
 
 class Counters:
-    """The shared counters, mapped for reading; no system call per reading."""
+    """What a session shares with its programs, mapped; no system call per reading."""
 
     def __init__(self, fd: int, size: int) -> None:
         """Map `size` bytes of an array map with one value. Raises KernelError."""
         try:
-            self._page = mmap.mmap(fd, max(size, mmap.PAGESIZE), mmap.MAP_SHARED, mmap.PROT_READ)
+            self._page = mmap.mmap(fd, max(size, mmap.PAGESIZE), mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:
             raise KernelError("mmap(counters)", error.errno or 0, do="run `mcpguard doctor`") from None
         self._size = size
@@ -114,6 +114,14 @@ class Counters:
     def read(self) -> bytes:
         """The value as it is now."""
         return self._page[: self._size]
+
+    def write(self, at: int, value: int) -> None:
+        """Put a number of 64 bits there, for the programs to read.
+
+        Args:
+            at: bytes from the beginning, a multiple of 8.
+        """
+        memoryview(self._page).cast("Q")[at // 8] = value
 
     def close(self) -> None:
         """Unmap."""

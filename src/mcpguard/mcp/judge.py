@@ -1,8 +1,8 @@
 """What may pass between an agent and one server.
 
 Every message is judged once, on the parsed message that is also what is forwarded. Order of rules never matters: a `deny` that
-matches denies; else an `allow` that matches allows; else it is denied. Methods that no revision of the protocol has are
-denied unless a rule names them: what we do not understand, we cannot judge.
+matches denies; else an `ask` that matches asks; else an `allow` that matches allows; else it is denied. Methods that no
+revision of the protocol has are denied unless a rule names them: what we do not understand, we cannot judge.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 
+from mcpguard.errors import McpguardError
 from mcpguard.mcp import messages
 from mcpguard.mcp.classes import classes_of
 from mcpguard.mcp.conditions import Answer, holds
@@ -51,6 +52,7 @@ _MOST_TOLD = 20
 # Of the name of something that was read: who reads it may choose that.
 _LONGEST_SOURCE = 200
 _INTRODUCTIONS = frozenset(("initialize", "server/discover"))
+_DO_ASK = "start the session with `mcpguard run --ask`, open `mcpguard watch`, and answer there when it is called again"
 _CHANGING = frozenset(("write", "destructive", "open", UNKNOWN))
 
 Resolve = Callable[[str], str]
@@ -134,7 +136,7 @@ class Judge:
         """Judge a request or notification of the agent. Its responses are the answers to what was let through.
 
         Args:
-            approved: the user was asked for this very message, and said yes.
+            approved: the user was asked for this very message, and said yes. What rules deny by themselves they still deny.
         """
         method, params = message.method, message.params
         if message.kind is Kind.NOTIFICATION:
@@ -144,10 +146,10 @@ class Judge:
         if method == "tools/call":
             return self._reading(self._call(params, approved=approved))
         if method in ("resources/read", "resources/subscribe", "resources/unsubscribe"):
-            return self._reading(self._named(McpKind.RESOURCE, params.get("uri"), {}))
+            return self._reading(_answered(self._named(McpKind.RESOURCE, params.get("uri"), {}), approved=approved))
         if method == "prompts/get":
             judged = self._named(McpKind.PROMPT, params.get("name"), params.get("arguments"))
-            return self._reading(self._as_defined(judged))
+            return self._reading(_answered(self._as_defined(judged), approved=approved))
         if method == "completion/complete":
             return self._completion(params)
         return self._named(McpKind.METHOD, method, {})
@@ -196,13 +198,19 @@ class Judge:
 
     def _call(self, params: Mapping[str, Any], *, approved: bool) -> Judgement:
         judged = self._as_defined(self._named(McpKind.TOOL, params.get("name"), params.get("arguments")))
+        if not (judged.allowed or judged.ask):
+            return judged
+        flowed = self._flow(judged)
+        if not (flowed.allowed or flowed.ask):
+            return flowed
+        # What was approved for the session is the flow; a rule asks each time.
         is_approved = approved or (self._server, judged.name) in self._taint.approved
-        return self._flow(judged) if judged.allowed and not is_approved else judged
+        return _answered(judged if is_approved else flowed, approved=approved)
 
     def _as_defined(self, judged: Judgement) -> Judgement:
         """What is defined otherwise than it was approved is not used."""
         key = f"{judged.kind.value}:{judged.name}"
-        if not judged.allowed or not self._is_other(key):
+        if not (judged.allowed or judged.ask) or not self._is_other(key):
             return judged
         why = "its definition is not one that was approved"
         return Judgement(Verdict.DENY, judged.kind, judged.name, why, None, judged.classes)
@@ -223,16 +231,18 @@ class Judge:
             return judged
         first = next(iter(self._taint.sources))
         why = f"after {first} was read, calls that change or send something need the user's word"
+        why = f"{judged.reason}; {why}" if judged.ask else why
         return Judgement(
             Verdict.DENY, judged.kind, judged.name, why, judged.origin, judged.classes, after is AfterTaint.ASK
         )
 
     def _completion(self, params: Mapping[str, Any]) -> Judgement:
         ref = params.get("ref")
+        # Nobody is asked about half a word: what needs an answer is not completed.
         if isinstance(ref, dict) and ref.get("type") == "ref/prompt":
-            return self._named(McpKind.PROMPT, ref.get("name"), {})
+            return replace(self._named(McpKind.PROMPT, ref.get("name"), {}), ask=False)
         if isinstance(ref, dict) and ref.get("type") == "ref/resource":
-            return self._named(McpKind.RESOURCE, ref.get("uri"), {})
+            return replace(self._named(McpKind.RESOURCE, ref.get("uri"), {}), ask=False)
         return Judgement(
             Verdict.DENY, McpKind.METHOD, "completion/complete", "it says of nothing known what to complete"
         )
@@ -249,6 +259,9 @@ class Judge:
             if rule.effect is Effect.DENY and self._may_hold(rule, arguments):
                 return Judgement(Verdict.DENY, kind, name, _because(rule), rule.origin, classes)
         for rule in covering:
+            if rule.effect is Effect.ASK and self._may_hold(rule, arguments):
+                return Judgement(Verdict.DENY, kind, name, _because(rule), rule.origin, classes, ask=True)
+        for rule in covering:
             if rule.effect is Effect.ALLOW and self._surely_holds(rule, arguments):
                 return Judgement(Verdict.ALLOW, kind, name, "", rule.origin, classes)
         conditional = any(rule.effect is Effect.ALLOW for rule in covering)
@@ -256,8 +269,8 @@ class Judge:
         return Judgement(Verdict.DENY, kind, name, why, None, classes)
 
     def _covers(self, effect: Effect, pattern: Pattern, kind: McpKind, name: str, classes: frozenset[str]) -> bool:
-        """A rule that denies a class covers what nobody described, too: it may be of that class."""
-        if effect is Effect.DENY and UNKNOWN in classes and pattern.tool_class:
+        """A rule that denies a class, or asks for it, covers what nobody described, too: it may be of that class."""
+        if effect is not Effect.ALLOW and UNKNOWN in classes and pattern.tool_class:
             classes = classes | {pattern.tool_class}
         return pattern.covers(self._server, kind, name, classes)
 
@@ -311,11 +324,11 @@ class Judge:
         classes = self._classes(name, {}) if kind is McpKind.TOOL else frozenset()
         by_arguments = kind is McpKind.TOOL and classes == {UNKNOWN} and isinstance(self._tools.get(name), dict)
         if by_arguments:  # what it does is only known when it is called
-            return any(rule.effect is Effect.ALLOW for rule in self._policy.rules)
+            return any(rule.effect is not Effect.DENY for rule in self._policy.rules)
         covering = [rule for rule in self._policy.rules if self._covers(rule.effect, rule.pattern, kind, name, classes)]
         if any(rule.effect is Effect.DENY and not rule.where for rule in covering):
             return False
-        return any(rule.effect is Effect.ALLOW for rule in covering)
+        return any(rule.effect is not Effect.DENY for rule in covering)
 
     def _is_as_approved(self, key: str, digest: str) -> bool:
         known = self.pins.get(key)
@@ -380,6 +393,14 @@ def refusal(id: str | int | None, judged: Judgement, call: str) -> bytes:
     """
     found = f" (mcpguard log --call {call})" if call else ""
     text = f"blocked by policy: {judged.name or judged.kind.value}: {judged.reason}{found}"
+    if judged.ask:
+        lines = McpguardError(
+            f"blocked by policy: {judged.name} needs a person's word{found}",
+            why=judged.reason,
+            do=_DO_ASK,
+            code="mcp.ask",
+        ).lines()
+        text = "\n".join(lines)
     return messages.write({"jsonrpc": "2.0", "id": id, "error": {"code": BLOCKED, "message": text}})
 
 
@@ -387,8 +408,16 @@ def _allow(kind: McpKind, name: str) -> Judgement:
     return Judgement(Verdict.ALLOW, kind, name)
 
 
+def _answered(judged: Judgement, *, approved: bool) -> Judgement:
+    """What was only denied until the user said yes, once they did."""
+    return replace(judged, verdict=Verdict.ALLOW, ask=False) if judged.ask and approved else judged
+
+
 def _because(rule: Rule) -> str:
-    return rule.because or f"denied by {rule.origin.text}"
+    asks = rule.effect is Effect.ASK
+    return rule.because or (
+        f"each call needs your word: {rule.origin.text}" if asks else f"denied by {rule.origin.text}"
+    )
 
 
 def _asked_name(method: str, params: Mapping[str, Any]) -> str:

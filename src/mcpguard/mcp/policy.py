@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 UNKNOWN = "unknown"
-# What a server offers; the other kinds are named or not covered.
+# What a server offers; the other kinds are named or not covered. These can be asked for: what a server asks, and methods that
+# nobody knows, have no words that would tell a person what they answer to.
 _OFFERED = (McpKind.TOOL, McpKind.RESOURCE, McpKind.PROMPT)
 _KINDS = tuple(kind.value for kind in McpKind)
 _CLASSES = (*(one.value for one in ToolClass), UNKNOWN)
@@ -196,6 +197,9 @@ def _load_pattern(plain: list[Any]) -> Pattern:
 def _rule(rule: McpRule, variables: Mapping[str, str]) -> Rule:
     where = tuple(_condition(one, rule, variables) for one in rule.where)
     pattern = _pattern(rule)
+    if rule.effect is Effect.ASK and not set(pattern.kinds) <= set(_OFFERED):
+        why = "a person is asked for tools, resources and prompts, which a server offers"
+        raise _wrong(rule, "nothing that can be asked for", why, "write it under `allow` or `deny`")
     if where and McpKind.TOOL not in pattern.kinds and McpKind.PROMPT not in pattern.kinds:
         raise _wrong(
             rule, "conditions on what has no arguments", "only tools and prompts have arguments", "remove `where`"

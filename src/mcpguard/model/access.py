@@ -31,9 +31,10 @@ _BY_BITS = [Access(bits) for bits in range(8)]
 
 
 class Effect(enum.StrEnum):
-    """What a rule does when it matches."""
+    """What a rule does when it matches. `ASK`, of MCP alone: it needs a person's word each time."""
 
     ALLOW = "allow"
+    ASK = "ask"
     READONLY = "readonly"
     DENY = "deny"
 

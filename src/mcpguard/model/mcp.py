@@ -72,7 +72,7 @@ class McpRule:
     """A server, or something that servers offer, and what happens to it.
 
     Attributes:
-        effect: ALLOW or DENY.
+        effect: ALLOW, ASK or DENY.
         text: as written: `SERVER`, `SERVER/NAME`, `SERVER/@CLASS` or `SERVER/KIND:NAME`, with wildcards.
         where: conditions on the arguments; every one has to hold.
         because: the person's reason; may be empty.
@@ -104,7 +104,7 @@ class McpRules:
     """What a profile says of MCP; joining two is a union.
 
     Attributes:
-        rules: what may be used, and what may not.
+        rules: what may be used, what needs a person's word each time, and what may not.
         classes: what the user says that tools do: (class, rule whose `text` names the tools).
         untrusted: what is named here makes a session tainted as soon as its result is read.
         after_taint: what then happens to calls of the classes write, destructive and open. The strictest word wins.

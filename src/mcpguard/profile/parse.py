@@ -29,6 +29,7 @@ _NEVER_SET = re.compile(r"LD_.*|GLIBC_TUNABLES|PATH|MCPGUARD_.*")
 _PLACE = re.compile(r"\{([A-Za-z_]+)\}")
 _PLACES = ("workspace", "tmp", "home")
 _TESTS = tuple(test.value for test in Test)
+_EFFECTS = {"ask": Effect.ASK, "deny": Effect.DENY}
 _AFTER_TAINT = tuple(word.value for word in AfterTaint)
 _ALL = Access.READ | Access.WRITE | Access.EXECUTE
 
@@ -278,7 +279,7 @@ def _read_mode(draft: Draft, key: Key, node: yaml.Node) -> None:
 
 
 def _read_tools(draft: Draft, key: Key, node: yaml.Node) -> None:
-    """`mcp.allow` and `mcp.deny`: a text, or a mapping that says more about it."""
+    """`mcp.allow`, `mcp.ask` and `mcp.deny`: a text, or a mapping that says more about it."""
     for item in items(draft, key, node):
         if isinstance(item, yaml.MappingNode):
             _read_tool_entry(draft, key, item)
@@ -341,7 +342,8 @@ def _conditions(draft: Draft, key: Key, node: yaml.Node) -> Iterator[Condition]:
 def _mcp_rule(draft: Draft, key: Key, word: Word, where: tuple[Condition, ...] = (), because: str = "") -> McpRule:
     said = "".join(f" where {one.argument} {one.test} {' '.join(one.values)}" for one in where)
     origin = draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}{said}")
-    return McpRule(Effect.DENY if key.name == "deny" else Effect.ALLOW, word.text, origin, where, because)
+    effect = _EFFECTS.get(key.name, Effect.ALLOW)
+    return McpRule(effect, word.text, origin, where, because)
 
 
 def _read_named_tools(draft: Draft, key: Key, node: yaml.Node) -> None:

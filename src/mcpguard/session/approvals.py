@@ -5,7 +5,7 @@ from __future__ import annotations
 from mcpguard.events.finding import NOT_NOW
 from mcpguard.events.schema import SELECT_EVENT, event_of
 from mcpguard.events.store import Store
-from mcpguard.events.totals import APPROVED
+from mcpguard.events.totals import APPROVED, CALL_APPROVED
 from mcpguard.model.event import Event
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import dataclass
@@ -16,15 +16,16 @@ HOW_FAR = {"once": "once", "session": "for the session", "profile": "in the prof
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """A rule that was added.
+    """A rule that was added, or a call that was let go on.
 
     Attributes:
         time_ns: nanoseconds since the Unix epoch.
-        rule: as a profile would have it.
+        rule: as a profile would have it; of a call its server and tool.
         scope: `once`, `session` or `profile`.
         who: the process that asked, `comm[pid]`.
         origin: where the rule stands now; None when only the next run has it.
         why_later: why the session could not have it; empty when it had.
+        call: what finds the call in the log; empty: it is a rule.
     """
 
     time_ns: int
@@ -33,11 +34,12 @@ class Approval:
     who: str
     origin: Origin | None
     why_later: str
+    call: str = ""
 
     @property
     def how(self) -> str:
         """In words."""
-        return HOW_FAR.get(self.scope, self.scope) if self.origin else "the next run has it"
+        return HOW_FAR.get(self.scope, self.scope) if self.origin or self.call else "the next run has it"
 
 
 def approvals(store: Store, session: str, most: int) -> list[Approval]:
@@ -47,13 +49,19 @@ def approvals(store: Store, session: str, most: int) -> list[Approval]:
         StoreError: it cannot be read, or there is no such session.
     """
     rows = store.read(
-        f"{SELECT_EVENT} WHERE e.session = ? AND {APPROVED} ORDER BY e.seq LIMIT ?", (store.number(session), most)
+        f"{SELECT_EVENT} WHERE e.session = ? AND (({APPROVED}) OR ({CALL_APPROVED})) ORDER BY e.seq LIMIT ?",
+        (store.number(session), most),
     )
     return [_approval(event_of(row, session)) for row in rows]
 
 
 def _approval(event: Event) -> Approval:
     told = event.detail or ""
+    if (message := event.mcp) is not None:
+        far, _, who = told.removeprefix("allowed ").partition(" in watch, by ")
+        scope = next((scope for scope, words in HOW_FAR.items() if words == far), far)
+        text = f"mcp call {message.server}/{message.tool or message.method or ''}"
+        return Approval(event.time_ns, text, scope, who, event.rule, "", message.call or "")
     text, later, rest = told.partition(NOT_NOW)
     why, _, how = rest.rpartition("; ") if later else ("", "", told)
     # The name of the process comes last, for whoever chose it could write anything.

@@ -1,9 +1,11 @@
 """MCP servers that the agent starts around the gate are ended, as soon as what they are has been seen.
 
 Nobody judges what an agent and such a server say to each other. What is seen tells it: the first message of the protocol
-between the agent's own process and another process of the tree that the gate does not know. Whom a first question is for is
-told by who has the other end of its pipe or socket as standard input, so that nothing waits for the answer. A program of the
-tree that talks to a server of its own, as the tests of a server do, is left alone: it has the same rights as any other there.
+between the agent's own process and another process of the tree that the gate does not know. The kernel itself ends who answers
+such a question, so that nobody answers two. Here is ended who has not answered yet: whom a first question is for is told by
+who has the other end of its pipe or socket as standard input. Data that a program is given to read may hold the same words:
+then its end is closed behind them, and the program is left alone. So is a program of the tree that talks to a server of its
+own, as the tests of a server do: it has the same rights as any other there.
 """
 
 from __future__ import annotations
@@ -14,38 +16,47 @@ import json
 import os
 import re
 import signal
+import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from mcpguard.events.ends import Ends
 from mcpguard.kernel import cgroup
 from mcpguard.model.access import Verdict
-from mcpguard.model.event import Event, Kind, McpMessage, Peer
+from mcpguard.model.event import Event, Kind, McpMessage
 from mcpguard.model.rule import Origin
-from mcpguard.model.values import replace
-from mcpguard.session.gate import SHIM_WORDS
+from mcpguard.session.gate import SHIM, SHIM_WORDS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mcpguard.events.observer import Asked
 
 RULE = Origin("mcpguard", "builtin", 0, "mcp gate: servers start by way of the gate")
 # Revisions of MCP are dates; other protocols that begin with `initialize` count theirs.
 _REVISION = re.compile(r"\d{4}-\d\d-\d\d")
 _MOST_LOOKS = 100
+# For so long a gate may still say that a connection is its own, where that is to be expected.
+UNKNOWN_NS = 250_000_000
 _METHODS = ("tools/", "resources/", "prompts/", "server/discover")
 
 
 class AroundGate:
     """Of one session.
 
-    Args:
+    Attributes:
         agent: PID of its first process.
-        leaf: path of its cgroup leaf.
     """
 
     def __init__(self, session: str, agent: int, leaf: str) -> None:
+        """
+        Args:
+            leaf: path of the session's cgroup leaf.
+        """
         self._session = session
-        self._agent = agent
+        self.agent = agent
+        self._ends = Ends(leaf)
         self._leaf = leaf
-        self._living: Callable[[], list[int]] = partial(cgroup.processes, leaf)
         self._ended: set[int] = set()
 
     def look(self, events: Iterable[Event]) -> list[Event]:
@@ -56,39 +67,72 @@ class AroundGate:
             if message is None or message.transport != "stdio" or message.peer is None or not _is_mcp(message):
                 continue
             server = message.peer.pid
-            if message.client is not None and self._is_agent(message.client.pid) and server not in self._ended:
+            if message.client is None or not self._is_agent(message.client.pid) or server in self._ended:
+                continue
+            # Who prints what it was given to read says questions, too, but no answers to them.
+            if event.op == "response" or not self._is_given_data(message.client.pid, server):
                 self._ended.add(server)
                 if self._end(server):
-                    found.append(self._told(message, server))
+                    found.append(self._told(message.server, server, message.peer.exe))
         return found
 
-    def ahead(self, asked: Iterable[tuple[Event, tuple[int, int]]]) -> list[Event]:
-        """End whoever is to answer these requests: nobody has said who that is, and the gate has not said that it knows them.
+    def _is_given_data(self, client: int, server: int) -> bool:
+        """Whether the one has closed its side of what the other has as standard input."""
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{server}/fd/0").stat()
+            channel = "pipe" if stat.S_ISFIFO(state.st_mode) else "unix" if stat.S_ISSOCK(state.st_mode) else ""
+            end = os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino
+            return bool(channel) and self._ends.is_finished(client, end, channel)
+        return False
 
-        Args:
-            asked: each with device, as the kernel numbers it, and inode of the pipe or socket where it arrives.
-        """
+    def ended(self, pid: int, exe: str | None, input: tuple[int, int]) -> list[Event]:
+        """The kernel has ended a server as soon as it answered. Say so, and end those that have the same standard input."""
+        if pid in self._ended:
+            return []
+        self._ended.add(pid)
+        found = [self._told(_name_of(exe), pid, exe)]
+        for other in self._reading(input):
+            if other not in (self.agent, pid) and not _is_shim(other):
+                found += self._end_reader(other)
+        return found
+
+    def ahead(self, asked: Iterable[Asked]) -> list[Event]:
+        """End whoever is to answer these requests: nobody has said who that is, nor the gate that it knows them."""
         found = []
-        for event, end in asked:
-            message = event.mcp
+        for one in asked:
+            message = one.event.mcp
             if (
                 message is None
                 or message.client is None
                 or not _is_mcp(message)
                 or not self._is_agent(message.client.pid)
+                or not (one.alone or one.age_ns >= UNKNOWN_NS)
+                or self._ends.is_finished(message.client.pid, one.end, one.channel)
             ):
                 continue
-            for server in self._reading(end):
-                if (
-                    server not in (self._agent, message.client.pid)
-                    and server not in self._ended
-                    and not _is_shim(server)
-                ):
-                    exe = _exe_of(server)
-                    if self._end(server):
-                        self._ended.add(server)
-                        found.append(self._told(replace(message, server=_name_of(exe), peer=Peer(server, exe)), server))
+            for server in self._reading(one.end):
+                if server not in (self.agent, message.client.pid) and not self._may_be_known(server, one.age_ns):
+                    found += self._end_reader(server)
         return found
+
+    def _may_be_known(self, pid: int, age_ns: int) -> bool:
+        """Whether it asks the gate, or does so soon: a shim, what is about to execute one, and for a moment what starts one."""
+        # In this order: what is a copy now may be a shim in a moment.
+        return _is_shim(pid) if age_ns >= UNKNOWN_NS else self._is_copy(pid) or _mentions_shim(pid)
+
+    def _is_copy(self, pid: int) -> bool:
+        """Whether it has executed nothing since the agent made it."""
+        with contextlib.suppress(OSError):
+            own, its = (Path(f"/proc/{one}/cmdline").read_bytes() for one in (self.agent, pid))
+            return own == its and Path(f"/proc/{pid}/exe").samefile(f"/proc/{self.agent}/exe")
+        return False
+
+    def _end_reader(self, pid: int) -> list[Event]:
+        exe = _exe_of(pid)
+        if pid in self._ended or not self._end(pid):
+            return []
+        self._ended.add(pid)
+        return [self._told(_name_of(exe), pid, exe)]
 
     def _reading(self, end: tuple[int, int]) -> Iterator[int]:
         """Processes of the session that have this end as their standard input, each once.
@@ -97,35 +141,25 @@ class AroundGate:
         """
         seen: set[int] = set()
         for _ in range(_MOST_LOOKS):
-            found = [pid for pid in self._have(end) if pid not in seen]
+            found = [pid for pid in self._ends.readers(end) if pid not in seen]
             if not found:
                 break
             seen.update(found)
             yield from found
 
-    def _have(self, end: tuple[int, int]) -> list[int]:
-        found = []
-        with contextlib.suppress(OSError, ValueError):
-            for pid in self._living():
-                with contextlib.suppress(OSError):
-                    state = Path(f"/proc/{pid}/fd/0").stat()
-                    if (os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino) == end:
-                        found.append(pid)
-        return found
-
     def _is_agent(self, pid: int) -> bool:
         """The first process, or one that runs the same program as its child: some agents start themselves again."""
-        if pid == self._agent:
+        if pid == self.agent:
             return True
         with contextlib.suppress(OSError, IndexError, ValueError):
             parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            same = Path(f"/proc/{pid}/exe").readlink() == Path(f"/proc/{self._agent}/exe").readlink()
-            return parent == self._agent and same and self._is_again(pid)
+            same = Path(f"/proc/{pid}/exe").readlink() == Path(f"/proc/{self.agent}/exe").readlink()
+            return parent == self.agent and same and self._is_again(pid)
         return False
 
     def _is_again(self, pid: int) -> bool:
         """The same script or module, too: of two programs of one interpreter the other is no agent."""
-        mine, its = (_programs(Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")) for one in (self._agent, pid))
+        mine, its = (_programs(Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")) for one in (self.agent, pid))
         return not mine or bool(mine & its)
 
     def _end(self, pid: int) -> bool:
@@ -144,9 +178,8 @@ class AroundGate:
             os.close(held)
         return True
 
-    def _told(self, message: McpMessage, pid: int) -> Event:
-        exe = message.peer.exe if message.peer else None
-        why = f"the agent started the MCP server {message.server} around the gate; it was ended"
+    def _told(self, name: str, pid: int, exe: str | None) -> Event:
+        why = f"the agent started the MCP server {name} around the gate; it was ended"
         return Event(
             *(time.time_ns(), self._session, Kind.PROCESS, "end", Verdict.DENY),
             pid=pid,
@@ -170,6 +203,11 @@ def _is_shim(pid: int) -> bool:
             words = _words_of(pid)
             return words[1 : len(SHIM_WORDS)] == [os.fsencode(word) for word in SHIM_WORDS[1:]]
     return False
+
+
+def _mentions_shim(pid: int) -> bool:
+    """Whether its words hold those of a shim, as a shell's do that is told to start one."""
+    return any(os.fsencode(SHIM) in word for word in _words_of(pid))
 
 
 def _words_of(pid: int) -> list[bytes]:

@@ -165,6 +165,8 @@ def compile_for(
         extra_sockets=[_gate_rule()] if profile.mcp.gate else (),
         extra_network=[_net_rule(target) for target in net],
     )
+    if profile.mcp.gate and (folders := _folders_of_servers(workspace)):
+        policy = replace(policy, folders=(*policy.folders, *folders))
     return _with_mcp(policy, profile)
 
 
@@ -435,11 +437,35 @@ def _files_of_servers(workspace: str) -> list[tuple[str, str]]:
     found = {
         path: printable(entry.name)
         for entry in entries
-        for role, path in entry.facts.items()
-        if role.partition(" ")[0] in ("program", "script", "loaded") and path.startswith("/")
-        if any(is_below(path, place) for place in places) and Path(path).is_file()
+        for path in _kept(entry.facts)
+        if any(is_below(path, place) for place in places)
     }
     return sorted(found.items())
+
+
+def _kept(facts: Mapping[str, str]) -> Iterator[str]:
+    for name, path in facts.items():
+        role = name.partition(" ")[0]
+        if not path.startswith("/"):
+            continue
+        if role in ("program", "script", "loaded") and Path(path).is_file():
+            yield path
+        if name == "modules" and Path(path).is_dir():
+            yield from (path, *_above(path))
+
+
+def _above(modules: str) -> Iterator[str]:
+    """Where modules in the cache of npx look for others that are not beside them; of `uvx` the folder with its script and
+    settings."""
+    if modules.endswith("/site-packages"):
+        yield str(Path(modules).parents[2])
+    if modules.endswith("/node_modules") and Path(modules).parents[1].name == "_npx":
+        yield from (str(folder / "node_modules") for folder in Path(modules).parents[1:3])
+
+
+def _folders_of_servers(workspace: str) -> list[str]:
+    """Of these places those that are there for the time of a run, and empty: tier 3 keeps nobody from making them."""
+    return sorted({above for path, _ in _files_of_servers(workspace) for above in _above(path)})
 
 
 def _gate_rule() -> SocketRule:

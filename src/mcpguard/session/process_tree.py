@@ -12,6 +12,8 @@ from mcpguard.model.event import Event, Kind
 from mcpguard.model.values import dataclass, field
 
 MAX_ENDED = 2_000
+# Of a process's parents; whoever is guarded can start processes of one another without end.
+MAX_CHAIN = 12
 
 
 @dataclass(slots=True)
@@ -32,9 +34,14 @@ class Process:
 
     @property
     def name(self) -> str:
-        """The program's name without its folder, and its arguments."""
+        """The program's name without its folder, and its arguments; what calls itself otherwise is told by both names."""
         words = self.argv or (self.exe or "?",)
-        return " ".join((words[0].rsplit("/", 1)[-1], *words[1:]))
+        program, called = (word.rsplit("/", 1)[-1] for word in (self.exe, words[0]))
+        if program in ("", "?"):
+            program = called
+        # python3.11 for python3, vim.basic for vim.
+        own = program if program.startswith(called) else f"{program} as {called}"
+        return " ".join((own, *words[1:]))
 
 
 class ProcessTable:
@@ -77,12 +84,12 @@ class ProcessTable:
                 process.cpu, process.memory = cpu, memory
 
     def chain(self, pid: int | None) -> list[Process]:
-        """A process and its parents, the nearest first."""
-        found: list[Process] = []
-        while pid is not None and (process := self._known.get(pid)) and process not in found:
-            found.append(process)
+        """A process and its parents, the nearest first, at most MAX_CHAIN."""
+        found: dict[int, Process] = {}
+        while pid is not None and pid not in found and len(found) < MAX_CHAIN and (process := self._known.get(pid)):
+            found[pid] = process
             pid = process.ppid
-        return found
+        return list(found.values())
 
     def shown_children(self, process: Process) -> tuple[list[Process], int]:
         """The children worth a line (running, with denials, or with such a child), and how many others have ended."""

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 _RECORDS, _MESSAGES = ("mg_denials", "mg_activity"), "mg_messages"
 _LOOKUPS = "questions for names"
 _CANARY_WAIT_S = 5.0
+# Of the agent's PID in the counters: the last of them.
+_AGENT_AT = _abi.MG_COUNTERS.size - 8
 # How often a lock on the store is waited for, a second each: before the agent starts, and to write that it has ended.
 _LOCK_ATTEMPTS = 10
 _SECOND_TRY_S = 5.0
@@ -163,9 +165,11 @@ class Recording:
                 "MCP messages are not on record: this kernel refused the program that sees them",
             )
             return
-        from mcpguard.events.listener import Listener  # nobody who starts an agent waits for it
+        from mcpguard.events.ends import Ends, standard_input  # nobody who starts an agent waits for it
+        from mcpguard.events.listener import Listener
 
-        self._listener = Listener(self._rings[_MESSAGES], self.session, recorder, hurry=pump.hurry)
+        ends = Ends(self._leaf, standard_input())
+        self._listener = Listener(self._rings[_MESSAGES], self.session, recorder, hurry=pump.hurry, ends=ends)
         self._listener.start()
 
     def skip_messages(self, ends: Sequence[tuple[int, int]], served: bool = True) -> None:
@@ -174,9 +178,11 @@ class Recording:
             self._listener.skip(ends, served)
 
     def show_messages(self, around: AroundGate) -> None:
-        """Have it see every MCP message that is put on record, and those whose server nobody knows; what it returns is, too."""
-        if self._listener is not None:
-            self._listener.show(around.look, around.ahead)
+        """Have it see every MCP message that is put on record, and those whose server nobody knows; what it returns is, too.
+        From now on the kernel ends whoever answers its agent within the tree."""
+        if self._listener is not None and self._counters is not None:
+            self._listener.show(around)
+            self._counters.write(_AGENT_AT, around.agent)
 
     def skip_port(self, port: int) -> None:
         """MCP messages to and from this port on loopback are told by somebody else."""
@@ -253,7 +259,7 @@ class Recording:
         """A record tells of those dropped before it; what was dropped after the last one stands in the counters only."""
         if self._counters is None:
             return
-        _series, _denials, denials, _activity, activity, _busy, _messages, messages, _said = _abi.MG_COUNTERS.unpack(
+        _series, _denials, denials, _activity, activity, _busy, _messages, messages, *_rest = _abi.MG_COUNTERS.unpack(
             self._counters.read()
         )
         recorder.lost("refusals that the kernel dropped at the end: the ring of denials was full", denials)

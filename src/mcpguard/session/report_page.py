@@ -147,7 +147,7 @@ def _approvals(report: Report, home: str) -> str:
         return ""
     rows = [
         f"<tr><td>{_clock(one.time_ns)}</td><td class=m>{_text(one.rule)}</td><td>{_text(one.how)}</td>"
-        f"<td class=m>{_text(shorten(one.origin.place, home) if one.origin else one.why_later)}</td>"
+        f"<td class=m>{_text(shorten(one.origin.place, home) if one.origin else one.call or one.why_later)}</td>"
         f"<td class=m>{_text(one.who)}</td></tr>"
         for one in report.approvals
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -20,6 +20,7 @@ from mcpguard.profile.amend import Addition
 from mcpguard.session.amendment import Amendment
 from mcpguard.session.approve import Scope
 from mcpguard.session.offers import Offer, Purpose, Refuser
+from mcpguard.session.questions import LEFT
 
 SCOPES = {
     Scope.ONCE: ("o", "allow once", "this object, until the session ends"),
@@ -42,7 +43,30 @@ def rules(additions: Iterable[Addition]) -> str:
     return ", ".join(f"{one.section}.{one.key}: {printable(one.value)}" for one in additions)
 
 
-class ScopeScreen(ModalScreen[Scope | None]):
+Answer = TypeVar("Answer")
+# Lines of a page that stay on the next one.
+_OVERLAP = 2
+
+
+class Asking(ModalScreen[Answer]):
+    """A question. What allows something counts once all of the question was on the screen, from its first line on."""
+
+    _seen = 0
+
+    def is_read(self) -> bool:
+        """Whether it was; else it shows what comes next."""
+        body = self.query_one("#allow", VerticalScroll)
+        top, height = body.scroll_offset.y, body.scrollable_content_region.height
+        if top <= self._seen:
+            self._seen = max(self._seen, top + height)
+        if height and self._seen >= body.max_scroll_y + height:
+            return True
+        body.scroll_to(y=max(0, self._seen - _OVERLAP), animate=False)
+        self.notify("there is more of it: the same key goes on to its end", severity="warning", timeout=3)
+        return False
+
+
+class ScopeScreen(Asking[Scope | None]):
     """How far is it allowed? None: leave it refused."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -69,7 +93,8 @@ class ScopeScreen(ModalScreen[Scope | None]):
             yield Footer()
 
     def on_mount(self) -> None:
-        self.query_one(OptionList).focus()
+        for scopes in self.query(OptionList):
+            scopes.focus(scroll_visible=False)
 
     def on_option_list_option_selected(self, message: OptionList.OptionSelected) -> None:
         self.action_answer(message.option_id or LEAVE)
@@ -79,7 +104,8 @@ class ScopeScreen(ModalScreen[Scope | None]):
         if scope in (Scope.ONCE, Scope.SESSION) and not self._takes_rules:
             self.notify("the session has ended: only the profile can have it", severity="warning")
             return
-        self.dismiss(scope)
+        if scope is None or self.is_read():
+            self.dismiss(scope)
 
     def _options(self) -> Iterable[Option]:
         for scope, (key, words, means) in SCOPES.items():
@@ -96,7 +122,34 @@ class ScopeScreen(ModalScreen[Scope | None]):
         yield _WARNING
 
 
-class WriteScreen(ModalScreen[bool]):
+class CallScreen(Asking[str | None]):
+    """A call of a tool that waits, all of it. The answer is a scope or LEFT; None: not now."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("o", f"answer('{Scope.ONCE}')", "Allow this call"),
+        Binding("s", f"answer('{Scope.SESSION}')", "Allow the tool for the session"),
+        Binding("x", f"answer('{LEFT}')", "Refuse it"),
+        Binding("escape,q", "answer", "Not now"),
+    ]
+
+    def __init__(self, event: Event, home: str) -> None:
+        super().__init__()
+        self._event = event
+        self._home = home
+
+    def compose(self) -> ComposeResult:
+        text = head(self._event, self._home)
+        text.append(f"{printable(self._event.detail or '')}\n\n").append(_WARNING, style="dim")
+        with VerticalScroll(id="allow"):
+            yield Static(text)
+            yield Footer()
+
+    def action_answer(self, answer: str = "") -> None:
+        if answer in ("", LEFT) or self.is_read():
+            self.dismiss(answer or None)
+
+
+class WriteScreen(Asking[bool]):
     """What a profile would hold more. True: write it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -121,7 +174,8 @@ class WriteScreen(ModalScreen[bool]):
             yield Footer()
 
     def action_answer(self, write: bool) -> None:
-        self.dismiss(write)
+        if not write or self.is_read():
+            self.dismiss(write)
 
     def _question(self) -> Text:
         amendment = self._amendment

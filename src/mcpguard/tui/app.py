@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.notifications import SeverityLevel
 from textual.screen import Screen
-from textual.widgets import Footer, Input, Sparkline, Static, TabbedContent, TabPane
+from textual.widgets import DataTable, Footer, Input, Sparkline, Static, TabbedContent, TabPane
 
 from mcpguard.errors import McpguardError
 from mcpguard.events.format import json_line, printable, shorten
@@ -23,12 +26,12 @@ from mcpguard.model.coverage import Strength
 from mcpguard.model.event import Event
 from mcpguard.session.approve import approve
 from mcpguard.session.offers import suggestions, variables_of
-from mcpguard.session.questions import key_of, remember
-from mcpguard.tui import filters
+from mcpguard.session.questions import LEFT, key_of, remember
+from mcpguard.tui import columns, filters
 from mcpguard.tui.allow import rules
 from mcpguard.tui.approval import Approval, Approve
 from mcpguard.tui.colours import ANSI_DARK, ANSI_LIGHT, DARK, LIGHT
-from mcpguard.tui.details import describe
+from mcpguard.tui.details import describe, what_happened
 from mcpguard.tui.export import export
 from mcpguard.tui.feed import Feed, Portion
 from mcpguard.tui.help import HelpScreen
@@ -41,6 +44,13 @@ TABS = ("events", "files", "network", "executions", "mcp", "rules", "questions")
 _VERDICTS = (None, Verdict.DENY, Verdict.AUDIT, Verdict.ALLOW)
 _NARROW = 100
 DRAW_EVERY_S = 1.0
+# Python's own 5 ms, several times for each key, would be felt while the feed is busy.
+_SWITCH_S = 0.0005
+_COLLECT_ALL = 60
+_FILTER_SHOWN = 200
+# Of the details of a question: what watch.tcss gives them, and where it can.
+_ASKED_LINES = 8
+_LOW = 20
 
 
 class WatchApp(App[None]):
@@ -48,8 +58,10 @@ class WatchApp(App[None]):
 
     TITLE = "mcpguard"
     CSS_PATH = "watch.tcss"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (_NARROW, "-wide")]  # noqa: RUF012 - as the library declares it
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit"),
+        Binding("question_mark", "help", "Help", key_display="?"),
         Binding("space", "follow", "Pause"),
         Binding("d", "denied", "Verdict"),
         Binding("slash", "filter", "Filter", key_display="/"),
@@ -60,7 +72,6 @@ class WatchApp(App[None]):
         Binding("c", "copy", "Copy", show=False),
         Binding("e", "export", "Export"),
         Binding("t", "theme", "Theme", show=False),
-        Binding("question_mark", "help", "Help", key_display="?"),
         *(Binding(str(n), f"tab('{name}')", name.title(), show=False) for n, name in enumerate(TABS, 1)),
     ]
 
@@ -80,7 +91,9 @@ class WatchApp(App[None]):
         self._session = session
         self._feed = Feed(open_store, session.id, self._delivered)
         self._totals = self._feed.totals
-        self._summed = self._last = self._skipped = 0
+        self._summed = self._last = self._skipped = self._drawn = 0
+        # The question whose details are on the screen, when they show whole what its keys would allow.
+        self._told: Event | None = None
         self._line = ""
         self._approval = Approval(self, lambda: self._session, ask, self._home, self._answered)
 
@@ -100,6 +113,7 @@ class WatchApp(App[None]):
         self._questions = Questions(self._home, id="asked")
         self._no_questions = Static(NOT_ASKING, id="asked-none")
         self._details = Static(id="details")
+        self._about = VerticalScroll(self._details, id="about")
         self._input = Input(placeholder=filters.HELP, id="filter")
         with Horizontal(id="top"):
             yield self._status
@@ -124,11 +138,12 @@ class WatchApp(App[None]):
                 with TabPane("Questions", id="questions"):
                     yield self._no_questions
                     yield self._questions
-        yield self._details
+        yield self._about
         yield self._input
         yield Footer()
 
     def on_mount(self) -> None:
+        sys.setswitchinterval(_SWITCH_S)
         self._input.display = False
         self._stream.focus()
         self._processes.display = self.size.width >= _NARROW
@@ -150,7 +165,7 @@ class WatchApp(App[None]):
 
     def _take(self, portion: Portion) -> None:
         if portion.error is not None:
-            self.notify(f"{portion.error.what}: {portion.error.why}", severity="error", timeout=30)
+            self._say(f"{portion.error.what}: {portion.error.why}", severity="error", timeout=30)
             return
         self._summed, self._last = portion.summed, portion.last
         stream = self._stream
@@ -169,6 +184,13 @@ class WatchApp(App[None]):
     # Drawing.
 
     def _draw(self) -> None:
+        # What is new is looked through now, and what stays once a minute: all of it would else stop the screen for a tenth
+        # of a second whenever Python's collector likes.
+        self._drawn += 1
+        if self._drawn % _COLLECT_ALL == 0:
+            gc.unfreeze()
+        gc.collect()
+        gc.freeze()
         self._totals.tick(int(time.monotonic()), self._last)
         self._rate.data = list(self._totals.rates)
         self._draw_status()
@@ -215,17 +237,21 @@ class WatchApp(App[None]):
         state = session.state
         ending = f", exit {session.exit_code}" if session.exit_code is not None else ""
         modes = "".join(f" --{mode}" for mode in session.modes)
-        status = Text(no_wrap=True, overflow="ellipsis")
+        status = Text()
         status.append(f" {session.id} ", style="bold")
         status.append(f"{state}{ending}", style="green" if state is State.RUNNING else "yellow")
         status.append(f"  profile {printable(session.profile)}{modes}  tier {session.tier}")
         self._status.update(status)
-        self._count_line.update(self._counts())
+        with self._feed.lock:
+            counts = self._counts()
+        self._count_line.update(counts)
 
     def _counts(self) -> Text:
         verdicts = self._totals.verdicts
-        text = Text(no_wrap=True, overflow="ellipsis")
+        text = Text()
         text.append(f" {self._totals.rates[-1]}/s", style="dim")
+        if lost := self._totals.lost + self._totals.unwritten:
+            text.append(f"  {lost} LOST", style="bold red reverse")
         text.append(f"  {verdicts[Verdict.ALLOW]} allowed", style="green")
         text.append(f"  {verdicts[Verdict.DENY]} denied", style="bold red" if verdicts[Verdict.DENY] else "dim")
         questions = self._totals.open_questions()
@@ -237,8 +263,6 @@ class WatchApp(App[None]):
                 text.append(f", {more} more in the log", style="yellow")
         if verdicts[Verdict.AUDIT]:
             text.append(f"  {verdicts[Verdict.AUDIT]} audited", style="yellow")
-        if lost := self._totals.lost + self._totals.unwritten:
-            text.append(f"  {lost} LOST", style="bold red reverse")
         if self._summed < self._last:
             text.append(f"  summing up {self._summed} of {self._last}", style="yellow")
         if self._skipped:
@@ -248,37 +272,51 @@ class WatchApp(App[None]):
         if not self._stream.following:
             text.append("  PAUSED", style="bold yellow")
         if self._line:
-            text.append(f"  filter: {printable(self._line)}", style="cyan")
+            text.append(f"  filter: {columns.cut_end(printable(self._line), _FILTER_SHOWN)}", style="cyan")
         return text
 
-    def _draw_details(self, event: Event | None, more: str = "") -> None:
-        pane = self._details
-        if not pane.display:
-            return
-        with self._feed.lock:
-            because = self._because(event)
-            chain = self._feed.processes.chain(event.pid if event else None)
-            text = describe(event, chain, because, self._home)
-        if more:
-            text.append(more)
-        pane.update(text)
+    def _draw_details(self, event: Event | None, keys: str = "") -> Text:
+        """Everything about an event, and beside what it was what keys do about it. Returns these two."""
+        first = what_happened(event, self._home)
+        if keys:
+            first.append(keys + "\n")
+        if self._about.display:
+            with self._feed.lock:
+                because = self._because(event)
+                chain = self._feed.processes.chain(event.pid if event else None)
+            self._details.update(first + describe(event, chain, because, self._home))
+            self._about.scroll_home(animate=False)
+        return first
 
     def _draw_chosen(self) -> None:
         """The details of what the keys act on; of a question, what each key would add before it is pressed."""
-        asked = self._questions.chosen if self._tabs.active == "questions" else None
+        self._told = None
+        asking = self._tabs.active == "questions"
+        self._about.set_class(asking, "asking")
+        asked = self._questions.chosen if asking else None
         if asked is None:
             self._draw_details(self._stream.chosen)
             return
-        if asked.event.mcp is not None:
-            tool = printable(f"{asked.event.mcp.server}/{asked.event.mcp.tool}")
-            self._draw_details(asked.event, f"\no this call   s every call of {tool} in this session   x refuse it")
-            return
+        event = asked.event
         try:
-            once, pattern = suggestions(asked.event, variables_of(self._session.workspace))
+            keys = self._keys_of(event)
         except McpguardError as problem:
-            self._draw_details(asked.event, f"\n{printable(f'{problem.what}: {problem.why}')}")
-        else:
-            self._draw_details(asked.event, f"\no once  {rules(once)}   s, w  {rules(pattern)}")
+            self._draw_details(event, printable(f"{problem.what}: {problem.why}"))
+            return
+        first = self._draw_details(event, keys)
+        lines = len(first.wrap(self.console, max(1, self._about.scrollable_content_region.width)))
+        if self._about.display and lines <= _ASKED_LINES and self.size.height >= _LOW:
+            self._told = event
+
+    def _keys_of(self, event: Event) -> str:
+        """What the keys would do about a question. Raises McpguardError: nothing."""
+        if event.mcp is not None:
+            tool = printable(f"{event.mcp.server}/{event.mcp.tool}")
+            return (
+                f"{printable(event.detail or '')}\no this call   s every call of {tool} in this session   x refuse it"
+            )
+        once, pattern = suggestions(event, variables_of(self._session.workspace))
+        return f"o once  {rules(once)}   s, w  {rules(pattern)}"
 
     # What a person does.
 
@@ -286,7 +324,18 @@ class WatchApp(App[None]):
         self._draw_chosen()
 
     def on_questions_answered(self, message: Questions.Answered) -> None:
-        self._approval.settle(message.question.event, message.answer)
+        """Nothing is allowed but what was on the screen, whole, when the key was pressed; else it is asked in the menu."""
+        told = self._told
+        if message.answer == LEFT:
+            self._approval.settle(message.question.event, LEFT)
+        elif told is None or key_of(told) != message.question.key:
+            self._ask(message.question.event)
+        else:
+            self._approval.settle(told, message.answer)
+
+    def on_data_table_row_selected(self, message: DataTable.RowSelected) -> None:
+        if message.data_table is self._questions:
+            self.action_allow()
 
     def on_event_stream_chosen(self) -> None:
         self._draw_chosen()
@@ -339,8 +388,7 @@ class WatchApp(App[None]):
 
     def action_details(self) -> None:
         """Show or hide the details of the chosen event."""
-        pane = self._details
-        pane.display = not pane.display
+        self._about.display = not self._about.display
         self._draw_chosen()
 
     def action_processes(self) -> None:
@@ -358,20 +406,26 @@ class WatchApp(App[None]):
             self._draw_tab()
             self._questions.focus()
 
+    @property
+    def _chosen(self) -> Event | None:
+        """What the details tell of and the keys act on."""
+        asked = self._questions.chosen if self._tabs.active == "questions" else None
+        return asked.event if asked else self._stream.chosen
+
     def action_copy(self) -> None:
         """The chosen event as a line of JSON into the clipboard."""
-        if event := self._stream.chosen:
+        if event := self._chosen:
             self.copy_to_clipboard(json_line(event))
-            self.notify("the event is in the clipboard, as JSON")
+            self._say("the event is in the clipboard, as JSON")
 
     def action_allow(self) -> None:
         """What was refused: once, for the session, or in the person's own profile, after a question."""
-        asked = self._questions.chosen if self._tabs.active == "questions" else None
-        event = asked.event if asked else self._stream.chosen
-        if event is None:
-            return
-        if asked and event.mcp is not None:
-            self.notify("o, s or x answer it", severity="warning", markup=False)
+        if event := self._chosen:
+            self._ask(event)
+
+    def _ask(self, event: Event) -> None:
+        if self._tabs.active == "questions" and event.mcp is not None:
+            self._approval.ask_call(event)
             return
         with self._feed.lock:
             because = self._because(event)
@@ -397,9 +451,9 @@ class WatchApp(App[None]):
             try:
                 path, count = export(self._open_store, session, wanted, Path.cwd())
             except (OSError, McpguardError) as error:
-                self.call_from_thread(self.notify, f"not exported: {error}", severity="error")
+                self.call_from_thread(self._say, f"not exported: {error}", severity="error")
             else:
-                self.call_from_thread(self.notify, f"{count} events in {shorten(str(path), self._home)}")
+                self.call_from_thread(self._say, f"{count} events in {shorten(str(path), self._home)}")
 
         self.run_worker(work, thread=True, exclusive=True, group="export")
 
@@ -414,17 +468,25 @@ class WatchApp(App[None]):
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         yield from super().get_system_commands(screen)
         yield SystemCommand("Pause or follow", "Hold the event stream, or go on", self.action_follow)
+        yield SystemCommand("Next verdict", "Only denied, audited or allowed events, or all", self.action_denied)
         yield SystemCommand("Filter", "Only some events", self.action_filter)
+        yield SystemCommand("Details", "Show or hide everything about the chosen event", self.action_details)
+        yield SystemCommand("Processes", "Show or hide the process tree", self.action_processes)
+        yield SystemCommand("Copy", "The chosen event as JSON", self.action_copy)
         yield SystemCommand("Allow what was refused", "Once, for the session, or in your profile", self.action_allow)
         yield SystemCommand("Export", "Write the filtered events to a file", self.action_export)
         for name in TABS:
             yield SystemCommand(f"Show {name}", f"The {name} tab", lambda name=name: self.action_tab(name))
 
+    def _say(self, text: str, *, title: str = "", severity: SeverityLevel = "information", timeout: float = 10) -> None:
+        """A note; names in it are anybody's."""
+        self.notify(printable(text), title=printable(title), severity=severity, timeout=timeout, markup=False)
+
     def _filter(self, line: str) -> bool:
         try:
             wanted = filters.parse(line, self._home)
         except McpguardError as error:
-            self.notify(f"{error.why}; {error.do}", title=error.what, severity="error")
+            self._say(f"{error.why}; {error.do}", title=error.what, severity="error")
             return False
         self._line = line.strip()
         self._feed.ask(wanted)

@@ -23,7 +23,7 @@ from mcpguard.session.amendment import Amendment, install, prepare
 from mcpguard.session.approve import Outcome, Scope, decide, leave
 from mcpguard.session.offers import Offer, Purpose, exception, offer, purpose
 from mcpguard.session.questions import LEFT
-from mcpguard.tui.allow import PurposeScreen, ScopeScreen, WriteScreen
+from mcpguard.tui.allow import CallScreen, PurposeScreen, ScopeScreen, WriteScreen
 
 Approve = Callable[[str, Sequence[Addition], Scope], Outcome]
 # How long a note stays: it says what holds from now on.
@@ -64,15 +64,24 @@ class Approval:
             self._on_purpose(event, found, because)
             return
 
+        self._do(lambda: offer(event, self._session().workspace), lambda made: self._ask_scope(event, made))
+
+    def _ask_scope(self, event: Event, made: Offer) -> None:
         def chosen(scope: Scope | None) -> None:
             if scope is not None:
                 self.answer(event, scope)
 
-        def asked(made: Offer) -> None:
-            running = self._session().state is State.RUNNING
-            self._app.push_screen(ScopeScreen(event, made, self._home, running=running), chosen)
+        running = self._session().state is State.RUNNING
+        self._app.push_screen(ScopeScreen(event, made, self._home, running=running), chosen)
 
-        self._do(lambda: offer(event, self._session().workspace), asked)
+    def ask_call(self, event: Event) -> None:
+        """Ask about a call that is held, with all of it on the screen."""
+
+        def chosen(answer: str | None) -> None:
+            if answer is not None:
+                self.settle(event, answer)
+
+        self._app.push_screen(CallScreen(event, self._home), chosen)
 
     def _on_purpose(self, event: Event, found: Purpose, because: str) -> None:
         excepted = exception(event)
@@ -141,7 +150,16 @@ class Approval:
                 lambda _: self._tell("left refused", "it is not asked again in this session"),
             )
         else:
-            self.answer(event, Scope(answer))
+            self._do(
+                lambda: offer(event, self._session().workspace), lambda made: self._weigh(event, Scope(answer), made)
+            )
+
+    def _weigh(self, event: Event, scope: Scope, made: Offer) -> None:
+        """That a rule for a folder opens what is in it stands in the menu only."""
+        if made.folders:
+            self._ask_scope(event, made)
+        else:
+            self.answer(event, scope)
 
     def _settle_call(self, event: Event, message: McpMessage, answer: str) -> None:
         if answer == Scope.PROFILE:

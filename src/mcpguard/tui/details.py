@@ -15,8 +15,19 @@ _TOLD = frozenset(
 )
 
 
+def what_happened(event: Event | None, home: str) -> Text:
+    """Verdict, act and object, whole; a line of its own."""
+    text = Text()
+    if event is None:
+        return text.append("no event chosen: up and down choose one", style="dim")
+    word = "LOSS" if event.kind is Kind.LOSS else event.verdict.value.upper()
+    text.append(word, style=VERDICTS[word])
+    text.append(f"  {event.kind} {event.op} {event.access or ''}  ")
+    return text.append(printable(object_of(event, home)) + "\n", style="bold")
+
+
 def describe(event: Event | None, chain: list[Process], because: str, home: str) -> Text:
-    """The details pane.
+    """What there is to say besides.
 
     Args:
         chain: the process and its parents, the nearest first; may be empty.
@@ -24,12 +35,8 @@ def describe(event: Event | None, chain: list[Process], because: str, home: str)
     """
     text = Text()
     if event is None:
-        return text.append("no event chosen: up and down choose one", style="dim")
+        return text
     fields = as_json(event)
-    word = "LOSS" if event.kind is Kind.LOSS else event.verdict.value.upper()
-    text.append(word, style=VERDICTS[word])
-    text.append(f"  {event.kind} {event.op} {event.access or ''}  ")
-    text.append(printable(object_of(event, home)) + "\n", style="bold")
     if event.rule is not None:
         place = f"{shorten(event.rule.place, home)}  " if event.rule.line else ""
         text.append("rule     ", style="dim").append(printable(f"{place}{event.rule.text}"))
@@ -45,6 +52,13 @@ def describe(event: Event | None, chain: list[Process], because: str, home: str)
         ).append("\n")
     if event.argv:
         text.append("command  ", style="dim").append(printable(" ".join(event.argv)) + "\n")
-    others = [f"{key} {printable(str(value))}" for key, value in fields.items() if key not in _TOLD]
+    others = [f"{key} {printable(_plain(value))}" for key, value in fields.items() if key not in _TOLD]
     text.append("event    ", style="dim").append(f"{fields['time']}  " + "  ".join(others))
     return text
+
+
+def _plain(value: object) -> str:
+    """A value of an event's JSON in words: what has parts, part by part."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,13 @@ def export(open_store: Callable[[], Store], session: str, wanted: Filter, folder
     """
     path = folder / f"mcpguard-{session}-{time.strftime('%H%M%S')}.jsonl"
     count = 0
-    with open_store() as store, path.open("x", encoding="utf-8") as file:
+    with open_store() as store, open(path, "x", encoding="utf-8", opener=_private) as file:
         for event in events(store, session, wanted):
             file.write(json_line(event) + "\n")
             count += 1
     return path, count
+
+
+def _private(path: str, flags: int) -> int:
+    """Whose record it is reads it, and nobody else of this host."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

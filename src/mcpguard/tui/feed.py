@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,7 @@ MOST = 1_000
 # Sums are made of this many events at a time, so that a long record shows up bit by bit.
 STEP = 50_000
 PIECE = 500
+_STEP_ASIDE_S = 0.0005
 _MEASURE_EVERY = 8
 # A session listens a little after it began.
 _AGAIN_S = 1.0
@@ -62,6 +64,30 @@ class Portion:
     error: StoreError | None = None
 
 
+class Turns:
+    """One at a time; who looks goes before who adds, and so never waits for more than one piece. To be entered by who looks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._looking = False
+
+    def __enter__(self) -> None:
+        self._looking = True
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._looking = False
+        self._lock.release()
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """A thread that adds piece after piece would else take the lock again before the other one has woken up."""
+        while self._looking:
+            time.sleep(_STEP_ASIDE_S)
+        with self._lock:
+            yield
+
+
 class Feed:
     """One session, read until `close`.
 
@@ -77,7 +103,7 @@ class Feed:
         """
         self.totals = Totals()
         self.processes = ProcessTable()
-        self.lock = threading.Lock()
+        self.lock = Turns()
         self._open = open_store
         self._session = session
         self._deliver = deliver
@@ -142,7 +168,7 @@ class Feed:
                 portion.session = session
             if state is not State.RUNNING and (portion.fresh or portion.session):
                 portion.events = [*portion.events, *query.unwritten(store, self._session, self._wanted)]
-                with self.lock:
+                with self.lock.adding():
                     self.totals.unwritten = sum(loss.count for loss in missing.unwritten(store, session))
             self._read_answers()
             self._read_held(running=state is State.RUNNING)
@@ -175,13 +201,13 @@ class Feed:
         for add, found in pieces:
             whole += [(add, found[at : at + PIECE]) for at in range(0, len(found), PIECE)]
         for add, found in whole:
-            with self.lock:
+            with self.lock.adding():
                 add(found)
 
     def _read_answers(self) -> None:
         """Other screens answer too."""
         found = questions.answers(self._session)
-        with self.lock:
+        with self.lock.adding():
             self.totals.answers = found
 
     def _read_held(self, *, running: bool) -> None:
@@ -199,7 +225,7 @@ class Feed:
             self._watch.close()
             self._watch, news = None, []
         if news is not None:
-            with self.lock:
+            with self.lock.adding():
                 calls = self._watch.calls if self._watch is not None else []
                 self.totals.set_held([*map(self._event, news), *map(self._call, calls)])
 
@@ -237,10 +263,10 @@ class Feed:
         )
 
     def _measure(self, meters: dict[int, psutil.Process]) -> None:
-        with self.lock:
+        with self.lock.adding():
             living = self.processes.living()[:_MEASURED]
         usage = _usage(living, meters)
-        with self.lock:
+        with self.lock.adding():
             self.processes.measured(usage)
 
 

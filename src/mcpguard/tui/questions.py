@@ -16,6 +16,7 @@ from mcpguard.events.format import object_of, printable
 from mcpguard.session.process_tree import ProcessTable
 from mcpguard.session.questions import LEFT
 from mcpguard.tui import columns
+from mcpguard.tui.tables import change
 from mcpguard.tui.totals import Question, Totals
 
 NOT_ASKING = """\
@@ -26,7 +27,7 @@ NONE = "No question: nothing was refused that no rule covers."
 _WORDS = {"once": "allowed once", "session": "allowed", "profile": "in the profile", LEFT: "left refused"}
 
 
-class Questions(DataTable[Text | str]):
+class Questions(DataTable[Text]):
     """One row a question, in the order in which they came."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -59,7 +60,7 @@ class Questions(DataTable[Text | str]):
         self._at_home = home
         self._shown: dict[str, Question] = {}
         self._answers: dict[str, str] = {}
-        self._cells: dict[str, tuple[Text | str, ...]] = {}
+        self._cells: dict[str, tuple[Text, ...]] = {}
         for name in ("answer", "count", "access", "object", "process"):
             self.add_column(name, key=name)
 
@@ -77,9 +78,8 @@ class Questions(DataTable[Text | str]):
             cells = self._row(question, processes)
             if key not in self._shown:
                 self.add_row(*cells, key=key)
-            elif cells != self._cells[key]:
-                for column, cell in zip(self.columns, cells, strict=True):
-                    self.update_cell(key, column, cell, update_width=True)
+            else:
+                change(self, key, self._cells[key], cells)
             self._shown[key], self._cells[key] = question, cells
         if first and self._shown:
             self._go_on(0)
@@ -111,7 +111,7 @@ class Questions(DataTable[Text | str]):
     def on_data_table_row_highlighted(self) -> None:
         self.post_message(self.Chosen(self.chosen))
 
-    def _row(self, question: Question, processes: ProcessTable) -> tuple[Text | str, ...]:
+    def _row(self, question: Question, processes: ProcessTable) -> tuple[Text, ...]:
         event = question.event
         answer = self._answers.get(question.key)
         if answer is not None:
@@ -128,8 +128,8 @@ class Questions(DataTable[Text | str]):
         what = cut(printable(object_of(event, self._at_home)), 60)
         return (
             word,
-            str(question.count + question.held),
-            event.access or event.op,
+            Text(str(question.count + question.held)),
+            Text(event.access or event.op),
             Text(what),
             Text(" < ".join(chain)),
         )

@@ -15,23 +15,26 @@ from mcpguard.tui.colours import VERDICTS
 from mcpguard.tui.totals import Use
 
 MAX_ROWS = 500
-Row = tuple[Text | str, ...]
+# New rows in one go: a few hundred at once take a tenth of a second.
+_NEW_ROWS = 100
+# Never a plain string: of that a table takes what stands in brackets for markup.
+Row = tuple[Text, ...]
 
 
-def table(id: str, *names: str) -> DataTable[Text | str]:
+def table(id: str, *names: str) -> DataTable[Text]:
     """An empty table."""
-    made: DataTable[Text | str] = DataTable(id=id, cursor_type="row", zebra_stripes=True)
+    made: DataTable[Text] = DataTable(id=id, cursor_type="row", zebra_stripes=True)
     for name in names:
         made.add_column(name, key=name)
     return made
 
 
-def fill_reached(shown: DataTable[Text | str], found: Iterable[Reached]) -> None:
+def fill_reached(shown: DataTable[Text], found: Iterable[Reached]) -> None:
     """Destinations, own addresses and sockets."""
-    _fill(shown, (_reached(one) for one in found))
+    _fill(shown, (_texts(*_reached(one)) for one in found))
 
 
-def _reached(one: Reached) -> Row:
+def _reached(one: Reached) -> Iterable[Text | str]:
     port = f":{one.port}" if one.port else ""
     name = f"{one.host}{port}" if one.host else f"{one.address}{port}"
     protocol = f"/{one.protocol}" if one.protocol else ""
@@ -47,30 +50,30 @@ def _reached(one: Reached) -> Row:
     )
 
 
-def fill_programs(shown: DataTable[Text | str], found: Iterable[Started], home: str) -> None:
+def fill_programs(shown: DataTable[Text], found: Iterable[Started], home: str) -> None:
     """Programs, the most often started ones first."""
     ordered = sorted(found, key=lambda one: (one.verdict is Verdict.ALLOW, -one.times))
     _fill(
         shown,
         (
-            (
+            _texts(
                 _verdict(one.verdict),
                 printable(shorten(one.path, home)),
                 str(one.times),
-                printable(" ".join(one.argv))[:200],
+                printable(" ".join(one.argv)[:200]),
             )
             for one in ordered
         ),
     )
 
 
-def fill_spoken(shown: DataTable[Text | str], found: Iterable[Spoken]) -> None:
+def fill_spoken(shown: DataTable[Text], found: Iterable[Spoken]) -> None:
     """What was asked of MCP servers: refused first, then tools, then the rest of the protocol, each the most frequent first."""
     ordered = sorted(found, key=lambda one: (not one.denied, not one.tool, -one.times))
-    _fill(shown, (_spoken(one) for one in ordered))
+    _fill(shown, (_texts(*_spoken(one)) for one in ordered))
 
 
-def _spoken(one: Spoken) -> Row:
+def _spoken(one: Spoken) -> Iterable[Text | str]:
     method = one.method if one.sender == "client" else f"asks {one.method}"
     return (
         printable(one.server),
@@ -83,7 +86,7 @@ def _spoken(one: Spoken) -> Row:
     )
 
 
-def fill_rules(shown: DataTable[Text | str], uses: dict[int, Use], home: str) -> None:
+def fill_rules(shown: DataTable[Text], uses: dict[int, Use], home: str) -> None:
     """Rules, those that refused first, unused ones last and marked."""
     ordered = sorted(uses.values(), key=lambda use: (-use.denied, -use.allowed, use.origin.file, use.origin.line))
     _fill(shown, (_rule(use, home) for use in ordered))
@@ -101,16 +104,34 @@ def _rule(use: Use, home: str) -> Row:
     )
 
 
-def _fill(shown: DataTable[Text | str], rows: Iterable[Row]) -> None:
+def _texts(*cells: Text | str) -> Row:
+    return tuple(Text(cell) if isinstance(cell, str) else cell for cell in cells)
+
+
+def _fill(shown: DataTable[Text], rows: Iterable[Row]) -> None:
     taken = list(islice(rows, MAX_ROWS))
-    if getattr(shown, "drawn", None) == taken:
-        return
+    before: list[Row] = getattr(shown, "drawn", [])
     row = shown.cursor_row
-    shown.clear()
-    for cells in taken:
-        shown.add_row(*cells)
-    shown.move_cursor(row=min(row, len(taken) - 1), animate=False)
+    if len(taken) < len(before):
+        shown.clear()
+        before = []
+    taken = taken[: len(before) + _NEW_ROWS]
+    for number, cells in enumerate(taken):
+        if number < len(before):
+            change(shown, str(number), before[number], cells)
+        else:
+            shown.add_row(*cells, key=str(number))
+    if taken and not before:
+        shown.move_cursor(row=min(row, len(taken) - 1), animate=False)
     shown.drawn = taken  # type: ignore[attr-defined]
+
+
+def change(shown: DataTable[Text], key: str, before: Row, cells: Row) -> None:
+    """Put what is new into a row."""
+    for column, old, new in zip(shown.columns.values(), before, cells, strict=True):
+        if (new, new.style) != (old, old.style):
+            # A column that could become narrower is measured anew for every cell: half a second, for a table of 500.
+            shown.update_cell(key, column.key, new, update_width=new.cell_len > column.content_width)
 
 
 def _verdict(verdict: Verdict) -> Text:

@@ -30,7 +30,7 @@ class Place:
     denied: int = 0
     denied_below: int = 0
     touched_below: int = 0
-    children: dict[str, Place] = field(default_factory=dict)
+    children: dict[str, Place] = field(default_factory=lambda: _NONE)
 
     @property
     def marks(self) -> str:
@@ -42,6 +42,10 @@ class Place:
             ("read", self.read),
         )
         return "  ".join(f"{word} {count}" if count > 1 else word for word, count in words if count)
+
+
+# Of most places, which are files: a dictionary each would be half of what Python's collector has to look through.
+_NONE: dict[str, Place] = {}
 
 
 @dataclass(slots=True)
@@ -211,6 +215,8 @@ class Totals:
             if following is None:
                 if self.path_count >= MAX_PATHS:
                     return None
+                if place.children is _NONE:
+                    place.children = {}
                 following = place.children[name] = Place(name)
                 self.path_count += 1
             place = following

@@ -11,12 +11,16 @@ from textual.widgets.tree import TreeNode
 
 from mcpguard.events.format import printable
 from mcpguard.session.process_tree import Process, ProcessTable
+from mcpguard.tui import columns
 from mcpguard.tui.totals import Place
 
 # Children of one folder that are shown; the others are counted.
 MAX_CHILDREN = 300
 # Processes of one parent, the newest.
 MAX_PROCESSES = 40
+# Processes that started one another, one below the other; the rest is told in words.
+MAX_DEPTH = 24
+_SHORTEST_NAME, _LONGEST_NAME = 8, 200
 
 
 class ProcessTree(Tree[int]):
@@ -33,48 +37,61 @@ class ProcessTree(Tree[int]):
         self._fill(self.root, roots, 0, table)
         self.root.expand()
 
-    def _fill(self, node: TreeNode[int], processes: list[Process], ended: int, table: ProcessTable) -> None:
+    def _fill(
+        self, node: TreeNode[int], processes: list[Process], ended: int, table: ProcessTable, depth: int = 0
+    ) -> None:
+        if depth > MAX_DEPTH:
+            processes, deeper = [], len(processes)
+        else:
+            deeper = 0
+        room = self.scrollable_content_region.width - (depth + 1) * self.guide_depth
         there = {child.data: child for child in node.children if child.data}
         shown, more = processes[-MAX_PROCESSES:], max(0, len(processes) - MAX_PROCESSES)
         wanted = {process.pid for process in shown}
         for child in list(node.children):
-            if child.data not in wanted and (child.data or not (ended or more)):
+            if child.data not in wanted and (child.data or not (ended or more or deeper)):
                 child.remove()
         rest = next((child for child in node.children if not child.data), None)
         for process in shown:
             children, folded = table.shown_children(process)
-            label = _process(process)
+            label = _process(process, room)
             child = there.get(process.pid) or node.add(label, data=process.pid, expand=True, before=rest)
             if child.label != label:
                 child.set_label(label)
             child.allow_expand = bool(children or folded)
-            self._fill(child, children, folded, table)
-        if ended or more:
-            words = [f"{more} more run" if more else "", f"{ended} ended" if ended else ""]
+            self._fill(child, children, folded, table, depth + 1)
+        if ended or more or deeper:
+            words = [
+                f"{more} more run" if more else "",
+                f"{deeper} below" if deeper else "",
+                f"{ended} ended" if ended else "",
+            ]
             text = Text(", ".join(word for word in words if word), style="dim")
             (rest.set_label(text) if rest else node.add_leaf(text))
 
 
-def _process(process: Process) -> Text:
-    text = Text(no_wrap=True)
-    if process.denied:
-        text.append(f"{process.denied} denied ", style="bold red")
+def _process(process: Process, room: int) -> Text:
+    """A line of so many columns: its name and arguments are cut, so that what is known of it stays in sight."""
     ended = process.ended_ns is not None
-    text.append(f"{printable(process.name)[:60]}", style="dim" if ended else "")
-    text.append(f" {process.pid}", style="dim")
-    if ended:
-        text.append(" ended", style="dim")
-        return text
-    text.append(f" {_age(time.time_ns() - process.started_ns)}", style="dim")
-    if process.cpu is not None and process.memory is not None:
-        text.append(f" {process.cpu:.0f}% {process.memory >> 20}M", style="cyan")
-    return text
+    denied = f"{process.denied} denied " if process.denied else ""
+    known = Text(f" {process.pid}", style="dim")
+    known.append(" ended" if ended else f" {_age(time.time_ns() - process.started_ns)}")
+    if not ended and process.cpu is not None and process.memory is not None:
+        known.append(f" {process.cpu:.0f}% {process.memory >> 20}M", style="not dim cyan")
+    name = columns.cut_end(
+        printable(process.name[:_LONGEST_NAME]), max(_SHORTEST_NAME, room - len(denied) - known.cell_len)
+    )
+    text = Text(no_wrap=True)
+    text.append(denied, style="bold red").append(name, style="dim" if ended else "")
+    return text.append_text(known)
 
 
 def _age(ns: int) -> str:
     seconds = max(0, ns // 1_000_000_000)
     if seconds < 60:
         return f"{seconds}s"
+    if seconds >= 86400:
+        return f"{seconds // 86400}d"
     return f"{seconds // 60}m" if seconds < 3600 else f"{seconds // 3600}h{seconds % 3600 // 60:02}m"
 
 
@@ -115,7 +132,8 @@ class FilesTree(Tree[Shown]):
             if child.data is None or child.data.place is not end:  # a chain that got a branch
                 child.remove_children()
                 child.data = Shown(one.name, end)
-            child.set_label(label)
+            if child.label != label:
+                child.set_label(label)
             child.allow_expand = bool(end.children)
             if child.is_expanded:
                 self._fill(child)

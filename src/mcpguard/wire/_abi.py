@@ -231,12 +231,12 @@ MG_ROOT_KEY: Final = struct.Struct("=IIII")
 # policy device node left name bytes
 MG_BRANCH_KEY: Final = struct.Struct("=IIIHH32s")
 
-# head offset own far input device input_device length lost port far_port channel ends_line output reserved
+# head offset own far input device input_device length lost port far_port channel ends_line output ended
 MG_MESSAGE: Final = struct.Struct("=48sQQQQIIIIHHBBBB")
 
 # series denials_lost denials_pending activity_lost activity_pending scratch_busy messages_lost
-# messages_pending said
-MG_COUNTERS: Final = struct.Struct("=QQQQQQQQQ")
+# messages_pending said agent
+MG_COUNTERS: Final = struct.Struct("=QQQQQQQQQQ")
 
 # total reported series said
 MG_SUM: Final = struct.Struct("=QQQQ")

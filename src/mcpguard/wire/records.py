@@ -233,6 +233,7 @@ class MessageRecord:
         channel: `pipe`, `unix` or `tcp`.
         ends_line: the last lost byte was a line feed.
         output: it was sent on what the sender has as its standard output.
+        ended: the kernel has ended the sender for it, as a server that the agent started by itself.
     """
 
     head: Head
@@ -246,6 +247,7 @@ class MessageRecord:
     channel: str
     ends_line: bool
     output: bool
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

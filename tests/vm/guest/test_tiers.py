@@ -36,8 +36,8 @@ files:
   write: ["{workspace}"]
   deny: ["{workspace}/vault"]
 """
-# The kernel's limit is a million; what comes near it on one kernel is refused on the next. The dearest program costs 18 200.
-MOST_INSTRUCTIONS = 50_000
+# The kernel's limit is a million; what comes near it on one kernel is refused on the next. The dearest program costs 67 200.
+MOST_INSTRUCTIONS = 100_000
 RMDIR = 84
 
 

@@ -1,0 +1,112 @@
+"""Who has the ends of pipes and unix sockets in a session, as /proc and the kernel's list of sockets tell it now."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from mcpguard.kernel import cgroup
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+# Device, as the kernel numbers it inside, and inode number.
+End = tuple[int, int]
+_NETLINK_SOCK_DIAG: Final = 4
+_SOCK_DIAG_BY_FAMILY: Final = 20
+_NLM_F_REQUEST: Final = 1
+_UNIX_DIAG_SHUTDOWN: Final = 6
+_RCV_SHUTDOWN: Final = 1
+_HEADER, _REQUEST, _ANSWER_BYTES, _ATTRIBUTE = (
+    struct.Struct("=IHHII"),
+    struct.Struct("=BBHIIIII"),
+    16,
+    struct.Struct("=HH"),
+)
+_ANY = 0xFFFFFFFF
+
+
+class Ends:
+    """Of one session.
+
+    Args:
+        leaf: path of its cgroup leaf.
+        input: the end that the session itself has as its standard input; None: it has none that others could write to.
+    """
+
+    def __init__(self, leaf: str, input: End | None = None) -> None:
+        self._living: Callable[[], list[int]] = partial(cgroup.processes, leaf)
+        self.input = input
+
+    def readers(self, end: End) -> list[int]:
+        """Processes that have this end as their standard input."""
+        found = []
+        with contextlib.suppress(OSError, ValueError):
+            for pid in self._living():
+                if _is(f"/proc/{pid}/fd/0", end):
+                    found.append(pid)
+        return found
+
+    @staticmethod
+    def holds(pid: int, end: End) -> bool | None:
+        """Whether a process has this end open, under any number; None: it has ended."""
+        try:
+            return any(_is(path, end) for path in _descriptors(pid))
+        except OSError:
+            return None
+
+    @classmethod
+    def is_finished(cls, pid: int, end: End, channel: str) -> bool:
+        """Whether a process that wrote to this end has closed its side, so that whoever reads there gets no more.
+
+        Args:
+            channel: `pipe` or `unix`.
+        """
+        return not cls.holds(pid, end) if channel == "pipe" else _is_shut(end[1])
+
+
+def standard_input() -> End | None:
+    """What this process has as its standard input, where that is a pipe or a socket."""
+    with contextlib.suppress(OSError):
+        state = os.fstat(0)
+        if state.st_mode & 0o170000 in (0o010000, 0o140000):
+            return os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino
+    return None
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    return map(str, Path(f"/proc/{pid}/fd").iterdir())
+
+
+def _is(path: str, end: End) -> bool:
+    with contextlib.suppress(OSError):
+        state = Path(path).stat()
+        return (os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino) == end
+    return False
+
+
+def _is_shut(inode: int) -> bool:
+    """Whether nothing more can come to a unix socket; False as well where the kernel does not tell."""
+    request = _REQUEST.pack(socket.AF_UNIX, 0, 0, _ANY, inode & _ANY, 0, _ANY, _ANY)
+    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as line:
+            line.send(header + request)
+            answer = line.recv(1 << 12, socket.MSG_DONTWAIT)  # it is there when the request was sent
+    except OSError:
+        return False
+    if len(answer) < _HEADER.size or _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
+        return False
+    at = _HEADER.size + _ANSWER_BYTES
+    while at + _ATTRIBUTE.size <= len(answer):
+        length, kind = _ATTRIBUTE.unpack_from(answer, at)
+        if kind == _UNIX_DIAG_SHUTDOWN:
+            return bool(answer[at + _ATTRIBUTE.size] & _RCV_SHUTDOWN)
+        at += max(_ATTRIBUTE.size, (length + 3) & ~3)
+    return False

@@ -1,0 +1,164 @@
+"""Servers that are declared as most of the world declares them: a runner of packages stands before what really runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import SYSTEM_PYTHON, Json, need_root, sandbox
+from mcp_box import PROFILE, Box
+from real_agent import CACHE
+from test_mcp_gate import CALLING
+from test_mcp_servers import EVERYTHING, PYPI, answers, everything_by_npx, fetched, names, new_era, old_era
+
+pytestmark = [pytest.mark.kernel, pytest.mark.agent, pytest.mark.timeout(400)]
+
+UV = "uv==0.13.9"
+VARIABLES = {"UV_CACHE_DIR": str(CACHE / "uv-cache"), "UV_PYTHON": SYSTEM_PYTHON}
+LINES = old_era(("echo", {"message": 'h\u00e9llo \\ " \n'}), ("get-env", {}), ("get-sum", {"a": 1, "b": 2}))
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    need_root()
+    with sandbox() as inside:
+        yield Box(inside)
+
+
+def with_npx(box: Box) -> list[str]:
+    box.inside.variables["npm_config_offline"] = "true"
+    box.inside.write_profile("gated", PROFILE.replace("*/forbidden", "*/get-env"))
+    return everything_by_npx(box.inside.world.home)
+
+
+def modules_of(box: Box) -> Path:
+    return box.inside.world.home / ".npm/_npx" / hashlib.sha512(EVERYTHING.encode()).hexdigest()[:16] / "node_modules"
+
+
+def test_an_unvetted_server_of_npx_answers_no_call(box: Box) -> None:
+    """npx, the shell that it starts, and the node of the server: neither by the gate nor around it."""
+    command = with_npx(box)
+    agent = box.inside.world.project / "opencode"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{CALLING}")
+    agent.chmod(0o755)
+    words = [str(agent), json.dumps(command), "pipes", "0"]
+    assert box.inside.control(words).json_lines() == [{"answered": True, "killed": False}]
+    finished = box.inside.run(words, options=box.options)
+    assert finished.json_lines() == [{"answered": False, "killed": True}], finished
+    ended = [event for event in box.inside.denials() if event["op"] == "end"]
+    assert ended and all("around the gate" in event["detail"] for event in ended)
+    refused = box.talk("s", LINES[0], command=command)
+    assert "mcp.not-approved" in refused.err and refused.json_lines()[-1]["code"] == 126, refused
+
+
+# Each way to have the server be another one: its modules, and a place where Node looks for those that it does not find there.
+TAMPERING = """
+import json, os, sys
+modules = sys.argv[1]
+script = modules + "/@modelcontextprotocol/server-everything/dist/index.js"
+cache = os.path.dirname(os.path.dirname(modules))
+def tried(act):
+    try:
+        act()
+    except OSError as error:
+        return error.errno
+    return 0
+def renamed(path):
+    os.rename(path, path + ".was")
+    os.rename(path + ".was", path)
+def planted(path):
+    os.makedirs(path)
+    os.rmdir(path)
+print(json.dumps({
+    "write": tried(lambda: open(script, "a").close()),
+    "create": tried(lambda: open(modules + "/new", "w").close()) or tried(lambda: os.unlink(modules + "/new")),
+    "unlink": tried(lambda: os.unlink(modules + "/.package-lock.json")),
+    "modules": tried(lambda: renamed(modules)),
+    "folder": tried(lambda: renamed(os.path.dirname(modules))),
+    "above": tried(lambda: planted(cache + "/node_modules")),
+    "others": tried(lambda: planted(cache + "/other")),
+}))
+"""
+
+
+def test_an_approved_server_of_npx_is_what_was_approved(box: Box) -> None:
+    command = with_npx(box)
+    inside, modules = box.inside, modules_of(box)
+    free = answers(box.talk("s", *LINES, command=command, guarded=False).out)
+    # As its user goes about it.
+    declared = {"mcpServers": {"s": {"command": command[0], "args": command[1:]}}}
+    (inside.world.home / ".claude.json").write_text(json.dumps(declared))
+    kept = modules.with_name("kept")
+    modules.rename(kept)
+    told = inside.mcpguard("mcp", "approve", "--yes", "s")
+    assert told.code == 1 and f"-p {EVERYTHING} true" in told.err, told
+    kept.rename(modules)
+    assert inside.mcpguard("mcp", "approve", "--yes", "s").code == 0
+    through = answers(box.talk("s", *LINES, command=command).out)
+    assert set(through) == set(free) and through[1] == free[1] and through[3] == free[3], (free, through)
+    assert "result" in json.loads(free[2]) and "blocked by policy" in through[2]
+    assert "get-env" in names(free["list"]) and "get-env" not in names(through["list"])
+    asked = [event for event in box.mcp_events() if event["op"] == "request"]
+    assert [event["mcp"].get("tool") for event in asked][-3:] == ["echo", "get-env", "get-sum"]
+    # Nobody of the session changes it; without a gate somebody can, and then it does not start.
+    (inside.world.project / "acts.py").write_text(TAMPERING)
+    acts = [SYSTEM_PYTHON, "acts.py", str(modules)]
+    lock = (modules / ".package-lock.json").read_bytes()
+    assert set(inside.control(acts).json_lines()[0].values()) == {0}
+    (modules / ".package-lock.json").write_bytes(lock)
+    done = inside.run(acts, options=box.options).json_lines()[0]
+    assert done.pop("others") == 0 and 0 not in done.values(), done
+    (modules / "zod/planted.js").write_text("1")
+    changed = box.talk("s", LINES[0], command=command)
+    assert "mcp.changed" in changed.err and "modules sha256" in changed.err, changed
+    (modules / "zod/planted.js").unlink()
+    assert answers(box.talk("s", *LINES[:1], command=command).out)
+
+
+def uv_installs(box: Box, words: list[str]) -> None:
+    """As the user does it; from a cache of the tests where that holds it."""
+    environment = {**os.environ, **box.inside.world.environment(), **VARIABLES}
+    for more in (["--offline"], []):
+        done = subprocess.run(
+            [*words, *more], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        if done.returncode == 0:
+            return
+    pytest.fail(f"the real package is needed for this test: {done.stderr[-500:]}")
+
+
+def test_an_approved_server_of_uvx_is_what_uv_installed(box: Box) -> None:
+    home, version = box.inside.world.home, PYPI["mcp-server-time"]
+    pip = ["FOLDER/venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV]
+    folder = fetched("uv-" + UV.rpartition("=")[2], [sys.executable, "-m", "venv", "FOLDER/venv"], pip)
+    (home / ".local/bin").mkdir(parents=True, exist_ok=True)
+    for name in ("uv", "uvx"):
+        shutil.copy(folder / "venv/bin" / name, home / ".local/bin" / name)
+    command = ["uvx", f"mcp-server-time=={version}", "--local-timezone", "UTC"]
+    (home / ".claude.json").write_text(json.dumps({"mcpServers": {"s": {"command": "uvx", "args": command[1:]}}}))
+    told = box.inside.mcpguard("mcp", "approve", "--yes", "s")
+    install = ["uv", "tool", "install", "--reinstall", "--link-mode", "copy", f"mcp-server-time=={version}"]
+    assert told.code == 1 and f"First: {' '.join(install)}" in told.err, told
+    uv_installs(box, install)
+    assert box.inside.mcpguard("mcp", "approve", "--yes", "s").code == 0
+    box.inside.variables |= {**VARIABLES, "UV_OFFLINE": "1"}
+    box.inside.write_profile("gated", PROFILE.replace("*/forbidden", "*/get_current_time"))
+    calls: list[tuple[str, Json]] = [
+        ("convert_time", {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"}),
+        ("get_current_time", {"timezone": "UTC"}),
+    ]
+    direct = box.talk("s", *new_era(*calls), command=command, guarded=False)
+    free = answers(direct.out)
+    assert free, direct
+    through = answers(box.talk("s", *new_era(*calls), command=command).out)
+    assert set(through) == set(free) and through[1] == free[1], (free, through)
+    assert "result" in json.loads(free[2]) and "blocked by policy" in through[2]
+    (started,) = [event for event in box.mcp_events() if event["op"] == "start"]
+    assert f"{home}/.local/share/uv/tools/mcp-server-time/bin/mcp-server-time" in started["detail"]
