@@ -7,7 +7,8 @@ turns in blocks, with new sessions in each. Prints medians, and ratios to bare o
 writes them with the quartiles as JSON; judges nothing. Other sessions on the host make bare slower, too.
 
 usage: benchmarks/acts.py [--blocks 4] [--rounds 5] [--rules 10 1000 10000] [--depths 5 9 30] [--acts ACT...] [--json FILE]
-Needs root. In a guest (tiers 1 and 2): tests/vm/lane.py run --kernel 6.12 -- .venv/bin/python benchmarks/acts.py
+       benchmarks/acts.py --guest 6.12-bpf ...: the same in an emulated guest, in tier 1; 6.12-plain, 6.1-plain: in tier 2
+Needs root, but for a guest.
 """
 
 from __future__ import annotations
@@ -270,6 +271,32 @@ def unload() -> None:
         pins._await_leaving()
 
 
+def in_guest(lane: str, arguments: argparse.Namespace) -> int:
+    """Measure in a guest, in the tier that its security modules permit; the JSON comes back. Ends after 100 minutes."""
+    kernel, lsm = lane.split("-")
+    words = ["--blocks", arguments.blocks, "--rounds", arguments.rounds, "--rules", *arguments.rules]
+    words += ["--depths", *arguments.depths, "--tiers", {"bpf": 1, "plain": 2}[lsm], "--acts", *arguments.acts]
+    script = 'exec "$@" --base /vmtmp --json "$MCPGUARD_LANE_OUT/acts.json"'
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "tests/vm/lane.py", "run", "--kernel", kernel, "--lsm", lsm, "--timeout", "6000"]
+        command += [
+            "--out",
+            out,
+            "--",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            sys.executable,
+            "benchmarks/acts.py",
+            *map(str, words),
+        ]
+        code = subprocess.run(command, cwd=REPOSITORY, check=False).returncode
+        if code == 0 and arguments.json:
+            arguments.json.write_text(Path(out, "acts.json").read_text())
+    return code
+
+
 def one_block(arms: list[Arm], places: dict[int, str], rounds: int, seen: Seen, chosen: list[str]) -> None:
     for depth, there in places.items():
         for act in chosen:
@@ -317,9 +344,12 @@ def main() -> int:
     parser.add_argument("--depths", type=int, nargs="+", default=[5, 9, 30])
     parser.add_argument("--tiers", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--acts", nargs="+", default=list(ACTS), choices=ACTS)
+    parser.add_argument("--guest", choices=["6.12-bpf", "6.12-plain", "6.1-bpf", "6.1-plain"])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--base", type=Path, default=None, help="where to work; a tmpfs or disk of its own")
     arguments = parser.parse_args()
+    if arguments.guest:
+        return in_guest(arguments.guest, arguments)
     global PORT
     with tempfile.TemporaryDirectory(prefix="mg", dir=arguments.base) as name, answering() as PORT:
         folder = Path(name).resolve()

@@ -80,14 +80,24 @@ static __always_inline int mg_go_on_sent(__u64 *ctx)
 	return mg_look_at_send((void *)ctx[0], ctx[1]);
 }
 
-static __always_inline int mg_look(__u64 *ctx, void *further)
+/* The compiler knows the shape. Opens that succeed are what trees do most: they are told here. */
+static __always_inline int mg_look(__u64 *ctx, void *further, struct mg_shape shape, __u32 number)
 {
-	const struct mg_session *session = mg_current_session();
+	const struct mg_session *session;
+	long result = ctx[1];
 
-	if (!session)
+	if (!mg_matters(&shape, result))
+		return 0;
+	if (shape.kind == MG_SHAPE_OPEN && result >= 0) {
+		session = mg_current_session();
+		return session ? mg_open_ended(session, number, result) : 0;
+	}
+	if (!mg_may_have_session(mg_current_leaf()))
 		return 0;
 	bpf_tail_call(ctx, further, MG_RECORDED);
-	mg_lost(session, (long)ctx[1] < 0); /* it does not come back */
+	session = mg_current_session(); /* it does not come back */
+	if (session)
+		mg_lost(session, result < 0);
 	return 0;
 }
 
@@ -95,33 +105,34 @@ static __always_inline int mg_look_sent(__u64 *ctx, void *further)
 {
 	const struct mg_session *session;
 
-	if ((long)ctx[1] <= 0)
-		return 0;
-	session = mg_current_session();
-	if (!session)
+	if ((long)ctx[1] <= 0 || !mg_may_have_session(mg_current_leaf()))
 		return 0;
 	bpf_tail_call(ctx, further, MG_SENT);
-	mg_lose_pieces(session, 1, 0);
+	session = mg_current_session();
+	if (session)
+		mg_lose_pieces(session, 1, 0);
 	return 0;
 }
 
 MG_SHARED(MG_FIRST)
 MG_SHARED(MG_SECOND)
 
-#define MG_TWO(function, name)										\
-	MG_CALL_PROGRAM(MG_NAMED(function, name), function, mg_look(ctx, &mg_further))			\
-	MG_CALL_PROGRAM(MG_SECOND_NAMED(function, name), function, mg_look(ctx, &mg_further__2))
+#define MG_TWO(function, number, ...)									\
+	MG_CALL_PROGRAM(MG_NAMED(function, number), function,						\
+			mg_look(ctx, &mg_further, (struct mg_shape)__VA_ARGS__, number))		\
+	MG_CALL_PROGRAM(MG_SECOND_NAMED(function, number), function,					\
+			mg_look(ctx, &mg_further__2, (struct mg_shape)__VA_ARGS__, number))
 #define MG_TWO_SENT(function, name)									\
 	MG_CALL_PROGRAM(MG_NAMED(sent_##function, name), function, mg_look_sent(ctx, &mg_further))	\
 	MG_CALL_PROGRAM(MG_SECOND_NAMED(sent_##function, name), function, mg_look_sent(ctx, &mg_further__2))
 #define MG_SECOND_NAMED(function, number) mg_call_##function##_##number##__2
 
 /* The number is expanded before it is made part of a name. */
-#define MG_NUMBERED(function, number) MG_TWO(function, number)
+#define MG_NUMBERED(function, number, ...) MG_TWO(function, number, __VA_ARGS__)
 #define MG_NUMBERED_SENT(function, number) MG_TWO_SENT(function, number)
 
-#define MG_LISTED_AS(function, name, ...) MG_NUMBERED(function, __NR_##name)
-#define MG_LISTED(name, ...) MG_NUMBERED(name, __NR_##name)
+#define MG_LISTED_AS(function, name, ...) MG_NUMBERED(function, __NR_##name, __VA_ARGS__)
+#define MG_LISTED(name, ...) MG_NUMBERED(name, __NR_##name, __VA_ARGS__)
 #define MG_FILTERED(name, ...)
 #include "mg_listed.h"
 
@@ -140,17 +151,18 @@ MG_NUMBERED_SENT(sendfile64, __NR_sendfile)
 SEC("fexit/__secure_computing")
 int mg_call_filtered(__u64 *ctx)
 {
-	void *registers = mg_entry_registers();
 	const struct mg_session *session;
 	const struct mg_shape *shape;
 	struct mg_syscall call = {};
 	__u64 verdict = 0;
+	void *registers;
 
 	if (bpf_get_func_ret(ctx, &verdict) || !(__u32)verdict)
 		return 0;
 	session = mg_current_session();
 	if (!session)
 		return 0;
+	registers = mg_entry_registers();
 	call.number = mg_number(registers);
 	call.result = mg_result(registers);
 	shape = mg_shape_of(call.number);

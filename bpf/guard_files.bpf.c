@@ -82,9 +82,9 @@ MG_HOOK(file_open)
 
 	if (!session || mg_on_behalf())
 		return 0;
-	file = (void *)mg_given(ctx, 0);
-	flags = BPF_CORE_READ(file, f_flags);
-	access = flags & MG_OPEN_FOR_EXEC ? MG_EXECUTE : mg_mode_access(BPF_CORE_READ(file, f_mode));
+	file = (void *)ctx[0];
+	flags = file->f_flags;
+	access = flags & MG_OPEN_FOR_EXEC ? MG_EXECUTE : mg_mode_access(file->f_mode);
 	if (flags & MG_O_TRUNC)
 		access |= MG_WRITE;
 	dentry = mg_dentry_of_file((__u64)file);
@@ -123,15 +123,15 @@ MG_HOOK(file_receive)
 
 /* --- code ----------------------------------------------------------------------------------------------------- */
 
-/* The session of a task that maps code. Its personality can make code of all that it reads. */
-static __always_inline struct mg_session *mg_maps_code(__u64 protection)
+/* The session of a task that maps code, as the second argument of the hook says. Its personality can make code of all that it reads. */
+static __always_inline struct mg_session *mg_maps_code(__u64 *ctx)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
 	struct mg_session *session = mg_guarded();
+	__u64 protection = session ? mg_given(ctx, 1) : 0;
 
 	if (!session || protection & MG_PROT_EXEC)
 		return session;
-	return protection & MG_PROT_READ && BPF_CORE_READ(task, personality) & MG_READ_IMPLIES_EXEC ? session : 0;
+	return protection & MG_PROT_READ && mg_current_task()->personality & MG_READ_IMPLIES_EXEC ? session : 0;
 }
 
 /* The loader can be asked to run any file, and a library can be loaded from anywhere: both map the file as code. */
@@ -142,15 +142,15 @@ static __always_inline int mg_map_code(const struct mg_session *session, __u64 d
 
 MG_HOOK(mmap_file)
 {
-	struct mg_session *session = mg_maps_code(mg_given(ctx, 1));
-	__u64 file = mg_given(ctx, 0);
+	struct mg_session *session = mg_maps_code(ctx);
+	__u64 file = session ? mg_given(ctx, 0) : 0;
 
-	return session && file ? mg_map_code(session, mg_dentry_of_file(file)) : 0;
+	return file ? mg_map_code(session, mg_dentry_of_file(file)) : 0;
 }
 
 MG_HOOK(file_mprotect)
 {
-	struct mg_session *session = mg_maps_code(mg_given(ctx, 1));
+	struct mg_session *session = mg_maps_code(ctx);
 	struct vm_area_struct *area;
 	struct file *file;
 
@@ -163,17 +163,17 @@ MG_HOOK(file_mprotect)
 
 /* --- names: made, removed, moved ------------------------------------------------------------------------------ */
 
-static __always_inline int mg_change(__u64 dentry, __u8 op)
+static __always_inline int mg_change(__u64 *ctx, __u32 place, __u8 op)
 {
 	struct mg_session *session = mg_guarded();
 
-	return session ? mg_ask_by_path(session, dentry, MG_WRITE, op) : 0;
+	return session ? mg_ask_by_path(session, mg_given(ctx, place), MG_WRITE, op) : 0;
 }
 
 #define MG_CHANGES(hook, place, op)				\
 	MG_HOOK(hook)						\
 	{							\
-		return mg_change(mg_given(ctx, place), op);	\
+		return mg_change(ctx, place, op);		\
 	}
 
 MG_CHANGES(path_mknod, 1, MG_OP_MKNOD)
@@ -235,16 +235,12 @@ static __always_inline int mg_is_directory(__u64 address)
 }
 
 /* Both names change. A directory may only move where all that lies below it is judged as before. */
-static __always_inline int mg_renamed(__u64 *ctx, __u64 flags)
+static __always_inline int mg_renamed(const struct mg_session *session, __u64 *ctx, __u8 op)
 {
-	struct mg_session *session = mg_guarded();
-	__u8 op = flags & MG_RENAME_EXCHANGE ? MG_OP_EXCHANGE : MG_OP_RENAME;
 	__u64 old, new, below;
 	struct mg_seen seen;
 	__u32 pinned;
 
-	if (!session)
-		return 0;
 	old = mg_given(ctx, 1);
 	new = mg_given(ctx, 3);
 	mg_look_up(session->files, old, MG_WRITE, &seen);
@@ -267,13 +263,17 @@ static __always_inline int mg_renamed(__u64 *ctx, __u64 flags)
 
 MG_HOOK(path_rename)
 {
-	return mg_renamed(ctx, mg_given(ctx, 4));
+	struct mg_session *session = mg_guarded();
+
+	return session ? mg_renamed(session, ctx, mg_given(ctx, 4) & MG_RENAME_EXCHANGE ? MG_OP_EXCHANGE : MG_OP_RENAME) : 0;
 }
 
 /* Called once for each direction of an exchange. */
 MG_HOOK(inode_rename)
 {
-	return mg_renamed(ctx, 0);
+	struct mg_session *session = mg_guarded();
+
+	return session ? mg_renamed(session, ctx, MG_OP_RENAME) : 0;
 }
 
 /* --- attributes ----------------------------------------------------------------------------------------------- */

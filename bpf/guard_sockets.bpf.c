@@ -29,16 +29,15 @@ static __noinline int mg_ask_name(const struct mg_session *session, struct unix_
 	return answer.verdict == MG_DENY ? -MG_EPERM : 0;
 }
 
-static __always_inline int mg_ask_peer(__u64 socket, __u8 op)
+static __always_inline int mg_ask_peer(const struct mg_session *session, __u64 socket, __u8 op)
 {
-	struct mg_session *session = mg_guarded();
 	struct unix_sock *peer = (void *)socket;
 	struct unix_address *address;
 	struct dentry *dentry;
 	struct mg_seen seen;
 	__u32 missing;
 
-	if (!session || !peer)
+	if (!peer)
 		return 0;
 	if (mg_is_of_slot(session->slot, BPF_CORE_READ(peer, sk.sk_cgrp_data.cgroup, kn, id)))
 		return 0;
@@ -63,14 +62,20 @@ static __always_inline int mg_ask_peer(__u64 socket, __u8 op)
 
 MG_HOOK(unix_stream_connect)
 {
-	return mg_ask_peer(mg_given(ctx, 1), MG_OP_CONNECT);
+	struct mg_session *session = mg_guarded();
+
+	return session ? mg_ask_peer(session, mg_given(ctx, 1), MG_OP_CONNECT) : 0;
 }
 
 MG_HOOK(unix_may_send)
 {
-	struct socket *other = (void *)mg_given(ctx, 1);
+	struct mg_session *session = mg_guarded();
+	struct socket *other;
 
-	return mg_guarded() ? mg_ask_peer((__u64)BPF_CORE_READ(other, sk), MG_OP_SEND) : 0;
+	if (!session)
+		return 0;
+	other = (void *)mg_given(ctx, 1);
+	return mg_ask_peer(session, (__u64)BPF_CORE_READ(other, sk), MG_OP_SEND);
 }
 
 enum { MG_AF_INET = 2, MG_AF_INET6 = 10, MG_AF_NETLINK = 16, MG_SOCK_RAW = 3, MG_SOCK_PACKET = 10 };
@@ -78,11 +83,13 @@ enum { MG_AF_INET = 2, MG_AF_INET6 = 10, MG_AF_NETLINK = 16, MG_SOCK_RAW = 3, MG
 /* What the filter of system calls refuses, for sockets that are made past it, through io_uring. */
 MG_HOOK(socket_create)
 {
-	__u32 family = mg_given(ctx, 0), type = mg_given(ctx, 1), protocol = mg_given(ctx, 2), kernel = mg_given(ctx, 3);
+	__u32 type, protocol;
 
-	if (!mg_guarded() || kernel)
+	if (!mg_guarded() || (__u32)mg_given(ctx, 3)) /* the kernel's own */
 		return 0;
-	switch (family) {
+	type = mg_given(ctx, 1);
+	protocol = mg_given(ctx, 2);
+	switch ((__u32)mg_given(ctx, 0)) {
 	case MG_AF_UNIX:
 		return 0;
 	case MG_AF_INET:

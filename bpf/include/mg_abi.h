@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 11
+#define MG_ABI_VERSION 12
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -22,6 +22,7 @@ enum mg_limit {
 	MG_UNIX_RULES_LIMIT = 64,
 	MG_SESSIONS_LIMIT = 256,	/* slots for tables on one host; slot 0 is nobody's */
 	MG_LEAVES_LIMIT = 1024,	/* of all sessions, with those below them */
+	MG_PLACES = 4096,	/* of leaves, by the lower bits of their ids; a power of two */
 	MG_POLICIES_LIMIT = 1024,	/* a session has one of files and one of sockets, and new ones while an edit goes live */
 	MG_FACTORS_LIMIT = 8,
 	MG_PAGE_LINES = 8192,
@@ -318,6 +319,8 @@ struct mg_session {
 	__u32 resolver;		/* port on 127.0.0.1 and ::1 where questions for names go, whomever they were for; 0: none */
 	__u32 kept;		/* slot of tables of destinations that hold here besides the session's own; 0: none */
 };
+
+/* Map mg_leaf_places, by the lower bits of a cgroup id: not 0 where a leaf in mg_sessions has them. */
 
 /* Map mg_leaves, storage of the cgroup leaf: what the programs attached to it see of their session. Zero until it is written. */
 struct mg_leaf {

@@ -76,8 +76,8 @@ static __always_inline __u8 mg_file_kind(struct file *file, struct inode *inode)
 __noinline int mg_opened(const struct mg_session *session, __u64 fd)
 {
 	struct file *file = mg_own_file(fd);
-	struct inode *inode = BPF_CORE_READ(file, f_inode);
-	unsigned int mode = BPF_CORE_READ(file, f_mode);
+	struct inode *inode = (void *)MG_ADDRESS(struct file, file, f_inode);
+	unsigned int mode = MG_READ(struct file, file, f_mode);
 	struct mg_open_key key = {};
 	struct mg_scratch *scratch;
 	struct mg_open *record;
@@ -91,9 +91,9 @@ __noinline int mg_opened(const struct mg_session *session, __u64 fd)
 		key.access = (mode & MG_FMODE_READ ? MG_READ : 0) | (mode & MG_FMODE_WRITE ? MG_WRITE : 0);
 	key.created = !!(mode & MG_FMODE_CREATED);
 	key.life = mg_life();
-	key.inode = BPF_CORE_READ(inode, i_ino);
-	key.generation = BPF_CORE_READ(inode, i_generation);
-	key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	key.inode = MG_READ(struct inode, inode, i_ino);
+	key.generation = MG_READ(struct inode, inode, i_generation);
+	key.device = MG_READ(struct super_block, MG_READ(struct inode, inode, i_sb), s_dev);
 	key.pid = bpf_get_current_pid_tgid() >> 32;
 	count = mg_tally(session, mg_of_slot(&mg_open_sums, session->slot), &key, &series);
 	if (!count)
@@ -414,6 +414,16 @@ __noinline int mg_bound_name(const struct mg_session *session, __u64 fd)
 	return 0;
 }
 
+/* An open of a guarded thread has succeeded. A hook may have said something before that: it asks of a name that is not known yet
+ * whether it may be made, and of one that turns out to be there that does not count.
+ */
+static __always_inline int mg_open_ended(const struct mg_session *session, __u32 number, __u64 fd)
+{
+	if (session->flags & MG_SESSION_FILES)
+		mg_was_told(number);
+	return mg_opened(session, fd);
+}
+
 /* Which results are refusals of this call. */
 static __always_inline int mg_is_refusal(const struct mg_shape *shape, long result)
 {
@@ -460,18 +470,31 @@ static __always_inline const struct mg_shape *mg_shape_of(__u64 number)
 	return number < MG_CALLS && shape->kind != MG_SHAPE_NONE ? shape : 0;
 }
 
-/* Sends are frequent, and only some refusals of theirs are told here. */
+/* Most calls are on record only when they are refused. (So is an exec; but there a hook may have said something that this end of
+ * the call takes back.)
+ */
 static __always_inline int mg_matters(const struct mg_shape *shape, long result)
 {
-	return shape->kind != MG_SHAPE_PEER || (!MG_NAMES_JUDGED && mg_is_refusal(shape, result));
+	switch (shape->kind) {
+	case MG_SHAPE_PEER:
+		return !MG_NAMES_JUDGED && mg_is_refusal(shape, result);
+	case MG_SHAPE_LOOK:
+	case MG_SHAPE_CALL:
+		return mg_is_refusal(shape, result);
+	}
+	return 1;
 }
 
-/* A call of a guarded thread has ended: `call` has its number and result, its arguments are still in the registers. */
+/* A call of a guarded thread has ended, and matters: `call` has its number and result, its arguments are still in the registers. */
 static __always_inline int mg_ended(const struct mg_session *session, const struct mg_shape *shape, void *registers,
 				    struct mg_syscall *call)
 {
-	int told = mg_was_told(call->number);
+	int told;
 
+	if (shape->kind == MG_SHAPE_OPEN && call->result >= 0)
+		return mg_open_ended(session, call->number, call->result);
+	/* Only hooks tell, and in sessions that they do not judge they do not. */
+	told = session->flags & MG_SESSION_FILES && mg_was_told(call->number);
 	if (shape->kind == MG_SHAPE_BIND) {
 		if (call->result)
 			return 0;
@@ -487,9 +510,7 @@ static __always_inline int mg_ended(const struct mg_session *session, const stru
 			mg_arguments(registers, call);
 			return mg_asks_for_terminal(call, shape) ? mg_path_call(session, call) : 0;
 		}
-	} else if (shape->kind == MG_SHAPE_OPEN) {
-		return mg_opened(session, call->result);
-	} else if (shape->kind == MG_SHAPE_EXEC || shape->kind == MG_SHAPE_CALL) {
+	} else if (shape->kind == MG_SHAPE_EXEC) {
 		return 0;
 	}
 	mg_arguments(registers, call);

@@ -51,12 +51,10 @@ static __always_inline struct mg_session *mg_guarded(void)
  */
 static __always_inline int mg_on_behalf(void)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	const struct cred *cred = BPF_CORE_READ(task, cred);
-	__u32 capabilities = 0;
+	const struct cred *cred = mg_current_task()->cred;
+	__u32 capabilities = MG_ADDRESS(struct cred, cred, cap_effective);
 
-	bpf_core_read(&capabilities, sizeof(capabilities), &cred->cap_effective);
-	return capabilities & MG_CAP_SYS_ADMIN && !BPF_CORE_READ(cred, user_ns, level);
+	return capabilities & MG_CAP_SYS_ADMIN && !MG_READ(struct user_namespace, MG_READ(struct cred, cred, user_ns), level);
 }
 
 /* Is a task of the caller's own tree? To who is kept to less than the tree has only those that are kept with it are. */
@@ -77,16 +75,12 @@ static __always_inline int mg_is_own_task(__u64 address)
 
 static __always_inline __u64 mg_dentry_of_path(__u64 address)
 {
-	struct path *path = (void *)address;
-
-	return (__u64)BPF_CORE_READ(path, dentry);
+	return MG_ADDRESS(struct path, address, dentry);
 }
 
 static __always_inline __u64 mg_dentry_of_file(__u64 address)
 {
-	struct file *file = (void *)address;
-
-	return (__u64)BPF_CORE_READ(file, f_path.dentry);
+	return MG_ADDRESS(struct file, address, f_path.dentry);
 }
 
 /* --- the record ----------------------------------------------------------------------------------------------- */
@@ -225,6 +219,12 @@ __noinline int mg_send_whole(const struct mg_session *session, const struct mg_a
 	return 0;
 }
 
+/* A function of its own: what follows needs all the room that there is on the stack. */
+static __noinline __u64 mg_life_apart(void)
+{
+	return mg_life();
+}
+
 /* Put a refusal on record. `packed`: struct mg_about, as one number. */
 __noinline int mg_report_file(const struct mg_session *session, __u64 object, __u64 other, __u64 packed)
 {
@@ -235,7 +235,7 @@ __noinline int mg_report_file(const struct mg_session *session, __u64 object, __
 
 	if (!session)
 		return 0;
-	key.life = mg_life();
+	key.life = mg_life_apart();
 	key.dentry = object;
 	key.parent = (__u64)BPF_CORE_READ(dentry, d_parent);
 	key.name = BPF_CORE_READ(dentry, d_name.hash_len);
@@ -265,13 +265,12 @@ static __always_inline int mg_deny_file(const struct mg_session *session, __u64 
 /* Pipes, sockets, memory files and what else the kernel keeps to itself have no path. */
 static __always_inline int mg_is_internal(__u64 address)
 {
-	struct dentry *dentry = (void *)address;
-	struct super_block *sb = BPF_CORE_READ(dentry, d_sb);
-	unsigned long flags = BPF_CORE_READ(sb, s_flags);
+	__u64 sb = MG_READ(struct dentry, address, d_sb);
+	unsigned long flags = MG_READ(struct super_block, sb, s_flags);
 
 	if (flags & MG_SB_NOUSER)
 		return 1;
-	return flags & MG_SB_KERNMOUNT && BPF_CORE_READ(sb, s_magic) == MG_MAGIC_HUGETLBFS;
+	return flags & MG_SB_KERNMOUNT && MG_READ(struct super_block, sb, s_magic) == MG_MAGIC_HUGETLBFS;
 }
 
 /* What of the asked accesses is refused; 0: all is allowed. While learning, only what a rule takes away is refused. */

@@ -48,6 +48,11 @@ enum special_kfunc_type {
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+/* Begins with a whole word that is a number. */
+struct timespec64 {
+	long long tv_sec;
+};
+
 struct qstr {
 	union {
 		struct {
@@ -297,6 +302,21 @@ struct skb_shared_info {
 
 #pragma clang attribute pop
 
+/* A word at an address, and an address in an object: as numbers, which say nothing to the verifier. What MG_READ gives of a pointer
+ * is typed where it was read without a call, and functions that are checked by themselves take no such thing.
+ */
+#define MG_NUMBER_AT(address) MG_READ(struct timespec64, address, tv_sec)
+#define MG_ADDRESS(type, address, field) MG_NUMBER_AT((__u64)(address) + bpf_core_field_offset(type, field))
+
+/* The calling task; its fields, and what they point to, are read without a call. */
+static __always_inline struct task_struct *mg_current_task(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task_btf();
+
+	/* Read as what it may be, not as what it is: then no kernel asks for proofs that a pointer leads somewhere. */
+	return MG_READS_FREELY ? bpf_rdonly_cast(task, bpf_core_type_id_kernel(struct task_struct)) : task;
+}
+
 static __always_inline struct proc_inode *mg_proc_inode_of(struct inode *inode)
 {
 	return (void *)inode - bpf_core_field_offset(struct proc_inode, vfs_inode);
@@ -311,14 +331,9 @@ static __always_inline struct task_struct *mg_task_of_pid_link(struct hlist_node
 /* The file behind a descriptor of the calling task. */
 static __always_inline struct file *mg_own_file(__u64 fd)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **files = BPF_CORE_READ(table, fd), *file = 0;
+	struct fdtable *table = mg_current_task()->files->fdt;
 
-	if (fd >= BPF_CORE_READ(table, max_fds))
-		return 0;
-	bpf_probe_read_kernel(&file, sizeof(file), files + fd);
-	return file;
+	return fd < table->max_fds ? (void *)MG_NUMBER_AT(table->fd + fd) : 0;
 }
 
 #endif

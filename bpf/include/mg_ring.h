@@ -54,9 +54,9 @@ static __always_inline void mg_fill_head(struct mg_head *head, __u32 kind)
 /* One program in one process: a reused PID or another program in the same process starts new aggregates. */
 static __always_inline __u64 mg_life(void)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
+	struct task_struct *task = mg_current_task();
 
-	return BPF_CORE_READ(task, group_leader, start_time) + BPF_CORE_READ(task, self_exec_id);
+	return task->group_leader->start_time + task->self_exec_id;
 }
 
 /* Count one record that did not fit. */

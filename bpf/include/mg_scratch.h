@@ -81,8 +81,8 @@ static __always_inline struct mount *mg_mount_of(struct vfsmount *mnt)
 
 static __always_inline int mg_prepend(struct mg_walk *walk, struct dentry *dentry)
 {
-	__u32 length = BPF_CORE_READ(dentry, d_name.len);
-	const unsigned char *name = BPF_CORE_READ(dentry, d_name.name);
+	__u32 length = MG_READ(struct dentry, dentry, d_name.len);
+	const void *name = (void *)MG_ADDRESS(struct dentry, dentry, d_name.name);
 
 	if (length > MG_NAME_MAX || walk->at < length + 1) {
 		walk->cut = 1;
@@ -98,14 +98,14 @@ static __always_inline int mg_prepend(struct mg_walk *walk, struct dentry *dentr
 static long mg_step(__u32 index, void *data)
 {
 	struct mg_walk *walk = data;
-	struct dentry *dentry = walk->dentry, *parent = BPF_CORE_READ(dentry, d_parent);
+	struct dentry *dentry = walk->dentry, *parent = (void *)MG_ADDRESS(struct dentry, dentry, d_parent);
 	struct mount *mount = walk->mount, *above;
 
-	if (dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
-		above = BPF_CORE_READ(mount, mnt_parent);
+	if ((__u64)dentry == MG_ADDRESS(struct mount, mount, mnt.mnt_root)) {
+		above = (void *)MG_ADDRESS(struct mount, mount, mnt_parent);
 		if (above == mount)
 			return 1;
-		walk->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+		walk->dentry = (void *)MG_ADDRESS(struct mount, mount, mnt_mountpoint);
 		walk->mount = above;
 		return 0;
 	}

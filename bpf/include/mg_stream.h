@@ -609,13 +609,13 @@ static __always_inline int mg_socket_end(struct file *file, struct mg_end *end)
 __noinline int mg_end_of(__u64 fd, struct mg_end *end)
 {
 	struct file *file = mg_own_file((__u32)fd);
-	struct inode *inode = BPF_CORE_READ(file, f_inode);
-	__u16 type = BPF_CORE_READ(inode, i_mode) & MG_TYPE;
+	struct inode *inode = (void *)MG_ADDRESS(struct file, file, f_inode);
+	__u16 type = MG_READ(struct inode, inode, i_mode) & MG_TYPE;
 
 	if (!end || (type != MG_FIFO && type != MG_SOCK))
 		return 0;
-	end->key.own = BPF_CORE_READ(inode, i_ino);
-	end->key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	end->key.own = MG_READ(struct inode, inode, i_ino);
+	end->key.device = MG_READ(struct super_block, MG_READ(struct inode, inode, i_sb), s_dev);
 	if (type == MG_SOCK)
 		return mg_socket_end(file, end);
 	end->channel = MG_PIPE;

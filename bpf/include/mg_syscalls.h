@@ -31,6 +31,7 @@ enum mg_shape_kind {
 	MG_SHAPE_OPEN,
 	MG_SHAPE_PATH,		/* on record when refused, and when it changed something */
 	MG_SHAPE_EXEC,		/* a path, on record only when refused: success has its own record */
+	MG_SHAPE_LOOK,		/* a path, on record only when refused; hooks say nothing of it but when they refuse it */
 	MG_SHAPE_DESCRIPTOR,	/* changes the file behind a descriptor */
 	MG_SHAPE_PEER,		/* the address of a unix socket with a path, on record only when refused */
 	MG_SHAPE_CALL,		/* no path, on record only when refused */
@@ -65,7 +66,7 @@ struct mg_shape {
 	.two = 1, .base2 = b2, .path2 = p2, .follow = f, .at_flags = at, .moves = 1 }
 #define MG_DESCRIPTOR(o) { .kind = MG_SHAPE_DESCRIPTOR, .op = o, .access = MG_WRITE, .base = MG_FD0 }
 /* A look at what is there; refused only below a hidden directory. */
-#define MG_LOOK(o, b, p, f, at) { .kind = MG_SHAPE_EXEC, .op = o, .access = MG_READ, .base = b, .path = p, .follow = f, .at_flags = at }
+#define MG_LOOK(o, b, p, f, at) { .kind = MG_SHAPE_LOOK, .op = o, .access = MG_READ, .base = b, .path = p, .follow = f, .at_flags = at }
 #define MG_PEER(o, a) { .kind = MG_SHAPE_PEER, .op = o, .access = MG_WRITE, .path = 1, .follow = MG_ALWAYS, .argument = a }
 #define MG_CALL(o, a) { .kind = MG_SHAPE_CALL, .op = o, .argument = a }
 

@@ -24,6 +24,7 @@ from mcpguard.backends.engine import Engine
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, pins
 from mcpguard.kernel.cgroup import Leaf
+from mcpguard.session import recording
 from mcpguard.wire import _abi
 from mcpguard.wire.records import OpenRecord, PathCallRecord
 
@@ -317,6 +318,51 @@ def test_a_slot_that_is_emptied_apart_is_nobodys_meanwhile(tree: Tree, tmp_path:
 # --- what fails, fails closed ---
 
 
+def place_of(leaf: Leaf) -> bytes:
+    return (leaf.id % _abi.MG_PLACES).to_bytes(4, sys.byteorder)
+
+
+FREE, TAKEN = (number.to_bytes(4, sys.byteorder) for number in (0, 1))
+
+
+def test_the_place_of_a_leaf_is_taken_as_long_as_one_of_those_that_have_it_lives(tree: Tree) -> None:
+    sessions, places = tree.engine.map("mg_sessions"), tree.engine.map("mg_leaf_places")
+    twin = (tree.leaf.id + _abi.MG_PLACES).to_bytes(8, sys.byteorder)
+    assert places.get(place_of(tree.leaf), 4) == TAKEN
+    with pins.locked():  # nobody clears away what lives nowhere
+        sessions.set(twin, _abi.MG_SESSION.pack(_abi.MG_SESSIONS_LIMIT - 1, 0, 0, 0, 0, 0))
+        try:
+            tree.engine._end(tree.leaf.id)
+            assert places.get(place_of(tree.leaf), 4) == TAKEN, "the twin has the same"
+        finally:
+            sessions.delete(twin)
+        tree.engine._end(tree.leaf.id)
+        assert places.get(place_of(tree.leaf), 4) == FREE
+
+
+def test_a_run_whose_place_is_free_is_noticed_by_what_the_canary_leaves(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has no place is taken for somebody outside: the programs on the leaf refuse, and those on calls see nothing."""
+    monkeypatch.setattr(recording, "_CANARY_WAIT_S", 0.5)
+    tree.guard().trace()
+    read = recording.Recording.__new__(recording.Recording)
+    read._rings, read._before = dict(tree.rings), set()
+    places = tree.engine.map("mg_leaf_places")
+
+    def canary() -> int:
+        assert connect(1) == errno.EPERM
+        return os.getpid()
+
+    places.set(place_of(tree.leaf), FREE)
+    pid = tree.run(canary)
+    with pytest.raises(HostError) as refused:
+        read._expect_canary(pid)
+    assert refused.value.why.endswith("came out of mg_activity")
+    places.set(place_of(tree.leaf), TAKEN)
+    read._expect_canary(tree.run(canary))
+
+
 def test_a_session_without_a_state_is_refused_everything(tree: Tree, tcp: int) -> None:
     cgroup_bpf.attach(tree.session)
     assert tree.run(lambda: errno_of(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))) == errno.EPERM
@@ -543,6 +589,7 @@ def test_the_pins_cannot_be_read_or_removed_from_inside(tree: Tree) -> None:
 
 
 def test_a_refusal_that_a_hook_told_of_is_not_told_again(tree: Tree, tmp_path: Path) -> None:
+    tree.flags |= _abi.MG_SESSION_FILES  # as where hooks judge
     tree.trace()
     secret = tmp_path / "secret"
     secret.touch(mode=0o600)

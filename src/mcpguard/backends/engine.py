@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Raise it when what is pinned changes in a way that the objects do not show.
 LAYOUT = 1
 DENIALS, ACTIVITY, MESSAGES, COUNTERS = "mg_denials", "mg_activity", "mg_messages", "mg_counters"
-SESSIONS, LEAVES = "mg_sessions", "mg_leaves"
+SESSIONS, LEAVES, PLACES = "mg_sessions", "mg_leaves", "mg_leaf_places"
 NAMES, QUESTIONS, RESOLVERS = "mg_names", "mg_questions", "mg_resolvers"
 FLOWS = "mg_flows"
 # Tables that a leaf below a session's has for itself, besides; and the rules that keep those leaves to them.
@@ -36,6 +36,7 @@ KEPT, KEPT_BY = ("mg_connect", "mg_listen", "mg_hosts", NAMES), "mg_kept_by"
 _SUMS = ("_sums", "_denied")
 _FACTS, _FACTS_BYTES = "facts", 1 << 15
 _FIRST = bytes(4)
+_FREE, _TAKEN = 0, 1
 _RESOLVERS_SHAPE = (libbpf.MAP_TYPE_HASH, 4, 8, 1024, 0)
 # A host that is short of something for a moment is no host without the hooks.
 MOMENTARY = (errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENFILE, errno.EMFILE)
@@ -217,7 +218,7 @@ class Engine:
             try:
                 session._make_maps(self._facts["inner"])
                 self._link()
-                self.map(SESSIONS).set(_key64(leaf_id), _abi.MG_SESSION.pack(slot, 0, 0, 0, 0, 0))
+                self._know(leaf_id, _abi.MG_SESSION.pack(slot, 0, 0, 0, 0, 0))
                 session._move_in()
             except BaseException:
                 session._forget()
@@ -276,7 +277,7 @@ class Engine:
     def _clear(self, leaf_id: int, slot: int, kept: int = 0) -> None:
         """Take a session out that nobody lives in any more; or a leaf below one, with the slot of its tables."""
         if kept:
-            self.map(SESSIONS).delete(_key64(leaf_id))
+            self._forget(leaf_id)
             _together(self._slot_deletions(kept, KEPT))
             return
         self._end(leaf_id)
@@ -286,7 +287,18 @@ class Engine:
         """No decision finds the session any more. Its sockets may outlive it: they may finish, not begin."""
         ended = _abi.MG_LEAF.pack(_abi.MG_SESSION.pack(0, _abi.MG_SESSION_ENDED, 0, 0, 0, 0), leaf_id)
         _set_if_there(self.map(LEAVES), _key64(leaf_id), ended)
+        self._forget(leaf_id)
+
+    def _know(self, leaf_id: int, value: bytes) -> None:
+        """Have decisions find a leaf. Whose place is free nobody looks up, so that is taken first, and both only here."""
+        self.map(PLACES).set(_place(leaf_id), _key32(_TAKEN))
+        self.map(SESSIONS).set(_key64(leaf_id), value)
+
+    def _forget(self, leaf_id: int) -> None:
+        """Have no decision find a leaf any more."""
         self.map(SESSIONS).delete(_key64(leaf_id))
+        if _place(leaf_id) not in map(_place, self._sessions()):
+            self.map(PLACES).set(_place(leaf_id), _key32(_FREE))
 
     def _free_ports(self, sessions: Mapping[int, bytes]) -> None:
         """Take out the ports of resolvers whose leaf is gone. Not earlier: a resolver ends a moment later than its tree.
@@ -397,9 +409,9 @@ class Session:
             if resolver:
                 self.engine.map(RESOLVERS).set(_key32(resolver), _key64(self.leaf_id))
             _set_if_there(self.engine.map(LEAVES), _key64(self.leaf_id), _abi.MG_LEAF.pack(value, self.leaf_id))
-            self.engine.map(SESSIONS).set(_key64(self.leaf_id), value)
+            self.engine._know(self.leaf_id, value)
             for one in self.kept:
-                self.engine.map(SESSIONS).set(_key64(one.leaf_id), self._value(one.slot))
+                self.engine._know(one.leaf_id, self._value(one.slot))
             if cgroup.is_populated(self.leaf_fd):
                 self._await_readers()
 
@@ -429,7 +441,7 @@ class Session:
         with pins.locked():
             for leaf_id, rule, tables in leaves:
                 one = Kept(leaf_id, self.engine._free_slot())
-                self.engine.map(SESSIONS).set(_key64(leaf_id), self._value(one.slot))
+                self.engine._know(leaf_id, self._value(one.slot))
                 self.kept.append(one)
                 self.engine.map(KEPT_BY).set(_key32(one.slot), _key32(rule))
                 for name in KEPT:
@@ -508,7 +520,7 @@ class Session:
         with pins.locked() as lock:
             self.engine._end(self.leaf_id)
             for one in self.kept:
-                self.engine.map(SESSIONS).delete(_key64(one.leaf_id))
+                self.engine._forget(one.leaf_id)
             if not self.engine._sessions():
                 self.engine._unlink()
             if apart:
@@ -779,6 +791,11 @@ def _together(calls: Iterable[Callable[[], None]]) -> None:
         call.join()
     for call in begun:
         call.done()
+
+
+def _place(leaf_id: int) -> bytes:
+    """Key of PLACES. Some leaves have the same."""
+    return _key32(leaf_id % _abi.MG_PLACES)
 
 
 def _key32(number: int) -> bytes:

@@ -198,18 +198,22 @@ class Recording:
         return self._flows.grown()
 
     def _expect_canary(self, pid: int) -> None:
-        """What the child and its canary did while being confined is no event of the agent: drained here, and checked."""
+        """What the child and its canary did while being confined is no event of the agent: drained here, and checked.
+
+        Its refusals come out of one ring, its end of the other: programs find the session in two ways.
+        """
         deadline = time.monotonic() + _CANARY_WAIT_S
-        seen = False
-        while not seen and time.monotonic() < deadline:
-            for ring in (self._rings[name] for name in _RECORDS):
-                for record in map(decode.record, ring.drain()):
+        missing = set(_RECORDS)
+        while missing and time.monotonic() < deadline:
+            for name in _RECORDS:
+                for record in map(decode.record, self._rings[name].drain()):
                     self._before.add(getattr(record, "series", 0))
-                    seen = seen or record.head.pid == pid
-        if not seen:
+                    if record.head.pid == pid:
+                        missing.discard(name)
+        if missing:
             raise HostError(
                 "events do not arrive, so nothing was started",
-                why="the canary was refused, but nothing of it came out of the rings",
+                why=f"the canary was refused and ended, but nothing of it came out of {' and '.join(sorted(missing))}",
                 do="run `mcpguard doctor` and report its output",
                 code="run.no-events",
             )
