@@ -9,9 +9,11 @@ import contextlib
 import errno
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import hello
 import pytest
@@ -20,6 +22,7 @@ from test_bpf_hosts import say
 
 from mcpguard.backends.cgroup_bpf import Settings
 from mcpguard.backends.engine import Engine
+from mcpguard.kernel import cgroup
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Verdict
 from mcpguard.policy.network import mapped
@@ -383,11 +386,15 @@ def test_its_slot_is_free_when_the_session_has_ended(kept: Kept, ports: Ports) -
     tree, slot, below = kept.tree, kept.tree.session.kept[0].slot, kept.below.id.to_bytes(8, "little")
     sessions = tree.engine.map("mg_sessions")
     assert below in sessions.keys(8)
+    # By its place programs tell without a call who may be in a session: a leaf without one would not be guarded.
+    places, place = tree.engine.map("mg_leaf_places"), (kept.below.id % _abi.MG_PLACES).to_bytes(4, "little")
+    assert any(places.get(place, 4) or b"")
     assert tree.engine._free_slot() not in (slot, tree.session.slot)
     tree.leaf.kill()
     tree.leaf.await_empty()
     assert tree.session.remove()
     assert below not in sessions.keys(8)
+    assert not any(places.get(place, 4) or b"")
     assert tree.engine.map("mg_connect").get(slot.to_bytes(4, "little"), 4) is None
 
 
@@ -399,3 +406,23 @@ def test_what_a_killed_run_left_is_swept(kept: Kept) -> None:
     Engine.open().close()
     assert below not in tree.engine.map("mg_sessions").keys(8)
     assert tree.engine.map("mg_connect").get(slot.to_bytes(4, "little"), 4) is None
+
+
+def test_leaves_below_outlive_a_killed_broker_as_long_as_the_tree(tree: Tree) -> None:
+    """Without them their slots would be given to others, while sockets that were made there live on."""
+    mount = cgroup.unified_mount()
+    left = Path(tree.leaf.path).with_name(f"left-{os.getpid()}")
+    below = left / "below"
+    below.mkdir(parents=True)
+    sleeper = subprocess.Popen(["sleep", "600"])
+    try:
+        (left / "cgroup.procs").write_text(str(sleeper.pid))
+        cgroup.remove_stale(str(mount))
+        assert below.is_dir()
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    deadline = time.monotonic() + WAIT_S
+    while left.exists() and time.monotonic() < deadline:
+        cgroup.remove_stale(str(mount))
+    assert not left.exists()

@@ -190,6 +190,39 @@ result = [orphan(), all(up), place.count("/")]
     assert all(one["exe"].startswith("/") for one in told)
 
 
+def test_its_agents_rules_hold_there_as_everywhere(box: Box) -> None:
+    """Its own profile allows both files, so nothing of its own refuses them. The control is the server in nobody's tree."""
+    secret, hook = box.inside.world.home / ".ssh/id_kept", box.inside.world.project / ".git/hooks/kept"
+    for path in (secret, hook):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("before")
+    code = f"""
+def tried(act):
+    try:
+        act()
+        return ""
+    except OSError as refused:
+        return errno.errorcode[refused.errno]
+server = os.getppid()
+agent = int(open(f"/proc/{{server}}/stat").read().rpartition(")")[2].split()[1])
+result = [
+    tried(lambda: open({str(secret)!r}).read()),
+    tried(lambda: open({str(hook)!r}, "a").close()),
+    tried(lambda: os.kill(agent, 0)),
+    tried(lambda: os.kill(server, 0)),
+]
+"""
+    alone = box.talk("s", do(code), command=box.command, guarded=False).json_lines()[0]
+    assert json.loads(text_of(alone)) == ["", "", "", ""]
+    files = f'files:\n  read: [{box.server}, ~/.ssh]\n  write: ["{{workspace}}"]\n'
+    box.inside.write_profile("kept", f"name: kept\n{files}network:\n  allow: [localhost:1]\n")
+    box.inside.write_profile("gated", f"{PROFILE}  confine: {{s: kept}}\n")
+    read, write, to_agent, to_itself = answers(box, code)[0]
+    assert read in ("EACCES", "EPERM") and write in ("EACCES", "EPERM", "EROFS"), (read, write)
+    assert (to_agent, to_itself) == ("EPERM", ""), "the agent could connect for it"
+    assert {str(secret), str(hook)} <= {one.get("path") for one in box.inside.denials()}
+
+
 # What the agent itself does meanwhile: the same as its server, at the same steps, and not kept to anything.
 AGENT = """
 import json, os, subprocess, sys

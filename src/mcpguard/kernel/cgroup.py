@@ -217,6 +217,8 @@ def _remove_if_free(path: str) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_populated(fd):
+            return False  # its broker was killed; leaves below that are empty now are still its own
         _remove(path)
         return True
     except OSError:
