@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpguard.errors import PolicyError
-from mcpguard.model.access import Access, Effect, Verdict
+from mcpguard.model.access import PATH_EFFECTS, Access, Effect, Verdict
 from mcpguard.model.policy import Policy, User
 from mcpguard.model.profile import Profile, SystemSwitches
 from mcpguard.model.rule import FileRule, NetDirection, NetRule, Origin, SocketRule
@@ -56,7 +58,7 @@ def patterns() -> st.SearchStrategy[str]:
     return st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map(lambda names: "/" + "/".join(names))
 
 
-def rules(effects: list[Effect]) -> st.SearchStrategy[list[FileRule]]:
+def rules(effects: Sequence[Effect]) -> st.SearchStrategy[list[FileRule]]:
     one = st.builds(rule, patterns(), st.sampled_from([READ, READ | WRITE, EXECUTE]), st.sampled_from(effects))
     return st.lists(one.map(lambda made: made if made.effect is Effect.ALLOW else _whole(made)), max_size=4)
 
@@ -66,7 +68,7 @@ def _whole(made: FileRule) -> FileRule:
 
 
 @settings(max_examples=150, deadline=None)
-@given(rules(list(Effect)), rules([Effect.ALLOW]))
+@given(rules(PATH_EFFECTS), rules([Effect.ALLOW]))
 def test_more_rules_allow_more_and_loosen_nothing(given_rules: list[FileRule], more: list[FileRule]) -> None:
     before = compiled(*given_rules)
     after = extend_policy(before, files=[added(one.pattern, one.access) for one in more], resolve=LINKS.get)
@@ -82,7 +84,7 @@ def test_more_rules_allow_more_and_loosen_nothing(given_rules: list[FileRule], m
 
 
 @settings(max_examples=100, deadline=None)
-@given(rules(list(Effect)), rules([Effect.ALLOW]))
+@given(rules(PATH_EFFECTS), rules([Effect.ALLOW]))
 def test_it_decides_as_if_all_had_been_compiled_at_once(given_rules: list[FileRule], more: list[FileRule]) -> None:
     together = compiled(*given_rules, *more)
     after = extend_policy(compiled(*given_rules), files=more, resolve=LINKS.get)

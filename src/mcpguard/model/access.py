@@ -39,6 +39,10 @@ class Effect(enum.StrEnum):
     DENY = "deny"
 
 
+# What rules about paths may do.
+PATH_EFFECTS = (Effect.ALLOW, Effect.READONLY, Effect.DENY)
+
+
 class Verdict(enum.StrEnum):
     """The answer to a request. `AUDIT`: it was let through and would have been denied."""
 

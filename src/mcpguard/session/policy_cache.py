@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mcpguard
-from mcpguard.model.access import Access, Effect
+from mcpguard.model.access import PATH_EFFECTS, Access, Effect
 from mcpguard.model.digests import blake2b
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User
 from mcpguard.model.profile import SniMode, SystemSwitches
@@ -32,7 +32,7 @@ FORMAT = 6
 # One file each; the oldest go.
 KEPT = 32
 # Looked up for each of hundreds of rules.
-_EFFECTS = {effect.value: effect for effect in Effect}
+_EFFECTS = {effect.value: effect for effect in PATH_EFFECTS}
 _ACCESSES = [Access(bits) for bits in range(8)]
 
 
