@@ -22,6 +22,7 @@ from matrix import CAPLESS, Duel, Task, equip, perform  # noqa: E402
 from outside import Answer, Outside  # noqa: E402
 from world import World  # noqa: E402
 
+from mcpguard.broker.__main__ import NAME as BROKER  # noqa: E402
 from mcpguard.errors import StoreError  # noqa: E402
 from mcpguard.events import query  # noqa: E402
 from mcpguard.events.format import json_line  # noqa: E402
@@ -153,7 +154,9 @@ def stand(world: World, signal: str) -> None:
     pattern = f"mcpguard run .*{world.project}"
     found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False)
     for word in found.stdout.split():
-        subprocess.run(["kill", f"-{signal}", word], check=True)
+        # As root its broker has the same words; it goes on.
+        if Path(f"/proc/{word}/comm").read_text().rstrip() != BROKER:
+            subprocess.run(["kill", f"-{signal}", word], check=True)
 
 
 def look_for(world: World, name: str) -> None:
