@@ -24,6 +24,8 @@ import pytest
 from arena import Finished, Json, Sandbox, World
 from asked import Lane
 
+from mcpguard.broker.__main__ import NAME
+
 pytestmark = pytest.mark.kernel
 
 OPENSNOOP = "/usr/sbin/opensnoop-bpfcc"
@@ -36,7 +38,7 @@ LINE = re.compile(
 )
 # What starts mcpguard, mcpguard itself, whom it asks for libraries, and what becomes the agent until it executes. Nothing
 # in the tree has these names.
-OURS = ("setpriv", "sudo", "ldconfig", Path(sys.executable).name, Path(sys.executable).resolve().name)
+OURS = ("setpriv", "sudo", "ldconfig", NAME, Path(sys.executable).name, Path(sys.executable).resolve().name)
 PROFILE = """\
 name: matrix
 extends: [dev-tools]
