@@ -458,7 +458,9 @@ def test_without_room_for_its_descriptors_one_shim_is_refused_and_the_gate_goes_
             time.sleep(0.01)
         with room_for(room):
             socket.send_fds(line, [json.dumps(GOOD).encode()], ends)
-            answer = line.recv(MOST_BYTES)
+            answer = b""
+            with contextlib.suppress(ConnectionResetError):  # hung up on before it was read
+                answer = line.recv(MOST_BYTES)
         assert b'"go"' not in answer
 
 
