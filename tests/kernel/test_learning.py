@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import REPOSITORY, SYSTEM_PYTHON, need_root
+from wheels import put_wheel
 
 pytestmark = pytest.mark.kernel
 
@@ -77,20 +77,6 @@ def mcpguard(world: Path, *words: str, check: bool = True) -> subprocess.Complet
 
 def log(world: Path, *words: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in mcpguard(world, "log", "--format", "json", *words).stdout.splitlines()]
-
-
-def put_wheel(project: Path) -> None:
-    """The smallest package that pip takes, to be installed without a network."""
-    name = "small-1.0.dist-info"
-    files = {
-        "small.py": "",
-        f"{name}/METADATA": "Metadata-Version: 2.1\nName: small\nVersion: 1.0\n",
-        f"{name}/WHEEL": "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{name}/RECORD": f"small.py,,\n{name}/METADATA,,\n{name}/WHEEL,,\n{name}/RECORD,,\n",
-    }
-    with zipfile.ZipFile(project / "small-1.0-py3-none-any.whl", "w") as wheel:
-        for path, text in files.items():
-            wheel.writestr(path, text)
 
 
 def test_a_task_that_was_audited_runs_enforced_with_what_was_learned(world: Path) -> None:

@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from launcher import Account
+from wheels import put_wheel
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
 
@@ -60,16 +60,7 @@ class Learner:
             if path.name != ".venv":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.do(".venv/bin/python", "-m", "pip", "uninstall", "--quiet", "--yes", "small")
-        name = "small-1.0.dist-info"
-        files = {
-            "small.py": "",
-            f"{name}/METADATA": "Metadata-Version: 2.1\nName: small\nVersion: 1.0\n",
-            f"{name}/WHEEL": "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-            f"{name}/RECORD": f"small.py,,\n{name}/METADATA,,\n{name}/WHEEL,,\n{name}/RECORD,,\n",
-        }
-        with zipfile.ZipFile(self.workspace / "small-1.0-py3-none-any.whl", "w") as wheel:
-            for path, text in files.items():
-                wheel.writestr(path, text)
+        put_wheel(self.workspace)
 
     def do(self, *words: str, fails: bool = False) -> str:
         variables = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
