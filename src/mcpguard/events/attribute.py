@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from functools import lru_cache
 from pathlib import Path
 
@@ -199,6 +200,8 @@ class Attributor:
         private = PRIVATE.fullmatch(path)
         kind = Kind.EXEC if record.op == "exec" else Kind.FILE
         quiet = self._everyday_look(record, private) if private else None
+        if refusal is not None and refusal.below and record.result == errno.EXDEV and _moved_no_folder(path, target):
+            refusal = None
         if refusal is not None:
             if refusal.rule is not None and target is None:
                 ruled = self._origin(refusal.rule or None)
@@ -304,6 +307,16 @@ def _which_end(refusal: Refusal, path: str) -> str | None:
     if refusal.below:
         return BELOW
     return f"decided by {refusal.path}" if refusal.path != path else None
+
+
+def _moved_no_folder(path: str, target: str | None) -> bool:
+    """Whether what was to move to another mount had nothing below it. Programs copy it then, so it may be at the new name only.
+
+    In doubt it had: of an exchange both ends count, and what is at neither end can have been anything. A folder that was taken
+    away since held nothing protected: of that, each name would have been refused for itself.
+    """
+    ends = [stat.S_IFMT(found.st_mode) for end in (path, target) if end and (found := permissions.lstat(end))]
+    return bool(ends) and stat.S_IFDIR not in ends
 
 
 def _not_stopped(op: str, new: bool) -> str:
