@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from mcpguard.events.interpreter import interpreters
 from mcpguard.events.judge import Judge, Refusal, answer
 from mcpguard.events.links import Links
 from mcpguard.events.mounted import MountedPlaces
+from mcpguard.events.moves import Moves, way
 from mcpguard.events.processes import ProcessTable
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Kind
@@ -49,7 +49,11 @@ _BEHIND = r"/proc/\d+(?:/task/\d+)?/(?:root|cwd|fd/\d+)/.+"
 
 
 class Attributor:
-    """Judges path calls and opens of one session."""
+    """Judges path calls and opens of one session.
+
+    Attributes:
+        moves: refusals of which it is not sure yet that they are.
+    """
 
     def __init__(self, policy: Policy, judge: Judge, processes: ProcessTable) -> None:
         self._policy = policy
@@ -58,6 +62,7 @@ class Attributor:
         self._links = Links()
         self._places = MountedPlaces()
         self._folders = Folders()
+        self.moves = Moves()
 
     def look_again(self) -> None:
         """What comes now was made later than all before: folders may have changed meanwhile."""
@@ -103,6 +108,7 @@ class Attributor:
         return self._private(record, record.access, record.path, pid, self._everyday_look(record, private))
 
     def _remember(self, record: PathCallRecord, path: str, target: str | None) -> None:
+        self.moves.happened(record.op, path, target)
         if record.op == "symlink" and record.path2:
             self._links.made(path, record.path2)
         elif record.op in ("rename", "exchange") and target is not None:
@@ -200,8 +206,6 @@ class Attributor:
         private = PRIVATE.fullmatch(path)
         kind = Kind.EXEC if record.op == "exec" else Kind.FILE
         quiet = self._everyday_look(record, private) if private else None
-        if refusal is not None and refusal.below and record.result == errno.EXDEV and _moved_no_folder(path, target):
-            refusal = None
         if refusal is not None:
             if refusal.rule is not None and target is None:
                 ruled = self._origin(refusal.rule or None)
@@ -209,7 +213,9 @@ class Attributor:
                 quiet = quiet or habit(self._policy, process, refusal.access, path, ruled)
             detail = _join(quiet, _which_end(refusal, path))
             rule = self._origin(refusal.rule)
-            return Finding(kind, record.op, Verdict.DENY, refusal.access.word, path, target, rule, detail)
+            copied = refusal.below and record.op == "rename" and record.result == errno.EXDEV
+            unsure = way(record.base, record.path, path) if copied else ()
+            return Finding(kind, record.op, Verdict.DENY, refusal.access.word, path, target, rule, detail, unsure)
         if private:
             return self._private(record, access, path, int(private["pid"]), quiet)
         if record.result in _EVERYDAY or self._plain(record, access, path, target):
@@ -307,16 +313,6 @@ def _which_end(refusal: Refusal, path: str) -> str | None:
     if refusal.below:
         return BELOW
     return f"decided by {refusal.path}" if refusal.path != path else None
-
-
-def _moved_no_folder(path: str, target: str | None) -> bool:
-    """Whether what was to move to another mount had nothing below it. Programs copy it then, so it may be at the new name only.
-
-    In doubt it had: of an exchange both ends count, and what is at neither end can have been anything. A folder that was taken
-    away since held nothing protected: of that, each name would have been refused for itself.
-    """
-    ends = [stat.S_IFMT(found.st_mode) for end in (path, target) if end and (found := permissions.lstat(end))]
-    return bool(ends) and stat.S_IFDIR not in ends
 
 
 def _not_stopped(op: str, new: bool) -> str:
