@@ -69,7 +69,7 @@ class WatchApp(App[None]):
         Binding("d", "denied", "Verdict"),
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("escape", "clear", "Clear", show=False),
-        Binding("enter", "details", "Details"),
+        Binding("enter", "details", "Details", key_display="enter"),
         Binding("a", "allow", "Allow"),
         Binding("p", "processes", "Processes"),
         Binding("c", "copy", "Copy"),
