@@ -23,6 +23,7 @@ from mcp.server import MCPServer
 from web_help import TOKEN, Way, listener, message, result, upstream
 
 from mcpguard.gate import web as way_to_remotes
+from mcpguard.gate.conversation import MOST_IN_BATCH
 from mcpguard.gate.pins import Pins
 from mcpguard.model.access import Verdict
 
@@ -198,6 +199,44 @@ def test_what_is_not_allowed_or_not_plain_never_reaches_the_server(
         _status, text, _ = ask(way, body, **headers)
         assert '"ok"' not in text
     assert len(far.asked) == 1
+
+
+BATCH = "several messages in one (a batch)"
+
+
+def test_a_batch_is_answered_in_a_batch_and_goes_no_further(tmp_path: Path) -> None:
+    far = Far()
+    with upstream(far.handle) as address:
+        way = Way(tmp_path, address, ALL)
+        status, text, _ = ask(way, [CALL, {**CALL, "id": "b"}, message("notifications/x", id=None)])
+        _status, told, _ = ask(way, [message("notifications/x", id=None)])
+        many = ask(way, [1] * (MOST_IN_BATCH + 1))
+        assert ask(way, CALL)[0] == 200, "the control"
+    assert status == 200 and [one["id"] for one in json.loads(text)] == [CALL["id"], "b"] and text.count(BATCH) == 2
+    assert json.loads(told)["id"] is None and BATCH in told and many[0] == 403 and "more than" in many[1]
+    assert len(far.asked) == 1
+    denied = [event for event in way.events() if event.op == "request" and event.verdict is Verdict.DENY]
+    assert len(denied) == 2 and all(event.mcp and f"--call {event.mcp.call}" in text for event in denied)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_answers_in_a_batch_leaves_nobody_waiting(tmp_path: Path, stream: bool) -> None:
+    said: list[Any] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        asked = json.loads(await request.read())
+        if isinstance(asked, list):
+            said.extend(asked)
+            return web.Response(status=202)
+        text = json.dumps([json.loads(result(asked["id"], {"evil": 1})), message("roots/list", id=8)])
+        body, kind = (f"data: {text}\n\n", "text/event-stream") if stream else (text, "application/json")
+        return web.Response(text=body, content_type=kind)
+
+    with upstream(handle) as address:
+        _status, text, _ = ask(Way(tmp_path, address, ALL), CALL)
+    answer = json.loads(text.partition("data: ")[2] if stream else text)
+    assert answer["id"] == CALL["id"] and BATCH in str(answer["error"]) and "evil" not in text
+    assert [one["id"] for one in said] == [8] and BATCH in str(said)
 
 
 def test_the_server_reads_the_characters_that_were_judged(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from mcpguard.errors import HostError, McpguardError
 from mcpguard.gate.ledger import SOON_S
 from mcpguard.gate.remote import Remote
 from mcpguard.mcp import messages
+from mcpguard.mcp.framing import TooLong
 from mcpguard.mcp.event_stream import Events, EventTooLong, StreamEvent, encode
 from mcpguard.mcp.judge import BLOCKED
 from mcpguard.mcp.messages import Kind, NotCanonical
@@ -174,6 +175,8 @@ class Web:
                 return await self._delete(request, name, remote)
         except McpguardError as error:  # what was pinned of it cannot be read
             return await _refused(request, "\n".join(error.lines()))
+        except TooLong as error:
+            return await _refused(request, f"blocked by policy: {error}")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return web.Response(status=502, text=f"the server cannot be reached: {type(error).__name__}\n")
         return web.Response(status=405, headers={"Allow": "GET, POST, DELETE"})
@@ -207,10 +210,16 @@ class Web:
                 conversation.broken(CLIENT, wrong)
                 return _error(asked, _HEADER_MISMATCH, wrong, status=400)
         onward, back = await _taken(conversation, body, asked)
+        if onward is not None:
+            # Of answers that came in a batch each is an error of its own; the server waits for one after the other.
+            *first, onward = onward.split(b"\n")
+            for one in first if back is None else (*first, onward):
+                await self._say(talk, remote, request, one)
         if back is not None:
             if talk.queue is None:
                 return web.Response(body=back, content_type=_JSON)
             await talk.queue.put(back)
+            onward = None
         if onward is None:
             return web.Response(status=202)
         url = talk.endpoint or remote.url
@@ -291,6 +300,8 @@ class Web:
         onward, back = talk.conversation.take(SERVER, body.strip())
         if back is not None:
             await self._say(talk, remote, request, back)
+        if onward is not None and b"\n" in onward:
+            onward = next((one for one in onward.split(b"\n") if messages.read(one).id == asked), None)
         if onward is None and asked is not None:
             return _error(asked, BLOCKED, "blocked by policy: the server's answer could not be judged")
         return web.Response(status=reply.status, body=onward or b"", content_type=_JSON, headers=_back(reply.headers))
@@ -315,7 +326,8 @@ class Web:
             if back is not None:
                 await self._say(talk, remote, request, back)
         if onward is not None and (onward or event.id is not None or event.retry):
-            await answer.write(encode(StreamEvent(event.kind if onward else "", onward, event.id, event.retry)))
+            for one in onward.split(b"\n"):
+                await answer.write(encode(StreamEvent(event.kind if one else "", one, event.id, event.retry)))
 
     async def _say(self, talk: _Talk, remote: Remote, request: web.Request, message: bytes) -> None:
         """Answer the server, for the agent: what it asked was refused."""
