@@ -21,7 +21,9 @@ from mcpguard.gate.words import words_of
 from mcpguard.session.gate import plain
 
 PYTHON = "/usr/bin/python3"
-EMPTY = '{"rules": [], "classes": [], "untrusted": [], "after_taint": "allow", "flow": null, "gate": true, "confined": []}'
+EMPTY = (
+    '{"rules": [], "classes": [], "untrusted": [], "after_taint": "allow", "flow": null, "gate": true, "confined": []}'
+)
 
 
 @pytest.fixture

@@ -22,9 +22,13 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.server import MCPServer
 from web_help import TOKEN, Way, listener, message, result, upstream
 
+from mcpguard.events.logins import detail_of, login_of, logins
+from mcpguard.events.store import Store
 from mcpguard.gate import web as way_to_remotes
 from mcpguard.gate.conversation import MOST_IN_BATCH
+from mcpguard.gate.login import login_wanted
 from mcpguard.gate.pins import Pins
+from mcpguard.gate.remote import Remote
 from mcpguard.model.access import Verdict
 
 pytestmark = pytest.mark.timeout(120)
@@ -412,6 +416,25 @@ def test_a_server_that_wants_a_login_is_an_error_that_says_what_to_do(
                 name.title() for name in told[2]
             }
         assert ask(Way(tmp_path / "other", address, ALL, headers={"Authorization": "Bearer good"}), CALL)[0] == 200
+    answered = way.wait_for("response")
+    assert [login_of(event.detail or "").lines() for event in answered] == [tuple(lines)]  # type: ignore[union-attr]
+    with Store.open(tmp_path / "events.db") as store:
+        assert [error.lines() for error in logins(store, "s", 9)] == [tuple(lines)], "once, for all that asked"
+
+
+@pytest.mark.parametrize(
+    ("client", "declared"),
+    [
+        ("claude-code", '"Bearer ${NAME}"'),
+        ("codex", 'bearer_token_env_var = "NAME"'),
+        ("gemini-cli", '"Bearer $NAME"'),
+        ("opencode", '"Bearer {env:NAME}"'),
+    ],
+)
+def test_what_is_to_be_declared_is_said_as_the_client_has_it(client: str, declared: str) -> None:
+    error = login_wanted("far", Remote("https://far.example/", client=client, file="/home/u/x"), 401, {})
+    assert declared in error.do and "/home/u/x" in error.do and "sign in outside of the session" in error.do
+    assert login_of(detail_of(error)).lines() == error.lines()  # type: ignore[union-attr]
 
 
 def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:

@@ -507,8 +507,16 @@ def test_what_the_agent_is_not_shown_does_not_count() -> None:
     ("untrusted", "tell", "tainted"),
     [
         ("docs", lambda one: one.answer("resources/list", said({"resources": [{"uri": "web:a"}]})), True),
-        ("docs/resource:web:*", lambda one: one.answer("resources/list", said({"resources": [{"uri": "web:a"}]})), True),
-        ("docs/resource:web:*", lambda one: one.answer("resources/list", said({"resources": [{"uri": "own:a"}]})), False),
+        (
+            "docs/resource:web:*",
+            lambda one: one.answer("resources/list", said({"resources": [{"uri": "web:a"}]})),
+            True,
+        ),
+        (
+            "docs/resource:web:*",
+            lambda one: one.answer("resources/list", said({"resources": [{"uri": "own:a"}]})),
+            False,
+        ),
         ("docs", lambda one: one.answer("resources/list", said({"resources": []})), False),
         ("docs", lambda one: one.answer("tools/list", said({"tools": [{"name": "a"}]})), False),
         ("docs", lambda one: one.from_server(request("sampling/createMessage")), True),
@@ -528,7 +536,9 @@ def test_names_of_resources_and_questions_are_words_of_strangers_too(untrusted: 
 def test_a_refusal_of_the_flow_names_the_line_of_the_flow() -> None:
     for then in ("refuse", "ask"):
         taint = Taint({})
-        one = judge(f'allow: ["*"]\nask: [fs/move_file]\nflow:\n  untrusted: ["*/@untrusted"]\n  then: {then}', taint=taint)
+        one = judge(
+            f'allow: ["*"]\nask: [fs/move_file]\nflow:\n  untrusted: ["*/@untrusted"]\n  then: {then}', taint=taint
+        )
         assert one.from_client(call("write_file")).origin.line == 3, "the control"  # type: ignore[union-attr]
         taint.note("web/fetch")
         denied = one.from_client(call("write_file"))

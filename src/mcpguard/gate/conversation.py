@@ -10,7 +10,8 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 
-from mcpguard.errors import HostError, StoreError
+from mcpguard.errors import HostError, McpguardError, StoreError
+from mcpguard.events.logins import detail_of
 from mcpguard.events.mcp import Talk, call_id, only_names
 from mcpguard.gate.held import ONCE, SESSION, Decided
 from mcpguard.gate.ledger import Ledger
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # Requests of one side that may wait for their answers.
 MOST_REQUESTS = 4096
+# JSON-RPC's number for what a server could not do.
+FAILED = -32000
 MOST_IN_BATCH = 1000
 # So many requests of a refused batch are on record one by one.
 _MOST_TOLD = 20
@@ -111,6 +114,26 @@ class Conversation:
         """Nobody waits for the answer to this request any more, if it is held."""
         if (held := self._held.get((type(id), id))) is not None:
             self._give_up(*held, "nobody waits for it any more")
+
+    def failed(self, id: str | int | None, error: McpguardError) -> bytes | None:
+        """The server did not do what it was asked, and why is for a person.
+
+        Args:
+            id: of the request; None: it was none, and is only put on record.
+
+        Returns:
+            The answer; None where nobody waits for one.
+        """
+        said = detail_of(error)
+        waiting = self._asked[CLIENT].answer(Message(Kind.RESPONSE, b"", id))
+        if waiting is None:
+            self._ledger.note(self._refused(SERVER, "", said))
+            return None
+        lines = {"code": FAILED, "message": "\n".join(error.lines())}
+        message = Message(Kind.RESPONSE, b"", id, error={**lines, "message": error.what})
+        judged = Judgement(Verdict.ALLOW, McpKind.METHOD, waiting.method, said)
+        self._ledger.note(functools.partial(self._answer, self._now_ns(), waiting.note, message, judged))
+        return messages.write({"jsonrpc": "2.0", "id": id, "error": lines})
 
     def broken(self, side: int, why: str) -> None:
         """The connection ends, for what comes from there cannot be judged."""
@@ -273,9 +296,7 @@ class Conversation:
         answer = b"[" + b",".join(back) + b"]" if back else None
         return b"\n".join(onward) or None, answer if back or onward else refusal(None, whole, "")
 
-    def _request_in_batch(
-        self, side: int, one: Mapping[str, Any], id: str | int, why: str, *, told: bool
-    ) -> bytes:
+    def _request_in_batch(self, side: int, one: Mapping[str, Any], id: str | int, why: str, *, told: bool) -> bytes:
         """The answer to a request that is denied, as it came in a batch."""
         params = one.get("params")
         message = Message(Kind.REQUEST, b"", id, one["method"], params if isinstance(params, dict) else {})

@@ -136,7 +136,8 @@ class Servers:
         if not state.allowed:
             refusal = _not_approved(server.name, state)
             return Remote("", refused=f"{refusal.what}: {refusal.do}")
-        return Remote(starting.expanded(server.url, self._environment), server.headers, old=server.old)
+        url = starting.expanded(server.url, self._environment)
+        return Remote(url, server.headers, server.old, client=server.client, file=server.file)
 
     def open_remote(self, key: str, transport: str, ledger: Ledger) -> Conversation:
         """A new conversation with a remote server. What it said of its tools is known from one to the next.
