@@ -55,7 +55,8 @@ def learn(
         if tighten:
             _tighten(events, chosen, format)
             return
-        found = needs(events, chosen)
+        user = current_user()
+        found = needs(events, chosen, user.home)
         places = workspaces(events, chosen)
     if len(places) > 1:
         raise UsageError(
@@ -73,7 +74,6 @@ def learn(
             do=f"copy it to {store.user_directory()}, or name one that exists: --name NAME",
             code="learn.no-profile",
         )
-    user = current_user()
     variables = {"home": user.home, "workspace": places[0], "tmp": temporary_directory(user.home)}
     set_apart(found, places[0])
     parent = target if store.find(target) else profile

@@ -75,7 +75,9 @@ class WatchApp(App[None]):
         Binding("c", "copy", "Copy"),
         Binding("e", "export", "Export"),
         Binding("t", "theme", "Theme"),
-        *(Binding(str(n), f"tab('{name}')", name.title(), show=False) for n, name in enumerate(TABS, 1)),
+        # One place at the bottom stands for all of them.
+        Binding("1", "tab('events')", "Tabs", key_display=f"1-{len(TABS)}"),
+        *(Binding(str(n), f"tab('{name}')", name.title(), show=False) for n, name in enumerate(TABS[1:], 2)),
     ]
 
     def __init__(
@@ -125,20 +127,20 @@ class WatchApp(App[None]):
         with Horizontal(id="middle"):
             yield self._processes
             with Vertical(id="right"), self._tabs:
-                with TabPane("1 Events", id="events"):
+                with TabPane("Events", id="events"):
                     yield self._stream
-                with TabPane("2 Files", id="files"):
+                with TabPane("Files", id="files"):
                     yield self._files
-                with TabPane("3 Network", id="network"):
+                with TabPane("Network", id="network"):
                     yield self._reached
-                with TabPane("4 Executions", id="executions"):
+                with TabPane("Executions", id="executions"):
                     yield self._programs
-                with TabPane("5 MCP", id="mcp"):
+                with TabPane("MCP", id="mcp"):
                     yield self._silent
                     yield self._spoken
-                with TabPane("6 Rules", id="rules"):
+                with TabPane("Rules", id="rules"):
                     yield self._uses
-                with TabPane("7 Questions", id="questions"):
+                with TabPane("Questions", id="questions"):
                     yield self._no_questions
                     yield self._questions
         yield self._about
@@ -364,7 +366,8 @@ class WatchApp(App[None]):
             self._filter(f"process:{message.node.data}")
 
     def on_input_submitted(self, message: Input.Submitted) -> None:
-        if self._filter(message.value):
+        # A path that is typed in a question is no filter.
+        if message.input is self._input and self._filter(message.value):
             message.input.display = False
             self._stream.focus()
 
