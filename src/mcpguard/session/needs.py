@@ -28,8 +28,8 @@ NO_NAME = "no rule can mean this name exactly"
 USUAL_PORT = 443
 
 
-# `pip`, `python3 -m pip`, and what `#!` makes of a script.
-_PIP = re.compile(r"(?:.*/)?pip[0-9.]*")
+# `pip`, `python3 -m pip`, what `#!` makes of a script, and what pip starts itself by.
+_PIP = re.compile(r"(?:.*/)?(?:pip[0-9.]*|__pip-runner__\.py)")
 _PIPS_CACHE = ".cache/pip"
 # Folders of the home that hold one folder for each program.
 CACHES = (".cache", "Library/Caches")
@@ -95,8 +95,8 @@ def needs(store: Store, sessions: Sequence[str], home: str = "") -> list[Need]:
 
 
 def _of_pip(home: str) -> tuple[str, ...]:
-    """What pip opens, as root, to see whose it is: its cache, or while there is none, the folder that it would be in."""
-    return (f"{home}/{_PIPS_CACHE}", f"{home}/.cache") if home else ()
+    """What pip opens, as root, to see whose it is: its cache, or the nearest folder that is there above it."""
+    return (f"{home}/{_PIPS_CACHE}", f"{home}/.cache", home) if home else ()
 
 
 def _asked_by_pip(store: Store, session: str, path: str) -> bool:
@@ -104,7 +104,8 @@ def _asked_by_pip(store: Store, session: str, path: str) -> bool:
     rows = store.read(
         "SELECT (SELECT x.argv FROM events x WHERE x.session = e.session AND x.kind = 'exec' AND x.pid = e.pid "
         "AND x.time_ns <= e.time_ns ORDER BY x.time_ns DESC LIMIT 1) "
-        "FROM events e WHERE e.session = ? AND e.kind = 'file' AND e.path = ? AND e.verdict IN ('deny', 'audit')",
+        "FROM events e WHERE e.session = ? AND e.kind = 'file' AND e.path = ? AND e.verdict IN ('deny', 'audit') "
+        "AND e.access = 'read'",
         (store.number(session), path),
     )
     return all(argv and any(map(_PIP.fullmatch, json.loads(argv)[:3])) for (argv,) in rows)
