@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from mcpguard.errors import HostError, StoreError, UsageError
 from mcpguard.events import unrecorded
@@ -180,9 +181,11 @@ class Recording:
     def show_messages(self, around: AroundGate) -> None:
         """Have it see every MCP message that is put on record, and those whose server nobody knows; what it returns is, too.
         From now on the kernel ends whoever answers its agent within the tree."""
-        if self._listener is not None and self._counters is not None:
+        if self._listener is not None and self._counters is not None and self._recorder is not None:
+            around.agents.who = self._recorder.processes.get
             self._listener.show(around)
-            self._counters.write(_AGENT_AT, around.agent)
+            self._counters.write(_AGENT_AT, around.agent if around.told else 0)
+            around.follow(partial(self._counters.write, _AGENT_AT))
 
     def skip_port(self, port: int) -> None:
         """MCP messages to and from this port on loopback are told by somebody else."""

@@ -122,8 +122,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
                 recording.skip_port(guarded.gate.port)
             leaf = str(facts["cgroup"])
             guarded.gate.start(leaf, recording.skip_messages, ask=options.ask)
-            if around := guarded.around(session, int(facts["pid"]), leaf):
-                recording.show_messages(around)
+            recording.show_messages(guarded.around(session, int(facts["pid"]), leaf))
         if later:
             later.start()
         if hooks:
