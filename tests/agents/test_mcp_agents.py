@@ -55,6 +55,7 @@ class Kind:
         url: what it calls the address of a remote server.
         variables: besides, with the URL for `{}`.
         split: its command line takes a prompt in words, and changes one that is quoted.
+        around: words that have it start a server called `around` by itself, without any settings that are read.
     """
 
     package: str
@@ -66,9 +67,10 @@ class Kind:
     url: str
     variables: dict[str, str] = field(default_factory=dict)
     split: bool = False
+    around: Callable[[Json], tuple[str, ...]] | None = None
 
-    def words(self, prompt: str) -> list[str]:
-        return [*self.command, *(prompt.split(" ") if self.split else [prompt])]
+    def words(self, prompt: str, *more: str) -> list[str]:
+        return [*self.command, *more, *(prompt.split(" ") if self.split else [prompt])]
 
 
 def written(path: Path, content: str | Json) -> Path:
@@ -157,14 +159,16 @@ KINDS = {
         "httpUrl",
         {"GEMINI_API_KEY": "x", "GOOGLE_GEMINI_BASE_URL": "{}", "GEMINI_CLI_TRUST_WORKSPACE": "true"},
     ),
+    # A script for Node, which starts the program of another package.
     "codex": Kind(
-        f"@openai/codex@0.171.0-{BUILD}",
-        "@openai/codex/vendor/*/bin/codex",
+        "@openai/codex@0.171.0",
+        "@openai/codex/bin/codex.js",
         ("codex", "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
         "mcp__{}__{}",
         ("exec_command", "cmd", {}),
         codex,
         "url",
+        around=lambda one: ("-c", f"mcp_servers.around={{{','.join(f'{key}={json.dumps(one[key])}' for key in one)}}}"),
     ),
     "opencode": Kind(
         f"opencode-{BUILD}@1.18.33",
@@ -238,7 +242,8 @@ def test_its_servers_start_by_way_of_the_gate_and_no_other(name: str) -> None:
     with started(kind) as driven, far(driven.world.root / "heard-far", *driven.sandbox.prefix) as address:
         world = driven.world
         server = written(world.root / "server.py", SERVER)
-        words = {one: {"command": SYSTEM_PYTHON, "args": [str(server), one]} for one in ("good", "stranger")}
+        names = ("good", "stranger", "around")
+        words = {one: {"command": SYSTEM_PYTHON, "args": [str(server), one]} for one in names}
         # opencode keeps versions of the files: what a server heard would pass a pipe again, as messages do.
         with (world.project / ".gitignore").open("a") as ignored:
             ignored.write("heard-*\n")
@@ -256,28 +261,37 @@ def test_its_servers_start_by_way_of_the_gate_and_no_other(name: str) -> None:
             (kind.tool.format("stranger", "echo"), {"text": "x"}),
             (shell, {said: "echo still here", **more}),
         ]
+        more_words = kind.around(words["around"]) if kind.around else ()
+        if kind.around:
+            wanted.append((kind.tool.format("around", "echo"), {"text": "x"}))
         prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in wanted)
-        free = driven.sandbox.control(kind.words(prompt))
+        free = driven.sandbox.control(kind.words(prompt, *more_words))
         direct = results_of(free)
-        assert ["echo {" in text for text in direct] == [*[True] * 7, False], free
+        assert ["echo {" in text for text in direct] == [*[True] * 7, False, *[True] * bool(kind.around)], free
         heard = {one: world.project / f"heard-{one}" for one in words} | {"far": world.root / "heard-far"}
         unguarded = {one: calls(heard[one].read_bytes()) for one in mine}
         for path in heard.values():
-            path.unlink()
+            path.unlink(missing_ok=True)
         before = settings.read_bytes()  # some bring them up to date when they first see them
         driven.sandbox.write_profile("gated", PROFILE.format(profile=name, keep=json.dumps([*kind.variables])))
         for one in mine:
             approve(driven, one)
         options = ["-w", str(world.project), "--net", f"127.0.0.1:{driven.model_port}", "--read", str(server)]
-        finished = driven.sandbox.mcpguard("run", "-p", "gated", *options, "--", *kind.words(prompt))
+        finished = driven.sandbox.mcpguard("run", "-p", "gated", *options, "--", *kind.words(prompt, *more_words))
         assert finished.code == 0, finished
         results = results_of(finished)
         assert len(results) == len(wanted), (free, finished)
-        assert ["echo {" in text for text in results] == [True, False, False] * 2 + [False] * 2, results
+        assert ["echo {" in text for text in results] == [True, False, False] * 2 + [False] * (len(results) - 6), (
+            results
+        )
         assert (results[0], results[3]) == (direct[0], direct[3]) and "still here" in results[7]
         for one in mine:
             assert calls(heard[one].read_bytes()) == unguarded[one][:1] and len(unguarded[one]) == 3
         assert not heard["stranger"].exists() and "nobody approved" in finished.err
+        ended = [event["detail"] for event in driven.sandbox.denials() if event["op"] == "end"]
+        assert bool(ended) is bool(kind.around) and all("around the gate" in detail for detail in ended)
+        if heard["around"].exists():
+            assert calls(heard["around"].read_bytes()) == [], "it was ended before it heard of one"
         events = driven.sandbox.events(None, "--kind", "mcp")
         calls_made = (event for event in events if event["mcp"].get("method") == "tools/call")
         made = sorted(
