@@ -37,6 +37,7 @@ _PLACES = re.compile(
     r"(?:-[^/]*)?/|/claude/versions/[^/]+\Z"
 )
 _COMPARED_BYTES = 1 << 20
+_MOST_WORDS_BYTES = 1 << 18
 _MOST_REMEMBERED = 1_024
 _START, _PARENT = 19, 1
 
@@ -153,7 +154,8 @@ def _link(pid: int) -> str | None:
 
 def _words(pid: int) -> tuple[str, ...]:
     with contextlib.suppress(OSError):
-        text = Path(f"/proc/{pid}/cmdline").read_bytes()
+        with Path(f"/proc/{pid}/cmdline").open("rb") as words:
+            text = words.read(_MOST_WORDS_BYTES)
         return tuple(os.fsdecode(word) for word in text.removesuffix(b"\0").split(b"\0"))
     return ()
 
