@@ -56,6 +56,7 @@ class Kind:
         variables: besides, with the URL for `{}`.
         split: its command line takes a prompt in words, and changes one that is quoted.
         around: words that have it start a server called `around` by itself, without any settings that are read.
+        folder: where it is kept, if not by the name of its package.
     """
 
     package: str
@@ -68,6 +69,7 @@ class Kind:
     variables: dict[str, str] = field(default_factory=dict)
     split: bool = False
     around: Callable[[Json], tuple[str, ...]] | None = None
+    folder: str = ""
 
     def words(self, prompt: str, *more: str) -> list[str]:
         return [*self.command, *more, *(prompt.split(" ") if self.split else [prompt])]
@@ -103,10 +105,14 @@ def gemini(world: World, _url: str, mine: Server, others: Server) -> Path:
 
 
 def codex(world: World, url: str, mine: Server, others: Server) -> Path:
+    def value_of(value: object) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key} = {json.dumps(one)}" for key, one in value.items()) + "}"
+        return json.dumps(value)
+
     def tables(servers: Server) -> str:
         lines = {
-            name: "".join(f"{key} = {json.dumps(value)}\n" for key, value in one.items())
-            for name, one in servers.items()
+            name: "".join(f"{key} = {value_of(value)}\n" for key, value in one.items()) for name, one in servers.items()
         }
         return "".join(f"[mcp_servers.{name}]\n{text}" for name, text in lines.items())
 
@@ -122,7 +128,12 @@ def opencode(world: World, url: str, mine: Server, others: Server) -> Path:
         return {
             name: {"type": "remote", **one}
             if "url" in one
-            else {"type": "local", "command": [one["command"], *one["args"]]}
+            else {
+                "type": "local",
+                "command": [one["command"], *one["args"]],
+                "environment": one.get("env", {}),
+                "timeout": 60_000,  # milliseconds until it has started
+            }
             for name, one in servers.items()
         }
 
@@ -186,7 +197,7 @@ KINDS = {
 
 def installed(kind: Kind) -> Path:
     """Its `node_modules`."""
-    folder = CACHE / kind.package.rpartition("/")[2].replace("@", "-")
+    folder = CACHE / (kind.folder or kind.package.rpartition("/")[2].replace("@", "-"))
     if not folder.exists():
         try:
             npm_install(folder, kind.package)
