@@ -56,8 +56,8 @@ def imported(modules: tuple[str, ...]) -> set[str]:
     ("modules", "ours", "all_of_them"),
     [
         (BEFORE_THE_BROKER, 14, 60),
-        (BEFORE_THE_REQUEST, 63, 135),
-        (ALL, 96, 180),
+        (BEFORE_THE_REQUEST, 62, 134),
+        (ALL, 95, 179),
         (BEFORE_IT_IS_ARMED, 28, 84),
         (BROKER, 44, 112),
     ],
