@@ -47,6 +47,8 @@ def test_after_a_credential_was_seen_in_a_result_nothing_is_changed_without_the_
     events = box.mcp_events()
     first, second = asked(events, "write")
     assert (first["verdict"], second["verdict"]) == ("allow", "deny")
+    assert (second["rule"]["file"], second["rule"]["text"]) == (first["rule"]["file"], "mcp flow then ask")
+    assert second["rule"]["line"] > first["rule"]["line"], "the line of the flow, and not the one that allows the tool"
     assert first["mcp"]["classes"] == second["mcp"]["classes"] == "write"
     seen = next(one for one in events if one["op"] == "response" and one["mcp"]["tool"] == "read")
     assert "credential" in seen["detail"] and KEY not in str(events)
