@@ -11,7 +11,6 @@ from mcpguard.broker import tiers
 from mcpguard.errors import HostError
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Effect
-from mcpguard.model.plan import KEPT_CANARY
 from mcpguard.wire import _abi
 
 TYPE_CHECKING = False
@@ -224,8 +223,8 @@ def _rows(network: dict[str, Any], kept_canary: tuple[Effect, int] | None) -> di
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _malformed(f"{type(error).__name__}: {error}") from error
     if kept_canary is not None and "connect" in rows:
-        address, port = KEPT_CANARY
-        rows["connect"].append((_mapped(address), 128, [(port, port, _UDP, *kept_canary)]))
+        address, port = _kept_canary()
+        rows["connect"].append((address, 128, [(port, port, _UDP, *kept_canary)]))
     return {name: tuple(row) for name, row in rows.items()}
 
 
@@ -242,7 +241,7 @@ def _net_rows(rows: list[Any], *, canary: bool) -> list[NetRow]:
     made: list[NetRow] = [
         (_address(address), int(prefix), [_port_rule(port) for port in ports])
         for address, prefix, ports in rows
-        if (int(prefix), address) not in ((128, _canary_address().hex()), (128, _mapped(KEPT_CANARY[0]).hex()))
+        if int(prefix) < 128 or address not in (_canary_address().hex(), _kept_canary()[0].hex())
     ]
     if canary:
         made.append((_canary_address(), 128, [(*_ALL_PORTS, _TCP_AND_UDP, Effect.DENY, 0)]))
@@ -253,6 +252,13 @@ def _canary_address() -> bytes:
     from mcpguard.broker.canary import ADDRESS
 
     return _mapped(ADDRESS)
+
+
+def _kept_canary() -> tuple[bytes, int]:
+    from mcpguard.model.plan import KEPT_CANARY
+
+    address, port = KEPT_CANARY
+    return _mapped(address), port
 
 
 def _mapped(address: str) -> bytes:
