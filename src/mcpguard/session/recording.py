@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from mcpguard.errors import HostError, StoreError, UsageError
 from mcpguard.events import unrecorded
@@ -43,7 +44,10 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 # Rings whose records become events one by one, and the one of pieces of messages.
-_RECORDS, _MESSAGES = ("mg_denials", "mg_activity"), "mg_messages"
+_DENIALS = "mg_denials"
+_RECORDS, _MESSAGES = (_DENIALS, "mg_activity"), "mg_messages"
+# Bytes of the others that most sessions never write more than.
+_BEGINNING = 1 << 18
 _LOOKUPS = "questions for names"
 _CANARY_WAIT_S = 5.0
 # Of the agent's PID in the counters: the last of them.
@@ -140,7 +144,9 @@ class Recording:
         self._lookups = lookups
         sizes = facts["rings"]
         self._rings = {
-            name: Ring(descriptors[name], int(sizes[name])) for name in (*_RECORDS, _MESSAGES) if name in descriptors
+            name: Ring(descriptors[name], int(sizes[name]), beginning=0 if name == _DENIALS else _BEGINNING)
+            for name in (*_RECORDS, _MESSAGES)
+            if name in descriptors
         }
         self._counters = Counters(descriptors["mg_counters"], _abi.MG_COUNTERS.size)
         self._pid_fd = os.pidfd_open(int(facts["pid"]))
@@ -177,12 +183,23 @@ class Recording:
         if self._listener is not None:
             self._listener.skip(ends, served)
 
-    def show_messages(self, around: AroundGate) -> None:
-        """Have it see every MCP message that is put on record, and those whose server nobody knows; what it returns is, too.
-        From now on the kernel ends whoever answers its agent within the tree."""
+    def guard_messages(self, agent: int) -> None:
+        """From now on the kernel ends whoever answers this process within the tree, and what is to be shown by `show_messages`
+        is kept for that. To be called before the agent starts.
+
+        Args:
+            agent: 0: no process is an agent yet.
+        """
         if self._listener is not None and self._counters is not None:
+            self._listener.expect()
+            self._counters.write(_AGENT_AT, agent)
+
+    def show_messages(self, around: AroundGate) -> None:
+        """Have it see every MCP message that is put on record, and those whose server nobody knows; what it returns is, too."""
+        if self._listener is not None and self._counters is not None and self._recorder is not None:
+            around.agents.who = self._recorder.processes.get
             self._listener.show(around)
-            self._counters.write(_AGENT_AT, around.agent)
+            around.follow(partial(self._counters.write, _AGENT_AT))
 
     def skip_port(self, port: int) -> None:
         """MCP messages to and from this port on loopback are told by somebody else."""

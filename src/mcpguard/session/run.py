@@ -29,7 +29,6 @@ from mcpguard.session import agent, coverage, network, seccomp, sockets
 from mcpguard.session.environment import SESSION_VARIABLE, scrub
 from mcpguard.session.files_plan import plan_files
 from mcpguard.session.files_state import TerminalProgress
-from mcpguard.session.first_run import own_folders
 from mcpguard.session.options import RunOptions
 from mcpguard.session.policy import own_hidden
 from mcpguard.session.start import Start
@@ -58,6 +57,10 @@ def run(options: RunOptions, start: Start) -> int:
         McpguardError: nothing was started.
     """
     command, policy = agent.choose(options)
+    if not policy.folders:
+        return _guard(options, command, policy, start)
+    from mcpguard.session.first_run import own_folders  # few profiles name some
+
     with own_folders(policy, quiet=options.quiet):
         return _guard(options, command, policy, start)
 
@@ -111,7 +114,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     recording = Recording.begin(session, policy, command, tier, holds, notes, options.modes)
     edits = None
     try:
-        facts = _start(broker, recording, start.resolver, fixed)
+        facts = _start(broker, recording, start.resolver, fixed, guarded)
         kept = {slot: (one.rule, one.own) for slot, one in zip(facts["kept"], _kept(guarded), strict=True)}
         start.resolver.start(policy, broker.descriptors, kept, ask=options.ask)
         watch.agent_started(int(facts["pid"]))
@@ -122,8 +125,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
                 recording.skip_port(guarded.gate.port)
             leaf = str(facts["cgroup"])
             guarded.gate.start(leaf, recording.skip_messages, ask=options.ask)
-            if around := guarded.around(session, int(facts["pid"]), leaf):
-                recording.show_messages(around)
+            recording.show_messages(guarded.around(session, int(facts["pid"]), leaf))
         if later:
             later.start()
         if hooks:
@@ -181,7 +183,7 @@ def _tier_1_failed(asked: str | None) -> bool:
 
 
 def _start(
-    broker: client.Broker, recording: Recording, resolver: Resolver, fixed: network.FixedNames
+    broker: client.Broker, recording: Recording, resolver: Resolver, fixed: network.FixedNames, guarded: Servers | None
 ) -> Mapping[str, Any]:
     """Have the agent started and put on record, once the child is confined; the broker's facts.
 
@@ -191,6 +193,8 @@ def _start(
     try:
         facts = broker.confined()
         recording.attach(broker.descriptors, facts, resolver.feed, fixed.hosts)
+        if guarded:
+            recording.guard_messages(int(facts["pid"]) if guarded.known else 0)
         broker.go()
     except BaseException:
         recording.not_started(FAILED)
