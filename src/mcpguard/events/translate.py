@@ -217,11 +217,13 @@ class Translator:
     def waits(self, event: Event) -> bool:
         """Whether the event that was made last is one only if `settled` tells it."""
         unsure, way = self._unsure
-        return event is unsure and self._attributor.moves.hold(event, way)
+        moves = self._attributor.moves
+        return event is unsure and moves is not None and moves.hold(event, way)
 
     def settled(self, *, everything: bool = False) -> list[Event]:
         """Refusals that are events after all; call it once an interval, and for `everything` at the end."""
-        return self._attributor.moves.take(everything=everything)
+        moves = self._attributor.moves
+        return moves.take(everything=everything) if moves is not None else []
 
     def _rule(self, number: int, verdict: Verdict) -> Origin | None:
         """The kernel's rule; number 0 of something allowed (a listener of the tree itself) stands for no rule."""
