@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from events_help import ALL, Bench, make_policy, refused
 
+from mcpguard.events.moves import MOST
 from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.event import Event
 from mcpguard.wire.records import Record, SumRecord
@@ -93,8 +94,10 @@ def test_it_is_told_at_the_end_at_the_latest(tree: Tree) -> None:
         [("rename", "here", "there/x")],
         [("exchange", "here/file", "here/it")],
         [("unlink", "here")],
-        [("symlink", "here", "there")],
-        [("mkdir", "here")],
+        # By a way that led there, and leads elsewhere when it is looked at.
+        [("rmdir", "there/link/it"), ("unlink", "there/link"), ("symlink", "there/link", "elsewhere")],
+        [("unlink", "there/link/sub")],
+        [("rename", "there/new", "there/link/it")],
         [("rename", "here/sub", "here/other"), ("symlink", "here/sub", "there")],
     ],
     ids=lambda acts: "-".join(acts[0]),
@@ -104,6 +107,13 @@ def test_a_file_in_the_folders_place_does_not_hide_it(before: list[tuple[str, ..
     acts = [tree.did(op, *(root / name for name in names)) for op, *names in before]
     (tree.here / "it").write_text("put there later")
     assert len(tree.denied([tree.moved(), *acts, tree.did("unlink", tree.here / "it")])) == 1
+
+
+def test_of_too_many_at_once_none_is_hidden(tree: Tree) -> None:
+    moves = [tree.did("rename", tree.here / f"it{n}", tree.there / f"it{n}", errno.EXDEV) for n in range(MOST + 1)]
+    tree.bench.feed(*moves)
+    assert [event.path for event in tree.stored()] == [f"{tree.here}/it{MOST}"]
+    assert len(tree.denied([tree.did("unlink", tree.here / f"it{n}") for n in range(MOST)])) == 1
 
 
 def test_a_folder_that_repeats_what_a_file_did_is_told(tree: Tree) -> None:

@@ -5,6 +5,7 @@ The call does not say which. What the tree does to the name next does: only what
 
 from __future__ import annotations
 
+import posixpath
 import stat
 from pathlib import Path
 
@@ -12,16 +13,16 @@ from mcpguard.events.permissions import lstat
 from mcpguard.model.event import Event
 from mcpguard.model.values import dataclass
 
-# More at once are reported without a second look.
-MOST = 1_000
-# What puts another object at a name, or takes the folder away that it lies in.
-_REPLACES = frozenset({"rename", "exchange", "rmdir", "mkdir", "symlink", "unlink"})
+# More at once are reported without a second look: each is compared with all that the tree does meanwhile.
+MOST = 50
+# What takes a folder, or what lies in it, away from its name.
+_TAKES = frozenset({"rename", "exchange", "rmdir"})
 
 
 @dataclass(slots=True)
 class _Held:
     path: str
-    way: tuple[str, ...]
+    names: tuple[str, ...]
     event: Event
     old: bool = False
 
@@ -41,15 +42,21 @@ class Moves:
         """
         if event.path is None or len(self._held) >= MOST or is_folder(event.path):
             return False
-        self._held.append(_Held(event.path, way, event))
+        self._held.append(_Held(event.path, tuple(map(posixpath.basename, way)), event))
         return True
 
     def happened(self, op: str, path: str, target: str | None) -> None:
-        """The tree changed something at these names."""
+        """The tree changed something at these names.
+
+        A folder that was to move can only make room for a file when it, or one above it, is taken away. That is known by its
+        last name: which folders lead there is what can be seen now, and links can have led elsewhere.
+        """
         for held in tuple(self._held) if self._held else ():
             if held.path == path and op == "unlink":
                 self._held.remove(held)
-            elif op in _REPLACES and not {path, target}.isdisjoint(held.way):
+                continue
+            names = held.names if op in _TAKES else held.names[:-1] if op == "unlink" else ()
+            if any(end is not None and posixpath.basename(end) in names for end in (path, target)):
                 self._held.remove(held)
                 self._told.append(held.event)
 
