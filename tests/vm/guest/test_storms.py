@@ -19,6 +19,7 @@ from arena import Duel, Json, Outside, Sandbox, Task, World
 from asked import Lane
 
 from mcpguard.kernel import pins
+from mcpguard.session.recording import UNRECORDED
 
 pytestmark = pytest.mark.kernel
 
@@ -128,13 +129,18 @@ def losses(events: Sequence[Json]) -> list[Json]:
     return [event for event in events if event["kind"] == "loss"]
 
 
+def untold(events: Sequence[Json]) -> int:
+    """How often the kernel skipped a program of the record, as the session says."""
+    return sum(event["count"] for event in losses(events) if event.get("detail") == UNRECORDED)
+
+
 @pytest.mark.parametrize("id", STORMS)
 def test_a_storm_gets_nothing(id: str, weather: Duel, tier: int, lane: Lane) -> None:
     control = counts(weather.control[id].out)
     opened, refused, _missing = counts(weather.guarded[id].out)
     assert control[0] > 0
     assert refused > 0
-    if tier == 2 and lane.preempt == "full" and id == "renames above":
+    if tier == 2 and lane.preempts and id == "renames above":
         # Tier 3 hides the file under the name that it had at launch; what is skipped besides is counted.
         assert opened == 0 or [event for event in losses(weather.events) if SKIPPED in event.get("detail", "")]
         return
@@ -155,12 +161,10 @@ def test_every_refusal_of_a_storm_is_on_record_or_counted_as_lost(id: str, weath
 
 def test_programs_that_the_kernel_skipped_are_told(weather: Duel, tier: int, lane: Lane) -> None:
     told = [event for event in losses(weather.events) if SKIPPED in event.get("detail", "")]
-    if tier == 1 or lane.preempt != "full":
+    if tier == 1 or not lane.preempts:
         assert not told, told
-    # Where they can be skipped, the record is made by a tracepoint, which cannot.
-    assert not [
-        event for event in losses(weather.events) if "skipped a program of the record" in event.get("detail", "")
-    ]
+    # Where they can be skipped, the record is made by a tracepoint, which can be on newer kernels only.
+    assert not (lane.keeps_tracepoints and untold(weather.events))
 
 
 @pytest.mark.parametrize("id", PINS)
@@ -292,6 +296,8 @@ def test_two_users_with_opposite_rules_on_the_same_files_do_not_mix(lane: Lane) 
                 if e["verdict"] == "deny" and e.get("path", "").startswith(str(SHARED))
             ]
             assert {e["path"] for e in told} == {str(SHARED / side / "key")}
-            assert sum(e.get("count", 1) for e in told) == READS
+            seen, missed = sum(e.get("count", 1) for e in told), untold(arena.recorded(worlds[name]))
+            assert seen <= READS <= seen + missed
+            assert not (lane.keeps_tracepoints and missed)
     assert len(meanwhile) > 100
     assert set(meanwhile) == {"for whoever may read it"}
