@@ -59,9 +59,13 @@ BY_ANOTHER_NAME = {
     "denied by the second name, read so": "private",
     "snapshot": "",
     "clone of the vault": "vault",
+    "clone into locked": "locked",
+    "dedupe with the vault": "vault",
+    "dedupe into the vault": "vault",
     "twin in a": "twin",
 }
-HARMLESS = ("open by the second name", "clone in the workspace", "twin in b")
+# Whoever owns two files may have what is alike in them stored once; what they hold stays.
+HARMLESS = ("open by the second name", "clone in the workspace", "dedupe with locked", "twin in b")
 
 
 def acts_at(stage: Path) -> dict[str, tuple[str, dict[str, object]]]:
@@ -97,7 +101,16 @@ def build(stage: Path, world: World) -> None:
     subprocess.run(["rm", "-rf", str(stage), f"{stage}-moved"], check=True)
     for folder in ("locked", "vault", "free"):
         (stage / folder).mkdir(parents=True)
-    for name in ("locked/file", "locked/last", "locked/held", "free/file", "free/one", "free/over", "vault/gem"):
+    for name in (
+        "locked/file",
+        "locked/last",
+        "locked/held",
+        "free/file",
+        "free/one",
+        "free/over",
+        "free/alike",
+        "vault/gem",
+    ):
         (stage / name).write_text("original\n")
     world.plant(stage / "vault/key")
     arena.copy_program(Path("/bin/true"), stage / "vault/tool")
@@ -126,6 +139,10 @@ def tasks(world: World, outside: Outside) -> Sequence[Task]:
         "open by the second name": ("read_file", {"path": f"{SECOND}/open/plain"}),
         "snapshot": ("snapshot", {"subvolume": f"{side}/inner", "folder": str(side), "below": "file"}),
         "clone of the vault": ("clone_file", {"source": key, "to": f"{side}/c1"}),
+        "clone into locked": ("clone_file", {"source": f"{side}/file", "to": f"{stage}/locked/file"}),
+        "dedupe with the vault": ("dedupe_file", {"source": key, "to": f"{side}/alike"}),
+        "dedupe into the vault": ("dedupe_file", {"source": f"{side}/alike", "to": key}),
+        "dedupe with locked": ("dedupe_file", {"source": f"{side}/alike", "to": f"{stage}/locked/held"}),
         "clone in the workspace": ("clone_file", {"source": f"{side}/file", "to": f"{side}/c2"}),
         "twin in a": ("read_file", {"path": "/vmbtrfs/a/stage/twin"}),
         "twin in b": ("read_file", {"path": "/vmbtrfs/b/stage/twin"}),
