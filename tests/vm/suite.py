@@ -25,7 +25,9 @@ LOADED = ("veth", "?nfnetlink")
 GUEST_TESTS = ("tests/vm/guest",)
 # What a whole session promises, as on any host: readers by every name, changes, ways out, daily work. In the tier of the lane:
 # `harness.assert_tier_of_lane`.
-SPINE = tuple(f"tests/kernel/test_{name}.py" for name in ("files_read", "files_write", "escapes", "usability"))
+SPINE = tuple(
+    f"tests/kernel/test_{name}.py" for name in ("files_read", "files_write", "escapes", "usability", "doctor_tier")
+)
 # What each part of a session does by itself. Not there: what must be done within some seconds.
 PARTS = tuple(
     f"tests/kernel/test_{name}.py"
