@@ -36,11 +36,12 @@ test: $(STAMPS)/test-installed $(STAMPS)/objects ## install what is missing, the
 test-vm: $(STAMPS)/test-installed $(STAMPS)/objects $(STAMPS)/packages-vm ## boot Debian's kernels in qemu and test in them (LANES=ci: the part that CI runs)
 	@MCPGUARD_VM_LANES="$(or $(LANES),all)" $(PYTHON) -m pytest tests/vm/test_lanes.py $(PYTEST_ARGS)
 
-lint: $(STAMPS)/test-installed ## ruff, mypy and the layer rules
+lint: $(STAMPS)/test-installed ## ruff, mypy, the layer rules, and whether every test can be collected
 	@$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	PYTHONPATH=src $(VENV)/bin/lint-imports
+	collected=$$($(PYTHON) -m pytest --collect-only -q 2>&1) || { tail -30 <<<"$$collected"; exit 1; }
 
 bpf: $(STAMPS)/packages-build ## compile the BPF programs into the package
 	@/usr/bin/env python3 tools/build_objects.py

@@ -245,6 +245,7 @@ def test_the_flow_rule_alone_keeps_both_from_being_sent(stories: dict[str, Story
     for tool in ("fetch", "create_comment"):
         refused = story.asked(tool)
         assert refused["verdict"] == "deny" and "github/get_issue" in refused["detail"]
+        assert refused["rule"]["text"] == "mcp flow then refuse"
 
 
 def test_the_rules_for_files_alone_keep_the_key_from_being_read(stories: dict[str, Story]) -> None:

@@ -120,11 +120,12 @@ def test_a_batch_is_on_record_one_by_one_and_never_passes_the_gate(box: Box) -> 
     assert paired(seen) == [("echo", "allow"), ("wipe", "allow")]
     box.inside.profile = "gated"
     box.approve("s", box.command)
-    # The client waits for an answer to each line with the letters id in it, and there is none to several questions at once.
-    through = box.talk("s", batch.replace('"id"', '"\\u0069d"'), json.dumps(alone))
-    assert [text_of(one) for one in through.json_lines()[:-1]] == ["echo"], through
-    (dropped,) = [event for event in box.mcp_events() if event["verdict"] == "deny"]
-    assert "batch" in dropped["detail"]
+    refused, passed = map(json.loads, box.talk("s", batch, json.dumps(alone)).out.splitlines()[:2])
+    assert [one["id"] for one in refused] == [1, 2] and all("a batch" in one["error"]["message"] for one in refused)
+    assert text_of(passed) == "echo"
+    denied = [event for event in box.mcp_events() if event["verdict"] == "deny"]
+    assert [event["mcp"].get("tool") for event in denied] == [None, "echo", "wipe"]
+    assert all("a batch" in event["detail"] for event in denied)
 
 
 # --- over HTTP ------------------------------------------------------------------------------------------------------------

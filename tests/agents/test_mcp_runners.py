@@ -107,6 +107,14 @@ def test_an_approved_server_of_npx_is_what_was_approved(box: Box) -> None:
     assert "get-env" in names(free["list"]) and "get-env" not in names(through["list"])
     asked = [event for event in box.mcp_events() if event["op"] == "request"]
     assert [event["mcp"].get("tool") for event in asked][-3:] == ["echo", "get-env", "get-sum"]
+    # The same, as others write it.
+    for at, other in enumerate(
+        (["/bin/sh", "-c", " ".join(command)], [command[0][:-1] + "m", "exec", "--yes", "--", EVERYTHING])
+    ):
+        box.approve(f"other{at}", other)
+        assert answers(box.talk(f"other{at}", *LINES, command=other).out)[1] == free[1]
+        (started,) = [event for event in box.mcp_events() if event["op"] == "start"]
+        assert started["detail"].startswith(f"{modules}/"), started
     # Nobody of the session changes it; without a gate somebody can, and then it does not start.
     (inside.world.project / "acts.py").write_text(TAMPERING)
     acts = [SYSTEM_PYTHON, "acts.py", str(modules)]
@@ -144,7 +152,16 @@ def test_an_approved_server_of_uvx_is_what_uv_installed(box: Box) -> None:
     command = ["uvx", f"mcp-server-time=={version}", "--local-timezone", "UTC"]
     (home / ".claude.json").write_text(json.dumps({"mcpServers": {"s": {"command": "uvx", "args": command[1:]}}}))
     told = box.inside.mcpguard("mcp", "approve", "--yes", "s")
-    install = ["uv", "tool", "install", "--reinstall", "--link-mode", "copy", f"mcp-server-time=={version}"]
+    install = [
+        "uv",
+        "tool",
+        "install",
+        "--reinstall",
+        "--link-mode",
+        "copy",
+        "--compile-bytecode",
+        f"mcp-server-time=={version}",
+    ]
     assert told.code == 1 and f"First: {' '.join(install)}" in told.err, told
     uv_installs(box, install)
     assert box.inside.mcpguard("mcp", "approve", "--yes", "s").code == 0
@@ -161,4 +178,21 @@ def test_an_approved_server_of_uvx_is_what_uv_installed(box: Box) -> None:
     assert set(through) == set(free) and through[1] == free[1], (free, through)
     assert "result" in json.loads(free[2]) and "blocked by policy" in through[2]
     (started,) = [event for event in box.mcp_events() if event["op"] == "start"]
+    # What Python would take in place of an unchanged module counts, too: a session without a gate may have put it there.
+    (source,) = home.glob(".local/share/uv/tools/mcp-server-time/lib/python3*/site-packages/mcp_server_time/server.py")
+    (cached,) = source.parent.glob("__pycache__/server.*.pyc")
+    as_compiled = cached.read_bytes()
+    poison = box.inside.world.project / "poison.py"
+    poison.write_text(source.read_text() + "\nimport sys\nsys.stderr.write('POISONED')\n")
+    make = "import marshal, sys; sys.stdout.buffer.write(marshal.dumps(compile(open(sys.argv[1]).read(), sys.argv[1], 'exec')))"
+    done = subprocess.run([SYSTEM_PYTHON, "-c", make, str(poison)], capture_output=True, check=True)
+    cached.write_bytes(as_compiled[:16] + done.stdout)
+    script = [f"{home}/.local/share/uv/tools/mcp-server-time/bin/mcp-server-time"]
+    assert "POISONED" in box.talk("s", *new_era(*calls), command=script, guarded=False).err, "the control"
+    poisoned = box.talk("s", *new_era(*calls), command=command)
+    assert "mcp.changed" in poisoned.err and "POISONED" not in poisoned.err, poisoned
+    cached.write_bytes(as_compiled)
+    assert answers(box.talk("s", *new_era(*calls), command=command).out), (
+        "what was run elsewhere meanwhile is no change"
+    )
     assert f"{home}/.local/share/uv/tools/mcp-server-time/bin/mcp-server-time" in started["detail"]

@@ -32,7 +32,10 @@ NEVER = {
 # Nor these until the broker is started, or is armed: what is left then waits beside the kernel.
 LATER = {"json", "pathlib", "mcpguard.cli.render", "mcpguard.cli.plain_words"}
 BEFORE_THE_BROKER = ("mcpguard.cli.main", "mcpguard.cli.run", "mcpguard.session.start")
-BEFORE_THE_REQUEST = (*BEFORE_THE_BROKER, "mcpguard.cli.plain_words", "mcpguard.session.run")
+BEFORE_THE_REQUEST = (
+    *BEFORE_THE_BROKER,
+    *("mcpguard.cli.plain_words", "mcpguard.session.resolver", "mcpguard.session.run"),
+)
 ALL = (*BEFORE_THE_REQUEST, "mcpguard.session.recording", "mcpguard.events.listener")
 BEFORE_IT_IS_ARMED = ("mcpguard.broker.__main__",)
 BROKER = (*BEFORE_IT_IS_ARMED, "mcpguard.broker.launch")
@@ -56,8 +59,8 @@ def imported(modules: tuple[str, ...]) -> set[str]:
     ("modules", "ours", "all_of_them"),
     [
         (BEFORE_THE_BROKER, 14, 60),
-        (BEFORE_THE_REQUEST, 63, 135),
-        (ALL, 96, 180),
+        (BEFORE_THE_REQUEST, 63, 134),
+        (ALL, 96, 179),
         (BEFORE_IT_IS_ARMED, 28, 84),
         (BROKER, 44, 112),
     ],

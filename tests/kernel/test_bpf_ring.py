@@ -119,6 +119,31 @@ def test_the_maps_of_a_verdict_are_not_handed_out_but_those_of_the_resolver(tree
     assert {"mg_connect", "mg_listen", "mg_own_names", "mg_askers"} <= tree.session.maps.keys() - sums
 
 
+def test_a_ring_of_which_the_beginning_is_mapped_is_read_past_it_and_around_its_end(leaf: Leaf) -> None:
+    tree = Tree.plant(leaf, denials=16384, activity=4096)
+    try:
+        tree.guard()
+        ring = Ring(os.dup(tree.session.fds["mg_denials"]), 16384, beginning=4096)
+        for first in range(1, 500, 20):
+            tree.run(lambda first=first: knock(range(first, first + 20)))
+            waiting = ring.unread()
+            assert ports_of(ring.drain()) == list(range(first, first + 20)) and waiting == 20
+        ring.close()
+    finally:
+        tree.close()
+
+
+def test_what_cannot_be_mapped_any_more_waits_and_is_said(tree: Tree) -> None:
+    tree.guard()
+    tree.run(lambda: knock(range(1, 100)))
+    fd = os.dup(tree.session.fds["mg_denials"])
+    ring = Ring(fd, tree.session.sizes["mg_denials"], beginning=4096)
+    os.close(fd)
+    with pytest.raises(KernelError):
+        ring.drain()
+    assert ring.unread() == 1
+
+
 def test_something_that_is_no_ring_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "f").open("wb") as file, pytest.raises(KernelError):
         Ring(file.fileno(), 4096)

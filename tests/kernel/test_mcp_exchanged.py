@@ -154,18 +154,35 @@ def test_a_module_in_the_folder_that_it_starts_in_takes_no_ones_place(box: Box) 
     assert start and " -P -m json.tool" in start[0]["detail"], finished
 
 
-@pytest.mark.parametrize("command", [[SYSTEM_PYTHON, "-m", "mine"], ["bunx", "some-server@1.0.0"]])
-def test_what_has_to_be_looked_for_where_the_session_writes_does_not_start(command: list[str], box: Box) -> None:
+def test_what_has_to_be_looked_for_where_the_session_writes_does_not_start(box: Box) -> None:
     box.inside.world.project.joinpath("mine.py").write_text(SERVER)
-    programs = box.inside.world.home / ".local/bin"
-    programs.mkdir(parents=True)
-    programs.joinpath("bunx").write_text("#!/bin/sh\nexec sleep 0\n")
-    programs.joinpath("bunx").chmod(0o755)
-    words = [str(programs / command[0]) if command[0] == "bunx" else command[0], *command[1:]]
+    words = [SYSTEM_PYTHON, "-m", "mine"]
     box.approve("s", words)
     assert box.talk("s", tool("echo"), command=words, guarded=False).json_lines()[-1]["code"] == 0
     finished = box.talk("s", tool("echo"), command=words)
     assert "mcp.writable" in finished.err and "first, and this session may write there" in finished.err, finished
+
+
+def test_what_only_a_runner_of_packages_knows_does_not_start(box: Box) -> None:
+    """Not though its words were approved: they do not say what it would run."""
+    programs, ran = box.inside.world.home / ".local/bin", box.inside.world.project / "ran"
+    programs.mkdir(parents=True)
+    for name in ("bunx", "pipx", "npx"):
+        programs.joinpath(name).write_text(f"#!/bin/sh\ntouch {ran}\n")
+        programs.joinpath(name).chmod(0o755)
+    for name, command in (
+        ("bunx", [str(programs / "bunx"), "some-server@1.0.0"]),
+        ("pipx", [str(programs / "pipx"), "run", "some-server==1.0.0"]),
+        ("npx", ["/bin/sh", "-c", f"cd /usr && {programs}/npx -y some-server@1.0.0"]),
+    ):
+        box.approve(name, command)
+        box.talk(name, command=command, guarded=False)
+        assert ran.exists(), "the control"
+        ran.unlink()
+        finished = box.talk(name, tool("echo"), command=command)
+        assert "mcp.runner" in finished.err and "uvx NAME==VERSION" in finished.err and not ran.exists(), finished
+        (refused,) = [event for event in box.mcp_events() if event["op"] == "refuse"]
+        assert refused["mcp"]["server"] == name and f"only {name} knows" in refused["detail"]
 
 
 def test_the_socket_of_a_container_engine_is_closed_and_its_server_says_so(box: Box) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 
@@ -47,9 +48,39 @@ def test_after_a_credential_was_seen_in_a_result_nothing_is_changed_without_the_
     events = box.mcp_events()
     first, second = asked(events, "write")
     assert (first["verdict"], second["verdict"]) == ("allow", "deny")
+    assert (second["rule"]["file"], second["rule"]["text"]) == (first["rule"]["file"], "mcp flow then ask")
+    assert second["rule"]["line"] > first["rule"]["line"], "the line of the flow, and not the one that allows the tool"
     assert first["mcp"]["classes"] == second["mcp"]["classes"] == "write"
     seen = next(one for one in events if one["op"] == "response" and one["mcp"]["tool"] == "read")
     assert "credential" in seen["detail"] and KEY not in str(events)
+
+
+def test_what_needs_a_persons_word_is_not_learned_and_stays_when_the_rest_is(box: Box) -> None:
+    """Learning is of files and networks: a call that was refused, or needed a word, is no rule that a person forgot."""
+    inside, project = box.inside, box.inside.world.project
+    rules = PROFILE + "  ask:\n    - tool: s/write\n      because: it changes things\n"
+    inside.write_profile("gated", rules)
+    store = inside.world.home / "elsewhere"
+    store.write_text("read by a session")
+    lines = [tool("read", 1, path=str(store)), tool("write", 2, path=str(project / "made")), tool("forbidden", 3)]
+    refused, asked, denied = box.talk("s", *lines).json_lines()[:3]
+    assert (
+        "refused: 13" in json.dumps(refused) and "mcp.ask" in json.dumps(asked) and "nobody may" in json.dumps(denied)
+    )
+    unused = inside.mcpguard("profile", "learn", "--tighten")
+    assert unused.code == 0 and "s/write" not in unused.out and "forbidden" not in unused.out, unused
+    told = inside.mcpguard("profile", "learn", "--install", "--yes")
+    assert told.code == 0 and "+ files.read" in told.err and "s/write" not in told.out + told.err, told
+    assert "2 calls of MCP tools were refused or needed your word, and are not learned" in told.err, told
+    assert inside.mcpguard("profile", "check", "gated").code == 0
+    shown = inside.mcpguard("profile", "show", "gated").out
+    assert "ask:" in shown and "because: it changes things" in shown and "elsewhere" in shown, shown
+    read, again, _ = box.talk("s", *lines).json_lines()[:3]
+    assert (
+        "read by a session" in json.dumps(read) and "mcp.ask" in json.dumps(again) and not (project / "made").exists()
+    )
+    data = json.loads(inside.mcpguard("profile", "learn", "--format", "json").out)
+    assert data["calls"] == 2 and data["added"] == []
 
 
 def test_a_reading_tool_that_writes_or_sends_is_a_mismatch_in_the_log(box: Box) -> None:

@@ -208,8 +208,8 @@ agent = int(open(f"/proc/{{server}}/stat").read().rpartition(")")[2].split()[1])
 result = [
     tried(lambda: open({str(secret)!r}).read()),
     tried(lambda: open({str(hook)!r}, "a").close()),
-    tried(lambda: os.kill(agent, 0)),
-    tried(lambda: os.kill(server, 0)),
+    tried(lambda: os.kill(agent, 28)),  # SIGWINCH: nobody minds
+    tried(lambda: os.kill(server, 28)),
 ]
 """
     alone = box.talk("s", do(code), command=box.command, guarded=False).json_lines()[0]
@@ -220,7 +220,13 @@ result = [
     read, write, to_agent, to_itself = answers(box, code)[0]
     assert read in ("EACCES", "EPERM") and write in ("EACCES", "EPERM", "EROFS"), (read, write)
     assert (to_agent, to_itself) == ("EPERM", ""), "the agent could connect for it"
-    assert {str(secret), str(hook)} <= {one.get("path") for one in box.inside.denials()}
+    denied = box.inside.denials()
+    assert {str(secret), str(hook)} <= {one.get("path") for one in denied}
+    (signal,) = [one for one in denied if one["op"] == "signal"]
+    assert (
+        signal["rule"]["text"].startswith("system: a server that is kept") and "SIGWINCH to process" in signal["detail"]
+    )
+    assert signal["kind"] == "process" and signal["exe"].startswith("/")
 
 
 # What the agent itself does meanwhile: the same as its server, at the same steps, and not kept to anything.

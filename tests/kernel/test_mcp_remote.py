@@ -37,6 +37,9 @@ print(json.dumps(dict(os.environ)))
 """
 
 
+OLD = "Bearer old"
+
+
 class Far(http.server.BaseHTTPRequestHandler):
     """A remote server; `heard` is what came, with its key."""
 
@@ -45,6 +48,12 @@ class Far(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.heard.append((self.headers["Authorization"], body))
+        if self.headers["Authorization"] == OLD:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Bearer resource_metadata="https://far.example/x"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         answer = {
             "jsonrpc": "2.0",
             "id": json.loads(body)["id"],
@@ -144,6 +153,24 @@ def test_a_server_that_is_not_what_was_approved_is_refused(world: World, other: 
     assert world.heard == []
     world.approve()
     assert world.run("echo", "x").json_lines()[0]["result"], "the control"
+
+
+def test_a_server_that_wants_a_login_is_told_to_the_agent_in_the_log_and_at_the_end_of_the_run(world: World) -> None:
+    world.approve()
+    assert "wants a login" not in world.run("echo", "x").err, "the control"
+    world.inside.variables["FAR_KEY"] = "old"
+    finished = world.run("echo", "x")
+    lines = finished.json_lines()[0]["error"]["message"].splitlines()
+    assert lines[0] == "mcpguard: the MCP server far wants a login" and lines[3] == "  code  mcp.login"
+    assert "401 (Bearer) to the key in its headers" in lines[1]
+    assert f'"Bearer ${{NAME}}"}} for this server in {world.inside.world.home}/.claude.json' in lines[2]
+    assert finished.err.splitlines()[-4:] == lines
+    (answered,) = [one for one in world.inside.events(None, "--kind", "mcp") if one["op"] == "response"]
+    assert answered["mcp"]["error"] == "the MCP server far wants a login"
+    assert all(line.split(None, 1)[1] in answered["detail"] for line in lines)
+    for words in ((), ("--kind", "mcp"), ("--call", answered["mcp"]["call"])):
+        assert world.inside.mcpguard("log", *words).err.splitlines()[-4:] == lines
+    assert world.inside.mcpguard("log", "--kind", "file").err == ""
 
 
 def test_what_a_project_declares_gets_no_more_than_the_agent_has(world: World) -> None:

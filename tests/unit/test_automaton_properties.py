@@ -27,6 +27,8 @@ from path_rules import (
 from mcpguard.model.access import PATH_EFFECTS, Effect
 from mcpguard.model.policy import PathRule
 from mcpguard.policy.automaton import Automaton
+from mcpguard.session.files_plan import beginnings
+from mcpguard.session.files_state import Walk
 
 PROPERTY = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -113,6 +115,26 @@ def test_below_children_that_it_does_not_name_nothing_differs(rules: list[PathRu
         for path in _below(above):
             if split(path)[depth] not in named:
                 assert expected(rules, path) == automaton.decision(state).allowed, (above, path)
+
+
+@PROPERTY
+@given(RULES)
+def test_a_walk_of_a_tree_that_asks_for_few_names_judges_them_all_alike(rules: list[PathRule]) -> None:
+    """With the names of the tree, of the patterns and some more, in each directory that they lead to."""
+    walk = walk_of(rules)
+    names = {name for path in TREE for name in split(path)} | {"\x01", "zz", "é", "\udcff", "-"}
+    names |= {part for rule in rules for part in split(rule.pattern) if part != "**"}
+    for above in TREE[:43]:
+        state = walk.automaton.walk(above)
+        assert walk.automaton.allowed(state) == walk.automaton.decision(state).allowed
+        for name in names:
+            quick, thorough = walk.child(state, name), walk.automaton.child(state, name)
+            assert walk.automaton.decision(quick).allowed == walk.automaton.decision(thorough).allowed, (above, name)
+            assert walk.automaton.same_below(quick, thorough), (above, name)
+
+
+def walk_of(rules: list[PathRule]) -> Walk:
+    return Walk(Automaton.build(rules), (), {}, set(), {}, (), lambda visited, path: None, beginnings(rules))
 
 
 @PROPERTY

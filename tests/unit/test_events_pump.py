@@ -107,6 +107,20 @@ def test_a_denial_reaches_the_store_while_the_run_goes_on(bench: Bench) -> None:
         eventually(lambda: len(bench.events()) == 1, setup.denials.drained)
 
 
+def test_a_ring_that_cannot_be_read_costs_nothing_of_another_and_is_told(bench: Bench) -> None:
+    setup = Setup(bench, [DENIED])
+    setup.activity.drain = broken  # type: ignore[method-assign]
+    with started(setup):
+        setup.denials.put(b"0")
+    found = bench.events()
+    assert [event.verdict for event in found if event.kind is Kind.FILE] == [Verdict.DENY]
+    assert {event.detail for event in found if event.kind is Kind.LOSS} == {UNREADABLE}
+
+
+def broken() -> list[bytes]:
+    raise KernelError("mmap(ring buffer)", errno.ENOMEM, do="")
+
+
 def test_a_denial_does_not_wait_for_activity_to_gather(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pump_module, "GATHER_MS", 3_600_000)
     setup = Setup(bench, [DENIED, opened("/ws/a")])

@@ -14,7 +14,7 @@ from gate_help import PYTHON, SERVER, SHIM, World, call, gate, request
 
 from mcpguard.events.mcp import Talk
 from mcpguard.gate import relay
-from mcpguard.gate.conversation import MOST_REQUESTS, Conversation
+from mcpguard.gate.conversation import MOST_IN_BATCH, MOST_REQUESTS, Conversation
 from mcpguard.gate.serving import MOST_LINE
 from mcpguard.mcp.judge import BLOCKED, Judge, Taint
 from mcpguard.mcp.messages import Kind, Message
@@ -209,6 +209,82 @@ def test_what_cannot_be_read_without_doubt_is_dropped_and_the_connection_goes_on
     process.communicate(timeout=30)
     assert (tmp_path / "heard").read_bytes() == good
     assert [e.verdict for e in world.events("notification")] == ["deny"]
+
+
+REFUSED = "several messages in one (a batch)"
+
+
+def test_each_request_of_a_batch_gets_an_error_and_nothing_of_it_reaches_the_server(
+    world: World, server: list[str]
+) -> None:
+    process = world.start("s", server)
+    say(process, call("echo", {"a": 0}))
+    assert text_of(hear(process)) == '{"a": 0}', "the control"
+    parts = [
+        *(call("echo", {"a": 1}, id=2), call("forbidden", id="x"), request("tools/list", id=4)),
+        *(b'{"jsonrpc":"2.0","method":"notifications/x"}', b'{"jsonrpc":"2.0","id":9,"result":{}}', b"5"),
+    ]
+    say(process, b"[" + b",".join(part.strip() for part in parts) + b"]\n", call("echo", {"a": 2}, id=5))
+    answers, last = hear(process), hear(process)
+    assert isinstance(answers, list) and [one["id"] for one in answers] == [2, "x", 4]
+    assert text_of(last) == '{"a": 2}'
+    process.communicate(timeout=30)
+    world.wait_for("notification", f"{REFUSED}: 6 messages")
+    denied = [event for event in world.events("request") if event.verdict == "deny"]
+    assert [event.mcp.tool for event in denied] == ["echo", "forbidden", None]
+    for one, event in zip(answers, denied, strict=True):
+        assert REFUSED in event.detail and f"mcpguard log --call {event.mcp.call}" in one["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("line", "ids"),
+    [
+        (b'[{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"x":NaN}}]', [7]),
+        (b'[{"id":7,"method":"a","params":[]},{"id":8,"method":"b"}]', [7, 8]),
+        (b"[" + b",".join(b'{"id":%d,"method":"a"}' % n for n in range(50)) + b"]", list(range(50))),
+        (b"[]", None),
+        (b'[{"jsonrpc":"2.0","method":"notifications/x"}]', None),
+        (b'[{"jsonrpc":"2.0","id":7,"method":"tools/call","id":8}]', None),
+        (b' [{"jsonrpc":"2.0","id":7,"method":"a\xff"}]', None),
+        (b'[{"id":7', None),
+    ],
+)
+def test_nobody_waits_for_the_answer_to_a_batch(line: bytes, ids: list[int] | None, world: World) -> None:
+    """Where no id is plain the error has none, as JSON-RPC says."""
+    process = world.start("s", [PYTHON, "-c", "input()"])
+    say(process, line + b"\n")
+    answer = hear(process)
+    process.communicate(timeout=30)
+    assert REFUSED in str(answer)
+    assert ids == ([one["id"] for one in answer] if isinstance(answer, list) else answer["id"])
+    world.wait_for("notification", REFUSED)
+
+
+def test_a_batch_that_is_more_than_can_be_answered_ends_the_connection(world: World) -> None:
+    process = world.start("s", [PYTHON, "-c", "input()"])
+    say(process, b"[" + b"1," * MOST_IN_BATCH + b"1]\n")
+    out, _err = process.communicate(timeout=30)
+    assert out == b"" and "connection was ended" in world.wait_for("notification", "more than").detail
+
+
+def test_who_is_answered_by_a_batch_gets_an_error_for_each_and_the_server_for_what_it_asks(
+    world: World, tmp_path: Path
+) -> None:
+    code = """
+import json, sys
+ids = [json.loads(sys.stdin.readline())["id"] for _ in range(2)]
+said = [{"jsonrpc": "2.0", "id": id, "result": {"content": []}} for id in (*ids, "nobody's")]
+print(json.dumps([*said, {"jsonrpc": "2.0", "id": 1, "method": "ping"}]), flush=True)
+open(sys.argv[1], "w").write(sys.stdin.readline())
+"""
+    process = world.start("s", [PYTHON, "-c", code, str(tmp_path / "heard")])
+    say(process, call("echo", id=1), call("echo", id="1"))
+    answers = [hear(process), hear(process)]
+    process.communicate(timeout=30)
+    assert [one["id"] for one in answers] == [1, "1"] and all(REFUSED in str(one["error"]) for one in answers)
+    (heard,) = json.loads((tmp_path / "heard").read_text())
+    assert heard["id"] == 1 and REFUSED in str(heard["error"])
+    world.wait_for("notification", REFUSED)
 
 
 def test_a_line_too_long_to_be_judged_ends_the_connection(world: World, mirror: list[str], tmp_path: Path) -> None:

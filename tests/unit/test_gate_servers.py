@@ -21,7 +21,9 @@ from mcpguard.gate.words import words_of
 from mcpguard.session.gate import plain
 
 PYTHON = "/usr/bin/python3"
-EMPTY = '{"rules": [], "classes": [], "untrusted": [], "after_taint": "allow", "gate": true, "confined": []}'
+EMPTY = (
+    '{"rules": [], "classes": [], "untrusted": [], "after_taint": "allow", "flow": null, "gate": true, "confined": []}'
+)
 
 
 @pytest.fixture
@@ -111,13 +113,7 @@ def program(tmp_path: Path, name: str) -> str:
 @pytest.mark.parametrize(
     ("given", "then"),
     [
-        (("npx", "-y", "a@1.0.0"), ("npx", "--prefix=/", "-y", "a@1.0.0")),
-        (("npm", "exec", "a@1.0.0"), ("npm", "--prefix=/", "exec", "a@1.0.0")),
         (("npm", "start"), ("npm", "start")),
-        (("npx", "--prefix", "/srv", "a@1.0.0"), ("npx", "--prefix", "/srv", "a@1.0.0")),
-        (("env", "A=b", "npx", "a@1.0.0"), ("env", "A=b", "npx", "--prefix=/", "a@1.0.0")),
-        (("uvx", "a==1.0"), ("uvx", "a==1.0")),
-        (("bunx", "a@1.0.0"), ("bunx", "a@1.0.0")),
         (("python3.12", "-m", "json.tool"), ("python3.12", "-P", "-m", "json.tool")),
         (("env", "python3.12", "-um", "json.tool"), ("env", "python3.12", "-P", "-um", "json.tool")),
         (
@@ -125,7 +121,6 @@ def program(tmp_path: Path, name: str) -> str:
             ("python3.12", "-P", "-W", "ignore", "-X", "dev", "-m", "json.tool"),
         ),
         (("python3.12", "-W", "ignore", "/a.py"), ("python3.12", "-W", "ignore", "/a.py")),
-        (("npx", "-c", "a"), ("npx", "--prefix=/", "-c", "a")),
         (("python3.12", "-c", "1"), ("python3.12", "-P", "-c", "1")),
         (("python3.12", "-Im", "json.tool"), ("python3.12", "-Im", "json.tool")),
         (("python3.12", "/a.py", "-m", "x"), ("python3.12", "/a.py", "-m", "x")),

@@ -22,8 +22,13 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.server import MCPServer
 from web_help import TOKEN, Way, listener, message, result, upstream
 
+from mcpguard.events.logins import detail_of, login_of, logins
+from mcpguard.events.store import Store
 from mcpguard.gate import web as way_to_remotes
+from mcpguard.gate.conversation import MOST_IN_BATCH
+from mcpguard.gate.login import login_wanted
 from mcpguard.gate.pins import Pins
+from mcpguard.gate.remote import Remote
 from mcpguard.model.access import Verdict
 
 pytestmark = pytest.mark.timeout(120)
@@ -200,6 +205,44 @@ def test_what_is_not_allowed_or_not_plain_never_reaches_the_server(
     assert len(far.asked) == 1
 
 
+BATCH = "several messages in one (a batch)"
+
+
+def test_a_batch_is_answered_in_a_batch_and_goes_no_further(tmp_path: Path) -> None:
+    far = Far()
+    with upstream(far.handle) as address:
+        way = Way(tmp_path, address, ALL)
+        status, text, _ = ask(way, [CALL, {**CALL, "id": "b"}, message("notifications/x", id=None)])
+        _status, told, _ = ask(way, [message("notifications/x", id=None)])
+        many = ask(way, [1] * (MOST_IN_BATCH + 1))
+        assert ask(way, CALL)[0] == 200, "the control"
+    assert status == 200 and [one["id"] for one in json.loads(text)] == [CALL["id"], "b"] and text.count(BATCH) == 2
+    assert json.loads(told)["id"] is None and BATCH in told and many[0] == 403 and "more than" in many[1]
+    assert len(far.asked) == 1
+    denied = [event for event in way.events() if event.op == "request" and event.verdict is Verdict.DENY]
+    assert len(denied) == 2 and all(event.mcp and f"--call {event.mcp.call}" in text for event in denied)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_answers_in_a_batch_leaves_nobody_waiting(tmp_path: Path, stream: bool) -> None:
+    said: list[Any] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        asked = json.loads(await request.read())
+        if isinstance(asked, list):
+            said.extend(asked)
+            return web.Response(status=202)
+        text = json.dumps([json.loads(result(asked["id"], {"evil": 1})), message("roots/list", id=8)])
+        body, kind = (f"data: {text}\n\n", "text/event-stream") if stream else (text, "application/json")
+        return web.Response(text=body, content_type=kind)
+
+    with upstream(handle) as address:
+        _status, text, _ = ask(Way(tmp_path, address, ALL), CALL)
+    answer = json.loads(text.partition("data: ")[2] if stream else text)
+    assert answer["id"] == CALL["id"] and BATCH in str(answer["error"]) and "evil" not in text
+    assert [one["id"] for one in said] == [8] and BATCH in str(said)
+
+
 def test_the_server_reads_the_characters_that_were_judged(tmp_path: Path) -> None:
     """As UTF-7 these bytes name another tool."""
     far = Far()
@@ -373,6 +416,25 @@ def test_a_server_that_wants_a_login_is_an_error_that_says_what_to_do(
                 name.title() for name in told[2]
             }
         assert ask(Way(tmp_path / "other", address, ALL, headers={"Authorization": "Bearer good"}), CALL)[0] == 200
+    answered = way.wait_for("response")
+    assert [login_of(event.detail or "").lines() for event in answered] == [tuple(lines)]  # type: ignore[union-attr]
+    with Store.open(tmp_path / "events.db") as store:
+        assert [error.lines() for error in logins(store, "s", 9)] == [tuple(lines)], "once, for all that asked"
+
+
+@pytest.mark.parametrize(
+    ("client", "declared"),
+    [
+        ("claude-code", '"Bearer ${NAME}"'),
+        ("codex", 'bearer_token_env_var = "NAME"'),
+        ("gemini-cli", '"Bearer $NAME"'),
+        ("opencode", '"Bearer {env:NAME}"'),
+    ],
+)
+def test_what_is_to_be_declared_is_said_as_the_client_has_it(client: str, declared: str) -> None:
+    error = login_wanted("far", Remote("https://far.example/", client=client, file="/home/u/x"), 401, {})
+    assert declared in error.do and "/home/u/x" in error.do and "sign in outside of the session" in error.do
+    assert login_of(detail_of(error)).lines() == error.lines()  # type: ignore[union-attr]
 
 
 def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:

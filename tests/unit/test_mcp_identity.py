@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from mcp_files import npx_installed, write
 
 from mcpguard.catalogue import identity, sums
 from mcpguard.catalogue import package as packages
-from mcpguard.catalogue.identity import Identity
+from mcpguard.catalogue.identity import Identity, unknown_runner
 
 DIGEST = "a" * 64
 COMMIT = "0123456789" * 4
@@ -227,8 +228,7 @@ def test_npx_takes_the_program_that_it_would_take(
 @pytest.mark.parametrize(
     "words",
     [
-        ("-p", "a", "-p", "b", "x"),
-        ("--registry", "https://x.example", "a"),
+        ("--prefix", "/srv", "a"),
         ("-c", "a"),
         ("./a",),
         ("a.tgz",),
@@ -250,7 +250,9 @@ def test_what_uv_installed_is_started_in_place_of_uvx(bin_folder: Path) -> None:
         return of(bin_folder, runner, *words, HOME=str(home))
 
     missing = uvx("my.server==1.0")
-    assert missing.installed is not None and missing.installed.fetch.endswith("--link-mode copy my-server==1.0")
+    assert missing.installed is not None and missing.installed.fetch.endswith(
+        "--link-mode copy --compile-bytecode my-server==1.0"
+    )
     folder = home / ".local/share/uv/tools/my-server"
     script = program(folder / "bin/my.server", "#!/bin/sh\n")
     site = folder / "lib/python3.12/site-packages"
@@ -262,7 +264,10 @@ def test_what_uv_installed_is_started_in_place_of_uvx(bin_folder: Path) -> None:
         known = uvx(*same).installed
         assert known is not None and known.words == (str(script),) and known.version == "1.0"
     assert uvx("tool", "run", "my.server", runner="uv").installed is not None
-    write(site / "__pycache__/other.cpython-312.pyc", "made by whoever runs it")
+    compiled = write(site / "__pycache__/other.cpython-312.pyc", "what Python would take in place of other.py")
+    assert uvx("my.server==1.0", "--flag").digest != found.digest
+    compiled.unlink()
+    compiled.parent.rmdir()
     assert uvx("my.server==1.0", "--flag").digest == found.digest
     module.write_text("2")
     assert uvx("my.server==1.0", "--flag").digest != found.digest
@@ -272,9 +277,107 @@ def test_what_uv_installed_is_started_in_place_of_uvx(bin_folder: Path) -> None:
     (home / "in the cache").unlink()
     newer = uvx("my.server==1.1").installed
     assert newer is not None and not newer.words
-    for left in (("--with", "b", "my.server"), ("--python", "3.12", "my.server"), ("my.server[x]",)):
-        assert uvx(*left).installed is None
-    assert uvx("--from", "git+https://x.example/a", "a").installed is None
+    for more in (("--with", "b", "my.server"), ("-p", "3.12", "my.server"), ("my.server[x]",)):
+        there, absent = uvx(*more).installed, uvx(*more[:-1], more[-1].replace("my", "your")).installed
+        assert there is not None and there.words == (str(script),)
+        assert absent is not None and shlex.split(absent.fetch)[7:] == [*more[:-1], more[-1].replace("my.", "your-")]
+    for left in (
+        ("--with-requirements", "r.txt", "my.server"),
+        ("--from", "git+https://x.example/a", "a"),
+        ("--from", ".", "a"),
+    ):
+        found = uvx(*left)
+        assert found.installed is None and unknown_runner(found) == "uvx"
+
+
+def test_several_packages_are_found_where_npx_puts_them(bin_folder: Path) -> None:
+    """Its folder is named by all of them, in the order of a dictionary; the program is that of the one package that has it."""
+    home = bin_folder.parent / "home"
+    text = "a_b@1.0.0\na-b\na@1\na1"
+    script = npx_installed(home, text, "a-b", "2.0.0", bin={"serve": "dist/x.js"})
+    for name, version in (("a_b", "1.0.0"), ("a", "1.1.0"), ("a1", "0.1.0")):
+        npx_installed(home, text, name, version, bin={name: "dist/x.js"})
+    words = ("-p", "a1", "--package=a-b", "-p", "a@1", "-p", "a_b@1.0.0", "serve", "--flag")
+    found = of(bin_folder, "npx", *words, HOME=str(home))
+    assert (
+        found.installed is not None and found.installed.words == (str(script), "--flag") and not unknown_runner(found)
+    )
+    assert "a_b 1.0.0" in found.installed.version and "-p a-b -p a@1" in found.installed.fetch
+    npx_installed(home, text, "a", "1.1.0", bin={"a": "dist/x.js", "serve": "dist/x.js"})
+    both = of(bin_folder, "npx", *words, HOME=str(home)).installed
+    assert both is not None and not both.words, "two have it, and nobody knows which one would be taken"
+    npx_installed(home, text, "a", "1.1.0", bin={"a": "dist/x.js"})
+    npx_installed(home, text, "a_b", "1.0.1", bin={"a_b": "dist/x.js"})
+    other = of(bin_folder, "npx", *words, HOME=str(home)).installed
+    assert other is not None and not other.words, "not the version that was asked for"
+
+
+@pytest.mark.parametrize(
+    ("command", "runs"),
+    [
+        (("npm", "exec", "a"), ()),
+        (("npm", "x", "--yes", "--", "a", "--flag"), ("--flag",)),
+        (("npm", "exec", "a", "b", "--", "--flag"), ("b", "--flag")),
+        (("npm", "exec", "--package=a", "--", "x", "1"), ("1",)),
+        (("npm", "exec", "--package", "a", "x"), ()),
+        (("sh", "-c", "npx -y a 'b c'"), ("b c",)),
+        (("bash", "-c", "exec npm exec -- a"), ()),
+        (("env", "A=b", "sh", "-c", "npx a"), ()),
+    ],
+)
+def test_other_ways_to_write_npx_are_the_same(
+    bin_folder: Path, command: tuple[str, ...], runs: tuple[str, ...]
+) -> None:
+    home = bin_folder.parent / "home"
+    for name in ("npm", "sh", "bash", "env"):
+        program(bin_folder / name, f"binary {name}")
+    absent = of(bin_folder, *command, HOME=str(home)).installed
+    assert absent is not None and not absent.words and absent.fetch.endswith("-p a true")
+    script = npx_installed(home, "a", "a", "1.0.0", bin={"x": "dist/x.js"})
+    found = of(bin_folder, *command, HOME=str(home))
+    assert found.installed is not None and found.installed.words == (str(script), *runs) and not unknown_runner(found)
+    assert any(code.role == "modules" for code in found.code)
+
+
+@pytest.mark.parametrize(
+    ("command", "runner"),
+    [
+        ("npm exec -p a x", "npm"),  # npm's own -p is another one
+        ("npm exec a --flag", "npm"),
+        ("npx -c a", "npx"),
+        ("npx github:a/b", "npx"),
+        ("pipx run a==1.0", "pipx"),
+        ("bunx a@1.0.0", "bunx"),
+        ("pnpm dlx a@1.0.0", "pnpm"),
+        ("yarn dlx a@1.0.0", "yarn"),
+        ("uv tool run --with-editable . a", "uv"),
+        ("timeout 60 npx -y a", "npx"),
+        ("nice -n 5 /usr/bin/npx a", "npx"),
+        ("env -u X uvx a", "uvx"),
+        ("python3 -m pipx run a", "pipx"),
+        (("sh", "-c", "cd /srv && npx -y a"), "npx"),
+        (("sh", "-c", "npx a; echo"), "npx"),
+        (("sh", "-c", "npx a $X"), "npx"),
+        (("sh", "-c", "A=b npx a"), "npx"),
+        (("sh", "-c", "$(which uvx) a"), "uvx"),
+        (("bash", "-lc", "npx a"), "npx"),
+        (("sh", "-c", "npx a", "more"), "npx"),
+        (("sh", "-c", "exec npm --silent exec a"), "npm"),
+        (("sh", "-c", "npx 'a"), "npx"),
+        ("node /srv/server.js /home/u/npx", ""),
+        ("npm start", ""),
+        ("npm run serve", ""),
+        ("uv run server.py", ""),
+        ("sh -c /srv/server", ""),
+        ("pnpm start", ""),
+        ("docker run a npx b", ""),
+    ],
+)
+def test_what_only_a_runner_knows_is_told_from_the_rest(
+    bin_folder: Path, command: str | tuple[str, ...], runner: str
+) -> None:
+    words = tuple(command.split()) if isinstance(command, str) else command
+    assert unknown_runner(of(bin_folder, *words, HOME="/nowhere")) == runner
 
 
 def test_what_is_missing_is_said_and_is_another_identity_when_it_appears(bin_folder: Path) -> None:

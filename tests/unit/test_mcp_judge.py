@@ -16,6 +16,7 @@ from mcpguard.mcp.judge import BLOCKED, MOST_PINS, Judge, Taint, digest_of, refu
 from mcpguard.mcp.messages import Kind, Message, read, write
 from mcpguard.mcp.policy import compile_rules, dump, load
 from mcpguard.model.access import Verdict
+from mcpguard.model.rule import Origin
 from mcpguard.profile.parse import parse
 
 VARIABLES = {"home": "/home/u", "workspace": "/project", "tmp": "/tmp"}
@@ -438,6 +439,113 @@ def test_after_a_credential_was_seen_nothing_is_changed_or_sent_without_the_user
     assert ("answer of docs" in refused.reason) == tainted
     untouched = judge('allow: ["*"]', "docs", {})
     assert untouched.answer("tools/call", read(line))[1].reason == ""
+
+
+KEY = "ghp_0123456789abcdefghij0123456789abcdef"
+
+
+def notice(method: str, **params: object) -> Any:
+    return read(write({"jsonrpc": "2.0", "method": method, "params": params}))
+
+
+def said(result: object) -> Any:
+    return read(write({"jsonrpc": "2.0", "id": 1, "result": result}))
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [
+        lambda one, text: one.answer("tools/list", said({"tools": [{"name": "read_file", "description": text}]}))[1],
+        lambda one, text: one.answer("resources/list", said({"resources": [{"uri": "a:b", "name": text}]}))[1],
+        lambda one, text: one.answer("resources/list", said({"resources": text}))[1],
+        lambda one, text: one.answer("resources/templates/list", said({"resourceTemplates": [], "x": text}))[1],
+        lambda one, text: one.answer("prompts/list", said({"prompts": [{"name": "p", "description": text}]}))[1],
+        lambda one, text: one.answer("resources/read", said({"contents": [{"uri": "a:b", "text": text}]}))[1],
+        lambda one, text: one.answer("prompts/get", said({"messages": [{"content": {"text": text}}]}))[1],
+        lambda one, text: one.answer("completion/complete", said({"completion": {"values": [text]}}))[1],
+        lambda one, text: one.answer("initialize", said({"instructions": text}))[1],
+        lambda one, text: one.answer("initialize", said({"serverInfo": {"name": text}}))[1],
+        lambda one, text: one.answer("tasks/result", said({"content": [{"text": text}]}))[1],
+        lambda one, text: one.answer("ping", said(text))[1],
+        lambda one, text: one.answer(
+            "tools/list", read(write({"jsonrpc": "2.0", "id": 1, "error": {"code": 1, "message": text}}))
+        )[1],
+        lambda one, text: one.from_server(notice("notifications/message", data=text)),
+        lambda one, text: one.from_server(notice("notifications/progress", message=text)),
+        lambda one, text: one.from_server(request("sampling/createMessage", systemPrompt=text)),
+        lambda one, text: one.from_server(request("roots/list", x=text)),
+    ],
+)
+def test_a_credential_counts_whatever_it_is_shown_in(tell: Any) -> None:
+    rules = 'allow: ["*", "docs/sampling:*"]\nflow: {then: refuse}'
+    for text, tainted in ((KEY, True), ("nothing of the kind", False)):
+        taint = Taint({})
+        docs, files = judge(rules, "docs", {}, taint=taint), judge(rules, taint=taint)
+        assert allowed(files, "write_file")
+        judged = tell(docs, text)
+        assert judged.allowed and ("credential" in judged.reason) is tainted
+        assert allowed(files, "write_file") is not tainted and allowed(files, "read_file")
+        untouched = Taint({})
+        tell(judge('allow: ["*", "docs/sampling:*"]', "docs", {}, taint=untouched), text)
+        assert not untouched.sources, "without the rule"
+
+
+def test_what_the_agent_is_not_shown_does_not_count() -> None:
+    taint = Taint({})
+    one = judge('allow: ["*"]\ndeny: [fs/hidden]\nflow: {then: refuse}', taint=taint, pins={"tool:shown": "other"})
+    tools = [{"name": name, "description": KEY} for name in ("hidden", "shown")]
+    raw, judged = one.answer("tools/list", said({"tools": tools}))
+    assert KEY.encode() not in raw and "not shown" in judged.reason
+    raw, judged = one.answer("initialize", said({"instructions": KEY}))
+    assert KEY.encode() not in raw
+    assert not one.from_server(request("sampling/createMessage", systemPrompt=KEY)).allowed
+    assert not one.from_server(request("vendor/asks", x=KEY)).allowed
+    assert not taint.sources
+
+
+@pytest.mark.parametrize(
+    ("untrusted", "tell", "tainted"),
+    [
+        ("docs", lambda one: one.answer("resources/list", said({"resources": [{"uri": "web:a"}]})), True),
+        (
+            "docs/resource:web:*",
+            lambda one: one.answer("resources/list", said({"resources": [{"uri": "web:a"}]})),
+            True,
+        ),
+        (
+            "docs/resource:web:*",
+            lambda one: one.answer("resources/list", said({"resources": [{"uri": "own:a"}]})),
+            False,
+        ),
+        ("docs", lambda one: one.answer("resources/list", said({"resources": []})), False),
+        ("docs", lambda one: one.answer("tools/list", said({"tools": [{"name": "a"}]})), False),
+        ("docs", lambda one: one.from_server(request("sampling/createMessage")), True),
+        ("docs/tool:*", lambda one: one.from_server(request("sampling/createMessage")), False),
+        ("docs", lambda one: one.from_server(request("elicitation/create")), False),
+    ],
+)
+def test_names_of_resources_and_questions_are_words_of_strangers_too(untrusted: str, tell: Any, tainted: bool) -> None:
+    """What was pinned is not: it is what it was when the server was approved. Nor is what was refused."""
+    taint = Taint({})
+    rules = f'allow: ["*", "docs/sampling:*"]\nflow: {{untrusted: ["{untrusted}"], then: refuse}}'
+    docs, files = judge(rules, "docs", {}, taint=taint), judge(rules, taint=taint)
+    tell(docs)
+    assert allowed(files, "write_file") is not tainted
+
+
+def test_a_refusal_of_the_flow_names_the_line_of_the_flow() -> None:
+    for then in ("refuse", "ask"):
+        taint = Taint({})
+        one = judge(
+            f'allow: ["*"]\nask: [fs/move_file]\nflow:\n  untrusted: ["*/@untrusted"]\n  then: {then}', taint=taint
+        )
+        assert one.from_client(call("write_file")).origin.line == 3, "the control"  # type: ignore[union-attr]
+        taint.note("web/fetch")
+        denied = one.from_client(call("write_file"))
+        assert (denied.allowed, denied.origin) == (False, Origin("x", "x.yaml", 7, f"mcp flow then {then}"))
+        both = one.from_client(call("move_file")).origin
+        assert both and both.line == (7 if then == "refuse" else 4), "each call of it is asked for, whatever was read"
+        assert one.from_client(call("read_file")).origin.line == 3  # type: ignore[union-attr]
 
 
 def test_without_a_flow_rule_nothing_of_the_kind_happens() -> None:

@@ -62,3 +62,13 @@ def test_frozen_stays_as_it_is_and_defaults_are_not_shared(point: Any, bag: Any)
     first.things.append(1)
     first.name = "b"
     assert (second.name, second.things) == ("a", [])
+
+
+def test_the_first_objects_of_a_class_and_all_further_ones_are_made_alike() -> None:
+    point, bag = classes(values.dataclass, values.field)
+    for number in range(100):
+        assert point(number) == point(x=number) == point(number, y=(1,))
+        assert (point(number).x, point(number, (2,)).y, bag(name="a").things) == (number, (2,), [])
+        for wrong in (lambda: point(), lambda: point(1, (2,), 3), lambda: point(1, x=2), lambda: point(1, z=2)):
+            with pytest.raises(TypeError):
+                wrong()

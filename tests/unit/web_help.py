@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,12 +55,24 @@ class Way:
         self._ledger: Ledger | None = None
         socket_ = listener()
         self.url = f"http://127.0.0.1:{socket_.getsockname()[1]}/far"
-        self._web = Web(socket_, TOKEN, {"far": Remote(upstream, old=old, **remote)}.get, self._open, lambda: None)
+        self._web = Web(socket_, TOKEN, {"far": Remote(upstream, old=old, **remote)}.get, self._open, self._flush)
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         self._ledger = Ledger(Store.open(self._path), "s")
         self._web.run()
+
+    def _flush(self) -> None:
+        if self._ledger is not None:
+            self._ledger.flush()
+
+    def wait_for(self, op: str, count: int = 1) -> list[Event]:
+        """So many events, once they are on record."""
+        until = time.monotonic() + 60
+        while len(found := [one for one in self.events() if one.op == op]) < count:
+            assert time.monotonic() < until, found
+            time.sleep(0.02)
+        return found
 
     def _open(self, name: str, transport: str) -> Conversation:
         assert self._ledger is not None
@@ -68,7 +81,7 @@ class Way:
         return Conversation(judge, Talk("s", name, transport), self._ledger, hold=hold, drop=drop)
 
     def events(self) -> list[Event]:
-        """What is on record; what was only noted is not yet there."""
+        """What is on record; what was only noted is there soon."""
         with Store.open(self._path) as store:
             return list(query.events(store, "s", query.Filter(kind=Kind.MCP)))
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ ALWAYS = f"console=ttyS0 8250.nr_uarts=2 panic=-1 mcpguard.vm=1 rcupdate.rcu_exp
 POWER_OFF_SECONDS = 20
 POLL_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def boot(
     variables: Mapping[str, str] | None = None,
     output: IO[bytes] | None = None,
     results: Path | None = None,
+    stop: threading.Event | None = None,
 ) -> Ended:
     """Boot, run the command in `folder` as root, and power off.
 
@@ -110,6 +113,7 @@ def boot(
         variables: the command's environment besides PATH, HOME and the like.
         output: where the command's output goes; to this process's own standard output by default.
         results: a folder of the host for what the command leaves in $MCPGUARD_LANE_OUT, and the console's log.
+        stop: when set, the guest is ended.
     """
     if shutil.which(QEMU) is None:
         raise LaneError(f"{QEMU} is not installed: tools/packages.sh vm")
@@ -126,7 +130,7 @@ def boot(
         images = [_make_disk(work / f"{kind}.img", kind) for kind in machine.disks if kind in MAKERS]
         began = time.monotonic()
         with _started(_qemu(machine, kernel, work, images), output) as qemu:
-            why = _wait(qemu, control, machine.seconds)
+            why = _wait(qemu, control, machine.seconds, stop or threading.Event())
         seconds = time.monotonic() - began
         code = int((control / "code").read_text()) if (control / "code").exists() else None
         console = (work / "console.log").read_text(errors="replace") if (work / "console.log").exists() else ""
@@ -206,7 +210,7 @@ def _qemu(machine: Machine, kernel: Kernel, work: Path, images: Sequence[Path]) 
 
 def _die_with_parent() -> None:
     """Run in the child before it becomes qemu: a runner that is killed leaves no guest behind."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -222,11 +226,13 @@ def _started(command: Sequence[str], output: IO[bytes] | None) -> Iterator[subpr
         qemu.wait()
 
 
-def _wait(qemu: subprocess.Popen[bytes], control: Path, seconds: float) -> str:
-    """Wait until the guest is gone or its time is over; says which it was."""
+def _wait(qemu: subprocess.Popen[bytes], control: Path, seconds: float, stop: threading.Event) -> str:
+    """Wait until the guest is gone, its time is over or it is to stop; says which it was."""
     deadline = time.monotonic() + seconds
     code_seen = False
     while time.monotonic() < deadline:
+        if stop.is_set():
+            return "the guest was ended from outside"
         if qemu.poll() is not None:
             return f"the guest died without an exit code (qemu's own is {qemu.returncode})"
         if not code_seen and (control / "code").exists():

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Metapackages of the kernels in Debian 12's own suites; newer ones are found by `newer`.
-STOCK = {"6.1": "linux-image-amd64", "6.12": "linux-image-6.12-amd64"}
+# The kernels in Debian 12's own suites; newer ones are found by `newer`.
+STOCK = ("6.1", "6.12")
 IMAGE = re.compile(r"linux-image-(\d+)\.(\d+)(?:\.\d+)?[-+a-z0-9.]*-amd64")
 VARIANTS = re.compile(r"-(?:cloud|rt)-amd64$")
 # From 7.3 on the image package is an empty one that depends on these.
@@ -221,8 +221,11 @@ def _depends(name: str) -> list[str]:
 
 
 def _image_package(series: str) -> Package:
-    """From a series or a package's name to the package that names one build of a kernel."""
-    name = STOCK.get(series, series)
+    """From a series or a package's name to the package that names one build of a kernel.
+
+    Not by Debian's metapackage, which is another series where apt knows suites of another release as well.
+    """
+    name = series
     if re.fullmatch(r"\d+\.\d+", name):
         major, minor = name.split(".")
         builds = [

@@ -47,12 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def matrix(arguments: argparse.Namespace) -> int:
-    """Boot the chosen lanes one after the other; fails when one of them did."""
+    """Boot the chosen lanes, one for each processor at a time; fails when one of them did."""
     reports = []
-    for lane in suite.choose(arguments.only or ["all"]):
-        report = suite.run(lane)
-        print(*report.lines(), sep="\n", flush=True)
-        reports.append(report)
+    with suite.running(suite.choose(arguments.only or ["all"]), arguments.at_once) as lanes:
+        for lane in lanes.values():
+            reports.append(lane.result())
+            print(*reports[-1].lines(), sep="\n", flush=True)
     failed = [report.lane.name for report in reports if not report.ok]
     print(
         f"{len(reports)} lanes, {len(failed)} failed: {', '.join(failed)}"
@@ -85,6 +85,7 @@ def main() -> int:
     verb.set_defaults(do=run)
     verb = verbs.add_parser("matrix", help="boot every lane and run the tests of tests/vm/guest in each")
     verb.add_argument("--only", action="append", metavar="LANE", help="a lane, a pattern such as '6.12-*', or ci")
+    verb.add_argument("--at-once", type=int, metavar="GUESTS", help="how many at a time: one for each processor")
     verb.set_defaults(do=matrix)
     arguments = parser.parse_args()
     # Ended from outside, the guest and the scratch files go as well.

@@ -6,10 +6,14 @@ has every file system. What is not proved to have passed has failed: a guest tha
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import os
 import subprocess
+import threading
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,14 +162,41 @@ def choose(words: Iterable[str]) -> list[Lane]:
     return chosen
 
 
-def run(lane: Lane) -> Report:
-    """Boot the lane and run pytest in it; the logs stay in .cache/vm/LANE."""
+@contextlib.contextmanager
+def running(chosen: Iterable[Lane], at_once: int | None = None) -> Iterator[dict[Lane, Future[Report]]]:
+    """Run lanes, one for each processor of the host at a time (or `at_once`); at the end all guests are gone.
+
+    A guest has one processor, so two on two processors take hardly longer than one.
+    """
+    lanes = list(chosen)
+    prepare(lanes)
+    stop = threading.Event()
+    with ThreadPoolExecutor(at_once or os.cpu_count()) as guests:
+        try:
+            yield {lane: guests.submit(run, lane, stop) for lane in lanes}
+        finally:
+            stop.set()
+            guests.shutdown(cancel_futures=True)
+
+
+def prepare(chosen: Iterable[Lane]) -> None:
+    """Make and fetch on the host, once, what guests that run beside each other share."""
+    lanes = list(chosen)
+    for command in (PREPARE, COMPILE, *([FETCH_AGENT] if any(lane.suites == "agent" for lane in lanes) else [])):
+        subprocess.run(command, cwd=REPOSITORY, check=True)
+    kernels.busybox()
+    for lane in lanes:
+        kernel = kernels.fetch(lane.kernel)
+        if lane.has_headers:
+            kernels.headers(kernel)
+
+
+def run(lane: Lane, stop: threading.Event | None = None) -> Report:
+    """Boot the lane, for which `prepare` has been, and run pytest in it; the logs stay in .cache/vm/LANE."""
     folder = RESULTS / lane.name
     folder.mkdir(parents=True, exist_ok=True)
     junit = folder / "junit.xml"
     junit.unlink(missing_ok=True)
-    for command in (PREPARE, COMPILE, *([FETCH_AGENT] if lane.suites == "agent" else [])):
-        subprocess.run(command, cwd=REPOSITORY, check=True)
     preempt = "" if lane.preempt == "default" else lane.preempt
     machine = Machine(
         *(lane.kernel, lane.lsm, preempt, DISKS, LOADED, lane.has_headers),
@@ -184,7 +215,9 @@ def run(lane: Lane) -> Report:
     pytest = [".venv/bin/python", "-m", "pytest", "-o", f"timeout={lane.seconds:.0f}", "--basetemp=/vmext4/pytest"]
     words = ["sh", "-c", 'exec "$@" --junitxml="$MCPGUARD_LANE_OUT/junit.xml"', "sh", *pytest, *lane.tests]
     with (folder / "output.log").open("wb") as output:
-        ended = boot.boot(machine, words, folder=REPOSITORY, variables=variables, output=output, results=folder)
+        ended = boot.boot(
+            machine, words, folder=REPOSITORY, variables=variables, output=output, results=folder, stop=stop
+        )
     return judge(lane, ended, junit, (folder / "output.log").read_text(errors="replace"))
 
 

@@ -7,6 +7,8 @@ MCPGUARD_VM_LANES chooses: all (the default), ci, or names and patterns with com
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import boot
@@ -30,11 +32,17 @@ def judged(tmp_path: Path, *cases: str, code: int | None = 0, why: str = "") -> 
     return suite.judge(LANE, Ended(code, why, "6.12.1", 1.0), junit, "output")
 
 
+@pytest.fixture(scope="module")
+def running() -> Iterator[dict[Lane, Future[suite.Report]]]:
+    with suite.running(CHOSEN) as lanes:
+        yield lanes
+
+
 @pytest.mark.parametrize(
     "lane", [pytest.param(lane, id=lane.name, marks=pytest.mark.timeout(lane.seconds + 900)) for lane in CHOSEN]
 )
-def test_lane(lane: Lane, capfd: pytest.CaptureFixture[str]) -> None:
-    report = suite.run(lane)
+def test_lane(lane: Lane, running: dict[Lane, Future[suite.Report]], capfd: pytest.CaptureFixture[str]) -> None:
+    report = running[lane].result()
     with capfd.disabled():
         print("", *report.lines(), sep="\n")
     assert report.ok, f"{len(report.failed)} tests failed in the guest; {report.problem}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -91,7 +92,15 @@ STEERING = (
     ),
 )
 MISSING = "missing"
+# What to do about a server of which only a runner of packages knows what it is.
+BY_ITSELF = (
+    "declare it as `npx -y NAME@VERSION` or `uvx NAME==VERSION`, by itself and without other options; or install it "
+    "(npm install -g, uv tool install, pipx install) and declare the path of its program"
+)
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
+# Words that every shell takes as they are written, but for quotes.
+_NOT_PLAIN = re.compile(r"[$`\\;&|<>(){}*?\[\]#!~\n\r]")
 WRAPPERS = ("env", "nohup", "setsid", "nice", "stdbuf", "time")
 _DEEPEST = 4
 _SHEBANG = 256
@@ -281,6 +290,9 @@ def _look(
     if name in WRAPPERS and depth < _DEEPEST:
         inner = _unwrapped(args, env)
         return _look(inner[0], inner[1:], env, cwd, code, notes, depth + 1) if inner else (None, None)
+    plain = plain_command(name, args)
+    if plain and depth < _DEEPEST and packages.of(plain[0], plain[1:]):
+        return _look(plain[0], plain[1:], env, cwd, code, notes, depth + 1)
     package = packages.of(name, args)
     if package is not None and package.image:
         notes.append(
@@ -292,6 +304,25 @@ def _look(
     if there is None or not there.words:
         _add_local(package, cwd, env.get("HOME", ""), code, notes)
     return package, there
+
+
+def plain_command(shell: str, args: Sequence[str]) -> list[str]:
+    """The words of `sh -c "exec npx -y x"`, where the shell does nothing but execute them; else empty."""
+    if shell not in _SHELLS or len(args) != 2 or args[0] != "-c" or _NOT_PLAIN.search(args[1]):
+        return []
+    try:
+        words = shlex.split(args[1])
+    except ValueError:
+        return []
+    words = words[1:] if words[:1] == ["exec"] else words
+    return [] if not words or "=" in words[0] or words[0].startswith("-") else words
+
+
+def unknown_runner(found: Identity) -> str:
+    """The runner of packages by which a server is started that only it knows; empty where what is executed is known."""
+    if found.installed is not None or found.origin or (found.package is not None and found.package.image):
+        return ""
+    return found.package.runner if found.package else packages.mentioned((found.command, *found.args))
 
 
 def _add_installed(

@@ -47,6 +47,7 @@ class Package:
         return f"{self.runner} {self.name} {self.version}" + (f" ({self.wanted})" if self.wanted else "")
 
 
+_TOKENS = re.compile(r"[\s;&|()`'\"<>]+")
 _NODE = {
     "npx": (),
     "bunx": (),
@@ -190,6 +191,22 @@ def of(program: str, args: Sequence[str]) -> Package | None:
                 args = [*args[:at], *args[at + 1 :]]
             return _of(runner, family, runners[runner], list(args))
     return None
+
+
+def mentioned(words: Sequence[str]) -> str:
+    """A runner of packages that these words name, by its name or as a program of some `bin`; empty where there is none.
+
+    For commands that are known only in part: what another program or a shell is told to run.
+    """
+    tokens = [token for word in words for token in _TOKENS.split(word) if token]
+    for at, token in enumerate(tokens):
+        path = PurePosixPath(token)
+        verbs = {**_NODE, **_PYTHON, "uv": ("tool",)}.get(path.name)
+        if verbs is None or (len(path.parts) > 1 and path.parent.name != "bin"):
+            continue
+        if not verbs or next((one for one in tokens[at + 1 :] if not one.startswith("-")), "") in verbs:
+            return path.name
+    return ""
 
 
 def _of(runner: str, family: str, verbs: tuple[str, ...], args: list[str]) -> Package | None:

@@ -40,11 +40,8 @@ class SharedError(UnreadableError):
     """A folder has no content of its own: something in it is reached by another name elsewhere, and can be changed there."""
 
 
-def of_folder(folder: Path, without: str = "") -> str:
+def of_folder(folder: Path) -> str:
     """Of all that is in a folder: every name, what it is, and the bytes of files.
-
-    Args:
-        without: name of folders that do not count, wherever they are in it.
 
     Raises:
         SharedError: a link leads out of it, or a file has a second name.
@@ -62,8 +59,6 @@ def of_folder(folder: Path, without: str = "") -> str:
                     if not os.path.realpath(entry.path).startswith(f"{root}/"):
                         raise SharedError(f"{entry.path} leads out of it")
                 elif entry.is_dir(follow_symlinks=False):
-                    if entry.name == without:
-                        continue
                     waiting.append(entry.path)
                 else:
                     state = entry.stat(follow_symlinks=False)

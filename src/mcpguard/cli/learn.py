@@ -11,6 +11,7 @@ import typer
 
 from mcpguard.cli import exit_codes, render
 from mcpguard.errors import UsageError
+from mcpguard.events import totals
 from mcpguard.events.format import shorten
 from mcpguard.events.store import Store
 from mcpguard.model.access import Access
@@ -56,6 +57,7 @@ def learn(
             _tighten(events, chosen, format)
             return
         found = needs(events, chosen)
+        calls = sum(totals.total(events, one, totals.CALLS_REFUSED) for one in chosen)
         places = workspaces(events, chosen)
     if len(places) > 1:
         raise UsageError(
@@ -86,13 +88,19 @@ def learn(
     said = f"# Learned from {', '.join(chosen)}. Read every rule before you rely on it.\n"
     amendment = prepare(target, parent, [proposal.addition() for proposal in proposals], said=said)
     if format == "json":
-        render.as_json(_json(proposals, found, amendment))
+        render.as_json({**_json(proposals, found, amendment), "calls": calls})
     elif not install:
         render.document(amendment.text)
     _explain(proposals, [need for need in found if need.refused], user.home)
     if many:
         render.note(
             f"and {many} more rules were not proposed, for nobody would read them: mcpguard log has what was asked"
+        )
+    if calls:
+        one = calls == 1
+        render.note(
+            f"{calls} {'call' if one else 'calls'} of MCP tools {'was' if one else 'were'} refused or needed your word, and "
+            f"{'is' if one else 'are'} not learned: mcpguard log --kind mcp --verdict deny; rules on tools are yours to write"
         )
     if not install and format == "text":
         _difference(parent, amendment)

@@ -14,7 +14,7 @@ import typer
 from mcpguard.catalogue import approved, clients, starting
 from mcpguard.catalogue.approved import Entry
 from mcpguard.catalogue.findings import Finding
-from mcpguard.catalogue.identity import MISSING
+from mcpguard.catalogue.identity import BY_ITSELF, MISSING, unknown_runner
 from mcpguard.catalogue.survey import Row, Survey, chosen, masked_words, survey
 from mcpguard.cli import exit_codes, render
 from mcpguard.cli.mcp_scan import findings, scan
@@ -255,6 +255,10 @@ def _approve(row: Row, told: Sequence[Finding], *, yes: bool) -> bool:
             if gets
             else "what it would start is not there to be looked at"
         )
+        render.note(f"{row.server.name} cannot be approved: {why}")
+        return False
+    if runner := unknown_runner(row.identity):
+        why = f"only {runner} knows what it would fetch and run. Instead: {BY_ITSELF}"
         render.note(f"{row.server.name} cannot be approved: {why}")
         return False
     if not yes and not _confirmed(row.server.name):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mcpguard.events.finding import QUIET, UNEXPLAINED, Finding, system_rule
 from mcpguard.events.processes import ProcessTable
+from mcpguard.kernel import cgroup
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
 from mcpguard.model.profile import SystemSwitches
@@ -39,6 +40,7 @@ _FILTERED = {
     "io-uring": ("io_uring", "io_uring: false"),
     "ioctl": ("ioctl", "no typing into terminals"),
 }
+_KEPT = "a server that is kept to a profile reaches no processes but its own"
 _DEBUGGING = ("ptrace", "process-memory")
 _REFUSALS = frozenset({errno.EPERM, errno.EACCES})
 # Numbers on x86-64 and arm64; none of them is another recorded call on the other machine.
@@ -86,7 +88,7 @@ def _debugs_the_tree(record: CallRecord, processes: ProcessTable, uid: int) -> b
     # A thread's number; 0: whoever asked means itself.
     target = record.argument
     if target <= 0 or target in processes:
-        return True
+        return not _is_kept_from(record, target)
     process = _status(target).get("Tgid", [])
     return bool(process and int(process[0]) in processes) or (uid != 0 and _of_another_user(target, uid))
 
@@ -133,6 +135,9 @@ def _signal(record: CallRecord, processes: ProcessTable, uid: int) -> Finding | 
         return Finding(Kind.PROCESS, "signal", Verdict.DENY, rule=rule, detail=f"{name} to a process")
     target = record.argument & 0xFFFFFFFF
     target -= 1 << 32 if target >= 1 << 31 else 0
+    if target in processes and _is_kept_from(record, target):
+        rule, name = system_rule(_KEPT), "a signal" if record.number in _TGKILL else name
+        return Finding(Kind.PROCESS, "signal", Verdict.DENY, rule=rule, detail=f"{name} to process {target}")
     if target in processes or _of_another_user(target, uid):
         return None
     if record.number in _TGKILL:
@@ -151,6 +156,15 @@ def _of_another_user(pid: int, uid: int) -> bool:
     """The kernel compares with the target's real and saved user. Groups and ended processes: it cannot be told."""
     users = _status(pid).get("Uid", [])
     return len(users) == 4 and uid not in (int(users[0]), int(users[2]))
+
+
+def _is_kept_from(record: CallRecord, target: int) -> bool:
+    """Whether a server asked that is kept to a leaf of its own, and meant a process elsewhere in the tree. What has ended
+    cannot be told; whoever started it lives where it did."""
+    mine = cgroup.place_of(record.head.pid) or cgroup.place_of(record.head.ppid)
+    session = mine.rpartition("/")[0]
+    other = cgroup.place_of(target)
+    return session.startswith(f"/{cgroup.PARENT}/") and cgroup.is_in(other, session) and not cgroup.is_in(other, mine)
 
 
 def _status(pid: int) -> dict[str, list[str]]:

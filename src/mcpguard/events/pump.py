@@ -166,7 +166,7 @@ class Pump:
         records: list[Record] = []
         lost: dict[str, int] = {}
         for name, (ring, decode) in self._rings.items():
-            for raw in _emptied(ring):
+            for raw in self._read(ring, lost):
                 try:
                     record = decode(raw)
                 except Exception as error:
@@ -190,6 +190,14 @@ class Pump:
             self._recorder.lost(FAILED, len(records))
             raise
         return True
+
+    def _read(self, ring: Ring, lost: dict[str, int]) -> Iterator[bytes]:
+        """All that is in a ring. What came out of it, or of others, is not lost because one cannot be read."""
+        try:
+            yield from _emptied(ring)
+        except KernelError as error:
+            self.failure = self.failure or error
+            lost[UNREADABLE] = lost.get(UNREADABLE, 0) + 1
 
     def _guard(self, step: Callable[[], bool | None]) -> bool:
         """Run a step; an unexpected error is kept for the end, because a dead pump would lose everything after it."""

@@ -113,12 +113,13 @@ class Store:
         with self._write() as connection:
             marks = ", ".join("?" * len(values))
             connection.execute(f"INSERT INTO sessions ({_SESSION_COLUMNS}) VALUES ({marks})", values)
-            reasons: dict[Origin, str] = {}
-            for origin, because in zip(policy.rules, policy.reasons, strict=True):
-                reasons.setdefault(origin, because)
-            self._rules[session] = {origin: number for number, origin in enumerate(reasons)}
             number = self.number(session)
-            rows = [_rule_row(number, n, *rule) for n, rule in enumerate(reasons.items())]
+            numbers: dict[Origin, int] = {}
+            rows: list[tuple[object, ...]] = []
+            for origin, because in zip(policy.rules, policy.reasons, strict=True):
+                if numbers.setdefault(origin, len(rows)) == len(rows):  # of equal ones the first counts
+                    rows.append(_rule_row(number, len(rows), origin, because))
+            self._rules[session] = numbers
             connection.executemany(_INSERT_RULE, rows)
         return session
 

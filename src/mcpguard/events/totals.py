@@ -21,6 +21,7 @@ APPROVED = "e.kind = 'process' AND e.op = 'approve' AND e.verdict = 'allow'"
 CALL_APPROVED = (
     "e.kind = 'mcp' AND e.op = 'request' AND e.verdict = 'allow' AND e.detail LIKE 'allowed % in watch, by %'"
 )
+CALLS_REFUSED = "e.kind = 'mcp' AND e.op = 'request' AND e.verdict = 'deny'"
 COULD_NOT_BE_MADE = f"e.verdict = 'deny' AND e.detail LIKE '{NOT_THERE}%'"
 LET_THROUGH = "e.verdict = 'audit'"
 NOT_STOPPED_ACTS = f"e.verdict = 'audit' AND e.detail LIKE '{NOT_STOPPED}%'"

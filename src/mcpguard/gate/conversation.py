@@ -10,14 +10,16 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 
-from mcpguard.errors import HostError, StoreError
+from mcpguard.errors import HostError, McpguardError, StoreError
+from mcpguard.events.logins import detail_of
 from mcpguard.events.mcp import Talk, call_id, only_names
 from mcpguard.gate.held import ONCE, SESSION, Decided
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.relay import CLIENT, SERVER
 from mcpguard.mcp import messages
+from mcpguard.mcp.framing import TooLong
 from mcpguard.mcp.judge import Judge, Judgement, refusal
-from mcpguard.mcp.messages import Kind, Message, NotCanonical
+from mcpguard.mcp.messages import Batch, Kind, Message, NotCanonical
 from mcpguard.mcp.pairs import Pairs
 from mcpguard.mcp.policy import UNKNOWN
 from mcpguard.model.access import Verdict
@@ -31,6 +33,11 @@ if TYPE_CHECKING:
 
 # Requests of one side that may wait for their answers.
 MOST_REQUESTS = 4096
+# JSON-RPC's number for what a server could not do.
+FAILED = -32000
+MOST_IN_BATCH = 1000
+# So many requests of a refused batch are on record one by one.
+_MOST_TOLD = 20
 _NAMES = ("client", "server")
 _NO_ANSWER = "nobody asked for this answer"
 _LATE = "its request was cancelled"
@@ -75,13 +82,15 @@ class Conversation:
         self._asked = (Pairs(MOST_REQUESTS), Pairs(MOST_REQUESTS))
 
     def take(self, side: int, line: bytes, later: _Later | None = None) -> _Passage:
-        """What goes on to the other side, and what goes back.
+        """What goes on to the other side, and what goes back; where a batch was refused what goes on may be several lines.
 
         Args:
             later: called once with what this would return, for a request of the client that is held: then this returns neither.
         """
         try:
             message = messages.read(line)
+        except Batch as batch:
+            return self._batch(side, batch)
         except NotCanonical as bad:
             return self._unreadable(side, bad)
         if message.kind is Kind.RESPONSE:
@@ -105,6 +114,26 @@ class Conversation:
         """Nobody waits for the answer to this request any more, if it is held."""
         if (held := self._held.get((type(id), id))) is not None:
             self._give_up(*held, "nobody waits for it any more")
+
+    def failed(self, id: str | int | None, error: McpguardError) -> bytes | None:
+        """The server did not do what it was asked, and why is for a person.
+
+        Args:
+            id: of the request; None: it was none, and is only put on record.
+
+        Returns:
+            The answer; None where nobody waits for one.
+        """
+        said = detail_of(error)
+        waiting = self._asked[CLIENT].answer(Message(Kind.RESPONSE, b"", id))
+        if waiting is None:
+            self._ledger.note(self._refused(SERVER, "", said))
+            return None
+        lines = {"code": FAILED, "message": "\n".join(error.lines())}
+        message = Message(Kind.RESPONSE, b"", id, error={**lines, "message": error.what})
+        judged = Judgement(Verdict.ALLOW, McpKind.METHOD, waiting.method, said)
+        self._ledger.note(functools.partial(self._answer, self._now_ns(), waiting.note, message, judged))
+        return messages.write({"jsonrpc": "2.0", "id": id, "error": lines})
 
     def broken(self, side: int, why: str) -> None:
         """The connection ends, for what comes from there cannot be judged."""
@@ -154,8 +183,9 @@ class Conversation:
         try:
             self._ledger.write(asked.decision, asked.event, len(message.raw))
         except StoreError as error:
+            if judged.allowed:  # else another one may wait under its id
+                self._asked[side].answer(message)
             judged = _denied(message, f"it cannot be put on record ({error.why})")
-            self._asked[side].answer(message)
             call = ""
         return (message.raw, None) if judged.allowed else (None, refusal(message.id, judged, call))
 
@@ -242,6 +272,36 @@ class Conversation:
         # The other side waits for this answer, if it asked; what came instead it never sees.
         asked = self._asked[1 - side].answer(Message(Kind.RESPONSE, b"", bad.id))
         return (refusal(bad.id, judged, ""), None) if asked else (None, None)
+
+    def _batch(self, side: int, batch: Batch) -> _Passage:
+        """Nothing of it goes on. Whoever waits for an answer to one of its messages, or for one that is in it, gets an error.
+
+        Raises:
+            TooLong: it is more than can be answered.
+        """
+        self._ledger.note(self._refused(side, "", f"{batch}: {len(batch.parts)} messages"))
+        if len(batch.parts) > MOST_IN_BATCH:
+            raise TooLong(f"a batch of more than {MOST_IN_BATCH} messages")
+        why = f"{batch}; each has to be sent by itself"
+        whole = Judgement(Verdict.DENY, McpKind.METHOD, "message", why)
+        back: list[bytes] = []
+        onward: list[bytes] = []
+        for one in batch.parts:
+            id, answers = messages.waits(one)
+            if answers and self._asked[1 - side].answer(Message(Kind.RESPONSE, b"", id)):
+                onward.append(refusal(id, whole, ""))
+            elif id is not None and not answers:
+                back.append(self._request_in_batch(side, one, id, why, told=len(back) < _MOST_TOLD))
+        # Whoever sends several in one can read several answers in one; who is answered so was asking one by one.
+        answer = b"[" + b",".join(back) + b"]" if back else None
+        return b"\n".join(onward) or None, answer if back or onward else refusal(None, whole, "")
+
+    def _request_in_batch(self, side: int, one: Mapping[str, Any], id: str | int, why: str, *, told: bool) -> bytes:
+        """The answer to a request that is denied, as it came in a batch."""
+        params = one.get("params")
+        message = Message(Kind.REQUEST, b"", id, one["method"], params if isinstance(params, dict) else {})
+        denied = _denied(message, why)
+        return (self._request(side, message, denied, call_id())[1] if told else None) or refusal(id, denied, "")
 
     def _refused(self, side: int, method: str, why: str) -> Event:
         return self._talk.request(self._now_ns(), _NAMES[side], method, verdict=Verdict.DENY, detail=why)

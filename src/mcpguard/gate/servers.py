@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcpguard.catalogue import approved, starting
+from mcpguard.catalogue import approved, identity, starting
 from mcpguard.catalogue.server import STDIO, Server
 from mcpguard.events.mcp import Talk
 from mcpguard.gate import containers, no_network
@@ -88,6 +88,8 @@ class Servers:
             raise _no_program(found.command)
         if found.installed is not None and not found.installed.words:
             raise _not_installed(name, found.installed.fetch)
+        if runner := identity.unknown_runner(found):
+            raise _only_the_runner_knows(name, runner)
         environment = starting.start_environment(server, self._environment)
         containers.refuse(name, found, environment, self._engines)
         cwd = starting.folder(server, self._environment, here)
@@ -136,7 +138,8 @@ class Servers:
         if not state.allowed:
             refusal = _not_approved(server.name, state)
             return Remote("", refused=f"{refusal.what}: {refusal.do}")
-        return Remote(starting.expanded(server.url, self._environment), server.headers, old=server.old)
+        url = starting.expanded(server.url, self._environment)
+        return Remote(url, server.headers, server.old, client=server.client, file=server.file)
 
     def open_remote(self, key: str, transport: str, ledger: Ledger) -> Conversation:
         """A new conversation with a remote server. What it said of its tools is known from one to the next.
@@ -205,6 +208,15 @@ def _not_installed(name: str, fetch: str) -> Unvetted:
         why="its package is not installed, so nobody knows what would run",
         do=f"outside of the session: {fetch}, then mcpguard mcp approve {name}",
         code="mcp.not-installed",
+    )
+
+
+def _only_the_runner_knows(name: str, runner: str) -> Unvetted:
+    return Unvetted(
+        f"the MCP server {name} was not started",
+        why=f"only {runner} knows what it would fetch and run, so nobody can have approved that",
+        do=identity.BY_ITSELF,
+        code="mcp.runner",
     )
 
 

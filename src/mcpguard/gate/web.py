@@ -25,11 +25,13 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
-from mcpguard.errors import HostError, McpguardError
+from mcpguard.errors import McpguardError
 from mcpguard.gate.ledger import SOON_S
+from mcpguard.gate.login import login_wanted, wants_login
 from mcpguard.gate.remote import Remote
 from mcpguard.mcp import messages
 from mcpguard.mcp.event_stream import Events, EventTooLong, StreamEvent, encode
+from mcpguard.mcp.framing import TooLong
 from mcpguard.mcp.judge import BLOCKED
 from mcpguard.mcp.messages import Kind, NotCanonical
 from mcpguard.model.values import dataclass
@@ -46,8 +48,6 @@ LONGEST = 4 << 20
 _MOST_TALKS = 256
 _MOST_QUEUED = 256
 _HEADER_MISMATCH = -32020
-_NO_LOGIN = -32000
-_LONGEST_SCHEME = 20
 _CONNECT_S = 30.0
 _MOST_CONNECTIONS = 128
 _SILENT_S = 10.0
@@ -174,6 +174,8 @@ class Web:
                 return await self._delete(request, name, remote)
         except McpguardError as error:  # what was pinned of it cannot be read
             return await _refused(request, "\n".join(error.lines()))
+        except TooLong as error:
+            return await _refused(request, f"blocked by policy: {error}")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return web.Response(status=502, text=f"the server cannot be reached: {type(error).__name__}\n")
         return web.Response(status=405, headers={"Allow": "GET, POST, DELETE"})
@@ -207,23 +209,29 @@ class Web:
                 conversation.broken(CLIENT, wrong)
                 return _error(asked, _HEADER_MISMATCH, wrong, status=400)
         onward, back = await _taken(conversation, body, asked)
+        if onward is not None:
+            # Of answers that came in a batch each is an error of its own; the server waits for one after the other.
+            *first, onward = onward.split(b"\n")
+            for one in first if back is None else (*first, onward):
+                await self._say(talk, remote, request, one)
         if back is not None:
             if talk.queue is None:
                 return web.Response(body=back, content_type=_JSON)
             await talk.queue.put(back)
+            onward = None
         if onward is None:
             return web.Response(status=202)
         url = talk.endpoint or remote.url
         # What was judged is UTF-8; in another character set the same bytes would be another message.
         headers = _onward(request.headers, remote) | {"content-type": _JSON}
         async with self._upstream("POST", url, headers, onward) as reply:
-            if _wants_login(reply):
-                said = _login_error(asked, name, reply, remote)
-                told = None if asked is None else conversation.take(SERVER, said)[0]
+            if wants_login(reply.status, reply.headers):
+                error = login_wanted(_declared(name), remote, reply.status, reply.headers)
+                told = conversation.failed(asked, error)
                 if told is not None and talk.queue is not None:
                     await talk.queue.put(told)
                     return web.Response(status=202)
-                return _no_login(name, reply, remote) if told is None else web.Response(body=told, content_type=_JSON)
+                return _no_login(error) if told is None else web.Response(body=told, content_type=_JSON)
             if talk.queue is not None:
                 return web.Response(status=reply.status if reply.status < 500 else 502)
             return await self._reply(request, reply, talk, name, remote, asked)
@@ -233,8 +241,10 @@ class Web:
         if talk is None:
             return web.Response(status=404)
         async with self._upstream("GET", remote.url, _onward(request.headers, remote), None) as reply:
-            if _wants_login(reply):
-                return _no_login(name, reply, remote)
+            if wants_login(reply.status, reply.headers):
+                error = login_wanted(_declared(name), remote, reply.status, reply.headers)
+                talk.conversation.failed(None, error)
+                return _no_login(error)
             if remote.old and reply.content_type == _STREAM:
                 return await self._old_stream(request, reply, name, remote)
             return await self._reply(request, reply, talk, name, remote, None)
@@ -291,6 +301,8 @@ class Web:
         onward, back = talk.conversation.take(SERVER, body.strip())
         if back is not None:
             await self._say(talk, remote, request, back)
+        if onward is not None and b"\n" in onward:
+            onward = next((one for one in onward.split(b"\n") if messages.read(one).id == asked), None)
         if onward is None and asked is not None:
             return _error(asked, BLOCKED, "blocked by policy: the server's answer could not be judged")
         return web.Response(status=reply.status, body=onward or b"", content_type=_JSON, headers=_back(reply.headers))
@@ -315,7 +327,8 @@ class Web:
             if back is not None:
                 await self._say(talk, remote, request, back)
         if onward is not None and (onward or event.id is not None or event.retry):
-            await answer.write(encode(StreamEvent(event.kind if onward else "", onward, event.id, event.retry)))
+            for one in onward.split(b"\n"):
+                await answer.write(encode(StreamEvent(event.kind if one else "", one, event.id, event.retry)))
 
     async def _say(self, talk: _Talk, remote: Remote, request: web.Request, message: bytes) -> None:
         """Answer the server, for the agent: what it asked was refused."""
@@ -431,36 +444,14 @@ async def _refused(request: web.Request, why: str) -> web.Response:
     return web.Response(status=403, text=why + "\n") if asked is None else _error(asked, BLOCKED, why)
 
 
-def _wants_login(reply: aiohttp.ClientResponse) -> bool:
-    return reply.status == 401 or (reply.status == 403 and "WWW-Authenticate" in reply.headers)
+def _declared(name: str) -> str:
+    """A server's name without its number in the address."""
+    return name.partition("-")[2] or name
 
 
-def _login_lines(name: str, reply: aiohttp.ClientResponse, remote: Remote) -> str:
-    """For a person. What the server says of it is for no model to read: only its scheme is passed."""
-    scheme = reply.headers.get("WWW-Authenticate", "").partition(" ")[0]
-    way = f" ({scheme})" if scheme.isascii() and scheme.isalnum() and len(scheme) <= _LONGEST_SCHEME else ""
-    keys = [value for header, value in remote.headers.items() if header.lower() == "authorization" or "$" in value]
-    given = "the key in its headers" if keys else "a request without a key"
-    if any("${" in value for value in keys):
-        given = "a header whose variable is not set where mcpguard was started"
-    error = HostError(
-        f"the MCP server {name.partition('-')[2] or name} wants a login",
-        why=f"it answered {reply.status}{way} to {given}; a login in the agent's browser does not lead through the gate",
-        do='outside of the session get a token and export it, name it in the declaration, {"headers": {"Authorization": '
-        '"Bearer ${NAME}"}}, and start the session again',
-        code="mcp.login",
-    )
-    return "\n".join(error.lines())
-
-
-def _login_error(asked: str | int | None, name: str, reply: aiohttp.ClientResponse, remote: Remote) -> bytes:
-    error = {"code": _NO_LOGIN, "message": _login_lines(name, reply, remote)}
-    return messages.write({"jsonrpc": "2.0", "id": asked, "error": error})
-
-
-def _no_login(name: str, reply: aiohttp.ClientResponse, remote: Remote) -> web.Response:
+def _no_login(error: McpguardError) -> web.Response:
     """Not as 401: clients would begin a login with an address that has none."""
-    return web.Response(status=403, text=_login_lines(name, reply, remote) + "\n")
+    return web.Response(status=403, text="\n".join(error.lines()) + "\n")
 
 
 def _error(id: str | int | None, code: int, text: str, *, status: int = 200) -> web.Response:

@@ -17,13 +17,10 @@ from mcpguard.model.access import Access
 from mcpguard.policy.automaton import Automaton
 
 MayWrite = Callable[[str], bool]
-# Nobody but root has a node_modules there.
-_NO_FOLDER = "--prefix=/"
 _EXECUTED = ("program", "interpreter", "script", "loaded")
-_NPM = ("npx", "npm")
 # These take what is in the folder that they start in first (packages, scripts, settings that name code to be loaded before the
 # script), and cannot be told to leave that.
-_LOCAL_FIRST = ("bun", "bunx", "deno", "pnpm", "pnpx", "ts-node", "tsx", "yarn")
+_LOCAL_FIRST = ("bun", "bunx", "deno", "npm", "npx", "pnpm", "pnpx", "ts-node", "tsx", "yarn")
 _ANYTHING = "mcpguard-any-name"
 
 
@@ -60,8 +57,8 @@ def words_of(
     here = may_write is not None and may_write(os.path.join(cwd, _ANYTHING))
     if scripts.looks_in_its_folder(program, args, environment):
         given[at + 1 : at + 1] = _safe_path(name, found, cwd, here)
-    elif found.package is not None or program in (*_NPM, *_LOCAL_FIRST):
-        given[at + 1 : at + 1] = _packages_only(name, found, program, args, here)
+    elif here and program in _LOCAL_FIRST:
+        _refuse_local_first(name, program, cwd)
     return tuple(given)
 
 
@@ -143,23 +140,12 @@ def _safe_path(name: str, found: Identity, cwd: str, here: bool) -> list[str]:
     return ["-P"]
 
 
-def _packages_only(name: str, found: Identity, program: str, args: Sequence[str], here: bool) -> list[str]:
-    """What has a runner of packages not take one of the same name from the folder that it starts in."""
-    package = found.package
-    pinned = package is not None and package.pinned
-    local = any(code.role == "local package" for code in found.code)
-    scripts_of_folder = program == "npm" and package is None  # npm start, npm run
-    own = any(word.partition("=")[0] in ("--prefix", "-w", "--workspace", "--workspaces", "-ws") for word in args)
-    changeable = program in _NPM and (own or scripts_of_folder or (local and not pinned))
-    if here and (program in _LOCAL_FIRST or changeable):
-        raise _refused(
-            name,
-            f"{program} takes what it runs from the folder that it starts in first, and this session may write there",
-            "use npx with an exact version, name its script, or start it in another folder (`cwd`)",
-        )
-    if program not in _NPM or changeable:
-        return []
-    return [_NO_FOLDER]
+def _refuse_local_first(name: str, program: str, cwd: str) -> None:
+    raise _refused(
+        name,
+        f"{program} takes what it runs from {cwd} first, and this session may write there",
+        "use npx with an exact version, name its script, or start it in another folder (`cwd`)",
+    )
 
 
 def _refused(name: str, why: str, do: str) -> HostError:

@@ -17,12 +17,11 @@ import time
 from collections.abc import Iterator
 
 from mcpguard.errors import HostError, KernelError
-from mcpguard.kernel import syscalls
+from mcpguard.kernel import places, syscalls
 from mcpguard.model.digests import blake2b
 from mcpguard.model.values import dataclass
 
-FILE_SYSTEM = "/sys/fs/bpf"
-ROOT = f"{FILE_SYSTEM}/mcpguard"
+FILE_SYSTEM, ROOT = places.FILE_SYSTEM, places.PINS
 LOCK = "/run/mcpguard/engine.lock"
 MAPS, PROGRAMS, LINKS = "maps", "programs", "links"
 _UNFINISHED = "new-"

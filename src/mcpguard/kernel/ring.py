@@ -19,32 +19,44 @@ _DISCARDED = 1 << 30
 _LENGTH = struct.Struct("=I")
 
 
+def _mapped(fd: int, offset: int, length: int, access: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(fd, length, mmap.MAP_SHARED, access, offset=offset)
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", None) or 22
+        raise KernelError("mmap(ring buffer)", number, do="run `mcpguard doctor`") from None
+
+
 class Ring:
     """One reader of one ring; the only one, as the kernel keeps one consumer position."""
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, size: int, *, beginning: int = 0) -> None:
         """Map the ring.
 
         Args:
             fd: the map's descriptor; it stays the caller's and can be polled: readable means records wait.
             size: bytes of the data area, a power of two.
+            beginning: map only so many bytes until more was written: each page takes the kernel a moment. `drain` raises
+                KernelError when the rest cannot be had then. 0: all.
 
         Raises:
             KernelError: the descriptor is not a ring buffer of that size.
         """
-        page = mmap.PAGESIZE
         self.fd = fd
         self._mask = size - 1
-        try:
-            self._consumer_page = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=0)
-            # The data area is mapped twice in a row, so a record that wraps can be read in one piece.
-            self._pages = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
-        except (OSError, ValueError) as error:
-            number = getattr(error, "errno", None) or 22
-            raise KernelError("mmap(ring buffer)", number, do="run `mcpguard doctor`") from None
+        # The data area is there twice in a row, so a record that wraps can be read in one piece.
+        self._whole = 2 * size
+        self._consumer_page = _mapped(fd, 0, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._map(min(beginning, size) or self._whole)
         self._consumer = ctypes.c_uint64.from_buffer(self._consumer_page)
-        self._data = memoryview(self._pages)[page:]
         self._fence = threading.Lock()
+
+    def _map(self, length: int) -> None:
+        """Map the producer position and so much of the data."""
+        page = mmap.PAGESIZE
+        self._pages = _mapped(self.fd, page, page + length, mmap.PROT_READ)
+        self._data = memoryview(self._pages)[page:]
+        self._length = length
 
     def fileno(self) -> int:
         """The map's descriptor, to wait on."""
@@ -56,7 +68,7 @@ class Ring:
         An empty list means that nothing is ready. A record that is being written ends the batch.
         """
         start = position = self._consumer.value
-        produced = self._produced()
+        produced = self._in_reach()
         # Whatever was written before the producer position moved must be visible below; taking a lock is the barrier.
         with self._fence:
             pass
@@ -75,8 +87,11 @@ class Ring:
         return records
 
     def unread(self) -> int:
-        """How many complete records wait to be taken."""
-        position, produced, waiting = self._consumer.value, self._produced(), 0
+        """How many complete records wait to be taken; 1 when they cannot be looked at."""
+        try:
+            position, produced, waiting = self._consumer.value, self._in_reach(), 0
+        except KernelError:
+            return 1
         while position < produced:
             (word,) = _LENGTH.unpack_from(self._data, position & self._mask)
             if word & _BUSY:
@@ -88,6 +103,16 @@ class Ring:
     def filled(self) -> float:
         """Which part of the data area holds records that were not taken yet."""
         return (self._produced() - int(self._consumer.value)) / (self._mask + 1)
+
+    def _in_reach(self) -> int:
+        """The producer position, once all before it can be read."""
+        produced = self._produced()
+        if produced > self._length < self._whole:
+            pages, data = self._pages, self._data
+            self._map(self._whole)
+            data.release()
+            pages.close()
+        return produced
 
     def _produced(self) -> int:
         return int(struct.unpack_from("=Q", self._pages, 0)[0])

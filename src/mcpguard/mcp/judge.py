@@ -155,7 +155,15 @@ class Judge:
         return self._named(McpKind.METHOD, method, {})
 
     def from_server(self, message: Message) -> Judgement:
-        """Judge a request or notification of the server."""
+        """Judge a request or notification of the server. What is let through of it counts as read."""
+        judged = self._said(message)
+        if not judged.allowed:
+            return judged
+        if message.kind is Kind.REQUEST and self._by_strangers(McpKind.RESOURCE, message.method):
+            self._taint.note(f"what {self._server} asked")
+        return self._seen(judged, message.params, "a message")
+
+    def _said(self, message: Message) -> Judgement:
         method = message.method
         if message.kind is Kind.NOTIFICATION:
             return self._notification(method)
@@ -172,19 +180,26 @@ class Judge:
             (bytes, judgement): what the agent gets, a listing without what is denied in it; after a denial an error instead.
         """
         result = response.result
-        if method in _LISTINGS and isinstance(result, dict):
-            return self._listing(method, response, result)
-        if method in _INTRODUCTIONS and isinstance(result, dict):
-            return self._introduction(response, result)
-        asked = self._asked_within(result)
-        if asked is not None and not asked.allowed:
-            return refusal(response.id, asked, ""), asked
-        if self._policy.after_taint is not AfterTaint.ALLOW and holds_credential(response.error or result):
-            self._taint.note(f"what looks like a credential, in an answer of {self._server},")
-            return response.raw, Judgement(
-                Verdict.ALLOW, McpKind.METHOD, method, "it holds what looks like a credential"
-            )
-        return response.raw, _allow(McpKind.METHOD, method)
+        shown, judged = result, _allow(McpKind.METHOD, method)
+        if isinstance(result, dict):
+            if method in _LISTINGS:
+                shown, judged = self._listing(method, result)
+            elif method in _INTRODUCTIONS:
+                shown, judged = self._introduction(result)
+            elif (asked := self._asked_within(result)) is not None and not asked.allowed:
+                return refusal(response.id, asked, ""), asked
+        judged = self._seen(judged, shown if response.error is None else response.error, "an answer")
+        if shown is result:
+            return response.raw, judged
+        return messages.write({"jsonrpc": "2.0", "id": response.id, "result": shown}), judged
+
+    def _seen(self, judged: Judgement, value: object, what: str) -> Judgement:
+        """A credential that the agent was shown may be sent on, whatever it was shown in."""
+        if self._policy.after_taint is AfterTaint.ALLOW or not holds_credential(value):
+            return judged
+        self._taint.note(f"what looks like a credential, in {what} of {self._server},")
+        found = "it holds what looks like a credential"
+        return replace(judged, reason=f"{judged.reason}; {found}" if judged.reason else found)
 
     def approve(self, tool: str) -> None:
         """The user lets this tool change and send things for the rest of the session."""
@@ -217,12 +232,14 @@ class Judge:
 
     def _reading(self, judged: Judgement) -> Judgement:
         """Note a source when it is asked: what it says may reach the model before its answer, or in an error."""
-        if judged.allowed and any(
-            one.covers(self._server, judged.kind, judged.name, judged.classes) for one in self._policy.untrusted
-        ):
+        if judged.allowed and self._by_strangers(judged.kind, judged.name, judged.classes):
             self._taint.note(f"{self._server}/{judged.name[:_LONGEST_SOURCE]}")
             return replace(judged, reason=judged.reason or "its answer counts as written by strangers")
         return judged
+
+    def _by_strangers(self, kind: McpKind, name: str, classes: frozenset[str] = frozenset()) -> bool:
+        """Whether the user marked it as a place for the words of others."""
+        return any(one.covers(self._server, kind, name, classes) for one in self._policy.untrusted)
 
     def _flow(self, judged: Judgement) -> Judgement:
         """After untrusted words were read, what changes or sends something is the agent's own no longer."""
@@ -232,9 +249,9 @@ class Judge:
         first = next(iter(self._taint.sources))
         why = f"after {first} was read, calls that change or send something need the user's word"
         why = f"{judged.reason}; {why}" if judged.ask else why
-        return Judgement(
-            Verdict.DENY, judged.kind, judged.name, why, judged.origin, judged.classes, after is AfterTaint.ASK
-        )
+        asks = after is AfterTaint.ASK
+        origin = judged.origin if judged.ask and asks else self._policy.flow
+        return Judgement(Verdict.DENY, judged.kind, judged.name, why, origin, judged.classes, asks)
 
     def _completion(self, params: Mapping[str, Any]) -> Judgement:
         ref = params.get("ref")
@@ -289,11 +306,11 @@ class Judge:
         }
         return frozenset(own) or classes_of(self._tools, tool, arguments) or frozenset((UNKNOWN,))
 
-    def _listing(self, method: str, response: Message, result: Mapping[str, Any]) -> tuple[bytes, Judgement]:
+    def _listing(self, method: str, result: Mapping[str, Any]) -> tuple[Mapping[str, Any], Judgement]:
         member, kind, naming = _LISTINGS[method]
         entries = result.get(member)
         if not isinstance(entries, list):
-            return response.raw, _allow(McpKind.METHOD, method)
+            return result, _allow(McpKind.METHOD, method)
         kept: list[Any] = []
         hidden: list[str] = []
         other: list[str] = []
@@ -305,15 +322,16 @@ class Judge:
                 hidden.append(str(name)[:80])
                 if self._is_other(f"{_PINNED.get(member, '')}:{name}"):
                     other.append(str(name)[:80])
+        if member not in _PINNED and any(self._by_strangers(kind, one[naming]) for one in kept):
+            self._taint.note(f"{self._server}/{method}")
         if not hidden:
-            return response.raw, _allow(McpKind.METHOD, method)
-        cut = {"jsonrpc": "2.0", "id": response.id, "result": {**result, member: kept}}
+            return result, _allow(McpKind.METHOD, method)
         more = f" and {len(hidden) - _MOST_TOLD} more" if len(hidden) > _MOST_TOLD else ""
         note = f"not shown to the agent: {', '.join(sorted(hidden[:_MOST_TOLD]))}{more}"
         if other:
             named = ", ".join(sorted(other[:_MOST_TOLD]))
             note += f"; changed or new since it was approved (mcpguard mcp approve {self._server}): {named}"
-        return messages.write(cut), Judgement(Verdict.ALLOW, McpKind.METHOD, method, note)
+        return {**result, member: kept}, Judgement(Verdict.ALLOW, McpKind.METHOD, method, note)
 
     def _shown(self, kind: McpKind, name: Any, definition: Mapping[str, Any], *, pinned: str) -> bool:
         """Whether some call of it could be allowed, and it is what was approved, if it is `pinned` under such a word."""
@@ -344,19 +362,18 @@ class Judge:
         """Whether it is known not to be what was listed when the server was approved, or was not listed then."""
         return key in self._changed or (self._pinned and key not in self.pins)
 
-    def _introduction(self, response: Message, result: Mapping[str, Any]) -> tuple[bytes, Judgement]:
+    def _introduction(self, result: Mapping[str, Any]) -> tuple[Mapping[str, Any], Judgement]:
         """The server's instructions go to the model as they are, so they are pinned, too."""
         method, text = "instructions", result.get("instructions")
         if text is None or self._is_as_approved("server:instructions", digest_of({"instructions": text})):
-            return response.raw, _allow(McpKind.METHOD, method)
+            return result, _allow(McpKind.METHOD, method)
         rest = {key: value for key, value in result.items() if key != "instructions"}
         note = "instructions that are not those that were approved are not shown to the agent"
-        cut = messages.write({"jsonrpc": "2.0", "id": response.id, "result": rest})
-        return cut, Judgement(Verdict.ALLOW, McpKind.METHOD, method, note)
+        return rest, Judgement(Verdict.ALLOW, McpKind.METHOD, method, note)
 
-    def _asked_within(self, result: Any) -> Judgement | None:
+    def _asked_within(self, result: Mapping[str, Any]) -> Judgement | None:
         """Since 2026-07-28 a server asks within the result of a call, and the call is made again with the answers."""
-        if not isinstance(result, dict) or result.get("resultType") != "input_required":
+        if result.get("resultType") != "input_required":
             return None
         asks = result.get("inputRequests", {})
         if not isinstance(asks, dict):

@@ -11,7 +11,7 @@ import contextlib
 import enum
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mcpguard.model.values import dataclass
 
@@ -35,6 +35,7 @@ _KNOWN_IN_RESULTS = {
 # A string that does not end goes to the end of the text: were it looked for again from each of its quotes, that took hours.
 _NO_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[^][{}"]+')
 # Some readers end a line here; legal in a JSON text, and only inside of its strings.
+_BATCH = "several messages in one (a batch)"
 _LINE_ENDS = (("\u2028", "\\u2028"), ("\u2029", "\\u2029"), ("\u0085", "\\u0085"))
 
 
@@ -51,6 +52,18 @@ class NotCanonical(ValueError):
     def __init__(self, reason: str, id: str | int | None = None) -> None:
         super().__init__(reason)
         self.id = id
+
+
+class Batch(NotCanonical):
+    """Several messages in one, as revision 2025-03-26 has them. `id` is that of none of them.
+
+    Attributes:
+        parts: what they are, where that could be read without doubt.
+    """
+
+    def __init__(self, reason: str, parts: Sequence[Any] = ()) -> None:
+        super().__init__(reason)
+        self.parts = parts
 
 
 class _BadNumber(NotCanonical):
@@ -96,32 +109,43 @@ def read(line: bytes) -> Message:
 
     Raises:
         NotCanonical: it is none, or another reader could take it for another one.
+        Batch: it is several.
     """
-    text = _text(line)
     try:
+        text = _text(line)
         value = _parse(text)
     except _BadNumber as refused:
-        with contextlib.suppress(NotCanonical, ValueError, RecursionError):
-            _address(refused, json.loads(text, object_pairs_hook=_object))
+        value = None
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(text, object_pairs_hook=_object)
+        if isinstance(value, list):
+            raise Batch(f"{_BATCH}: {refused}", value) from None
+        refused.id, refused.answers = waits(value)
+        raise
+    except NotCanonical as refused:
+        if line.lstrip().startswith(b"["):
+            raise Batch(f"{_BATCH}: {refused}") from None
         raise
     if isinstance(value, list):
-        raise NotCanonical("several messages in one (a batch)")
+        raise Batch(_BATCH, value)
     if not isinstance(value, dict):
         raise NotCanonical("not an object")
     id = _id(value)
     try:
         return _message(value, id, _forwarded(line, text))
     except NotCanonical as refused:
-        _address(refused, value)
+        refused.id, refused.answers = waits(value)
         raise
 
 
-def _address(refused: NotCanonical, value: Any) -> None:
-    """Note who waits for an answer."""
-    if isinstance(value, dict):
-        asks = isinstance(value.get("method"), str)
-        refused.answers = not asks and ("result" in value or "error" in value)
-        refused.id = _id(value) if asks or refused.answers else None
+def waits(value: Any) -> tuple[str | int | None, bool]:
+    """Who waits for an answer to what was refused: the id, None where nobody does; and whether that is the other side, as this
+    is what it waits for."""
+    if not isinstance(value, dict):
+        return None, False
+    asks = isinstance(value.get("method"), str)
+    answers = not asks and ("result" in value or "error" in value)
+    return (_id(value) if asks or answers else None), answers
 
 
 def write(value: Mapping[str, Any]) -> bytes:

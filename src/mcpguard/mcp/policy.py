@@ -89,6 +89,7 @@ class McpPolicy:
         after_taint: what then happens to calls that change or send something.
         gate: whether servers start by way of the gate only.
         confined: which servers may reach less.
+        flow: where `after_taint` is written.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -97,6 +98,7 @@ class McpPolicy:
     after_taint: AfterTaint = AfterTaint.ALLOW
     gate: bool = False
     confined: tuple[Kept, ...] = ()
+    flow: Origin | None = None
 
 
 def server_word(name: str) -> str:
@@ -121,6 +123,7 @@ def compile_rules(rules: McpRules, variables: Mapping[str, str]) -> McpPolicy:
         rules.after_taint or AfterTaint.ALLOW,
         bool(rules.gate),
         tuple(_confined(one) for one in rules.confined),
+        rules.flow,
     )
 
 
@@ -140,6 +143,7 @@ def dump(policy: McpPolicy) -> dict[str, Any]:
         "classes": [[name, _dump_pattern(pattern)] for name, pattern in policy.classes],
         "untrusted": [_dump_pattern(pattern) for pattern in policy.untrusted],
         "after_taint": policy.after_taint.value,
+        "flow": policy.flow and _dump_origin(policy.flow),
         "gate": policy.gate,
         "confined": [[one.server, one.profile, _dump_origin(one.origin)] for one in policy.confined],
     }
@@ -167,6 +171,7 @@ def load(plain: Mapping[str, Any]) -> McpPolicy:
         AfterTaint(plain["after_taint"]),
         plain["gate"] is True,
         tuple(Kept(server, profile, Origin(*origin)) for server, profile, origin in plain["confined"]),
+        plain["flow"] and Origin(*plain["flow"]),
     )
 
 

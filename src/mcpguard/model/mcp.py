@@ -110,6 +110,7 @@ class McpRules:
         after_taint: what then happens to calls of the classes write, destructive and open. The strictest word wins.
         gate: False: servers are started as the agent's configuration says, and only seen.
         confined: which servers may reach less; of several that match each counts.
+        flow: where `after_taint` is written.
     """
 
     rules: tuple[McpRule, ...] = ()
@@ -118,3 +119,4 @@ class McpRules:
     after_taint: AfterTaint | None = None
     gate: bool | None = None
     confined: tuple[Confinement, ...] = ()
+    flow: Origin | None = None

@@ -1,9 +1,9 @@
 """Classes of plain fields, as `dataclasses` makes them, at a twentieth of the price.
 
 A launch makes some ninety such classes in its two processes and waits for each. `dataclasses` compiles six methods for one,
-and imports half of a parser to do it; here one is compiled, when it is needed, and the others are shared. Type checkers see
-the real thing, so only what works with both may be used: `frozen`, `field(default_factory=...)`, no inheritance. Slots there
-are always.
+and imports half of a parser to do it; here one is compiled, for classes with many objects, and the others are shared. Type
+checkers see the real thing, so only what works with both may be used: `frozen`, `field(default_factory=...)`, no inheritance.
+Slots there are always.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ TYPE_CHECKING = False  # as `typing` has it, which takes longer than all of this
 if TYPE_CHECKING:
     from dataclasses import dataclass, field, replace
 else:
+    # Objects of a class that are made before it is worth a method of its own.
+    _FEW = 32
 
     class _Made:
         """A default that is made anew for each object."""
@@ -53,14 +55,48 @@ else:
         made.__qualname__ = cls.__qualname__
         made.__dataclass_fields__ = _Fields()
         defaults = {name: cls.__dict__[name] for name in names if name in cls.__dict__}
-
-        def first(self, *args, **named):
-            """Most classes of a program are never used in one run of it: the first object has the method compiled."""
-            made.__init__ = _initializer(made, defaults)
-            made.__init__(self, *args, **named)
-
-        made.__init__ = first
+        _begin(made, defaults)
         return made
+
+    def _begin(cls, defaults):
+        """Most classes of a program have few objects in one run of it, if any: a method that fits all is slower than one of
+        their own, and need not be compiled. Whoever makes more gets that."""
+        names = cls.__slots__
+        setters, left = (), _FEW
+
+        def __init__(self, *args, **named):
+            nonlocal setters, left
+            left -= 1
+            if left < 0:
+                cls.__init__ = _initializer(cls, defaults)
+                cls.__init__(self, *args, **named)
+                return
+            setters = setters or [getattr(cls, name).__set__ for name in names]
+            if named or len(args) != len(names):
+                args = _arguments(cls, defaults, args, named)
+            for set_, value in zip(setters, args, strict=True):
+                set_(self, value)
+
+        cls.__init__ = __init__
+
+    def _arguments(cls, defaults, args, named):
+        """One value for each field, in their order."""
+        names = cls.__slots__
+        if len(args) > len(names):
+            raise TypeError(f"{cls.__name__} takes {len(names)} arguments, not {len(args)}")
+        given = dict(zip(names, args, strict=False))
+        if twice := given.keys() & named.keys():
+            raise TypeError(f"{cls.__name__} got {', '.join(twice)} twice")
+        given.update(named)
+        if unknown := given.keys() - set(names):
+            raise TypeError(f"{cls.__name__} has no {', '.join(unknown)}")
+        values = []
+        for name in names:
+            if name not in given and name not in defaults:
+                raise TypeError(f"{cls.__name__} is missing {name}")
+            value = given.get(name, defaults.get(name))
+            values.append(value.make() if isinstance(value, _Made) else value)
+        return values
 
     def _initializer(cls, defaults):
         """`def __init__(self, a, b=default): set_a(self, a); ...`; a slot's own setter passes by `_refuse_change`."""

@@ -48,8 +48,24 @@ MAX_REMEMBERED = 8_192
 _BY_BITS = [Access(bits) for bits in range(8)]
 State = tuple[int, ...]
 Listed = tuple[int, set[bytes]]
-Edges = dict[int, list[tuple[int, int]]]
 _CARRIED = 5
+# A name that no sensible pattern names.
+NOBODYS_NAME = "\x01"
+
+
+@dataclass(frozen=True, slots=True)
+class Ordinary:
+    """The one state of most entries of a directory.
+
+    Attributes:
+        state: of every entry but those below; one that judges alike, at the entry and below it.
+        but: first bytes of names that may lead elsewhere.
+        floating: so may names that a component behind a `**` matches. NOBODYS_NAME must not be one of them.
+    """
+
+    state: State
+    but: frozenset[int]
+    floating: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +103,10 @@ class Automaton:
         self._stepping = [(factor.step, factor.sinks()) for factor in tables.factors]
         self._carried: dict[State, State] = {}
         self._decisions: dict[State, Decision] = {}
+        self._allowed: dict[State, Access] = {}
         self._walked: dict[bytes, State] = {}
         self._uniform: dict[State, bool] = {}
         self._listed: dict[tuple[int, int], Listed | None] = {}
-        self._edges: dict[int, Edges] = {}
 
     @classmethod
     def build(cls, paths: Sequence[PathRule]) -> Automaton:
@@ -162,6 +178,24 @@ class Automaton:
             known = self._carried[reached] = self._carry(states, state[-_CARRIED:])
         return known
 
+    def ordinary(self, state: State) -> Ordinary | None:
+        """What most names in the directory at `state` lead to; None where every name must be asked for."""
+        but: set[int] = set()
+        states, floating = [], False
+        for (factor, at), (step, sinks) in zip(self._each(state), self._stepping, strict=True):
+            entry = factor.slash[at]
+            reached = factor.other[entry]
+            if reached in sinks:  # past its first byte such a name is not read
+                but.update(byte for byte, _target in factor.edges(entry))
+            else:
+                # What is told apart here is so in every directory below, so only what floats can do it.
+                floating = True
+                reached = step(at, NOBODYS_NAME.encode())
+                if factor.slash[reached] != entry:
+                    return None
+            states.append(reached)
+        return Ordinary(self._carry(states, state[-_CARRIED:]), frozenset(but), floating)
+
     def walk(self, path: str | bytes) -> State:
         """The state of an absolute, canonical path; a trailing slash does not count.
 
@@ -193,6 +227,15 @@ class Automaton:
             known = self._decisions[state] = self._decide(state)
         return known
 
+    def allowed(self, state: State) -> Access:
+        """`decision(state).allowed`, for those who ask for nothing else: a launch does so for hundreds of places."""
+        known = self._allowed.get(state)
+        if known is None:
+            if len(self._allowed) >= MAX_REMEMBERED:
+                self._allowed.clear()
+            known = self._allowed[state] = self._allowed_by(self._ranks(state))
+        return known
+
     def same_below(self, one: State, other: State) -> bool:
         """Whether every path below the one place is judged as the same path below the other.
 
@@ -215,7 +258,7 @@ class Automaton:
 
     def named_children(self, state: State) -> frozenset[str] | None:
         """Names of children at or below which something else may be allowed than here; None when a glob names them."""
-        here = self.decision(state).allowed
+        here = self.allowed(state)
         names: set[bytes] = set()
         unnamed: list[int] = []
         for number, (factor, at) in enumerate(self._each(state)):
@@ -235,9 +278,7 @@ class Automaton:
         key = (number, entry)
         if key not in self._listed:
             factor = self._tables.factors[number]
-            if number not in self._edges:
-                self._edges[number] = factor.edges()
-            self._listed[key] = _listed_names(factor, self._edges[number], entry)
+            self._listed[key] = _listed_names(factor, entry)
         return self._listed[key]
 
     def _flags(self, state: State) -> list[int]:
@@ -288,19 +329,28 @@ class Automaton:
         return rank >= self._tables.protect_from
 
     def _differs(self, state: State, allowed: Access) -> bool:
-        return not self.uniform(state) or self.decision(state).allowed != allowed
+        return not self.uniform(state) or self.allowed(state) != allowed
+
+    def _ranks(self, state: State) -> list[int]:
+        """The rank that decides each access."""
+        held = state[-_CARRIED:-2]
+        if not state[-2] & ~state[-1]:
+            return list(held)
+        return [max(rank, self._guarding(state, access)) for rank, access in zip(held, ACCESSES, strict=True)]
+
+    def _allowed_by(self, ranks: Sequence[int]) -> Access:
+        read, write, execute = (0 < rank < self._tables.protect_from for rank in ranks)
+        return _BY_BITS[read + 2 * write + 4 * execute]
 
     def _decide(self, state: State) -> Decision:
-        held = state[-_CARRIED:]
-        ranks = [max(held[index], self._guarding(state, access)) for index, access in enumerate(ACCESSES)]
-        bits = sum(1 << index for index, rank in enumerate(ranks) if rank and not self._protects(rank))
+        ranks = self._ranks(state)
         flags = 0
         for factor, at in self._each(state):
             flags |= factor.flags(at)
         read, write, execute = (self._tables.rules[rank] for rank in ranks)
         protected = any(self._protects(rank) for rank in ranks)
         return Decision(
-            _BY_BITS[bits],
+            self._allowed_by(ranks),
             read,
             write,
             execute,
@@ -337,10 +387,10 @@ def _possible(flags: Sequence[int]) -> Access:
     return allowed
 
 
-def _listed_names(factor: Factor, edges: Edges, entry: int) -> Listed | None:
+def _listed_names(factor: Factor, entry: int) -> Listed | None:
     """(state of every other name, the names that lead elsewhere); None when a glob makes them uncountable."""
     sink = factor.other[entry]
-    if factor.other[sink] != sink or sink in edges:
+    if factor.other[sink] != sink or factor.edges(sink):
         return None
     ordinary = (factor.slash[sink], factor.out[sink])
     names: set[bytes] = set()
@@ -352,7 +402,7 @@ def _listed_names(factor: Factor, edges: Edges, entry: int) -> Listed | None:
         if name and (factor.slash[state], factor.out[state]) != ordinary:
             names.add(name)
         if state != sink:
-            waiting.extend((name + bytes((byte,)), target) for byte, target in edges.get(state, ()))
+            waiting.extend((name + bytes((byte,)), target) for byte, target in factor.edges(state))
     return sink, names
 
 

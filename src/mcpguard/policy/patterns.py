@@ -114,6 +114,7 @@ def quote(path: str) -> str:
     return re.sub(_QUOTED, lambda found: f"[{found[0]}]", path)
 
 
+@lru_cache(maxsize=8192)  # a launch asks for each of hundreds twice
 def split_literal(pattern: str) -> tuple[str, str]:
     """Cut an absolute pattern before its first component that is not literal.
 
@@ -121,7 +122,7 @@ def split_literal(pattern: str) -> tuple[str, str]:
         (path, rest): a plain path without pattern syntax (`/` when there is none), and the remaining pattern, beginning
         with `/`, or empty when the whole pattern is literal.
     """
-    if re.fullmatch(_PLAIN, pattern):  # nearly all of them, and a launch asks for hundreds
+    if re.fullmatch(_PLAIN, pattern):  # nearly all of them
         return pattern, ""
     names: list[bytes] = []
     components = parse(pattern)
@@ -257,7 +258,7 @@ def _component(text: str) -> Component:
         )
     if not re.search(_SPECIAL, text):
         name = _bytes(text)
-        return Component(text, name, tuple(_BYTE[byte] for byte in name), 0)
+        return Component(text, name, tuple(map(_token, name)), 0)
     return _glob(text)
 
 
@@ -278,7 +279,7 @@ def _glob(text: str) -> Component:
         elif char == "\\":
             raise _Syntax("a backslash does not escape", r"write [*] for a plain star and [\] for a backslash")
         else:
-            tokens.extend(_BYTE[byte] for byte in _bytes(char))
+            tokens.extend(map(_token, _bytes(char)))
     single = not loops and all(len(token.chars) == 1 and not token.negated for token in tokens)
     literal = bytes(next(iter(token.chars)) for token in tokens) if single else None
     if literal in (b".", b".."):
@@ -326,5 +327,9 @@ def _bytes(text: str) -> bytes:
         raise _Syntax("it holds half of a character (a lone surrogate)", "write the name as it is on disk") from None
 
 
-_BYTE = tuple(Token(frozenset((byte,)), False) for byte in range(256))
+@lru_cache(maxsize=256)
+def _token(byte: int) -> Token:
+    return Token(frozenset((byte,)), False)
+
+
 _ANY_BYTE = Token(frozenset(), True)

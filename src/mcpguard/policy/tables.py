@@ -106,12 +106,17 @@ class Factor:
         """The flags of a state."""
         return self.outputs[self.out[state] * _ROW + _ROW - 1]
 
-    def edges(self) -> dict[int, list[tuple[int, int]]]:
-        """By state, (byte, target) of every byte that does not lead to `other`; a state without any is left out."""
-        found: dict[int, list[tuple[int, int]]] = {}
-        for cell, (state, target) in enumerate(zip(self.owner, self.next, strict=True)):
-            if state != NOBODY:
-                found.setdefault(state, []).append((cell - self.base[state], target))
+    def edges(self, state: int) -> list[tuple[int, int]]:
+        """(byte, target) of every byte that does not lead to `other`."""
+        base = self.base[state]
+        row = array("I", self.owner[base : base + 256]).tobytes()
+        wanted = state.to_bytes(4, sys.byteorder)
+        found: list[tuple[int, int]] = []
+        at = row.find(wanted)
+        while at >= 0:
+            if at % 4 == 0:
+                found.append((at // 4, self.next[base + at // 4]))
+            at = row.find(wanted, at + 1)
         return found
 
 

@@ -63,6 +63,7 @@ class Draft:
     classes: list[tuple[ToolClass, McpRule]] = field(default_factory=list)
     untrusted: list[McpRule] = field(default_factory=list)
     after_taint: AfterTaint | None = None
+    flow: Origin | None = None
     gate: bool | None = None
     confined: list[Confinement] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
@@ -105,6 +106,7 @@ class Draft:
             mcp=McpRules(
                 *(tuple(self.mcp), tuple(self.classes), tuple(self.untrusted), self.after_taint, self.gate),
                 confined=tuple(self.confined),
+                flow=self.flow,
             ),
         )
         return Raw(profile, tuple(self.parents))

@@ -235,13 +235,16 @@ def _join_mcp(every: list[McpRules]) -> McpRules:
     said = {one.after_taint for one in every}
     gates = {one.gate for one in every}
     strictest = (AfterTaint.REFUSE, AfterTaint.ASK, AfterTaint.ALLOW)
+    then = next((word for word in strictest if word in said), None)
+    places = sorted((one.flow for one in every if one.flow and one.after_taint is then), key=lambda one: one.place)
     return McpRules(
         _union(one.rules for one in every),
         _union(one.classes for one in every),
         _union(one.untrusted for one in every),
-        next((word for word in strictest if word in said), None),
+        then,
         next((word for word in (True, False) if word in gates), None),
         _union(one.confined for one in every),
+        places[0] if places else None,
     )
 
 

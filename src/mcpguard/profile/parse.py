@@ -366,7 +366,7 @@ def _read_word(draft: Draft, key: Key, node: yaml.Node) -> None:
         draft.refuse(word.line, "word", what, "it is one of a few words", "write one of " + ", ".join(_AFTER_TAINT))
         return
     draft.after_taint = AfterTaint(word.text)
-    draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}")
+    draft.flow = draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}")
 
 
 def _read_confined(draft: Draft, key: Key, node: yaml.Node) -> None:

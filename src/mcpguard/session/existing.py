@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 import stat
 from collections.abc import Sequence
 
 from mcpguard.model.rule import Found
+from mcpguard.model.wildcards import Wildcards
 
 MAX_LOOKED_AT = 400_000
 
@@ -42,14 +41,14 @@ class _Search:
     def below(self, directory: str, components: Sequence[str]) -> None:
         """Note what the components name there. What was found is not searched: a repository holds none of its kind."""
         deep = components[0] == "**"
-        wanted = re.compile(fnmatch.translate(components[1 if deep else 0])).match
+        wanted = Wildcards(components[1 if deep else 0 : 2 if deep else 1])
         further = components[2 if deep else 1 :]
         waiting = [directory]
         while waiting:
             here = waiting.pop()
             prefix = here.rstrip("/")
             for name, is_directory in self._listed(here, components):
-                if wanted(name):
+                if name in wanted:
                     path = f"{prefix}/{name}"
                     if not further:
                         self.note(path, is_directory)

@@ -7,10 +7,9 @@ real tree, and wherever it allows less than an ancestor was granted, a mount ste
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import os
-import re
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 
 from mcpguard.kernel import mounts
@@ -19,7 +18,8 @@ from mcpguard.model.paths import is_below
 from mcpguard.model.plan import FilesPlan, Grant, MountStep
 from mcpguard.model.policy import PathRule, Policy
 from mcpguard.model.profile import NAMESPACE_MAPS
-from mcpguard.policy.automaton import Automaton, State
+from mcpguard.model.wildcards import Wildcards
+from mcpguard.policy.automaton import NOBODYS_NAME, Automaton, State
 from mcpguard.policy.patterns import split_literal
 from mcpguard.session.files_state import ALL, OPEN, Progress, Walk, met, remember_way, shown
 from mcpguard.session.files_walk import visit
@@ -66,19 +66,19 @@ def _audit_plan(policy: Policy, automaton: Automaton, sockets: Sequence[str], pr
 
 def _new_walk(policy: Policy, automaton: Automaton, sockets: Sequence[str], progress: Progress) -> Walk:
     scannable = tuple(dict.fromkeys((policy.workspace, policy.user.home, policy.tmp)))
-    return Walk(automaton, scannable, {}, set(), {}, sockets, progress, floating=_beginnings(policy.paths))
+    return Walk(automaton, scannable, {}, set(), {}, sockets, progress, beginnings(policy.paths))
 
 
-def _beginnings(rules: Iterable[PathRule]) -> re.Pattern[str]:
-    """Matches every name that can stand right behind a `**`."""
-    names = {
+def beginnings(rules: Iterable[PathRule]) -> Wildcards:
+    """Every name that can stand right behind a `**`."""
+    return Wildcards(
         after
         for rule in rules
         for pattern in (rule.pattern, *rule.exceptions)
+        if "**/" in pattern
         for before, after in itertools.pairwise(pattern.split("/"))
         if before == "**"
-    }
-    return re.compile("|".join(fnmatch.translate(name) for name in sorted(names)) or r"(?!)")
+    )
 
 
 def _finish(walk: Walk, rules: Sequence[PathRule]) -> FilesPlan:
@@ -138,9 +138,9 @@ def _cover_borrowed_trees(walk: Walk) -> None:
         real = mounts.real_place(mount, mounted) if inside else None
         if real is None:
             continue
-        here = walk.automaton.decision(walk.automaton.walk(mount.point)).allowed
+        here = walk.automaton.allowed(walk.automaton.walk(mount.point))
         state = walk.automaton.walk(real)
-        if here & ~walk.automaton.decision(state).allowed or not walk.automaton.uniform(state):
+        if here & ~walk.automaton.allowed(state) or not walk.automaton.uniform(state):
             walk.add(MountStep("mask", mount.point, os.path.isdir(mount.point)))
             walk.gaps.append(f"{mount.point} is hidden: it is {real}, mounted a second time")
 
@@ -179,26 +179,26 @@ def _find_candidates(walk: Walk, base: str, depth: int) -> None:
     """Grant what the automaton allows on `base`, or else on every path that exists so many levels below."""
     if not depth:
         _grant(walk, base)
-    elif _may_list(base):
+    elif _may_list(walk, base):
         _grant_below(walk, base, walk.automaton.walk(base), depth, _granted_on_the_way(walk.grants, base))
 
 
-def _may_list(base: str) -> bool:
-    return base != "/" and os.path.isdir(base) and not os.path.islink(base)
+def _may_list(walk: Walk, base: str) -> bool:
+    return base != "/" and walk.kind(base) == stat.S_IFDIR
 
 
 def _find_protected(walk: Walk, base: str, depth: int) -> None:
     """Remember the way to what a deny or readonly rule names, so that it is reached where directories are not listed."""
     if not depth:
         remember_way(walk, base)
-    elif _may_list(base):
+    elif _may_list(walk, base):
         _remember_matches(walk, base, walk.automaton.walk(base), depth)
 
 
 def _remember_matches(walk: Walk, directory: str, state: State, depth: int) -> None:
-    here = walk.automaton.decision(state).allowed
+    here = walk.automaton.allowed(state)
     for entry, below in met(walk, directory, state):
-        if walk.automaton.decision(below).allowed != here:
+        if walk.automaton.allowed(below) != here:
             remember_way(walk, entry.path)
         if depth > 1 and entry.is_dir(follow_symlinks=False):
             _remember_matches(walk, entry.path, below, depth - 1)
@@ -211,9 +211,9 @@ def _split_literal(pattern: str) -> tuple[str, list[str]]:
 
 
 def _grant(walk: Walk, path: str) -> None:
-    if not os.path.lexists(path):
+    if walk.kind(path) is None:
         return
-    allowed = walk.automaton.decision(walk.automaton.walk(path)).allowed
+    allowed = walk.automaton.allowed(walk.automaton.walk(path))
     if allowed and _is_canonical(walk, path):
         # A policy holds the canonical form of a rule beside it, so a path through a symlink needs no grant of its own.
         walk.grants[path] = walk.grants.get(path, Access.NONE) | allowed
@@ -223,7 +223,7 @@ def _is_canonical(walk: Walk, path: str) -> bool:
     """No symlink on the way, nor at its end; of an existing path without detours."""
     known = walk.canonical.get(path)
     if known is None:
-        known = path == "/" or (not os.path.islink(path) and _is_canonical(walk, os.path.dirname(path)))
+        known = path == "/" or (walk.kind(path) != stat.S_IFLNK and _is_canonical(walk, os.path.dirname(path)))
         walk.canonical[path] = known
     return known
 
@@ -231,7 +231,7 @@ def _is_canonical(walk: Walk, path: str) -> bool:
 def _grant_below(walk: Walk, directory: str, state: State, depth: int, above: Access) -> None:
     """`above`: what is granted to the directory, and so to each name in it already."""
     for entry, below in met(walk, directory, state):
-        allowed = walk.automaton.decision(below).allowed
+        allowed = walk.automaton.allowed(below)
         if allowed & ~above and not entry.is_symlink():
             walk.grants[entry.path] = walk.grants.get(entry.path, Access.NONE) | allowed
         if depth > 1 and entry.is_dir(follow_symlinks=False):
@@ -240,7 +240,7 @@ def _grant_below(walk: Walk, directory: str, state: State, depth: int, above: Ac
 
 def _is_closed_on_purpose(walk: Walk, directory: str) -> bool:
     """Whether a rule, not the default, keeps new names out of a directory."""
-    decision = walk.automaton.decision(walk.automaton.walk(f"{directory}/\x01"))
+    decision = walk.automaton.decision(walk.automaton.walk(f"{directory}/{NOBODYS_NAME}"))
     return Access.WRITE not in decision.allowed and decision.write_rule != 0
 
 
@@ -255,7 +255,7 @@ def _find_open_directory(walk: Walk, policy: Policy, rule: PathRule) -> None:
     home = policy.user.home
     base, rest = _split_literal(rule.pattern)
     if not rest:
-        if os.path.lexists(base):
+        if walk.kind(base) is not None:
             return
         missing, base = base, os.path.dirname(base)
         if is_below(base, home) and (base == home or not os.path.isdir(base)):
@@ -263,11 +263,11 @@ def _find_open_directory(walk: Walk, policy: Policy, rule: PathRule) -> None:
             return
     if rest[:1] == ["**"] or home == "/" or not is_below(base, home):
         return
-    if not os.path.isdir(base) or not _is_canonical(walk, base):
+    if walk.kind(base) != stat.S_IFDIR or not _is_canonical(walk, base):
         return
     if _is_closed_on_purpose(walk, base):
         # Landlock knows no names: all that does not exist there would be open with it.
         walk.missing.append(rule.pattern)
         return
-    if Access.WRITE not in walk.automaton.decision(walk.automaton.walk(base)).allowed:
+    if Access.WRITE not in walk.automaton.allowed(walk.automaton.walk(base)):
         walk.open_directories.add(base)

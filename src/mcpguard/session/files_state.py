@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import re
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,8 @@ from mcpguard.model.access import Access
 from mcpguard.model.paths import is_below
 from mcpguard.model.plan import MountStep
 from mcpguard.model.values import dataclass, field
-from mcpguard.policy.automaton import Automaton, State
+from mcpguard.model.wildcards import Wildcards
+from mcpguard.policy.automaton import NOBODYS_NAME, Automaton, Ordinary, State
 
 ALL = Access.READ | Access.WRITE | Access.EXECUTE
 # A new name in an open directory is read back by the program that wrote it; it never needs to be executed.
@@ -26,8 +27,7 @@ MAX_STEPS = 4_000
 MAX_DEPTH = 1_000
 # PATH_MAX without the longest name and the beginning of a stand-in: what lies in a directory must have a name to be covered.
 MAX_PATH_BYTES = 4_095 - 256 - 64
-# A name that no sensible pattern names.
-_NOBODYS_NAME = "\x01"
+_LAST_ASCII = 0x7F
 # Above this many names, a masked directory shows no stand-ins: a hidden name is then ENOENT and not EACCES.
 MAX_STAND_INS = 512
 _PROGRESS_EVERY = 2_000
@@ -65,6 +65,8 @@ class Walk:
     wanted_children: dict[str, set[str]]
     sockets: Sequence[str]
     progress: Progress
+    # Names with which a floating pattern can begin.
+    floating: Wildcards
     waiting: list[Place] = field(default_factory=list)
     steps: list[MountStep] = field(default_factory=list)
     pinned: set[str] = field(default_factory=set)
@@ -78,13 +80,14 @@ class Walk:
     sizes: dict[str, int] = field(default_factory=dict)
     unscanned: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
+    # What is at a path that a rule names: the type of its mode, of a symlink its own; None where nothing is.
+    kinds: dict[str, int | None] = field(default_factory=dict)
     # Existing paths, and whether they lead through no symlink.
     canonical: dict[str, bool] = field(default_factory=dict)
     # Directories that this user may not list, though names in them could be opened.
     unlistable: set[str] = field(default_factory=set)
-    # Names with which a floating pattern can begin, and whether any other name leaves a state as it is.
-    floating: re.Pattern[str] | None = None
-    steady: dict[State, bool] = field(default_factory=dict)
+    # What most names in a directory lead to.
+    ordinary: dict[State, Ordinary | None] = field(default_factory=dict)
 
     def count(self, path: str, names: int = 1) -> None:
         before, self.visited = self.visited, self.visited + names
@@ -98,14 +101,26 @@ class Walk:
                 code="plan.too-many-files",
             )
 
+    def kind(self, path: str) -> int | None:
+        """As `kind_of`, and the kernel is asked once."""
+        if path not in self.kinds:
+            self.kinds[path] = kind_of(path)
+        return self.kinds[path]
+
     def child(self, state: State, name: str) -> State:
-        """As the automaton's `child`; in a tree where only floating patterns are left, most names lead back to `state`."""
-        steady = self.steady.get(state)
-        if steady is None:
-            steady = self.steady[state] = self.automaton.child(state, _NOBODYS_NAME) == state
-        if steady and not (self.floating and self.floating.fullmatch(name)):
-            return state
-        return self.automaton.child(state, name)
+        """As the automaton's `child`; most names in a directory lead to one state."""
+        if state not in self.ordinary:
+            self.ordinary[state] = self._ordinary(state)
+        most = self.ordinary[state]
+        first = ord(name[0])
+        if most is None or first > _LAST_ASCII or first in most.but or (most.floating and name in self.floating):
+            return self.automaton.child(state, name)
+        return most.state
+
+    def _ordinary(self, state: State) -> Ordinary | None:
+        most = self.automaton.ordinary(state)
+        # A pattern such as `**/?` tells even nobody's name apart: then no name stands for others.
+        return None if most and most.floating and NOBODYS_NAME in self.floating else most
 
     def add(self, step: MountStep) -> None:
         self.steps.append(step)
@@ -122,6 +137,14 @@ class Walk:
         """Hide a directory whole, because what lies in it cannot be looked at."""
         self.add(MountStep("mask", path, True))
         self.hidden.setdefault(why, []).append(path)
+
+
+def kind_of(path: str) -> int | None:
+    """The type of the mode of what is at a path, as `stat.S_IFDIR`; a symlink is not followed. None where nothing is."""
+    try:
+        return stat.S_IFMT(os.lstat(path).st_mode)
+    except OSError:
+        return None
 
 
 def too_deep(directory: str) -> bool:

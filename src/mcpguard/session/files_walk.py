@@ -14,7 +14,7 @@ from mcpguard.model.access import Access
 from mcpguard.model.paths import is_below
 from mcpguard.model.plan import MaskEntry, MountStep
 from mcpguard.policy.automaton import State
-from mcpguard.session.files_state import MAX_STAND_INS, OPEN, Met, Walk, listed, too_deep
+from mcpguard.session.files_state import MAX_STAND_INS, OPEN, Met, Walk, kind_of, listed, too_deep
 
 # An exception further down in a hidden directory stays hidden with it.
 MAX_SHOWN_DEPTH = 64
@@ -35,17 +35,18 @@ def _visit(walk: Walk, path: str, state: State, above: Access, writable: bool, c
     walk.count(path)
     opened = OPEN if path in walk.open_directories else Access.NONE
     granted = above | walk.grants.get(path, Access.NONE) | opened
-    allowed = walk.automaton.decision(state).allowed | opened
+    allowed = walk.automaton.allowed(state) | opened
     lost = granted & ~allowed
-    mode = _mode(path)
-    if mode is None:
+    # What no rule names is met once, and not kept.
+    kind = walk.kinds[path] if path in walk.kinds else kind_of(path)
+    if kind is None or kind == stat.S_IFLNK:  # an object is judged where it is, not where a link to it is
         return
-    is_directory = stat.S_ISDIR(mode)
+    is_directory = kind == stat.S_IFDIR
     if Access.READ in lost:
         _mask(walk, path, state, is_directory)
         return
     # A device is written through a read-only mount as well; only its attributes are protected by it, and stay so.
-    if Access.WRITE in allowed and not writable and (is_directory or stat.S_ISREG(mode)):
+    if Access.WRITE in allowed and not writable and kind in (stat.S_IFDIR, stat.S_IFREG):
         walk.add(MountStep("rw", path, is_directory))
         writable, chain = True, ()
     elif Access.WRITE in lost and writable:
@@ -58,15 +59,6 @@ def _visit(walk: Walk, path: str, state: State, above: Access, writable: bool, c
         chain = ()
     if is_directory:
         _visit_children(walk, path, state, granted, writable, (*chain, path) if writable else ())
-
-
-def _mode(path: str) -> int | None:
-    """None when it vanished or is a symlink (an object is judged where it is, not where a link to it is)."""
-    try:
-        mode = os.lstat(path).st_mode
-    except OSError:
-        return None
-    return None if stat.S_ISLNK(mode) else mode
 
 
 def _pin(walk: Walk, chain: tuple[str, ...]) -> None:
@@ -143,7 +135,7 @@ def _visit_entry(
     chain: tuple[str, ...],
 ) -> None:
     """The hot path of a large tree: skip at once what cannot differ from its directory."""
-    same = granted == walk.automaton.decision(below).allowed
+    same = granted == walk.automaton.allowed(below)
     # An equal state is known to be worth a visit: this directory is being listed because of it.
     if same and (not entry.is_dir(follow_symlinks=False) or (below != state and walk.automaton.uniform(below))):
         return
@@ -160,7 +152,7 @@ def _top(path: str) -> str:
 
 def _protect_link(walk: Walk, path: str, state: State, writable: bool) -> None:
     """A symlink that may not be changed but lies in a writable directory: show its target, read-only, in its place."""
-    if not writable or Access.WRITE in walk.automaton.decision(state).allowed:
+    if not writable or Access.WRITE in walk.automaton.allowed(state):
         return
     target = real_path(path)
     if target is None or not os.path.isfile(target):
@@ -168,7 +160,7 @@ def _protect_link(walk: Walk, path: str, state: State, writable: bool) -> None:
             f"{path} is a symlink to something that is not a file; replacing the link is reported, not stopped"
         )
         return
-    readable = Access.READ in walk.automaton.decision(walk.automaton.walk(target)).allowed
+    readable = Access.READ in walk.automaton.allowed(walk.automaton.walk(target))
     walk.add(MountStep("link", path, False, target) if readable else MountStep("mask", path, False))
 
 
@@ -202,7 +194,7 @@ def _mask_entries(
     wanted = walk.wanted_children.get(directory, set())
     for name, entry in found.items():
         below = walk.automaton.child(state, name)
-        allowed = walk.automaton.decision(below).allowed
+        allowed = walk.automaton.allowed(below)
         is_directory = entry.is_dir(follow_symlinks=False)
         inner = f"{relative}/{name}" if relative else name
         if Access.READ in allowed:
@@ -226,7 +218,7 @@ def _too_far(root: str, inner: str) -> bool:
 
 def _visit_kept(walk: Walk, path: str, state: State, writable: bool) -> None:
     """What shows through a mask is an ordinary tree again."""
-    allowed = walk.automaton.decision(state).allowed
+    allowed = walk.automaton.allowed(state)
     walk.grants[path] = walk.grants.get(path, Access.NONE) | allowed
-    if not walk.automaton.uniform(state) and stat.S_ISDIR(_mode(path) or 0):
+    if not walk.automaton.uniform(state) and kind_of(path) == stat.S_IFDIR:
         _visit_children(walk, path, state, allowed, writable, (path,) if writable else ())

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from mcpguard.kernel.resolve import real_path
 from mcpguard.model.access import Effect
 from mcpguard.model.policy import PROTO_NAMED, NetEntry, Policy, SocketEntry
 from mcpguard.model.values import dataclass
@@ -49,14 +50,16 @@ def fixed_names(policy: Policy, path: str = HOSTS) -> FixedNames:
     """
     if not policy.names:
         return FixedNames((), {})
-    from mcpguard.resolver.rules import Rules
-
-    rules = Rules(policy.names, (), audit=False)
+    rules = None
     entries: list[NetEntry] = []
     hosts: dict[str, str] = {}
     for address, names in _hosts(path):
         if inner(address) not in NETWORKS_OF_ONES_OWN:
             continue
+        if rules is None:
+            from mcpguard.resolver.rules import Rules  # most hosts files name the host itself and nobody else
+
+            rules = Rules(policy.names, (), audit=False)
         for name in names:
             openings = rules.of_name(name, bytes(16)).openings
             if openings:
@@ -105,6 +108,7 @@ def unix_rows(entries: Iterable[SocketEntry]) -> list[list[Any]]:
     allows stays refused.
     """
     rows: list[list[Any]] = []
+    old_name = real_path("/var/run") == "/run"
     for entry in entries:
         pattern = entry.pattern
         if not pattern.startswith("@"):
@@ -119,15 +123,15 @@ def unix_rows(entries: Iterable[SocketEntry]) -> list[list[Any]]:
                     continue
                 base += rest[:beginning_ends] + "*"
             pattern = base
-        rows.extend([name, int(entry.effect is Effect.ALLOW), entry.rule] for name in _spellings(pattern))
+        rows.extend(
+            [name, int(entry.effect is Effect.ALLOW), entry.rule] for name in _spellings(pattern, old_name=old_name)
+        )
     return rows
 
 
-def _spellings(pattern: str) -> list[str]:
+def _spellings(pattern: str, *, old_name: bool) -> list[str]:
     """The kernel compares the string that a program gives, and programs still say /var/run where they mean /run."""
-    if pattern.startswith("/run/") and Path("/var/run").resolve() == Path("/run"):
-        return [pattern, f"/var{pattern}"]
-    return [pattern]
+    return [pattern, f"/var{pattern}"] if old_name and pattern.startswith("/run/") else [pattern]
 
 
 def rows_to_json(entries: Iterable[NetEntry]) -> list[Any]:

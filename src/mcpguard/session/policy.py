@@ -15,7 +15,8 @@ from pathlib import Path
 
 import mcpguard
 from mcpguard.errors import McpguardError, PolicyError, ProfileError, UsageError
-from mcpguard.kernel import cgroup, pins
+from mcpguard.kernel import cgroup
+from mcpguard.kernel.places import PINS
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
 from mcpguard.model.policy import NetEntry, Policy, User
@@ -366,7 +367,7 @@ def own_paths() -> tuple[str, ...]:
     libraries = package.parent if package.parent.name in ("site-packages", "dist-packages") else package
     environment = [Path(sys.prefix)] if sys.prefix != sys.base_prefix else []
     ours = (libraries, *environment, store.config_directory(), store.state_directory(), Path(PRIVILEGED_COPY))
-    tree = (Path("/sys/fs/cgroup"), Path(cgroup.unified_mount() or "/sys/fs/cgroup"), Path(pins.ROOT))
+    tree = (Path("/sys/fs/cgroup"), Path(cgroup.unified_mount() or "/sys/fs/cgroup"), Path(PINS))
     return tuple(sorted({*(str(path.resolve()) for path in (*ours, *tree)), *_linked_profiles()}))
 
 

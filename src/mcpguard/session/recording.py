@@ -43,7 +43,10 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 # Rings whose records become events one by one, and the one of pieces of messages.
-_RECORDS, _MESSAGES = ("mg_denials", "mg_activity"), "mg_messages"
+_DENIALS = "mg_denials"
+_RECORDS, _MESSAGES = (_DENIALS, "mg_activity"), "mg_messages"
+# Bytes of the others that most sessions never write more than.
+_BEGINNING = 1 << 18
 _LOOKUPS = "questions for names"
 _CANARY_WAIT_S = 5.0
 # Of the agent's PID in the counters: the last of them.
@@ -140,7 +143,9 @@ class Recording:
         self._lookups = lookups
         sizes = facts["rings"]
         self._rings = {
-            name: Ring(descriptors[name], int(sizes[name])) for name in (*_RECORDS, _MESSAGES) if name in descriptors
+            name: Ring(descriptors[name], int(sizes[name]), beginning=0 if name == _DENIALS else _BEGINNING)
+            for name in (*_RECORDS, _MESSAGES)
+            if name in descriptors
         }
         self._counters = Counters(descriptors["mg_counters"], _abi.MG_COUNTERS.size)
         self._pid_fd = os.pidfd_open(int(facts["pid"]))

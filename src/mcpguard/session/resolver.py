@@ -9,23 +9,18 @@ One that cannot even begin is told of, and questions are answered here with "try
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
 import socket
 import struct
 import sys
-import termios
 import threading
 import time
 from collections.abc import Mapping, Sequence
 
 import mcpguard
 from mcpguard.errors import HostError
-from mcpguard.model.access import Verdict
-from mcpguard.wire import lookups
-from mcpguard.wire.records import Head, LookupRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,6 +144,9 @@ class Feed:
 
     def unread(self) -> int:
         """Whether there is more: the kernel tells the bytes of the next line only."""
+        import fcntl  # a launch waits for what is imported before it
+        import termios
+
         size = fcntl.ioctl(self._line, termios.FIONREAD, bytes(4))
         return int(struct.unpack("=I", size)[0] > 0)
 
@@ -286,6 +284,10 @@ class Resolver:
         if self._told:
             return
         self._told = True
+        from mcpguard.model.access import Verdict
+        from mcpguard.wire import lookups
+        from mcpguard.wire.records import Head, LookupRecord
+
         words = "the resolver of this session does not start, so names do not resolve"
         head = Head(time.monotonic_ns(), os.getpid(), os.getpid(), os.getppid(), "mcpguard", 0)
         with contextlib.suppress(OSError):

@@ -29,7 +29,6 @@ from mcpguard.session import agent, coverage, network, seccomp, sockets
 from mcpguard.session.environment import SESSION_VARIABLE, scrub
 from mcpguard.session.files_plan import plan_files
 from mcpguard.session.files_state import TerminalProgress
-from mcpguard.session.first_run import own_folders
 from mcpguard.session.options import RunOptions
 from mcpguard.session.policy import own_hidden
 from mcpguard.session.start import Start
@@ -58,6 +57,10 @@ def run(options: RunOptions, start: Start) -> int:
         McpguardError: nothing was started.
     """
     command, policy = agent.choose(options)
+    if not policy.folders:
+        return _guard(options, command, policy, start)
+    from mcpguard.session.first_run import own_folders  # few profiles name some
+
     with own_folders(policy, quiet=options.quiet):
         return _guard(options, command, policy, start)
 

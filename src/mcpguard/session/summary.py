@@ -11,6 +11,7 @@ import shlex
 from mcpguard.events import totals
 from mcpguard.events.finding import REPEATS_OF_OPENS
 from mcpguard.events.format import object_of, printable, shorten
+from mcpguard.events.logins import logins
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
 from mcpguard.model.event import Kind
@@ -38,6 +39,7 @@ class Summary:
         unasked: what else the session wrote and tools obey without being asked: see `run_later`.
         caches: those in which it changed programs that were there before.
         approved: rules that the user added while the session ran, each with how far it reaches.
+        logins: remote MCP servers that wanted a login: four lines each.
         missing: paths that a rule allows, that were not there at launch, and that this tier could not let the agent make.
     """
 
@@ -61,6 +63,7 @@ class Summary:
     would_be_denied: tuple[Group, ...] = ()
     would_be_denied_kinds: int = 0
     approved: tuple[str, ...] = ()
+    logins: tuple[tuple[str, ...], ...] = ()
 
 
 def summarise(store: Store, session: str) -> Summary:
@@ -95,6 +98,7 @@ def summarise(store: Store, session: str) -> Summary:
         would_be_denied=tuple(would_be_denied),
         would_be_denied_kinds=would_be_denied_kinds,
         approved=_approved(store, session),
+        logins=tuple(one.lines() for one in logins(store, session, TOP)),
     )
 
 
@@ -150,7 +154,7 @@ def render(summary: Summary, home: str, *, warning: str | None = None) -> list[s
         lines.append(f"           what is in them now: mcpguard report {summary.session}")
     if warning:
         lines.append(f"  warning  {printable(warning)}")
-    return lines + _further(summary)
+    return [*lines, *_further(summary), *(line for one in summary.logins for line in one)]
 
 
 def _warnings(summary: Summary, home: str) -> list[str]:
