@@ -109,6 +109,7 @@ def build(stage: Path, world: World) -> None:
         "free/one",
         "free/over",
         "free/alike",
+        "vault/alike",
         "vault/gem",
     ):
         (stage / name).write_text("original\n")
@@ -131,7 +132,7 @@ def tasks(world: World, outside: Outside) -> Sequence[Task]:
     stage, side = Path(BTRFS) / "stage", Path(BTRFS) / "stage/free"
     make_subvolume(side, b"inner")
     (side / "inner/file").write_text("in a subvolume\n")
-    key = f"{stage}/vault/key"
+    key, alike = f"{stage}/vault/key", f"{stage}/vault/alike"
     wanted |= {
         "denied at home, read by the second name": ("read_file", {"path": f"{SECOND}/.ssh/id_ed25519"}),
         "denied by the second name, read at home": ("read_file", {"path": f"{world.home}/open/private"}),
@@ -140,8 +141,8 @@ def tasks(world: World, outside: Outside) -> Sequence[Task]:
         "snapshot": ("snapshot", {"subvolume": f"{side}/inner", "folder": str(side), "below": "file"}),
         "clone of the vault": ("clone_file", {"source": key, "to": f"{side}/c1"}),
         "clone into locked": ("clone_file", {"source": f"{side}/file", "to": f"{stage}/locked/file"}),
-        "dedupe with the vault": ("dedupe_file", {"source": key, "to": f"{side}/alike"}),
-        "dedupe into the vault": ("dedupe_file", {"source": f"{side}/alike", "to": key}),
+        "dedupe with the vault": ("dedupe_file", {"source": alike, "to": f"{side}/alike"}),
+        "dedupe into the vault": ("dedupe_file", {"source": f"{side}/alike", "to": alike}),
         "dedupe with locked": ("dedupe_file", {"source": f"{side}/alike", "to": f"{stage}/locked/held"}),
         "clone in the workspace": ("clone_file", {"source": f"{side}/file", "to": f"{side}/c2"}),
         "twin in a": ("read_file", {"path": "/vmbtrfs/a/stage/twin"}),
