@@ -64,8 +64,7 @@ BY_ANOTHER_NAME = {
     "dedupe into the vault": "vault",
     "twin in a": "twin",
 }
-# Whoever owns two files may have what is alike in them stored once; what they hold stays.
-HARMLESS = ("open by the second name", "clone in the workspace", "dedupe with locked", "twin in b")
+HARMLESS = ("open by the second name", "clone in the workspace", "twin in b")
 
 
 def acts_at(stage: Path) -> dict[str, tuple[str, dict[str, object]]]:
@@ -216,3 +215,11 @@ def test_another_name_opens_nothing(id: str, stages: Duel) -> None:
 @pytest.mark.parametrize("id", HARMLESS)
 def test_another_name_closes_nothing(id: str, stages: Duel) -> None:
     stages.assert_allowed(id)
+
+
+def test_what_is_alike_in_two_files_may_be_stored_once(tier: int, stages: Duel) -> None:
+    """Whoever owns both may do that, and neither changes; the mounts of tier 2 refuse it."""
+    assert stages.control["dedupe with locked"].out == "alike"
+    guarded = stages.guarded["dedupe with locked"]
+    assert guarded.out == "alike" if tier == 1 else guarded.errno == "EROFS"
+    assert (Path(BTRFS) / "stage/locked/held").read_text() == "original\n"
