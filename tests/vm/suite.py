@@ -35,7 +35,7 @@ SPINE = tuple(
 # What each part of a session does by itself. Not there: what must be done within some seconds.
 PARTS = tuple(
     f"tests/kernel/test_{name}.py"
-    for name in ("bpf_network", "bpf_names", "bpf_hosts", "bpf_listen", "bpf_ring", "bpf_trace")
+    for name in ("parity", "bpf_network", "bpf_names", "bpf_hosts", "bpf_listen", "bpf_ring", "bpf_trace")
 )
 # These need the hooks for unix sockets, which came with 6.7, or were only tried with them.
 NEWER_PARTS = tuple(f"tests/kernel/test_{name}.py" for name in ("bpf_unix", "network_run", "sockets_run", "supervisor"))
