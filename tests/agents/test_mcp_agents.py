@@ -55,6 +55,8 @@ class Kind:
         url: what it calls the address of a remote server.
         variables: besides, with the URL for `{}`.
         split: its command line takes a prompt in words, and changes one that is quoted.
+        around: words that have it start a server called `around` by itself, without any settings that are read.
+        folder: where it is kept, if not by the name of its package.
     """
 
     package: str
@@ -66,9 +68,11 @@ class Kind:
     url: str
     variables: dict[str, str] = field(default_factory=dict)
     split: bool = False
+    around: Callable[[Json], tuple[str, ...]] | None = None
+    folder: str = ""
 
-    def words(self, prompt: str) -> list[str]:
-        return [*self.command, *(prompt.split(" ") if self.split else [prompt])]
+    def words(self, prompt: str, *more: str) -> list[str]:
+        return [*self.command, *more, *(prompt.split(" ") if self.split else [prompt])]
 
 
 def written(path: Path, content: str | Json) -> Path:
@@ -101,10 +105,14 @@ def gemini(world: World, _url: str, mine: Server, others: Server) -> Path:
 
 
 def codex(world: World, url: str, mine: Server, others: Server) -> Path:
+    def value_of(value: object) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key} = {json.dumps(one)}" for key, one in value.items()) + "}"
+        return json.dumps(value)
+
     def tables(servers: Server) -> str:
         lines = {
-            name: "".join(f"{key} = {json.dumps(value)}\n" for key, value in one.items())
-            for name, one in servers.items()
+            name: "".join(f"{key} = {value_of(value)}\n" for key, value in one.items()) for name, one in servers.items()
         }
         return "".join(f"[mcp_servers.{name}]\n{text}" for name, text in lines.items())
 
@@ -120,7 +128,12 @@ def opencode(world: World, url: str, mine: Server, others: Server) -> Path:
         return {
             name: {"type": "remote", **one}
             if "url" in one
-            else {"type": "local", "command": [one["command"], *one["args"]]}
+            else {
+                "type": "local",
+                "command": [one["command"], *one["args"]],
+                "environment": one.get("env", {}),
+                "timeout": 60_000,  # milliseconds until it has started
+            }
             for name, one in servers.items()
         }
 
@@ -157,14 +170,16 @@ KINDS = {
         "httpUrl",
         {"GEMINI_API_KEY": "x", "GOOGLE_GEMINI_BASE_URL": "{}", "GEMINI_CLI_TRUST_WORKSPACE": "true"},
     ),
+    # A script for Node, which starts the program of another package.
     "codex": Kind(
-        f"@openai/codex@0.171.0-{BUILD}",
-        "@openai/codex/vendor/*/bin/codex",
+        "@openai/codex@0.171.0",
+        "@openai/codex/bin/codex.js",
         ("codex", "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
         "mcp__{}__{}",
         ("exec_command", "cmd", {}),
         codex,
         "url",
+        around=lambda one: ("-c", f"mcp_servers.around={{{','.join(f'{key}={json.dumps(one[key])}' for key in one)}}}"),
     ),
     "opencode": Kind(
         f"opencode-{BUILD}@1.18.33",
@@ -182,7 +197,7 @@ KINDS = {
 
 def installed(kind: Kind) -> Path:
     """Its `node_modules`."""
-    folder = CACHE / kind.package.rpartition("/")[2].replace("@", "-")
+    folder = CACHE / (kind.folder or kind.package.rpartition("/")[2].replace("@", "-"))
     if not folder.exists():
         try:
             npm_install(folder, kind.package)
@@ -238,7 +253,8 @@ def test_its_servers_start_by_way_of_the_gate_and_no_other(name: str) -> None:
     with started(kind) as driven, far(driven.world.root / "heard-far", *driven.sandbox.prefix) as address:
         world = driven.world
         server = written(world.root / "server.py", SERVER)
-        words = {one: {"command": SYSTEM_PYTHON, "args": [str(server), one]} for one in ("good", "stranger")}
+        names = ("good", "stranger", "around")
+        words = {one: {"command": SYSTEM_PYTHON, "args": [str(server), one]} for one in names}
         # opencode keeps versions of the files: what a server heard would pass a pipe again, as messages do.
         with (world.project / ".gitignore").open("a") as ignored:
             ignored.write("heard-*\n")
@@ -256,28 +272,37 @@ def test_its_servers_start_by_way_of_the_gate_and_no_other(name: str) -> None:
             (kind.tool.format("stranger", "echo"), {"text": "x"}),
             (shell, {said: "echo still here", **more}),
         ]
+        more_words = kind.around(words["around"]) if kind.around else ()
+        if kind.around:
+            wanted.append((kind.tool.format("around", "echo"), {"text": "x"}))
         prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in wanted)
-        free = driven.sandbox.control(kind.words(prompt))
+        free = driven.sandbox.control(kind.words(prompt, *more_words))
         direct = results_of(free)
-        assert ["echo {" in text for text in direct] == [*[True] * 7, False], free
+        assert ["echo {" in text for text in direct] == [*[True] * 7, False, *[True] * bool(kind.around)], free
         heard = {one: world.project / f"heard-{one}" for one in words} | {"far": world.root / "heard-far"}
         unguarded = {one: calls(heard[one].read_bytes()) for one in mine}
         for path in heard.values():
-            path.unlink()
+            path.unlink(missing_ok=True)
         before = settings.read_bytes()  # some bring them up to date when they first see them
         driven.sandbox.write_profile("gated", PROFILE.format(profile=name, keep=json.dumps([*kind.variables])))
         for one in mine:
             approve(driven, one)
         options = ["-w", str(world.project), "--net", f"127.0.0.1:{driven.model_port}", "--read", str(server)]
-        finished = driven.sandbox.mcpguard("run", "-p", "gated", *options, "--", *kind.words(prompt))
+        finished = driven.sandbox.mcpguard("run", "-p", "gated", *options, "--", *kind.words(prompt, *more_words))
         assert finished.code == 0, finished
         results = results_of(finished)
         assert len(results) == len(wanted), (free, finished)
-        assert ["echo {" in text for text in results] == [True, False, False] * 2 + [False] * 2, results
+        assert ["echo {" in text for text in results] == [True, False, False] * 2 + [False] * (len(results) - 6), (
+            results
+        )
         assert (results[0], results[3]) == (direct[0], direct[3]) and "still here" in results[7]
         for one in mine:
             assert calls(heard[one].read_bytes()) == unguarded[one][:1] and len(unguarded[one]) == 3
         assert not heard["stranger"].exists() and "nobody approved" in finished.err
+        ended = [event["detail"] for event in driven.sandbox.denials() if event["op"] == "end"]
+        assert bool(ended) is bool(kind.around) and all("around the gate" in detail for detail in ended)
+        if heard["around"].exists():
+            assert calls(heard["around"].read_bytes()) == [], "it was ended before it heard of one"
         events = driven.sandbox.events(None, "--kind", "mcp")
         calls_made = (event for event in events if event["mcp"].get("method") == "tools/call")
         made = sorted(

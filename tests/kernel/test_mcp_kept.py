@@ -19,7 +19,10 @@ from mcp_box import PROFILE, Box, text_of, tool
 from puppet import Puppet
 from test_names_run import EVIL, OK, PORT, Town, town  # noqa: F401 - a fixture
 
+from mcpguard.kernel import bpf, cgroup, pins
+from mcpguard.model.plan import KEPT_CANARY
 from mcpguard.session.gate import SHIM
+from mcpguard.wire import _abi
 
 pytestmark = pytest.mark.kernel
 
@@ -227,6 +230,57 @@ result = [
         signal["rule"]["text"].startswith("system: a server that is kept") and "SIGWINCH to process" in signal["detail"]
     )
     assert signal["kind"] == "process" and signal["exe"].startswith("/")
+
+
+def test_nothing_of_a_server_runs_where_what_keeps_it_does_not_hold(box: Box) -> None:
+    """As root its tables are taken from its leaf; the control is the same start with them."""
+    keep(box, ["localhost:1"])
+    project = box.inside.world.project
+    mark = f"open({str(project / 'ran')!r}, 'w')"
+    box.server.write_text(f"{mark}\n{SERVER}")
+    box.approve("s", box.command)
+    waits = 'echo $$ > new; mv new session; while [ ! -e go ]; do sleep 0.01; done; exec "$@"'
+    shim = [mcpguard_command()[0], SHIM]
+    words = [SYSTEM_PYTHON, str(box.client), *shim, "s", json.dumps(box.command), json.dumps([do("result = 1")])]
+    for holds in (True, False):
+        for name in ("session", "go", "ran"):
+            (project / name).unlink(missing_ok=True)
+        changed: list[bytes] = []
+
+        def outside(take: bool = not holds, changed: list[bytes] = changed) -> None:
+            agent = _told(project / "session")
+            if take:
+                changed += _let_go(agent)
+            (project / "go").touch()
+
+        meanwhile = threading.Thread(target=outside)
+        meanwhile.start()
+        finished = box.inside.run(["sh", "-c", waits, "sh", *words], options=box.options)
+        meanwhile.join(RUN_SECONDS)
+        canary = [one for one in box.inside.denials() if (one.get("address"), one.get("port")) == KEPT_CANARY]
+        if holds:
+            assert text_of(finished.json_lines()[0]) == "1" and (project / "ran").exists(), finished
+            assert [one["rule"]["text"] for one in canary] == ["mcp confine s kept"]
+            assert all(one["detail"].startswith("quiet") and one["protocol"] == "udp" for one in canary)
+        else:
+            assert changed and "mcp.not-kept" in finished.err and not (project / "ran").exists(), finished
+            (refused,) = [one for one in box.mcp_events() if one["op"] == "refuse"]
+            assert refused["mcp"]["server"] == "s" and canary == []
+
+
+def _let_go(agent: int) -> list[bytes]:
+    """Have the leaves below that of a process be like its own."""
+    found = []
+    session = Path(f"{cgroup.unified_mount()}{cgroup.place_of(agent)}")
+    leaves = [one for one in session.iterdir() if one.is_dir()]
+    for folder in pins.folders():
+        sessions = bpf.Map("mg_sessions", bpf.pinned(f"{folder}/maps/mg_sessions"))
+        for key in (cgroup.cgroup_id(str(one)).to_bytes(8, "little") for one in leaves):
+            if value := sessions.get(key, _abi.MG_SESSION.size):
+                sessions.set(key, value[:-4] + bytes(4))
+                found.append(key)
+        sessions.close()
+    return found
 
 
 # What the agent itself does meanwhile: the same as its server, at the same steps, and not kept to anything.

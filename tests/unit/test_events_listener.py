@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -45,9 +45,9 @@ class Ring:
         return taken
 
 
-def sample(text: bytes, offset: int, lost_before: int = 0) -> bytes:
+def sample(text: bytes, offset: int, lost_before: int = 0, ended: int = 0) -> bytes:
     head = _abi.MG_HEAD.pack(time.monotonic_ns(), _abi.MG_RECORD_MESSAGE, lost_before, 10, 10, 1, 0, b"agent")
-    fixed = _abi.MG_MESSAGE.pack(head, offset, 5, 5, 0, 7, 7, len(text), 0, 0, 0, _abi.MG_PIPE, 0, 0, 0)
+    fixed = _abi.MG_MESSAGE.pack(head, offset, 5, 5, 0, 7, 7, len(text), 0, 0, 0, _abi.MG_PIPE, 0, 0, ended)
     return fixed + text
 
 
@@ -112,3 +112,26 @@ def test_what_somebody_else_tells_is_left_out_when_they_say_so_later(world: Worl
     until(lambda: world.listener._observer is not None)
     world.listener.skip([(os.makedev(0, 7), 5)])
     assert world.end() == []
+
+
+def test_what_comes_before_there_is_somebody_to_show_it_to_is_shown_then(world: World) -> None:
+    """The agent has started, and who ends its servers has not yet."""
+    seen: list[int] = []
+
+    class Around:
+        def look(self, events: Iterable[Event]) -> list[Event]:
+            return []
+
+        def ahead(self, asked: Iterable[object]) -> list[Event]:
+            return []
+
+        def ended(self, pid: int, exe: str | None, input: tuple[int, int]) -> list[Event]:
+            seen.append(pid)
+            return []
+
+    world.listener.expect()
+    world.ring.put(sample(ask(1), 0, ended=1))
+    until(lambda: bool(world.listener._unseen))
+    world.listener.show(Around())
+    world.end()
+    assert seen == [10]

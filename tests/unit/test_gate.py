@@ -165,6 +165,42 @@ for n in range(400):
     assert out.count(b"\n") == 400 and process.returncode == 0
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_shim_becomes_no_server_where_its_canary_is_let_through(kept: bool, tmp_path: Path) -> None:
+    """It goes where only what keeps the server refuses it; here nothing keeps it. The control is a server that is not kept."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gate_, socket.socket(type=socket.SOCK_DGRAM) as open_:
+        open_.bind(("127.0.0.1", 0))
+        gate_.bind(str(tmp_path / "gate"))
+        gate_.listen()
+        words = [PYTHON, "-I", "-S", SHIM, str(tmp_path / "gate"), "s", "--", "x"]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        line, _ = gate_.accept()
+        line.recv(1 << 16)
+        order = {
+            "program": "/bin/echo",
+            "argv": ["echo", "it runs"],
+            "environment": {},
+            "cwd": "/",
+            "grants": [],
+            "filter": "",
+        }
+        order["canary"] = open_.getsockname() if kept else None
+        ends = [os.dup(number) for number in (0, 1)]
+        reader, writer = os.pipe()
+        socket.send_fds(line, [json.dumps({"go": order}).encode()], [ends[0], writer])
+        os.close(writer)
+        with os.fdopen(reader) as said:
+            text = said.read()
+        _out, err = process.communicate(timeout=30)
+        for end in ends:
+            os.close(end)
+        line.close()
+    if kept:
+        assert (process.returncode, text) == (126, "") and b"code  mcp.not-kept" in err
+    else:
+        assert (process.returncode, text) == (0, "it runs\n"), err
+
+
 # --- what does not pass -----------------------------------------------------------------------------------------------
 
 

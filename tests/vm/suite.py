@@ -43,7 +43,7 @@ NEWER_PARTS = tuple(f"tests/kernel/test_{name}.py" for name in ("bpf_unix", "net
 AGENT = ("tests/agents/test_claude_code.py",)
 # A guest's test that says so is reported, and is no failure: some kernels lack what it is about.
 NOT_HERE = "not on this lane: "
-SECONDS = 1200
+SECONDS = 1800
 SUITES_SECONDS = 3600
 MEMORY, AGENT_MEMORY = "2G", "4G"
 # A guest compiles slowly, so what its tests run is made before.

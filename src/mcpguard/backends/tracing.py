@@ -42,8 +42,11 @@ class Tracing:
         self._misses = self._count_misses()
 
     def missed(self) -> int:
-        """How often the kernel skipped a program on the end of a call since the session began, for whatever process."""
+        """How often the kernel skipped a program of the record since the session began, for whatever process.
+
+        Programs on functions, where the kernel preempts at will; on newer kernels (7.3) those on tracepoints as well.
+        """
         return self._count_misses() - self._misses
 
     def _count_misses(self) -> int:
-        return self._engine.misses(_on_calls(self._engine))
+        return self._engine.misses(programs(self._engine))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _RINGS = (shared.DENIALS, shared.ACTIVITY, shared.MESSAGES)
 _ALL_PORTS = (0, 65535)
-_TCP_AND_UDP = 3
+_TCP_AND_UDP, _UDP = 3, 2
 
 
 class Engine:
@@ -37,6 +37,7 @@ class Engine:
         Args:
             resolver: port on 127.0.0.1 and ::1 where questions for names go; 0: they are judged like other requests.
         """
+        self._canary: tuple[Effect, int] | None = None
         self._flags = _abi.MG_SESSION_LIVE | cgroup_bpf.Settings(audit=audit).flags
         self._leaf = leaf
         self._asked = tier
@@ -88,9 +89,14 @@ class Engine:
         """Have the programs ask the session's tables, which are empty still, or even on their way into the session's slots."""
         self._session.set_state(self._flags, resolver=self.resolver, early=True)
 
-    def set_rules(self, network: dict[str, Any]) -> None:
-        """Fill the tables from the request; before this every destination is refused."""
-        rows = _rows(network)
+    def set_rules(self, network: dict[str, Any], *, keeps: bool = False) -> None:
+        """Fill the tables from the request; before this every destination is refused.
+
+        Args:
+            keeps: there will be servers that are kept to less, whose canary these tables have to let through.
+        """
+        self._canary = (Effect.ALLOW, 0) if keeps else None
+        rows = _rows(network, self._canary)
         if len(rows) < len(_ROWS):
             raise _malformed(f"only {', '.join(rows) or 'nothing'} came")
         self._network.set_rules(cgroup_bpf.Settings(**rows))
@@ -104,7 +110,7 @@ class Engine:
         below: dict[int, Leaf] = {}
         leaves = []
         for one in kept:
-            rows = {name: row for name, row in _rows(one.network).items() if name != "unix"}
+            rows = {name: row for name, row in _rows(one.network, (Effect.DENY, one.rule)).items() if name != "unix"}
             leaf = below[one.rule] = self._leaf.below(str(one.rule))
             leaves.append((leaf.id, one.rule, cgroup_bpf.Settings(**rows)))
         if leaves:
@@ -146,7 +152,7 @@ class Engine:
             HostError, PolicyError: the tables are malformed or do not fit.
             KernelError: the kernel refused.
         """
-        tables = self._network.prepared(**_rows(network))
+        tables = self._network.prepared(**_rows(network, self._canary))
         before = self._policies
         try:
             if plan is not None and self._guard is not None and self._own_places is not None:
@@ -206,12 +212,20 @@ class Engine:
         }
 
 
-def _rows(network: dict[str, Any]) -> dict[str, Any]:
-    """The tables that came, as `cgroup_bpf.Settings` has them."""
+def _rows(network: dict[str, Any], kept_canary: tuple[Effect, int] | None) -> dict[str, Any]:
+    """The tables that came, as `cgroup_bpf.Settings` has them.
+
+    Args:
+        kept_canary: what happens to the canary of kept servers, and by which rule.
+    """
     try:
-        return {name: tuple(read(network[name])) for name, read in _ROWS.items() if name in network}
+        rows = {name: read(network[name]) for name, read in _ROWS.items() if name in network}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _malformed(f"{type(error).__name__}: {error}") from error
+    if kept_canary is not None and "connect" in rows:
+        address, port = _kept_canary()
+        rows["connect"].append((address, 128, [(port, port, _UDP, *kept_canary)]))
+    return {name: tuple(row) for name, row in rows.items()}
 
 
 def _malformed(why: str) -> HostError:
@@ -227,7 +241,7 @@ def _net_rows(rows: list[Any], *, canary: bool) -> list[NetRow]:
     made: list[NetRow] = [
         (_address(address), int(prefix), [_port_rule(port) for port in ports])
         for address, prefix, ports in rows
-        if (int(prefix), address) != (128, _canary_address().hex())
+        if int(prefix) < 128 or address not in (_canary_address().hex(), _kept_canary()[0].hex())
     ]
     if canary:
         made.append((_canary_address(), 128, [(*_ALL_PORTS, _TCP_AND_UDP, Effect.DENY, 0)]))
@@ -237,7 +251,18 @@ def _net_rows(rows: list[Any], *, canary: bool) -> list[NetRow]:
 def _canary_address() -> bytes:
     from mcpguard.broker.canary import ADDRESS
 
-    return b"\0" * 10 + b"\xff\xff" + bytes(int(part) for part in ADDRESS.split("."))
+    return _mapped(ADDRESS)
+
+
+def _kept_canary() -> tuple[bytes, int]:
+    from mcpguard.model.plan import KEPT_CANARY
+
+    address, port = KEPT_CANARY
+    return _mapped(address), port
+
+
+def _mapped(address: str) -> bytes:
+    return b"\0" * 10 + b"\xff\xff" + bytes(int(part) for part in address.split("."))
 
 
 def _address(text: str) -> bytes:

@@ -113,7 +113,7 @@ class Launch:
             return
         request = LaunchRequest.from_json(received[0])
         _check_user(request, self.caller_uid)
-        engine.set_rules(request.network)
+        engine.set_rules(request.network, keeps=bool(request.kept))
         self._keep(request, received[1])
         if request.guard is not None:
             engine.set_guard(request.guard, request.switches)

@@ -63,12 +63,16 @@ class Ends:
 
     @classmethod
     def is_finished(cls, pid: int, end: End, channel: str) -> bool:
-        """Whether a process that wrote to this end has closed its side, so that whoever reads there gets no more.
+        """Whether a process that wrote to this end has closed its side, so that whoever reads there gets no more. Of one that
+        lives and does not show what it has open that cannot be told, and it has not.
 
         Args:
             channel: `pipe` or `unix`.
         """
-        return not cls.holds(pid, end) if channel == "pipe" else _is_shut(end[1])
+        if channel != "pipe":
+            return _is_shut(end[1])
+        held = cls.holds(pid, end)
+        return not held and not (held is None and _lives(pid))
 
 
 def standard_input() -> End | None:
@@ -88,6 +92,12 @@ def _is(path: str, end: End) -> bool:
     with contextlib.suppress(OSError):
         state = Path(path).stat()
         return (os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino) == end
+    return False
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in ("Z", "X")
     return False
 
 

@@ -31,6 +31,7 @@ EVERY_PROCESS = f"{QUIET}: as ps does for every process"
 SORTS = f"{QUIET}: a datagram socket chose the way to an address; nothing was sent"
 # The same, if the program also connects to that address over TCP (see `tally.Quiet`); else it wanted to send datagrams.
 MAY_SORT = f"{QUIET}: a datagram socket was to be connected"
+KEPT_CANARY_REFUSED = f"{QUIET}: the canary of a server that is kept to a profile, before it starts"
 # Go listens with it unasked, some programs connect with it.
 MULTIPATH = f"{QUIET}: programs ask for MPTCP and do without"
 # What resolvers take for the port where nothing else is at hand: glibc 0, Go 9, c-ares (curl, node) 53, musl 65535.

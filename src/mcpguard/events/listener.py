@@ -98,6 +98,8 @@ class Listener:
         self._skipped: list[tuple[tuple[tuple[int, int], ...], bool]] = []
         self._skipped_port: int | None = None
         self._around: Around | None = None
+        self._expected = False
+        self._unseen: list[Callable[[Around], list[Event]]] = []
         self._skipping = threading.Lock()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="mcpguard-messages", daemon=True)
@@ -119,8 +121,12 @@ class Listener:
         """What is said to this port on loopback, and from it, is told by somebody else. To be called early."""
         self._skipped_port = port
 
+    def expect(self) -> None:
+        """Keep what there is to look at until `show`: the agent does not wait for that. To be called before it starts."""
+        self._expected = True
+
     def show(self, around: Around) -> None:
-        """Have every message looked at. To be called early."""
+        """Have every message looked at."""
         self._around = around
 
     def stop(self) -> bool:
@@ -174,9 +180,11 @@ class Listener:
                 lost[UNREADABLE] += 1
         observer = self._watching()
         events = observer.feed(records)
+        for record in (record for record in records if record.ended):
+            events += self._shown(_ended(record, observer.exe_of(record.head.pid)))
         if self._around is not None:
-            for record in (record for record in records if record.ended):
-                events += self._around.ended(record.head.pid, observer.exe_of(record.head.pid), record.input)
+            unseen, self._unseen = self._unseen, []
+            events += [event for show in unseen for event in show(self._around)]
             if observer.waits:
                 events += self._around.ahead(observer.unanswered(ASKED_NS))
         self._tell(events, lost | observer.take_lost())
@@ -204,7 +212,15 @@ class Listener:
             lost = lost | {TOO_MANY: len(events) - room}
             del events[room:]
         events += [loss(now_ns, self._session, what, count) for what, count in lost.items() if count]
-        self._recorder.tell([*events, *self._around.look(events)] if self._around is not None and events else events)
+        self._recorder.tell([*events, *self._shown(lambda around: around.look(events))] if events else events)
+
+    def _shown(self, show: Callable[[Around], list[Event]]) -> list[Event]:
+        """What it says, now or later."""
+        if self._around is not None:
+            return show(self._around)
+        if self._expected and len(self._unseen) < MOST_UNTOLD:
+            self._unseen.append(show)
+        return []
 
     def _guard(self, step: Callable[[], bool | None]) -> bool:
         """An unexpected error is kept, because a dead thread would lose everything after it."""
@@ -214,3 +230,7 @@ class Listener:
             self.failure = self.failure or error
             self._tell([], {UNREADABLE: 1})
             return True
+
+
+def _ended(record: MessageRecord, exe: str | None) -> Callable[[Around], list[Event]]:
+    return lambda around: around.ended(record.head.pid, exe, record.input)

@@ -13,13 +13,14 @@ from mcpguard.events import doors
 from mcpguard.events.attribute import Attributor
 from mcpguard.events.calls import judge_call
 from mcpguard.events.finding import Finding
-from mcpguard.events.habits import OwnNames, of_sockets
+from mcpguard.events.habits import KEPT_CANARY_REFUSED, OwnNames, of_sockets
 from mcpguard.events.hosts import Hosts
 from mcpguard.events.judge import Judge
 from mcpguard.events.processes import Process, ProcessTable
 from mcpguard.events.sockets import SocketJudge
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
+from mcpguard.model.plan import KEPT_CANARY
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import replace
@@ -156,6 +157,8 @@ class Translator:
                 or of_sockets(record.op, record.protocol, record.port, known=self._hosts.of(record.address) is not None)
                 or detail
             )
+        if record.verdict is Verdict.DENY and (record.address, record.port) == KEPT_CANARY:
+            detail = KEPT_CANARY_REFUSED
         finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=detail)
         return replace(
             self._event(record.head, finding),

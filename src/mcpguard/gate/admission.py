@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Collection, Sequence
 
 from mcpguard.errors import HostError
+from mcpguard.model.plan import KEPT_CANARY
 from mcpguard.model.values import dataclass, field
 
 TYPE_CHECKING = False
@@ -75,6 +76,7 @@ class Admission:
             "cwd": self.cwd,
             "grants": self.grants,
             "filter": self.filter.hex(),
+            "canary": KEPT_CANARY if self.kept else None,
         }
 
     def gave(self, seen: Sequence[bytes]) -> bool:

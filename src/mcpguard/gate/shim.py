@@ -111,11 +111,29 @@ def _become(order: dict[str, Any], descriptors: list[int], line: int) -> NoRetur
         os.dup2(given, standard)
         os.close(given)
     os.chdir(order["cwd"])
+    if order["canary"]:
+        _try(order["canary"])
     if order["grants"] or order["filter"]:
         from mcpguard.gate.narrow import narrow
 
         narrow(order["grants"], bytes.fromhex(order["filter"]), line)
     os.execve(order["program"], order["argv"], order["environment"])
+
+
+def _try(canary: list[Any]) -> None:
+    """Go where only what keeps this server refuses to let it: nothing of it runs unless that was refused."""
+    attempt = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    try:
+        attempt.connect(tuple(canary))
+    except PermissionError:
+        attempt.close()
+        return
+    raise HostError(
+        "the MCP server was not started, because it is not kept to its profile",
+        why="the canary was let through where its own rules refuse it",
+        do="end the session and begin anew; if it stays so, report this with the output of `mcpguard doctor`",
+        code="mcp.not-kept",
+    )
 
 
 if __name__ == "__main__":

@@ -97,6 +97,11 @@ class GuardPlan:
     sockets: TablePlan
 
 
+# Where a server that is kept to less than its agent has tries to go before it starts: over UDP, where nothing is sent by that.
+# The session's tables allow it, where there are such servers, and those that keep them refuse it.
+KEPT_CANARY = ("127.86.71.2", 9)
+
+
 @dataclass(frozen=True, slots=True)
 class KeptPlan:
     """Destinations that are left to MCP servers that a rule keeps to a profile, of those that their agent has.

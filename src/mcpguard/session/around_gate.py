@@ -1,11 +1,12 @@
 """MCP servers that the agent starts around the gate are ended, as soon as what they are has been seen.
 
 Nobody judges what an agent and such a server say to each other. What is seen tells it: the first message of the protocol
-between the agent's own process and another process of the tree that the gate does not know. The kernel itself ends who answers
-such a question, so that nobody answers two. Here is ended who has not answered yet: whom a first question is for is told by
-who has the other end of its pipe or socket as standard input. Data that a program is given to read may hold the same words:
-then its end is closed behind them, and the program is left alone. So is a program of the tree that talks to a server of its
-own, as the tests of a server do: it has the same rights as any other there.
+between an agent and another process of the tree that the gate does not know. The kernel itself ends who answers such a
+question of one agent, so that nobody answers two: of the first process, or of what that launches in its place. Here is ended
+who answers another agent of the tree, and who has not answered yet: whom a first question is for is told by who has the other
+end of its pipe or socket as standard input. Data that a program is given to read may hold the same words: then its end is
+closed behind them, and the program is left alone. So is a program of the tree that talks to a server of its own, as the tests
+of a server do: it has the same rights as any other there.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import os
 import re
 import signal
 import stat
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mcpguard.events.ends import Ends
@@ -26,6 +28,7 @@ from mcpguard.kernel import cgroup
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind, McpMessage
 from mcpguard.model.rule import Origin
+from mcpguard.session.agent_programs import Agents, parent
 from mcpguard.session.gate import SHIM, SHIM_WORDS
 
 TYPE_CHECKING = False
@@ -39,6 +42,9 @@ _MOST_LOOKS = 100
 # For so long a gate may still say that a connection is its own, where that is to be expected.
 UNKNOWN_NS = 250_000_000
 _METHODS = ("tools/", "resources/", "prompts/", "server/discover")
+# For so long after the start it is looked what a launcher launches, and how often: before that asks its first server.
+FOLLOWED_S = 10.0
+_FOLLOW_S = 0.01
 
 
 class AroundGate:
@@ -46,15 +52,20 @@ class AroundGate:
 
     Attributes:
         agent: PID of its first process.
+        told: that is an agent, which was told of the gate.
+        agents: which other processes are.
     """
 
-    def __init__(self, session: str, agent: int, leaf: str) -> None:
+    def __init__(self, session: str, agent: int, leaf: str, program: str | None = None, *, told: bool = True) -> None:
         """
         Args:
             leaf: path of the session's cgroup leaf.
+            program: what the agent was started as.
         """
         self._session = session
         self.agent = agent
+        self.told = told
+        self.agents = Agents(program)
         self._ends = Ends(leaf)
         self._leaf = leaf
         self._ended: set[int] = set()
@@ -66,11 +77,11 @@ class AroundGate:
             message = event.mcp
             if message is None or message.transport != "stdio" or message.peer is None or not _is_mcp(message):
                 continue
-            server = message.peer.pid
-            if message.client is None or not self._is_agent(message.client.pid) or server in self._ended:
+            server, client = message.peer.pid, message.client
+            if client is None or server in self._ended or not self._is_agent(client.pid, client.exe):
                 continue
             # Who prints what it was given to read says questions, too, but no answers to them.
-            if event.op == "response" or not self._is_given_data(message.client.pid, server):
+            if event.op == "response" or not self._is_given_data(client.pid, server):
                 self._ended.add(server)
                 if self._end(server):
                     found.append(self._told(message.server, server, message.peer.exe))
@@ -105,27 +116,22 @@ class AroundGate:
                 message is None
                 or message.client is None
                 or not _is_mcp(message)
-                or not self._is_agent(message.client.pid)
+                or not self._is_agent(message.client.pid, message.client.exe)
                 or not (one.alone or one.age_ns >= UNKNOWN_NS)
                 or self._ends.is_finished(message.client.pid, one.end, one.channel)
             ):
                 continue
             for server in self._reading(one.end):
-                if server not in (self.agent, message.client.pid) and not self._may_be_known(server, one.age_ns):
+                client = message.client.pid
+                if server not in (self.agent, client) and not self._may_be_known(server, client, one.age_ns):
                     found += self._end_reader(server)
         return found
 
-    def _may_be_known(self, pid: int, age_ns: int) -> bool:
+    @staticmethod
+    def _may_be_known(pid: int, client: int, age_ns: int) -> bool:
         """Whether it asks the gate, or does so soon: a shim, what is about to execute one, and for a moment what starts one."""
         # In this order: what is a copy now may be a shim in a moment.
-        return _is_shim(pid) if age_ns >= UNKNOWN_NS else self._is_copy(pid) or _mentions_shim(pid)
-
-    def _is_copy(self, pid: int) -> bool:
-        """Whether it has executed nothing since the agent made it."""
-        with contextlib.suppress(OSError):
-            own, its = (Path(f"/proc/{one}/cmdline").read_bytes() for one in (self.agent, pid))
-            return own == its and Path(f"/proc/{pid}/exe").samefile(f"/proc/{self.agent}/exe")
-        return False
+        return _is_shim(pid) if age_ns >= UNKNOWN_NS else _is_copy(pid, client) or _mentions_shim(pid)
 
     def _end_reader(self, pid: int) -> list[Event]:
         exe = _exe_of(pid)
@@ -147,14 +153,40 @@ class AroundGate:
             seen.update(found)
             yield from found
 
-    def _is_agent(self, pid: int) -> bool:
-        """The first process, or one that runs the same program as its child: some agents start themselves again."""
-        if pid == self.agent:
+    def follow(self, mark: Callable[[int], None]) -> None:
+        """Have it told, in a thread, which process takes the place of a first one that only launches the agent.
+
+        It is looked for while sessions begin, when nobody has said anything to the agent yet, and has what the first one has as
+        standard input and output. Later ones are agents as well, but not the one that the kernel knows.
+        """
+        threading.Thread(target=self._follow, args=(mark,), name="mcpguard-agent", daemon=True).start()
+
+    def _follow(self, mark: Callable[[int], None]) -> None:
+        current, until = self.agent, time.monotonic() + FOLLOWED_S
+        while time.monotonic() < until and not self.agents.is_by_itself(current):
+            found = self._launched_by(current)
+            if found is None:
+                time.sleep(_FOLLOW_S)
+            else:
+                current = found
+                mark(found)
+
+    def _launched_by(self, launcher: int) -> int | None:
+        """An agent that it has started in its place."""
+        with contextlib.suppress(OSError):
+            for pid in cgroup.processes(self._leaf):
+                if parent(pid) == launcher and _has_the_same(launcher, pid, 0, 1) and self.agents.has(pid):
+                    return pid
+        return None
+
+    def _is_agent(self, pid: int, exe: str | None) -> bool:
+        """The first process, any that runs an agent's program, or a child of the first that runs the same again, as some
+        agents do."""
+        if (pid == self.agent and self.told) or self.agents.has(pid, exe):
             return True
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        with contextlib.suppress(OSError):
             same = Path(f"/proc/{pid}/exe").readlink() == Path(f"/proc/{self.agent}/exe").readlink()
-            return parent == self.agent and same and self._is_again(pid)
+            return self.told and same and parent(pid) == self.agent and self._is_again(pid)
         return False
 
     def _is_again(self, pid: int) -> bool:
@@ -188,6 +220,24 @@ class AroundGate:
             rule=RULE,
             detail=why,
         )
+
+
+def _is_copy(pid: int, client: int) -> bool:
+    """Whether it has executed nothing since the client made it."""
+    with contextlib.suppress(OSError):
+        own, its = (Path(f"/proc/{one}/cmdline").read_bytes() for one in (client, pid))
+        return own == its and Path(f"/proc/{pid}/exe").samefile(f"/proc/{client}/exe")
+    return False
+
+
+def _has_the_same(one: int, other: int, *numbers: int) -> bool:
+    """Whether two processes have the same open under these numbers, as far as they show it."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        try:
+            return all(Path(f"/proc/{one}/fd/{number}").samefile(f"/proc/{other}/fd/{number}") for number in numbers)
+        except PermissionError:
+            return True
+    return False
 
 
 def _programs(words: Sequence[bytes]) -> set[bytes]:

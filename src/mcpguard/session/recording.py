@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from mcpguard.errors import HostError, StoreError, UsageError
 from mcpguard.events import unrecorded
@@ -182,12 +183,23 @@ class Recording:
         if self._listener is not None:
             self._listener.skip(ends, served)
 
-    def show_messages(self, around: AroundGate) -> None:
-        """Have it see every MCP message that is put on record, and those whose server nobody knows; what it returns is, too.
-        From now on the kernel ends whoever answers its agent within the tree."""
+    def guard_messages(self, agent: int) -> None:
+        """From now on the kernel ends whoever answers this process within the tree, and what is to be shown by `show_messages`
+        is kept for that. To be called before the agent starts.
+
+        Args:
+            agent: 0: no process is an agent yet.
+        """
         if self._listener is not None and self._counters is not None:
+            self._listener.expect()
+            self._counters.write(_AGENT_AT, agent)
+
+    def show_messages(self, around: AroundGate) -> None:
+        """Have it see every MCP message that is put on record, and those whose server nobody knows; what it returns is, too."""
+        if self._listener is not None and self._counters is not None and self._recorder is not None:
+            around.agents.who = self._recorder.processes.get
             self._listener.show(around)
-            self._counters.write(_AGENT_AT, around.agent)
+            around.follow(partial(self._counters.write, _AGENT_AT))
 
     def skip_port(self, port: int) -> None:
         """MCP messages to and from this port on loopback are told by somebody else."""

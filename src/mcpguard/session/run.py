@@ -114,7 +114,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     recording = Recording.begin(session, policy, command, tier, holds, notes, options.modes)
     edits = None
     try:
-        facts = _start(broker, recording, start.resolver, fixed)
+        facts = _start(broker, recording, start.resolver, fixed, guarded)
         kept = {slot: (one.rule, one.own) for slot, one in zip(facts["kept"], _kept(guarded), strict=True)}
         start.resolver.start(policy, broker.descriptors, kept, ask=options.ask)
         watch.agent_started(int(facts["pid"]))
@@ -125,8 +125,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
                 recording.skip_port(guarded.gate.port)
             leaf = str(facts["cgroup"])
             guarded.gate.start(leaf, recording.skip_messages, ask=options.ask)
-            if around := guarded.around(session, int(facts["pid"]), leaf):
-                recording.show_messages(around)
+            recording.show_messages(guarded.around(session, int(facts["pid"]), leaf))
         if later:
             later.start()
         if hooks:
@@ -184,7 +183,7 @@ def _tier_1_failed(asked: str | None) -> bool:
 
 
 def _start(
-    broker: client.Broker, recording: Recording, resolver: Resolver, fixed: network.FixedNames
+    broker: client.Broker, recording: Recording, resolver: Resolver, fixed: network.FixedNames, guarded: Servers | None
 ) -> Mapping[str, Any]:
     """Have the agent started and put on record, once the child is confined; the broker's facts.
 
@@ -194,6 +193,8 @@ def _start(
     try:
         facts = broker.confined()
         recording.attach(broker.descriptors, facts, resolver.feed, fixed.hosts)
+        if guarded:
+            recording.guard_messages(int(facts["pid"]) if guarded.known else 0)
         broker.go()
     except BaseException:
         recording.not_started(FAILED)

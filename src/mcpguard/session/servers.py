@@ -20,10 +20,10 @@ from mcpguard.model.values import dataclass, replace
 from mcpguard.policy.decide import decide_unix
 from mcpguard.policy.network import mapped
 from mcpguard.session.agents import tell
-from mcpguard.session.around_gate import AroundGate
 from mcpguard.session.gate import Gate, plain
 
 if TYPE_CHECKING:
+    from mcpguard.session.around_gate import AroundGate
     from mcpguard.session.confinement import Confined
 
 _MOST_NAMED = 5
@@ -49,12 +49,13 @@ class Servers:
     known: bool
     kept: tuple[Confined, ...] = ()
 
-    def around(self, session: str, agent: int, leaf: str) -> AroundGate | None:
-        """What is to see every message that the gate does not judge; None: the command is no agent that was told of the gate,
-        so what it starts is its own, as the servers are that a suite of tests starts."""
-        if not self.known:
-            return None
-        return AroundGate(session, agent, leaf)
+    def around(self, session: str, agent: int, leaf: str) -> AroundGate:
+        """What is to see every message that the gate does not judge. Where the command is no agent that was told of the gate,
+        what it starts is its own, as the servers are that a suite of tests starts; what agents start below it is not."""
+        from mcpguard.session.around_gate import AroundGate  # nobody who starts an agent waits for it
+
+        program = _found(self.command[0], self.environment.get("PATH", "")) if self.known else None
+        return AroundGate(session, agent, leaf, program, told=self.known)
 
 
 def begin(policy: Policy, session: str, command: Sequence[str], environment: dict[str, str]) -> Servers:
@@ -81,6 +82,12 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
     return Servers(gate, _reaching(policy, gate.port), told.command, told.environment, note, told.known, tuple(kept))
 
 
+def _found(program: str, folders: str) -> str | None:
+    """Where a program lies that is started by this name."""
+    places = [program] if "/" in program else [f"{folder}/{program}" for folder in folders.split(":")]
+    return next((place for place in places if os.access(place, os.X_OK)), None)
+
+
 def _may_connect(policy: Policy, path: str) -> bool:
     return decide_unix(policy, os.path.realpath(path), foreign=True).verdict is not Verdict.DENY
 
@@ -105,7 +112,10 @@ def _confined(policy: Policy) -> tuple[Policy, list[Confined]]:
 
 def _unknown(program: str) -> str:
     name = printable(program.rpartition("/")[2])
-    return f"{name} is no agent that mcpguard can tell of the gate: MCP servers that it starts by itself are not judged"
+    return (
+        f"{name} is no agent that mcpguard can tell of the gate: MCP servers that it starts by itself are not judged, "
+        "and those that an agent starts below it are ended"
+    )
 
 
 def _waiting(names: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import arena
 import pytest
 from arena import Finished, Json, Sandbox, World
-from asked import Lane
+from asked import STOCK, Lane
 
 from mcpguard.backends import calls, guard, tracing
 from mcpguard.backends.calls import Calls, _function
@@ -36,8 +36,10 @@ files:
   write: ["{workspace}"]
   deny: ["{workspace}/vault"]
 """
-# The kernel's limit is a million; what comes near it on one kernel is refused on the next. The dearest program costs 67 200.
+# The kernel's limit is a million; what comes near it on one kernel is refused on the next. The dearest program costs
+# 95 900 on 6.12, and 130 400 on 7.3, whose verifier tells more states apart.
 MOST_INSTRUCTIONS = 100_000
+MOST_ON_NEWER = 150_000
 RMDIR = 84
 
 
@@ -86,7 +88,7 @@ def test_the_best_tier_is_chosen_and_recorded(chosen: Ran, world: World, tier: i
 
 def test_the_record_says_what_holds(chosen: Ran, tier: int, lane: Lane) -> None:
     files = next(part for part in chosen.session.coverage if part.kind == "files")
-    if tier == 2 and tiers.preemption() not in ("none", "voluntary"):
+    if tier == 2 and lane.preempts:
         assert "preempts at will" in " ".join(files.gaps), files
     else:
         assert not files.gaps, files
@@ -182,7 +184,7 @@ def test_only_where_programs_may_be_skipped_everybody_pays_for_the_record(lane: 
         armed = tiers.arm(leaf, tier)
         try:
             assert tracing.detach_verify(armed.engine) == []
-            skips = tiers.preemption() not in ("none", "voluntary")
+            skips = lane.preempts
             everybodys = {ANY_CALL, ANY_SEND} & armed.engine.linked()
             assert everybodys == ({ANY_CALL, ANY_SEND} if skips else set()), armed.engine.absent
             assert bool(tracing.why_everybody_pays(armed.engine)) == skips
@@ -246,7 +248,7 @@ def test_where_one_program_does_not_hold_the_tracepoint_stands_in_for_all(
     lane: Lane, spoil: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A record with a hole would be worse than one that costs more."""
-    if tiers.preemption() not in ("none", "voluntary"):
+    if lane.preempts:
         lane.not_here("programs on calls are not used")
     another_build(tmp_path / "objects", monkeypatch)
     spoil(monkeypatch)
@@ -266,7 +268,7 @@ def test_so_few_are_attached_that_all_can_go_at_once(
     lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel takes 256 links apart at a time, and stands still when all of them wait for what comes after."""
-    if tiers.preemption() not in ("none", "voluntary"):
+    if lane.preempts:
         lane.not_here("programs on calls are not used")
     engines = []
     for number in range(3):
@@ -300,4 +302,5 @@ def test_what_the_programs_cost_the_verifier_is_bounded(chosen: Ran, lane: Lane,
         told = {"kernel": os.uname().release, "tier": tier, "verified_insns": dict(sorted(cost.items()))}
         (Path(out) / "verifier.json").write_text(json.dumps(told, indent=1) + "\n")
     assert len([name for name in cost if name.startswith(("mg_lsm_", "mg_mod_"))]) > 30
-    assert {name: count for name, count in cost.items() if not 0 < count < MOST_INSTRUCTIONS} == {}
+    most = MOST_INSTRUCTIONS if lane.kernel in STOCK else MOST_ON_NEWER
+    assert {name: count for name, count in cost.items() if not 0 < count < most} == {}
