@@ -73,8 +73,8 @@ def _new_walk(policy: Policy, automaton: Automaton, sockets: Sequence[str], prog
 def beginnings(rules: Iterable[PathRule]) -> Wildcards:
     """Every name that can stand right behind a `**`, and more.
 
-    To the automaton `?` and `[...]` are bytes, and `[^x]` is a negation: what a shell's pattern would leave out must not be left
-    out here, so anything may stand from there on.
+    To the automaton `?` and `[...]` are bytes, and `[^x]` is a negation: what a shell's pattern leaves out must not be left out
+    here, so anything may stand from there on.
     """
     return Wildcards(
         re.sub(r"\*?[?[].*", "*", after, count=1, flags=re.DOTALL)
