@@ -74,13 +74,13 @@ static __always_inline int mg_ask_of_process(const struct mg_session *session, _
 
 MG_HOOK(file_open)
 {
-	struct mg_session *session = mg_guarded();
+	struct mg_session *session = mg_guarded_itself();
 	struct file *file;
 	__u32 flags, access;
 	__u64 dentry;
 	int answer;
 
-	if (!session || mg_on_behalf())
+	if (!session)
 		return 0;
 	file = (void *)ctx[0];
 	flags = file->f_flags;
@@ -163,17 +163,22 @@ MG_HOOK(file_mprotect)
 
 /* --- names: made, removed, moved ------------------------------------------------------------------------------ */
 
-static __always_inline int mg_change(__u64 *ctx, __u32 place, __u8 op)
+static __always_inline int mg_change(const struct mg_session *session, __u64 *ctx, __u32 place, __u8 op)
 {
-	struct mg_session *session = mg_guarded();
-
 	return session ? mg_ask_by_path(session, mg_given(ctx, place), MG_WRITE, op) : 0;
 }
 
-#define MG_CHANGES(hook, place, op)				\
-	MG_HOOK(hook)						\
-	{							\
-		return mg_change(ctx, place, op);		\
+#define MG_CHANGES(hook, place, op)						\
+	MG_HOOK(hook)								\
+	{									\
+		return mg_change(mg_guarded(), ctx, place, op);			\
+	}
+
+/* Unlike the path_* hooks these are asked again for the layers of a stacked file system. */
+#define MG_CHANGES_INODE(hook, place, op)					\
+	MG_HOOK(hook)								\
+	{									\
+		return mg_change(mg_guarded_itself(), ctx, place, op);		\
 	}
 
 MG_CHANGES(path_mknod, 1, MG_OP_MKNOD)
@@ -181,17 +186,16 @@ MG_CHANGES(path_mkdir, 1, MG_OP_MKDIR)
 MG_CHANGES(path_symlink, 1, MG_OP_SYMLINK)
 MG_CHANGES(path_unlink, 1, MG_OP_UNLINK)
 MG_CHANGES(path_rmdir, 1, MG_OP_RMDIR)
-MG_CHANGES(inode_create, 1, MG_OP_CREATE)
-MG_CHANGES(inode_mknod, 1, MG_OP_MKNOD)
-MG_CHANGES(inode_mkdir, 1, MG_OP_MKDIR)
-MG_CHANGES(inode_symlink, 1, MG_OP_SYMLINK)
-MG_CHANGES(inode_unlink, 1, MG_OP_UNLINK)
-MG_CHANGES(inode_rmdir, 1, MG_OP_RMDIR)
+MG_CHANGES_INODE(inode_create, 1, MG_OP_CREATE)
+MG_CHANGES_INODE(inode_mknod, 1, MG_OP_MKNOD)
+MG_CHANGES_INODE(inode_mkdir, 1, MG_OP_MKDIR)
+MG_CHANGES_INODE(inode_symlink, 1, MG_OP_SYMLINK)
+MG_CHANGES_INODE(inode_unlink, 1, MG_OP_UNLINK)
+MG_CHANGES_INODE(inode_rmdir, 1, MG_OP_RMDIR)
 
 /* A second name may not open the file wider than the first. */
-static __always_inline int mg_linked(__u64 *ctx)
+static __always_inline int mg_linked(const struct mg_session *session, __u64 *ctx)
 {
-	struct mg_session *session = mg_guarded();
 	__u32 missing, allowed;
 	__u64 source, name;
 	struct mg_seen seen;
@@ -218,12 +222,12 @@ static __always_inline int mg_linked(__u64 *ctx)
 
 MG_HOOK(path_link)
 {
-	return mg_linked(ctx);
+	return mg_linked(mg_guarded(), ctx);
 }
 
 MG_HOOK(inode_link)
 {
-	return mg_linked(ctx);
+	return mg_linked(mg_guarded_itself(), ctx);
 }
 
 static __always_inline int mg_is_directory(__u64 address)
@@ -271,7 +275,7 @@ MG_HOOK(path_rename)
 /* Called once for each direction of an exchange. */
 MG_HOOK(inode_rename)
 {
-	struct mg_session *session = mg_guarded();
+	struct mg_session *session = mg_guarded_itself();
 
 	return session ? mg_renamed(session, ctx, MG_OP_RENAME) : 0;
 }
@@ -306,16 +310,18 @@ MG_HOOK(path_truncate)
 
 static __always_inline int mg_change_attribute(__u64 *ctx, __u32 place, __u8 op)
 {
-	struct mg_session *session = mg_guarded();
+	struct mg_session *session = mg_guarded_itself();
 	__u64 dentry;
 
-	if (!session || mg_on_behalf())
+	if (!session)
 		return 0;
 	dentry = mg_given(ctx, place);
 	return mg_is_internal(dentry) ? 0 : mg_ask_by_path(session, dentry, MG_WRITE, op);
 }
 
-/* Times; and with path_* hooks missing, mode, owner and size. What the kernel itself corrects on the way (FORCE) is no request. */
+/* Times; and with path_* hooks missing, mode, owner and size. What the kernel itself corrects on the way (FORCE) is no request; but
+ * it comes along with one when a file is truncated that has privileges.
+ */
 MG_HOOK(inode_setattr)
 {
 	__u32 place = mg_layout.setattr_dentry, valid;
@@ -325,7 +331,7 @@ MG_HOOK(inode_setattr)
 		return 0;
 	attributes = (void *)mg_given(ctx, place + 1);
 	valid = BPF_CORE_READ(attributes, ia_valid);
-	if (valid & MG_ATTR_FORCE || (!mg_layout.inode_hooks && valid & MG_ATTR_BY_PATH))
+	if (mg_layout.inode_hooks ? valid & MG_ATTR_FORCE && !(valid & MG_ATTR_SIZE) : valid & (MG_ATTR_FORCE | MG_ATTR_BY_PATH))
 		return 0;
 	return mg_change_attribute(ctx, place, valid & MG_ATTR_BY_PATH ? MG_OP_CHMOD : MG_OP_UTIMES);
 }

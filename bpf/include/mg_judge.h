@@ -57,6 +57,14 @@ static __always_inline int mg_on_behalf(void)
 	return capabilities & MG_CAP_SYS_ADMIN && !MG_READ(struct user_namespace, MG_READ(struct cred, cred, user_ns), level);
 }
 
+/* The session of a task that acts for itself. */
+static __always_inline struct mg_session *mg_guarded_itself(void)
+{
+	struct mg_session *session = mg_guarded();
+
+	return session && !mg_on_behalf() ? session : 0;
+}
+
 /* Is a task of the caller's own tree? To who is kept to less than the tree has only those that are kept with it are. */
 static __always_inline int mg_is_own_task(__u64 address)
 {

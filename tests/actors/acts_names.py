@@ -34,8 +34,8 @@ from acts_file import (
 X86 = os.uname().machine == "x86_64"
 SYS_EXECVEAT, SYS_IOPRIO_SET, SYS_PIVOT_ROOT = (322, 251, 155) if X86 else (281, 30, 41)
 AT_EMPTY_PATH, AT_SYMLINK_FOLLOW, RENAME_WHITEOUT = 0x1000, 0x400, 4
-FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, NODUMP = 0x80086601, 0x40086602, 0x40
-FICLONE, SUBVOL_CREATE, SNAP_CREATE_V2 = 0x40049409, 0x5000940E, 0x50009417
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, NODUMP, XFLAG_NODUMP = 0x80086601, 0x40086602, 0x40, 0x80
+FICLONE, FIDEDUPERANGE, SUBVOL_CREATE, SNAP_CREATE_V2 = 0x40049409, 0xC0189436, 0x5000940E, 0x50009417
 READ_IMPLIES_EXEC = 0x0400000
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
 WAIT_SECONDS = 180
@@ -206,6 +206,37 @@ ATTRIBUTES: dict[str, Callable[[str], object]] = {
 }
 
 
+def in_words(number: int, path: str, *words: object) -> None:
+    """A call that names a file by its path from the current folder."""
+    call(number, AT_FDCWD, path.encode(), *words)
+
+
+def xattr_by_call(path: str) -> None:
+    value = ctypes.create_string_buffer(b"1", 1)
+    wanted = ctypes.create_string_buffer(struct.pack("=QII", ctypes.addressof(value), 1, 0), 16)
+    in_words(463, path, 0, b"user.mark", ctypes.byref(wanted), 16)
+
+
+def flags_by_call(path: str) -> None:
+    wanted = ctypes.create_string_buffer(struct.pack("=QIIII", XFLAG_NODUMP, 0, 0, 0, 0), 24)
+    in_words(469, path, ctypes.byref(wanted), 24, 0)
+
+
+# Calls that came after Linux 6.1, each the number that it has everywhere.
+NEWER: dict[str, Callable[[str], object]] = {
+    "fchmodat2": lambda path: in_words(452, path, 0o640, 0),
+    "setxattrat": xattr_by_call,
+    "removexattrat": lambda path: in_words(466, path, 0, b"user.old"),
+    "file_setattr": flags_by_call,
+}
+
+
+@act
+def set_by_newer_call(how: str, path: str) -> None:
+    """The same by a call that not every kernel has."""
+    NEWER[how](path)
+
+
 @act
 def set_attribute(how: str, path: str) -> None:
     """Change something about a file that is not its content."""
@@ -235,6 +266,19 @@ def clone_file(source: str, to: str) -> str:
     made = os.open(to, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.ioctl(made, FICLONE, fd)
     return os.pread(made, 4096, 0).decode()
+
+
+@act
+def dedupe_file(source: str, to: str) -> str:
+    """Have two files share what is alike in them; neither needs to be open for writing."""
+    size = os.stat(source).st_size
+    fd, other = os.open(source, os.O_RDONLY), os.open(to, os.O_RDONLY)
+    wanted = bytearray(struct.pack("=QQHHIqQQiI", 0, size, 1, 0, 0, other, 0, 0, 0, 0))
+    fcntl.ioctl(fd, FIDEDUPERANGE, wanted)
+    status = struct.unpack_from("=i", wanted, 48)[0]
+    if status < 0:
+        raise OSError(-status, os.strerror(-status), to)
+    return "differs" if status else "alike"
 
 
 @act
@@ -410,8 +454,10 @@ def unmount(path: str) -> None:
 
 
 @act
-def outlive(door: str, path: str, result: str) -> None:
-    """Read, have the guard's own processes killed, read again; what became of both goes into a file."""
+def outlive(door: str, path: str, result: str, host: str) -> None:
+    """Ask for a name and read, have the guard's own processes killed, read again; what became of both goes into a file."""
+    with contextlib.suppress(OSError):
+        socket.getaddrinfo(host, 443)
     before = outcome(path)
     time.sleep(3)  # what is on its way into the record gets there
     ask(door, "kill the guard")

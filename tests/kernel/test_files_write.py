@@ -63,6 +63,8 @@ ANCESTORS = {
     "of all": "{home}",
 }
 
+TO_ANOTHER_MOUNT = "import os, tempfile; os.rename('leaving', tempfile.mkdtemp() + '/leaving')"
+
 # What the protected folders of each world looked like before the acts, by the root of the world and the place.
 remembered: dict[Path, dict[str, dict[str, tuple[object, ...]]]] = {}
 
@@ -89,6 +91,8 @@ def tasks(world: World) -> Sequence[Task]:
     for name, path in ANCESTORS.items():
         filled = path.format(home=world.home, project=world.project)
         wanted.append(Task(name, "move_and_back", {"path": filled}))
+    (world.project / "leaving").mkdir()
+    wanted.append(Task("to another mount", "run_program", {"command": ["python3", "-c", TO_ANOTHER_MOUNT]}))
     remembered[world.root] = {place: snapshot(target(world, place)) for place in PROTECTED}
     return wanted
 
@@ -131,6 +135,14 @@ def test_nothing_about_the_protected_files_changed(place: str, writers: Duel) ->
 def test_a_folder_above_what_is_protected_stays_where_it_is(name: str, writers: Duel) -> None:
     writers.assert_refused(name)
     writers.assert_recorded(name)
+
+
+def test_a_folder_that_does_not_move_to_another_mount_is_told(writers: Duel) -> None:
+    assert writers.control["to another mount"].ok
+    told = [e for e in writers.events if e["op"] == "rename" and e.get("path", "").endswith("/leaving")]
+    stopped = not writers.guarded["to another mount"].ok
+    assert [e["verdict"] for e in told] == ["deny" if stopped else "allow"]
+    assert not stopped or "a protected path lies below it" in told[0]["detail"]
 
 
 @pytest.mark.parametrize("name", PERSISTENCE)

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.kernel]
 CLIENT = """
 import json, subprocess, sys
 
-def answered(command, patience):
+def answered(command, patience, before=""):
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     def ask(id, method, **params):
         try:
@@ -26,6 +26,7 @@ def answered(command, patience):
         except BrokenPipeError:
             return False
         return bool(server.stdout.readline())
+    before and ask(0, before)
     first = ask(1, "initialize", protocolVersion="2025-11-25", capabilities={})
     try:
         patience and server.wait(patience)
@@ -67,9 +68,11 @@ if os.fork() == 0:
     print(json.dumps({"not executed": client.answered(json.loads(command), float(patience))}), flush=True)
     os._exit(0)
 os.wait()
+begun = client.answered(json.loads(command), float(patience), "roots/list")
+print(json.dumps({"begins as servers do": begun}), flush=True)
 print(json.dumps({"itself": client.answered(json.loads(command), 0)}), flush=True)
 """
-WAYS = ("by a shell", "copied", "in memory", "double fork", "not executed", "itself")
+WAYS = ("by a shell", "copied", "in memory", "double fork", "not executed", "begins as servers do", "itself")
 
 
 @pytest.fixture

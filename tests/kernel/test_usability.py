@@ -63,6 +63,8 @@ SCRIPTS = {
     "git worktree": "git worktree add -q other && cd other && git commit -q --allow-empty -m Other && git log -1",
     "git config in a clone": "git clone -q origin.git second && git -C second config user.name Somebody",
     "venv and pip": "python3 -m venv env && env/bin/pip install -q --no-index ./hello-1*.whl && env/bin/hello",
+    "pip uninstall": "env/bin/pip uninstall -q -y hello",
+    "move to the temporary folder": "echo > moved && mv moved $(mktemp -d)",
     "pytest": f"{sys.executable} -m pytest -q -p no:cacheprovider test_pool.py",
     "node": "node -e \"require('fs').writeFileSync('by-node', 'x'); console.log(os.userInfo().username)\"",
     "npm script": "npm run --silent hello",

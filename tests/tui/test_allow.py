@@ -512,7 +512,7 @@ def test_a_built_in_denial_asks_for_the_path_to_be_typed_and_the_next_run_has_it
         await pilot.press("y")
         await until(pilot, lambda: "what runs now stays refused" in notes(app) and own.exists())
         assert [one.path for one in load("default").exceptions] == ["~/.npmrc"]
-        assert not line.asked
+        assert not line.asked and app._line == ""
 
     watch(recorded, line, steps)
 
@@ -530,6 +530,9 @@ def test_nothing_but_the_path_itself_will_do(
         await pilot.press(*wrong, "enter")
         await pilot.pause(0.2)
         assert isinstance(app.screen, PurposeScreen)
+        # What is typed here is no filter of the stream behind it, and it can be mended.
+        assert app.screen.query_one(Input).display and app.screen.query_one(Input).has_focus
+        assert app._line == ""
         await pilot.press("escape")
         await until(pilot, lambda: not isinstance(app.screen, PurposeScreen))
         assert not own.exists() and not line.asked

@@ -30,6 +30,7 @@ from mcpguard.session import questions
 from mcpguard.tui.allow import CallScreen, PurposeScreen, ScopeScreen, WriteScreen
 from mcpguard.tui.app import TABS, WatchApp
 from mcpguard.tui.colours import ANSI_DARK, ANSI_LIGHT, DARK, LIGHT
+from mcpguard.tui.footer import Keys
 from mcpguard.tui.help import HelpScreen
 from mcpguard.tui.questions import Questions
 from mcpguard.tui.stream import EventStream
@@ -234,6 +235,33 @@ def test_the_screen_looks_as_it_did(name: str, size: tuple[int, int], fixed: Rec
     for theme, (lines, told) in themes.items():
         assert texts(lines) == kept.read_text(), theme
         assert faint(told) == [], theme
+
+
+@pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("name", [name for name in SHOWS if name != "help"])
+def test_every_key_has_its_place_at_the_bottom(name: str, size: tuple[int, int], fixed: Recorded) -> None:
+    async def scene() -> None:
+        app = fixed.app(os.environ["HOME"])
+        async with app.run_test(size=size) as pilot:
+            await until(pilot, lambda: app._summed == app._last > 0)
+            app._draw()
+            await SHOWS[name](app, pilot)
+            shown = {bound.binding.action for bound in app.screen.active_bindings.values() if bound.binding.show}
+            if name not in OVER_ANOTHER:
+                shown |= {"help", "command_palette", "app.command_palette"} & {
+                    one.binding.action for one in app.screen.active_bindings.values()
+                }
+
+            def placed() -> bool:
+                keys = app.screen.query_one(Keys)
+                regions = {key.action: key.region for key in keys.query("FooterKey")}
+                inside = all(region and region in keys.region for region in regions.values())
+                return inside and shown <= set(regions) and len(set(regions.values())) == len(regions)
+
+            await until(pilot, placed, f"{shown}")
+            assert app.screen.query_one(Keys).region in app.screen.region
+
+    asyncio.run(scene())
 
 
 @pytest.mark.parametrize("tab", TABS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -507,5 +508,26 @@ def test_age_processor_and_memory_stay_in_sight_beside_a_long_command(recorded: 
         app._draw()
         await until(pilot, lambda: "12% 45M" in drawn_text(app), drawn_text(app))
         assert f"{AGENT}" in drawn_text(app).partition("12% 45M")[0]
+
+    watch(recorded, steps)
+
+
+def test_what_was_on_the_screen_is_let_go(recorded: Recorded) -> None:
+    """Lines that were drawn hold one another: only the collector frees them, and what it put aside it would not look at."""
+    recorded.story()
+
+    class Line:
+        own: Line
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        app._tidy()
+        for _ in range(3):
+            line = Line()
+            line.own, seen = line, weakref.ref(line)
+            app._tidy()
+            assert seen() is line
+            del line
+            app._tidy()
+            assert seen() is None
 
     watch(recorded, steps)

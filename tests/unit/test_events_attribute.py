@@ -35,6 +35,7 @@ class Place:
         self.root = root
         self.uid, self.gid, self.groups = os.geteuid(), os.getegid(), tuple(os.getgroups())
         self.audit = False
+        self.rules: list[tuple[Effect, Access, str]] = []
         self.table = ProcessTable(AGENT)
 
     def judge(self, record: PathCallRecord) -> Finding | None:
@@ -58,6 +59,8 @@ class Place:
             (Effect.ALLOW, READ, "/proc"),
             (Effect.ALLOW, READ, f"{self.root.parent}/readable"),
             (Effect.DENY, ALL, "/**/.env"),
+            (Effect.READONLY, WRITE, f"{self.root}/**/.husky"),
+            *self.rules,
         ]
         user = User(self.uid, self.gid, self.groups, "somebody", "/nowhere")
         policy = make_policy(*rules, user=user, audit=self.audit)
@@ -247,6 +250,26 @@ def test_another_file_system_is_not_ours_unless_the_policy_refuses(place: Place)
     assert place.judge(refused("rename", free, errno.EXDEV, access=WRITE, path2=place.root / "x", follow=False)) is None
     found = place.judge(refused("rename", ro, errno.EXDEV, access=WRITE, path2=place.root / "x", follow=False))
     assert rule_text(found).endswith("/ro")
+
+
+def test_a_rename_to_another_mount_may_have_been_of_a_file(place: Place) -> None:
+    source, target = place.root / "free/it", place.root.parent / "readable/it"
+    place.rules = [(Effect.ALLOW, ALL, f"{place.root.parent}/readable")]
+
+    def found(path: Path, error: int = errno.EXDEV, op: str = "rename") -> Finding:
+        # As the kernel tells an absolute path: it began nowhere.
+        finding = place.judge(refused(op, path, error, access=WRITE, base="", path2=target, follow=False))
+        assert finding is not None and finding.detail == "a protected path lies below it"
+        return finding
+
+    assert found(source).unsure
+    assert not found(source, errno.EACCES).unsure
+    assert not found(source, op="exchange").unsure
+    # Where a link leads to can be changed before it is looked at.
+    (place.root / "link").symlink_to(place.root / "free")
+    assert not found(place.root / "link/it").unsure
+    assert not found(place.root / "link/../free/it").unsure
+    assert found(place.root / "ro/../free/it").unsure[-2:] == (str(place.root / "free"), str(source))
 
 
 def test_a_protected_mount_point_that_is_busy_is_ours(place: Place) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -272,3 +274,35 @@ def test_sessions_of_two_projects_are_not_mixed(
     done = CliRunner().invoke(build(), ["profile", "learn", first, second])
     assert getattr(done.exception, "code", "") == "learn.workspaces"
     assert make_policy(*OPEN_POLICY).rules
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        '["/ws/env/bin/python3", "env/bin/pip", "install"]',
+        '["python", "-m", "pip"]',
+        '["python", "/usr/lib/pip/__pip-runner__.py"]',
+    ],
+)
+@pytest.mark.parametrize("folder", ["", ".cache", ".cache/pip"])
+def test_where_pip_looks_for_its_cache_it_may_have_one(
+    folder: str, words: str, world: Path, session: Callable[..., str]
+) -> None:
+    """As root it opens the folder that it would be in; a rule about that one would open everybody's."""
+    looked = replace(audited(f"{world}/home/{folder}".rstrip("/")), op="open", access="read", pid=7, time_ns=9)
+    (world / "home" / folder).mkdir(parents=True, exist_ok=True)
+    ran = replace(looked, kind=Kind.EXEC, op="exec", path="/p", argv=tuple(json.loads(words)), time_ns=8)
+    # Who makes a folder of its own there is another one.
+    made = replace(looked, op="mkdir", access="write", pid=8)
+    session(ran, looked, made)
+    code, out, err = learn()
+    assert code == 0 and "~/.cache/pip/" in out and "~/.cache\n" not in out and "- read " not in err
+
+
+def test_nobody_else_who_lists_the_caches_is_taken_for_pip(world: Path, session: Callable[..., str]) -> None:
+    looked = replace(audited(f"{world}/home/.cache"), op="open", access="read", pid=7, time_ns=9)
+    (world / "home/.cache").mkdir(parents=True)
+    ran = replace(looked, kind=Kind.EXEC, op="exec", path="/p", argv=("python3", "-m", "pip"), time_ns=8)
+    session(ran, looked, replace(looked, pid=8), replace(ran, pid=8, argv=("python3", "pipes.py")))
+    _code, out, err = learn()
+    assert ".cache/pip" not in out and "a rule would open everything in this folder" in err

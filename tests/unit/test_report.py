@@ -214,6 +214,7 @@ def test_the_command_prints_each_form(format: str, recorded: Recorded) -> None:
     recorded.wrote("create", "/ws/new")
     recorded.wrote("create", "/ws/sub/.git/config")
     recorded.add(Kind.FILE, "open", Verdict.DENY, access="read", path="/ws/secret/key", rule=recorded.policy.rules[2])
+    recorded.add(Kind.EXEC, "exec", Verdict.ALLOW, access="execute", path="/usr/bin/made", argv=("made",))
     done = CliRunner().invoke(build(), ["report", recorded.id[:18], "--format", format])
     assert done.exit_code == 0, done.output
     if format == "json":
@@ -222,7 +223,7 @@ def test_the_command_prints_each_form(format: str, recorded: Recorded) -> None:
         assert told["denials"][0]["example"]["path"] == "/ws/secret/key"
         assert told["later"][0]["what"] == "/ws/sub"
     else:
-        assert "/ws/new" in done.stdout and "/ws/secret/key" in done.stdout and "/ws/sub" in done.stdout
+        assert all(word in done.stdout for word in ("/ws/new", "/ws/secret/key", "/ws/sub", "/usr/bin/made"))
 
 
 def test_what_was_asked_of_mcp_servers_is_in_every_form(recorded: Recorded) -> None:

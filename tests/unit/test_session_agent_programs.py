@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.events.processes import Process
+from mcpguard.session import agent_programs
 from mcpguard.session.agent_programs import Agents, is_agent
 
 # It stands still until its input ends; what it is called as its words comes behind.
@@ -167,3 +168,19 @@ def test_nothing_that_lies_at_a_script_is_waited_for(tmp_path: Path) -> None:
         with living(sys.executable, "-c", STILL) as pid:
             agents.who = {pid: Process(pid, 1, sys.executable, (sys.executable, str(path)))}.get
             assert not agents.has(pid)
+
+
+def test_one_that_hides_its_memory_is_told_by_what_it_was_started_as(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/proc does not show its program to its own user, but its words."""
+    monkeypatch.setattr(agent_programs, "_link", lambda _pid: None)
+    agent, other = a_program(tmp_path / "codex"), tmp_path / "x"
+    agents = Agents(str(agent))
+    with living(agent, "-c", STILL) as pid:
+        assert agents.has(pid)
+    shutil.copy(agent, other)
+    with living("./x", "-c", STILL, cwd=tmp_path) as pid:
+        assert agents.has(pid)
+    with living(sys.executable, "-c", STILL) as pid:
+        assert not agents.has(pid)

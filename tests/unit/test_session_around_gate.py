@@ -70,6 +70,16 @@ def test_its_answer_tells_it_as_well(server: subprocess.Popen[bytes]) -> None:
     assert looked(asked)
 
 
+def test_who_asks_counts_and_not_who_is_taken_for_the_client(server: subprocess.Popen[bytes]) -> None:
+    """An agent whose first words are what only servers ask is taken for one, and what it talks to for a client."""
+    talk = Talk("s", "x", "stdio", Peer(server.pid, "/bin/server"), Peer(os.getpid(), "/agent"))
+    call = {"name": "x"}
+    other = talk.request(time.time_ns(), CLIENT, "tools/call", call, id=1, call="c")
+    assert looked(other) == [] and server.poll() is None, "who asks the agent is another's client"
+    (told,) = looked(talk.request(time.time_ns(), SERVER, "tools/call", call, id=1, call="c"))
+    assert server.wait(60) == -9 and told.pid == server.pid and "MCP server server" in told.detail
+
+
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
 def test_whoever_has_the_other_end_of_a_first_question_is_ended(kind: str, tmp_path: Path) -> None:
     """Not its sender, who may have that end open as well, nor a shim, which is about to ask the gate."""

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from events_help import OPEN_POLICY, make_policy
+from events_help import AGENT, OPEN_POLICY, make_policy
 
 from mcpguard.events.ids import new_id
 from mcpguard.events.pump import Pump
 from mcpguard.events.query import Filter, events
+from mcpguard.events.recorder import Recorder
 from mcpguard.events.sessions import State
 from mcpguard.events.store import Store
 from mcpguard.session import recording
-from mcpguard.session.recording import BEHIND, Recording
+from mcpguard.session.recording import BEHIND, SKIPPED, UNRECORDED, Recording
 
 
 class HangingPump(Pump):
@@ -99,3 +100,20 @@ def test_a_launch_that_failed_leaves_a_session_that_ended(tmp_path: Path, monkey
         session = store.session(made.session)
         assert list(events(store, made.session, Filter())) == []
     assert (session.state, session.exit_code) == (State.ENDED, 125)
+
+
+@pytest.mark.parametrize(
+    ("final", "told"), [({"missed": 3, "unrecorded": 2}, [(3, SKIPPED), (2, UNRECORDED)]), ({}, [])]
+)
+def test_programs_that_the_kernel_skipped_are_on_record_as_a_loss(
+    final: dict[str, int], told: list[tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
+    policy = make_policy(*OPEN_POLICY)
+    made = Recording.begin(new_id(time.time_ns()), policy, ["agent"], "2 bpf-modify-return", ())
+    assert made._store is not None
+    made._recorder = Recorder(made._store, made.session, policy, AGENT)
+    made.take_final(final)
+    with Store.open() as store:
+        found = [(event.count, event.detail) for event in events(store, made.session, Filter()) if event.kind == "loss"]
+    assert found == told

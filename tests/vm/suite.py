@@ -29,11 +29,13 @@ LOADED = ("veth", "?nfnetlink")
 GUEST_TESTS = ("tests/vm/guest",)
 # What a whole session promises, as on any host: readers by every name, changes, ways out, daily work. In the tier of the lane:
 # `harness.assert_tier_of_lane`.
-SPINE = tuple(f"tests/kernel/test_{name}.py" for name in ("files_read", "files_write", "escapes", "usability"))
+SPINE = tuple(
+    f"tests/kernel/test_{name}.py" for name in ("files_read", "files_write", "escapes", "usability", "doctor_tier")
+)
 # What each part of a session does by itself. Not there: what must be done within some seconds.
 PARTS = tuple(
     f"tests/kernel/test_{name}.py"
-    for name in ("bpf_network", "bpf_names", "bpf_hosts", "bpf_listen", "bpf_ring", "bpf_trace")
+    for name in ("parity", "bpf_network", "bpf_names", "bpf_hosts", "bpf_listen", "bpf_ring", "bpf_trace")
 )
 # These need the hooks for unix sockets, which came with 6.7, or were only tried with them.
 NEWER_PARTS = tuple(f"tests/kernel/test_{name}.py" for name in ("bpf_unix", "network_run", "sockets_run", "supervisor"))

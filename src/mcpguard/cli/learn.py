@@ -56,7 +56,8 @@ def learn(
         if tighten:
             _tighten(events, chosen, format)
             return
-        found = needs(events, chosen)
+        user = current_user()
+        found = needs(events, chosen, user.home)
         calls = sum(totals.total(events, one, totals.CALLS_REFUSED) for one in chosen)
         places = workspaces(events, chosen)
     if len(places) > 1:
@@ -75,7 +76,6 @@ def learn(
             do=f"copy it to {store.user_directory()}, or name one that exists: --name NAME",
             code="learn.no-profile",
         )
-    user = current_user()
     variables = {"home": user.home, "workspace": places[0], "tmp": temporary_directory(user.home)}
     set_apart(found, places[0])
     parent = target if store.find(target) else profile

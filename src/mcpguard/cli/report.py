@@ -67,6 +67,7 @@ def _print(found: Report, home: str) -> None:
             f"           {shorten(change.path, home)}  {', '.join(change.ways)}  by {', '.join(change.programs)}"
         )
     _rest(len(found.changes) + found.left_out.get("changes", 0) - len(first))
+    _print_started(found, home)
     reached = found.destinations
     render.line(f"  reached  {len(reached)} destinations and sockets")
     for one in reached[:_SHOWN]:
@@ -86,6 +87,15 @@ def _print(found: Report, home: str) -> None:
         if point.now:
             render.line(f"             now: {point.now}")
     _rest(len(later) + found.left_out.get("later", 0) - len(later[:_SHOWN]))
+
+
+def _print_started(found: Report, home: str) -> None:
+    """Programs: refused ones first, then the most frequent."""
+    started, left_out = found.programs, found.left_out.get("programs", 0)
+    render.line(f"  started  {len(started) + left_out} programs")
+    for one in started[:_SHOWN]:
+        render.line(f"           {one.verdict.value:<5} {printable(shorten(one.path, home))}  {one.times}x")
+    _rest(len(started) + left_out - len(started[:_SHOWN]))
 
 
 def _print_spoken(found: Report) -> None:

@@ -28,6 +28,10 @@ from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
 from mcpguard.wire.records import OUTSIDER, FileRecord, OpenRecord, PathCallRecord
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mcpguard.events.moves import Moves
+
 # Errors that a sandbox makes; every other one is the file system's own answer.
 OUR_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV})
 # These have everyday causes (another file system, a busy mount): ours only when the policy says so.
@@ -48,7 +52,11 @@ _BEHIND = r"/proc/\d+(?:/task/\d+)?/(?:root|cwd|fd/\d+)/.+"
 
 
 class Attributor:
-    """Judges path calls and opens of one session."""
+    """Judges path calls and opens of one session.
+
+    Attributes:
+        moves: refusals of which it is not sure yet that they are; None: there was none.
+    """
 
     def __init__(self, policy: Policy, judge: Judge, processes: ProcessTable) -> None:
         self._policy = policy
@@ -57,6 +65,7 @@ class Attributor:
         self._links = Links()
         self._places = MountedPlaces()
         self._folders = Folders()
+        self.moves: Moves | None = None
 
     def look_again(self) -> None:
         """What comes now was made later than all before: folders may have changed meanwhile."""
@@ -102,6 +111,8 @@ class Attributor:
         return self._private(record, record.access, record.path, pid, self._everyday_look(record, private))
 
     def _remember(self, record: PathCallRecord, path: str, target: str | None) -> None:
+        if self.moves is not None:
+            self.moves.happened(record.op, path, target)
         if record.op == "symlink" and record.path2:
             self._links.made(path, record.path2)
         elif record.op in ("rename", "exchange") and target is not None:
@@ -206,7 +217,9 @@ class Attributor:
                 quiet = quiet or habit(self._policy, process, refusal.access, path, ruled)
             detail = _join(quiet, _which_end(refusal, path))
             rule = self._origin(refusal.rule)
-            return Finding(kind, record.op, Verdict.DENY, refusal.access.word, path, target, rule, detail)
+            copied = refusal.below and record.op == "rename" and record.result == errno.EXDEV
+            unsure = self._way(record, path) if copied else ()
+            return Finding(kind, record.op, Verdict.DENY, refusal.access.word, path, target, rule, detail, unsure)
         if private:
             return self._private(record, access, path, int(private["pid"]), quiet)
         if record.result in _EVERYDAY or self._plain(record, access, path, target):
@@ -215,6 +228,13 @@ class Attributor:
             rule = self._origin(self._judge.rule_for(path, Access.WRITE))
             return Finding(kind, record.op, Verdict.DENY, access.word, path, target, rule, f"{NOT_THERE}: {path}")
         return Finding(kind, record.op, Verdict.DENY, access.word, path, target, None, UNEXPLAINED)
+
+    def _way(self, record: PathCallRecord, path: str) -> tuple[str, ...]:
+        """Of what was to move to another mount, see `moves`. That is seldom, and a launch does not wait for it."""
+        from mcpguard.events.moves import Moves, way
+
+        self.moves = self.moves or Moves()
+        return way(record.base, record.path, path)
 
     def _terminal(self, record: PathCallRecord) -> Finding | None:
         """A terminal that is not there in the session. Where there is one outside that the user could open, that was meant."""

@@ -26,7 +26,11 @@ UNEXPLAINED = "the sandbox refused it"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Verdict, object and deciding rule of one record; the fields mean what they mean in `Event`."""
+    """Verdict, object and deciding rule of one record; the fields mean what they mean in `Event`.
+
+    Attributes:
+        unsure: the way to `path`, when this is a refusal of ours only if that was a folder, which is to be seen.
+    """
 
     kind: Kind
     op: str
@@ -36,6 +40,7 @@ class Finding:
     target: str | None = None
     rule: Origin | None = None
     detail: str | None = None
+    unsure: tuple[str, ...] = ()
 
 
 def system_rule(text: str) -> Origin:

@@ -55,7 +55,7 @@ def explain_link_source(path: str, user: User) -> bool:
     kind."""
     if not _may_reach(posixpath.dirname(path), user):
         return True
-    found = _lstat(path)
+    found = lstat(path)
     if found is None:
         return False
     if stat.S_ISDIR(found.st_mode):
@@ -72,7 +72,7 @@ def _object_refuses(op: str, access: Access, path: str, user: User) -> bool:
         wanted |= _W
     if Access.EXECUTE in access:
         wanted |= _X
-    found = _lstat(path)
+    found = lstat(path)
     if found is None:
         return False
     if op == "exec" and (not stat.S_ISREG(found.st_mode) or _flag(path, os.ST_NOEXEC)):
@@ -83,13 +83,13 @@ def _object_refuses(op: str, access: Access, path: str, user: User) -> bool:
 def _eperm(op: str, path: str, user: User) -> bool:
     if op in _NEEDS_CAPABILITY:
         return True
-    found = _lstat(path)
+    found = lstat(path)
     # An open with O_NOATIME is the owner's alone, and is refused with EPERM too.
     return found is not None and op in (*_OWNER_ONLY, "open") and found.st_uid != user.uid
 
 
 def _sticky_refuses(parent: str, path: str, user: User) -> bool:
-    folder, found = _lstat(parent), _lstat(path)
+    folder, found = lstat(parent), lstat(path)
     if folder is None or found is None or not folder.st_mode & stat.S_ISVTX:
         return False
     return user.uid not in (folder.st_uid, found.st_uid)
@@ -97,7 +97,7 @@ def _sticky_refuses(parent: str, path: str, user: User) -> bool:
 
 def _cannot_move(op: str, path: str, user: User) -> bool:
     """A directory that gets another parent must itself be writable: its `..` changes."""
-    found = _lstat(path)
+    found = lstat(path)
     return (
         op in ("rename", "exchange") and found is not None and stat.S_ISDIR(found.st_mode) and not _may(path, _W, user)
     )
@@ -105,7 +105,7 @@ def _cannot_move(op: str, path: str, user: User) -> bool:
 
 def _protected_regular(path: str, found: os.stat_result, user: User) -> bool:
     """fs.protected_regular: a foreign file in a sticky folder that all may write is not opened with O_CREAT."""
-    folder = _lstat(posixpath.dirname(path))
+    folder = lstat(posixpath.dirname(path))
     if folder is None or not folder.st_mode & stat.S_ISVTX or not folder.st_mode & (stat.S_IWOTH | stat.S_IWGRP):
         return False
     return found.st_uid not in (user.uid, folder.st_uid)
@@ -116,7 +116,7 @@ def _may_reach(directory: str, user: User) -> bool:
     at = ""
     for name in directory.split("/"):
         at = f"{at}/{name}" if name else at
-        if _lstat(at or "/") is None:
+        if lstat(at or "/") is None:
             # It went meanwhile, or it was a descriptor's: what cannot be seen explains nothing.
             return True
         if not _may(at or "/", _X, user):
@@ -126,7 +126,7 @@ def _may_reach(directory: str, user: User) -> bool:
 
 def _may(path: str, wanted: int, user: User) -> bool:
     """The bits grant `wanted`, or it cannot be told."""
-    found = _lstat(path)
+    found = lstat(path)
     if found is None or stat.S_ISLNK(found.st_mode) or _has_access_list(path):
         return True
     bits = stat.S_IMODE(found.st_mode)
@@ -137,7 +137,8 @@ def _may(path: str, wanted: int, user: User) -> bool:
     return bits & wanted == wanted
 
 
-def _lstat(path: str) -> os.stat_result | None:
+def lstat(path: str) -> os.stat_result | None:
+    """What is at a path, symlinks not followed; None: nothing, or it cannot be seen."""
     try:
         return os.lstat(path)
     except (OSError, ValueError):

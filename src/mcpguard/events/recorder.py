@@ -161,6 +161,7 @@ class Recorder:
             self._write(now_ns)
         if now_ns >= self._due_ns:
             self._due_ns = now_ns + INTERVAL_NS
+            self._settle(now_ns)
             self._flush(now_ns, everything=False)
 
     def add_sums(self, sums: Iterable[SumRecord]) -> None:
@@ -190,6 +191,7 @@ class Recorder:
     def finish(self) -> None:
         """Write all that is left. A lock is waited for; what cannot be written then is counted as unsaved."""
         self._take_flows(self._clock.monotonic_ns())
+        self._settle(self._clock.monotonic_ns(), everything=True)
         self._retry_ns = 0
         self._flush(self._clock.monotonic_ns(), everything=True)
         for _ in range(LOCK_ATTEMPTS):
@@ -219,8 +221,10 @@ class Recorder:
 
     def _take(self, record: Record, now_ns: int) -> None:
         event = self._translator.event(record)
+        repeats = getattr(record, "series", 0) in self._series
         self._remember(record, event)
-        if event is None:
+        # What was repeated is only counted, and may be another object each time.
+        if event is None or (not repeats and self._translator.waits(event)):
             self.counters.plain += _count(record)
         else:
             self._quiet.note(event)
@@ -247,6 +251,12 @@ class Recorder:
             self._sums.add((said, _same(event)), event)
         else:
             self._waiting.append(event)
+
+    def _settle(self, now_ns: int, *, everything: bool = False) -> None:
+        """Take what had to wait for what came after it."""
+        for event in self._translator.settled(everything=everything):
+            self.counters.plain -= event.count
+            self._sort(event, now_ns)
 
     def _take_told(self) -> None:
         while self._told:

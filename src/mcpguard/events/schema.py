@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 
 from mcpguard.model.access import Verdict
 from mcpguard.model.coverage import Coverage, Strength
@@ -178,9 +179,13 @@ def event_of(row: Row, session: str) -> Event:
     fields["kind"] = Kind(fields["kind"])
     fields["verdict"] = Verdict(fields["verdict"])
     fields["argv"] = None if fields["argv"] is None else tuple(json.loads(fields["argv"]))
-    fields["rule"] = None if fields["rule"] is None else Origin(profile, file, line, text)
+    fields["rule"] = None if fields["rule"] is None else _origin(profile, file, line, text)
     fields["mcp"] = None if fields["mcp"] is None else _mcp_of(json.loads(fields["mcp"]))
     return Event(**fields)
+
+
+# A few rules are behind many events, of which a screen keeps thousands.
+_origin = lru_cache(maxsize=1_024)(Origin)
 
 
 def _mcp_text(message: McpMessage | None) -> str | None:

@@ -78,6 +78,7 @@ class Translator:
         self._attributor = Attributor(policy, self._judge, self.processes)
         self._sockets = SocketJudge(policy, self._judge, began_ns)
         self._coming: deque[tuple[int, Policy]] = deque()
+        self._unsure: tuple[Event | None, tuple[str, ...]] = (None, ())
 
     def adopt(self, policy: Policy, since_ns: int) -> None:
         """Judge what happens from a moment on by another policy. May be called by another thread.
@@ -208,7 +209,21 @@ class Translator:
     def _refusable(self, record: PathCallRecord | CallRecord, finding: Finding | None) -> Event | None:
         if finding is None:
             return None
-        return self._event(record.head, finding, record.result, record.count)
+        event = self._event(record.head, finding, record.result, record.count)
+        if finding.unsure:
+            self._unsure = event, finding.unsure
+        return event
+
+    def waits(self, event: Event) -> bool:
+        """Whether the event that was made last is one only if `settled` tells it."""
+        unsure, way = self._unsure
+        moves = self._attributor.moves
+        return event is unsure and moves is not None and moves.hold(event, way)
+
+    def settled(self, *, everything: bool = False) -> list[Event]:
+        """Refusals that are events after all; call it once an interval, and for `everything` at the end."""
+        moves = self._attributor.moves
+        return moves.take(everything=everything) if moves is not None else []
 
     def _rule(self, number: int, verdict: Verdict) -> Origin | None:
         """The kernel's rule; number 0 of something allowed (a listener of the tree itself) stands for no rule."""

@@ -51,6 +51,7 @@ Listed = tuple[int, set[bytes]]
 _CARRIED = 5
 # A name that no sensible pattern names.
 NOBODYS_NAME = "\x01"
+_LAST_ASCII = 0x7F
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,12 @@ class Ordinary:
 
     Attributes:
         state: of every entry but those below; one that judges alike, at the entry and below it.
-        but: first bytes of names that may lead elsewhere.
+        but: beginnings of names that may lead elsewhere; so may names whose first character is outside ASCII.
         floating: so may names that a component behind a `**` matches. NOBODYS_NAME must not be one of them.
     """
 
     state: State
-    but: frozenset[int]
+    but: tuple[str, ...]
     floating: bool
 
 
@@ -180,13 +181,13 @@ class Automaton:
 
     def ordinary(self, state: State) -> Ordinary | None:
         """What most names in the directory at `state` lead to; None where every name must be asked for."""
-        but: set[int] = set()
+        but: list[str] = []
         states, floating = [], False
         for (factor, at), (step, sinks) in zip(self._each(state), self._stepping, strict=True):
             entry = factor.slash[at]
             reached = factor.other[entry]
-            if reached in sinks:  # past its first byte such a name is not read
-                but.update(byte for byte, _target in factor.edges(entry))
+            if reached in sinks:  # from there on such a name is not read
+                but += _beginnings(factor, entry)
             else:
                 # What is told apart here is so in every directory below, so only what floats can do it.
                 floating = True
@@ -194,7 +195,7 @@ class Automaton:
                 if factor.slash[reached] != entry:
                     return None
             states.append(reached)
-        return Ordinary(self._carry(states, state[-_CARRIED:]), frozenset(but), floating)
+        return Ordinary(self._carry(states, state[-_CARRIED:]), tuple(but), floating)
 
     def walk(self, path: str | bytes) -> State:
         """The state of an absolute, canonical path; a trailing slash does not count.
@@ -385,6 +386,22 @@ def _possible(flags: Sequence[int]) -> Access:
         if _may_allow(flags, index):
             allowed |= access
     return allowed
+
+
+def _beginnings(factor: Factor, entry: int) -> Iterator[str]:
+    """One or two characters that names begin with for which a factor leaves the way of all others; ASCII alone."""
+    sink = factor.other[entry]
+    ordinary = (factor.slash[sink], factor.out[sink])
+    for byte, state in factor.edges(entry):
+        if byte > _LAST_ASCII:
+            continue
+        further = factor.edges(state)
+        # A name may end there, go on as those that are told apart by nothing, or with a byte that is no character.
+        whole = (factor.slash[state], factor.out[state]) != ordinary or factor.other[state] != sink
+        if whole or any(second > _LAST_ASCII for second, _ in further):
+            yield chr(byte)
+        else:
+            yield from (chr(byte) + chr(second) for second, _ in further)
 
 
 def _listed_names(factor: Factor, entry: int) -> Listed | None:

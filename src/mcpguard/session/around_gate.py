@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mcpguard.events.ends import Ends
+from mcpguard.events.mcp import CLIENT, RESPONSE
 from mcpguard.kernel import cgroup
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind, McpMessage
@@ -75,16 +76,21 @@ class AroundGate:
         found = []
         for event in events:
             message = event.mcp
-            if message is None or message.transport != "stdio" or message.peer is None or not _is_mcp(message):
+            if message is None or message.transport != "stdio" or not _is_mcp(message):
                 continue
-            server, client = message.peer.pid, message.client
-            if client is None or server in self._ended or not self._is_agent(client.pid, client.exe):
+            # Who asked, and not who is taken for the client: an agent may begin with what only servers ask.
+            asks = (message.sender == CLIENT) is (event.op != RESPONSE)
+            asking, answering = (message.client, message.peer) if asks else (message.peer, message.client)
+            if asking is None or answering is None or answering.pid in self._ended:
+                continue
+            if not self._is_agent(asking.pid, asking.exe):
                 continue
             # Who prints what it was given to read says questions, too, but no answers to them.
-            if event.op == "response" or not self._is_given_data(client.pid, server):
-                self._ended.add(server)
-                if self._end(server):
-                    found.append(self._told(message.server, server, message.peer.exe))
+            if event.op == RESPONSE or not self._is_given_data(asking.pid, answering.pid):
+                self._ended.add(answering.pid)
+                if self._end(answering.pid):
+                    name = message.server if answering is message.peer else _name_of(answering.exe)
+                    found.append(self._told(name, answering.pid, answering.exe))
         return found
 
     def _is_given_data(self, client: int, server: int) -> bool:

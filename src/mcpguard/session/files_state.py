@@ -27,7 +27,8 @@ MAX_STEPS = 4_000
 MAX_DEPTH = 1_000
 # PATH_MAX without the longest name and the beginning of a stand-in: what lies in a directory must have a name to be covered.
 MAX_PATH_BYTES = 4_095 - 256 - 64
-_LAST_ASCII = 0x7F
+# Names beyond begin with another character.
+_ASCII = "\x7f\U0010ffff"
 # Above this many names, a masked directory shows no stand-ins: a hidden name is then ENOENT and not EACCES.
 MAX_STAND_INS = 512
 _PROGRESS_EVERY = 2_000
@@ -112,8 +113,7 @@ class Walk:
         if state not in self.ordinary:
             self.ordinary[state] = self._ordinary(state)
         most = self.ordinary[state]
-        first = ord(name[0])
-        if most is None or first > _LAST_ASCII or first in most.but or (most.floating and name in self.floating):
+        if most is None or name > _ASCII or name.startswith(most.but) or (most.floating and name in self.floating):
             return self.automaton.child(state, name)
         return most.state
 

@@ -6,6 +6,7 @@ would have refused, whatever profile the session had, what runs later, and a nam
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ NO_NAME = "no rule can mean this name exactly"
 USUAL_PORT = 443
 
 
+# `pip`, `python3 -m pip`, what `#!` makes of a script, and what pip starts itself by.
+_PIP = re.compile(r"(?:.*/)?(?:pip[0-9.]*|__pip-runner__\.py)")
+_PIPS_CACHE = ".cache/pip"
 # Folders of the home that hold one folder for each program.
 CACHES = (".cache", "Library/Caches")
 SHELVES = (*CACHES, ".config", ".local/share", ".local/state", ".local/lib")
@@ -61,8 +65,11 @@ class Need:
         return sum(self.programs.values())
 
 
-def needs(store: Store, sessions: Sequence[str]) -> list[Need]:
+def needs(store: Store, sessions: Sequence[str], home: str = "") -> list[Need]:
     """Everything that these sessions were refused, or let do only because of `--audit`, in the order of objects.
+
+    Args:
+        home: the user's; there pip looks whose folder its cache is in.
 
     Raises:
         StoreError: it cannot be read, or there is no such session.
@@ -71,6 +78,12 @@ def needs(store: Store, sessions: Sequence[str]) -> list[Need]:
     for session in sessions:
         for row in _rows(store, session):
             for need in _of_row(*row):
+                if (
+                    need.object in _of_pip(home)
+                    and need.access == "read"
+                    and _asked_by_pip(store, session, need.object)
+                ):
+                    need = Need(need.kind, "write", f"{home}/{_PIPS_CACHE}", need.programs, need.refused, made=True)
                 key = (need.kind, need.access, need.object, need.refused is None)
                 known = found.setdefault(key, need)
                 known.made |= need.made
@@ -79,6 +92,23 @@ def needs(store: Store, sessions: Sequence[str]) -> list[Need]:
                     for program, times in need.programs.items():
                         known.programs[program] = known.programs.get(program, 0) + times
     return sorted(found.values(), key=lambda need: (need.kind, need.object, need.access))
+
+
+def _of_pip(home: str) -> tuple[str, ...]:
+    """What pip opens, as root, to see whose it is: its cache, or the nearest folder that is there above it."""
+    return (f"{home}/{_PIPS_CACHE}", f"{home}/.cache", home) if home else ()
+
+
+def _asked_by_pip(store: Store, session: str, path: str) -> bool:
+    """Whether nobody else was refused this folder, or let see it. A program's name is what it calls itself."""
+    rows = store.read(
+        "SELECT (SELECT x.argv FROM events x WHERE x.session = e.session AND x.kind = 'exec' AND x.pid = e.pid "
+        "AND x.time_ns <= e.time_ns ORDER BY x.time_ns DESC LIMIT 1) "
+        "FROM events e WHERE e.session = ? AND e.kind = 'file' AND e.path = ? AND e.verdict IN ('deny', 'audit') "
+        "AND e.access = 'read'",
+        (store.number(session), path),
+    )
+    return all(argv and any(map(_PIP.fullmatch, json.loads(argv)[:3])) for (argv,) in rows)
 
 
 def _rows(store: Store, session: str) -> list[Sequence[object]]:

@@ -157,6 +157,7 @@ class _Names:
             paths = {need.object for need in asked}
             self._in_folder[access] = Counter(path.rpartition("/")[0] for path in paths)
             self._above.update(folder for path in paths for folder in _folders(path))
+            self._above.update(need.object for need in asked if need.made)
             for path in paths:
                 if is_below(path, home) and (own := _own_folder(path[len(home) + 1 :] + "/.")):
                     inside[own].add(path)

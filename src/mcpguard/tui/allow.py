@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.events import Paste
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from mcpguard.events.format import object_of, printable, shorten
@@ -21,6 +21,7 @@ from mcpguard.session.amendment import Amendment
 from mcpguard.session.approve import Scope
 from mcpguard.session.offers import Offer, Purpose, Refuser
 from mcpguard.session.questions import LEFT
+from mcpguard.tui.footer import Keys
 
 SCOPES = {
     Scope.ONCE: ("o", "allow once", "this object, until the session ends"),
@@ -90,7 +91,7 @@ class ScopeScreen(Asking[Scope | None]):
             yield Static(head(self._event, self._home))
             yield OptionList(*self._options(), id="scopes")
             yield Static(Text("\n".join(["", *self._notes()]), style="dim"))
-            yield Footer()
+            yield Keys()
 
     def on_mount(self) -> None:
         for scopes in self.query(OptionList):
@@ -142,7 +143,7 @@ class CallScreen(Asking[str | None]):
         text.append(f"{printable(self._event.detail or '')}\n\n").append(_WARNING, style="dim")
         with VerticalScroll(id="allow"):
             yield Static(text)
-            yield Footer()
+            yield Keys()
 
     def action_answer(self, answer: str = "") -> None:
         if answer in ("", LEFT) or self.is_read():
@@ -171,7 +172,7 @@ class WriteScreen(Asking[bool]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="allow"):
             yield Static(self._question())
-            yield Footer()
+            yield Keys()
 
     def action_answer(self, write: bool) -> None:
         if not write or self.is_read():
@@ -225,7 +226,7 @@ class PurposeScreen(ModalScreen[bool]):
             yield Static(head(self._event, self._home).append_text(self._words()))
             if self._path is not None:
                 yield TypedPath(placeholder="the path, to open it; escape leaves it refused", id="typed")
-            yield Footer()
+            yield Keys()
 
     def on_mount(self) -> None:
         for typed in self.query(Input):

@@ -15,7 +15,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.notifications import SeverityLevel
 from textual.screen import Screen
-from textual.widgets import DataTable, Footer, Input, Sparkline, Static, TabbedContent, TabPane
+from textual.widgets import DataTable, Input, Sparkline, Static, TabbedContent, TabPane
 
 from mcpguard.errors import McpguardError
 from mcpguard.events.format import json_line, printable, shorten
@@ -34,6 +34,7 @@ from mcpguard.tui.colours import ANSI_DARK, ANSI_LIGHT, DARK, LIGHT
 from mcpguard.tui.details import describe, what_happened
 from mcpguard.tui.export import export
 from mcpguard.tui.feed import Feed, Portion
+from mcpguard.tui.footer import Keys
 from mcpguard.tui.help import HelpScreen
 from mcpguard.tui.questions import NONE, NOT_ASKING, Questions
 from mcpguard.tui.stream import EventStream
@@ -46,7 +47,9 @@ _NARROW = 100
 DRAW_EVERY_S = 1.0
 # Python's own 5 ms, several times for each key, would be felt while the feed is busy.
 _SWITCH_S = 0.0005
-_COLLECT_ALL = 60
+# Objects, of which a thousand take Python's collector half a millisecond.
+_LOOKED_THROUGH = 50_000
+_PUT_ASIDE = 100
 _FILTER_SHOWN = 200
 # Of the details of a question: what watch.tcss gives them, and where it can.
 _ASKED_LINES = 8
@@ -66,13 +69,15 @@ class WatchApp(App[None]):
         Binding("d", "denied", "Verdict"),
         Binding("slash", "filter", "Filter", key_display="/"),
         Binding("escape", "clear", "Clear", show=False),
-        Binding("enter", "details", "Details", show=False),
+        Binding("enter", "details", "Details", key_display="enter"),
         Binding("a", "allow", "Allow"),
         Binding("p", "processes", "Processes"),
-        Binding("c", "copy", "Copy", show=False),
+        Binding("c", "copy", "Copy"),
         Binding("e", "export", "Export"),
-        Binding("t", "theme", "Theme", show=False),
-        *(Binding(str(n), f"tab('{name}')", name.title(), show=False) for n, name in enumerate(TABS, 1)),
+        Binding("t", "theme", "Theme"),
+        # One place at the bottom stands for all of them.
+        Binding("1", "tab('events')", "Tabs", key_display=f"1-{len(TABS)}"),
+        *(Binding(str(n), f"tab('{name}')", name.title(), show=False) for n, name in enumerate(TABS[1:], 2)),
     ]
 
     def __init__(
@@ -91,7 +96,7 @@ class WatchApp(App[None]):
         self._session = session
         self._feed = Feed(open_store, session.id, self._delivered)
         self._totals = self._feed.totals
-        self._summed = self._last = self._skipped = self._drawn = 0
+        self._summed = self._last = self._skipped = self._put_aside = 0
         # The question whose details are on the screen, when they show whole what its keys would allow.
         self._told: Event | None = None
         self._line = ""
@@ -140,7 +145,7 @@ class WatchApp(App[None]):
                     yield self._questions
         yield self._about
         yield self._input
-        yield Footer()
+        yield Keys()
 
     def on_mount(self) -> None:
         sys.setswitchinterval(_SWITCH_S)
@@ -184,18 +189,26 @@ class WatchApp(App[None]):
     # Drawing.
 
     def _draw(self) -> None:
-        # What is new is looked through now, and what stays once a minute: all of it would else stop the screen for a tenth
-        # of a second whenever Python's collector likes.
-        self._drawn += 1
-        if self._drawn % _COLLECT_ALL == 0:
-            gc.unfreeze()
-        gc.collect()
-        gc.freeze()
         self._totals.tick(int(time.monotonic()), self._last)
         self._rate.data = list(self._totals.rates)
         self._draw_status()
         self._draw_processes()
         self._draw_tab()
+        # Not at once, as a key would wait for both.
+        self.set_timer(DRAW_EVERY_S / 2, self._tidy)
+
+    def _tidy(self) -> None:
+        """Let go what nobody needs any more.
+
+        To look through all that stays would stop the screen for a fifth of a second, so that is put aside once it is much.
+        Seldom, for lines on the screen hold one another, and those that are put aside with the rest are kept for nothing.
+        """
+        gc.collect()
+        if len(gc.get_objects(2)) > _LOOKED_THROUGH:
+            gc.freeze()
+            self._put_aside += 1
+            if self._put_aside % _PUT_ASIDE == 0:
+                gc.unfreeze()
 
     def _draw_processes(self) -> None:
         tree = self._processes
@@ -353,7 +366,8 @@ class WatchApp(App[None]):
             self._filter(f"process:{message.node.data}")
 
     def on_input_submitted(self, message: Input.Submitted) -> None:
-        if self._filter(message.value):
+        # A path that is typed in a question is no filter.
+        if message.input is self._input and self._filter(message.value):
             message.input.display = False
             self._stream.focus()
 

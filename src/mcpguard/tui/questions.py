@@ -16,7 +16,7 @@ from mcpguard.events.format import object_of, printable
 from mcpguard.session.process_tree import ProcessTable
 from mcpguard.session.questions import LEFT
 from mcpguard.tui import columns
-from mcpguard.tui.tables import change
+from mcpguard.tui.tables import Row, change, text
 from mcpguard.tui.totals import Question, Totals
 
 NOT_ASKING = """\
@@ -34,8 +34,8 @@ class Questions(DataTable[Text]):
         Binding("o", "answer('once')", "Once"),
         Binding("s", "answer('session')", "Session"),
         Binding("w", "answer('profile')", "Profile"),
-        Binding("x", f"answer('{LEFT}')", "Leave refused"),
-        Binding("n", "next", "Next open"),
+        Binding("x", f"answer('{LEFT}')", "Refuse"),
+        Binding("n", "next", "Next"),
         Binding("j", "cursor_down", "Down", show=False),
         Binding("k", "cursor_up", "Up", show=False),
     ]
@@ -60,7 +60,7 @@ class Questions(DataTable[Text]):
         self._at_home = home
         self._shown: dict[str, Question] = {}
         self._answers: dict[str, str] = {}
-        self._cells: dict[str, tuple[Text, ...]] = {}
+        self._cells: dict[str, Row] = {}
         for name in ("answer", "count", "access", "object", "process"):
             self.add_column(name, key=name)
 
@@ -77,7 +77,7 @@ class Questions(DataTable[Text]):
         for key, question in totals.questions.items():
             cells = self._row(question, processes)
             if key not in self._shown:
-                self.add_row(*cells, key=key)
+                self.add_row(*map(text, cells), key=key)
             else:
                 change(self, key, self._cells[key], cells)
             self._shown[key], self._cells[key] = question, cells
@@ -111,15 +111,15 @@ class Questions(DataTable[Text]):
     def on_data_table_row_highlighted(self) -> None:
         self.post_message(self.Chosen(self.chosen))
 
-    def _row(self, question: Question, processes: ProcessTable) -> tuple[Text, ...]:
+    def _row(self, question: Question, processes: ProcessTable) -> Row:
         event = question.event
         answer = self._answers.get(question.key)
         if answer is not None:
-            word = Text(_WORDS.get(answer, answer), style="dim")
+            word = _WORDS.get(answer, answer), "dim"
         elif question.held:
-            word = Text("HELD", style="bold reverse")
+            word = "HELD", "bold reverse"
         else:
-            word = Text("OPEN", style="bold") if question.count else Text("over", style="dim")
+            word = ("OPEN", "bold") if question.count else ("over", "dim")
         chain = [columns.cut_end(printable(one.name), 24) for one in processes.chain(event.pid)] or [
             printable(event.comm or "?")
         ]
@@ -128,8 +128,8 @@ class Questions(DataTable[Text]):
         what = cut(printable(object_of(event, self._at_home)), 60)
         return (
             word,
-            Text(str(question.count + question.held)),
-            Text(event.access or event.op),
-            Text(what),
-            Text(" < ".join(chain)),
+            (str(question.count + question.held), ""),
+            (event.access or event.op, ""),
+            (what, ""),
+            (" < ".join(chain), ""),
         )

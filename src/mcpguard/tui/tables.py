@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
+from rich.style import Style
 from rich.text import Text
 from textual.widgets import DataTable
 
@@ -17,8 +18,9 @@ from mcpguard.tui.totals import Use
 MAX_ROWS = 500
 # New rows in one go: a few hundred at once take a tenth of a second.
 _NEW_ROWS = 100
-# Never a plain string: of that a table takes what stands in brackets for markup.
-Row = tuple[Text, ...]
+# Words and their style. Most rows stay as they were, and are compared as that; `_text` makes what a table shows of them.
+Cell = tuple[str, Style | str]
+Row = tuple[Cell, ...]
 
 
 def table(id: str, *names: str) -> DataTable[Text]:
@@ -31,10 +33,10 @@ def table(id: str, *names: str) -> DataTable[Text]:
 
 def fill_reached(shown: DataTable[Text], found: Iterable[Reached]) -> None:
     """Destinations, own addresses and sockets."""
-    _fill(shown, (_texts(*_reached(one)) for one in found))
+    _fill(shown, (_cells(*_reached(one)) for one in found))
 
 
-def _reached(one: Reached) -> Iterable[Text | str]:
+def _reached(one: Reached) -> Iterable[Cell | str]:
     port = f":{one.port}" if one.port else ""
     name = f"{one.host}{port}" if one.host else f"{one.address}{port}"
     protocol = f"/{one.protocol}" if one.protocol else ""
@@ -56,7 +58,7 @@ def fill_programs(shown: DataTable[Text], found: Iterable[Started], home: str) -
     _fill(
         shown,
         (
-            _texts(
+            _cells(
                 _verdict(one.verdict),
                 printable(shorten(one.path, home)),
                 str(one.times),
@@ -70,16 +72,16 @@ def fill_programs(shown: DataTable[Text], found: Iterable[Started], home: str) -
 def fill_spoken(shown: DataTable[Text], found: Iterable[Spoken]) -> None:
     """What was asked of MCP servers: refused first, then tools, then the rest of the protocol, each the most frequent first."""
     ordered = sorted(found, key=lambda one: (not one.denied, not one.tool, -one.times))
-    _fill(shown, (_texts(*_spoken(one)) for one in ordered))
+    _fill(shown, (_cells(*_spoken(one)) for one in ordered))
 
 
-def _spoken(one: Spoken) -> Iterable[Text | str]:
+def _spoken(one: Spoken) -> Iterable[Cell | str]:
     method = one.method if one.sender == "client" else f"asks {one.method}"
     return (
         printable(one.server),
         printable(f"{method} {one.tool}".rstrip()),
         str(one.times),
-        Text(str(one.denied) if one.denied else "", style=VERDICTS["DENY"]),
+        (str(one.denied) if one.denied else "", VERDICTS["DENY"]),
         str(one.failed) if one.failed else "",
         f"{one.took_ns / one.answered / 1e6:.1f} ms" if one.answered else "",
         clock(one.last_ns),
@@ -96,16 +98,22 @@ def _rule(use: Use, home: str) -> Row:
     unused = not (use.allowed or use.denied)
     style = "dim" if unused else ""
     return (
-        Text("unused" if unused else str(use.allowed), style=style),
-        Text(str(use.denied) if use.denied else "", style=VERDICTS["DENY"]),
-        Text(printable(use.origin.text)[:120], style=style),
-        Text(printable(shorten(use.origin.place, home)), style=style),
-        Text(printable(use.because), style=style),
+        ("unused" if unused else str(use.allowed), style),
+        (str(use.denied) if use.denied else "", VERDICTS["DENY"]),
+        (printable(use.origin.text)[:120], style),
+        (printable(shorten(use.origin.place, home)), style),
+        (printable(use.because), style),
     )
 
 
-def _texts(*cells: Text | str) -> Row:
-    return tuple(Text(cell) if isinstance(cell, str) else cell for cell in cells)
+def _cells(*cells: Cell | str) -> Row:
+    return tuple((cell, "") if isinstance(cell, str) else cell for cell in cells)
+
+
+def text(cell: Cell) -> Text:
+    """Never a plain string: of that a table takes what stands in brackets for markup."""
+    words, style = cell
+    return Text(words, style=style)
 
 
 def _fill(shown: DataTable[Text], rows: Iterable[Row]) -> None:
@@ -120,7 +128,7 @@ def _fill(shown: DataTable[Text], rows: Iterable[Row]) -> None:
         if number < len(before):
             change(shown, str(number), before[number], cells)
         else:
-            shown.add_row(*cells, key=str(number))
+            shown.add_row(*map(text, cells), key=str(number))
     if taken and not before:
         shown.move_cursor(row=min(row, len(taken) - 1), animate=False)
     shown.drawn = taken  # type: ignore[attr-defined]
@@ -129,11 +137,12 @@ def _fill(shown: DataTable[Text], rows: Iterable[Row]) -> None:
 def change(shown: DataTable[Text], key: str, before: Row, cells: Row) -> None:
     """Put what is new into a row."""
     for column, old, new in zip(shown.columns.values(), before, cells, strict=True):
-        if (new, new.style) != (old, old.style):
+        if new != old:
+            shows = text(new)
             # A column that could become narrower is measured anew for every cell: half a second, for a table of 500.
-            shown.update_cell(key, column.key, new, update_width=new.cell_len > column.content_width)
+            shown.update_cell(key, column.key, shows, update_width=shows.cell_len > column.content_width)
 
 
-def _verdict(verdict: Verdict) -> Text:
+def _verdict(verdict: Verdict) -> Cell:
     word = verdict.value.upper()
-    return Text(word, style=VERDICTS[word])
+    return word, VERDICTS[word]

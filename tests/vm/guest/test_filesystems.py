@@ -59,6 +59,9 @@ BY_ANOTHER_NAME = {
     "denied by the second name, read so": "private",
     "snapshot": "",
     "clone of the vault": "vault",
+    "clone into locked": "locked",
+    "dedupe with the vault": "vault",
+    "dedupe into the vault": "vault",
     "twin in a": "twin",
 }
 HARMLESS = ("open by the second name", "clone in the workspace", "twin in b")
@@ -97,7 +100,17 @@ def build(stage: Path, world: World) -> None:
     subprocess.run(["rm", "-rf", str(stage), f"{stage}-moved"], check=True)
     for folder in ("locked", "vault", "free"):
         (stage / folder).mkdir(parents=True)
-    for name in ("locked/file", "locked/last", "locked/held", "free/file", "free/one", "free/over", "vault/gem"):
+    for name in (
+        "locked/file",
+        "locked/last",
+        "locked/held",
+        "free/file",
+        "free/one",
+        "free/over",
+        "free/alike",
+        "vault/alike",
+        "vault/gem",
+    ):
         (stage / name).write_text("original\n")
     world.plant(stage / "vault/key")
     arena.copy_program(Path("/bin/true"), stage / "vault/tool")
@@ -118,7 +131,7 @@ def tasks(world: World, outside: Outside) -> Sequence[Task]:
     stage, side = Path(BTRFS) / "stage", Path(BTRFS) / "stage/free"
     make_subvolume(side, b"inner")
     (side / "inner/file").write_text("in a subvolume\n")
-    key = f"{stage}/vault/key"
+    key, alike = f"{stage}/vault/key", f"{stage}/vault/alike"
     wanted |= {
         "denied at home, read by the second name": ("read_file", {"path": f"{SECOND}/.ssh/id_ed25519"}),
         "denied by the second name, read at home": ("read_file", {"path": f"{world.home}/open/private"}),
@@ -126,6 +139,10 @@ def tasks(world: World, outside: Outside) -> Sequence[Task]:
         "open by the second name": ("read_file", {"path": f"{SECOND}/open/plain"}),
         "snapshot": ("snapshot", {"subvolume": f"{side}/inner", "folder": str(side), "below": "file"}),
         "clone of the vault": ("clone_file", {"source": key, "to": f"{side}/c1"}),
+        "clone into locked": ("clone_file", {"source": f"{side}/file", "to": f"{stage}/locked/file"}),
+        "dedupe with the vault": ("dedupe_file", {"source": alike, "to": f"{side}/alike"}),
+        "dedupe into the vault": ("dedupe_file", {"source": f"{side}/alike", "to": alike}),
+        "dedupe with locked": ("dedupe_file", {"source": f"{side}/alike", "to": f"{stage}/locked/held"}),
         "clone in the workspace": ("clone_file", {"source": f"{side}/file", "to": f"{side}/c2"}),
         "twin in a": ("read_file", {"path": "/vmbtrfs/a/stage/twin"}),
         "twin in b": ("read_file", {"path": "/vmbtrfs/b/stage/twin"}),
@@ -198,3 +215,11 @@ def test_another_name_opens_nothing(id: str, stages: Duel) -> None:
 @pytest.mark.parametrize("id", HARMLESS)
 def test_another_name_closes_nothing(id: str, stages: Duel) -> None:
     stages.assert_allowed(id)
+
+
+def test_what_is_alike_in_two_files_may_be_stored_once(tier: int, stages: Duel) -> None:
+    """Whoever owns both may do that, and neither changes; the mounts of tier 2 refuse it."""
+    assert stages.control["dedupe with locked"].out == "alike"
+    guarded = stages.guarded["dedupe with locked"]
+    assert guarded.out == "alike" if tier == 1 else guarded.errno == "EROFS"
+    assert (Path(BTRFS) / "stage/locked/held").read_text() == "original\n"
