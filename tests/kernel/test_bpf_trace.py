@@ -19,7 +19,7 @@ import pytest
 from bpf_tree import Tree, engine_on_calls, errno_of, in_child
 
 from mcpguard.backends import ends, tracing
-from mcpguard.backends.engine import ANY_CALL, ANY_SEND, Engine
+from mcpguard.backends.engine import ANY_CALL, ANY_SEND, EVENT, Engine
 from mcpguard.kernel import events
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Access
@@ -614,7 +614,7 @@ def test_by_the_event_the_same_is_told_as_by_the_tracepoint(
     event = Tree.plant(other_leaf, Engine.open(kind="-event")).trace()
     try:
         ways = [[one.engine.tracepoint(name) for name in (ANY_CALL, ANY_SEND)] for one in (raw, event)]
-        assert ways == [["sys_exit"] * 2, [ends.EVENT] * 2], event.engine.absent
+        assert ways == [["sys_exit"] * 2, [EVENT] * 2], event.engine.absent
         assert {ANY_CALL, ANY_SEND} <= event.engine.linked()
         assert event.engine.absent.keys() == raw.engine.absent.keys()
         told = [told_behind_the_filter(one) for one in (raw, event)]

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, events
 
-EVENT = "raw_syscalls/sys_exit"
 _TRACEPOINT = 5
 _BY_EVENT = ".rodata.end"
 # Since programs at the ends of calls may wait for memory, nothing around those on raw tracepoints holds preemption off.
@@ -46,21 +45,21 @@ def why_not() -> str:
     return "" if btf.functions([_WAITS]) else "the kernel preempts no program on a raw tracepoint"
 
 
-def attach(program: int) -> int:
-    """Attach a loaded program to the event; returns the link's descriptor. Raises KernelError."""
+def attach(name: str, program: int) -> int:
+    """Attach a loaded program to the event of a tracepoint (`group/name`); returns the link. Raises KernelError."""
     try:
-        event = events.tracepoint(EVENT)
+        event = events.tracepoint(name)
     except OSError as error:
         raise KernelError(
-            f"perf_event_open({EVENT})", error.errno or 0, do="run `mcpguard doctor` to see what this kernel accepts"
+            f"perf_event_open({name})", error.errno or 0, do="run `mcpguard doctor` to see what this kernel accepts"
         ) from None
     try:
-        return bpf.attach_event(event, program, EVENT)
+        return bpf.attach_event(event, program, name)
     finally:
         os.close(event)
 
 
-def rehearse(programs: Mapping[str, int]) -> None:
+def rehearse(event: str, programs: Mapping[str, int]) -> None:
     """Attach each for a moment, and see whether it is asked.
 
     Raises:
@@ -68,7 +67,7 @@ def rehearse(programs: Mapping[str, int]) -> None:
         KernelError: the kernel does not attach it, or does not count.
     """
     for name, program in programs.items():
-        link = attach(program)
+        link = attach(event, program)
         try:
             with bpf.counting():
                 os.getppid()

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
-from mcpguard.backends import ends
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, libbpf, pins, privileges
 from mcpguard.kernel.beside import Beside
@@ -99,11 +98,24 @@ def on_calls(without: Iterable[str] = ()) -> ObjectSpec:
     )
 
 
+# What those can be attached to in place of the raw tracepoint.
+EVENT = "raw_syscalls/sys_exit"
+
+
 def _by_event(name: str, program: str) -> ObjectSpec:
     """A program at the end of every call, where the kernel skips it unless it is attached to an event."""
-    return ObjectSpec(
-        name, partial(ends.fit, program), True, {program: ends.EVENT}, rehearse=ends.rehearse, spares=(program,)
-    )
+
+    def fit(opened: bpf.Object) -> None:
+        from mcpguard.backends import ends
+
+        ends.fit(program, opened)
+
+    def rehearse(programs: Mapping[str, int]) -> None:
+        from mcpguard.backends import ends
+
+        ends.rehearse(EVENT, programs)
+
+    return ObjectSpec(name, fit, optional=True, links={program: EVENT}, rehearse=rehearse, spares=(program,))
 
 
 OBJECTS: tuple[ObjectSpec, ...] = (
@@ -708,7 +720,11 @@ def _attach(place: str | None, fd: int, program: str) -> int:
     """Attach to what `ObjectSpec.links` says; returns the link's descriptor."""
     if place is None:
         return bpf.attach_traced(fd, program)
-    return ends.attach(fd) if place == ends.EVENT else bpf.attach_raw_tracepoint(place, fd)
+    if place != EVENT:
+        return bpf.attach_raw_tracepoint(place, fd)
+    from mcpguard.backends import ends
+
+    return ends.attach(EVENT, fd)
 
 
 def _check_contract(opened: bpf.Object) -> None:

@@ -332,7 +332,7 @@ def test_two_users_with_opposite_rules_on_the_same_files_do_not_mix(lane: Lane) 
             assert {e["path"] for e in told} == {str(SHARED / side / "key")}
             seen, missed = sum(e.get("count", 1) for e in told), untold(events)
             assert seen <= READS <= seen + missed
-            assert (seen, missed) == (READS, 0)
+            assert not (lane.keeps_tracepoints and missed)
             about = json.dumps(events)
             assert str(worlds[name].root) in about
             assert not [other for one, other in worlds.items() if one != name and str(other.root) in about]
