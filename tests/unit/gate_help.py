@@ -149,7 +149,7 @@ class World:
 
     def wait_for(self, op: str, text: str = "") -> Any:
         """An event that is on record soon."""
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while time.monotonic() < until:
             for one in self.events(op):
                 if text in str(one.detail):
