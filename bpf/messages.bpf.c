@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The messages of a tree from the tracepoint at the end of every system call. */
 #include <asm/unistd.h>
+#include "mg_end.h"
 #include "mg_stream.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -16,13 +17,13 @@ static __noinline int mg_look_at_send(void *registers, __u64 number, long result
  * host pays for each.
  */
 SEC("raw_tp/sys_exit")
-int mg_any_send(struct bpf_raw_tracepoint_args *ctx)
+int mg_any_send(void *ctx)
 {
-	long result = ctx->args[1];
+	long result = mg_end_result(ctx);
 	__u64 number;
 
 	if (result <= 0)
 		return 0;
-	number = mg_number((void *)ctx->args[0]);
-	return mg_way_of(number) != MG_NOTHING ? mg_look_at_send((void *)ctx->args[0], number, result) : 0;
+	number = mg_end_number(ctx);
+	return mg_way_of(number) != MG_NOTHING ? mg_look_at_send(mg_end_registers(ctx), number, result) : 0;
 }

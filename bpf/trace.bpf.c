@@ -5,6 +5,7 @@
  * files come from the kernel's own objects. Strings of refused calls come from user memory and are only the program's word.
  */
 #include "mg_calls.h"
+#include "mg_end.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -94,18 +95,17 @@ int mg_exited(struct bpf_raw_tracepoint_args *ctx)
  * that. Every process of the host pays for each.
  */
 SEC("raw_tp/sys_exit")
-int mg_sys_exit(struct bpf_raw_tracepoint_args *ctx)
+int mg_sys_exit(void *ctx)
 {
-	void *registers = (void *)ctx->args[0];
 	const struct mg_session *session;
 	const struct mg_shape *shape;
 	struct mg_syscall call = {};
 
-	call.number = mg_number(registers);
-	call.result = ctx->args[1];
+	call.number = mg_end_number(ctx);
+	call.result = mg_end_result(ctx);
 	shape = mg_shape_of(call.number);
 	if (!shape || !mg_matters(shape, call.result))
 		return 0;
 	session = mg_current_session();
-	return session ? mg_ended(session, shape, registers, &call) : 0;
+	return session ? mg_ended(session, shape, mg_end_registers(ctx), &call) : 0;
 }

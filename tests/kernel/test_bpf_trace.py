@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 from bpf_tree import Tree, engine_on_calls, errno_of, in_child
 
-from mcpguard.backends import tracing
-from mcpguard.backends.engine import ANY_CALL, Engine
+from mcpguard.backends import ends, tracing
+from mcpguard.backends.engine import ANY_CALL, ANY_SEND, EVENT, Engine
+from mcpguard.kernel import events
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Access
 from mcpguard.model.profile import SystemSwitches
@@ -580,27 +581,77 @@ def every_call_behind_the_filter() -> None:
             act()
 
 
+def told_behind_the_filter(one: Tree) -> list[tuple[object, ...]]:
+    one.run(every_call_behind_the_filter)
+    return sorted(
+        (str(r.op), r.result, getattr(r, "number", -1), getattr(r, "argument", -1), getattr(r, "path", ""))
+        for r in one.denials()
+        if isinstance(r, CallRecord | PathCallRecord)
+    )
+
+
 def test_what_a_filter_refuses_is_told_like_by_the_tracepoint(tree: Tree, other_leaf: Leaf) -> None:
     """Where programs on the calls make the record: a call that a filter refuses reaches none of them."""
     plain = Tree.plant(other_leaf, Engine.open()).trace()
-    told: list[list[object]] = []
     try:
         assert plain.engine.has(ANY_CALL)
-        for one in (plain, tree):
-            one.run(every_call_behind_the_filter)
-            told.append(
-                sorted(
-                    (str(r.op), r.result, getattr(r, "number", -1), getattr(r, "argument", -1), getattr(r, "path", ""))
-                    for r in one.denials()
-                    if isinstance(r, CallRecord | PathCallRecord)
-                )
-            )
+        told = [told_behind_the_filter(one) for one in (plain, tree)]
     finally:
         plain.close()
     assert told[0] == told[1]
-    ops = {str(one[0]) for one in told[0] if isinstance(one, tuple)}
+    ops = {str(one[0]) for one in told[0]}
     assert {"mount", "module", "bpf", "io-uring", "ioctl", "keyctl", "unshare", "clone", "socket"} <= ops
     assert {"ptrace", "perf", "setns", "chroot", "signal", "identity", "host", "open", "rename"} <= ops
+
+
+def test_by_the_event_the_same_is_told_as_by_the_tracepoint(
+    leaf: Leaf, other_leaf: Leaf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels that would skip programs on the tracepoint have it made so; all can."""
+    monkeypatch.setattr(ends, "why_not", lambda: "not here")
+    raw = Tree.plant(leaf, Engine.open(kind="-raw")).trace()
+    monkeypatch.setattr(ends, "why_not", str)
+    event = Tree.plant(other_leaf, Engine.open(kind="-event")).trace()
+    try:
+        ways = [[one.engine.tracepoint(name) for name in (ANY_CALL, ANY_SEND)] for one in (raw, event)]
+        assert ways == [["sys_exit"] * 2, [EVENT] * 2], event.engine.absent
+        assert {ANY_CALL, ANY_SEND} <= event.engine.linked()
+        assert event.engine.absent.keys() == raw.engine.absent.keys()
+        told = [told_behind_the_filter(one) for one in (raw, event)]
+        sent = [len(one.rings["mg_messages"].drain()) for one in (raw, event)]
+        event.leaf.kill()
+    finally:
+        raw.close()
+        event.close()
+    assert told[0] == told[1] != []
+    assert sent[0] == sent[1] > 0  # what a child says to this test
+
+
+def no_event(_name: str) -> int:
+    raise OSError(errno.ENOENT, "no tracefs")
+
+
+def another_event(_name: str) -> int:
+    return real_event("sched/sched_process_fork")
+
+
+real_event = events.tracepoint
+
+
+@pytest.mark.parametrize("spoiled", [no_event, another_event], ids=["there is none", "it never asks"])
+def test_where_the_event_does_not_hold_the_tracepoint_stands_in(
+    spoiled: Callable[[str], int], leaf: Leaf, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ends, "why_not", str)
+    monkeypatch.setattr(events, "tracepoint", spoiled)
+    tree = Tree.plant(leaf, Engine.open(kind=f"-{spoiled.__name__}")).trace()
+    (folder / "secret").touch(0o600)
+    try:
+        assert [tree.engine.tracepoint(name) for name in (ANY_CALL, ANY_SEND)] == ["sys_exit"] * 2
+        assert tree.run(lambda: as_nobody(lambda: os.open(folder / "secret", os.O_RDONLY))) == errno.EACCES
+        assert [r.path for r in refused(tree)] == [str(folder / "secret")]
+    finally:
+        tree.close()
 
 
 def test_identical_refusals_are_counted_and_different_ones_kept(tree: Tree, folder: Path) -> None:

@@ -50,11 +50,12 @@ class ObjectSpec:
         prepare: called when it is open, before it is loaded: kinds, targets, programs to leave out.
         optional: a kernel may refuse it, because it has no such hooks; then the engine does without, and says so. So it does
             where `prepare` raises HostError.
-        links: programs that are attached for the whole host while any session lives; with the name of their raw tracepoint, or
-            None: to the function that they were loaded for (LSM, modify-return, fexit).
+        links: programs that are attached for the whole host while any session lives; with the name of their raw tracepoint, of
+            their event (`group/name`), or None: to the function that they were loaded for (LSM, modify-return, fexit).
         traced: what the names of more programs begin with that are attached so, at once and until the next boot; an object that
             cannot be attached as a whole counts as refused.
-        rehearse: called with the descriptors of those when they are attached; HostError counts as refused, too.
+        rehearse: called with the descriptors of those when they are attached, or else of all that are loaded; HostError counts
+            as refused, too.
         spares: programs of later objects that are left out where this one is loaded.
     """
 
@@ -97,9 +98,30 @@ def on_calls(without: Iterable[str] = ()) -> ObjectSpec:
     )
 
 
+# What those can be attached to in place of the raw tracepoint.
+EVENT = "raw_syscalls/sys_exit"
+
+
+def _by_event(name: str, program: str) -> ObjectSpec:
+    """A program at the end of every call, where the kernel skips it unless it is attached to an event."""
+
+    def fit(opened: bpf.Object) -> None:
+        from mcpguard.backends import ends
+
+        ends.fit(program, opened)
+
+    def rehearse(programs: Mapping[str, int]) -> None:
+        from mcpguard.backends import ends
+
+        ends.rehearse(EVENT, programs)
+
+    return ObjectSpec(name, fit, optional=True, links={program: EVENT}, rehearse=rehearse, spares=(program,))
+
+
 OBJECTS: tuple[ObjectSpec, ...] = (
     ObjectSpec("network"),
     ObjectSpec("unix", _name_unix_kinds, optional=True),
+    _by_event("trace", ANY_CALL),
     ObjectSpec(
         "trace",
         links={
@@ -109,6 +131,7 @@ OBJECTS: tuple[ObjectSpec, ...] = (
             ANY_CALL: "sys_exit",
         },
     ),
+    _by_event("messages", ANY_SEND),
     ObjectSpec("messages", optional=True, links={ANY_SEND: "sys_exit"}),
 )
 
@@ -169,6 +192,11 @@ class Engine:
     def has(self, program: str) -> bool:
         """Whether the program is loaded; it is not when its object is absent or left it out."""
         return program in self._facts["programs"]
+
+    def tracepoint(self, program: str) -> str | None:
+        """What a program is attached to while a session lives: a raw tracepoint or an event (`group/name`); None: neither."""
+        place: str | None = self._facts["links"].get(program)
+        return place
 
     def map(self, name: str) -> bpf.Map:
         """A map that is shared by all sessions, or an outer map; it stays the engine's to close."""
@@ -250,7 +278,7 @@ class Engine:
             if program in there:
                 continue
             fd = self.program(program)
-            link = bpf.attach_raw_tracepoint(tracepoint, fd) if tracepoint else bpf.attach_traced(fd, program)
+            link = _attach(tracepoint, fd, program)
             try:
                 bpf.pin(link, f"{self._folder}/{pins.LINKS}/{program}")
             finally:
@@ -644,7 +672,7 @@ def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str
     try:
         spec.prepare(opened)
         opened.load()
-        links = _attached(opened, spec) if spec.traced else {}
+        links = _attached(opened, spec)
     except (HostError, KernelError) as error:
         momentary = isinstance(error, KernelError) and error.errno in MOMENTARY
         if not spec.optional or (momentary and not spec.spares):
@@ -659,6 +687,7 @@ def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str
             continue
         shared[name] = opened.map(name).fd
         bpf.pin(shared[name], f"{folder}/{pins.MAPS}/{name}")
+    facts["absent"].pop(spec.name, None)
     facts["inner"].update(inner)
     for name in opened.programs:
         bpf.pin(opened.program(name), f"{folder}/{pins.PROGRAMS}/{name}")
@@ -669,7 +698,7 @@ def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str
 
 
 def _attached(opened: bpf.Object, spec: ObjectSpec) -> dict[str, int]:
-    """Attach the `traced` programs to what they were loaded for: all, or none; returns their links.
+    """Attach the `traced` programs to what they were loaded for: all, or none; rehearse; returns their links.
 
     Raises:
         HostError, KernelError: the kernel refused one, or one is not asked.
@@ -677,7 +706,7 @@ def _attached(opened: bpf.Object, spec: ObjectSpec) -> dict[str, int]:
     links: dict[str, int] = {}
     programs = {name: opened.program(name) for name in opened.programs if name.startswith(spec.traced)}
     try:
-        for name, program in programs.items():
+        for name, program in programs.items() if spec.traced else ():
             links[name] = bpf.attach_traced(program, name)
         spec.rehearse(programs)
     except BaseException:
@@ -685,6 +714,17 @@ def _attached(opened: bpf.Object, spec: ObjectSpec) -> dict[str, int]:
             os.close(fd)
         raise
     return links
+
+
+def _attach(place: str | None, fd: int, program: str) -> int:
+    """Attach to what `ObjectSpec.links` says; returns the link's descriptor."""
+    if place is None:
+        return bpf.attach_traced(fd, program)
+    if place != EVENT:
+        return bpf.attach_raw_tracepoint(place, fd)
+    from mcpguard.backends import ends
+
+    return ends.attach(EVENT, fd)
 
 
 def _check_contract(opened: bpf.Object) -> None:

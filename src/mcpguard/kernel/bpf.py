@@ -23,6 +23,7 @@ CONFIG_SECTION = ".rodata.config"
 _BATCH = 4096  # more than one bucket can ever hold, or the kernel refuses the batch
 _LONGEST_KEY = 512
 _STATS_RUN_TIME = 0
+_PERF_EVENT = 41
 Shape = tuple[int, int, int, int, int]
 """kind, bytes of a key, bytes of a value, entries, flags; an inner map has the shape that its outer map was declared with"""
 
@@ -392,3 +393,8 @@ def attach_traced(program: int, about: str) -> int:
 def attach_raw_tracepoint(name: str, program: int) -> int:
     """Attach a program to a raw tracepoint; returns the link's descriptor, which holds the attachment."""
     return int(libbpf.call("bpf_raw_tracepoint_open", name.encode(), program, about=name))
+
+
+def attach_event(event: int, program: int, about: str) -> int:
+    """Attach a program to an open performance event, which the link then holds; returns the link's descriptor."""
+    return int(libbpf.call("bpf_link_create", program, event, _PERF_EVENT, None, about=about))

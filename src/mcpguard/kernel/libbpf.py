@@ -62,6 +62,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "bpf_prog_query": (_int, (_int, _int, ctypes.c_uint32, _pointer, _pointer, _pointer)),
     "bpf_obj_get_info_by_fd": (_int, (_int, _pointer, _pointer)),
     "bpf_raw_tracepoint_open": (_int, (_text, _int)),
+    "bpf_link_create": (_int, (_int, _int, _int, _pointer)),
     "bpf_map_create": (_int, (_int, _text, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, _pointer)),
     "bpf_map_update_elem": (_int, (_int, _text, _text, ctypes.c_uint64)),
     "bpf_map_update_batch": (_int, (_int, _text, _text, _pointer, _pointer)),

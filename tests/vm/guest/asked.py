@@ -10,7 +10,7 @@ import pytest
 
 from mcpguard.broker import tiers
 
-# Of the kernels beyond these it is not known that they never preempt a program on a tracepoint; 7.3 does.
+# Kernels beyond these may preempt a program on a raw tracepoint; 7.3 does.
 STOCK = ("6.1", "6.12")
 # The two folders of btrfs are subvolumes of one file system, each mounted by itself.
 PLACES = {
@@ -44,7 +44,7 @@ class Lane:
 
     @property
     def keeps_tracepoints(self) -> bool:
-        """Whether it never does that to a program on a tracepoint."""
+        """Whether it never does that to a program on a raw tracepoint."""
         return not self.preempts or self.kernel in STOCK
 
     def not_here(self, why: str) -> NoReturn:

@@ -19,7 +19,7 @@ from asked import STOCK, Lane
 
 from mcpguard.backends import calls, guard, tracing
 from mcpguard.backends.calls import Calls, _function
-from mcpguard.backends.engine import ANY_CALL, ANY_SEND, CALLS, Engine, on_calls
+from mcpguard.backends.engine import ANY_CALL, ANY_SEND, CALLS, EVENT, Engine, on_calls
 from mcpguard.broker import rehearsal, tiers
 from mcpguard.errors import HostError, KernelError
 from mcpguard.events.sessions import Session
@@ -187,6 +187,8 @@ def test_only_where_programs_may_be_skipped_everybody_pays_for_the_record(lane: 
             skips = lane.preempts
             everybodys = {ANY_CALL, ANY_SEND} & armed.engine.linked()
             assert everybodys == ({ANY_CALL, ANY_SEND} if skips else set()), armed.engine.absent
+            way = "sys_exit" if lane.keeps_tracepoints else EVENT
+            assert {armed.engine.tracepoint(program) for program in everybodys} == ({way} if skips else set())
             assert bool(tracing.why_everybody_pays(armed.engine)) == skips
             on_calls = {name for name in armed.engine.linked() if name.startswith(CALLS)}
             assert (f"{CALLS}filtered" in on_calls) != skips
