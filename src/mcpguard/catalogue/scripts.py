@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -44,10 +45,12 @@ class Found:
     Attributes:
         files: role and path of each file, as it would be opened; it may not exist.
         note: why something could not be found; else empty.
+        behind: how many words follow the script, of which only the script knows what they are; 0 for shells.
     """
 
     files: tuple[tuple[str, Path], ...] = ()
     note: str = ""
+    behind: int = 0
 
 
 def is_interpreter(program: str) -> bool:
@@ -117,9 +120,10 @@ def _node(args: Sequence[str], cwd: Path) -> Found:
         elif option in _NODE_VALUES and not equals:
             next(rest, "")
         elif arg == "--":
-            return Found((*loaded, *((SCRIPT, _node_file(cwd, name)) for name in (next(rest, ""),) if name)))
+            script = [(SCRIPT, _node_file(cwd, name)) for name in (next(rest, ""),) if name]
+            return Found((*loaded, *script), behind=len(list(rest)))
         elif not arg.startswith("-") and arg not in _NODE_VERBS:
-            return Found((*loaded, (SCRIPT, _node_file(cwd, arg))))
+            return Found((*loaded, (SCRIPT, _node_file(cwd, arg))), behind=len(list(rest)))
     return Found(tuple(loaded), "no script is named in its words")
 
 
@@ -143,7 +147,9 @@ def _python(found: Path, args: Sequence[str], environment: Mapping[str, str], cw
     rest = iter(args)
     for arg in rest:
         if arg == "-" or not arg.startswith("-"):
-            return Found(note="its script comes from its input") if arg == "-" else Found(_python_file(cwd / arg))
+            if arg == "-":
+                return Found(note="its script comes from its input")
+            return Found(_python_file(cwd / arg), behind=len(list(rest)))
         if arg.startswith("--"):
             if arg == "--check-hash-based-pycs":
                 next(rest, "")
@@ -157,7 +163,7 @@ def _python(found: Path, args: Sequence[str], environment: Mapping[str, str], cw
             value = value or next(rest, "")
         if option == "m":
             places = _python_places(found, environment, None if isolated or environment.get("PYTHONSAFEPATH") else cwd)
-            return _module(value, places)
+            return replace(_module(value, places), behind=len(list(rest)))
     return Found(note="no script is named in its words")
 
 
