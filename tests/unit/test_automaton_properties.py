@@ -133,6 +133,25 @@ def test_a_walk_of_a_tree_that_asks_for_few_names_judges_them_all_alike(rules: l
             assert walk.automaton.same_below(quick, thorough), (above, name)
 
 
+@pytest.mark.parametrize(
+    "pattern, name",
+    [
+        ("/**/[^b]ecret", "secret"),
+        ("/**/[!b]ecret", "secret"),
+        ("/**/[^b]*.pem", "key.pem"),
+        ("/**/???.key", "aé.key"),
+        ("/**/id_[!a]?", "id_é"),
+        ("/**/id_?", "id_\udcff"),
+    ],
+)
+def test_bytes_and_negations_in_a_pattern_are_no_names_that_a_walk_leaves_out(pattern: str, name: str) -> None:
+    """A shell's pattern would be about characters, and of `^`."""
+    walk = walk_of([PathRule(Effect.ALLOW, ALL, "/", (), 1), PathRule(Effect.DENY, ALL, pattern, (), 2)])
+    state = walk.child(walk.automaton.start, "code")
+    assert walk.automaton.decision(walk.child(state, "ordinary")).allowed
+    assert not walk.automaton.decision(walk.child(state, name)).allowed
+
+
 def walk_of(rules: list[PathRule]) -> Walk:
     return Walk(Automaton.build(rules), (), {}, set(), {}, (), lambda visited, path: None, beginnings(rules))
 

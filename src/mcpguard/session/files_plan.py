@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -70,9 +71,13 @@ def _new_walk(policy: Policy, automaton: Automaton, sockets: Sequence[str], prog
 
 
 def beginnings(rules: Iterable[PathRule]) -> Wildcards:
-    """Every name that can stand right behind a `**`."""
+    """Every name that can stand right behind a `**`, and more.
+
+    To the automaton `?` and `[...]` are bytes, and `[^x]` is a negation: what a shell's pattern leaves out must not be left out
+    here, so anything may stand from there on.
+    """
     return Wildcards(
-        after
+        re.sub(r"\*?[?[].*", "*", after, count=1, flags=re.DOTALL)
         for rule in rules
         for pattern in (rule.pattern, *rule.exceptions)
         if "**/" in pattern
