@@ -431,6 +431,15 @@ def test_a_known_script_has_its_own_words(bin_folder: Path) -> None:
     assert unknown_runner(of(bin_folder, "server", *own[0])) == "npx", "any program may start what it is told"
 
 
+@pytest.mark.parametrize("option", ["--redirect-warnings", "--diagnostic_dir", "--title", "--tls-keylog"])
+def test_the_value_of_an_option_of_node_is_not_its_script(bin_folder: Path, option: str) -> None:
+    write(bin_folder.parent / "x.js", "1")
+    write(bin_folder.parent / "evil.js", "1")
+    assert ("script", "evil.js") in code(of(bin_folder, "node", option, "./x.js", "./evil.js"))
+    for switch in (f"{option}=./evil.js", "--no-warnings", "--enable_source_maps"):
+        assert code(of(bin_folder, "node", switch, "./x.js", "./evil.js"))[1:] == [("script", "x.js")]
+
+
 def test_a_link_to_a_runner_is_one(bin_folder: Path) -> None:
     program(bin_folder.parent / "lib/node_modules/npm/bin/npx-cli.js", "binary npx")
     program(bin_folder.parent / "lib/node_modules/npm/bin/npm-cli.js", "binary npm")
