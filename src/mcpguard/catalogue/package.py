@@ -48,7 +48,9 @@ class Package:
         return f"{self.runner} {self.name} {self.version}" + (f" ({self.wanted})" if self.wanted else "")
 
 
-_TOKENS = re.compile(r"[\s;&|()`'\"<>]+")
+_TOKENS = re.compile(r"[\s;&|(){}$`'\"<>]+")
+# What a shell takes out of a word: `n'p'x` and `n\px` are npx.
+_QUOTES = re.compile(r"\\\n|['\"\\]")
 # Where a shell begins a command.
 _SHELLS_EXEC = re.compile(r"(?<!\\)([;&|({\n]|\A)\s*exec\s")
 _NODE = {
@@ -217,7 +219,12 @@ def mentioned(words: Sequence[str], behind: int = 0) -> str:
         behind: how many of the last words are for a script that is known. Of those a runner that is named last, in its text or
             of all, fetches nothing: `--allow "git npx"`.
     """
-    texts = [_tokens(word) for word in words]
+    return _named([_tokens(word) for word in words], behind) or _named(
+        [_tokens(_QUOTES.sub("", word)) for word in words], behind
+    )
+
+
+def _named(texts: Sequence[list[str]], behind: int) -> str:
     for place, tokens in enumerate(texts):
         own = place >= len(texts) - behind
         more = [token for later in texts[place + 1 :] for token in later]
