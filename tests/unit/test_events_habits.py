@@ -11,6 +11,7 @@ from events_help import AGENT, OPEN_POLICY, Bench, connection, head, make_policy
 from mcpguard.events.finding import QUIET, is_quiet
 from mcpguard.events.habits import habit
 from mcpguard.model.access import Access, Verdict
+from mcpguard.model.plan import KEPT_CANARY
 from mcpguard.model.rule import Origin
 from mcpguard.wire.records import NetRecord, Record
 
@@ -176,3 +177,13 @@ def test_another_address_or_process_than_the_connections_is_an_alarm(tmp_path: P
 @pytest.mark.parametrize("record", [datagram(53, op="sendmsg"), datagram(0, op="sendmsg"), datagram(53, rule=1)])
 def test_what_was_to_be_sent_and_what_a_rule_denies_is_an_alarm(tmp_path: Path, record: NetRecord) -> None:
     assert (record.op, "udp", record.port or None) in loud(Bench(tmp_path), record, connection(PEER, Verdict.DENY))
+
+
+def test_only_what_keeps_a_server_makes_the_refusal_of_its_canary_routine(tmp_path: Path) -> None:
+    """A rule of the user's at that address is a rule like others."""
+    address, port = KEPT_CANARY
+    kept, own = Origin("x", "/x.yaml", 1, "mcp confine s kept"), Origin("x", "/x.yaml", 2, "deny 127.0.0.0/8")
+    policy = replace(POLICY, rules=(*POLICY.rules, kept, own), reasons=(*POLICY.reasons, "", ""))
+    for number, told in ((len(POLICY.rules), set()), (len(POLICY.rules) + 1, {("connect", "udp", port)})):
+        refused = NetRecord(head(), "connect", Verdict.DENY, address, port, "udp", number, "", 1)
+        assert loud(Bench(tmp_path / str(number), policy), refused) == told

@@ -14,7 +14,7 @@ from mcpguard.catalogue.server import STDIO, Server
 from mcpguard.errors import HostError
 from mcpguard.events.store import Store
 from mcpguard.gate import containers
-from mcpguard.gate.admission import Unvetted
+from mcpguard.gate.admission import Unvetted, forms_of
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.servers import Servers
 from mcpguard.gate.words import words_of
@@ -87,6 +87,26 @@ def test_a_server_gets_no_variable_that_the_agent_has_not(servers: Servers) -> N
         "WRITTEN": "text",
     }
     assert "API_KEY" not in admitted.environment
+
+
+def test_env_is_followed_as_far_as_its_words_are_known(tmp_path: Path) -> None:
+    for name in ("env", "good", "evil"):
+        program(tmp_path, name)
+        (tmp_path / "bin" / name).write_bytes(b"\x7fELF" + name.encode())
+    first = tmp_path / "bin/script"
+
+    def last(*words: str) -> str:
+        forms = forms_of(words[0], words, str(tmp_path / "bin"))
+        image = forms[-1].image
+        states = ((one, one.stat()) for one in (tmp_path / "bin").iterdir())
+        return next(one.name for one, state in states if (state.st_dev, state.st_ino) == image)
+
+    env = str(tmp_path / "bin/env")
+    assert last(env, "-i", "A=b", "c.d=", "good", "evil") == "good"
+    assert last(env, "-u", "good", "evil") == "env"
+    for line, then in (("-S A=b good --x", "good"), ("good", "good"), ("-S -u good evil", "env")):
+        first.write_text(f"#!{env} {line}\n")
+        assert last(str(first)) == then, line
 
 
 # --- what programs take from the folder that they start in ------------------------------------------------------------------
@@ -211,6 +231,12 @@ def test_what_a_runner_has_installed_is_started_without_it(
         assert (admitted.program, admitted.argv) == (str(script), (str(script), "--b"))
         assert [form.argv[0] for form in admitted.forms] == [os.fsencode(script), b"/bin/sh"]
     assert started(tmp_path, "env", "A=b", "npx", "a@1.0.0", "x") == ("env", "A=b", str(script), "x")
+    assert started(tmp_path, "env", "-u", "npx", "a@1.0.0", "./x") == ("env", "-u", "npx", "a@1.0.0", "./x")
+    odd = npx_installed(tmp_path, "c", "c", "1.0.0", bin="dist/=.js")
+    odd.rename(odd.with_name("=.js"))
+    assert started(tmp_path, "npx", "c", "./x")[0].endswith("=.js")
+    with pytest.raises(HostError, match="was not started"):
+        started(tmp_path, "env", "npx", "c", "./x")  # env would take the script for a variable, and start ./x
     with pytest.raises(HostError, match="was not started") as kept:
         started(tmp_path, "npx", "-y", "a@1.0.0", writable=".npm")
     assert kept.value.code == "mcp.writable"

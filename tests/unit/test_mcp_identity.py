@@ -354,6 +354,34 @@ def test_other_ways_to_write_npx_are_the_same(
         ("timeout 60 npx -y a", "npx"),
         ("nice -n 5 /usr/bin/npx a", "npx"),
         ("env -u X uvx a", "uvx"),
+        ("uv --allow-insecure-host h tool run a", "uv"),
+        ("uv -q tool run a", "uv"),  # what is behind it is counted from the first word
+        ("timeout 60 uv --option v tool run a", "uv"),
+        ("timeout 60 npm --loglevel silent exec a", "npm"),
+        ("timeout 60 npm exe a", "npm"),
+        ("timeout 60 bun --cwd /x x a", "bun"),
+        ("timeout 60 /srv/node_modules/.bin/npx a", "npx"),
+        ("npm init -y a", "npm"),
+        ("npm ini a", "npm"),
+        ("yarn create a", "yarn"),
+        ("bun create a", "bun"),
+        ("pnpm -C /x dlx a", "pnpm"),
+        ("npm --prefix run exec a", "npm"),
+        ("node /usr/lib/node_modules/npm/bin/npx-cli.js -y a", "npx"),
+        ("node /srv/npx-cli.js a", "npx"),
+        ("node /usr/lib/node_modules/npm exec a", "npm"),
+        ("node .yarn/releases/yarn-4.1.0.cjs dlx a", "yarn"),
+        ("python3 pipx.pyz run a", "pipx"),
+        (("sh", "-c", "pnpm -C /x dlx a"), "pnpm"),
+        (("sh", "-c", "npm 2>/dev/null exec a"), "npm"),
+        (("sh", "-c", "npm init -y a"), "npm"),
+        (("sh", "-c", "npm --x \\; exec a"), "npm"),
+        (("sh", "-c", '"$0" -y a', "npx"), "npx"),
+        (("sh", "-c", "'u'v --x y tool run a"), "uv"),
+        (("sh", "-c", "cd /srv; np\\x -y a"), "npx"),
+        (("sh", "-c", "cd /srv; n\\\npx -y a"), "npx"),
+        (("sh", "-c", "npx${IFS}-y a"), "npx"),
+        (("python3", "-c", "import os; os.execvp('npx', ['npx', 'a'])"), "npx"),
         ("python3 -m pipx run a", "pipx"),
         (("sh", "-c", "cd /srv && npx -y a"), "npx"),
         (("sh", "-c", "npx a; echo"), "npx"),
@@ -367,6 +395,14 @@ def test_other_ways_to_write_npx_are_the_same(
         ("node /srv/server.js /home/u/npx", ""),
         ("npm start", ""),
         ("npm run serve", ""),
+        ("npm run exec", ""),
+        ("npm --prefix /srv/npm start", ""),
+        ("uv --directory /srv/uv run server.py", ""),
+        ("uv run server.py --tool tool", ""),
+        ("bun run /srv/x.ts", ""),
+        ("timeout 60 pnpm --dir /srv start", ""),
+        ("node /srv/lib/uv-index.js", ""),
+        (("sh", "-c", "npm run build && exec node x.js"), ""),
         ("uv run server.py", ""),
         ("sh -c /srv/server", ""),
         ("pnpm start", ""),
@@ -378,6 +414,89 @@ def test_what_only_a_runner_knows_is_told_from_the_rest(
 ) -> None:
     words = tuple(command.split()) if isinstance(command, str) else command
     assert unknown_runner(of(bin_folder, *words, HOME="/nowhere")) == runner
+
+
+def test_a_known_script_has_its_own_words(bin_folder: Path) -> None:
+    """It is part of what was approved; a launcher among such scripts is known by what it is told to start."""
+    write(bin_folder.parent / "x.js", "1")
+    write(bin_folder.parent / "x.py", "1")
+    program(bin_folder / "env", "binary env")
+    own = ("--allow", "git npx"), ("/home/u/.local/bin/uvx",), ("--allow=npx", "--allow=git")
+    for script in (
+        ("node", "x.js"),
+        ("node", "--", "x"),
+        ("env", "A=b", "python3", "-u", "x.py"),
+        ("python3", "-m", "x"),
+    ):
+        for words in own:
+            assert not unknown_runner(of(bin_folder, *script, *words)), (script, words)
+        for words in (("-q", "npx", "-y", "a"), ("--stdio", "npx -y a"), ("uv", "--x", "y", "tool", "run", "a")):
+            assert unknown_runner(of(bin_folder, *script, *words)), (script, words)
+    assert unknown_runner(of(bin_folder, "node", "absent.js", *own[0])) == "npx", "nobody knows that one"
+    assert unknown_runner(of(bin_folder, "server", *own[0])) == "npx", "any program may start what it is told"
+
+
+@pytest.mark.parametrize("option", ["--redirect-warnings", "--diagnostic_dir", "--title", "--tls-keylog"])
+def test_the_value_of_an_option_of_node_is_not_its_script(bin_folder: Path, option: str) -> None:
+    write(bin_folder.parent / "x.js", "1")
+    write(bin_folder.parent / "evil.js", "1")
+    assert ("script", "evil.js") in code(of(bin_folder, "node", option, "./x.js", "./evil.js"))
+    for switch in (f"{option}=./evil.js", "--no-warnings", "--enable_source_maps"):
+        assert code(of(bin_folder, "node", switch, "./x.js", "./evil.js"))[1:] == [("script", "x.js")]
+
+
+def test_a_link_to_a_runner_is_one(bin_folder: Path) -> None:
+    program(bin_folder.parent / "lib/node_modules/npm/bin/npx-cli.js", "binary npx")
+    program(bin_folder.parent / "lib/node_modules/npm/bin/npm-cli.js", "binary npm")
+    program(bin_folder / "env", "binary env")
+    (bin_folder / "mine").symlink_to("../lib/node_modules/npm/bin/npx-cli.js")
+    (bin_folder / "my-npm").symlink_to("../lib/node_modules/npm/bin/npm-cli.js")
+    for words in (("mine", "a"), ("env", "mine", "a"), ("node", "bin/mine", "a")):
+        assert unknown_runner(of(bin_folder, *words)) == "npx", words
+    assert unknown_runner(of(bin_folder, "my-npm", "exec", "a", "npm")) == "npm"
+    assert not unknown_runner(of(bin_folder, "my-npm", "run", "exec"))
+    (bin_folder / "other").symlink_to("server")
+    assert not unknown_runner(of(bin_folder, "other", "a"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("env", "-u", "npx", "good", "./evil"),
+        ("env", "-C", "node", "x.js"),
+        ("env", "-S", "./evil"),
+        ("env", "--unset", "node", "./evil"),
+        ("time", "-o", "npx", "good", "./evil"),
+        ("nice", "-n", "node", "x.js"),
+        ("stdbuf", "-o", "node", "x.js"),
+        ("nice", "A=b", "node", "x.js"),  # that is a program of this name
+        ("env", "A=b", "-i", "node", "x.js"),  # and so is -i here
+        ("nohup", "--anything", "node", "x.js"),
+        (*["env"] * 9, "./evil"),
+    ],
+)
+def test_a_wrapper_with_words_that_nobody_knows_cannot_be_approved(bin_folder: Path, command: tuple[str, ...]) -> None:
+    home = bin_folder.parent
+    write(home / "x.js", "1")
+    program(home / "evil", "1")
+    script = npx_installed(home, "good", "good", "1.0.0")
+    for name in ("env", "time", "nice", "stdbuf", "nohup"):
+        program(bin_folder / name, f"binary {name}")
+    found = of(bin_folder, *command, HOME=str(home))
+    assert (found.installed, found.package) == (None, None) and found.notes
+    assert any(one.sha256 == identity.MISSING for one in found.code)
+    for wrapper in (
+        ("env", "-i", "--", "A=b", "c.d-e="),
+        ("nice", "-10"),
+        ("time", "-p"),
+        ("stdbuf", "-oL"),
+        ("nohup", "--"),
+        ("env", "-", "nice"),
+    ):
+        known = of(bin_folder, *wrapper, "npx", "good", "./evil", HOME=str(home))
+        assert known.installed is not None and known.installed.words == (str(script), "./evil")
+        assert all(one.sha256 != identity.MISSING for one in known.code)
+        assert ("script", "x.js") in code(of(bin_folder, *wrapper, "node", "x.js"))
 
 
 def test_what_is_missing_is_said_and_is_another_identity_when_it_appears(bin_folder: Path) -> None:

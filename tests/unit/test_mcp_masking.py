@@ -1,7 +1,9 @@
 """What a record keeps of arguments: bounded JSON, and nothing that looks like a secret."""
 
+import base64
 import itertools
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -97,6 +99,20 @@ def test_however_many_texts_there_are_so_much_of_them_is_looked_at(monkeypatch: 
         text, cut = bounded([[[f"{row}.{at}-" * length for at in range(50)]] * 50 for row in range(width // 50 or 1)])
         assert cut and len(text.encode()) <= LIMIT
         assert sum(looked_at) <= 16 * LOOKED_AT and len(looked_at) <= LOOKED_AT
+
+
+def test_a_credential_is_found_in_files_and_in_json_inside_of_json() -> None:
+    key = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl" + chr(255) * 3 + "?" * 3
+    for raw, is_one in ((key.encode(), True), (b"\x89PNG\r\n" + bytes(range(256)) * 64, False)):
+        for text in (base64.b64encode(raw), base64.urlsafe_b64encode(raw), base64.b64encode(raw).rstrip(b"=")):
+            assert holds_credential({"contents": [{"uri": "a:b", "blob": text.decode()}]}) is is_one
+    for bad in ("", "=", "a", "no base64 \u00e9", "\x00", "====", "ab=cd"):
+        assert not holds_credential({"blob": bad})
+    for value, is_one in (("a1b2" * 5, True), ("<your-token-here-1>", False)):
+        text: Any = {"token": value}
+        for _ in range(4):
+            text = json.dumps(text)
+            assert holds_credential([text]) is is_one, text
 
 
 def test_a_credential_is_found_in_one_text_and_not_over_several() -> None:

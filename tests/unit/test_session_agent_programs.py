@@ -34,6 +34,11 @@ STILL = "import sys; print('up', flush=True); sys.stdin.read()"
         "/nix/store/x/bin/.claude-wrapped",
         "/opt/codex-x86_64-unknown-linux-musl",
         "/home/u/bin/claude.real",
+        "/usr/bin/claude-code",
+        "/usr/bin/qwen-code",
+        "/w/node_modules/@anthropic-ai/claude-agent-sdk/cli.js",
+        "/w/gemini-cli/bundle/gemini.js",
+        "/nix/store/x/share/gemini-cli/gemini.js",
     ],
 )
 def test_programs_of_agents_are_known_by_name_and_place(path: str) -> None:
@@ -49,6 +54,10 @@ def test_programs_of_agents_are_known_by_name_and_place(path: str) -> None:
         "/usr/lib/node_modules/@modelcontextprotocol/server-everything/dist/index.js",
         "/usr/bin/gemini-mcp-server",
         "/home/u/share/claude/versions/1/x",
+        "/w/src/gemini.js",
+        "/w/claude.mjs",
+        "/usr/bin/claude-code-mcp",
+        "/w/node_modules/@anthropic-ai/sdk/index.js",
     ],
 )
 def test_others_are_not(path: str) -> None:

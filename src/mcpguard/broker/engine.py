@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from mcpguard.backends import cgroup_bpf, tracing
 from mcpguard.backends import engine as shared
 from mcpguard.broker import tiers
-from mcpguard.errors import HostError
+from mcpguard.errors import HostError, PolicyError
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Effect
 from mcpguard.wire import _abi
@@ -217,14 +217,16 @@ def _rows(network: dict[str, Any], kept_canary: tuple[Effect, int] | None) -> di
 
     Args:
         kept_canary: what happens to the canary of kept servers, and by which rule.
+
+    Raises:
+        HostError, PolicyError: they are malformed, or leave no room for a canary.
     """
     try:
         rows = {name: read(network[name]) for name, read in _ROWS.items() if name in network}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _malformed(f"{type(error).__name__}: {error}") from error
     if kept_canary is not None and "connect" in rows:
-        address, port = _kept_canary()
-        rows["connect"].append((address, 128, [(port, port, _UDP, *kept_canary)]))
+        rows["connect"] = _with_kept_canary(rows["connect"], *kept_canary)
     return {name: tuple(row) for name, row in rows.items()}
 
 
@@ -237,15 +239,41 @@ def _malformed(why: str) -> HostError:
     )
 
 
-def _net_rows(rows: list[Any], *, canary: bool) -> list[NetRow]:
-    made: list[NetRow] = [
-        (_address(address), int(prefix), [_port_rule(port) for port in ports])
-        for address, prefix, ports in rows
-        if int(prefix) < 128 or address not in (_canary_address().hex(), _kept_canary()[0].hex())
-    ]
-    if canary:
-        made.append((_canary_address(), 128, [(*_ALL_PORTS, _TCP_AND_UDP, Effect.DENY, 0)]))
-    return made
+def _connect_rows(rows: list[Any]) -> list[NetRow]:
+    own = _canary_address()
+    made = [row for row in _net_rows(rows) if row[:2] != (own, 128)]
+    return [*made, (own, 128, [(*_ALL_PORTS, _TCP_AND_UDP, Effect.DENY, 0)])]
+
+
+def _net_rows(rows: list[Any]) -> list[NetRow]:
+    return [(_address(address), int(prefix), [_port_rule(port) for port in ports]) for address, prefix, ports in rows]
+
+
+def _with_kept_canary(rows: list[NetRow], effect: Effect, rule: int) -> list[NetRow]:
+    """The rows, and what happens to the canary of kept servers; else its address keeps what the rows say of it.
+
+    Raises:
+        PolicyError: a rule of that very address denies what these servers have to be able to try.
+    """
+    address, port = _kept_canary()
+    covering = [row for row in rows if _covers(row, address)]
+    _, prefix, ports = max(covering, key=lambda row: row[1], default=(address, 0, []))
+    deciding = next((one for one in ports if one[0] <= port <= one[1] and one[2] & _UDP), None)
+    if prefix == 128 and effect is Effect.ALLOW and deciding and deciding[3] is Effect.DENY:
+        shown = ".".join(map(str, address[-4:]))
+        raise PolicyError(
+            f"a rule denies {shown}:{port}/udp, where servers of mcp.confine show that they are kept",
+            why="before such a server starts, it has to be refused there by its own rules, and not by the session's",
+            do=f"name the other ports or /tcp in the rule for {shown}, or take mcp.confine away",
+            code="policy.canary",
+        )
+    rest = [row for row in rows if row[:2] != (address, 128)]
+    return [*rest, (address, 128, [(port, port, _UDP, effect, rule), *ports])]
+
+
+def _covers(row: NetRow, address: bytes) -> bool:
+    beyond = 128 - row[1]
+    return int.from_bytes(row[0]) >> beyond == int.from_bytes(address) >> beyond
 
 
 def _canary_address() -> bytes:
@@ -292,8 +320,8 @@ def _unix_row(row: list[Any]) -> UnixRow:
 
 
 _ROWS: dict[str, Callable[[Any], list[Any]]] = {
-    "connect": lambda rows: _net_rows(rows, canary=True),
-    "listen": lambda rows: _net_rows(rows, canary=False),
+    "connect": _connect_rows,
+    "listen": _net_rows,
     "hosts": lambda rows: [_host_row(row) for row in rows],
     "unix": lambda rows: [_unix_row(row) for row in rows],
 }

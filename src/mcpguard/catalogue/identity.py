@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mcpguard.catalogue import installed, scripts, sums
+from mcpguard.catalogue import installed, scripts, sums, wrappers
 from mcpguard.catalogue import package as packages
 from mcpguard.catalogue.installed import Installed
 from mcpguard.catalogue.package import Package
@@ -101,7 +101,6 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
 # Words that every shell takes as they are written, but for quotes.
 _NOT_PLAIN = re.compile(r"[$`\\;&|<>(){}*?\[\]#!~\n\r]")
-WRAPPERS = ("env", "nohup", "setsid", "nice", "stdbuf", "time")
 _DEEPEST = 4
 _SHEBANG = 256
 _MAX_SETTINGS = 1 << 20
@@ -152,6 +151,7 @@ class Identity:
             server to is part of what was approved, and a secret that comes from the environment may change.
         origin: scheme, host and port of a remote server; else empty.
         installed: what the package runner would execute, and is executed without it; None where only the runner knows.
+        behind: how many of the last words are for a script that is part of this: it alone knows what they are.
         notes: what could not be found out, one sentence each.
     """
 
@@ -164,6 +164,7 @@ class Identity:
     declared: tuple[tuple[str, str], ...] = ()
     origin: str = ""
     installed: Installed | None = None
+    behind: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -212,7 +213,7 @@ def of(
     steering = {name: sums.of_text(env[name]) for name in STEERING if env.get(name)}
     code: list[Code] = []
     notes: list[str] = []
-    package, run = _look(command, list(args), dict(env), Path(cwd), code, notes, 0)
+    package, run, behind = _look(command, list(args), dict(env), Path(cwd), code, notes, 0)
     found = resolve(command, env, cwd)
     return Identity(
         command,
@@ -223,6 +224,7 @@ def of(
         tuple(sorted(steering.items())),
         tuple(sorted((declared or {}).items())),
         installed=run,
+        behind=behind,
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -272,14 +274,15 @@ def brief(text: str) -> str:
 
 def _look(
     command: str, args: list[str], env: dict[str, str], cwd: Path, code: list[Code], notes: list[str], depth: int
-) -> tuple[Package | None, Installed | None]:
-    """Add what a command executes, and what it executes in turn; returns its package, and what is installed of it."""
+) -> tuple[Package | None, Installed | None, int]:
+    """Add what a command executes, and what it executes in turn; returns its package, what is installed of it, and how many
+    words are behind its script."""
     found = resolve(command, env, str(cwd))
     name = Path(command).name
     if found is None:
         code.append(Code("program", command, MISSING))
         notes.append(f"no program {command} was found")
-        return packages.of(name, args), None
+        return packages.of(name, args), None, 0
     run = scripts.find(name, found, args, env, cwd)
     _add(code, notes, "interpreter" if run.files and scripts.is_interpreter(name) else "program", found)
     _add_interpreter(found, env, cwd, code, notes)
@@ -287,9 +290,18 @@ def _look(
         _add(code, notes, role, path)
     if run.note:
         notes.append(run.note)
-    if name in WRAPPERS and depth < _DEEPEST:
-        inner = _unwrapped(args, env)
-        return _look(inner[0], inner[1:], env, cwd, code, notes, depth + 1) if inner else (None, None)
+    if name in wrappers.NAMES and args:
+        at = wrappers.command_at(name, args) if depth < _DEEPEST else None
+        if at is None:
+            code.append(Code("program", command, MISSING))
+            notes.append(
+                f"what {command} executes cannot be told from its words: declare it without this, or without options"
+            )
+            return None, None, 0
+        env |= {
+            key: value for key, equals, value in (arg.partition("=") for arg in args[:at]) if equals and name == "env"
+        }
+        return _look(args[at], args[at + 1 :], env, cwd, code, notes, depth + 1)
     plain = plain_command(name, args)
     if plain and depth < _DEEPEST and packages.of(plain[0], plain[1:]):
         return _look(plain[0], plain[1:], env, cwd, code, notes, depth + 1)
@@ -299,11 +311,12 @@ def _look(
             "what runs in the container is outside of every session: no rule holds it, and no record tells of it"
         )
     if package is None:
-        return None, None
+        known = all(one.sha256 != MISSING for one in code)
+        return None, None, run.behind if known else 0
     there = _add_installed(package, args, env, cwd, code, notes)
     if there is None or not there.words:
         _add_local(package, cwd, env.get("HOME", ""), code, notes)
-    return package, there
+    return package, there, 0
 
 
 def plain_command(shell: str, args: Sequence[str]) -> list[str]:
@@ -322,7 +335,15 @@ def unknown_runner(found: Identity) -> str:
     """The runner of packages by which a server is started that only it knows; empty where what is executed is known."""
     if found.installed is not None or found.origin or (found.package is not None and found.package.image):
         return ""
-    return found.package.runner if found.package else packages.mentioned((found.command, *found.args))
+    if found.package:
+        return found.package.runner
+    said = packages.mentioned((found.command, *found.args), found.behind)
+    # What links lead to counts as well. Of what is inside nobody knows which word is its first, as behind an option.
+    said = said or packages.mentioned((found.program, *found.args), found.behind)
+    inside = (one.path for one in found.code[1:] if one.role in ("program", "script"))
+    return said or next(
+        (runner for path in inside if (runner := packages.mentioned((path, "-", *found.args), found.behind))), ""
+    )
 
 
 def _add_installed(
@@ -349,17 +370,6 @@ def _add_installed(
     return there
 
 
-def _unwrapped(args: list[str], env: dict[str, str]) -> list[str]:
-    """The command inside `env A=b command` and its like, with the variables that it sets; empty where there is none."""
-    for at, arg in enumerate(args):
-        name, equals, value = arg.partition("=")
-        if equals and name.isidentifier():
-            env[name] = value
-        elif not arg.startswith("-"):
-            return args[at:]
-    return []
-
-
 def _add_interpreter(found: Path, env: Mapping[str, str], cwd: Path, code: list[Code], notes: list[str]) -> None:
     """Of a script that names its interpreter in its first line, that interpreter."""
     try:
@@ -370,7 +380,7 @@ def _add_interpreter(found: Path, env: Mapping[str, str], cwd: Path, code: list[
         return
     words = os.fsdecode(first[2:]).split()
     if words and Path(words[0]).name == "env":
-        words = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
+        words = list(wrappers.of_first_line(words[1:]))
     program = resolve(words[0], env, str(cwd)) if words else None
     if program is None:
         notes.append(f"the interpreter of {found} was not found")

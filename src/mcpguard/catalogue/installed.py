@@ -105,6 +105,8 @@ def find(package: Package, args: Sequence[str], environment: Mapping[str, str]) 
         asked = None if words is None else _asked(words, _NPX_SWITCHES, _NPX_VALUES, naming)
         return _of_npx(asked, environment) if asked else None
     if package.runner in ("uvx", "uv"):
+        if package.runner == "uv" and tuple(args[:2]) != ("tool", "run"):
+            return None
         asked = _asked(args[2:] if package.runner == "uv" else args, _UVX_SWITCHES, _UVX_VALUES, ("--from",))
         return _of_uv(package, asked, environment) if asked and len(asked.packages) == 1 else None
     return None

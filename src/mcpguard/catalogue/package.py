@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import PurePosixPath
 
 from mcpguard.model.values import dataclass
@@ -47,7 +48,11 @@ class Package:
         return f"{self.runner} {self.name} {self.version}" + (f" ({self.wanted})" if self.wanted else "")
 
 
-_TOKENS = re.compile(r"[\s;&|()`'\"<>]+")
+_TOKENS = re.compile(r"[\s;&|(){}$`'\"<>]+")
+# What a shell takes out of a word: `n'p'x` and `n\px` are npx.
+_QUOTES = re.compile(r"\\\n|['\"\\]")
+# Where a shell begins a command.
+_SHELLS_EXEC = re.compile(r"(?<!\\)([;&|({\n]|\A)\s*exec\s")
 _NODE = {
     "npx": (),
     "bunx": (),
@@ -60,6 +65,18 @@ _NODE = {
 _PYTHON = {"uvx": (), "uv": ("tool", "run"), "pipx": ("run",)}
 _CONTAINERS = {"docker": ("run",), "podman": ("run",), "nerdctl": ("run",)}
 RUNNERS = frozenset((*_NODE, *_PYTHON, *_CONTAINERS))
+# By what each of them fetches something and executes it, whatever the words for it are; empty: by all.
+_FETCHING = {
+    **_NODE,
+    **_PYTHON,
+    "npm": ("exec", "x", "init", "innit", "create"),
+    "pnpm": ("dlx", "exec", "create"),
+    **dict.fromkeys(("yarn", "yarnpkg"), ("dlx", "create")),
+    "bun": ("x", "create", "c"),
+    "uv": ("tool",),
+}
+_SCRIPT = re.compile(rf"(?P<name>{'|'.join(_FETCHING)})(?:-cli|-[\d.]*\d)?\.(?:[cm]?js|pyz)\Z")
+_MODULES = ("node_modules", "nodejs", "site-packages", "dist-packages")
 # Options whose value is the next word; what is not known here and has no `=` is taken for a switch.
 _VALUES = {
     "node": {
@@ -193,20 +210,65 @@ def of(program: str, args: Sequence[str]) -> Package | None:
     return None
 
 
-def mentioned(words: Sequence[str]) -> str:
-    """A runner of packages that these words name, by its name or as a program of some `bin`; empty where there is none.
+def mentioned(words: Sequence[str], behind: int = 0) -> str:
+    """A runner of packages that these words have fetch something, by its name, its place or its script; empty: there is none.
 
     For commands that are known only in part: what another program or a shell is told to run.
+
+    Args:
+        behind: how many of the last words are for a script that is known. Of those a runner that is named last, in its text or
+            of all, fetches nothing: `--allow "git npx"`.
     """
-    tokens = [token for word in words for token in _TOKENS.split(word) if token]
-    for at, token in enumerate(tokens):
-        path = PurePosixPath(token)
-        verbs = {**_NODE, **_PYTHON, "uv": ("tool",)}.get(path.name)
-        if verbs is None or (len(path.parts) > 1 and path.parent.name != "bin"):
-            continue
-        if not verbs or next((one for one in tokens[at + 1 :] if not one.startswith("-")), "") in verbs:
-            return path.name
+    return _named([_tokens(word) for word in words], behind) or _named(
+        [_tokens(_QUOTES.sub("", word)) for word in words], behind
+    )
+
+
+def _named(texts: Sequence[list[str]], behind: int) -> str:
+    for place, tokens in enumerate(texts):
+        own = place >= len(texts) - behind
+        more = [token for later in texts[place + 1 :] for token in later]
+        for at, token in enumerate(tokens):
+            runner = _runner(token)
+            rest = tokens[at + 1 :] + ([] if own and len(tokens) > 1 else more)
+            if runner and (rest or not own) and _fetches(runner, rest, by_itself=len(tokens) == 1):
+                return runner
     return ""
+
+
+def _tokens(word: str) -> list[str]:
+    """The words of a shell's text, without the `exec` of the shell's own."""
+    return [token for token in _TOKENS.split(_SHELLS_EXEC.sub(r"\1 ", word)) if token]
+
+
+def _runner(token: str) -> str:
+    """The runner that a program or a script is: of `npx`, `/usr/bin/npx`, `npx-cli.js`, and of each file of npm's."""
+    path = PurePosixPath(token)
+    if path.name in _FETCHING and (len(path.parts) == 1 or path.parent.name in ("bin", ".bin")):
+        return path.name
+    if script := _SCRIPT.match(path.name):
+        return script["name"]
+    return next((part for above, part in pairwise(path.parts) if above in _MODULES and part in _FETCHING), "")
+
+
+def _fetches(runner: str, rest: Sequence[str], *, by_itself: bool) -> bool:
+    """Whether a runner with these words behind it fetches a package.
+
+    A word directly behind it is what it shall do. Behind an option nobody knows which word that is, for options may have a
+    value; nor in the text of a shell, which may take some of it for itself. There any of them may be.
+
+    Args:
+        by_itself: it is a word of its own, and no part of a text.
+    """
+    verbs = _FETCHING[runner]
+    may_be = rest[:1] if by_itself and rest and not rest[0].startswith("-") else rest
+    # npm takes the beginning of a name for the name.
+    short = [word for word in may_be if runner == "npm" and len(word) > 1]
+    return (
+        not verbs
+        or any(word in verbs for word in may_be)
+        or any(verb.startswith(word) for word in short for verb in verbs)
+    )
 
 
 def _of(runner: str, family: str, verbs: tuple[str, ...], args: list[str]) -> Package | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -32,6 +33,20 @@ _NODE_VALUES = {
     "-P",
     "--project",
 }
+# Of Node itself, without the two dashes; it takes `_` for `-` in them.
+_NODE_OWN_VALUES = """
+    allow-fs-read allow-fs-write build-snapshot-config cpu-prof-dir cpu-prof-interval cpu-prof-name debug-port
+    diagnostic-dir disable-proto disable-warning dns-result-order env-file-if-exists experimental-default-type
+    experimental-policy experimental-sea-config heap-prof-dir heap-prof-interval heap-prof-name
+    heapsnapshot-near-heap-limit heapsnapshot-signal icu-data-dir inspect-port inspect-publish-uid localstorage-file
+    max-http-header-size network-family-autoselection-attempt-timeout openssl-config policy-integrity redirect-warnings
+    report-dir report-directory report-filename report-signal secure-heap secure-heap-min security-revert security-reverts
+    snapshot-blob test-concurrency test-name-pattern test-reporter test-reporter-destination test-shard test-timeout
+    tls-cipher-list tls-keylog trace-event-categories trace-event-file-pattern trace-require-module unhandled-rejections
+    use-largepages v8-pool-size watch-path
+"""
+_NODE_OWN = frozenset(f"--{name}" for name in _NODE_OWN_VALUES.split())
+_NODE_ITSELF = ("node", "nodejs", "tsx")
 _NODE_TEXT = {"-e", "--eval", "-p", "--print", "-pe"}
 _NODE_VERBS = {"run", "watch", "serve"}
 _NODE_ENDINGS = ("", ".js", ".mjs", ".cjs", ".ts", ".json", "/index.js", "/index.mjs", "/index.ts")
@@ -44,10 +59,12 @@ class Found:
     Attributes:
         files: role and path of each file, as it would be opened; it may not exist.
         note: why something could not be found; else empty.
+        behind: how many words follow the script, of which only the script knows what they are; 0 for shells.
     """
 
     files: tuple[tuple[str, Path], ...] = ()
     note: str = ""
+    behind: int = 0
 
 
 def is_interpreter(program: str) -> bool:
@@ -65,7 +82,8 @@ def find(program: str, found: Path, args: Sequence[str], environment: Mapping[st
     if _PYTHON.match(program):
         return _python(found, args, environment, cwd)
     if _NODE.match(program):
-        return _node(args, cwd)
+        own = _NODE_OWN if program in _NODE_ITSELF else frozenset()
+        return _node(args, cwd, _NODE_VALUES | own)
     if _OTHERS.match(program):
         return _other(args, cwd)
     folders = [cwd, *(cwd / arg for arg in args if len(arg) > 1 and is_folder(cwd / arg))]
@@ -103,23 +121,25 @@ def knows_safe_path(program: Path) -> bool:
     return found is not None and _PYTHON.match(program.name) is not None and (int(found[1]), int(found[2])) >= (3, 11)
 
 
-def _node(args: Sequence[str], cwd: Path) -> Found:
+def _node(args: Sequence[str], cwd: Path, valued: Set[str]) -> Found:
     loaded: list[tuple[str, Path]] = []
     rest = iter(args)
     for arg in rest:
         option, equals, value = arg.partition("=")
+        option = option.replace("_", "-") if option.startswith("--") else option
         if option in _NODE_TEXT:
             return Found(tuple(loaded))
         if option in _NODE_LOADS:
             value = value if equals else next(rest, "")
             if value.startswith((".", "/")):
                 loaded.append((LOADED, _node_file(cwd, value)))
-        elif option in _NODE_VALUES and not equals:
+        elif option in valued and not equals:
             next(rest, "")
         elif arg == "--":
-            return Found((*loaded, *((SCRIPT, _node_file(cwd, name)) for name in (next(rest, ""),) if name)))
+            script = [(SCRIPT, _node_file(cwd, name)) for name in (next(rest, ""),) if name]
+            return Found((*loaded, *script), behind=len(list(rest)))
         elif not arg.startswith("-") and arg not in _NODE_VERBS:
-            return Found((*loaded, (SCRIPT, _node_file(cwd, arg))))
+            return Found((*loaded, (SCRIPT, _node_file(cwd, arg))), behind=len(list(rest)))
     return Found(tuple(loaded), "no script is named in its words")
 
 
@@ -143,7 +163,9 @@ def _python(found: Path, args: Sequence[str], environment: Mapping[str, str], cw
     rest = iter(args)
     for arg in rest:
         if arg == "-" or not arg.startswith("-"):
-            return Found(note="its script comes from its input") if arg == "-" else Found(_python_file(cwd / arg))
+            if arg == "-":
+                return Found(note="its script comes from its input")
+            return Found(_python_file(cwd / arg), behind=len(list(rest)))
         if arg.startswith("--"):
             if arg == "--check-hash-based-pycs":
                 next(rest, "")
@@ -157,7 +179,7 @@ def _python(found: Path, args: Sequence[str], environment: Mapping[str, str], cw
             value = value or next(rest, "")
         if option == "m":
             places = _python_places(found, environment, None if isolated or environment.get("PYTHONSAFEPATH") else cwd)
-            return _module(value, places)
+            return replace(_module(value, places), behind=len(list(rest)))
     return Found(note="no script is named in its words")
 
 

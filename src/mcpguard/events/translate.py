@@ -158,7 +158,8 @@ class Translator:
                 or of_sockets(record.op, record.protocol, record.port, known=self._hosts.of(record.address) is not None)
                 or detail
             )
-        if record.verdict is Verdict.DENY and (record.address, record.port) == KEPT_CANARY:
+        at = record.address, record.port
+        if record.verdict is Verdict.DENY and at == KEPT_CANARY and rule and rule.text.startswith("mcp confine "):
             detail = KEPT_CANARY_REFUSED
         finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=detail)
         return replace(

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Collection, Sequence
 
+from mcpguard.catalogue import wrappers
 from mcpguard.errors import HostError
 from mcpguard.model.plan import KEPT_CANARY
 from mcpguard.model.values import dataclass, field
@@ -151,10 +152,6 @@ def _interpreted(line: bytes, place: str, words: tuple[str, ...]) -> tuple[str, 
 def _found_by_env(place: str, words: tuple[str, ...], path: str) -> tuple[str, tuple[str, ...]] | None:
     if os.path.basename(place) != "env":
         return None
-    given = list(words[1:])
-    if given and given[0].startswith("-S"):
-        given[:1] = given[0][2:].split()
-    while given and (given[0].startswith("-") or "=" in given[0]):
-        given.pop(0)
+    given = wrappers.of_first_line(words[1:])
     inner = shutil.which(given[0], path=path) if given else None
     return None if inner is None else (inner, tuple(given))

@@ -10,8 +10,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mcpguard.catalogue import scripts
-from mcpguard.catalogue.identity import MISSING, WRAPPERS, Identity
+from mcpguard.catalogue import scripts, wrappers
+from mcpguard.catalogue.identity import MISSING, Identity
 from mcpguard.errors import HostError
 from mcpguard.model.access import Access
 from mcpguard.policy.automaton import Automaton
@@ -48,12 +48,17 @@ def words_of(
         HostError: the session could put something else in its place.
     """
     given = [found.command, *(_placed(word, cwd, found) for word in found.args)]
-    at = _inner(given, environment)
+    at = _inner(given)
     program, args = os.path.basename(given[at]) if at < len(given) else "", given[at + 1 :]
     if may_write is not None:
         _refuse_changeable(name, found, cwd, environment.get("HOME", "/"), may_write)
     if found.installed is not None and found.installed.words:
-        return (*given[:at], *found.installed.words)
+        words = (*given[:at], *found.installed.words)
+        if _inner(words) != at:  # to `env` a path with `=` in it is a variable
+            raise _refused(
+                name, f"{given[0]} would not execute {words[at]}", "install it at a place without = in its path"
+            )
+        return words
     here = may_write is not None and may_write(os.path.join(cwd, _ANYTHING))
     if scripts.looks_in_its_folder(program, args, environment):
         given[at + 1 : at + 1] = _safe_path(name, found, cwd, here)
@@ -70,15 +75,14 @@ def _placed(word: str, cwd: str, found: Identity) -> str:
     return path if not os.path.isabs(word) and os.path.realpath(path) in paths else word
 
 
-def _inner(given: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Where the command stands that `env` and its like execute."""
+def _inner(given: Sequence[str]) -> int:
+    """Where the command stands that `env` and its like execute; that of the last of them whose words are known."""
     at = 0
-    while at < len(given) and os.path.basename(given[at]) in WRAPPERS:
-        at += 1
-        while at < len(given) and (
-            given[at].startswith("-") or ("=" in given[at] and given[at].partition("=")[0].isidentifier())
-        ):
-            at += 1
+    while at < len(given) and (wrapper := os.path.basename(given[at])) in wrappers.NAMES:
+        inner = wrappers.command_at(wrapper, given[at + 1 :])
+        if inner is None:
+            break
+        at += 1 + inner
     return at
 
 

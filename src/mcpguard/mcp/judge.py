@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 from mcpguard.errors import McpguardError
 from mcpguard.mcp import messages
@@ -53,6 +54,17 @@ _MOST_TOLD = 20
 _LONGEST_SOURCE = 200
 _INTRODUCTIONS = frozenset(("initialize", "server/discover"))
 _DO_ASK = "start the session with `mcpguard run --ask`, open `mcpguard watch`, and answer there when it is called again"
+# Of an error that says what the user has to be led to before the request can be answered (2025-11-25).
+_ASKS_BY_ERROR = -32042
+# What a server says without words of its own, and the members that such messages have.
+_WITHOUT_WORDS = frozenset(
+    f"notifications/{one}" for one in ("progress", "cancelled", "subscriptions/acknowledged")
+) | frozenset(f"notifications/{one}/list_changed" for one in ("tools", "prompts", "resources"))
+_WITHOUT_WORDS |= _NEEDS_NO_RULE_FROM_SERVERS
+_WORDLESS_MEMBERS = frozenset(
+    ("_meta", "io.modelcontextprotocol/subscriptionId", "progressToken", "progress", "total", "requestId", "resultType")
+) | frozenset(("notifications", "toolsListChanged", "promptsListChanged", "resourcesListChanged"))
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CHANGING = frozenset(("write", "destructive", "open", UNKNOWN))
 
 Resolve = Callable[[str], str]
@@ -151,22 +163,24 @@ class Judge:
             judged = self._named(McpKind.PROMPT, params.get("name"), params.get("arguments"))
             return self._reading(_answered(self._as_defined(judged), approved=approved))
         if method == "completion/complete":
-            return self._completion(params)
-        return self._named(McpKind.METHOD, method, {})
+            return self._reading(self._completion(params))
+        return self._reading(self._named(McpKind.METHOD, method, {}))
 
     def from_server(self, message: Message) -> Judgement:
         """Judge a request or notification of the server. What is let through of it counts as read."""
         judged = self._said(message)
         if not judged.allowed:
             return judged
-        if message.kind is Kind.REQUEST and self._by_strangers(McpKind.RESOURCE, message.method):
-            self._taint.note(f"what {self._server} asked")
+        is_wordless = message.method in _WITHOUT_WORDS and _is_wordless(message.params)
+        if not is_wordless and self._by_strangers(McpKind.METHOD, message.method):
+            self._taint.note(f"what {self._server} {'asked' if message.kind is Kind.REQUEST else 'said'}")
         return self._seen(judged, message.params, "a message")
 
     def _said(self, message: Message) -> Judgement:
         method = message.method
         if message.kind is Kind.NOTIFICATION:
-            return self._notification(method)
+            asked = self._asked_within(message.params)
+            return asked if asked is not None else self._notification(method)
         if method in _NEEDS_NO_RULE_FROM_SERVERS:
             return _allow(McpKind.METHOD, method)
         if kind := _ASKED_BY_SERVERS.get(method):
@@ -181,17 +195,30 @@ class Judge:
         """
         result = response.result
         shown, judged = result, _allow(McpKind.METHOD, method)
+        asked = self._asked_by_error(response.error) if response.error is not None else None
+        if isinstance(result, dict):
+            asked = self._asked_within(result)
+        if asked is not None:
+            return refusal(response.id, asked, ""), asked
         if isinstance(result, dict):
             if method in _LISTINGS:
                 shown, judged = self._listing(method, result)
             elif method in _INTRODUCTIONS:
                 shown, judged = self._introduction(result)
-            elif (asked := self._asked_within(result)) is not None and not asked.allowed:
-                return refusal(response.id, asked, ""), asked
+        self._note_answer(method, response)
         judged = self._seen(judged, shown if response.error is None else response.error, "an answer")
         if shown is result:
             return response.raw, judged
         return messages.write({"jsonrpc": "2.0", "id": response.id, "result": shown}), judged
+
+    def _note_answer(self, method: str, response: Message) -> None:
+        """Words of a stranger in the answer to what needs no rule; the rest was noted when it was asked for."""
+        if method not in _ALWAYS and method not in _TASKS:
+            return
+        is_judged_apart = method in _LISTINGS or method in _INTRODUCTIONS
+        says_nothing = response.error is None and (is_judged_apart or _is_wordless(response.result))
+        if not says_nothing and self._by_strangers(McpKind.METHOD, method):
+            self._taint.note(f"what {self._server} answered")
 
     def _seen(self, judged: Judgement, value: object, what: str) -> Judgement:
         """A credential that the agent was shown may be sent on, whatever it was shown in."""
@@ -238,8 +265,9 @@ class Judge:
         return judged
 
     def _by_strangers(self, kind: McpKind, name: str, classes: frozenset[str] = frozenset()) -> bool:
-        """Whether the user marked it as a place for the words of others."""
-        return any(one.covers(self._server, kind, name, classes) for one in self._policy.untrusted)
+        """Whether the user marked it as a place for the words of others. A method is one where the whole server is."""
+        kinds = (kind, McpKind.RESOURCE) if kind is McpKind.METHOD else (kind,)
+        return any(one.covers(self._server, by, name, classes) for one in self._policy.untrusted for by in kinds)
 
     def _flow(self, judged: Judgement) -> Judgement:
         """After untrusted words were read, what changes or sends something is the agent's own no longer."""
@@ -371,18 +399,33 @@ class Judge:
         note = "instructions that are not those that were approved are not shown to the agent"
         return rest, Judgement(Verdict.ALLOW, McpKind.METHOD, method, note)
 
-    def _asked_within(self, result: Mapping[str, Any]) -> Judgement | None:
-        """Since 2026-07-28 a server asks within the result of a call, and the call is made again with the answers."""
-        if result.get("resultType") != "input_required":
+    def _asked_within(self, holder: Mapping[str, Any]) -> Judgement | None:
+        """Since 2026-07-28 a server asks within a result, and the request is made again with the answers; tasks also tell it.
+
+        Returns:
+            The denial of what may not be asked; None where nothing is asked that is denied.
+        """
+        asks = holder.get("inputRequests")
+        if asks is None:
             return None
-        asks = result.get("inputRequests", {})
-        if not isinstance(asks, dict):
-            return Judgement(Verdict.DENY, McpKind.METHOD, "inputRequests", "what it asks for cannot be read")
-        for one in asks.values():
+        return self._refused_of(asks.values()) if isinstance(asks, dict) else _unreadable_asks()
+
+    def _asked_by_error(self, error: Mapping[str, Any]) -> Judgement | None:
+        """In 2025-11-25 a server can ask within an error; as `_asked_within`."""
+        data = error.get("data")
+        if error.get("code") != _ASKS_BY_ERROR or not isinstance(data, dict):
+            return None
+        asks = [one for key, one in data.items() if key.casefold() == "elicitations"]
+        if not all(isinstance(one, list) for one in asks):
+            return _unreadable_asks()
+        return self._refused_of({"method": "elicitation/create", "params": one} for some in asks for one in some)
+
+    def _refused_of(self, asks: Iterable[Any]) -> Judgement | None:
+        for one in asks:
             method = one.get("method") if isinstance(one, dict) else None
             params = (one.get("params") or {}) if isinstance(one, dict) else {}
             if not isinstance(method, str) or not isinstance(params, dict):
-                return Judgement(Verdict.DENY, McpKind.METHOD, "inputRequests", "what it asks for cannot be read")
+                return _unreadable_asks()
             try:
                 messages.refuse_look_alikes(one, {"method": "method", "params": "params"})
                 messages.refuse_look_alikes(params)
@@ -419,6 +462,17 @@ def refusal(id: str | int | None, judged: Judgement, call: str) -> bytes:
         ).lines()
         text = "\n".join(lines)
     return messages.write({"jsonrpc": "2.0", "id": id, "error": {"code": BLOCKED, "message": text}})
+
+
+def _unreadable_asks() -> Judgement:
+    return Judgement(Verdict.DENY, McpKind.METHOD, "inputRequests", "what it asks for cannot be read")
+
+
+def _is_wordless(value: Any) -> bool:
+    """Whether there is nothing in it but what the protocol needs: numbers, ids, and members that it names."""
+    if isinstance(value, dict):
+        return all(key in _WORDLESS_MEMBERS and _is_wordless(one) for key, one in value.items())
+    return not isinstance(value, str | list) or (isinstance(value, str) and bool(_ID.fullmatch(value)))
 
 
 def _allow(kind: McpKind, name: str) -> Judgement:

@@ -6,6 +6,7 @@ a telling name; it is no promise that nothing secret is left.
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import math
@@ -24,6 +25,9 @@ _DEEPEST = 12
 LOOKED_AT = 4_096
 # Of all strings of one value together.
 _LOOKED_AT_IN_ALL = 16 * LOOKED_AT
+# Member of a resource that holds a file that is no text, as base64.
+_BYTES = "blob"
+_OF_URLS = str.maketrans("-_", "+/")
 # Nothing shorter is a credential by its form.
 _SHORTEST = 8
 
@@ -61,7 +65,7 @@ _CREDENTIALS = (
 )
 _TOLD = (
     r"(?i:password|passwd|passphrase|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)"
-    r"[A-Za-z0-9_\-]*[\"']?\s*[=:]\s*[\"']?[^\s\"'&,;]{16,}"
+    r"[A-Za-z0-9_\-]*[\"'\\]*\s*[=:]\s*[\"'\\]*[^\s\"'&,;]{16,}"
 )
 _RANDOM = 16
 _PLACEHOLDER = re.compile(r"[$<>{}()\[\]*…]|\.\.\.|example|placeholder|changeme", re.IGNORECASE)
@@ -86,7 +90,8 @@ def secrets(text: str) -> Iterator[str]:
 
 def holds_credential(value: object) -> bool:
     """Whether JSON holds what is a credential by its form: keys of known makers, private keys, passwords in URLs, and long
-    random values behind a telling name. Words of code such as `token: str` are none. Looks at all of it, in linear time."""
+    random values behind a telling name. Words of code such as `token: str` are none. Looks at all of it,
+    in linear time; into files (`blob`), too."""
     waiting = [value]
     texts: list[str] = []
     while waiting:
@@ -100,9 +105,19 @@ def holds_credential(value: object) -> bool:
             for name, item in one.items():
                 if isinstance(item, str) and _is_random(item) and is_secret_name(name):
                     return True
+                if name == _BYTES and isinstance(item, str):
+                    texts.append(_decoded(item))
                 waiting += (name, item)
     # In one go, for there may be hundreds of thousands; no credential goes on behind both of these.
     return _is_credential(",\n".join(texts))
+
+
+def _decoded(text: str) -> str:
+    """What base64 stands for, as far as it is text; nothing where it is none."""
+    try:
+        return base64.b64decode(text.translate(_OF_URLS) + "==").decode("utf-8", "replace")
+    except ValueError:
+        return ""
 
 
 def _is_credential(text: str) -> bool:
@@ -112,7 +127,7 @@ def _is_credential(text: str) -> bool:
     if forms.search(data):
         return True
     found = (one[0].decode("utf-8", "replace") for one in told.finditer(data))
-    return any(_is_random(re.split("[=:]", one, maxsplit=1)[1].strip("\"' \t\r\n")) for one in found)
+    return any(_is_random(re.split("[=:]", one, maxsplit=1)[1].strip("\"'\\ \t\r\n")) for one in found)
 
 
 @functools.cache

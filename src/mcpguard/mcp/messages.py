@@ -26,7 +26,10 @@ _LARGEST_ID = (1 << 53) - 1
 _KNOWN = {name.casefold(): name for name in ("jsonrpc", "id", "method", "params", "result", "error")}
 _KNOWN_INSIDE = {
     name.casefold(): name
-    for name in ("name", "arguments", "uri", "_meta", "ref", "task", "inputResponses", "requestState", "mode")
+    for name in (
+        *("name", "arguments", "uri", "_meta", "ref", "task", "mode"),
+        *("inputRequests", "inputResponses", "requestState"),
+    )
 }
 _KNOWN_IN_RESULTS = {
     name.casefold(): name

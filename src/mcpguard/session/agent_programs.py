@@ -1,9 +1,9 @@
 """Which processes of a session are agents, whoever started them: by where agents are installed, and by what they are made of.
 
-Launchers stand before many agents (codex from npm is a script that starts a native program; gemini-cli starts itself again),
-and an agent may be started by another's shell. A process that is taken for an agent too many only means that more servers have
-to start by way of the gate. What the tree can change of a process (its words, the name and place of its file) makes it no less
-an agent: files are compared as well, and who was one stays one.
+Launchers stand before many agents (codex from npm is a script that starts a native program; gemini-cli starts itself
+again), and an agent may be started by another's shell. Of a process that is taken for an agent too many, the servers that
+it starts itself are ended. What the tree can change of a process (its words, the name and place of its file) makes it no
+less an agent: files are compared as well, and who was one stays one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 # What the files of agents are called, with what wrappers and releases put around that: `.claude-wrapped`, `codex-x86_64-linux`.
 _NAMES = re.compile(
     r"\.?(?:claude|codex|gemini|opencode|qwen)"
-    r"(?:-(?:cli|wrapped|unwrapped|real|orig|original|bin|native))*"
+    r"(?:-(?:cli|code|wrapped|unwrapped|real|orig|original|bin|native))*"
     r"(?:-(?:x86_64|aarch64|arm64|x64|linux)[\w-]*)?"
     r"(?:\.(?:[cm]?js|exe|bin|real|orig))?\Z"
 )
+# A script of such a name is one where programs are installed or built, not among somebody's sources.
+_SCRIPTS = re.compile(r"\.[cm]?js\Z")
+_INSTALLED = re.compile(r"/(?:node_modules|nodejs|bin|lib|libexec|share|bundle)/")
 # Their packages, of which each file counts, and where installers keep versions.
 _PLACES = re.compile(
-    r"/(?:@anthropic-ai/claude-code|@openai/codex|@google/gemini-cli|@qwen-code/qwen-code|opencode-ai|opencode-linux)"
+    r"/(?:@anthropic-ai/claude-(?:code|agent-sdk)|@openai/codex|@google/gemini-cli|@qwen-code/qwen-code|opencode-ai|opencode-linux)"
     r"(?:-[^/]*)?/|/claude/versions/[^/]+\Z"
 )
 _COMPARED_BYTES = 1 << 20
@@ -47,7 +50,8 @@ _Print = tuple[int, bytes]
 
 def is_agent(path: str) -> bool:
     """Whether a program or script of this path is an agent, by its name and place."""
-    return bool(_NAMES.match(path.rpartition("/")[2]) or _PLACES.search(path))
+    named = _NAMES.match(path.rpartition("/")[2]) and (not _SCRIPTS.search(path) or _INSTALLED.search(path))
+    return bool(named or _PLACES.search(path))
 
 
 class Agents:
