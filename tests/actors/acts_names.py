@@ -123,9 +123,16 @@ def name_later(folder: str, to: str) -> None:
 
 @act
 def reopen(path: str, flags: int) -> str:
-    """Open a file for its place alone, then open that."""
+    """Open a file for its place alone, then open that.
+
+    What the descriptor of a refused mount stands for is asked of who has it, so it stays for a moment.
+    """
     fd = os.open(path, os.O_PATH)
-    again = os.open(f"/proc/self/fd/{fd}", flags)
+    try:
+        again = os.open(f"/proc/self/fd/{fd}", flags)
+    except OSError:
+        time.sleep(2)
+        raise
     return os.read(again, 4096).decode() if flags == os.O_RDONLY else ""
 
 
