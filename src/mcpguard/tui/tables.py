@@ -131,6 +131,9 @@ def _fill(shown: DataTable[Text], rows: Iterable[Row]) -> None:
             shown.add_row(*map(text, cells), key=str(number))
     if taken and not before:
         shown.move_cursor(row=min(row, len(taken) - 1), animate=False)
+    if len(taken) > len(before):
+        # Columns are measured when nothing else is to be done; a heading drawn before that would stay as narrow as it was.
+        shown.call_after_refresh(shown.notify_style_update)
     shown.drawn = taken  # type: ignore[attr-defined]
 
 
