@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from bpf_tree import Tree, engine_on_calls, errno_of, in_child
 
-from mcpguard.backends import ends, tracing
+from mcpguard.backends import call_ends, tracing
 from mcpguard.backends.engine import ANY_CALL, ANY_SEND, EVENT, Engine
-from mcpguard.kernel import events
+from mcpguard.kernel import perf_events
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Access
 from mcpguard.model.profile import SystemSwitches
@@ -608,9 +608,9 @@ def test_by_the_event_the_same_is_told_as_by_the_tracepoint(
     leaf: Leaf, other_leaf: Leaf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kernels that would skip programs on the tracepoint have it made so; all can."""
-    monkeypatch.setattr(ends, "why_not", lambda: "not here")
+    monkeypatch.setattr(call_ends, "why_not", lambda: "not here")
     raw = Tree.plant(leaf, Engine.open(kind="-raw")).trace()
-    monkeypatch.setattr(ends, "why_not", str)
+    monkeypatch.setattr(call_ends, "why_not", str)
     event = Tree.plant(other_leaf, Engine.open(kind="-event")).trace()
     try:
         ways = [[one.engine.tracepoint(name) for name in (ANY_CALL, ANY_SEND)] for one in (raw, event)]
@@ -635,15 +635,15 @@ def another_event(_name: str) -> int:
     return real_event("sched/sched_process_fork")
 
 
-real_event = events.tracepoint
+real_event = perf_events.tracepoint
 
 
 @pytest.mark.parametrize("spoiled", [no_event, another_event], ids=["there is none", "it never asks"])
 def test_where_the_event_does_not_hold_the_tracepoint_stands_in(
     spoiled: Callable[[str], int], leaf: Leaf, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ends, "why_not", str)
-    monkeypatch.setattr(events, "tracepoint", spoiled)
+    monkeypatch.setattr(call_ends, "why_not", str)
+    monkeypatch.setattr(perf_events, "tracepoint", spoiled)
     tree = Tree.plant(leaf, Engine.open(kind=f"-{spoiled.__name__}")).trace()
     (folder / "secret").touch(0o600)
     try:

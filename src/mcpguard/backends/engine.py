@@ -106,14 +106,14 @@ def _by_event(name: str, program: str) -> ObjectSpec:
     """A program at the end of every call, where the kernel skips it unless it is attached to an event."""
 
     def fit(opened: bpf.Object) -> None:
-        from mcpguard.backends import ends
+        from mcpguard.backends import call_ends
 
-        ends.fit(program, opened)
+        call_ends.fit(program, opened)
 
     def rehearse(programs: Mapping[str, int]) -> None:
-        from mcpguard.backends import ends
+        from mcpguard.backends import call_ends
 
-        ends.rehearse(EVENT, programs)
+        call_ends.rehearse(EVENT, programs)
 
     return ObjectSpec(name, fit, optional=True, links={program: EVENT}, rehearse=rehearse, spares=(program,))
 
@@ -722,9 +722,9 @@ def _attach(place: str | None, fd: int, program: str) -> int:
         return bpf.attach_traced(fd, program)
     if place != EVENT:
         return bpf.attach_raw_tracepoint(place, fd)
-    from mcpguard.backends import ends
+    from mcpguard.backends import call_ends
 
-    return ends.attach(EVENT, fd)
+    return call_ends.attach(EVENT, fd)
 
 
 def _check_contract(opened: bpf.Object) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from mcpguard.kernel import cgroup
+from mcpguard.kernel import cgroup, proc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,9 +96,7 @@ def _is(path: str, end: End) -> bool:
 
 
 def _lives(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in ("Z", "X")
-    return False
+    return proc.stat_of(pid)[proc.STATE :][:1] not in ([], ["Z"], ["X"])
 
 
 def _is_shut(inode: int) -> bool:

@@ -29,7 +29,7 @@ from mcpguard.gate.line import LONGEST_NAME, MOST_ARGUMENTS, MOST_BYTES, VERSION
 from mcpguard.gate.peers import Stranger
 from mcpguard.gate.relay import Inlet, Judges, Outlet, Relay
 from mcpguard.gate.workers import Workers
-from mcpguard.kernel import cgroup
+from mcpguard.kernel import cgroup, proc
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind, McpMessage, Peer
 from mcpguard.model.values import dataclass
@@ -395,7 +395,7 @@ class Gate:
             self._let_go(entrant, "")
             return
         self._tell("start", Verdict.ALLOW, entrant, " ".join(admission.argv)[:300])
-        judges = self._admits.judge(entrant.name, admission, pid, _parent_of(pid))
+        judges = self._admits.judge(entrant.name, admission, pid, proc.parent_of(pid))
         client_in, client_out = entrant.client
         server_in, server_out = entrant.server
         entrant.client = entrant.server = (-1, -1)
@@ -499,15 +499,6 @@ def _inlet(number: int) -> Inlet:
 
 def _outlet(number: int) -> Outlet:
     return Outlet(number, is_socket=not peers.is_pipe(number))
-
-
-def _parent_of(pid: int) -> int:
-    """The process that started this one; 0 when it cannot be told."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def _no_shim(wrong: Exception) -> HostError:

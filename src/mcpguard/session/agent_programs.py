@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mcpguard.catalogue import scripts
+from mcpguard.kernel import proc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ _PLACES = re.compile(
 _COMPARED_BYTES = 1 << 20
 _MOST_WORDS_BYTES = 1 << 18
 _MOST_REMEMBERED = 1_024
-_START, _PARENT = 19, 1
 
 # Size, and digest of the first bytes.
 _Print = tuple[int, bytes]
@@ -84,7 +84,7 @@ class Agents:
             return self._has(pid, exe)
 
     def _has(self, pid: int, exe: str | None) -> bool:
-        began = status(pid)[_START:][:1]
+        began = proc.stat_of(pid)[proc.START :][:1]
         if began and self._since.get(pid) == began[0]:
             return True
         state = (began, exe, self.who(pid), _link(pid), _words(pid))
@@ -135,19 +135,6 @@ class Agents:
         if known is not None and known.exe:
             yield known.exe, known.exe
             yield from _scripts(known.exe, known.argv, cwd)
-
-
-def status(pid: int) -> list[str]:
-    """What /proc tells of a process behind its name; empty when it has ended."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    return []
-
-
-def parent(pid: int) -> int | None:
-    """PID of its parent; None when it has ended."""
-    found = status(pid)
-    return int(found[_PARENT]) if found else None
 
 
 def _link(pid: int) -> str | None:

@@ -25,11 +25,11 @@ from pathlib import Path
 
 from mcpguard.events.ends import Ends
 from mcpguard.events.mcp import CLIENT, RESPONSE
-from mcpguard.kernel import cgroup
+from mcpguard.kernel import cgroup, proc
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind, McpMessage
 from mcpguard.model.rule import Origin
-from mcpguard.session.agent_programs import Agents, parent
+from mcpguard.session.agent_programs import Agents
 from mcpguard.session.gate import SHIM, SHIM_WORDS
 
 TYPE_CHECKING = False
@@ -181,7 +181,7 @@ class AroundGate:
         """An agent that it has started in its place."""
         with contextlib.suppress(OSError):
             for pid in cgroup.processes(self._leaf):
-                if parent(pid) == launcher and _has_the_same(launcher, pid, 0, 1) and self.agents.has(pid):
+                if proc.parent_of(pid) == launcher and _has_the_same(launcher, pid, 0, 1) and self.agents.has(pid):
                     return pid
         return None
 
@@ -192,7 +192,7 @@ class AroundGate:
             return True
         with contextlib.suppress(OSError):
             same = Path(f"/proc/{pid}/exe").readlink() == Path(f"/proc/{self.agent}/exe").readlink()
-            return self.told and same and parent(pid) == self.agent and self._is_again(pid)
+            return self.told and same and proc.parent_of(pid) == self.agent and self._is_again(pid)
         return False
 
     def _is_again(self, pid: int) -> bool:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from kernels import STOCK
 
 from mcpguard.broker import tiers
 
-# Kernels beyond these may preempt a program on a raw tracepoint; 7.3 does.
-STOCK = ("6.1", "6.12")
 # The two folders of btrfs are subvolumes of one file system, each mounted by itself.
 PLACES = {
     "tmpfs": ("/vmtmp",),
@@ -44,7 +43,7 @@ class Lane:
 
     @property
     def keeps_tracepoints(self) -> bool:
-        """Whether it never does that to a program on a raw tracepoint."""
+        """Whether it never does that to a program on a raw tracepoint. Kernels beyond the stock ones may; 7.3 does."""
         return not self.preempts or self.kernel in STOCK
 
     def not_here(self, why: str) -> NoReturn:

@@ -15,7 +15,8 @@ from pathlib import Path
 import arena
 import pytest
 from arena import Finished, Json, Sandbox, World
-from asked import STOCK, Lane
+from asked import Lane
+from kernels import STOCK
 
 from mcpguard.backends import calls, guard, tracing
 from mcpguard.backends.calls import Calls, _function

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 
 from mcpguard.errors import HostError, KernelError
-from mcpguard.kernel import bpf, events
+from mcpguard.kernel import bpf, perf_events
 
 _TRACEPOINT = 5
 _BY_EVENT = ".rodata.end"
@@ -48,7 +48,7 @@ def why_not() -> str:
 def attach(name: str, program: int) -> int:
     """Attach a loaded program to the event of a tracepoint (`group/name`); returns the link. Raises KernelError."""
     try:
-        event = events.tracepoint(name)
+        event = perf_events.tracepoint(name)
     except OSError as error:
         raise KernelError(
             f"perf_event_open({name})", error.errno or 0, do="run `mcpguard doctor` to see what this kernel accepts"
