@@ -16,14 +16,21 @@ static __noinline int mg_look_at_send(void *registers, __u64 number, long result
 /* Most calls are of no interest: they leave before any helper is called, and before room for more is made. Every process of the
  * host pays for each.
  */
-SEC("raw_tp/sys_exit")
-int mg_any_send(void *ctx)
+static __always_inline void mg_look_at_call(void *ctx)
 {
 	long result = mg_end_result(ctx);
 	__u64 number;
 
 	if (result <= 0)
-		return 0;
+		return;
 	number = mg_end_number(ctx);
-	return mg_way_of(number) != MG_NOTHING ? mg_look_at_send(mg_end_registers(ctx), number, result) : 0;
+	if (mg_way_of(number) != MG_NOTHING)
+		mg_look_at_send(mg_end_registers(ctx), number, result);
+}
+
+SEC("raw_tp/sys_exit")
+int mg_any_send(void *ctx)
+{
+	mg_look_at_call(ctx);
+	return MG_OTHERS_TOO;
 }

@@ -94,8 +94,7 @@ int mg_exited(struct bpf_raw_tracepoint_args *ctx)
 /* Most calls are of no interest: they leave before anything is asked, and before any helper is called where the kernel permits
  * that. Every process of the host pays for each.
  */
-SEC("raw_tp/sys_exit")
-int mg_sys_exit(void *ctx)
+static __always_inline void mg_look_at_call(void *ctx)
 {
 	const struct mg_session *session;
 	const struct mg_shape *shape;
@@ -105,7 +104,15 @@ int mg_sys_exit(void *ctx)
 	call.result = mg_end_result(ctx);
 	shape = mg_shape_of(call.number);
 	if (!shape || !mg_matters(shape, call.result))
-		return 0;
+		return;
 	session = mg_current_session();
-	return session ? mg_ended(session, shape, mg_end_registers(ctx), &call) : 0;
+	if (session)
+		mg_ended(session, shape, mg_end_registers(ctx), &call);
+}
+
+SEC("raw_tp/sys_exit")
+int mg_sys_exit(void *ctx)
+{
+	mg_look_at_call(ctx);
+	return MG_OTHERS_TOO;
 }

@@ -20,7 +20,7 @@ from bpf_tree import Tree, engine_on_calls, errno_of, in_child
 
 from mcpguard.backends import call_ends, tracing
 from mcpguard.backends.engine import ANY_CALL, ANY_SEND, EVENT, Engine
-from mcpguard.kernel import perf_events
+from mcpguard.kernel import perf_events, syscalls
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.model.access import Access
 from mcpguard.model.profile import SystemSwitches
@@ -625,6 +625,32 @@ def test_by_the_event_the_same_is_told_as_by_the_tracepoint(
         event.close()
     assert told[0] == told[1] != []
     assert sent[0] == sent[1] > 0  # what a child says to this test
+
+
+def counted_by_others(calls: int) -> int:
+    """What somebody else's event of this thread counts of that many calls."""
+    number = perf_events._number(EVENT)
+    attributes = struct.pack("@IIQQQQQ", 2, 64, number, 0, 0, 0, 0).ljust(64, b"\0")
+    fd = syscalls.syscall(298, ctypes.create_string_buffer(attributes), 0, -1, -1, 0)
+    try:
+        for _ in range(calls):
+            os.getppid()
+        return int(struct.unpack("=Q", os.read(fd, 8))[0])
+    finally:
+        os.close(fd)
+
+
+def test_others_get_the_event_too(leaf: Leaf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program's answer decides whether the kernel counts an event for whoever asked for it."""
+    assert counted_by_others(100) >= 100
+    monkeypatch.setattr(call_ends, "why_not", str)
+    event = Tree.plant(leaf, Engine.open(kind="-others")).trace()
+    try:
+        assert {ANY_CALL, ANY_SEND} <= event.engine.linked()
+        assert event.engine.tracepoint(ANY_CALL) == event.engine.tracepoint(ANY_SEND) == EVENT
+        assert counted_by_others(100) >= 100
+    finally:
+        event.close()
 
 
 def no_event(_name: str) -> int:

@@ -131,6 +131,9 @@ def test_wrappers_and_first_lines_lead_to_what_runs(bin_folder: Path) -> None:
     wrapped = of(bin_folder, "env", "-i", "A=b", "node", "x.js")
     assert ("script", "x.js") in code(wrapped) and ("program", "env") in code(wrapped)
     assert ("interpreter", "node") in code(of(bin_folder, "tool"))
+    assert ("script", "x.js") in code(of(bin_folder, "env", "-", "A=b", "node", "x.js"))
+    for odd in (("-", "-i"), ("-", "-")):  # to env the second is a program
+        assert any(one.sha256 == identity.MISSING for one in of(bin_folder, "env", *odd, "node", "x.js").code)
 
 
 def test_code_in_the_words_of_other_programs_counts(bin_folder: Path) -> None:
@@ -361,6 +364,15 @@ def test_other_ways_to_write_npx_are_the_same(
         ("timeout 60 npm exe a", "npm"),
         ("timeout 60 bun --cwd /x x a", "bun"),
         ("timeout 60 /srv/node_modules/.bin/npx a", "npx"),
+        ("timeout 60 /home/u/.asdf/shims/npx -y a", "npx"),
+        ("timeout 60 /home/u/.local/share/pnpm/pnpm dlx a", "pnpm"),
+        ("timeout 60 /opt/uv/uv tool run a", "uv"),
+        (("sh", "-c", "cd /x && ~/.pyenv/shims/pipx run a"), "pipx"),
+        (("proxy", "--stdio=npx -y a"), "npx"),
+        (("node", "absent.js", "--cmd=uvx a"), "uvx"),
+        (("sh", "-c", "X=npx; $X -y a"), "npx"),
+        (("bash", "-c", "npm {exec,a}"), "npm"),
+        (("proxy", "--root=/srv/uv", "run"), ""),
         ("npm init -y a", "npm"),
         ("npm ini a", "npm"),
         ("yarn create a", "yarn"),
@@ -392,7 +404,7 @@ def test_other_ways_to_write_npx_are_the_same(
         (("sh", "-c", "npx a", "more"), "npx"),
         (("sh", "-c", "exec npm --silent exec a"), "npm"),
         (("sh", "-c", "npx 'a"), "npx"),
-        ("node /srv/server.js /home/u/npx", ""),
+        ("node absent.js /home/u/npx", "npx"),
         ("npm start", ""),
         ("npm run serve", ""),
         ("npm run exec", ""),

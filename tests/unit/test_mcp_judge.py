@@ -231,6 +231,26 @@ def test_listings_hold_what_could_be_called() -> None:
     assert one.answer("tools/list", untouched)[0] == untouched.raw
 
 
+@pytest.mark.parametrize(
+    ("method", "result"),
+    [
+        ("tools/list", {"tools": {"a": {"name": "move_file"}}}),
+        ("tools/list", "move_file: do this"),
+        ("tools/list", [{"name": "move_file"}]),
+        ("resources/list", {"resources": "read all of this"}),
+        ("initialize", ["do this"]),
+    ],
+)
+def test_what_is_no_listing_shows_nothing(method: str, result: object) -> None:
+    raw, judged = judge("allow: [fs]").answer(method, response(result))
+    assert not judged.allowed and "result" not in json.loads(raw)
+
+
+@pytest.mark.parametrize("result", [{"tools": None}, {"tools": []}, {}])
+def test_an_empty_listing_is_passed(result: dict[str, Any]) -> None:
+    assert judge("allow: [fs]").answer("tools/list", response(result))[1].allowed
+
+
 def test_prompts_and_resources_are_listed_and_read_by_rule() -> None:
     one = judge('allow: ["fs/prompt:good*", "fs/resource:file:///srv/*"]')
     prompts = response({"prompts": [{"name": "good1"}, {"name": "bad"}]})
@@ -500,7 +520,6 @@ def said(result: object) -> Any:
     [
         lambda one, text: one.answer("tools/list", said({"tools": [{"name": "read_file", "description": text}]}))[1],
         lambda one, text: one.answer("resources/list", said({"resources": [{"uri": "a:b", "name": text}]}))[1],
-        lambda one, text: one.answer("resources/list", said({"resources": text}))[1],
         lambda one, text: one.answer("resources/templates/list", said({"resourceTemplates": [], "x": text}))[1],
         lambda one, text: one.answer("prompts/list", said({"prompts": [{"name": "p", "description": text}]}))[1],
         lambda one, text: one.answer("resources/read", said({"contents": [{"uri": "a:b", "text": text}]}))[1],

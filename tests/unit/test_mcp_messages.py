@@ -86,6 +86,8 @@ def test_what_the_protocol_has_is_understood(line: bytes, kind: Kind) -> None:
         (b'{"jsonrpc":"2.0","id":1,"result":{"Tools":[]}}', "some readers"),
         (b'{"jsonrpc":"2.0","id":1,"result":{"Instructions":"x"}}', "some readers"),
         (b'{"jsonrpc":"2.0","id":1,"result":{"ResultType":"input_required","InputRequests":{}}}', "some readers"),
+        (b'{"jsonrpc":"2.0","id":1,"error":{"code":-1,"Code":-32042,"message":"x"}}', "some readers"),
+        (b'{"jsonrpc":"2.0","id":1,"error":{"code":-32042,"message":"x","Data":{}}}', "some readers"),
         (b'{"jsonrpc":"2.0","result":{}}', "to nothing"),
         (b'{"jsonrpc":"2.0","id":1,"error":"x"}', "no object"),
     ],

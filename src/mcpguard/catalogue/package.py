@@ -48,7 +48,7 @@ class Package:
         return f"{self.runner} {self.name} {self.version}" + (f" ({self.wanted})" if self.wanted else "")
 
 
-_TOKENS = re.compile(r"[\s;&|(){}$`'\"<>]+")
+_TOKENS = re.compile(r"[\s;&|(){}$`'\"<>=,]+")
 # What a shell takes out of a word: `n'p'x` and `n\px` are npx.
 _QUOTES = re.compile(r"\\\n|['\"\\]")
 # Where a shell begins a command.
@@ -229,7 +229,7 @@ def _named(texts: Sequence[list[str]], behind: int) -> str:
         own = place >= len(texts) - behind
         more = [token for later in texts[place + 1 :] for token in later]
         for at, token in enumerate(tokens):
-            runner = _runner(token)
+            runner = _runner(token, anywhere=not own)
             rest = tokens[at + 1 :] + ([] if own and len(tokens) > 1 else more)
             if runner and (rest or not own) and _fetches(runner, rest, by_itself=len(tokens) == 1):
                 return runner
@@ -241,10 +241,14 @@ def _tokens(word: str) -> list[str]:
     return [token for token in _TOKENS.split(_SHELLS_EXEC.sub(r"\1 ", word)) if token]
 
 
-def _runner(token: str) -> str:
-    """The runner that a program or a script is: of `npx`, `/usr/bin/npx`, `npx-cli.js`, and of each file of npm's."""
+def _runner(token: str, *, anywhere: bool) -> str:
+    """The runner that a program or a script is: of `npx`, `/usr/bin/npx`, `npx-cli.js`, and of each file of npm's.
+
+    Args:
+        anywhere: programs may lie in any folder, as those of version managers do; else in such as `bin`.
+    """
     path = PurePosixPath(token)
-    if path.name in _FETCHING and (len(path.parts) == 1 or path.parent.name in ("bin", ".bin")):
+    if path.name in _FETCHING and (anywhere or len(path.parts) == 1 or path.parent.name in ("bin", ".bin")):
         return path.name
     if script := _SCRIPT.match(path.name):
         return script["name"]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 _NONE = re.compile(r"(?!)")
 _SWITCHES = {
-    "env": re.compile(r"-|-[iv]+|--ignore-environment|--debug"),
+    "env": re.compile(r"-[iv]+|--ignore-environment|--debug"),
     "nohup": _NONE,
     "setsid": re.compile(r"-[cfw]+|--ctty|--fork|--wait"),
     "nice": re.compile(r"--?\d+"),
@@ -25,7 +25,7 @@ def command_at(wrapper: str, args: Sequence[str]) -> int | None:
     """Where the command stands that a wrapper of this name executes; None where it is not known, or there is none."""
     options = True
     for at, arg in enumerate(args):
-        if options and arg == "--":
+        if options and (arg == "--" or (wrapper == "env" and arg == "-")):
             options = False
         elif options and arg.startswith("-"):
             if not _SWITCHES[wrapper].fullmatch(arg):

@@ -195,11 +195,13 @@ class Judge:
         """
         result = response.result
         shown, judged = result, _allow(McpKind.METHOD, method)
-        asked = self._asked_by_error(response.error) if response.error is not None else None
-        if isinstance(result, dict):
-            asked = self._asked_within(result)
-        if asked is not None:
-            return refusal(response.id, asked, ""), asked
+        if response.error is not None:
+            denied = self._asked_by_error(response.error)
+        else:
+            denied = self._asked_within(result) if isinstance(result, dict) else None
+            denied = denied or _unreadable(method, result)
+        if denied is not None:
+            return refusal(response.id, denied, ""), denied
         if isinstance(result, dict):
             if method in _LISTINGS:
                 shown, judged = self._listing(method, result)
@@ -215,7 +217,8 @@ class Judge:
         """Words of a stranger in the answer to what needs no rule; the rest was noted when it was asked for."""
         if method not in _ALWAYS and method not in _TASKS:
             return
-        is_judged_apart = method in _LISTINGS or method in _INTRODUCTIONS
+        member = _LISTINGS[method][0] if method in _LISTINGS else ""
+        is_judged_apart = method in _INTRODUCTIONS or (isinstance(response.result, dict) and member in response.result)
         says_nothing = response.error is None and (is_judged_apart or _is_wordless(response.result))
         if not says_nothing and self._by_strangers(McpKind.METHOD, method):
             self._taint.note(f"what {self._server} answered")
@@ -337,7 +340,7 @@ class Judge:
     def _listing(self, method: str, result: Mapping[str, Any]) -> tuple[Mapping[str, Any], Judgement]:
         member, kind, naming = _LISTINGS[method]
         entries = result.get(member)
-        if not isinstance(entries, list):
+        if entries is None:
             return result, _allow(McpKind.METHOD, method)
         kept: list[Any] = []
         hidden: list[str] = []
@@ -462,6 +465,16 @@ def refusal(id: str | int | None, judged: Judgement, call: str) -> bytes:
         ).lines()
         text = "\n".join(lines)
     return messages.write({"jsonrpc": "2.0", "id": id, "error": {"code": BLOCKED, "message": text}})
+
+
+def _unreadable(method: str, result: object) -> Judgement | None:
+    """The denial of what is no listing or introduction, though it answers for one: nothing of it could be left out."""
+    if method not in _LISTINGS and method not in _INTRODUCTIONS:
+        return None
+    member = _LISTINGS[method][0] if method in _LISTINGS else ""
+    # Of nothing some servers make null.
+    is_one = isinstance(result, dict) and isinstance(result.get(member), list | None)
+    return None if is_one else Judgement(Verdict.DENY, McpKind.METHOD, method, "the answer is not what it should be")
 
 
 def _unreadable_asks() -> Judgement:

@@ -35,6 +35,7 @@ _KNOWN_IN_RESULTS = {
     name.casefold(): name
     for name in ("tools", "resources", "resourceTemplates", "prompts", "instructions", "resultType", "inputRequests")
 }
+_KNOWN_IN_ERRORS = {name: name for name in ("code", "message", "data")}
 # A string that does not end goes to the end of the text: were it looked for again from each of its quotes, that took hours.
 _NO_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[^][{}"]+')
 # Some readers end a line here; legal in a JSON text, and only inside of its strings.
@@ -279,6 +280,8 @@ def _response(value: Mapping[str, Any], id: str | int | None, raw: bytes) -> Mes
     error = value.get("error")
     if "error" in value and not isinstance(error, dict):
         raise NotCanonical("an error that is no object")
+    if error is not None:
+        refuse_look_alikes(error, _KNOWN_IN_ERRORS)
     if isinstance(value.get("result"), dict):
         refuse_look_alikes(value["result"], _KNOWN_IN_RESULTS)
     return Message(Kind.RESPONSE, raw, id, result=value.get("result"), error=error)
