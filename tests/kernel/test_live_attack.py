@@ -148,6 +148,15 @@ def holds() -> Iterator[Holds]:
 
 
 @pytest.fixture
+def unasked(holds: Holds, calls: Calls) -> None:
+    """A session that holds nothing; to be asked for before `decides`, whose thread looks from its start."""
+    for one in (holds, calls):
+        assert one.held is not None
+        one.held.close()
+        one.held = None
+
+
+@pytest.fixture
 def decides(holds: Holds, calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decides]:
     """A socket as a session has it, with nothing between it and the tree but its own look at who asks."""
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
@@ -433,11 +442,9 @@ def test_nobody_of_a_leaf_watches(decides: Decides, holds: Holds, leaf: Leaf) ->
     assert holds.watchers == [] and len(decides.intruders) == 1
 
 
-def test_a_session_that_does_not_ask_is_not_watched(decides: Decides, holds: Holds, calls: Calls) -> None:
+@pytest.mark.usefixtures("unasked", "decides")
+def test_a_session_that_does_not_ask_is_not_watched(holds: Holds) -> None:
     with connected() as line:
-        assert holds.held is not None
-        holds.held.close()
-        holds.held = calls.held = None
         line.send(json.dumps({"version": 1, "watch": True, "nonce": json.loads(line.recv(1 << 16))["nonce"]}).encode())
         assert "--ask" in json.loads(line.recv(1 << 16))["error"][1]
     assert holds.watchers == [] and ask().now

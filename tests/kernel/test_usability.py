@@ -140,7 +140,8 @@ def test_daily_work_succeeds(id: str, daily_work: Duel) -> None:
 def test_daily_work_leaves_no_denial(daily_work: Duel) -> None:
     """Of what a person is shown, that is; a look at a socket that this host does not have is kept quiet."""
     denials = [e for e in daily_work.events if e["verdict"] == "deny"]
-    assert not [e for e in denials if not e.get("detail", "").startswith("quiet")]
+    shown = [e for e in denials if not e.get("detail", "").startswith("quiet")]
+    assert not shown, "\n".join(map(str, shown))
 
 
 def test_nothing_of_it_went_unrecorded(daily_work: Duel) -> None:

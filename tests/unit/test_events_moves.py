@@ -40,8 +40,8 @@ class Tree:
         return replace(record, series=series)
 
     def denied(self, *batches: list[Record]) -> list[Event]:
-        """What is on record as refused after these, each a second later, and the next two seconds."""
-        for batch in (*batches, [], []):
+        """What is on record as refused after these, each a second later, and the next three seconds."""
+        for batch in (*batches, [], [], []):
             self.bench.feed(*batch)
             self.bench.clock.forward(1.1)
         return self.stored()
@@ -61,6 +61,15 @@ def test_what_was_copied_and_unlinked_was_a_file(tree: Tree) -> None:
 
 def test_the_record_of_that_may_come_a_moment_later(tree: Tree) -> None:
     assert tree.denied([tree.moved()], [tree.did("unlink", tree.here / "it")]) == []
+
+
+def test_a_file_that_goes_while_it_is_looked_at_is_told_by_the_next_record(tree: Tree) -> None:
+    """It was copied for longer than an interval, and unlinked after the records of the last one were read."""
+    assert tree.denied([tree.moved()], [], [tree.did("unlink", tree.here / "it")]) == []
+
+
+def test_a_folder_that_goes_while_it_is_looked_at_is_told(tree: Tree) -> None:
+    assert len(tree.denied([tree.moved()], [], [tree.did("rmdir", tree.here / "it")])) == 1
 
 
 def test_a_file_that_is_still_there_was_one(tree: Tree) -> None:

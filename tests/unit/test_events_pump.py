@@ -117,6 +117,27 @@ def test_a_ring_that_cannot_be_read_costs_nothing_of_another_and_is_told(bench: 
     assert {event.detail for event in found if event.kind is Kind.LOSS} == {UNREADABLE}
 
 
+def test_what_follows_a_denial_is_known_after_it(bench: Bench) -> None:
+    """It was refused after the ring of denials was read, and what the program did then was there when the other one was."""
+    setup = Setup(bench, [])
+    fed: list[str] = []
+    bench.recorder.feed = lambda records, _lost=None: fed.extend(one.head.comm for one in records)  # type: ignore[method-assign]
+    drain = setup.activity.drain
+
+    def late() -> list[bytes]:
+        """Before it is drained for the first time, the tree is refused something and does something else."""
+        if not setup.records:
+            for n, (ring, comm) in enumerate(((setup.denials, "refused"), (setup.activity, "then"))):
+                setup.records.append(opened("/ws/a", who=head(1001, 1000, comm, when_ns=time.monotonic_ns())))
+                ring.put(str(n).encode())
+        return drain()
+
+    setup.activity.drain = late  # type: ignore[method-assign]
+    with started(setup):
+        eventually(lambda: len(fed) == 2, setup.denials.drained)
+    assert fed == ["refused", "then"]
+
+
 def broken() -> list[bytes]:
     raise KernelError("mmap(ring buffer)", errno.ENOMEM, do="")
 

@@ -25,6 +25,7 @@ class _Held:
     names: tuple[str, ...]
     event: Event
     old: bool = False
+    gone: bool = False
 
 
 class Moves:
@@ -61,13 +62,20 @@ class Moves:
                 self._told.append(held.event)
 
     def take(self, *, everything: bool = False) -> list[Event]:
-        """Those to be reported; called once an interval. What nothing happened to for a whole one is what it was."""
+        """Those to be reported; called once an interval. What nothing happened to for a whole one is what it was.
+
+        What is gone by now may have gone since the last record was read: the next ones say how, so there is one interval more.
+        """
         for held in tuple(self._held):
             if not (held.old or everything):
                 held.old = True
                 continue
+            folder = is_folder(held.path)
+            if folder is None and not (held.gone or everything):
+                held.gone = True
+                continue
             self._held.remove(held)
-            if is_folder(held.path) is not False:
+            if folder is not False:
                 self._told.append(held.event)
         told, self._told = self._told, []
         return told

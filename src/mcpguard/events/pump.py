@@ -11,7 +11,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from mcpguard.errors import KernelError
 from mcpguard.events.recorder import Recorder
@@ -61,15 +61,6 @@ FAILED = "records that came with an unexpected error"
 Decode = Callable[[bytes], Record]
 
 
-def _emptied(ring: Ring) -> Iterator[bytes]:
-    """All that is in a ring. What explains a denial may stand behind a batch of other records, and must be known with it."""
-    for _ in range(MOST_BATCHES):
-        batch = ring.drain()
-        yield from batch
-        if not batch:
-            return
-
-
 def _poll(descriptors: Iterable[int]) -> select.poll:
     poll = select.poll()
     for descriptor in descriptors:
@@ -89,11 +80,12 @@ class Pump:
         Args:
             rings: name -> ring, and what makes records of its bytes. Name the ring of denials first: it is never left waiting,
                 and what is in it is drained before the activity that explains it, so a process is known by the time its
-                denial is judged.
+                denial is judged. What happened after it was read waits for the next time: a denial of before may be in that.
         """
         self.failure: Exception | None = None
         self._rings = dict(rings)
         self._recorder = recorder
+        self._early: list[Record] = []
         self._drained = 0
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._hurry = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -139,7 +131,7 @@ class Pump:
         anything, urgent = _poll(descriptors), _poll(descriptors[:3])
         stopping = False
         while not stopping:
-            ready = anything.poll(WAKE_MS)
+            ready = anything.poll(0 if self._early else WAKE_MS)
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._hurry)
             if self._guard(self._step):
@@ -163,10 +155,12 @@ class Pump:
 
     def _step(self) -> bool:
         """Move what is there; False: there was nothing."""
-        records: list[Record] = []
+        records, self._early = self._early, []
+        until_ns: int | None = None
         lost: dict[str, int] = {}
         for name, (ring, decode) in self._rings.items():
-            for raw in self._read(ring, lost):
+            drained, empty_ns = self._read(ring, lost)
+            for raw in drained:
                 try:
                     record = decode(raw)
                 except Exception as error:
@@ -178,12 +172,14 @@ class Pump:
                 if record.head.lost_before:
                     dropped = f"records that were dropped: {name} was full"
                     lost[dropped] = lost.get(dropped, 0) + record.head.lost_before
-                records.append(record)
+                early = until_ns is not None and record.head.when_ns > until_ns
+                (self._early if early else records).append(record)
                 self._drained += 1
+            until_ns = until_ns or empty_ns
         records.sort(key=lambda record: record.head.when_ns)
         if not records and not lost:
             self._recorder.tick()
-            return False
+            return bool(self._early)
         try:
             self._recorder.feed(records, lost)
         except Exception:
@@ -191,13 +187,25 @@ class Pump:
             raise
         return True
 
-    def _read(self, ring: Ring, lost: dict[str, int]) -> Iterator[bytes]:
-        """All that is in a ring. What came out of it, or of others, is not lost because one cannot be read."""
+    def _read(self, ring: Ring, lost: dict[str, int]) -> tuple[list[bytes], int]:
+        """All that is in a ring, and when it was empty, of CLOCK_MONOTONIC as in a record.
+
+        What explains a denial may stand behind a batch of other records, and must be known with it. What came out of a ring,
+        or of others, is not lost because one cannot be read.
+        """
+        drained: list[bytes] = []
+        empty_ns = 0
         try:
-            yield from _emptied(ring)
+            for _ in range(MOST_BATCHES):
+                empty_ns = time.monotonic_ns()
+                batch = ring.drain()
+                if not batch:
+                    break
+                drained += batch
         except KernelError as error:
             self.failure = self.failure or error
             lost[UNREADABLE] = lost.get(UNREADABLE, 0) + 1
+        return drained, empty_ns
 
     def _guard(self, step: Callable[[], bool | None]) -> bool:
         """Run a step; an unexpected error is kept for the end, because a dead pump would lose everything after it."""
