@@ -142,7 +142,8 @@ class Pump:
             if not self._guard(self._step):
                 break
         else:
-            self._recorder.lost(OUTRUN, sum(ring.unread() for ring, _ in self._rings.values()))
+            left = len(self._early) + sum(ring.unread() for ring, _ in self._rings.values())
+            self._recorder.lost(OUTRUN, left)
         self._guard(self._recorder.finish)
 
     def _gather(self, urgent: select.poll) -> list[tuple[int, int]]:
