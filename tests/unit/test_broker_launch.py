@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -57,3 +59,23 @@ def test_what_is_done_beside_is_waited_for_and_tells_what_went_wrong() -> None:
     failed.join()
     with pytest.raises(OSError, match="Bad file"):
         failed.done()
+
+
+def test_the_table_of_descriptors_has_grown_before_there_are_threads() -> None:
+    code = (
+        "from mcpguard.broker import server\n"
+        "def size(): return next(int(line[7:]) for line in open('/proc/self/status') if line.startswith('FDSize:'))\n"
+        "before = size(); server._DESCRIPTORS = 2 * before; server._make_room(0); print(before, size())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, after = map(int, told.split())
+    assert after >= 2 * before
+
+
+def test_a_low_limit_of_descriptors_is_no_reason_not_to_start() -> None:
+    code = (
+        "import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "from mcpguard.broker.server import _make_room; _make_room(0); print(sorted(os.listdir('/proc/self/fd')))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == "['0', '1', '2', '3']"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 
@@ -17,6 +18,9 @@ from mcpguard.broker.engine import Engine
 from mcpguard.errors import HostError, KernelError, McpguardError
 from mcpguard.kernel import cgroup
 from mcpguard.kernel.places import RUN
+
+# More than a session takes; a power of two.
+_DESCRIPTORS = 256
 
 
 def serve(connection: int, caller_uid: int, *, audit: bool, tier: int | None, resolver: int) -> None:
@@ -27,6 +31,7 @@ def serve(connection: int, caller_uid: int, *, audit: bool, tier: int | None, re
     Args:
         connection: descriptor of the socket to the user's process; taken over.
     """
+    _make_room(connection)
     try:
         with _leaf() as leaf, Engine(leaf, audit, tier, resolver) as engine:
             # The kernel is still putting the session's maps into its slots.
@@ -39,6 +44,12 @@ def serve(connection: int, caller_uid: int, *, audit: bool, tier: int | None, re
     except OSError as error:
         call = str(error.filename or "a system call")
         _tell(connection, KernelError(call, error.errno or errno.EIO, do="run `mcpguard doctor`"))
+
+
+def _make_room(descriptor: int) -> None:
+    """Have the table of descriptors grow now: once there are threads, the kernel waits for all processors before it does."""
+    with contextlib.suppress(OSError):  # of the limit there may be less
+        os.close(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _DESCRIPTORS - 1))
 
 
 def _tell(connection: int, error: McpguardError) -> None:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import functools
+import json
 import os
 import stat
 import time
@@ -22,7 +23,9 @@ from mcpguard.model.digests import blake2b
 from mcpguard.model.values import dataclass
 
 FILE_SYSTEM, ROOT = places.FILE_SYSTEM, places.PINS
-LOCK = "/run/mcpguard/engine.lock"
+LOCK = f"{places.RUN}/engine.lock"
+# What `version` read last, in root's own folder; nothing that was changed just now, for clocks tick.
+_VERSION, _SETTLED_S = f"{places.RUN}/objects.json", 2
 MAPS, PROGRAMS, LINKS = "maps", "programs", "links"
 _UNFINISHED = "new-"
 # The kernel takes removed links apart in one queue of each processor, and each waits there for work that goes through the same
@@ -59,14 +62,37 @@ def locked() -> Iterator[Lock]:
 
 @functools.cache
 def version(objects: str, layout: int) -> str:
-    """One name for all compiled objects together: another byte anywhere is another engine."""
+    """One name for all compiled objects together: another byte anywhere is another engine.
+
+    Files that nobody has touched since they were read are not read again.
+    """
+    names = sorted(name for name in os.listdir(objects) if name.endswith(".bpf.o"))
+    found = [os.stat(f"{objects}/{name}") for name in names]
+    # The kernel sets the last of these by its own clock, whenever anything else of a file changes.
+    files = [[one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns] for one in found]
+    key = [str(objects), layout, names, files]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(_VERSION, encoding="utf-8") as file:
+        kept = json.load(file)
+        if kept["key"] == key:
+            return str(kept["version"])
     digest = blake2b(layout.to_bytes(4, "big"), digest_size=12)
-    for name in sorted(name for name in os.listdir(objects) if name.endswith(".bpf.o")):
+    for name in names:
         with open(f"{objects}/{name}", "rb") as file:
             content = file.read()
         digest.update(f"{name} {len(content)} ".encode())
         digest.update(content)
-    return str(digest.hexdigest())
+    made = str(digest.hexdigest())
+    if max((one.st_ctime for one in found), default=0.0) < time.time() - _SETTLED_S:
+        _keep_version(key, made)
+    return made
+
+
+def _keep_version(key: list[object], made: str) -> None:
+    new = f"{_VERSION}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        with open(new, "w", encoding="utf-8") as file:
+            json.dump({"key": key, "version": made}, file)
+        os.replace(new, _VERSION)
 
 
 def prepare() -> None:
