@@ -56,6 +56,16 @@ def test_a_server_that_is_not_approved_does_not_start_and_the_client_goes_on(box
     assert [e["verdict"] for e in box.mcp_events()] == ["deny"]
 
 
+def test_an_approved_server_that_the_profile_does_not_name_does_not_start(box: Box) -> None:
+    box.approve("s", box.command)
+    box.inside.write_profile("gated", PROFILE.replace("  gate: true\n", "  gate: true\n  servers: [other]\n"))
+    finished = box.talk("s", tool("echo", a=1))
+    assert finished.json_lines()[-1]["code"] == 126 and "mcp.not-in-profile" in finished.err, finished
+    assert [e["verdict"] for e in box.mcp_events()] == ["deny"]
+    box.inside.write_profile("gated", PROFILE.replace("  gate: true\n", "  gate: true\n  servers: [other, s]\n"))
+    assert text_of(box.talk("s", tool("echo", a=1)).json_lines()[0]) == '{"a": 1}', "the control"
+
+
 def test_a_script_that_changed_since_does_not_start(box: Box) -> None:
     box.approve("s", box.command)
     assert text_of(box.talk("s", tool("echo", a=1)).json_lines()[0]) == '{"a": 1}'

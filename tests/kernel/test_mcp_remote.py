@@ -155,6 +155,17 @@ def test_a_server_that_is_not_what_was_approved_is_refused(world: World, other: 
     assert world.run("echo", "x").json_lines()[0]["result"], "the control"
 
 
+def test_an_approved_server_that_the_profile_does_not_name_is_refused(world: World) -> None:
+    world.approve()
+    named = "  gate: true\n  servers: [{}]\n"
+    world.inside.write_profile("gated", PROFILE.replace("  gate: true\n", named.format("near")))
+    finished = world.run("echo", "x")
+    assert "does not start in this profile" in finished.json_lines()[0]["error"]["message"], finished
+    assert world.heard == []
+    world.inside.write_profile("gated", PROFILE.replace("  gate: true\n", named.format("f*")))
+    assert world.run("echo", "x").json_lines()[0]["result"], "the control"
+
+
 def test_a_server_that_wants_a_login_is_told_to_the_agent_in_the_log_and_at_the_end_of_the_run(world: World) -> None:
     world.approve()
     assert "wants a login" not in world.run("echo", "x").err, "the control"

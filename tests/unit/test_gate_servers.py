@@ -22,12 +22,17 @@ from mcpguard.session.gate import plain
 
 PYTHON = "/usr/bin/python3"
 EMPTY = (
-    '{"rules": [], "classes": [], "untrusted": [], "after_taint": "allow", "flow": null, "gate": true, "confined": []}'
+    '{"rules": [], "classes": [], "untrusted": [], "after_taint": "allow", "flow": null, "gate": true, '
+    '"confined": [], "servers": null}'
 )
 
 
 @pytest.fixture
 def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Servers:
+    return made(tmp_path, monkeypatch, EMPTY)
+
+
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: str) -> Servers:
     """With one server `s`; and `keyed`, whose settings name a variable that the agent has, one that it has not, and a text."""
     monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path / "guard"))
     (tmp_path / "good").mkdir()
@@ -50,7 +55,7 @@ def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Servers:
         "session": session,
         "environment": environment,
         "workspace": str(tmp_path / "good"),
-        "mcp": EMPTY,
+        "mcp": rules,
         "servers": [plain(keyed)],
         "tables": "",
         "engines": {},
@@ -66,6 +71,27 @@ def test_a_script_is_started_by_its_whole_path(servers: Servers, tmp_path: Path)
     script = str(tmp_path / "good/rel.py")
     assert admitted.argv == (PYTHON, script, "--flag", "rel.py.txt")
     assert all(os.fsencode(script) in form.argv for form in admitted.forms)
+
+
+@pytest.mark.parametrize(
+    ("named", "starts"), [('["s"]', True), ('["t", "?"]', True), ('["keyed"]', False), ("[]", False)]
+)
+def test_an_approved_server_starts_where_the_profile_names_it(
+    named: str, starts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers = made(tmp_path, monkeypatch, EMPTY.replace('"servers": null', f'"servers": {named}'))
+    words = [PYTHON, "rel.py", "--flag", "rel.py.txt"]
+    if starts:
+        assert servers.admit("s", words, os.getpid()).program == PYTHON
+    else:
+        with pytest.raises(Unvetted, match="does not start in this profile"):
+            servers.admit("s", words, os.getpid())
+
+
+def test_what_the_profile_names_has_to_be_approved_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = made(tmp_path, monkeypatch, EMPTY.replace('"servers": null', '"servers": ["*"]'))
+    with pytest.raises(Unvetted, match="is not approved"):
+        servers.admit("t", [PYTHON, "rel.py"], os.getpid())
 
 
 def test_the_same_words_in_another_folder_are_another_server(

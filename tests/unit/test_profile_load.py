@@ -14,7 +14,7 @@ import mcpguard
 from mcpguard.errors import HostError, McpguardError, ProfileError, UsageError
 from mcpguard.policy.compile import compile_policy
 from mcpguard.profile import store, trust
-from mcpguard.profile.effective import difference
+from mcpguard.profile.effective import difference, effective
 from mcpguard.profile.load import inspect, load
 from mcpguard.session.policy import trial
 
@@ -66,6 +66,27 @@ def test_of_several_ways_to_look_at_names_the_strictest_counts(
         f"extends: [{', '.join(f'p{number}' for number in range(len(modes)))}]\n" if modes else "files: {}\n",
     )
     assert load("c").sni == found
+
+
+@pytest.mark.parametrize(
+    ("lists", "found", "shown"),
+    [
+        (["[a]", "['b*']"], ["a", "b*"], ["mcp servers a", "mcp servers b*"]),
+        (["[a]", None], ["a"], ["mcp servers a"]),
+        (["[a]", "[]"], ["a"], ["mcp servers a"]),
+        (["[]", None], [], ["mcp servers []"]),
+        ([None, None], None, []),
+    ],
+)
+def test_of_lists_of_servers_all_names_count_together_and_none_is_another_list_than_no_list(
+    profiles: Path, lists: list[str | None], found: list[str] | None, shown: list[str]
+) -> None:
+    for number, one in enumerate(lists):
+        write(profiles, f"p{number}", "mcp: {gate: true}\n" if one is None else f"mcp: {{servers: {one}}}\n")
+    write(profiles, "c", "extends: [p0, p1]\n")
+    named = load("c").mcp.servers
+    assert (None if named is None else [one.server for one in named]) == found
+    assert [line.text for line in effective(load("c")) if line.text.startswith("mcp servers")] == shown
 
 
 def test_a_rule_from_a_parent_keeps_the_place_in_the_parent(profiles: Path) -> None:

@@ -50,7 +50,8 @@ def test_a_run_that_could_not_hold_them_does_not_start(tmp_path: Path) -> None:
 
 
 def test_check_finds_every_rule_that_means_nothing() -> None:
-    text = "name: x\nmcp: {allow: ['/a', fs], deny: ['fs/@x'], confine: {/c: kept}, flow: {untrusted: ['/b']}}\n"
+    allowed = "allow: ['/a', fs], deny: ['fs/@x'], confine: {/c: kept}, servers: [/d, fs]"
+    text = f"name: x\nmcp: {{{allowed}, flow: {{untrusted: ['/b']}}}}\n"
     found = [error.what for error in trial(parse(text, "x.yaml", name="x").profile)]
-    assert len(found) == 4
+    assert len(found) == 5
     assert all(what.startswith("x.yaml:2: ") for what in found)

@@ -74,6 +74,8 @@ class Servers:
         Raises:
             McpguardError: it may not.
         """
+        if not self._policy.may_start(name):
+            raise _not_in_profile(name)
         here = _folder_of(pid) or self._workspace
         server = self._declared.get(name) or Server(name, "", "", "", STDIO, command=argv[0], args=tuple(argv[1:]))
         catalogue = approved.load()
@@ -133,6 +135,9 @@ class Servers:
         server = self._remotes.get(key)
         if server is None:
             return None
+        if not self._policy.may_start(server.name):
+            refusal = _not_in_profile(server.name)
+            return Remote("", refused=f"{refusal.what}: {refusal.do}")
         found = starting.identify(server, self._environment, self._workspace)
         state = approved.State(approved.NOT_APPROVED) if found is None else approved.load().state(server.name, found)
         if not state.allowed:
@@ -190,6 +195,15 @@ def _not_approved(name: str, state: approved.State) -> Unvetted:
         why="nobody said yet that it may start here",
         do=f"outside of the session: mcpguard mcp show {name}, then mcpguard mcp approve {name}",
         code="mcp.not-approved",
+    )
+
+
+def _not_in_profile(name: str) -> Unvetted:
+    return Unvetted(
+        f"the MCP server {name} does not start in this profile",
+        why="mcp.servers of the profile does not name it",
+        do=f"outside of the session: add {policy.server_word(name)} to mcp.servers (mcpguard profile edit)",
+        code="mcp.not-in-profile",
     )
 
 

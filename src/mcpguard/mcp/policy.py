@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 from mcpguard.errors import ProfileError
 from mcpguard.model.access import Effect
-from mcpguard.model.mcp import AfterTaint, Condition, Confinement, McpKind, McpRule, McpRules, Test, ToolClass
+from mcpguard.model.mcp import AfterTaint, Condition, Confinement, McpKind, McpRule, McpRules, Starting, Test, ToolClass
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import dataclass
 
@@ -90,6 +90,7 @@ class McpPolicy:
         gate: whether servers start by way of the gate only.
         confined: which servers may reach less.
         flow: where `after_taint` is written.
+        servers: names, with wildcards, of the approved servers that may start; None: every one.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -99,6 +100,12 @@ class McpPolicy:
     gate: bool = False
     confined: tuple[Kept, ...] = ()
     flow: Origin | None = None
+    servers: tuple[str, ...] | None = None
+
+    def may_start(self, name: str) -> bool:
+        """Whether a server of this name may start, if the user approved it."""
+        word = server_word(name)
+        return self.servers is None or any(fnmatch.fnmatchcase(word, one) for one in self.servers)
 
 
 def server_word(name: str) -> str:
@@ -124,6 +131,7 @@ def compile_rules(rules: McpRules, variables: Mapping[str, str]) -> McpPolicy:
         bool(rules.gate),
         tuple(_confined(one) for one in rules.confined),
         rules.flow,
+        None if rules.servers is None else tuple(map(_starting, rules.servers)),
     )
 
 
@@ -146,6 +154,7 @@ def dump(policy: McpPolicy) -> dict[str, Any]:
         "flow": policy.flow and _dump_origin(policy.flow),
         "gate": policy.gate,
         "confined": [[one.server, one.profile, _dump_origin(one.origin)] for one in policy.confined],
+        "servers": None if policy.servers is None else list(policy.servers),
     }
 
 
@@ -172,18 +181,27 @@ def load(plain: Mapping[str, Any]) -> McpPolicy:
         plain["gate"] is True,
         tuple(Kept(server, profile, Origin(*origin)) for server, profile, origin in plain["confined"]),
         plain["flow"] and Origin(*plain["flow"]),
+        None if plain["servers"] is None else tuple(plain["servers"]),
     )
 
 
 def _confined(one: Confinement) -> Kept:
+    return Kept(_name(one, "write SERVER: PROFILE"), one.profile, one.origin)
+
+
+def _starting(one: Starting) -> str:
+    return _name(one, "write the name that the agent's configuration gives it")
+
+
+def _name(one: Confinement | Starting, do: str) -> str:
     if not _SERVER.fullmatch(one.server):
         raise ProfileError(
             f'{one.origin.place}: "{one.server}" is no server',
             why="a server is named by letters, digits, `.`, `_` and `-`, with wildcards; other characters count as `_`",
-            do="write SERVER: PROFILE",
+            do=do,
             code="profile.mcp",
         )
-    return Kept(one.server, one.profile, one.origin)
+    return one.server
 
 
 def _dump_origin(origin: Origin) -> list[Any]:

@@ -100,6 +100,14 @@ class Confinement:
 
 
 @dataclass(frozen=True, slots=True)
+class Starting:
+    """Servers that may start, once the user approved them; wildcards allowed."""
+
+    server: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class McpRules:
     """What a profile says of MCP; joining two is a union.
 
@@ -111,6 +119,7 @@ class McpRules:
         gate: False: servers are started as the agent's configuration says, and only seen.
         confined: which servers may reach less; of several that match each counts.
         flow: where `after_taint` is written.
+        servers: which of the approved servers may start; None: every one.
     """
 
     rules: tuple[McpRule, ...] = ()
@@ -120,3 +129,4 @@ class McpRules:
     gate: bool | None = None
     confined: tuple[Confinement, ...] = ()
     flow: Origin | None = None
+    servers: tuple[Starting, ...] | None = None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import yaml
 
 from mcpguard.errors import ProfileError
-from mcpguard.model.mcp import AfterTaint, Confinement, McpRule, McpRules, ToolClass
+from mcpguard.model.mcp import AfterTaint, Confinement, McpRule, McpRules, Starting, ToolClass
 from mcpguard.model.profile import Profile, SniMode, SystemSwitches
 from mcpguard.model.rule import FileException, FileRule, NetRule, Origin, SocketRule
 from mcpguard.model.values import dataclass, field
@@ -66,6 +66,7 @@ class Draft:
     flow: Origin | None = None
     gate: bool | None = None
     confined: list[Confinement] = field(default_factory=list)
+    servers: tuple[Starting, ...] | None = None
     origins: list[Origin] = field(default_factory=list)
     sni: SniMode | None = None
 
@@ -107,6 +108,7 @@ class Draft:
                 *(tuple(self.mcp), tuple(self.classes), tuple(self.untrusted), self.after_taint, self.gate),
                 confined=tuple(self.confined),
                 flow=self.flow,
+                servers=self.servers,
             ),
         )
         return Raw(profile, tuple(self.parents))

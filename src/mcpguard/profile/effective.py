@@ -17,6 +17,7 @@ class Line(NamedTuple):
     because: str
 
 
+NO_SERVERS = "mcp servers []"
 MADE = "made for a run where it is not there"
 
 
@@ -33,6 +34,8 @@ def effective(profile: Profile) -> list[Line]:
         [Line(rule.origin.text, rule.origin, "") for _class, rule in profile.mcp.classes],
         [Line(rule.origin.text, rule.origin, "") for rule in profile.mcp.untrusted],
         [Line(one.origin.text, one.origin, "") for one in profile.mcp.confined],
+        [Line(one.origin.text, one.origin, "") for one in profile.mcp.servers or ()],
+        _written(profile, NO_SERVERS) if profile.mcp.servers == () else [],
         *(_written(profile, f"mcp flow then {word}") for word in AfterTaint),
         *(_written(profile, f"mcp gate {word}") for word in ("true", "false")),
         *(_written(profile, f"environment remove {name}") for name in profile.environment_remove),

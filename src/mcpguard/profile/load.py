@@ -236,6 +236,7 @@ def _join_mcp(every: list[McpRules]) -> McpRules:
     gates = {one.gate for one in every}
     strictest = (AfterTaint.REFUSE, AfterTaint.ASK, AfterTaint.ALLOW)
     then = next((word for word in strictest if word in said), None)
+    named = [one.servers for one in every if one.servers is not None]
     places = sorted((one.flow for one in every if one.flow and one.after_taint is then), key=lambda one: one.place)
     return McpRules(
         _union(one.rules for one in every),
@@ -245,6 +246,7 @@ def _join_mcp(every: list[McpRules]) -> McpRules:
         next((word for word in (True, False) if word in gates), None),
         _union(one.confined for one in every),
         places[0] if places else None,
+        _union(named) if named else None,
     )
 
 

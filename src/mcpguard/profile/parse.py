@@ -13,12 +13,12 @@ import yaml
 
 from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.access import Access, Effect
-from mcpguard.model.mcp import AfterTaint, Condition, Confinement, McpRule, Test, ToolClass
+from mcpguard.model.mcp import AfterTaint, Condition, Confinement, McpRule, Starting, Test, ToolClass
 from mcpguard.model.profile import SniMode
 from mcpguard.model.rule import GRANTS, FileException, FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
 from mcpguard.profile.draft import Draft, Parent, Raw, Word, items, keys, text, unquoted, words, wrong_type
-from mcpguard.profile.effective import command_text, setting_text
+from mcpguard.profile.effective import NO_SERVERS, command_text, setting_text
 from mcpguard.profile.schema import ENTRY_KEYS, Key, Type, keys_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -387,6 +387,15 @@ def _read_confined(draft: Draft, key: Key, node: yaml.Node) -> None:
         draft.confined.append(Confinement(server.text, profile.text, origin))
 
 
+def _read_servers(draft: Draft, key: Key, node: yaml.Node) -> None:
+    """`mcp.servers`; an empty list lets none start, which is why it has a place of its own."""
+    path = key.path.replace(".", " ")
+    found = [Starting(word.text, draft.origin(word.line, f"{path} {word.text}")) for word in words(draft, key, node)]
+    if not found:
+        draft.origin(nodes.line_of(node), NO_SERVERS)
+    draft.servers = tuple(found)
+
+
 _READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
     Type.TEXT: _read_text,
     Type.WORDS: _read_command,
@@ -405,4 +414,5 @@ _READERS: dict[Type, Callable[[Draft, Key, yaml.Node], None]] = {
     Type.NAMED_TOOLS: _read_named_tools,
     Type.WORD: _read_word,
     Type.CONFINED: _read_confined,
+    Type.SERVERS: _read_servers,
 }

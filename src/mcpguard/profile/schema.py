@@ -28,6 +28,7 @@ class Type(enum.StrEnum):
     NAMED_TOOLS = "list of MCP servers and tools"
     WORD = "one of a few words"
     CONFINED = "mapping of MCP servers to profiles"
+    SERVERS = "list of MCP servers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ KEYS = (
     Key("system.debuggers", Type.SWITCH, "programs may trace one another, as gdb, strace and leak checkers do"),
     Key("mcp", Type.SECTION, "MCP servers and their tools"),
     Key("mcp.gate", Type.SWITCH, "servers start by way of the gate only, and only those that you approved"),
+    Key("mcp.servers", Type.SERVERS, "of the servers that you approved, those that may start; without it every one"),
     Key("mcp.allow", Type.TOOLS, "may be used: SERVER, SERVER/TOOL, SERVER/@CLASS or SERVER/KIND:NAME"),
     Key("mcp.ask", Type.TOOLS, "each call needs your word in `mcpguard watch`, whatever `allow` says"),
     Key("mcp.deny", Type.TOOLS, "may not be used, whatever `allow` and `ask` say"),

@@ -231,6 +231,7 @@ def _mcp_errors(profile: Profile, variables: Mapping[str, str]) -> Iterator[Mcpg
     mcp = profile.mcp
     every = [*mcp.rules, *(rule for _class, rule in mcp.classes), *mcp.untrusted]
     alone = [*(McpRules(rules=(rule,)) for rule in every), *(McpRules(confined=(one,)) for one in mcp.confined)]
+    alone += [McpRules(servers=(one,)) for one in mcp.servers or ()]
     for rules in alone:
         try:
             compile_rules(rules, variables)

@@ -13,6 +13,7 @@ from mcpguard.catalogue.server import STDIO
 from mcpguard.events.format import printable
 from mcpguard.gate import containers
 from mcpguard.gate.line import SOCKET_VARIABLE
+from mcpguard.mcp import policy as mcp_policy
 from mcpguard.model.access import Effect, Verdict
 from mcpguard.model.policy import PROTO_TCP, NetEntry, Policy
 from mcpguard.model.rule import Origin
@@ -77,7 +78,9 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
         "confined": [one.for_gate() for one in kept],
         "servers": [plain(one) for one in told.servers if one.kind == STDIO],
     }
-    waiting = _waiting(one.name for one in told.servers if not catalogue.named(one.name))
+    rules = mcp_policy.load(json.loads(policy.mcp))
+    mine = [one.name for one in told.servers if rules.may_start(one.name)]
+    waiting = _waiting(name for name in mine if not catalogue.named(name))
     note = waiting if told.known else _unknown(command[0])
     return Servers(gate, _reaching(policy, gate.port), told.command, told.environment, note, told.known, tuple(kept))
 
