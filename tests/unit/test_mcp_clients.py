@@ -77,6 +77,57 @@ def test_every_server_of_every_client_and_scope_is_found(tmp_path: Path) -> None
     assert {place.client for place in PLACES} == {one.client for one in found.servers}
 
 
+ONE = {"elsewhere": {"command": "x"}}
+JSONC = '// by hand\n{"%s": {"elsewhere": {"command": "x"},},}\n'
+TOML = '[mcp_servers.elsewhere]\ncommand = "x"\n'
+# Other places of the same clients: client, scope, file, what it holds.
+ELSEWHERE: tuple[tuple[str, str, str, object], ...] = (
+    ("claude-code", "plugin", "home/.claude/plugins/repos/a/b/.mcp.json", {"mcpServers": ONE}),
+    ("claude-code", "plugin", "home/.claude/plugins/repos/a/b/.mcp.json", ONE),
+    ("claude-code", "plugin", "home/.claude/plugins/cache/a/b/1/.claude-plugin/plugin.json", {"mcpServers": ONE}),
+    ("claude-code", "project", ".mcp.json", {"mcpServers": ONE}),
+    ("claude-desktop", "user", "home/.var/app/a.b.C/config/Claude/claude_desktop_config.json", {"mcpServers": ONE}),
+    ("codex", "plugin", "home/.codex/plugins/cache/a/.mcp.json", {"mcpServers": ONE}),
+    ("codex", "plugin", "home/.codex/plugins/cache/a/.mcp.json", ONE),
+    ("codex", "managed", "machine/etc/codex/requirements.toml", TOML),
+    ("codex", "managed", "machine/etc/codex/managed_config.toml", TOML),
+    ("gemini-cli", "plugin", "project/.gemini/extensions/a/gemini-extension.json", {"mcpServers": ONE}),
+    ("gemini-cli", "managed", "machine/etc/gemini-cli/system-defaults.json", JSONC % "mcpServers"),
+    ("qwen-code", "plugin", "home/.qwen/extensions/a/qwen-extension.json", {"mcpServers": ONE}),
+    ("qwen-code", "plugin", "home/.qwen/extensions/a/gemini-extension.json", {"mcpServers": ONE}),
+    ("qwen-code", "managed", "machine/etc/qwen-code/system-defaults.json", {"mcpServers": ONE}),
+    ("cursor", "plugin", "home/.cursor/plugins/cache/a/mcp.json", {"mcpServers": ONE}),
+    ("cursor", "plugin", "home/.cursor/plugins/local/a/.mcp.json", ONE),
+    ("cursor", "project", ".cursor/mcp.json", {"mcpServers": ONE}),
+    ("vscode", "user", "home/.config/Code/User/profiles/1a/mcp.json", JSONC % "servers"),
+    ("vscode", "user", "home/.config/Code - Insiders/User/mcp.json", {"servers": ONE}),
+    ("vscode", "user", "home/.config/VSCodium/User/settings.json", JSONC % "mcp.servers"),
+    ("vscode", "user", "home/.vscode-server/data/User/mcp.json", {"servers": ONE}),
+    ("vscode", "project", "project/.vscode/settings.json", {"mcp": {"servers": ONE}}),
+    ("opencode", "user", "home/.config/opencode/opencode.jsonc", JSONC % "mcp"),
+    ("opencode", "user", "home/.opencode/opencode.json", {"mcp": ONE}),
+    ("opencode", "project", "project/.opencode/opencode.jsonc", JSONC % "mcp"),
+    ("opencode", "project", "project/opencode.jsonc", JSONC % "mcp"),
+    ("opencode", "managed", "machine/etc/opencode/opencode.jsonc", JSONC % "mcp"),
+    ("zed", "user", "home/.config/zed/settings.json", JSONC % "context_servers"),
+    ("amp", "user", "home/.config/amp/settings.jsonc", JSONC % "amp.mcpServers"),
+    ("amp", "project", "project/.amp/settings.jsonc", JSONC % "amp.mcpServers"),
+    ("amazon-q", "user", "home/.aws/amazonq/agents/a.json", {"mcpServers": ONE}),
+    ("openclaw", "user", "home/.openclaw/openclaw.json", {"mcp": {"servers": ONE}}),
+)
+
+
+@pytest.mark.parametrize(("client", "scope", "file", "content"), ELSEWHERE)
+def test_a_client_has_more_places_than_one(client: str, scope: str, file: str, content: object, tmp_path: Path) -> None:
+    assert read(tmp_path).servers == (), "the control"
+    write(tmp_path / file, content if isinstance(content, str) else json.dumps(content))
+    found = read(tmp_path)
+    assert [(one.client, one.scope, one.name, one.words) for one in found.servers] == [
+        (client, scope, "elsewhere", ("x",))
+    ]
+    assert not found.problems
+
+
 def test_the_documentation_names_every_client_and_every_variable() -> None:
     text = (Path(__file__).parents[2] / "docs/mcp.md").read_text()
     variables = {name for place in PLACES for name in re.findall(r"\{([A-Z_]+):", place.path)}
