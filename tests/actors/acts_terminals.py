@@ -104,7 +104,8 @@ def program_on_own_terminal() -> str:
     """A program on a new controlling terminal sees its name, its size, and what is typed."""
     child, master = pty.fork()
     if child == 0:
-        script = 'test "$(readlink /proc/self/fd/0)" = "$(tty)" && stty size && read line </dev/tty && echo got-$line'
+        # The size is asked for when the line is there: that is written after the size.
+        script = 'test "$(readlink /proc/self/fd/0)" = "$(tty)" && read line </dev/tty && stty size && echo got-$line'
         os.execvp("sh", ["sh", "-c", script])
     fcntl.ioctl(master, 0x5414, struct.pack("HHHH", 33, 77, 0, 0))
     os.write(master, b"typed\n")
