@@ -310,7 +310,7 @@ def test_its_servers_start_by_way_of_the_gate_and_no_other(name: str) -> None:
         )  # local and remote ones come to the record by two ways
         shown = [(e["mcp"]["server"], e["mcp"]["tool"], e["op"], e["verdict"]) for e in made]
         acts = (("request", "allow"), ("response", "allow"), ("request", "deny"))
-        assert shown == [(one, "echo", *act) for one in mine for act in acts]
+        assert shown == [(one, "echo", *act) for one in mine for act in acts], "\n".join(map(str, events))
         for at in (0, 3):
             first, answer, denied = (event["mcp"]["call"] for event in made[at : at + 3])
             assert first == answer != denied and denied in results[at + 1] and "blocked by policy" in results[at + 1]
