@@ -18,8 +18,21 @@ from mcpguard.tui.app import TABS, WatchApp
 from mcpguard.tui.help import TEXT, HelpScreen
 from mcpguard.tui.questions import Questions
 from mcpguard.tui.stream import EventStream
+from mcpguard.tui.tables import Table
+from mcpguard.tui.trees import FilesTree
 
-OURS = (WatchApp, EventStream, Questions, ScopeScreen, CallScreen, WriteScreen, PurposeScreen, HelpScreen)
+OURS = (
+    WatchApp,
+    EventStream,
+    Table,
+    FilesTree,
+    Questions,
+    ScopeScreen,
+    CallScreen,
+    WriteScreen,
+    PurposeScreen,
+    HelpScreen,
+)
 PRESSED = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
 NAMES = {"slash": "/", "question_mark": "?"}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from records import AGENT, BEGAN_NS, CHILD, Recorded, objects, until
+from textual.events import Key
 from textual.widgets import DataTable, Input, Sparkline, Static, TabbedContent
 
 from mcpguard.events.mcp import Talk
@@ -357,7 +358,7 @@ def test_a_small_terminal_has_room_for_the_events(recorded: Recorded) -> None:
         assert not app.query_one(ProcessTree).display
         assert app.query_one(EventStream).size.height >= 8
         line = "".join(segment.text for segment in stream.line(app.query_one(EventStream).shown(9)[6], "/home/u", 80))
-        assert "DENY" in line and "/ws/secret/key" in line and len(line) == 80
+        assert "DENY" in line and " open read " in line and "/ws/secret/key" in line and len(line) == 80
 
     watch(recorded, steps, size=(80, 24))
 
@@ -529,5 +530,134 @@ def test_what_was_on_the_screen_is_let_go(recorded: Recorded) -> None:
             del line
             app._tidy()
             assert seen() is None
+
+    watch(recorded, steps)
+
+
+def test_what_runs_is_not_pushed_out_by_what_has_ended(recorded: Recorded) -> None:
+    """A program that is refused again and again by short-lived children hides no server that was started before them."""
+    server, first = CHILD + 1, CHILD + 10
+    recorded.add(
+        recorded.event(Kind.PROCESS, "fork", pid=server, ppid=AGENT, comm="server"),
+        *(
+            recorded.event(
+                *(Kind.FILE, "open"),
+                access="read",
+                path="/ws/secret/key",
+                verdict=Verdict.DENY,
+                rule=2,
+                pid=first + number,
+                ppid=AGENT,
+                comm="cat",
+                exe="/usr/bin/cat",
+            )
+            for number in range(60)
+        ),
+        *(recorded.event(Kind.PROCESS, "exit", pid=first + number, ppid=AGENT) for number in range(60)),
+    )
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        tree = app.query_one(ProcessTree)
+        await until(pilot, lambda: sum("ended" in label for label in labels(tree)) == 40, str(labels(tree)))
+        told = labels(tree)
+        assert any(f" {server} " in label for label in told), told
+        assert told[-1] == "21 ended, 21 of them were refused something"
+
+    watch(recorded, steps)
+
+
+@pytest.mark.parametrize("before", ["1", "7"])
+def test_what_is_typed_in_one_go_belongs_to_the_filter(
+    before: str, recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a slow line keys arrive together; letters of a filter are no commands."""
+    recorded.story()
+    monkeypatch.chdir(tmp_path)
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await pilot.press(before)
+        tree, theme = app.query_one(ProcessTree).display, app.theme
+        for letter in "1/path:/ws/secret":
+            app.post_message(Key(_NAMES.get(letter, letter), letter))
+        app.post_message(Key("enter", "\r"))
+        await until(pilot, lambda: shown(app) == ["/ws/secret/key"], app._line)
+        assert app.query_one(EventStream).following and app._tabs.active == "events"
+        assert (app.query_one(ProcessTree).display, app.theme) == (tree, theme)
+        assert not list(tmp_path.glob("*.jsonl")) and app.screen is app.screen_stack[0]
+
+    watch(recorded, steps)
+
+
+_NAMES = {"/": "slash", ":": "colon"}
+
+
+@pytest.mark.parametrize(
+    ("tab", "row", "line", "found"),
+    [
+        ("3", "192.0.2.9:80/tcp", "verdict:deny kind:net host:192.0.2.9", ["192.0.2.9"]),
+        ("3", "api.example.com:443/tcp", "verdict:allow kind:net host:api.example.com", ["192.0.2.1"]),
+        ("4", "/usr/bin/cat", "verdict:allow kind:exec path:/usr/bin/cat", ["/usr/bin/cat"]),
+        ("6", "deny: /ws/secret", "'deny: /ws/secret'", ["/ws/secret/key"]),
+    ],
+)
+def test_enter_on_a_row_shows_its_events(tab: str, row: str, line: str, found: list[str], recorded: Recorded) -> None:
+    recorded.story()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: app._summed == app._last > 0)
+        await pilot.press(tab)
+        table = app.focused
+        assert isinstance(table, DataTable)
+        while row not in map(str, table.get_row_at(table.cursor_row)):
+            await pilot.press("down")
+        await pilot.press("enter")
+        await until(pilot, lambda: shown(app) == found, f"{app._line}: {shown(app)}")
+        assert app._line == line and app._tabs.active == "events" and app.focused is app._stream
+
+    watch(recorded, steps)
+
+
+@pytest.mark.parametrize("name", ["key", "k [y] *", "'k' \\xff", "path:x"])
+def test_enter_on_a_file_shows_what_happened_to_it_alone(name: str, recorded: Recorded) -> None:
+    recorded.add(
+        *(
+            recorded.event(Kind.FILE, "open", access="read", path=f"/ws/{one}", rule=1)
+            for one in ("other", name, "k y z")
+        )
+    )
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: app._summed == app._last > 0)
+        await pilot.press("2")
+        tree = app.query_one(FilesTree)
+        await until(pilot, lambda: len(tree.root.children) > 0)
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: len(tree.root.children[0].children) == 3)
+        while tree.cursor_node is None or tree.cursor_node.data is None or tree.cursor_node.data.first != name:
+            await pilot.press("down")
+        await pilot.press("enter")
+        await until(pilot, lambda: shown(app) == [f"/ws/{name}"], f"{app._line}: {shown(app)}")
+
+    watch(recorded, steps)
+
+
+def test_the_keys_of_a_tab_move_through_its_rows(recorded: Recorded) -> None:
+    recorded.story()
+    recorded.talk()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: app._summed == app._last > 0)
+        for number, id in ((3, "#reached"), (4, "#programs"), (5, "#spoken"), (6, "#uses")):
+            await pilot.press(str(number))
+            table = app.query_one(id, DataTable)
+            await until(pilot, lambda table=table: table.row_count > 1, id)
+            await pilot.press("down")
+            await until(pilot, lambda table=table: table.cursor_row == 1, id)
+        await pilot.press("2")
+        tree = app.query_one(FilesTree)
+        await until(pilot, lambda: len(tree.root.children) > 0)
+        await pilot.press("home", "down", "enter")
+        await until(pilot, lambda: any(node.is_expanded for node in tree.root.children))
+        assert app._stream.following
 
     watch(recorded, steps)

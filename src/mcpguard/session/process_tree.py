@@ -5,7 +5,7 @@ Bounded: of processes that have ended, those with denials are kept longest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
@@ -97,14 +97,19 @@ class ProcessTable:
         worth = [child for child in found if self._is_worth(child)]
         return worth, process.folded + len(found) - len(worth)
 
+    def is_alive(self, process: Process) -> bool:
+        """Whether it runs, or something that it started."""
+        return any(one.ended_ns is None for one in self._with_children(process))
+
     def _is_worth(self, process: Process) -> bool:
+        return any(one.ended_ns is None or one.denied for one in self._with_children(process))
+
+    def _with_children(self, process: Process) -> Iterator[Process]:
         waiting = [process]
         while waiting:
             here = waiting.pop()
-            if here.ended_ns is None or here.denied:
-                return True
+            yield here
             waiting += [self._known[pid] for pid in here.children if pid in self._known]
-        return False
 
     def _at(self, event: Event) -> Process:
         pid = event.pid or 0

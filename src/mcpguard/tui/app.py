@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from rich.text import Text
+from textual.actions import SkipAction
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.notifications import SeverityLevel
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import DataTable, Input, Sparkline, Static, TabbedContent, TabPane
 
 from mcpguard.errors import McpguardError
@@ -38,7 +40,7 @@ from mcpguard.tui.footer import Keys
 from mcpguard.tui.help import HelpScreen
 from mcpguard.tui.questions import NONE, NOT_ASKING, Questions
 from mcpguard.tui.stream import EventStream
-from mcpguard.tui.tables import fill_programs, fill_reached, fill_rules, fill_spoken, table
+from mcpguard.tui.tables import Table, fill_programs, fill_reached, fill_rules, fill_spoken
 from mcpguard.tui.trees import FilesTree, ProcessTree
 
 TABS = ("events", "files", "network", "executions", "mcp", "rules", "questions")
@@ -67,7 +69,8 @@ class WatchApp(App[None]):
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("space", "follow", "Pause"),
         Binding("d", "denied", "Verdict"),
-        Binding("slash", "filter", "Filter", key_display="/"),
+        # At once: what is typed behind it belongs to the filter, however fast it comes.
+        Binding("slash", "filter", "Filter", key_display="/", priority=True),
         Binding("escape", "clear", "Clear", show=False),
         Binding("enter", "details", "Details", key_display="enter"),
         Binding("a", "allow", "Allow"),
@@ -110,13 +113,22 @@ class WatchApp(App[None]):
         self._tabs = TabbedContent(initial="events", id="tabs")
         self._stream = EventStream(self._home, id="stream")
         self._files = FilesTree(id="touched")
-        self._reached = table("reached", "verdict", "act", "destination", "count", "sent", "recvd", "last", "address")
-        self._programs = table("programs", "verdict", "program", "count", "last command")
-        self._spoken = table("spoken", "server", "asked", "count", "denied", "failed", "mean", "last")
+        self._reached = Table("reached", "verdict", "act", "destination", "count", "sent", "recvd", "last", "address")
+        self._programs = Table("programs", "verdict", "program", "count", "last command")
+        self._spoken = Table("spoken", "server", "asked", "count", "denied", "failed", "mean", "last")
         self._silent = Static("No MCP event is on record for this session.", id="mcp-none")
-        self._uses = table("uses", "allowed", "denied", "rule", "place", "because")
+        self._uses = Table("uses", "allowed", "denied", "rule", "place", "because")
         self._questions = Questions(self._home, id="asked")
         self._no_questions = Static(NOT_ASKING, id="asked-none")
+        self._inside: dict[str, Widget] = {
+            "events": self._stream,
+            "files": self._files,
+            "network": self._reached,
+            "executions": self._programs,
+            "mcp": self._spoken,
+            "rules": self._uses,
+            "questions": self._questions,
+        }
         self._details = Static(id="details")
         self._about = VerticalScroll(self._details, id="about")
         self._input = Input(placeholder=filters.HELP, id="filter")
@@ -349,6 +361,8 @@ class WatchApp(App[None]):
     def on_data_table_row_selected(self, message: DataTable.RowSelected) -> None:
         if message.data_table is self._questions:
             self.action_allow()
+        elif isinstance(message.data_table, Table):
+            self._show_events(message.data_table.lines[message.cursor_row])
 
     def on_event_stream_chosen(self) -> None:
         self._draw_chosen()
@@ -361,9 +375,17 @@ class WatchApp(App[None]):
         self._draw_chosen()
 
     def on_tree_node_selected(self, message: ProcessTree.NodeSelected[int]) -> None:
-        """A process in the tree: its events."""
+        """A process in the tree: its events; a file: what happened to it."""
         if message.node.tree is self._processes and message.node.data:
             self._filter(f"process:{message.node.data}")
+
+    def on_files_tree_chosen(self, message: FilesTree.Chosen) -> None:
+        self._show_events(filters.exactly(path=message.path))
+
+    def _show_events(self, line: str) -> None:
+        """What a row of another tab was made of: there each has its rule, and `a` allows what was refused."""
+        if self._filter(line):
+            self.action_tab("events")
 
     def on_input_submitted(self, message: Input.Submitted) -> None:
         # A path that is typed in a question is no filter.
@@ -386,10 +408,12 @@ class WatchApp(App[None]):
 
     def action_filter(self) -> None:
         """Type a filter."""
+        if len(self.screen_stack) > 1 or isinstance(self.focused, Input):
+            raise SkipAction  # there it is a letter
         line = self._input
         line.value = self._line
         line.display = True
-        line.focus()
+        self.set_focus(line)
 
     def action_clear(self) -> None:
         """Close the filter line, or take the filter away."""
@@ -412,13 +436,12 @@ class WatchApp(App[None]):
         self._draw_processes()
 
     def action_tab(self, name: str) -> None:
-        """Another tab."""
+        """Another tab, whose rows the keys move through."""
         self._tabs.active = name
-        if name == "events":
-            self._stream.focus()
-        elif name == "questions":
+        if name == "questions":
             self._draw_tab()
-            self._questions.focus()
+        if not self._input.display:
+            self._inside[name].focus()
 
     @property
     def _chosen(self) -> Event | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
@@ -9,6 +10,7 @@ from mcpguard.errors import UsageError
 from mcpguard.events.query import Filter, path_filter
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
+from mcpguard.policy.patterns import quote
 
 KEYS = ("verdict", "kind", "process", "path", "host")
 HELP = "verdict:deny|allow|audit  kind:file|exec|net|...  process:GLOB  path:GLOB  host:GLOB  any other word: text"
@@ -37,6 +39,17 @@ def parse(line: str, home: str) -> Filter:
     if text:
         fields["text"] = " ".join(text)
     return Filter(**fields)
+
+
+def exactly(text: str = "", **words: str) -> str:
+    """A filter line for these values as they are: nothing in them is a pattern."""
+    plain = {"path": quote, "host": _plain}
+    parts = [f"{key}:{shlex.quote(plain.get(key, str)(value))}" for key, value in words.items() if value]
+    return " ".join([*parts, *([shlex.quote(text)] if text else [])])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _value(key: str, value: str, home: str) -> object:

@@ -16,7 +16,7 @@ TEXT = """\
 [b]space[/b]     pause or follow
 [b]d[/b]         the next verdict: denied, audited, allowed, all
 [b]/[/b]         filter   [b]escape[/b] takes it away
-[b]enter[/b]     show or hide the details of the chosen event
+[b]enter[/b]     show or hide the details of the chosen event; on a row of another tab: its events
 [b]a[/b]         allow what was refused: o once, s for the session, w in your own profile, x leave it refused
 [b]7[/b]         questions of run --ask: o, s, w, x answer, n goes to the next open one
 [b]p[/b]         show or hide the process tree; enter on a process: its events

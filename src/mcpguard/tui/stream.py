@@ -151,7 +151,7 @@ class EventStream(ScrollView, can_focus=True):
 def line(event: Event, home: str, width: int) -> list[Segment]:
     """One event in `width` columns: time, verdict by word and colour, process, act, object, rule."""
     row: Cells = cells(event, home)
-    process, act = (18, 14) if width >= _WIDE else (11, 8)
+    process, act = (18, 14) if width >= _WIDE else (11, 10)
     style = VERDICTS.get(row.verdict, Style())
     parts = [
         Segment(row.time + " ", Style(dim=True)),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from typing import ClassVar
 
 from rich.style import Style
 from rich.text import Text
+from textual.binding import Binding, BindingType
 from textual.widgets import DataTable
 
 from mcpguard.events.activity import Reached, Spoken, Started
 from mcpguard.events.format import clock, printable, shorten, size
 from mcpguard.model.access import Verdict
+from mcpguard.model.event import Kind
 from mcpguard.tui.colours import VERDICTS
+from mcpguard.tui.filters import exactly
 from mcpguard.tui.totals import Use
 
 MAX_ROWS = 500
@@ -23,17 +27,32 @@ Cell = tuple[str, Style | str]
 Row = tuple[Cell, ...]
 
 
-def table(id: str, *names: str) -> DataTable[Text]:
-    """An empty table."""
-    made: DataTable[Text] = DataTable(id=id, cursor_type="row", zebra_stripes=True)
-    for name in names:
-        made.add_column(name, key=name)
-    return made
+class Table(DataTable[Text]):
+    """A table whose rows stand for events.
+
+    Attributes:
+        drawn: what each row shows.
+        lines: of each row the filter line that finds its events.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Events", key_display="enter")]
+
+    def __init__(self, id: str, *names: str) -> None:
+        super().__init__(id=id, cursor_type="row", zebra_stripes=True)
+        self.drawn: list[Row] = []
+        self.lines: list[str] = []
+        for name in names:
+            self.add_column(name, key=name)
 
 
-def fill_reached(shown: DataTable[Text], found: Iterable[Reached]) -> None:
+def fill_reached(shown: Table, found: Iterable[Reached]) -> None:
     """Destinations, own addresses and sockets."""
-    _fill(shown, (_cells(*_reached(one)) for one in found))
+    _fill(shown, ((_cells(*_reached(one)), _reached_line(one)) for one in found))
+
+
+def _reached_line(one: Reached) -> str:
+    named = {"text": one.address} if one.kind == Kind.UNIX else {"host": one.host or one.address}
+    return exactly(verdict=one.verdict.value, kind=one.kind, **named)
 
 
 def _reached(one: Reached) -> Iterable[Cell | str]:
@@ -52,27 +71,30 @@ def _reached(one: Reached) -> Iterable[Cell | str]:
     )
 
 
-def fill_programs(shown: DataTable[Text], found: Iterable[Started], home: str) -> None:
+def fill_programs(shown: Table, found: Iterable[Started], home: str) -> None:
     """Programs, the most often started ones first."""
     ordered = sorted(found, key=lambda one: (one.verdict is Verdict.ALLOW, -one.times))
     _fill(
         shown,
         (
-            _cells(
-                _verdict(one.verdict),
-                printable(shorten(one.path, home)),
-                str(one.times),
-                printable(" ".join(one.argv)[:200]),
+            (
+                _cells(
+                    _verdict(one.verdict),
+                    printable(shorten(one.path, home)),
+                    str(one.times),
+                    printable(" ".join(one.argv)[:200]),
+                ),
+                exactly(verdict=one.verdict.value, kind=Kind.EXEC.value, path=one.path),
             )
             for one in ordered
         ),
     )
 
 
-def fill_spoken(shown: DataTable[Text], found: Iterable[Spoken]) -> None:
+def fill_spoken(shown: Table, found: Iterable[Spoken]) -> None:
     """What was asked of MCP servers: refused first, then tools, then the rest of the protocol, each the most frequent first."""
     ordered = sorted(found, key=lambda one: (not one.denied, not one.tool, -one.times))
-    _fill(shown, (_cells(*_spoken(one)) for one in ordered))
+    _fill(shown, ((_cells(*_spoken(one)), exactly(one.tool or one.method, kind=Kind.MCP.value)) for one in ordered))
 
 
 def _spoken(one: Spoken) -> Iterable[Cell | str]:
@@ -88,10 +110,10 @@ def _spoken(one: Spoken) -> Iterable[Cell | str]:
     )
 
 
-def fill_rules(shown: DataTable[Text], uses: dict[int, Use], home: str) -> None:
+def fill_rules(shown: Table, uses: dict[int, Use], home: str) -> None:
     """Rules, those that refused first, unused ones last and marked."""
     ordered = sorted(uses.values(), key=lambda use: (-use.denied, -use.allowed, use.origin.file, use.origin.line))
-    _fill(shown, (_rule(use, home) for use in ordered))
+    _fill(shown, ((_rule(use, home), exactly(use.origin.text)) for use in ordered))
 
 
 def _rule(use: Use, home: str) -> Row:
@@ -116,9 +138,14 @@ def text(cell: Cell) -> Text:
     return Text(words, style=style)
 
 
-def _fill(shown: DataTable[Text], rows: Iterable[Row]) -> None:
-    taken = list(islice(rows, MAX_ROWS))
-    before: list[Row] = getattr(shown, "drawn", [])
+def _fill(shown: Table, rows: Iterable[tuple[Row, str]]) -> None:
+    """
+    Args:
+        rows: what each shows, and the filter line of its events.
+    """
+    found = list(islice(rows, MAX_ROWS))
+    taken, shown.lines = [cells for cells, _ in found], [line for _, line in found]
+    before = shown.drawn
     row = shown.cursor_row
     if len(taken) < len(before):
         shown.clear()
@@ -134,7 +161,7 @@ def _fill(shown: DataTable[Text], rows: Iterable[Row]) -> None:
     if len(taken) > len(before):
         # Columns are measured when nothing else is to be done; a heading drawn before that would stay as narrow as it was.
         shown.call_after_refresh(shown.notify_style_update)
-    shown.drawn = taken  # type: ignore[attr-defined]
+    shown.drawn = taken
 
 
 def change(shown: DataTable[Text], key: str, before: Row, cells: Row) -> None:

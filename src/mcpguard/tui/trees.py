@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.message import Message
 from textual.widgets import Tree
 from textual.widgets.tree import TreeNode
 
@@ -16,7 +18,7 @@ from mcpguard.tui.totals import Place
 
 # Children of one folder that are shown; the others are counted.
 MAX_CHILDREN = 300
-# Processes of one parent, the newest.
+# Processes of one parent: the newest of those that run, and where there is room, of those that have ended.
 MAX_PROCESSES = 40
 # Processes that started one another, one below the other; the rest is told in words.
 MAX_DEPTH = 24
@@ -46,7 +48,10 @@ class ProcessTree(Tree[int]):
             deeper = 0
         room = self.scrollable_content_region.width - (depth + 1) * self.guide_depth
         there = {child.data: child for child in node.children if child.data}
-        shown, more = processes[-MAX_PROCESSES:], max(0, len(processes) - MAX_PROCESSES)
+        shown, left_out = _most_telling(processes, table)
+        more = sum(process.ended_ns is None for process in left_out)
+        refused = sum(process.ended_ns is not None and process.denied > 0 for process in left_out)
+        ended += len(left_out) - more
         wanted = {process.pid for process in shown}
         for child in list(node.children):
             if child.data not in wanted and (child.data or not (ended or more or deeper)):
@@ -65,9 +70,20 @@ class ProcessTree(Tree[int]):
                 f"{more} more run" if more else "",
                 f"{deeper} below" if deeper else "",
                 f"{ended} ended" if ended else "",
+                f"{refused} of them were refused something" if refused else "",
             ]
             text = Text(", ".join(word for word in words if word), style="dim")
             (rest.set_label(text) if rest else node.add_leaf(text))
+
+
+def _most_telling(processes: list[Process], table: ProcessTable) -> tuple[list[Process], list[Process]]:
+    """As many as are shown, in their order, and the others: what has ended makes room for what runs."""
+    if len(processes) <= MAX_PROCESSES:
+        return processes, []
+    alive = {process.pid for process in processes if table.is_alive(process)}
+    ranked = sorted(processes, key=lambda process: process.pid in alive)[-MAX_PROCESSES:]
+    kept = {process.pid for process in ranked}
+    return [one for one in processes if one.pid in kept], [one for one in processes if one.pid not in kept]
 
 
 def _process(process: Process, room: int) -> Text:
@@ -96,14 +112,24 @@ def _age(ns: int) -> str:
 
 
 class Shown(NamedTuple):
-    """A line of the tree: the first name of its chain, and the place at the chain's end."""
+    """A line of the tree: the first name of its chain, the place at the chain's end, and that one's path."""
 
     first: str
     place: Place
+    path: str
 
 
 class FilesTree(Tree[Shown]):
     """Touched paths. Folders are filled when they are opened; a chain of folders with one child is one line."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Open", key_display="enter")]
+
+    class Chosen(Message):
+        """A path that has nothing below it."""
+
+        def __init__(self, path: str) -> None:
+            super().__init__()
+            self.path = path
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__("/", id=id)
@@ -112,9 +138,13 @@ class FilesTree(Tree[Shown]):
 
     def show(self, root: Place) -> None:
         """Draw what is new in every open folder."""
-        self.root.data = Shown("/", root)
+        self.root.data = Shown("/", root, "")
         self.root.expand()
         self._fill(self.root)
+
+    def on_tree_node_selected(self, event: Tree.NodeSelected[Shown]) -> None:
+        if event.node.data is not None and not event.node.allow_expand:
+            self.post_message(self.Chosen(event.node.data.path))
 
     def on_tree_node_expanded(self, event: Tree.NodeExpanded[Shown]) -> None:
         self._fill(event.node)
@@ -127,11 +157,12 @@ class FilesTree(Tree[Shown]):
         places = node.data.place.children.values()
         found = sorted(places, key=lambda one: (not (one.denied or one.denied_below), one.name))
         for one in found[:MAX_CHILDREN]:
-            label, end = _folded(one)
-            child = there.get(one.name) or node.add(label, data=Shown(one.name, end))
+            label, names, end = _folded(one)
+            line = Shown(one.name, end, f"{node.data.path}/{names}")
+            child = there.get(one.name) or node.add(label, data=line)
             if child.data is None or child.data.place is not end:  # a chain that got a branch
                 child.remove_children()
-                child.data = Shown(one.name, end)
+                child.data = line
             if child.label != label:
                 child.set_label(label)
             child.allow_expand = bool(end.children)
@@ -141,7 +172,7 @@ class FilesTree(Tree[Shown]):
             node.add_leaf(Text(f"and {len(found) - MAX_CHILDREN} others: mcpguard log --path", style="dim"))
 
 
-def _folded(place: Place) -> tuple[Text, Place]:
+def _folded(place: Place) -> tuple[Text, str, Place]:
     names = [place.name]
     while len(place.children) == 1 and not place.marks:
         (place,) = place.children.values()
@@ -152,4 +183,4 @@ def _folded(place: Place) -> tuple[Text, Place]:
         text.append(f"  {place.denied_below} denied below", style="red")
     if place.marks:
         text.append(f"  {place.marks}", style="bold red" if place.denied else "green" if place.written else "dim")
-    return text, place
+    return text, "/".join(names), place
