@@ -18,6 +18,8 @@ from harness import Json, need_root, sandbox
 from mcp_box import PROFILE, Box
 from real_agent import CACHE, AgentUnavailableError, npm_install, npm_of_our_own
 
+from mcpguard.mcp import classes
+
 pytestmark = [pytest.mark.kernel, pytest.mark.agent]
 
 NPM = {"everything": "2026.8.31", "filesystem": "2026.8.31", "memory": "2026.8.31"}
@@ -188,6 +190,44 @@ def test_a_real_server_works_byte_for_byte_and_what_is_denied_never_happens(name
     made_calls = [one["params"]["name"] for one in asked.values() if one["method"] == "tools/call"]
     assert [e["mcp"]["tool"] for e in recorded] == made_calls, recorded
     assert [e["verdict"] for e in recorded] == ["deny" if tool == made.denied else "allow" for tool in made_calls]
+
+
+CHANGING: dict[str, set[str]] = {
+    "filesystem": {"create_directory", "write_file", "edit_file", "move_file"},
+    "memory": {
+        *("create_entities", "create_relations", "add_observations"),
+        *("delete_entities", "delete_observations", "delete_relations"),
+    },
+    "git": {"git_add", "git_commit", "git_create_branch", "git_checkout", "git_reset"},
+    "everything": set(),
+    "time": set(),
+    "fetch": set(),
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_every_tool_of_a_real_server_has_our_word_on_what_it_does(name: str, tmp_path: Path) -> None:
+    if name in NPM:
+        package = f"@modelcontextprotocol/server-{name}"
+        command = [
+            node(),
+            str(installed_npm(name) / "dist/index.js"),
+            "stdio" if name == "everything" else str(tmp_path),
+        ]
+    else:
+        package = f"mcp-server-{name}"
+        command = [str(installed_pypi()), "-m", f"mcp_server_{name}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write("\n".join(old_era()) + "\n")
+        server.stdin.flush()
+        listed = next(names(line) for line in server.stdout if json.loads(line).get("id") == "list")
+        server.kill()
+    known = classes.of_package(package)
+    said = {tool: classes.classes_of(known, tool, {}) for tool in listed}
+    assert all(said.values()), said
+    assert {tool for tool, found in said.items() if "write" in found} == CHANGING[name]
+    assert {tool for tool, found in said.items() if "read" in found} == set(listed) - CHANGING[name]
 
 
 def test_the_fetch_server_reaches_the_pages_that_a_rule_leaves_it(box: Box) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,3 +46,15 @@ def test_privileged_code_loads_the_standard_library_and_itself_only() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_protocols_library_is_in_no_message_way() -> None:
+    """Its import alone takes a second for each server, and it writes every message anew: only tests ask it."""
+    imports = re.compile(r"^\s*(?:from|import) +(?:mcp|mcp_types|pydantic)\b", re.MULTILINE)
+    found = {
+        part: [path.name for path in (ROOT / part).rglob("*.py") if imports.search(path.read_text())]
+        for part in ("src", "tests/unit")
+    }
+    assert found["src"] == [] and "test_gate_sdk.py" in found["tests/unit"]
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert not [one for one in wanted if re.match(r"(?:mcp|pydantic)\b", one)]

@@ -836,6 +836,36 @@ def test_tools_that_are_classed_by_their_arguments_are_shown() -> None:
     assert not allowed(one, "call_aws", {"cli_command": ["aws ec2 describe-instances"]})
 
 
+GITHUB = {
+    "read": ("get_me", "list_issues", "issue_read", "search_code", "get_file_contents", "list_workflow_runs"),
+    "write": (
+        "create_issue",
+        "create_repository",
+        "push_files",
+        "update_pull_request",
+        "fork_repository",
+        "add_issue_comment",
+    ),
+    "destructive": (
+        "delete_file",
+        "delete_workflow_run_logs",
+        "merge_pull_request",
+        "run_workflow",
+        "create_or_update_file",
+    ),
+}
+
+
+def test_of_github_what_lists_and_describes_passes_and_what_creates_deletes_and_runs_does_not() -> None:
+    one = judge('allow: ["github/@read"]', "github", classes.of_package("github-mcp-server"))
+    every = [name for names in GITHUB.values() for name in names]
+    shown, _ = one.answer("tools/list", response({"tools": [{"name": name} for name in every]}))
+    assert [tool["name"] for tool in json.loads(shown)["result"]["tools"]] == list(GITHUB["read"])
+    assert [name for name in every if allowed(one, name)] == list(GITHUB["read"])
+    both = judge('allow: [github]\ndeny: ["*/@destructive"]', "github", classes.of_package("github-mcp-server"))
+    assert [name for name in every if not allowed(both, name)] == list(GITHUB["destructive"])
+
+
 def test_what_we_say_of_servers_is_well_formed() -> None:
     known = {"read", "write", "destructive", "open", "untrusted"}
     folder = Path(classes.__file__).with_name("classes")
