@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from harness import Json, need_root, sandbox
-from mcp_box import PROFILE, Box, tool
+from mcp_box import PROFILE, SERVER, Box, tool
 
 pytestmark = pytest.mark.kernel
 KEY = "ghp_0123456789abcdefghij0123456789abcdef"
@@ -83,11 +83,15 @@ def test_what_needs_a_persons_word_is_not_learned_and_stays_when_the_rest_is(box
     assert data["calls"] == 2 and data["added"] == []
 
 
-def test_a_reading_tool_that_writes_or_sends_is_a_mismatch_in_the_log(box: Box) -> None:
+def test_a_reading_tool_that_writes_or_sends_or_opens_another_file_is_a_mismatch_in_the_log(box: Box) -> None:
     project = box.inside.world.project
-    rules = "  classes: {read: [s/read, s/write, s/connect]}\n"
+    swap = '"swap": lambda: open(arguments["path"].replace("a.txt", "b.txt")).read(),'
+    box.server.write_text(SERVER.replace('"read": lambda', f'{swap} "read": lambda'))
+    box.approve("s", box.command)
+    rules = "  classes: {read: [s/read, s/write, s/connect, s/swap]}\n"
     box.inside.write_profile("gated", PROFILE + rules)
-    (project / "named").write_text("text")
+    for name in ("named", "a.txt", "b.txt"):
+        (project / name).write_text("text")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         box.options = (*box.options, "--net", f"127.0.0.1:{port}")
@@ -95,8 +99,9 @@ def test_a_reading_tool_that_writes_or_sends_is_a_mismatch_in_the_log(box: Box) 
             tool("read", 1, path=str(project / "named")),
             tool("write", 2, path=str(project / "changed")),
             tool("connect", 3, host="127.0.0.1", port=port),
+            tool("swap", 4, path=str(project / "a.txt")),
         ]
-        answers = box.talk("s", *lines).json_lines()[:3]
+        answers = box.talk("s", *lines).json_lines()[:4]
     assert all("refused" not in str(answer) for answer in answers), answers
     told = []
     for one in box.mcp_events():
@@ -107,3 +112,4 @@ def test_a_reading_tool_that_writes_or_sends_is_a_mismatch_in_the_log(box: Box) 
     assert told[0] == []
     assert len(told[1]) == 1 and "changed: a tool that only reads changed it" in told[1][0]
     assert len(told[2]) == 1 and f"127.0.0.1:{port}: a tool that only reads sent something" in told[2][0]
+    assert len(told[3]) == 1 and "b.txt: the call does not name it" in told[3][0], told

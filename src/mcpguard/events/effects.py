@@ -113,7 +113,7 @@ def mismatches(call: Call) -> list[str]:
             writes = "write" in (event.access or "")
             if only_reads and writes and not path.startswith(("/dev/", "/proc/", "/tmp/", "/var/tmp/")):
                 said[f"{event.op} {path}: a tool that only reads changed it"] = None
-            elif named and not message.cut and _is_data(path) and not _is_named(path, named):
+            elif named and not message.cut and _is_data(path, named) and not _is_named(path, named):
                 said[f"{event.op} {path}: the call does not name it"] = None
         elif event.kind is Kind.NET and event.op in ("connect", "sendmsg") and only_reads and "open" not in classes:
             where = event.host or event.address or "?"
@@ -238,9 +238,12 @@ def _is_meant(path: str, text: str) -> bool:
     return path.endswith(wanted) or f"{wanted}/" in path
 
 
-def _is_data(path: str) -> bool:
-    """Not what a server is made of: programs, libraries, packages, settings of the system."""
-    if any(is_below(path, folder) for folder in _OF_PROGRAMS) or _INSTALLED.search(path):
+def _is_data(path: str, named: list[str]) -> bool:
+    """Not what a server is made of: programs, libraries, packages, settings of the system. Where the call names something among
+    packages, what lies beside that is data as well."""
+    folders = (text.rpartition("/")[0] for text in named if text.startswith("/"))
+    rest = min((path[len(folder) :] for folder in folders if is_below(path, folder or "/")), key=len, default=path)
+    if any(is_below(path, folder) for folder in _OF_PROGRAMS) or _INSTALLED.search(rest):
         return False
     name = path.rsplit("/", 1)[-1]
     return name not in _MANIFESTS
