@@ -263,6 +263,50 @@ def test_the_fetch_server_reaches_the_pages_that_a_rule_leaves_it(box: Box) -> N
     assert "blocked by policy" in through[2] and asked and set(asked) == {"/open"}
 
 
+def test_resources_and_prompts_of_a_real_server_are_listed_and_read_by_rule(box: Box) -> None:
+    made = case("everything", box)
+    place = "demo://resource/static/document/{}.md"
+    asked: list[tuple[str, Json]] = [
+        ("resources/list", {}),
+        ("resources/templates/list", {}),
+        ("prompts/list", {}),
+        ("resources/read", {"uri": place.format("features")}),
+        ("resources/read", {"uri": place.format("startup")}),
+        ("resources/read", {"uri": "demo://resource/dynamic/text/1"}),
+        ("prompts/get", {"name": "simple-prompt"}),
+        ("prompts/get", {"name": "args-prompt", "arguments": {"city": "Rome"}}),
+        ("prompts/get", {"name": "args-prompt", "arguments": {"city": "Oslo"}}),
+    ]
+    messages = [
+        {"jsonrpc": "2.0", "id": n, "method": method, "params": params} for n, (method, params) in enumerate(asked, 1)
+    ]
+    lines = [*old_era()[:2], *map(json.dumps, messages)]
+    free = answers(box.talk("s", *lines, command=made.command, guarded=False).out)
+    assert all("result" in json.loads(free[number]) for number in range(1, 10)), free
+    one = '{tool: "s/prompt:args-prompt", where: {city: {equals: Rome}}}'
+    allowed = f'["s/resource:demo://resource/static/*", "s/prompt:simple-*", {one}]'
+    denied = '["s/resource:*/startup.md"]'
+    box.inside.write_profile("gated", PROFILE.partition("  allow:")[0] + f"  allow: {allowed}\n  deny: {denied}\n")
+    box.options = ("--read", str(made.readable))
+    box.approve("s", made.command)
+    through = answers(box.talk("s", *lines, command=made.command).out)
+    passed = {number for number in range(4, 10) if through[number] == free[number]}
+    assert passed == {4, 7, 8}, through
+    assert all("blocked by policy" in through[number] for number in (5, 6, 9))
+
+    def listed(found: dict[int | str, str], number: int, member: str, key: str) -> set[str]:
+        return {one[key] for one in json.loads(found[number])["result"][member]}
+
+    uris = listed(free, 1, "resources", "uri")
+    assert listed(through, 1, "resources", "uri") == uris - {place.format("startup")} != uris
+    assert (
+        listed(through, 2, "resourceTemplates", "uriTemplate") == set() != listed(free, 2, "resourceTemplates", "name")
+    )
+    assert (
+        listed(through, 3, "prompts", "name") == {"simple-prompt", "args-prompt"} < listed(free, 3, "prompts", "name")
+    )
+
+
 def answers(out: str) -> dict[int | str, str]:
     """The lines of a server, by the request that each answers."""
     lines = [line for line in out.split("\n") if line.startswith("{")]

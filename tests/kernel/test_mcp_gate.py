@@ -66,6 +66,40 @@ def test_an_approved_server_that_the_profile_does_not_name_does_not_start(box: B
     assert text_of(box.talk("s", tool("echo", a=1)).json_lines()[0]) == '{"a": 1}', "the control"
 
 
+# For each kind of condition: what it asks of which argument, a call that it allows, and one that it does not.
+CONDITIONS: dict[str, tuple[str, Json, Json]] = {
+    "equals": ("{x: {equals: one}}", {"x": "one"}, {"x": "one "}),
+    "glob": ("{x: {glob: 'report-*.txt'}}", {"x": "report-1.txt"}, {"x": "secret.txt"}),
+    "regex": ("{x: {regex: 'ec2 (describe|list)-[a-z]+'}}", {"x": "ec2 list-all"}, {"x": "ec2 list-all; rm"}),
+    "inside": ("{x: {inside: '{workspace}'}}", {"x": "WORKSPACE/app.py"}, {"x": "WORKSPACE/out/id"}),
+    "host": ("{x: {host: '*.example.org'}}", {"x": "https://a.example.org/"}, {"x": "https://a.example.org.evil.net/"}),
+}
+
+
+def test_each_kind_of_condition_holds_for_a_call(box: Box) -> None:
+    project = box.inside.world.project
+    (project / "out").symlink_to(box.inside.world.home)
+    rules = "".join(f"    - {{tool: s/{name}, where: {where}}}\n" for name, (where, _, _) in CONDITIONS.items())
+    box.inside.write_profile("gated", PROFILE.replace('  allow: ["*"]\n', f"  allow:\n{rules}"))
+    box.approve("s", box.command)
+    given = [
+        json.loads(json.dumps(one).replace("WORKSPACE", str(project)))
+        for name in CONDITIONS
+        for one in CONDITIONS[name][1:]
+    ]
+    names = [name for name in CONDITIONS for _ in range(2)]
+    lines = [tool(name, number, **one) for number, (name, one) in enumerate(zip(names, given, strict=True))]
+    free = box.talk("s", *lines, guarded=False).json_lines()
+    assert [json.loads(text_of(one)) for one in free[:-1]] == given, "the control"
+    answers = box.talk("s", *lines).json_lines()[:-1]
+    assert answers[::2] == free[:-1:2]
+    assert all("its arguments are not what the rules allow" in one["error"]["message"] for one in answers[1::2]), (
+        answers
+    )
+    verdicts = [(event["mcp"]["tool"], event["verdict"]) for event in box.mcp_events() if event["op"] == "request"]
+    assert verdicts == list(zip(names, ["allow", "deny"] * len(CONDITIONS), strict=True))
+
+
 def test_a_script_that_changed_since_does_not_start(box: Box) -> None:
     box.approve("s", box.command)
     assert text_of(box.talk("s", tool("echo", a=1)).json_lines()[0]) == '{"a": 1}'
