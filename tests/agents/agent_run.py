@@ -121,7 +121,8 @@ for line in sys.stdin.buffer:
 """
 
 
-# A remote server with two tools of `test_mcp_claude.SERVER`: it says its port, and keeps what it hears in a file.
+# A remote server with two tools of `test_mcp_claude.SERVER`: it says its port, and keeps what it hears in a file. Its words are
+# that file, and a port where it matters which.
 FAR = r"""
 import json, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -165,7 +166,7 @@ class Far(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-server = ThreadingHTTPServer(("127.0.0.1", 0), Far)
+server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2]) if sys.argv[2:] else 0), Far)
 print(server.server_port, flush=True)
 server.serve_forever()
 """

@@ -7,9 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from agent_run import agent, results_of
+from agent_run import FAR, agent, results_of
 from harness import REPOSITORY, SYSTEM_PYTHON, Json, need_root, sandbox
 from mcp_box import Box
+from test_mcp_agents import Server, started, written
+from test_mcp_agents import results_of as answers_of
+from test_mcp_all_servers import AGENTS, WAITING
 from test_mcp_claude import SERVER
 from test_mcp_servers import case
 
@@ -93,6 +96,79 @@ def test_every_request_has_its_answer_and_the_tools_their_arguments(
     assert told[3] == ("forbidden", {"api_key": "***"})
     assert made[2][1]["mcp"]["result_bytes"] > len(LONG)
     assert all("claude" in found[0]["exe"] for found in made), made[0]
+
+
+# As long, and nothing that an agent takes for its model running in a circle.
+NUMBERS = "-".join(map(str, range(18_000)))
+# In a network of the agent's own, so that it is free.
+PORT = 18765
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", AGENTS)
+def test_whatever_an_agent_sends_by_is_on_record_once_with_its_answer(name: str) -> None:
+    """By sendto, sendmsg, writev and write, and over HTTP; nothing of it passes a gate. Both servers are the tree's own."""
+    kind = AGENTS[name]
+    with started(kind) as driven:
+        world = driven.world
+        local, remote = written(world.root / "local.py", SERVER), written(world.root / "remote.py", FAR)
+        with (world.project / ".gitignore").open("a") as ignored:
+            ignored.write("heard-*\n")  # opencode keeps versions of files, and what was heard would pass a pipe again
+        near = {"command": SYSTEM_PYTHON, "args": [str(local), "near"]}
+        mine: Server = {"near": {**near, **WAITING.get(name, {})}, "far": {kind.url: f"http://127.0.0.1:{PORT}/mcp"}}
+        if name == "claude-code":
+            mine["far"]["type"] = "http"
+        kind.declare(world, f"http://127.0.0.1:{driven.model_port}", mine, {})
+        made: list[tuple[str, str, Json]] = [
+            ("near", "echo", {"text": "hello \u00e9"}),
+            ("far", "echo", {"text": "over there"}),
+            ("near", "echo", {"text": NUMBERS}),
+            ("far", "forbidden", {"text": "x"}),
+        ]
+        wanted = [(kind.tool.format(server, tool), arguments) for server, tool, arguments in made]
+        prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in wanted)
+        driven.sandbox.write_profile("seen", without_gate(name, kind.variables))
+        heard = [world.project / f"heard-{one}" for one in mine]
+        begin = f'mkfifo up; {SYSTEM_PYTHON} {remote} {heard[1]} {PORT} >up & read -r port <up; "$@"; kill $!; wait'
+        targets = [word for one in (driven.model_port, PORT) for word in ("--net", f"127.0.0.1:{one}")]
+        options = ["-w", str(world.project), *targets, "--read", str(local), "--read", str(remote)]
+        words = [
+            "sh",
+            "-c",
+            begin,
+            "sh",
+            *(word.replace("mcp__files", "mcp__near,mcp__far") for word in kind.words(prompt)),
+        ]
+        finished = driven.sandbox.mcpguard("run", "-p", "seen", *options, "--", *words, timeout=150)
+        said = answers_of(finished)
+        assert len(said) == len(made), finished
+        assert all("echo {" in said[at] for at in (0, 1, 3)), said  # each shortens the long one in its own words
+        assert driven.sandbox.events(None, "--kind", "loss") == []
+        events = driven.sandbox.events(None, "--kind", "mcp")
+        told = [[json.loads(line) for line in path.read_bytes().splitlines()] for path in heard]
+    for server, transport, lines in zip(mine, ("stdio", "http"), told, strict=True):
+        mine_only = [event for event in events if event["mcp"]["transport"] == transport]
+        from_agent = [event for event in mine_only if event["mcp"]["sender"] == "client"]
+        assert Counter((e["mcp"]["method"], json.dumps(e["mcp"].get("id"))) for e in from_agent) == Counter(
+            (one["method"], json.dumps(one.get("id"))) for one in lines
+        )
+        asked = [event["mcp"]["call"] for event in from_agent if event["op"] == "request"]
+        answered = [event["mcp"]["call"] for event in mine_only if event["op"] == "response"]
+        assert asked and sorted(asked) == sorted(answered) and len(set(asked)) == len(asked)
+        calls = [event["mcp"] for event in from_agent if event["mcp"]["method"] == "tools/call"]
+        assert [one["tool"] for one in calls] == [tool for where, tool, _ in made if where == server]
+        assert all("text" in one["arguments"] for one in calls)
+
+
+def without_gate(name: str, kept: dict[str, str]) -> str:
+    """The shipped profile of an agent without its gate, with these variables."""
+    before, found, behind = (REPOSITORY / f"profiles/{name}.yaml").read_text().partition("mcp:\n  gate: true")
+    assert found
+    text = before.replace(f"name: {name}", "name: seen", 1) + "".join(behind.split("\n\n", 1)[1:])
+    before, keep, behind = text.partition("  keep:")
+    assert keep
+    line, end, rest = behind.partition("\n")
+    return before + keep + line + end + "".join(f"    - {one}\n" for one in kept) + rest
 
 
 @pytest.mark.timeout(400)
