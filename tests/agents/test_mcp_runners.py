@@ -130,6 +130,26 @@ def test_an_approved_server_of_npx_is_what_was_approved(box: Box) -> None:
     assert answers(box.talk("s", *LINES[:1], command=command).out)
 
 
+def test_what_a_server_of_npx_does_is_known_by_its_package_and_not_by_the_path_of_its_script(box: Box) -> None:
+    command = with_npx(box)
+    allowed = 'allow: ["*/@read"]\n  deny: ["*/@open"]\n'
+    box.inside.write_profile("gated", PROFILE.partition("  allow:")[0] + f"  {allowed}")
+    lines = old_era(("echo", {"message": "x"}), ("gzip-file-as-resource", {"name": "x"}))
+    (program,) = modules_of(box).glob("@modelcontextprotocol/server-everything/dist/index.js")
+    script = [shutil.which("node") or str(CACHE / "npm/bin/node"), str(program), "stdio"]
+    free = answers(box.talk("s", *lines, command=command, guarded=False).out)
+    assert {"echo", "gzip-file-as-resource"} <= set(names(free["list"])) and "result" in json.loads(free[1])
+    for name, words in (("s", command), ("path", script)):
+        box.approve(name, words)
+        through = answers(box.talk(name, *lines, command=words).out)
+        assert "blocked by policy" in through[2], through
+        if name == "s":
+            assert through[1] == free[1] and "get-sum" in names(through["list"])
+            assert set(names(free["list"])) - set(names(through["list"])) >= {"gzip-file-as-resource"}
+        else:
+            assert "blocked by policy" in through[1] and names(through["list"]) == []
+
+
 def uv_installs(box: Box, words: list[str]) -> None:
     """As the user does it; from a cache of the tests where that holds it."""
     environment = {**os.environ, **box.inside.world.environment(), **VARIABLES}
