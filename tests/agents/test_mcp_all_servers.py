@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from agent_run import QUIET
@@ -31,7 +33,7 @@ CLAUDE = Kind(
         "claude",
         "-p",
         "--allowedTools",
-        "Bash,mcp__files,mcp__everything,mcp__memory,mcp__git,mcp__time,mcp__fetch",
+        "Bash,mcp__files,mcp__far,mcp__everything,mcp__memory,mcp__git,mcp__time,mcp__fetch",
         "--",
     ),
     "mcp__{}__{}",
@@ -45,6 +47,8 @@ CLAUDE = Kind(
 AGENTS = {**KINDS, "claude-code": CLAUDE}
 # What has one wait for its servers, where it does not do so by itself.
 WAITING: dict[str, Json] = {"codex": {"required": True, "startup_timeout_sec": 60}}
+# What one calls first, where it waits for them no longer than a while.
+FIRST: dict[str, list[tuple[str, Json]]] = {"claude-code": [("WaitForMcpServers", {})]}
 # What the fetch server fetches, in the network of the agent.
 PAGES = """
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -74,6 +78,25 @@ def pages(prefix: Sequence[str]) -> Iterator[int]:
             yield int(site.stdout.readline())
         finally:
             site.terminate()
+
+
+# In the network of the agent, so that it is free.
+PORT = 18766
+
+
+@contextmanager
+def everything_over_http(prefix: Sequence[str]) -> Iterator[str]:
+    """One of the six once more, on loopback; its address."""
+    command = [*prefix, node(), str(installed_npm("everything") / "dist/index.js"), "streamableHttp"]
+    variables = {**os.environ, "PORT": str(PORT)}
+    with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        try:
+            assert any("listening on port" in line for line in server.stderr), "it ended"
+            threading.Thread(target=server.stderr.read, daemon=True).start()
+            yield f"http://127.0.0.1:{PORT}/mcp"
+        finally:
+            server.terminate()
 
 
 def servers(world: World) -> Server:
@@ -121,6 +144,7 @@ def calls(world: World, site: str) -> list[tuple[Call, Call]]:
         ),
         "time": (("get_current_time", {"timezone": "UTC"}), ("convert_time", noon)),
         "fetch": (("fetch", {"url": f"{site}/closed"}), ("fetch", {"url": f"{site}/open"})),
+        "far": (("echo", {"message": "secret"}), ("echo", {"message": "from afar"})),
     }
     return [((server, *denied), (server, *allowed)) for server, (denied, allowed) in made.items()]
 
@@ -136,20 +160,26 @@ def rules(denied: Sequence[Call]) -> str:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", AGENTS)
-def test_every_call_of_six_servers_is_on_record_once_and_the_rules_hold(name: str) -> None:
+def test_every_call_of_six_servers_and_one_over_http_is_on_record_once_and_the_rules_hold(name: str) -> None:
     kind = AGENTS[name]
-    with started(kind) as driven, pages(driven.sandbox.prefix) as port:
-        world, mine = driven.world, servers(driven.world)
+    with ExitStack() as stack:
+        driven = stack.enter_context(started(kind))
+        port = stack.enter_context(pages(driven.sandbox.prefix))
+        far = {kind.url: stack.enter_context(everything_over_http(driven.sandbox.prefix))}
+        more = {"type": "http"} if name == "claude-code" else {}
+        world, mine = driven.world, {**servers(driven.world), "far": {**far, **more}}
         settings = {one: {**declared, **WAITING.get(name, {})} for one, declared in mine.items()}
         kind.declare(world, f"http://127.0.0.1:{driven.model_port}", settings, {})
         pairs = calls(world, f"http://127.0.0.1:{port}")
-        shell, said, more = kind.shell
+        shell, said, rest = kind.shell
         made = [call for pair in pairs for call in pair]
-        wanted = [(kind.tool.format(server, tool), arguments) for server, tool, arguments in made]
-        wanted.append((shell, {said: "echo still here", **more}))
+        first = FIRST.get(name, [])
+        wanted = first + [(kind.tool.format(server, tool), arguments) for server, tool, arguments in made]
+        wanted.append((shell, {said: "echo still here", **rest}))
         prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in wanted)
         direct = results_of(free := driven.sandbox.control(kind.words(prompt), timeout=150))
         assert len(direct) == len(wanted), free
+        del direct[: len(first)]
         (world.project / "memory.jsonl").unlink()
         profile = PROFILE.format(profile=name, keep=json.dumps([*kind.variables]))
         profile = profile.replace("environment:\n", rules([denied for denied, _ in pairs]) + "environment:\n")
@@ -162,8 +192,12 @@ def test_every_call_of_six_servers_is_on_record_once_and_the_rules_hold(name: st
         assert finished.code == 0, finished
         results = results_of(finished)
         assert len(results) == len(wanted) and "still here" in results[-1], finished
+        del results[: len(first)]
         events = (event["mcp"] | event for event in driven.sandbox.events(None, "--kind", "mcp"))
-        record = [event for event in events if event.get("method") == "tools/call"]
+        # Local and remote ones come to the record by two ways.
+        record = sorted(
+            (event for event in events if event.get("method") == "tools/call"), key=lambda event: str(event["time"])
+        )
         shown = [(one["server"], one["tool"], one["op"], one["verdict"]) for one in record]
         expected: list[tuple[str, str, str, str]] = []
         for (server, denied, _), (_, allowed, _) in pairs:
