@@ -17,6 +17,7 @@ import os
 import resource
 import signal
 import socket
+import warnings  # noqa: F401 - `os.execvpe` imports it, and then everybody waits
 from collections.abc import Sequence
 
 from mcpguard.backends import landlock as files

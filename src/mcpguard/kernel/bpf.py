@@ -20,7 +20,8 @@ from mcpguard.model.values import dataclass
 OBJECTS = f"{os.path.dirname(os.path.dirname(os.path.realpath(__file__)))}/_bpf"
 LOG_BYTES = 1 << 20
 CONFIG_SECTION = ".rodata.config"
-_BATCH = 4096  # more than one bucket can ever hold, or the kernel refuses the batch
+# What one call reads; the kernel refuses it where one bucket holds more.
+_BATCH, _LARGEST_BATCH = 128, 1 << 16
 _LONGEST_KEY = 512
 _STATS_RUN_TIME = 0
 _PERF_EVENT = 41
@@ -270,41 +271,50 @@ def _map_info(fd: int) -> libbpf.MapInfo:
 
 def read_values(fd: int, value_bytes: int, about: str) -> list[bytes]:
     """All values of a hash map. See `read_entries`."""
-    return [value for _, value in read_entries(fd, _LONGEST_KEY, value_bytes, about)]
+    batches = _batches(fd, _LONGEST_KEY, value_bytes, about)
+    return [value for _, values in batches for value in _pieces(values, value_bytes)]
 
 
 def read_entries(fd: int, key_bytes: int, value_bytes: int, about: str) -> list[tuple[bytes, bytes]]:
     """All keys and values of a hash map, read in batches. While others write, one may be missed or seen twice.
 
     Args:
-        key_bytes: size of a key; whoever wants the values only may give a larger one.
+        key_bytes: size of a key.
 
     Raises:
         KernelError: it cannot be read.
     """
-    keys = ctypes.create_string_buffer(_BATCH * key_bytes)
-    values = ctypes.create_string_buffer(_BATCH * value_bytes)
-    place = ctypes.create_string_buffer(_LONGEST_KEY)
     found: list[tuple[bytes, bytes]] = []
+    for keys, values in _batches(fd, key_bytes, value_bytes, about):
+        found += zip(_pieces(keys, key_bytes), _pieces(values, value_bytes), strict=True)
+    return found
+
+
+def _pieces(joined: bytes, length: int) -> list[bytes]:
+    return [joined[at : at + length] for at in range(0, len(joined), length)]
+
+
+def _batches(fd: int, key_bytes: int, value_bytes: int, about: str) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values, one behind the other, of each batch; the keys only where `key_bytes` is their size, and not more."""
+    size = _BATCH
+    place = ctypes.create_string_buffer(_LONGEST_KEY)
     begun = ended = False
     while not ended:
-        count = ctypes.c_uint32(_BATCH)
+        # Few maps hold much, and memory that nothing is read into takes its time, too.
+        keys, values = ctypes.create_string_buffer(size * key_bytes), ctypes.create_string_buffer(size * value_bytes)
+        count = ctypes.c_uint32(size)
         arguments = (fd, place if begun else None, place, keys, values, ctypes.byref(count), None)
         try:
             libbpf.call("bpf_map_lookup_batch", *arguments, about=about)
         except KernelError as error:
+            if error.errno == errno.ENOSPC and size < _LARGEST_BATCH:  # one bucket holds more
+                size *= 2
+                continue
             if error.errno != errno.ENOENT:
                 raise
             ended = True
         begun = True
-        # Not `.raw`: most of these megabytes was never touched, and would be copied for each map at the end of every run.
-        names = ctypes.string_at(keys, count.value * key_bytes)
-        raw = ctypes.string_at(values, count.value * value_bytes)
-        found += [
-            (names[i * key_bytes : (i + 1) * key_bytes], raw[i * value_bytes : (i + 1) * value_bytes])
-            for i in range(count.value)
-        ]
-    return found
+        yield ctypes.string_at(keys, count.value * key_bytes), ctypes.string_at(values, count.value * value_bytes)
 
 
 def attach_cgroup(program: int, cgroup: int, kind: int, about: str) -> None:

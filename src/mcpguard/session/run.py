@@ -150,8 +150,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         if guarded:
             guarded.gate.close()
     recording.stop()
-    # A sudo that relays the terminal keeps it raw until it ends; what is said before that comes out as a staircase.
-    start.close()
+    start.free_terminal()
     if trouble is not None:
         sys.stderr.write("\n".join(trouble.lines()) + "\n")
     recording.end(code, quiet=options.quiet)

@@ -105,6 +105,13 @@ class Start:
         self.watch.start(self._broker.process.pid)
         return self._broker
 
+    def free_terminal(self) -> None:
+        """To be called before anything is said: a sudo that relays the terminal keeps it raw until it ends, and words
+        come out as a staircase till then. A broker without one cleans up meanwhile.
+        """
+        if self._broker is not None and not isinstance(self._broker.process, client.Forked):
+            self.close()
+
     def close(self) -> None:
         """Let the broker go; it cleans up by itself."""
         if self._broker is not None:
