@@ -128,7 +128,7 @@ def test_a_walk_of_a_tree_that_asks_for_few_names_judges_them_all_alike(rules: l
         state = walk.automaton.walk(above)
         assert walk.automaton.allowed(state) == walk.automaton.decision(state).allowed
         for name in names:
-            quick, thorough = walk.child(state, name), walk.automaton.child(state, name)
+            quick, thorough = walk.children(state, [name])[0], walk.automaton.child(state, name)
             assert walk.automaton.decision(quick).allowed == walk.automaton.decision(thorough).allowed, (above, name)
             assert walk.automaton.same_below(quick, thorough), (above, name)
 
@@ -147,9 +147,9 @@ def test_a_walk_of_a_tree_that_asks_for_few_names_judges_them_all_alike(rules: l
 def test_bytes_and_negations_in_a_pattern_are_no_names_that_a_walk_leaves_out(pattern: str, name: str) -> None:
     """A shell's pattern would be about characters, and of `^`."""
     walk = walk_of([PathRule(Effect.ALLOW, ALL, "/", (), 1), PathRule(Effect.DENY, ALL, pattern, (), 2)])
-    state = walk.child(walk.automaton.start, "code")
-    assert walk.automaton.decision(walk.child(state, "ordinary")).allowed
-    assert not walk.automaton.decision(walk.child(state, name)).allowed
+    state = walk.children(walk.automaton.start, ["code"])[0]
+    assert walk.automaton.decision(walk.children(state, ["ordinary"])[0]).allowed
+    assert not walk.automaton.decision(walk.children(state, [name])[0]).allowed
 
 
 def walk_of(rules: list[PathRule]) -> Walk:

@@ -29,10 +29,10 @@ class Wildcards:
         self._beginnings, self._ends, self._parts = tuple(beginnings), tuple(ends), tuple(parts)
 
     def __contains__(self, name: str) -> bool:
-        return (
-            name in self._whole
-            or name.startswith(self._beginnings)
-            or name.endswith(self._ends)
-            or any(part in name for part in self._parts)
-            or any(fnmatch.fnmatchcase(name, pattern) for pattern in self._others)
-        )
+        """Asked of each name in a workspace; most have nothing in common with any pattern."""
+        if name in self._whole or name.startswith(self._beginnings) or name.endswith(self._ends):
+            return True
+        # An expression that yields is set up for nothing where there are none.
+        if self._parts and any(part in name for part in self._parts):
+            return True
+        return bool(self._others) and any(fnmatch.fnmatchcase(name, pattern) for pattern in self._others)

@@ -47,22 +47,22 @@ class _Search:
         while waiting:
             here = waiting.pop()
             prefix = here.rstrip("/")
-            for name, is_directory in self._listed(here, components):
-                if name in wanted:
-                    path = f"{prefix}/{name}"
+            for entry in self._listed(here, components):
+                if entry.name in wanted:
+                    path = f"{prefix}/{entry.name}"
                     if not further:
-                        self.note(path, is_directory)
-                    elif is_directory:
+                        self.note(path, entry.is_dir(follow_symlinks=False))
+                    elif entry.is_dir(follow_symlinks=False):
                         self.below(path, further)
-                elif deep and is_directory:
-                    waiting.append(f"{prefix}/{name}")
+                elif deep and entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{prefix}/{entry.name}")
 
-    def _listed(self, directory: str, components: Sequence[str]) -> list[tuple[str, bool]]:
+    def _listed(self, directory: str, components: Sequence[str]) -> list[os.DirEntry[str]]:
         try:
             if self._looked_at > MAX_LOOKED_AT:
                 raise OSError
             with os.scandir(directory) as entries:
-                found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+                found = list(entries)
         except FileNotFoundError:
             return []
         except OSError:

@@ -8,6 +8,7 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 from mcpguard.errors import PolicyError
 from mcpguard.model.access import Access
@@ -38,6 +39,8 @@ _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENOTCONN)
 # How far down an error looks for the directory that holds too much, and how much of a path it shows.
 _SEARCHED_LEVELS = 32
 _SHOWN_BYTES = 120
+
+_name: Callable[[os.DirEntry[str]], str] = attrgetter("name")
 
 _LEFT_BEHIND = "remove what does not belong there, as an earlier session may have left it, or deny it as a whole"
 
@@ -108,14 +111,17 @@ class Walk:
             self.kinds[path] = kind_of(path)
         return self.kinds[path]
 
-    def child(self, state: State, name: str) -> State:
-        """As the automaton's `child`; most names in a directory lead to one state."""
+    def children(self, state: State, names: Sequence[str]) -> list[State]:
+        """As the automaton's `child`, for names in one directory; most lead to one state."""
         if state not in self.ordinary:
             self.ordinary[state] = self._ordinary(state)
-        most = self.ordinary[state]
-        if most is None or name > _ASCII or name.startswith(most.but) or (most.floating and name in self.floating):
-            return self.automaton.child(state, name)
-        return most.state
+        most, child = self.ordinary[state], self.automaton.child
+        if most is None:
+            return [child(state, name) for name in names]
+        usual, but, floating = most.state, most.but, self.floating if most.floating else ()
+        return [
+            child(state, name) if name > _ASCII or name.startswith(but) or name in floating else usual for name in names
+        ]
 
     def _ordinary(self, state: State) -> Ordinary | None:
         most = self.automaton.ordinary(state)
@@ -179,7 +185,7 @@ def shown(path: str) -> str:
 def listed(walk: Walk, directory: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(directory) as listing:
-            found = sorted(listing, key=lambda entry: entry.name)
+            found = sorted(listing, key=_name)
     except OSError as error:
         if error.errno not in _NOTHING_THERE:
             walk.unlistable.add(directory)
@@ -193,9 +199,14 @@ def met(walk: Walk, directory: str, state: State) -> list[Met]:
     """What lies in a directory that patterns begin in; each is looked at once."""
     found = walk.met.get(directory)
     if found is None:
-        found = [(entry, walk.child(state, entry.name)) for entry in listed(walk, directory)]
-        walk.met[directory] = found
+        found = walk.met[directory] = looked_at(walk, directory, state)
     return found
+
+
+def looked_at(walk: Walk, directory: str, state: State) -> list[Met]:
+    """What lies in a directory, which is not kept."""
+    entries = listed(walk, directory)
+    return list(zip(entries, walk.children(state, [entry.name for entry in entries]), strict=True))
 
 
 def remember_way(walk: Walk, path: str) -> None:

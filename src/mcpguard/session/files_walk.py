@@ -14,7 +14,7 @@ from mcpguard.model.access import Access
 from mcpguard.model.paths import is_below
 from mcpguard.model.plan import MaskEntry, MountStep
 from mcpguard.policy.automaton import State
-from mcpguard.session.files_state import MAX_STAND_INS, OPEN, Met, Walk, kind_of, listed, too_deep
+from mcpguard.session.files_state import MAX_STAND_INS, OPEN, Met, Walk, kind_of, listed, looked_at, too_deep
 
 # An exception further down in a hidden directory stays hidden with it.
 MAX_SHOWN_DEPTH = 64
@@ -90,12 +90,16 @@ def _visit_children(
         # What it hides from this look could be opened by name.
         walk.hide(path, "cannot be listed")
         return
+    # The hot path of a large tree: most entries have one state, and what cannot differ from its directory is skipped at once.
+    last, files, directories = None, True, True
     for entry, below in entries:
+        if below is not last:
+            last, (files, directories) = below, _worth_a_visit(walk, state, below, granted)
         if entry.is_symlink():
             _protect_link(walk, entry.path, below, writable)
             names.discard(entry.name)
-        elif entry.name not in names:
-            _visit_entry(walk, entry, state, below, granted, writable, chain)
+        elif (files or (directories and entry.is_dir(follow_symlinks=False))) and entry.name not in names:
+            walk.waiting.append((entry.path, below, granted, writable, chain))
     prefix = path if path != "/" else ""
     for name in sorted(names):
         below = walk.automaton.child(state, name)
@@ -122,24 +126,15 @@ def _owner(path: str) -> int | None:
 
 def _children(walk: Walk, path: str, state: State) -> Iterable[Met]:
     """What lies in a directory; it is not looked at again if it was before, and not kept."""
-    return walk.met[path] if path in walk.met else [(one, walk.child(state, one.name)) for one in listed(walk, path)]
+    return walk.met[path] if path in walk.met else looked_at(walk, path, state)
 
 
-def _visit_entry(
-    walk: Walk,
-    entry: os.DirEntry[str],
-    state: State,
-    below: State,
-    granted: Access,
-    writable: bool,
-    chain: tuple[str, ...],
-) -> None:
-    """The hot path of a large tree: skip at once what cannot differ from its directory."""
-    same = granted == walk.automaton.allowed(below)
+def _worth_a_visit(walk: Walk, state: State, below: State, granted: Access) -> tuple[bool, bool]:
+    """Whether files, and directories, with the state `below` can differ from the directory with `state` that they lie in."""
+    if granted != walk.automaton.allowed(below):
+        return True, True
     # An equal state is known to be worth a visit: this directory is being listed because of it.
-    if same and (not entry.is_dir(follow_symlinks=False) or (below != state and walk.automaton.uniform(below))):
-        return
-    walk.waiting.append((entry.path, below, granted, writable, chain))
+    return False, below == state or not walk.automaton.uniform(below)
 
 
 def _inside(path: str, roots: tuple[str, ...]) -> bool:
