@@ -136,8 +136,13 @@ def _read_gemini(request: Json) -> Json:
                 calls += 1
             elif "functionResponse" in part:
                 answer = part["functionResponse"]
-                text = json.dumps(answer["response"], ensure_ascii=False)
-                got = _got(answer.get("id", str(answers)), text, error="error" in answer["response"])
+                response = answer["response"]
+                text = (
+                    response["output"]
+                    if isinstance(response.get("output"), str)
+                    else json.dumps(response, ensure_ascii=False)
+                )
+                got = _got(answer.get("id", str(answers)), text, error="error" in response)
                 message["content"] += got["content"]
                 answers += 1
             elif "text" in part:

@@ -215,8 +215,12 @@ def linked(source: str, target: str) -> None:
 
 
 @contextmanager
-def started(kind: Kind) -> Iterator[Agent]:
-    """In the home of a new world, with a model that does what the prompt says."""
+def started(kind: Kind, *, obedient: bool = False) -> Iterator[Agent]:
+    """In the home of a new world, with a model that does what the prompt says.
+
+    Args:
+        obedient: it does what results of tools ask for as well.
+    """
     need_root()
     with World.create() as world:
         programs = world.home / ".local"
@@ -227,6 +231,7 @@ def started(kind: Kind) -> Iterator[Agent]:
         (programs / "bin" / kind.command[0]).symlink_to(program)
         requests = world.root / "requests.jsonl"
         command = [*ALONE, sys.executable, str(REPOSITORY / "demo/fake_model.py"), "--log", str(requests)]
+        command += ["--obedient"] if obedient else []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as model:
             assert model.stdout is not None
             port = int(model.stdout.readline())

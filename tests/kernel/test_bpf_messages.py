@@ -158,6 +158,54 @@ def test_whatever_is_sent_over_a_socketpair_is_told_with_both_ends(tree: Tree, w
     assert told == {one: ASK, other: ASK * 2}
 
 
+def _into(size: int) -> ctypes.Array[_Vector]:
+    return _vectors([bytes(size // 2), bytes(size - size // 2)])
+
+
+def _recvmmsg(fd: int, size: int) -> int:
+    several = (_Several * 1)()
+    several[0].header.vectors = ctypes.cast(made := _into(size), ctypes.POINTER(_Vector))
+    several[0].header.vector_count = len(made)
+    assert _libc.recvmmsg(fd, several, 1, 0, None) == 1
+    return int(several[0].sent)
+
+
+# Each gives how much it read.
+FROM_PIPES: dict[str, Callable[[int, int], int]] = {
+    "read": lambda fd, size: len(os.read(fd, size)),
+    "readv": lambda fd, size: os.readv(fd, [bytearray(size // 2), bytearray(size - size // 2)]),
+    "preadv2": lambda fd, size: _libc.preadv2(fd, _into(size), 2, ctypes.c_long(-1), 0),
+}
+FROM_SOCKETS: dict[str, Callable[[int, int], int]] = {
+    **FROM_PIPES,
+    "recv": lambda fd, size: _libc.recv(fd, ctypes.create_string_buffer(size), size, 0),
+    "recvfrom": lambda fd, size: _libc.recvfrom(fd, ctypes.create_string_buffer(size), size, 0, None, None),
+    "recvmsg": lambda fd, size: len(_over(fd).recvmsg(size)[0]),
+    "recvmmsg": _recvmmsg,
+}
+
+
+@pytest.mark.parametrize(
+    ("ends", "way"), [*(("pipe", way) for way in FROM_PIPES), *(("socket", way) for way in FROM_SOCKETS)]
+)
+def test_however_it_is_read_it_is_told_once(tree: Tree, ends: str, way: str) -> None:
+    """Also in two parts, one of which ends in the middle of a message."""
+
+    def act() -> list[int]:
+        if ends == "pipe":
+            reader, writer = os.pipe()
+        else:
+            one, other = socket.socketpair()
+            reader, writer = one.detach(), other.detach()
+        os.write(writer, ASK * 3)
+        read = (FROM_PIPES if ends == "pipe" else FROM_SOCKETS)[way]
+        return [read(reader, len(ASK) + 9), read(reader, len(ASK) * 3), os.fstat(writer).st_ino]
+
+    first, rest, inode = tree.run(act)
+    assert (first, rest) == (len(ASK) + 9, 2 * len(ASK) - 9)
+    assert {own[1]: data for own, data in streams(messages(tree)).items()} == {inode: ASK * 3}
+
+
 @pytest.mark.parametrize("way", ON_SOCKETS)
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_http_over_loopback_is_told_with_its_ports(tree: Tree, way: str, family: socket.AddressFamily) -> None:
