@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from events_help import OPEN_POLICY, begin, make_policy
@@ -143,6 +145,44 @@ def test_once_the_store_failed_each_decision_waits_for_it(store: Store, session:
     store.read("PRAGMA query_only = OFF")
     assert talk.take(0, call("echo", id=3).strip())[0] is not None
     assert [one.mcp and one.mcp.id for one in kept(store, session)] == ["1", "3"]
+
+
+def test_the_last_answers_wait_while_another_holds_the_store(
+    store: Store, session: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ledger = Ledger(store, session, Journal(session))
+    talk = conversation(session, ledger)
+    assert talk.take(0, call("echo", id=1).strip())[0] is not None and talk.take(1, ANSWER)[0] is not None
+    store.read("PRAGMA busy_timeout = 10")
+    other = sqlite3.connect(next(tmp_path.rglob("events.db")), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    add, tried = Store.add, 0
+
+    def added(*given: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        if tried == 3:
+            other.execute("ROLLBACK")
+        return add(*given)
+
+    monkeypatch.setattr(Store, "add", added)
+    ledger.flush()
+    assert kept(store, session) == [] and ledger.behind, "the control"
+    ledger.finish(60)
+    assert [one.op for one in kept(store, session)] == ["request", "response"] and not ledger.behind
+    other.close()
+
+
+def test_nobody_waits_at_the_end_for_a_store_that_takes_nothing(
+    store: Store, session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(store, session, Journal(session))
+    assert conversation(session, ledger).take(0, call("echo", id=1).strip())[0] is not None
+    store.read("PRAGMA query_only = ON")
+    add, tried = Store.add, []
+    monkeypatch.setattr(Store, "add", lambda *given: (tried.append(1), add(*given)))
+    ledger.finish(3600)
+    assert ledger.behind and len(tried) == 1
 
 
 @pytest.mark.parametrize("how", ["pushed out", "not made"])

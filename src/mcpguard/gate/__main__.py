@@ -28,7 +28,7 @@ from mcpguard.gate.held import Held
 from mcpguard.gate.journal import Journal, recover
 from mcpguard.gate.keeper import Keeper
 from mcpguard.gate.ledger import Ledger
-from mcpguard.gate.line import HEARD
+from mcpguard.gate.line import HEARD, PATIENCE_S
 from mcpguard.gate.servers import Servers
 from mcpguard.gate.serving import Gate
 
@@ -40,8 +40,6 @@ _STANDARD_OUTPUT = 1
 _STANDARD_INPUT = 0
 # A local process may hold connections to us; what servers need has to be there besides.
 _MOST_DESCRIPTORS = 1 << 16
-# For the last of what is on its way to the record; whoever ends the gate waits twice as long.
-_PATIENCE_S = 1.0
 
 
 def _read_line() -> tuple[bytes, bytes]:
@@ -99,7 +97,7 @@ def main() -> None:
     gate.serve(_STANDARD_INPUT, rest)
     for web in webs:
         web.end()
-        thread.join(_PATIENCE_S)
+        thread.join(PATIENCE_S)
 
 
 def _ledger(session: str) -> Ledger:
@@ -131,6 +129,7 @@ def _serve_remotes(facts: dict[str, Any], servers: Servers, webs: list[Web]) -> 
     )
     webs.append(web)
     web.run()
+    ledger.finish(PATIENCE_S)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from mcpguard.errors import StoreError
+from mcpguard.events.database import BUSY
 from mcpguard.events.missing import loss
 from mcpguard.events.store import Store
 from mcpguard.gate.journal import Journal
@@ -36,7 +37,7 @@ class Ledger:
         self._journal = journal
         # Decisions may be among what was lost: whoever recovers the journal finds which.
         self._keeps = False
-        self._failed = False
+        self._failed = ""  # the code of the store's last error
         self._store = store
         self._session = session
         self._noted: list[Event | Callable[[], Event]] = []
@@ -96,8 +97,8 @@ class Ledger:
         try:
             self._store.add(self._session, [*self._losses(), *self._made()])
             self._clear()
-        except StoreError:
-            self._failed = True
+        except StoreError as error:
+            self._failed = error.code
         except Exception:  # something in them that nobody foresaw must not take what comes after along
             lost = self._lost + len(self._noted)
             self._keeps = True
@@ -109,6 +110,13 @@ class Ledger:
             self._lost += excess
             self._keeps = True
 
+    def finish(self, patience_s: float) -> None:
+        """Write what was noted, as the last act: while another holds the store it is tried again, for so many seconds."""
+        until = time.monotonic() + patience_s
+        self.flush()
+        while self._failed == BUSY and time.monotonic() < until:
+            self.flush()
+
     def _made(self) -> list[Event]:
         self._noted[:] = made = [one if isinstance(one, Event) else one() for one in self._noted]
         self._bytes = 0
@@ -117,7 +125,7 @@ class Ledger:
     def _clear(self) -> None:
         self._noted.clear()
         self._bytes = self._lost = 0
-        self._failed = False
+        self._failed = ""
         if self._journal is not None and not self._keeps:
             self._journal.clear()
 

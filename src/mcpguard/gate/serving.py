@@ -25,7 +25,7 @@ from mcpguard.gate.admission import Admission
 from mcpguard.gate.held import Held
 from mcpguard.gate.keeper import Keeper
 from mcpguard.gate.ledger import SOON_S, Ledger
-from mcpguard.gate.line import LONGEST_NAME, MOST_ARGUMENTS, MOST_BYTES, VERSION
+from mcpguard.gate.line import LONGEST_NAME, MOST_ARGUMENTS, MOST_BYTES, PATIENCE_S, VERSION
 from mcpguard.gate.peers import Stranger
 from mcpguard.gate.relay import Inlet, Judges, Outlet, Relay
 from mcpguard.gate.workers import Workers
@@ -244,7 +244,7 @@ class Gate:
         for relay in list(self._relays):
             relay.end()
         self._workers.end()
-        self._ledger.flush()
+        self._ledger.finish(PATIENCE_S)
 
     # --- who comes in -----------------------------------------------------------------------------------------------
 

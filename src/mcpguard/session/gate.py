@@ -23,7 +23,7 @@ import mcpguard
 from mcpguard.catalogue import starting
 from mcpguard.catalogue.server import Server
 from mcpguard.errors import HostError
-from mcpguard.gate.line import HEARD
+from mcpguard.gate.line import HEARD, PATIENCE_S
 from mcpguard.kernel import cgroup
 from mcpguard.mcp.policy import server_word
 from mcpguard.profile.store import gate_directory, state_directory
@@ -42,6 +42,8 @@ _LONGEST = 107
 # One that ends at once is started more and more seldom.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 _END_S = 2.0
+# It writes what it knows, for twice its own patience at most.
+_LAST_S = 2 * PATIENCE_S + _END_S
 
 
 class Gate:
@@ -213,7 +215,7 @@ class Gate:
             with self._lock:
                 process.stdin.close()  # it writes what it knows, and ends
             try:
-                process.wait(_END_S)
+                process.wait(_LAST_S)
             except subprocess.TimeoutExpired:
                 process.kill()
         process.wait()
@@ -270,7 +272,7 @@ class Gate:
         self._closed = True
         os.eventfd_write(self._stop, 1)
         if self._keeper is not None:
-            self._keeper.join(2 * _END_S)
+            self._keeper.join(_LAST_S + _END_S)
         self._listener.close()
         for one in (self._web, self.keeping, self._keeps):
             if one is not None:
