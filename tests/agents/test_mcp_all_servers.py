@@ -82,19 +82,21 @@ def pages(prefix: Sequence[str]) -> Iterator[int]:
 
 # In the network of the agent, so that it is free.
 PORT = 18766
+# Those that take the address of a server of 2024-11-05 under a word of its own.
+OLD = ("gemini-cli", "qwen-code")
 
 
 @contextmanager
-def everything_over_http(prefix: Sequence[str]) -> Iterator[str]:
+def everything_over_http(prefix: Sequence[str], transport: str) -> Iterator[str]:
     """One of the six once more, on loopback; its address."""
-    command = [*prefix, node(), str(installed_npm("everything") / "dist/index.js"), "streamableHttp"]
+    command = [*prefix, node(), str(installed_npm("everything") / "dist/index.js"), transport]
     variables = {**os.environ, "PORT": str(PORT)}
     with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         try:
-            assert any("listening on port" in line for line in server.stderr), "it ended"
+            assert any(f"on port {PORT}" in line for line in server.stderr), "it ended"
             threading.Thread(target=server.stderr.read, daemon=True).start()
-            yield f"http://127.0.0.1:{PORT}/mcp"
+            yield f"http://127.0.0.1:{PORT}/{'sse' if transport == 'sse' else 'mcp'}"
         finally:
             server.terminate()
 
@@ -165,7 +167,9 @@ def test_every_call_of_six_servers_and_one_over_http_is_on_record_once_and_the_r
     with ExitStack() as stack:
         driven = stack.enter_context(started(kind))
         port = stack.enter_context(pages(driven.sandbox.prefix))
-        far = {kind.url: stack.enter_context(everything_over_http(driven.sandbox.prefix))}
+        transport = "sse" if name in OLD else "streamableHttp"
+        address = stack.enter_context(everything_over_http(driven.sandbox.prefix, transport))
+        far = {"url" if name in OLD else kind.url: address}
         more = {"type": "http"} if name == "claude-code" else {}
         world, mine = driven.world, {**servers(driven.world), "far": {**far, **more}}
         settings = {one: {**declared, **WAITING.get(name, {})} for one, declared in mine.items()}
@@ -204,6 +208,8 @@ def test_every_call_of_six_servers_and_one_over_http_is_on_record_once_and_the_r
             expected.append((server, denied, "request", "deny"))
             expected += [(server, allowed, op, "allow") for op in ("request", "response")]
         assert shown == expected, (finished, record)
+        ways = {one["transport"] for one in record if one["server"] == "far"}
+        assert ways == {"sse" if name in OLD else "http"}
         for number in range(len(pairs)):
             refused, asked, answered = (one["call"] for one in record[3 * number : 3 * number + 3])
             assert asked == answered != refused
