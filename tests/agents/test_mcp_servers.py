@@ -22,7 +22,7 @@ from mcpguard.mcp import classes
 
 pytestmark = [pytest.mark.kernel, pytest.mark.agent]
 
-NPM = {"everything": "2026.8.31", "filesystem": "2026.8.31", "memory": "2026.8.31"}
+NPM = {"everything": "2026.8.31", "filesystem": "2026.8.31", "memory": "2026.8.31", "github": "2025.4.8"}
 EVERYTHING = f"@modelcontextprotocol/server-everything@{NPM['everything']}"
 PYPI = {"mcp-server-time": "2026.10.19", "mcp-server-git": "2026.10.19", "mcp-server-fetch": "2026.10.24"}
 _META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
@@ -199,6 +199,11 @@ CHANGING: dict[str, set[str]] = {
         *("delete_entities", "delete_observations", "delete_relations"),
     },
     "git": {"git_add", "git_commit", "git_create_branch", "git_checkout", "git_reset"},
+    "github": {
+        *("create_issue", "create_repository", "create_branch", "create_pull_request", "create_pull_request_review"),
+        *("create_or_update_file", "push_files", "fork_repository", "update_issue", "update_pull_request_branch"),
+        *("add_issue_comment", "merge_pull_request"),
+    },
     "everything": set(),
     "time": set(),
     "fetch": set(),
