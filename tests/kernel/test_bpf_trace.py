@@ -617,6 +617,7 @@ def test_by_the_event_the_same_is_told_as_by_the_tracepoint(
         assert ways == [["sys_exit"] * 2, [EVENT] * 2], event.engine.absent
         assert {ANY_CALL, ANY_SEND} <= event.engine.linked()
         assert event.engine.absent.keys() == raw.engine.absent.keys()
+        assert (raw.engine.second_best, event.engine.second_best) == ({}, {})  # nothing lacks where it is of no use
         told = [told_behind_the_filter(one) for one in (raw, event)]
         sent = [len(one.rings["mg_messages"].drain()) for one in (raw, event)]
         event.leaf.kill()
@@ -664,9 +665,13 @@ def another_event(_name: str) -> int:
 real_event = perf_events.tracepoint
 
 
-@pytest.mark.parametrize("spoiled", [no_event, another_event], ids=["there is none", "it never asks"])
-def test_where_the_event_does_not_hold_the_tracepoint_stands_in(
-    spoiled: Callable[[str], int], leaf: Leaf, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("spoiled", "why"),
+    [(no_event, "No such file"), (another_event, "was not asked")],
+    ids=["there is none", "it never asks"],
+)
+def test_where_the_event_does_not_hold_the_tracepoint_stands_in_and_says_why(
+    spoiled: Callable[[str], int], why: str, leaf: Leaf, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(call_ends, "why_not", str)
     monkeypatch.setattr(perf_events, "tracepoint", spoiled)
@@ -674,6 +679,8 @@ def test_where_the_event_does_not_hold_the_tracepoint_stands_in(
     (folder / "secret").touch(0o600)
     try:
         assert [tree.engine.tracepoint(name) for name in (ANY_CALL, ANY_SEND)] == ["sys_exit"] * 2
+        assert tree.engine.second_best.keys() == {"trace", "messages"}
+        assert why in tree.engine.second_best["trace"] and why in tracing.why_everybody_pays(tree.engine)
         assert tree.run(lambda: as_nobody(lambda: os.open(folder / "secret", os.O_RDONLY))) == errno.EACCES
         assert [r.path for r in refused(tree)] == [str(folder / "secret")]
     finally:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 
+from mcpguard.backends.engine import NEEDLESS
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, perf_events
 
@@ -23,13 +24,13 @@ def fit(program: str, opened: bpf.Object) -> None:
     """Leave `program` alone in an open object, to be loaded for the event.
 
     Raises:
-        HostError: nothing would be won by it here.
+        HostError: nothing would be won by it here (its code is NEEDLESS).
         KernelError: the kernel does not describe its functions.
     """
     if program not in opened.programs:
-        raise _unfit("programs on the calls themselves stand in for it")
+        raise _unfit("programs on the calls themselves stand in for it", NEEDLESS)
     if why := why_not():
-        raise _unfit(why)
+        raise _unfit(why, NEEDLESS)
     opened.skip(set(opened.programs) - {program})
     opened.set_kind(program, _TRACEPOINT, 0)
     opened.set_constants(_BY_EVENT, (1).to_bytes(4, sys.byteorder))
@@ -75,13 +76,13 @@ def rehearse(event: str, programs: Mapping[str, int]) -> None:
         finally:
             os.close(link)
         if not asked:
-            raise _unfit(f"{name} was not asked when a call was made")
+            raise _unfit(f"{name} was not asked when a call was made", "host.no-event")
 
 
-def _unfit(why: str) -> HostError:
+def _unfit(why: str, code: str) -> HostError:
     return HostError(
         "system calls are recorded by the raw tracepoint here",
         why=why,
         do="nothing: what the kernel skips is told in the record",
-        code="host.no-event",
+        code=code,
     )

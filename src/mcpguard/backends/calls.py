@@ -69,7 +69,7 @@ class Calls:
         out = {_function(call) for call in (*self._without, *(PEERS if _NAMES_JUDGED in found else ()))}
         self._wanted = [name for name in firsts if functions[name] not in out or name.startswith(prefix + _SENT)]
         kinds = {name: found[functions[name]].kind for name in self._wanted if functions[name] in found}
-        others = _links_of_others()
+        others = pins.links()
         if others + len(kinds) > LINKS_LIMIT:
             raise _unfit(f"{others} programs of other engines are attached, and too many at once can stop the kernel")
         _choose(opened, prefix, kinds, found[_function(_SHARED_FOR)].kind)
@@ -94,12 +94,6 @@ class Calls:
         if unseen:
             named = ", ".join(sorted(name.removeprefix(self._prefix) for name in unseen))
             raise _unfit(f"the programs for these calls were not asked when they were made: {named}")
-
-
-def _links_of_others() -> int:
-    """How many programs of engines are attached on this host; to be called under the lock."""
-    whole = [folder for folder in pins.folders() if not pins.is_unfinished(folder)]
-    return sum(len(os.listdir(f"{folder}/{pins.LINKS}")) for folder in whole)
 
 
 def _choose(opened: bpf.Object, prefix: str, kinds: Mapping[str, int], first: int) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Raise it when what is pinned changes in a way that the objects do not show.
-LAYOUT = 1
+LAYOUT = 2
 DENIALS, ACTIVITY, MESSAGES, COUNTERS = "mg_denials", "mg_activity", "mg_messages", "mg_counters"
 SESSIONS, LEAVES, PLACES = "mg_sessions", "mg_leaves", "mg_leaf_places"
 NAMES, QUESTIONS, RESOLVERS = "mg_names", "mg_questions", "mg_resolvers"
@@ -38,6 +38,8 @@ _FACTS, _FACTS_BYTES = "facts", 1 << 15
 _FIRST = bytes(4)
 _FREE, _TAKEN = 0, 1
 _RESOLVERS_SHAPE = (libbpf.MAP_TYPE_HASH, 4, 8, 1024, 0)
+# A HostError of this code in `prepare`: the object would be of no use on this host, which lacks nothing without it.
+NEEDLESS = "host.needless"
 # A host that is short of something for a moment is no host without the hooks.
 MOMENTARY = (errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENFILE, errno.EMFILE)
 
@@ -183,6 +185,11 @@ class Engine:
     def absent(self) -> dict[str, str]:
         """Optional objects that this kernel refused, with its words."""
         return dict(self._facts["absent"])
+
+    @property
+    def second_best(self) -> dict[str, str]:
+        """Objects that are loaded in their second form, with why the kernel did not take the first."""
+        return dict(self._facts["second_best"])
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -624,7 +631,7 @@ class Session:
 def _load(objects: Iterable[ObjectSpec], name: str) -> None:
     """Load every object and pin what it has, maps of one name once; to be called under the lock."""
     folder = pins.begin(name)
-    facts: dict[str, Any] = {"inner": {}, "programs": [], "links": {}, "absent": {}}
+    facts: dict[str, Any] = {"inner": {}, "programs": [], "links": {}, "absent": {}, "second_best": {}}
     shared = _of_other_engines()
     spared: set[str] = set()
     try:
@@ -677,7 +684,8 @@ def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str
         momentary = isinstance(error, KernelError) and error.errno in MOMENTARY
         if not spec.optional or (momentary and not spec.spares):
             raise
-        facts["absent"][spec.name] = error.why[:500]
+        if error.code != NEEDLESS:
+            facts["absent"][spec.name] = error.why[:500]
         return False
     for name, fd in links.items():
         bpf.pin(fd, f"{folder}/{pins.LINKS}/{name}")
@@ -687,7 +695,8 @@ def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str
             continue
         shared[name] = opened.map(name).fd
         bpf.pin(shared[name], f"{folder}/{pins.MAPS}/{name}")
-    facts["absent"].pop(spec.name, None)
+    if spec.name in facts["absent"]:
+        facts["second_best"][spec.name] = facts["absent"].pop(spec.name)
     facts["inner"].update(inner)
     for name in opened.programs:
         bpf.pin(opened.program(name), f"{folder}/{pins.PROGRAMS}/{name}")

@@ -15,7 +15,7 @@ from itertools import takewhile
 
 from mcpguard.backends.engine import Engine, ObjectSpec, Session, on_calls
 from mcpguard.errors import HostError
-from mcpguard.kernel import bpf, btf, libbpf
+from mcpguard.kernel import bpf, btf, libbpf, pins
 from mcpguard.model.plan import OWN_PLACES, GuardPlan, TablePlan
 from mcpguard.model.values import dataclass
 from mcpguard.wire import _abi, encode
@@ -23,6 +23,9 @@ from mcpguard.wire import _abi, encode
 LSM, MODIFY_RETURN = "lsm", "modify-return"
 _PREFIX = {LSM: "mg_lsm_", MODIFY_RETURN: "mg_mod_"}
 _LAYOUT, _NAMES = ".rodata.layout", ".rodata.names"
+# How many programs on this host may be attached by links that could all go at once: the kernel stands still with 256. The
+# second number is of those that an engine has besides hooks, where another one has the programs on calls.
+LINKS_LIMIT, _OTHER_LINKS = 255, 5
 _PAGE = _abi.MG_LINE.size * _abi.MG_PAGE_LINES
 # Two policies of a session and, while an edit goes live, two more.
 _PER_SLOT = _abi.MG_POLICIES_LIMIT // _abi.MG_SESSIONS_LIMIT
@@ -189,6 +192,14 @@ def _specs(choice: Choice) -> tuple[ObjectSpec, ...]:
             why=f"there are no programs for {', '.join(choice.missing)}",
             do="use a tier that needs less: --tier 3",
             code="host.no-hooks",
+        )
+    others, own = pins.links(), sum(map(len, choice.programs.values())) + _OTHER_LINKS
+    if others + own > LINKS_LIMIT:
+        raise HostError(
+            "the kernel would not take so many programs on hooks away again",
+            why=f"{others} programs of other builds of mcpguard are attached, and {own} more, removed with them, could stop it",
+            do="end the sessions of other builds, or use a tier that needs less: --tier 3",
+            code="host.too-many-engines",
         )
     guards = [
         ObjectSpec(group, partial(_prepare, choice), links=dict.fromkeys(programs))

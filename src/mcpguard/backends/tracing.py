@@ -27,7 +27,9 @@ def why_everybody_pays(engine: Engine) -> str:
     """Why the record comes from a tracepoint, for which every process pays; empty: it comes from programs on the calls."""
     if _on_calls(engine):
         return ""
-    return engine.absent.get("calls", "the kernel's own hooks are not in use, and the record takes no others")
+    why = engine.absent.get("calls", "the kernel's own hooks are not in use, and the record takes no others")
+    event = engine.second_best.get("trace")
+    return f"{why}; where the kernel skips programs there, it did not take them elsewhere: {event}" if event else why
 
 
 def _on_calls(engine: Engine) -> list[str]:

@@ -170,6 +170,12 @@ def folders() -> list[str]:
         return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
+def links() -> int:
+    """How many programs are attached by what is pinned on this host; to be called under the lock."""
+    whole = [folder for folder in folders() if not is_unfinished(folder)]
+    return sum(len(os.listdir(f"{folder}/{LINKS}")) for folder in whole)
+
+
 def others(build: str) -> list[str]:
     """Those that are not of this build; to be called under the lock."""
     return [folder for folder in folders() if not os.path.basename(folder).startswith(build)]

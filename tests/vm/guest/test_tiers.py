@@ -294,6 +294,37 @@ def test_so_few_are_attached_that_all_can_go_at_once(
         time.sleep(0.1)
 
 
+def test_no_hooks_are_attached_that_could_not_all_go_at_once(
+    lane: Lane, tier: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where other builds have sessions a weaker tier is taken, which says why, until they have ended."""
+    mount = cgroup.unified_mount()
+    assert mount is not None
+    leaf = cgroup.make_leaf(mount, f"many-{os.getpid()}")
+    monkeypatch.setattr(tiers, "REFUSED_TIERS", str(tmp_path / "refused"))
+    folders = []
+    try:
+        for attached, expected in ((guard.LINKS_LIMIT, 3), (0, tier)):
+            another_build(tmp_path / f"objects-{attached}", monkeypatch)
+            with monkeypatch.context() as changed:
+                changed.setattr(pins, "links", lambda attached=attached: attached)
+                armed = tiers.arm(leaf, None)
+            folders.append(armed.engine._folder)
+            try:
+                assert armed.tier == expected, armed.reasons
+                assert ("other builds" in armed.reasons.get(tier, "")) == (expected == 3)
+            finally:
+                armed.session.remove()
+                armed.session.close()
+                armed.engine.close()
+    finally:
+        os.close(leaf.fd)
+        leaf.remove()
+        with pins.locked():
+            for folder in folders:
+                pins.remove(folder)
+
+
 def test_what_the_programs_cost_the_verifier_is_bounded(chosen: Ran, lane: Lane, tier: int) -> None:
     engine: Engine = guard.open_engine({1: guard.LSM, 2: guard.MODIFY_RETURN}[tier])
     try:
