@@ -31,6 +31,7 @@ enum {
 	MG_S_IFCHR = 0x2000,
 	MG_S_IFBLK = 0x6000,
 	MG_S_IFSOCK = 0xc000,
+	MG_DESCRIPTOR_NAME = 48, /* characters in which a name of a descriptor of one's own has its number */
 	MG_CLONE_NEW = 0x7e020080, /* every namespace flag */
 };
 
@@ -175,12 +176,54 @@ static __always_inline __u32 mg_put_base(struct mg_scratch *scratch, int fd, __u
 	return file ? mg_put_path(scratch, (__u64)&file->f_path, at, cut) : 0;
 }
 
+/* A name such as /proc/self/fd/7 leads to what the descriptor stands for, which nobody can tell once the process has ended. */
+struct mg_descriptor_name {
+	struct mg_scratch *scratch;
+	__u32 at;
+	int fd; /* what was found; negative: nothing */
+	__u32 number;
+	__u8 digits;
+	__u8 follows; /* how much of "fd/" lies before this character; 3: all, so that digits are a descriptor's */
+};
+
+static long mg_descriptor_step(__u32 index, void *data)
+{
+	struct mg_descriptor_name *name = data;
+	char one = name->scratch->record[(name->at + index) & MG_RECORD_MASK];
+
+	if (name->follows == 3 && one >= '0' && one <= '9') {
+		name->number = name->number * 10 + (one - '0');
+		return ++name->digits > 7;
+	}
+	if (name->digits && (!one || one == '/')) {
+		name->fd = name->number;
+		return 1;
+	}
+	name->digits = name->number = 0;
+	if (one == '/')
+		name->follows = name->follows == 2 ? 3 : 0;
+	else if (one == 'f')
+		name->follows = name->follows == 0 || name->follows == 3;
+	else
+		name->follows = one == 'd' && name->follows == 1 ? 2 : 4;
+	return !one;
+}
+
+/* The first descriptor that the string at `at` names; negative: none. */
+static __always_inline int mg_named_descriptor(struct mg_scratch *scratch, __u32 at)
+{
+	struct mg_descriptor_name name = { .scratch = scratch, .at = at, .fd = -1, .follows = 4 };
+
+	bpf_loop(MG_DESCRIPTOR_NAME, mg_descriptor_step, &name, 0);
+	return name.fd;
+}
+
 struct mg_named {
 	__u32 base_length;
 	__u32 path_length;
 };
 
-/* Append base and path in this order; an absolute path needs no base. */
+/* Append base and path in this order. An absolute path has one only when it leads through a descriptor. */
 __noinline int mg_put_named(struct mg_scratch *scratch, int fd, __u64 string, __u32 at, struct mg_named *named)
 {
 	char first = 0;
@@ -192,7 +235,12 @@ __noinline int mg_put_named(struct mg_scratch *scratch, int fd, __u64 string, __
 	named->path_length = 0;
 	if (string)
 		bpf_probe_read_user(&first, 1, (void *)string);
-	if (first != '/')
+	if (first == '/') {
+		mg_put_user_string(scratch, string, at, &cut);
+		fd = mg_named_descriptor(scratch, at);
+		cut = 0;
+	}
+	if (first != '/' || fd >= 0)
 		named->base_length = mg_put_base(scratch, fd, at, &cut);
 	if (string)
 		named->path_length = mg_put_user_string(scratch, string, at + named->base_length, &cut);

@@ -13,7 +13,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from acts import act
 from acts_escape import call
@@ -51,16 +51,6 @@ def ask(door: str, request: str) -> list[int]:
         if said != b"done":
             raise OSError(5, said.decode() or "no answer from outside")
         return list(descriptors)
-
-
-@contextlib.contextmanager
-def staying() -> Iterator[None]:
-    """What a descriptor stands for is asked of who has it; a refused one stays until that was done."""
-    try:
-        yield
-    except OSError:
-        time.sleep(2)
-        raise
 
 
 @act
@@ -119,8 +109,7 @@ def link_descriptor(source: str, to: str) -> None:
     """A second name for a file that is open for reading."""
     fd = os.open(source, os.O_RDONLY)
     name = f"/proc/self/fd/{fd}".encode()
-    with staying():
-        checked(libc.linkat(AT_FDCWD, name, AT_FDCWD, to.encode(), AT_SYMLINK_FOLLOW), to)
+    checked(libc.linkat(AT_FDCWD, name, AT_FDCWD, to.encode(), AT_SYMLINK_FOLLOW), to)
 
 
 @act
@@ -129,16 +118,14 @@ def name_later(folder: str, to: str) -> None:
     fd = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
     os.write(fd, b"planted")
     name = f"/proc/self/fd/{fd}".encode()
-    with staying():
-        checked(libc.linkat(AT_FDCWD, name, AT_FDCWD, to.encode(), AT_SYMLINK_FOLLOW), to)
+    checked(libc.linkat(AT_FDCWD, name, AT_FDCWD, to.encode(), AT_SYMLINK_FOLLOW), to)
 
 
 @act
 def reopen(path: str, flags: int) -> str:
     """Open a file for its place alone, then open that."""
     fd = os.open(path, os.O_PATH)
-    with staying():
-        again = os.open(f"/proc/self/fd/{fd}", flags)
+    again = os.open(f"/proc/self/fd/{fd}", flags)
     return os.read(again, 4096).decode() if flags == os.O_RDONLY else ""
 
 

@@ -687,6 +687,42 @@ def test_where_the_event_does_not_hold_the_tracepoint_stands_in_and_says_why(
         tree.close()
 
 
+# Numbers beyond those that this process has.
+DESCRIPTORS = ("/proc/self/fd/777", "/proc/thread-self/fd/777", "/proc/{pid}/task/{pid}/fd/777", "/dev/fd/777")
+NO_DESCRIPTORS = ("777", "xfd/777", "fd/x777", "fd/777x", "fd/", "fd/fd", "fd//777", "fd/99999999777")
+
+
+def test_what_a_refused_descriptor_stood_for_is_told_with_the_refusal(tree: Tree, folder: Path) -> None:
+    """The process has ended when its records are read, and nobody can ask then."""
+    secret, closed = folder / "secret", folder / "closed"
+    secret.touch(0o600)
+    closed.mkdir(0o700)
+    below = f"/proc/self/fd/778/{closed.name}/x"
+
+    def act() -> int:
+        os.dup2(os.open(secret, os.O_RDONLY), 777)
+        os.dup2(os.open(folder, os.O_PATH), 778)
+
+        def tried() -> None:
+            for name in (*DESCRIPTORS, *(f"{closed}/{name}" for name in NO_DESCRIPTORS), below):
+                with contextlib.suppress(PermissionError):
+                    os.open(name.format(pid=os.getpid()), os.O_RDWR)
+            with contextlib.suppress(PermissionError):
+                checked("linkat", -100, b"/proc/self/fd/777", -100, os.fsencode(closed / "link"), 0x400)
+
+        return as_nobody(tried)
+
+    assert tree.run(act) == 0
+    records = refused(tree)
+    pid = records[0].head.pid
+    assert [(r.op, r.path, r.base) for r in records] == [
+        *(("open", name.format(pid=pid), str(secret)) for name in DESCRIPTORS),
+        *(("open", f"{closed}/{name}", "") for name in NO_DESCRIPTORS),
+        ("open", below, str(folder)),
+        ("link", "/proc/self/fd/777", str(secret)),
+    ]
+
+
 def test_identical_refusals_are_counted_and_different_ones_kept(tree: Tree, folder: Path) -> None:
     (folder / "secret").touch(0o600)
 

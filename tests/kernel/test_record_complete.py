@@ -132,6 +132,34 @@ def test_an_undisturbed_run_is_complete(box: Sandbox) -> None:
     assert (session_of(box)["state"], session_of(box)["complete"]) == ("ended", True)
 
 
+# Opens a readonly file for writing, by the name of a descriptor under another number.
+REOPENS = """
+import os
+os.dup2(os.open(".git/config", os.O_RDONLY), 77)
+os.open("/proc/self/fd/77", os.O_WRONLY)
+"""
+
+
+def test_a_refused_descriptor_is_told_by_its_file_and_rule_when_the_process_is_gone(box: Sandbox) -> None:
+    (box.world.project / ".git").mkdir(exist_ok=True)
+    config = box.world.project / ".git/config"
+    config.touch()
+    os.chown(config, box.world.project.stat().st_uid, box.world.project.stat().st_gid)
+    (box.world.project / "reopen.py").write_text(REOPENS)
+    assert box.control(["/usr/bin/python3", "reopen.py"]).code == 0
+    with running(box, ASKS.replace("cat ~/.ssh/id_ed25519 .env", "/usr/bin/python3 reopen.py")) as process:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            go(box)
+            wait_until((box.world.project / "asked").exists, "the end of the attempt")
+        finally:
+            process.send_signal(signal.SIGCONT)
+        assert process.wait(RUN_SECONDS) == 0
+    (denial,) = [event for event in box.denials() if event.get("op") == "open"]
+    assert denial["path"] == str(config)
+    assert ".git/config" in denial["rule"]["text"]
+
+
 def test_a_flood_that_is_not_read_in_time_hides_no_denial(box: Sandbox) -> None:
     assert box.control(["cat", box.world.home / ".ssh/id_ed25519"]).code == 0
     (box.world.project / "flood.py").write_text(FLOODS)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.events.hostpath import Caller, Folders, resolve
+from mcpguard.events.hostpath import Caller, Folders, caller_of, resolve
+from mcpguard.wire.records import Head
 
 ME = Caller(os.getpid(), os.getpid())
 DEAD = Caller(4_194_304, 4_194_304, "/dead/cwd")
@@ -88,6 +89,22 @@ def test_proc_fd_of_a_deleted_file_loses_the_kernels_mark(tree: Path) -> None:
         assert resolve("/", f"/proc/self/fd/{descriptor}", ME, follow=True) == f"{tree}/real/file"
     finally:
         os.close(descriptor)
+
+
+def test_what_the_kernel_told_of_a_descriptor_counts_when_nobody_can_be_asked() -> None:
+    head = Head(0, DEAD.pid, DEAD.tid, 1, "x", 0)
+    for path, found in (
+        ("/proc/self/fd/7", "/home/u/.ssh"),
+        ("/dev/fd/7/key", "/home/u/.ssh/key"),
+        ("/proc/thread-self/fd/7/../x", "/home/u/x"),
+        ("/proc/self/fd/07", f"/proc/{DEAD.pid}/fd/07"),
+        ("/proc/4194303/fd/7", "/proc/4194303/fd/7"),
+        ("/proc/self/fd/8", f"/proc/{DEAD.pid}/fd/8"),
+    ):
+        told = "/home/u/.ssh" if "8" not in path else "/"
+        assert resolve("", path, caller_of(head, told, path), follow=True) == found
+    assert caller_of(head, "/cwd", "name") == Caller(DEAD.pid, DEAD.tid, "/cwd")
+    assert caller_of(head, "", "/proc/self/cwd/x").cwd == ""
 
 
 def test_a_pipe_is_no_path() -> None:

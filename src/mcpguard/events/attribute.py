@@ -16,7 +16,7 @@ from pathlib import Path
 from mcpguard.events import permissions
 from mcpguard.events.finding import BELOW, LISTED, NOT_STOPPED, NOT_THERE, QUIET, UNEXPLAINED, Finding, system_rule
 from mcpguard.events.habits import EVERY_PROCESS, habit, looks_at_all_processes
-from mcpguard.events.hostpath import Caller, Folders, resolve
+from mcpguard.events.hostpath import Caller, Folders, caller_of, resolve
 from mcpguard.events.interpreter import interpreters
 from mcpguard.events.judge import Judge, Refusal, answer
 from mcpguard.events.links import Links
@@ -81,22 +81,24 @@ class Attributor:
             return self._terminal(record)
         if record.result not in (0, *OUR_ERRORS):
             return None
-        caller = Caller(record.head.pid, record.head.tid, record.base)
+        who = caller_of(record.head, record.base, record.path)
         foreign = self._foreign(record)
         if foreign is not None:
             return foreign
-        path = self._folders.resolve(record.base, record.path, caller, follow=record.follow)
+        path = self._folders.resolve(record.base, record.path, who, follow=record.follow)
         target = None
         if record.path2 is not None and record.op != "symlink":
-            target = self._folders.resolve(record.base2 or record.base, record.path2, caller, follow=False)
+            base = record.base2 or ("" if record.path2.startswith("/") else record.base)
+            second = caller_of(record.head, base, record.path2)
+            target = self._folders.resolve(base, record.path2, second, follow=False)
         refusal = self._judge.refusal(record.op, record.access, path, target)
         if record.result == 0:
             self._remember(record, path, target)
             return self._success(record, path, target, refusal)
         if refusal is None and record.follow:
-            path, refusal = self._as_it_was(record, caller, path)
+            path, refusal = self._as_it_was(record, who, path)
         if refusal is None and record.op == "exec":
-            path, refusal = self._interpreter(record, caller, path)
+            path, refusal = self._interpreter(record, who, path)
         refusal = refusal or self._by_another_name(record, path)
         return self._refused(record, path, target, refusal)
 
@@ -118,18 +120,18 @@ class Attributor:
         elif record.op in ("rename", "exchange") and target is not None:
             self._links.moved(path, target)
 
-    def _as_it_was(self, record: PathCallRecord, caller: Caller, path: str) -> tuple[str, Refusal | None]:
+    def _as_it_was(self, record: PathCallRecord, who: Caller, path: str) -> tuple[str, Refusal | None]:
         """The same call through the links as they were when the tree made them; the first that explains it counts."""
         for was in self._links.readers():
-            then = resolve(record.base, record.path, caller, follow=True, was=was)
+            then = resolve(record.base, record.path, who, follow=True, was=was)
             refusal = self._judge.refusal(record.op, record.access, then, None)
             if refusal is not None:
                 return then, refusal
         return path, None
 
-    def _interpreter(self, record: PathCallRecord, caller: Caller, path: str) -> tuple[str, Refusal | None]:
+    def _interpreter(self, record: PathCallRecord, who: Caller, path: str) -> tuple[str, Refusal | None]:
         """A script that may be executed, whose interpreter may not: that one is what was refused."""
-        for found in interpreters(path, lambda name: resolve(record.base, name, caller, follow=True)):
+        for found in interpreters(path, lambda name: resolve(who.cwd, name, who, follow=True)):
             refusal = self._judge.refusal(record.op, record.access, found)
             if refusal is not None:
                 return found, refusal

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from mcpguard.model.values import dataclass
+from mcpguard.wire.records import Head
 
 MAX_LINKS = 40
 MAX_FOLDERS = 8_192
@@ -26,11 +27,22 @@ class Caller:
     Attributes:
         pid, tid: what `/proc/self` and `/proc/thread-self` stand for.
         cwd: directory that the call started from, for when /proc/PID/cwd cannot be read any more; empty: unknown.
+        descriptor, behind: a descriptor of its own, and the path that it stood for when the call was made; negative: none.
     """
 
     pid: int
     tid: int
     cwd: str = ""
+    descriptor: int = -1
+    behind: str = ""
+
+
+def caller_of(head: Head, base: str, path: str) -> Caller:
+    """Who made a call, and what the kernel told with it (`PathCallRecord.base`)."""
+    if not path.startswith("/"):
+        return Caller(head.pid, head.tid, base)
+    found = re.search(r"/fd/(\d{1,7})(?=/|$)", path) if base.startswith("/") and base != "/" else None
+    return Caller(head.pid, head.tid, "", int(found[1]), base) if found else Caller(head.pid, head.tid)
 
 
 def resolve(
@@ -117,6 +129,8 @@ def _target(path: str, caller: Caller) -> str | None:
     found = re.fullmatch(_PROC, path) if path.startswith("/proc/") else None
     if found and found["link"] == "root":
         return "/"
+    if found and found["link"] == f"fd/{caller.descriptor}" and int(found["pid"]) == caller.pid:
+        return caller.behind
     try:
         target = os.readlink(path)  # noqa: PTH115 - asked for every folder of every change
     except (OSError, ValueError):

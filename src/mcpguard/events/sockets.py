@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mcpguard.events import doors, permissions
 from mcpguard.events.finding import NOT_STOPPED, QUIET, UNEXPLAINED, Finding
-from mcpguard.events.hostpath import Caller, resolve
+from mcpguard.events.hostpath import caller_of, resolve
 from mcpguard.events.judge import Judge
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Kind
@@ -59,7 +59,7 @@ class SocketJudge:
 
         Where no program on the cgroup sees the request before the path is looked up (before Linux 6.7).
         """
-        path = resolve(record.base, record.path, Caller(record.head.pid, record.head.tid, record.base), follow=True)
+        path = resolve(record.base, record.path, caller_of(record.head, record.base, record.path), follow=True)
         answer = self._answer(path)
         if answer.verdict is Verdict.DENY:
             door = doors.of_socket(path) if answer.rule == 0 else None

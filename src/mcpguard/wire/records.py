@@ -88,8 +88,9 @@ class PathCallRecord:
             xattr, utimes.
         access: what the call needs on the object.
         result: 0, or a positive errno.
-        base, path: directory that a relative `path` starts from (built by the kernel; empty for an absolute `path`) and the
-            string the program gave. An empty `path` means the object `base` itself: the file behind a descriptor.
+        base, path: directory that a relative `path` starts from (built by the kernel) and the string the program gave. An
+            empty `path` means the object `base` itself: the file behind a descriptor. For an absolute `path`, `base` is what
+            stands behind the first descriptor that it names (`/proc/self/fd/7`), and else empty.
         base2, path2: the same for the second path of rename and link; of symlink, `path2` is what is written into it; None
             otherwise.
         follow: whether the call follows a symlink in the last component.
