@@ -123,6 +123,42 @@ def test_a_rule_that_is_not_in_the_policy_is_kept_with_its_event(store: Store, p
     assert store.read("SELECT COUNT(*) FROM rules WHERE text = ?", (rule.text,))[0][0] == 1
 
 
+def test_several_processes_of_a_session_add_rules_of_their_own(store: Store, path: Path) -> None:
+    session = begin(store, POLICY)
+    rules = [Origin("x", "x", line, f"rule {line}") for line in range(6)]
+    with Store.open(path) as second, Store.open(path) as third:
+        for writer in (store, second, third):
+            writer.add(session, [make(0, rule=POLICY.rules[0])])  # each knows the rules that there are now
+        for number, rule in enumerate([*rules, rules[5], rules[0]], 1):
+            (store, second, third)[number % 3].add(session, [make(number, rule=rule)])
+    assert [event.rule for event in stored(store, session)][3:] == [*rules, rules[5], rules[0]]
+    assert store.read("SELECT COUNT(*) FROM rules WHERE text LIKE 'rule %'") == [(6,)]
+
+
+def test_a_first_batch_that_came_at_a_busy_time_spoils_none_after_it(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, rule = begin(store, POLICY), Origin("x", "x", 1, "x")
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_S", 0.01)
+    blocker = sqlite3.connect(path, isolation_level=None)
+    with Store.open(path) as other:
+        blocker.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError):
+            other.add(session, [make(1, rule=rule)])
+        blocker.execute("ROLLBACK")
+        other.add(session, [make(1, rule=rule), make(2, rule=POLICY.rules[0])])
+    blocker.close()
+    assert [event.rule for event in stored(store, session)] == [rule, POLICY.rules[0]]
+
+
+def test_a_rule_of_a_batch_that_cannot_be_made_is_written_again(store: Store) -> None:
+    session, rule = begin(store, POLICY), Origin("x", "x", 1, "x")
+    with pytest.raises(AttributeError):
+        store.add(session, [make(1, rule=rule), None])  # type: ignore[list-item]
+    store.add(session, [make(1, rule=rule)])
+    assert [event.rule for event in stored(store, session)] == [rule]
+
+
 def test_names_that_are_no_text_are_stored_readably(store: Store) -> None:
     session = begin(store, POLICY)
     store.add(session, [make(1, path="/ws/\udcff\udc80", argv=("\udcfe",))])

@@ -131,7 +131,8 @@ class Store:
         """
         if not events:
             return
-        known = dict(self._rules.get(session, {}))
+        known = self._rules.get(session)
+        known = None if known is None else dict(known)
         try:
             with self._write() as connection:
                 number, seq = self._last(session)
@@ -141,8 +142,11 @@ class Store:
                     rule = None if event.rule is None else self._rule_number(session, event.rule)
                     rows.append(schema.event_row(event, number, seq, rule))
                 connection.executemany(schema.INSERT_EVENT, rows)
-        except StoreError:
-            self._rules[session] = known
+        except BaseException:
+            if known is None:
+                self._rules.pop(session, None)
+            else:
+                self._rules[session] = known
             raise
 
     def end_session(self, session: str, *, exit_code: int, now_ns: int, unsaved: int = 0) -> None:
@@ -300,17 +304,19 @@ class Store:
 
     def _rule_number(self, session: str, origin: Origin) -> int:
         if session not in self._rules:
-            rows = self.read(
-                "SELECT n, profile, file, line, text FROM rules WHERE session = ?", (self.number(session),)
-            )
-            self._rules[session] = {Origin(*row[1:]): row[0] for row in rows}
+            self._rules[session] = self._stored_rules(session)
         known = self._rules[session].get(origin)
         return self._add_rule(session, origin) if known is None else known
 
+    def _stored_rules(self, session: str) -> dict[Origin, int]:
+        rows = self.read("SELECT n, profile, file, line, text FROM rules WHERE session = ?", (self.number(session),))
+        return {Origin(*row[1:]): row[0] for row in rows}
+
     def _add_rule(self, session: str, origin: Origin) -> int:
-        known = self._rules[session]
+        # The session's other processes add rules, too; while this transaction lasts they do not.
+        known = self._rules[session] = {**self._stored_rules(session), **self._rules[session]}
         if origin not in known:
-            known[origin] = len(known)
+            known[origin] = max(known.values(), default=-1) + 1
             self._connection.execute(_INSERT_RULE, _rule_row(self.number(session), known[origin], origin, ""))
         return known[origin]
 
