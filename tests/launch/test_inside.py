@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from launcher import Account
 
+from mcpguard.kernel import places
+
 pytestmark = pytest.mark.kernel
 
 # Tries each of its ancestors, nearest first, and the folders that it is given; says what was refused.
@@ -73,6 +75,35 @@ def test_the_mcpguard_that_started_it_is_out_of_reach(account: Account, workspac
     assert all(found["folders"].values()), found["folders"]
     told = account.do([*account.mcpguard, "log", "--verdict", "deny", "--format", "json"], cwd=workspace).stdout
     assert {"signal", "open", "mkdir", "rename"} <= {event["op"] for event in lines(told)}
+
+
+def test_what_root_remembers_of_this_host_is_out_of_reach_though_a_rule_opens_its_folder(
+    account: Account, workspace: Path
+) -> None:
+    """Which tiers were refused, and which engine the objects are; a shell outside, as root, writes beside them."""
+    memory = Path(places.RUN)
+    assert account.guarded("true", cwd=workspace).returncode == 0
+    control, forged = memory.parent / "mcpguard-control", memory / "forged"
+    attempt = (
+        'for file in "$@"; do echo forged > "$file" && echo "$file"; done; mv "$0" "$0-moved" && echo moved; ls -a "$0"'
+    )
+    words = [str(memory), str(forged), *map(str, remembered(memory)), str(control)]
+    forged.write_text("the control: outside, root can")
+    forged.unlink()
+    before = remembered(memory)
+    try:
+        run = [*account.mcpguard, "run", "--write", "/run", "--", "sh", "-c", attempt, *words]
+        told = account.do(run, cwd=workspace).stdout.decode().split()
+        assert (str(control) in told) == (account.entry.pw_uid == 0), "/run is open to who may write there"
+        assert not {"moved", *words[1:-1]} & set(told)
+        assert "tiers.json" not in told
+        assert not forged.exists() and remembered(memory) == before
+    finally:
+        control.unlink(missing_ok=True)
+
+
+def remembered(memory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(memory.glob("*.json"))}
 
 
 def lines(text: bytes) -> list[dict[str, Any]]:
