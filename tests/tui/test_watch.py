@@ -591,6 +591,29 @@ def test_what_is_typed_in_one_go_belongs_to_the_filter(
 _NAMES = {"/": "slash", ":": "colon"}
 
 
+def test_a_filter_that_is_typed_before_the_first_screen_is_one(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded.story()
+    mounted = WatchApp.on_mount
+
+    def typed(app: WatchApp) -> None:
+        for letter in "/kind:net":
+            app.post_message(Key(_NAMES.get(letter, letter), letter))
+        mounted(app)
+
+    monkeypatch.setattr(WatchApp, "on_mount", typed)
+
+    async def scene() -> None:
+        app = recorded.app()
+        async with app.run_test(size=(120, 32)) as pilot:
+            await until(pilot, lambda: app.query_one("#filter", Input).value == "kind:net")
+            await pilot.press("enter")
+            await until(pilot, lambda: shown(app) == ["192.0.2.1", "192.0.2.9"], app._line)
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize(
     ("tab", "row", "line", "found"),
     [

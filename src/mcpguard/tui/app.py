@@ -162,7 +162,7 @@ class WatchApp(App[None]):
     def on_mount(self) -> None:
         sys.setswitchinterval(_SWITCH_S)
         self._input.display = False
-        self._stream.focus()
+        self.set_focus(self._stream)
         self._processes.display = self.size.width >= _NARROW
         self._draw_status()
         self._feed.start()
@@ -391,7 +391,7 @@ class WatchApp(App[None]):
         # A path that is typed in a question is no filter.
         if message.input is self._input and self._filter(message.value):
             message.input.display = False
-            self._stream.focus()
+            self.set_focus(self._stream)
 
     def action_follow(self) -> None:
         """Pause or go on."""
@@ -420,7 +420,7 @@ class WatchApp(App[None]):
         line = self._input
         if line.display:
             line.display = False
-            self._stream.focus()
+            self.set_focus(self._stream)
         elif self._line:
             self._filter("")
 
@@ -441,7 +441,7 @@ class WatchApp(App[None]):
         if name == "questions":
             self._draw_tab()
         if not self._input.display:
-            self._inside[name].focus()
+            self.set_focus(self._inside[name])
 
     @property
     def _chosen(self) -> Event | None:
