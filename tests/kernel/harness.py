@@ -111,6 +111,7 @@ class Sandbox:
 
     def run(self, command: Sequence[str | Path], *, options: Sequence[str] = (), **more: Any) -> Finished:
         """Run a program in the world under `mcpguard run`, with the project as its workspace."""
+        options = (*options, *os.environ.get("MCPGUARD_RUN_OPTIONS", "").split())
         words = ["run", "-p", self.profile, "-w", str(self.world.project), *options, "--", *map(str, command)]
         return self.mcpguard(*words, **more)
 

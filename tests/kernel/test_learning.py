@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,18 @@ def test_a_task_that_was_audited_runs_enforced_with_what_was_learned(world: Path
     mcpguard(world, "run", "-p", "learned", *task)
     loud = [event for event in log(world, "--verdict", "deny") if not event.get("detail", "").startswith("quiet")]
     assert loud == []
+
+
+def test_an_audited_task_writes_where_no_rule_leads(world: Path) -> None:
+    (world / "project/.env").write_text("TOKEN=1")
+    with tempfile.TemporaryDirectory(dir="/srv") as elsewhere:
+        task = ("--", "sh", "-c", f"echo x > {elsewhere}/made; cat .env")
+        assert mcpguard(world, "run", "-p", "narrow", *task, check=False).returncode != 0
+        assert not Path(elsewhere, "made").exists()
+        done = mcpguard(world, "run", "--audit", "-p", "narrow", *task, check=False)
+        assert Path(elsewhere, "made").read_text() == "x\n"
+    assert "TOKEN" not in done.stdout
+    assert [event["path"] for event in log(world, "--verdict", "audit") if event.get("path", "").endswith("/made")]
 
 
 def test_what_was_learned_opens_no_key_and_no_start_up_file(world: Path) -> None:

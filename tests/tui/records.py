@@ -42,6 +42,12 @@ class Recorded:
         )
         self._now = BEGAN_NS
 
+    def holds(self, tier: str, *coverage: Coverage) -> None:
+        """Have the session say that of itself."""
+        self.id = self.store.start_session(
+            self.policy, command=("agent",), tier=tier, coverage=coverage, now_ns=BEGAN_NS + 1
+        )
+
     def event(self, kind: Kind, op: str, **fields: Any) -> Event:
         self._now += 1_000_000
         given: dict[str, Any] = {

@@ -17,12 +17,14 @@ from textual.widgets import Input, OptionList
 from mcpguard.errors import HostError
 from mcpguard.events.finding import NOT_THERE, system_rule
 from mcpguard.model.access import Verdict
+from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
 from mcpguard.policy.compile import DEFAULT
 from mcpguard.profile.amend import Addition
 from mcpguard.profile.load import load
 from mcpguard.session.approve import Outcome, Scope
+from mcpguard.session.coverage import HOOKS, HOOKS_ALONE
 from mcpguard.tui.allow import PurposeScreen, ScopeScreen, WriteScreen
 from mcpguard.tui.app import WatchApp
 from mcpguard.tui.stream import EventStream
@@ -146,6 +148,42 @@ def test_the_profile_is_written_after_y_and_the_session_takes_the_rule(
         assert "~/.cache/tool/" in {rule.pattern for rule in load("default").files}
         assert line.asked == [(recorded.id, [("files", "write", "~/.cache/tool/")], Scope.PROFILE)]
         assert "holds now" in notes(app)
+
+    watch(recorded, line, steps)
+
+
+@pytest.mark.parametrize(
+    ("tier", "by", "said"),
+    [
+        ("1 bpf-lsm", HOOKS[1], "open at the next attempt"),
+        ("2 bpf-modify-return", HOOKS_ALONE, "open at the next attempt"),
+        ("2 bpf-modify-return", HOOKS[2], "only the next run has what you allow"),
+        ("3 landlock", "Landlock", "only the next run has what you allow"),
+    ],
+)
+def test_the_menu_says_when_a_file_is_open_in_this_session(
+    recorded: Recorded, own: Path, line: Line, tmp_path: Path, tier: str, by: str, said: str
+) -> None:
+    recorded.holds(tier, Coverage("files", Strength.FULL, by))
+    recorded.add(denied(recorded, cache_file(tmp_path)))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await menu(app, pilot)
+        shown = words(app)
+        assert said in shown
+        assert ("next attempt" in shown) != ("next run" in shown)
+
+    watch(recorded, line, steps)
+
+
+def test_a_destination_waits_for_no_run(recorded: Recorded, own: Path, line: Line) -> None:
+    recorded.add(
+        replace(recorded.event(Kind.NET, "connect", verdict=Verdict.DENY, address="192.0.2.7", port=443), rule=DEFAULT)
+    )
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await menu(app, pilot)
+        assert "192.0.2.7" in words(app) and "next run" not in words(app) and "next attempt" not in words(app)
 
     watch(recorded, line, steps)
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from mcpguard.broker import launch
+from mcpguard.backends import guard
+from mcpguard.broker import launch, tiers
 from mcpguard.broker.channel import Channel
+from mcpguard.errors import HostError
 from mcpguard.kernel.beside import Beside
+from mcpguard.model.plan import FilesPlan
+
+ALL_PATHS = {*guard._KEEPING, *guard._NAMING[0]}
+ALL_INODES = {*guard._KEEPING, *guard._NAMING[1]}
 
 
 class NotArmed:
@@ -79,3 +88,71 @@ def test_a_low_limit_of_descriptors_is_no_reason_not_to_start() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == "['0', '1', '2', '3']"
+
+
+@pytest.mark.parametrize(
+    ("wide", "tier", "fixed", "guard", "taken"),
+    [
+        (True, 2, "", object(), True),
+        (False, 3, "Landlock cannot be widened", None, True),
+        (False, 2, "it was not started with --ask", object(), True),
+        (True, 2, "it was not started with --ask", object(), False),
+        (True, 2, "this kernel preempts at will", object(), False),
+        (True, 2, "", None, False),
+        (True, 3, "Landlock cannot be widened", None, False),
+        (True, 1, "", object(), False),
+    ],
+)
+def test_files_are_left_to_the_hooks_only_where_these_keep_them(
+    wide: bool, tier: int, fixed: str, guard: object, taken: bool
+) -> None:
+    request = SimpleNamespace(files=FilesPlan((), (), wide=wide), guard=guard)
+    engine = SimpleNamespace(tier=tier, files_fixed=fixed)
+    with contextlib.nullcontext() if taken else pytest.raises(HostError, match="leave files to the kernel's hooks"):
+        launch._insist_that_hooks_keep(request, engine)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("linked", "known", "missing"),
+    [
+        (ALL_PATHS, (), []),
+        (ALL_INODES, (), []),
+        (ALL_PATHS - {"file_open"}, (), ["file_open"]),
+        (ALL_PATHS - {"path_truncate"}, (), ["path_truncate"]),
+        (ALL_PATHS - {"inode_setattr"}, (), ["inode_setattr"]),
+        (ALL_INODES - {"inode_create"}, (), sorted(f"path_{name}" for name in guard._PATHS)),
+        (ALL_PATHS, ("vfs_set_acl", "vfs_remove_acl"), ["inode_remove_acl", "inode_set_acl"]),
+        (ALL_PATHS | {"inode_set_acl", "inode_remove_acl"}, ("vfs_set_acl", "vfs_remove_acl"), []),
+        (ALL_PATHS, ("__x64_sys_file_setattr",), ["inode_file_setattr"]),
+    ],
+)
+def test_a_hook_that_landlock_or_a_mount_does_without_is_missed(
+    monkeypatch: pytest.MonkeyPatch, linked: set[str], known: tuple[str, ...], missing: list[str]
+) -> None:
+    monkeypatch.setattr(guard.btf, "function_parameters", lambda names: {name: 1 for name in known if name in names})
+    engine = SimpleNamespace(linked=lambda: {f"mg_mod_{name}" for name in linked} | {"mg_lsm_file_open", "mg_exec"})
+    assert guard.uncovered(engine) == missing  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("tier", "preemption", "ask", "missing", "said"),
+    [
+        (1, "full", False, [], ""),
+        (2, "voluntary", True, [], ""),
+        (2, "none", True, [], ""),
+        (2, "voluntary", False, [], "not started with --ask"),
+        (2, "voluntary", True, ["inode_set_acl"], "no hook inode_set_acl"),
+        (2, "full", True, [], "preempts at will (full)"),
+        (2, "lazy", True, [], "preempts at will (lazy)"),
+        (2, "", True, [], "does not say how"),
+        (3, "voluntary", True, [], "Landlock cannot be widened"),
+    ],
+)
+def test_why_files_are_fixed_is_said(
+    monkeypatch: pytest.MonkeyPatch, tier: int, preemption: str, ask: bool, missing: list[str], said: str
+) -> None:
+    monkeypatch.setattr(tiers, "preemption", lambda: preemption)
+    monkeypatch.setattr(guard, "uncovered", lambda _engine: missing)
+    engine: Any = None
+    answer = tiers.files_fixed(tier, engine, ask=ask)
+    assert (said in answer) if said else answer == ""

@@ -45,13 +45,15 @@ def readonly(pattern: object) -> PathRule:
     return PathRule(Effect.READONLY, Access.WRITE, str(pattern), (), 3)
 
 
-def plan(home: Path, *rules: PathRule, audit: bool = False, sockets: tuple[str, ...] = ()) -> FilesPlan:
+def plan(
+    home: Path, *rules: PathRule, audit: bool = False, sockets: tuple[str, ...] = (), wide: bool = False
+) -> FilesPlan:
     user = User(os.getuid(), os.getgid(), (), "user", str(home))
     policy = Policy(
         "digest", "p", (), user, str(home / "code"), str(home / "tmp"), (), (), b"", rules, (), (), (), (), (), (),
         SystemSwitches(), audit,
     )  # fmt: skip
-    return files_plan.plan_files(policy, Automaton.build(rules), sockets=sockets)
+    return files_plan.plan_files(policy, Automaton.build(rules), sockets=sockets, wide=wide)
 
 
 def steps(made: FilesPlan) -> set[tuple[str, str]]:
@@ -180,6 +182,69 @@ def test_audit_grants_everything_and_still_hides_what_is_denied(home: Path) -> N
     made = plan(home, allow(home / "code"), deny(home / ".ssh"), readonly(home / ".bashrc"), audit=True)
     assert granted(made) == {"/": ALL}
     assert {("mask", str(home / ".ssh")), ("ro", str(home / ".bashrc"))} <= steps(made)
+
+
+def test_audit_looks_for_patterns_where_no_other_rule_leads(home: Path) -> None:
+    made = plan(home, deny("/**/.env"), audit=True)
+    assert {path for op, path in steps(made) if op == "mask"} == {str(home / "code/.env"), str(home / "code/src/.env")}
+
+
+def test_a_wide_plan_covers_what_is_denied_and_keeps_its_narrow_grants_for_devices(home: Path) -> None:
+    rules = (
+        allow(home / "code"),
+        deny(home / ".ssh", home / ".ssh/*.pub"),
+        readonly(home / ".bashrc"),
+        deny("/**/.env"),
+    )
+    made = plan(home, *rules, sockets=(str(home / "code/daemon.sock"),), wide=True)
+    assert made.wide
+    assert not plan(home, *rules).wide
+    assert granted(made) == {str(home / "code"): WRITE}
+    covered = {step for step in steps(made) if step[0] != "rw"}
+    assert covered == {
+        ("mask", str(home / ".ssh")),
+        ("ro", str(home / ".bashrc")),
+        ("mask", str(home / "code/.env")),
+        ("mask", str(home / "code/src/.env")),
+        ("hide", str(home / "code/daemon.sock")),
+    }
+    assert ("rw", "/") in steps(made)
+
+
+def test_a_wide_plan_looks_at_no_more_of_the_home_than_a_narrow_one(home: Path) -> None:
+    for number in range(200):
+        (home / "Documents" / str(number)).touch()
+    (home / "Documents/.env").touch()
+    rules = (allow(home / "code"), deny("/**/.env"))
+    assert plan(home, *rules, wide=True).visited < plan(home, *rules).visited + 50
+    # A rule on the way opens it all, and so it is looked at.
+    made = plan(home, allow(home), deny("/**/.env"), wide=True)
+    assert ("mask", str(home / "Documents/.env")) in steps(made)
+
+
+@pytest.mark.parametrize(
+    ("path", "access", "op"),
+    [
+        ("Documents/letter", WRITE, None),
+        ("Documents/new", WRITE, None),
+        (".ssh/id", READ, "mask"),
+        (".ssh/new.pub", READ, "mask"),
+        (".ssh/id.pub", READ, None),
+        (".ssh/id.pub", WRITE, None),
+        (".bashrc", READ, None),
+        (".bashrc", WRITE, "ro"),
+        ("code/.git/hooks/new", WRITE, "ro"),
+        ("code/.git", WRITE, None),
+        ("code/.env", READ, "mask"),
+    ],
+)
+def test_what_a_cover_keeps_from_a_later_rule_is_known(home: Path, path: str, access: Access, op: str | None) -> None:
+    rules = (
+        *(allow(home / "code"), readonly(home / ".bashrc"), readonly(home / "code/.git/hooks"), deny("/**/.env")),
+        deny(home / ".ssh", home / ".ssh/*.pub"),
+    )
+    found = files_plan.cover_at(plan(home, *rules, wide=True), str(home / path), access)
+    assert (found.op if found else None) == op
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from events_help import OPEN_POLICY, make_policy
 from mcpguard.model.coverage import Strength
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.profile import SystemSwitches
-from mcpguard.session.coverage import Offer, of_policy
+from mcpguard.session.coverage import HOOKS, HOOKS_ALONE, Offer, answers_for_files, files_at_once, live_files, of_policy
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,31 @@ def test_a_record_that_does_not_see_io_uring_is_no_whole_record(
     (events,) = [held for held in holds if held.kind == "events"]
     assert (events.strength is Strength.FULL) is whole
     assert whole or "io_uring" in events.gaps[0]
+
+
+def test_the_record_of_a_wide_plan_says_that_the_programs_stand_alone() -> None:
+    policy = make_policy(*OPEN_POLICY)
+    offer = Offer(2, {}, "voluntary", unix_hook=True)
+    for wide, by in ((False, HOOKS[2]), (True, HOOKS_ALONE)):
+        holds = {held.kind: held for held in of_policy(policy, FilesPlan((), (), wide=wide), offer)}
+        assert (holds["files"].by, holds["execute"].by, holds["processes"].strength) == (by, by, Strength.FULL)
+        assert HOOKS[2] in holds["processes"].by
+        assert files_at_once("2 bpf-modify-return", tuple(holds.values())) is wide
+
+
+@pytest.mark.parametrize(
+    ("tier", "preemption", "fixed", "said", "doctor"),
+    [
+        (1, "full", "", "open at the next attempt", "at the next attempt"),
+        (2, "voluntary", "", "BPF programs alone keep what no rule allows", "in sessions begun with --ask"),
+        (2, "voluntary", "it was not started with --ask", "in the next run only: it was not", "begun with --ask"),
+        (2, "full", "this kernel preempts at will", "in the next run only: this kernel preempts", "in the next run"),
+        (3, "", "Landlock cannot be widened", "in the next run only: Landlock", "in the next run"),
+    ],
+)
+def test_when_a_file_that_is_allowed_live_is_open_is_said(
+    tier: int, preemption: str, fixed: str, said: str, doctor: str
+) -> None:
+    offer = Offer(tier, {}, preemption, unix_hook=True, files_fixed=fixed)
+    assert said in answers_for_files(offer)
+    assert doctor in live_files(offer)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mcpguard.errors import UsageError
+from mcpguard.model.plan import FilesPlan, MaskEntry, MountStep
 from mcpguard.model.policy import Policy, User
 from mcpguard.model.values import replace
 from mcpguard.policy.compile import compile_policy, extend_policy
 from mcpguard.profile.amend import Addition
 from mcpguard.profile.parse import parse
-from mcpguard.session.live import _insist_it_opens, rule_of
+from mcpguard.session.coverage import Offer
+from mcpguard.session.live import Live, _insist_it_opens, rule_of
 
 WRITTEN = """\
 name: p
@@ -114,3 +118,50 @@ def test_a_destination_that_is_denied_as_a_whole_is_refused(target: str) -> None
 )
 def test_a_destination_of_which_something_is_left_is_taken(target: str) -> None:
     held("network", "allow", target)
+
+
+PLAN = FilesPlan(
+    (),
+    (
+        MountStep("rw", "/", True),
+        MountStep("ro", "/home/u/locked", True),
+        MountStep("mask", "/home/u/keys", True, entries=(MaskEntry("open", "keep", False),)),
+    ),
+    wide=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "tier", "fixed", "why"),
+    [
+        ("read", "~/notes", 2, "", ""),
+        ("write", "~/notes", 2, "", ""),
+        ("execute", "/opt/tool", 2, "", ""),
+        ("read", "~/locked/a", 2, "", ""),
+        ("write", "~/locked/a", 2, "", "/home/u/locked is read-only"),
+        ("read", "~/keys/open", 2, "", ""),
+        ("read", "~/keys/later", 2, "", "/home/u/keys is hidden"),
+        ("read", "~/keys/*.pub", 2, "", "/home/u/keys is hidden"),
+        ("read", "/dev/sound", 2, "", "commands to devices"),
+        ("write", "/dev/shm/a", 2, "", ""),
+        ("read", "/dev/sound", 1, "", ""),
+        ("read", "~/notes", 2, "it was not started with --ask", "fixed when the session begins: it was not started"),
+        ("read", "~/notes", 3, "Landlock cannot be widened", "in tier 3 landlock"),
+    ],
+)
+def test_a_file_waits_where_landlock_or_a_mount_keeps_it(key: str, value: str, tier: int, fixed: str, why: str) -> None:
+    policy = compile_policy(
+        parse("name: p\n", "p.yaml", name="p").profile,
+        user=User(1, 1, (), "u", "/home/u"),
+        workspace="/home/u/project",
+        tmp="/tmp",
+        resolve=lambda _: None,
+    )
+    offer = Offer(tier, {}, "voluntary", unix_hook=True, files_fixed=fixed)
+    nobody: Any = None
+    plan = PLAN if tier > 1 else FilesPlan((), ())
+    live = Live(policy, offer, plan, nobody, nobody, nobody, nobody, nobody)
+    rule = rule_of(Addition("files", key, value))
+    assert rule is not None
+    said = live._not_now(rule)
+    assert (why in said) if why else said == ""

@@ -26,6 +26,8 @@ STAGE = RUN
 CANARY = f"{STAGE}/canary"
 SHARED_MEMORY = "/dev/shm"
 _PROTECTING = ("mask", "ro", "link")
+# What stays as the host has it: what is mounted over the root is not where anybody's paths begin.
+_EVERYTHING = MountStep("rw", "/", True)
 _STAND_IN_FILE = f"{STAGE}/file"
 _STAND_IN_DIRECTORY = f"{STAGE}/directory"
 _TMPFS_OPTIONS = "mode=0755,size=1m,nr_inodes=16k"
@@ -41,7 +43,8 @@ class Masked:
 
 
 def arrange_mounts(plan: FilesPlan, user: User) -> list[Masked]:
-    """In the private mount namespace of the caller, make everything read-only, then run the plan's steps in order.
+    """In the private mount namespace of the caller, make everything read-only (but for a plan that makes the root writable),
+    then run the plan's steps in order.
 
     A writable place or a socket that vanished since the plan was made is left out; a protected place that did stops the launch.
 
@@ -54,15 +57,16 @@ def arrange_mounts(plan: FilesPlan, user: User) -> list[Masked]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     before = mounts.table()
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    mounts.set_attributes(root, mounts.ATTR_RDONLY, 0)
-    os.close(root)
+    if _EVERYTHING not in plan.steps:
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        mounts.set_attributes(root, mounts.ATTR_RDONLY, 0)
+        os.close(root)
     _make_stage()
     if not any(step.path.startswith(SHARED_MEMORY + "/") for step in plan.steps):
         mounts.mount_tmpfs(SHARED_MEMORY, "mode=1777")
     hidden: list[Masked] = []
     # Terminals in the plan are the host's; what has their names here is the session's own.
-    steps = [step for step in plan.steps if not step.path.startswith(terminals.FOLDER + "/")]
+    steps = [step for step in plan.steps if step != _EVERYTHING and not step.path.startswith(terminals.FOLDER + "/")]
     for number, step in enumerate((*steps, *_same_elsewhere(steps, before))):
         try:
             _run_step(step, number, user, before)
@@ -243,6 +247,10 @@ def restrict(plan: FilesPlan, own: Sequence[Terminal], version: int) -> None:
             (`/dev/stdin`), which leads to the host's mount and to no grant above it.
     """
     ruleset = landlock.Ruleset(version)
+    if plan.wide:
+        fd = mounts.open_exact("/")
+        ruleset.allow(fd, landlock.READ | landlock.WRITE & ~landlock.IOCTL_DEV | landlock.EXECUTE)
+        os.close(fd)
     for grant in plan.grants:
         try:
             fd = mounts.open_exact(grant.path)

@@ -46,7 +46,8 @@ def become_agent(
 ) -> NoReturn:
     """Confine this process and turn it into the agent.
 
-    In tier 1 the kernel's hooks carry all rules about files: neither covers nor Landlock are needed for them.
+    In tier 1 the kernel's hooks carry all rules about files: neither covers nor Landlock are needed for them. Of a wide
+    plan (tier 2) they carry what merely no rule allows, and the canary tries that as well.
 
     Args:
         orders: gives the request, which the broker has checked.

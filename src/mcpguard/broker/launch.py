@@ -73,6 +73,17 @@ def _check_user(request: LaunchRequest, caller_uid: int) -> None:
         )
 
 
+def _insist_that_hooks_keep(request: LaunchRequest, engine: Engine) -> None:
+    """A wide plan leaves what merely no rule allows to the hooks; where they can be skipped or are missing it is not taken."""
+    if request.files.wide and (engine.tier != tiers.HOOKS_ON_LANDLOCK or engine.files_fixed or request.guard is None):
+        raise HostError(
+            "the broker refused to leave files to the kernel's hooks alone",
+            why=engine.files_fixed or "the session has no hooks that would keep them",
+            do="reinstall mcpguard, then run `mcpguard setup`",
+            code="broker.wide",
+        )
+
+
 class Launch:
     """One session of the user `caller_uid` on `channel`; the leaf and the engine stay the caller's to take down."""
 
@@ -113,6 +124,7 @@ class Launch:
             return
         request = LaunchRequest.from_json(received[0])
         _check_user(request, self.caller_uid)
+        _insist_that_hooks_keep(request, engine)
         engine.set_rules(request.network, keeps=bool(request.kept))
         self._keep(request, received[1])
         if request.guard is not None:

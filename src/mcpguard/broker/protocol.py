@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 5
+VERSION = 6
 
 # Where a bounded request would overflow first, with room to spare.
 MAX_ARGUMENTS = 100_000
@@ -68,6 +68,7 @@ class LaunchRequest:
             "umask": self.umask,
             "grants": [[grant.path, int(grant.access)] for grant in self.files.grants],
             "steps": [_step_to_json(step) for step in self.files.steps],
+            "wide": self.files.wide,
             "guard": None if self.guard is None else guard_to_json(self.guard),
             "switches": self.switches,
             "network": self.network,
@@ -110,6 +111,7 @@ class LaunchRequest:
                 files=FilesPlan(
                     tuple(Grant(_path(path), Access(_number(access))) for path, access in message["grants"]),
                     tuple(_step_from_json(step) for step in message["steps"]),
+                    wide=_boolean(message["wide"]),
                 ),
                 guard=None if message["guard"] is None else guard_from_json(message["guard"]),
                 switches=_number(message["switches"]) & _SWITCHES,
@@ -231,6 +233,12 @@ def _relative(value: object) -> str:
 def _number(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 32:
         raise ValueError("not a small number")
+    return value
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("neither true nor false")
     return value
 
 

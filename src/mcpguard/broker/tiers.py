@@ -18,7 +18,7 @@ from mcpguard.model.values import dataclass, field
 from mcpguard.wire import _abi
 
 BETTER = (1, 2)
-LANDLOCK = 3
+HOOKS_ON_LANDLOCK, LANDLOCK = 2, 3
 _LASTING = ("host.no-bpf-lsm", "host.no-hooks", "host.tier")
 _ACTIVE_MODULES = "/sys/kernel/security/lsm"
 _BOOT = "/proc/sys/kernel/random/boot_id"
@@ -91,6 +91,29 @@ def preemption() -> str:
     from mcpguard.kernel import probe
 
     return probe.preemption_now() or ""
+
+
+def files_fixed(tier: int, engine: Engine, *, ask: bool) -> str:
+    """Why what files may be opened cannot change while a session runs; empty where it can.
+
+    Landlock takes no more once it is applied. Where a person answers live, tier 2 can leave what merely no rule allows to the
+    hooks, if none of them can be skipped and none is missing.
+    """
+    if tier == 1:
+        return ""
+    if tier == LANDLOCK:
+        return "Landlock cannot be widened"
+    from mcpguard.model.coverage import SAFE_PREEMPTION
+
+    now = preemption()
+    if now not in SAFE_PREEMPTION:
+        return f"this kernel preempts at will ({now or 'it does not say how'}), so Landlock stays narrow"
+    if not ask:
+        return "it was not started with --ask"
+    from mcpguard.backends import guard
+
+    missing = guard.uncovered(engine)
+    return f"this kernel has no hook {', '.join(missing)}, so Landlock stays narrow" if missing else ""
 
 
 def _try(leaf: Leaf, tier: int) -> Armed:

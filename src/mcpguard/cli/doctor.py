@@ -49,6 +49,7 @@ def show(report: session.Report, console: Console) -> None:
     for problem in report.problems:
         console.print(f"{'stops' if problem.stops else 'note '}  {problem.what}", markup=False)
         console.print(f"  do   {problem.fix}", markup=False)
+    console.print(f"note   {report.live_files}", markup=False)
     gaps = any(row.gaps for row in report.coverage)
     held = "every kind of rule is enforced" + (", but for the gaps named above" if gaps else "")
     verdict = held if report.enforced else "a guarded run cannot be fully enforced"

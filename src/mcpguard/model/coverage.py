@@ -6,6 +6,9 @@ import enum
 
 from mcpguard.model.values import dataclass
 
+# Preemption models of the kernel under which a modify-return program is never skipped.
+SAFE_PREEMPTION = ("none", "voluntary")
+
 
 class Strength(enum.StrEnum):
     FULL = "full"

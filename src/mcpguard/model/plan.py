@@ -57,6 +57,8 @@ class FilesPlan:
         gaps: sentences about rules that this tier carries only in part.
         hidden: those of them about directories that are hidden whole because they could not be looked at.
         visited: directory entries looked at.
+        wide: Landlock grants everything but commands to devices, for which `grants` count still, and mounts cover only what a
+            rule takes away: what merely no rule allows is left to the kernel's hooks.
     """
 
     grants: tuple[Grant, ...]
@@ -65,6 +67,7 @@ class FilesPlan:
     gaps: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
     visited: int = 0
+    wide: bool = False
 
 
 @dataclass(frozen=True, slots=True)

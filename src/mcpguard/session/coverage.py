@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from mcpguard.errors import HostError
 from mcpguard.kernel import landlock
-from mcpguard.model.coverage import Coverage, Strength
+from mcpguard.model.coverage import SAFE_PREEMPTION, Coverage, Strength
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
 from mcpguard.model.profile import SniMode
@@ -40,6 +40,7 @@ HOOKS = {
     1: "BPF programs on the kernel's security hooks",
     2: "BPF modify-return programs, over Landlock and mount masks",
 }
+HOOKS_ALONE = "BPF modify-return programs (--ask: alone where merely no rule allows), over mount masks"
 SIGNALS = "signals to the user's other processes need Landlock ABI 6 (Linux 6.12)"
 
 # Of rules by name, with what looks at the names that are sent to their addresses.
@@ -63,8 +64,6 @@ FIXES = {
 }
 
 TIER_NAMES = {1: "1 bpf-lsm", 2: "2 bpf-modify-return", 3: "3 landlock"}
-# Preemption models of the kernel under which a modify-return program is never skipped.
-SAFE_PREEMPTION = ("none", "voluntary")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +77,7 @@ class Offer:
         unix_hook: the kernel has the connect_unix hook (6.7).
         tracepoint: why the record comes from a tracepoint, for which every process of the host pays; empty: it does not.
         terminals: file system and number of those that the agent will be started on.
+        files_fixed: why what files may be opened cannot change while the session runs; empty: it can.
     """
 
     tier: int
@@ -86,6 +86,7 @@ class Offer:
     unix_hook: bool
     tracepoint: str = ""
     terminals: tuple[tuple[str, int], ...] = ()
+    files_fixed: str = ""
 
     @staticmethod
     def from_broker(message: Mapping[str, Any]) -> Offer:
@@ -93,7 +94,8 @@ class Offer:
         reasons = {int(tier): str(why) for tier, why in message["reasons"].items()}
         own = tuple((str(device), int(index)) for device, index in message["terminals"])
         preemption, tracepoint = str(message["preemption"]), str(message["tracepoint"])
-        return Offer(int(message["tier"]), reasons, preemption, bool(message["unix"]), tracepoint, own)
+        fixed = str(message["files_fixed"])
+        return Offer(int(message["tier"]), reasons, preemption, bool(message["unix"]), tracepoint, own, fixed)
 
     @property
     def words(self) -> str:
@@ -113,6 +115,29 @@ def recorded_by(tracepoint: str) -> str:
     return f"a BPF tracepoint that slows each system call of every process a little ({tracepoint})"
 
 
+def files_at_once(tier: str, holds: Sequence[Coverage]) -> bool:
+    """Whether a file that a person allows is open at the next attempt, as a session's record says."""
+    return tier == TIER_NAMES[1] or any(held.by == HOOKS_ALONE for held in holds)
+
+
+def live_files(offer: Offer) -> str:
+    """For `doctor`: when a file that a person allows in `watch` is open in the tier that this host gives."""
+    if offer.tier == 1:
+        return "a file that you allow in `watch` is open at the next attempt"
+    if offer.hooks_hold:
+        return "a file that you allow in `watch` is open at the next attempt in sessions begun with --ask, else in the next run"
+    return "a file that you allow in `watch` is open in the next run"
+
+
+def answers_for_files(offer: Offer) -> str:
+    """When a file that a person allows in `watch` is open, and what that rests on."""
+    if offer.files_fixed:
+        return f"a file that you allow is open in the next run only: {offer.files_fixed}"
+    if offer.tier == 1:
+        return "a file that you allow is open at the next attempt"
+    return "a file that you allow is open at the next attempt; for that BPF programs alone keep what no rule allows (tier 2)"
+
+
 def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, ...]:
     """Coverage of every rule kind in the tier that the host gives."""
     network = _network(policy)
@@ -126,11 +151,12 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
         files, execute, sockets, processes = _of_landlock(plan, offer)
         return (tier, files, execute, network, sockets, processes, events, *mcp)
     by = HOOKS[offer.tier]
+    by_files = HOOKS_ALONE if plan.wide else by
     return (
         tier,
         # Nothing is open for what is hidden; but honest work there is refused, and that is to be told.
-        Coverage("files", Strength.FULL, by, plan.hidden),
-        Coverage("execute", Strength.FULL, by),
+        Coverage("files", Strength.FULL, by_files, plan.hidden),
+        Coverage("execute", Strength.FULL, by_files),
         network,
         Coverage("unix sockets", Strength.FULL, f"{by}, cgroup BPF"),
         Coverage("processes", Strength.FULL, f"cgroup leaf, seccomp, {by}"),

@@ -69,7 +69,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that doctor knows. `enforced`: a run at `tier` would have every rule of its profile enforced."""
+    """All that doctor knows.
+
+    Attributes:
+        enforced: a run at `tier` would have every rule of its profile enforced.
+        live_files: when a file that a person allows while a session runs is open.
+    """
 
     facts: probe.HostFacts
     tier: str
@@ -77,6 +82,7 @@ class Report:
     tiers: tuple[Tier, ...]
     coverage: tuple[Coverage, ...]
     problems: tuple[Problem, ...]
+    live_files: str
 
 
 def examine() -> Report:
@@ -103,6 +109,7 @@ def examine() -> Report:
         ),
         coverage=held[used],
         problems=tuple(problems),
+        live_files=coverage.live_files(_offer(facts, used)),
     )
 
 
@@ -185,7 +192,11 @@ def coverage_of(result: canary.CanaryResult, facts: probe.HostFacts, tier: int) 
 
 
 def _hooks_hold(facts: probe.HostFacts, tier: int) -> bool:
-    return coverage.Offer(tier, {}, facts.preemption or "", unix_hook=True).hooks_hold
+    return _offer(facts, tier).hooks_hold
+
+
+def _offer(facts: probe.HostFacts, tier: int) -> coverage.Offer:
+    return coverage.Offer(tier, {}, facts.preemption or "", unix_hook=True)
 
 
 def _by_hooks(tier: int) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:

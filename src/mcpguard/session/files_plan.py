@@ -19,6 +19,7 @@ from mcpguard.model.paths import is_below
 from mcpguard.model.plan import FilesPlan, Grant, MountStep
 from mcpguard.model.policy import PathRule, Policy
 from mcpguard.model.profile import NAMESPACE_MAPS
+from mcpguard.model.values import replace
 from mcpguard.model.wildcards import Wildcards
 from mcpguard.policy.automaton import NOBODYS_NAME, Automaton, State
 from mcpguard.policy.patterns import split_literal
@@ -32,6 +33,7 @@ def plan_files(
     *,
     sockets: Sequence[str] = (),
     progress: Progress = lambda visited, path: None,
+    wide: bool = False,
 ) -> FilesPlan:
     """Make the plan for this host as it is now.
 
@@ -40,33 +42,74 @@ def plan_files(
         automaton: the policy's own.
         sockets: canonical paths of unix sockets that exist now and that the policy refuses.
         progress: called now and then with the number of names looked at and the current directory.
+        wide: the kernel's hooks keep what merely no rule allows (`FilesPlan.wide`).
 
     Raises:
         PolicyError: the plan would need more look-ups or mounts than is sensible.
     """
     if policy.audit:
-        return _audit_plan(policy, automaton, sockets, progress)
-    walk = _new_walk(policy, automaton, sockets, progress)
+        return _plan_of_denials(policy, _scannable(policy), sockets, progress)
+    walk = _new_walk(policy, automaton, _scannable(policy), sockets, progress)
     # Landlock cannot grant what belongs to processes that do not exist yet, and those that do are not the agent's.
     granting = [rule for rule in policy.paths if rule.pattern not in NAMESPACE_MAPS]
     for base, depth in _places(granting):
         _find_candidates(walk, base, depth)
+    if wide:
+        # Where a floating pattern is looked for costs as much as ever; elsewhere the hooks alone know it.
+        made = _plan_of_denials(policy, _allowed_parts(walk), sockets, progress)
+        grants = tuple(Grant(path, access) for path, access in _without_repeats(walk))
+        return replace(made, grants=grants, wide=True)
     for rule in granting:
         _find_open_directory(walk, policy, rule)
     return _finish(walk, policy.paths)
 
 
-def _audit_plan(policy: Policy, automaton: Automaton, sockets: Sequence[str], progress: Progress) -> FilesPlan:
+def _plan_of_denials(
+    policy: Policy, scannable: tuple[str, ...], sockets: Sequence[str], progress: Progress
+) -> FilesPlan:
     """Everything is let through but explicit denials: one grant on `/`, and the automaton of the deny rules alone."""
     rules = [rule for rule in policy.paths if rule.effect is not Effect.ALLOW]
     rules.append(PathRule(Effect.ALLOW, ALL, "/", (), 0))
-    walk = _new_walk(policy, Automaton.build(rules), sockets, progress)
+    walk = _new_walk(policy, Automaton.build(rules), scannable, sockets, progress)
     walk.grants["/"] = ALL
+    for place in scannable:
+        remember_way(walk, place)
     return _finish(walk, rules)
 
 
-def _new_walk(policy: Policy, automaton: Automaton, sockets: Sequence[str], progress: Progress) -> Walk:
-    scannable = tuple(dict.fromkeys((policy.workspace, policy.user.home, policy.tmp)))
+def _scannable(policy: Policy) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((policy.workspace, policy.user.home, policy.tmp)))
+
+
+def _allowed_parts(walk: Walk) -> tuple[str, ...]:
+    """Of the trees in which patterns are looked for, what is granted."""
+    whole = [root for root in walk.scannable if _granted_on_the_way(walk.grants, root)]
+    parts = [path for path in walk.grants if any(is_below(path, root) for root in walk.scannable)]
+    return tuple(dict.fromkeys((*whole, *parts)))
+
+
+def cover_at(plan: FilesPlan, path: str, access: Access) -> MountStep | None:
+    """The step that keeps `access` from a path that the rules come to allow; None: no mount does."""
+    found: MountStep | None = None
+    for step in plan.steps:
+        if not is_below(path, step.path):
+            continue
+        if step.op in ("mask", "hide"):
+            shown = [entry.kind for entry in step.entries if is_below(path, f"{step.path}/{entry.path}")]
+            kept = next((kind for kind in shown if kind.startswith("keep")), "")
+            found = None if kept == "keep-rw" or (kept and Access.WRITE not in access) else step
+        elif step.op == "noexec":
+            found = step if Access.EXECUTE in access else found
+        elif step.op in ("ro", "link"):
+            found = step if Access.WRITE in access else found
+        elif found is not None and found.op == "ro":
+            found = None
+    return found
+
+
+def _new_walk(
+    policy: Policy, automaton: Automaton, scannable: tuple[str, ...], sockets: Sequence[str], progress: Progress
+) -> Walk:
     return Walk(automaton, scannable, {}, set(), {}, sockets, progress, beginnings(policy.paths))
 
 

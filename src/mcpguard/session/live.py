@@ -16,6 +16,8 @@ from mcpguard.events.finding import NOT_NOW, system_rule
 from mcpguard.kernel import landlock
 from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.event import Event, Kind
+from mcpguard.model.paths import is_below
+from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import GRANTS, FileRule, NetDirection, NetRule, Origin, SocketRule
@@ -23,12 +25,13 @@ from mcpguard.model.values import replace
 from mcpguard.policy.compile import extend_policy
 from mcpguard.policy.decide import decide_file, decide_unix
 from mcpguard.policy.network import closed_by, name_closed_by
-from mcpguard.policy.patterns import witness
+from mcpguard.policy.patterns import split_literal, witness
 from mcpguard.profile.amend import Addition
 from mcpguard.session import network
 from mcpguard.session.approvals import HOW_FAR
 from mcpguard.session.approve import Outcome, Scope
 from mcpguard.session.coverage import TIER_NAMES, Offer
+from mcpguard.session.files_plan import cover_at
 from mcpguard.session.hooks import Hooks
 from mcpguard.session.planted import Trust
 from mcpguard.session.recording import Recording
@@ -48,6 +51,11 @@ _SCOPED_ABI = 6
 _AT_LAUNCH = "only rules about files, network and sockets can be taken while a session runs"
 _DENIALS = "a session that runs keeps its denials"
 _ABSTRACT = "Landlock keeps the session from abstract sockets of others"
+_FIXED = "in tier {} what files may be opened is fixed when the session begins"
+_DEVICES, _SHARED_MEMORY = "/dev", "/dev/shm"
+_COMMANDS = "Landlock keeps the session from commands to devices"
+# What stays of a place whatever the hooks say, by the step that covers it.
+_COVERED = {"mask": "hidden", "hide": "hidden", "ro": "read-only", "link": "read-only", "noexec": "without programs"}
 _NO_ROW = "a socket pattern with a * inside allows nothing in this tier"
 
 
@@ -58,6 +66,7 @@ class Live:
         self,
         policy: Policy,
         offer: Offer,
+        plan: FilesPlan,
         broker: Broker,
         resolver: Resolver,
         recording: Recording,
@@ -67,6 +76,7 @@ class Live:
         self._policy = policy
         self._trusted = Trust(policy.user.home, set())
         self._offer = offer
+        self._plan = plan
         self._broker = broker
         self._resolver = resolver
         self._recording = recording
@@ -119,7 +129,9 @@ class Live:
         if self._offer.tier == 1:
             return ""
         if isinstance(rule, FileRule):
-            return f"in tier {TIER_NAMES[self._offer.tier]} what files may be opened is fixed when the session begins"
+            if self._offer.files_fixed:
+                return f"{_FIXED.format(TIER_NAMES[self._offer.tier])}: {self._offer.files_fixed}"
+            return self._covered(rule)
         if rule.pattern.startswith("@") and landlock.abi() >= _SCOPED_ABI:
             return _ABSTRACT
         extended = extend_policy(self._policy, sockets=[rule], trusted=self._trusted)
@@ -128,6 +140,19 @@ class Live:
         hidden = self._later.hidden() if self._later else []
         open_then = [path for path in hidden if decide_unix(extended, path).verdict is Verdict.ALLOW]
         return f"{open_then[0]} is hidden from the session, and stays so while it runs" if open_then else ""
+
+    def _covered(self, rule: FileRule) -> str:
+        """What mounts and Landlock keep of a rule's files although the hooks would not; empty: nothing."""
+        if self._offer.tier == 1:
+            return ""
+        extended = extend_policy(self._policy, files=[rule], trusted=self._trusted)
+        for entry in sorted({*extended.paths} - {*self._policy.paths}, key=lambda entry: entry.pattern):
+            place = split_literal(entry.pattern)[0]
+            if is_below(place, _DEVICES) and not is_below(place, _SHARED_MEMORY):
+                return _COMMANDS
+            if step := cover_at(self._plan, place, entry.access):
+                return f"{step.path} is {_COVERED[step.op]} in the session, and stays so while it runs"
+        return ""
 
     def _take(self, rules: Sequence[Rule]) -> None:
         before = self._policy

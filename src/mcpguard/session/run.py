@@ -71,10 +71,11 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     for ours in (user_directory(), state_directory(), control_directory(), gate_directory()):
         with contextlib.suppress(OSError):  # a home that nobody can write needs no protection there
             ours.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Best while the broker loads; where tier 1 may be had, which needs no plan, only when it is known.
-    planned = _plan(policy, broker) if _tier_1_failed(options.tier) else None
+    # Best while the broker loads; where tier 1 may be had, which needs no plan, or a plan may be wide, only when that is known.
+    planned = _plan(policy, broker) if _tier_1_failed(options.tier) and not options.ask else None
     offer = coverage.Offer.from_broker(broker.offer())
-    plan, later = (FilesPlan((), ()), None) if offer.tier == 1 else planned or _plan(policy, broker)
+    wide = offer.tier == 2 and not offer.files_fixed
+    plan, later = (FilesPlan((), ()), None) if offer.tier == 1 else planned or _plan(policy, broker, wide=wide)
     hooks = _hooks(policy, offer, broker) if offer.tier < 3 else None
     holds = coverage.of_policy(policy, plan, offer)
     coverage.insist(holds, best_effort=options.best_effort)
@@ -83,7 +84,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     environment = scrub(os.environ, policy.environment_remove, policy.environment_keep) | dict(policy.environment_set)
     environment[SESSION_VARIABLE] = session
     guarded = _servers(policy, session, command, environment)
-    notes = [*plan.hidden, *(_asking(session, quiet=options.quiet) if options.ask else ())]
+    notes = [*plan.hidden, *(_asking(session, offer, quiet=options.quiet) if options.ask else ())]
     if guarded:
         policy = guarded.policy
     if guarded and guarded.note:
@@ -134,7 +135,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             session,
             start.resolver,
             guarded.gate if guarded else None,
-            lambda: _live(policy, offer, broker, start.resolver, recording, hooks, later),
+            lambda: _live(policy, offer, plan, broker, start.resolver, recording, hooks, later),
         )
         code, trouble = _wait_for_agent(broker, command, recording, guarded)
     finally:
@@ -157,7 +158,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     return code
 
 
-def _asking(session: str, *, quiet: bool) -> tuple[str]:
+def _asking(session: str, offer: coverage.Offer, *, quiet: bool) -> tuple[str, ...]:
     """Let `watch` ask what no rule covers; what the person is told at the beginning and at the end.
 
     Raises:
@@ -166,10 +167,10 @@ def _asking(session: str, *, quiet: bool) -> tuple[str]:
     from mcpguard.session import questions
 
     questions.begin(session)
-    note = questions.NOTE.format(session)
+    notes = (questions.NOTE.format(session), coverage.answers_for_files(offer))
     if not quiet:
-        sys.stderr.write(f"mcpguard: {note}\n")
-    return (note,)
+        sys.stderr.write("".join(f"mcpguard: {note}\n" for note in notes))
+    return notes
 
 
 def _tier_1_failed(asked: str | None) -> bool:
@@ -201,7 +202,7 @@ def _start(
     return facts
 
 
-def _plan(policy: Policy, broker: client.Broker) -> tuple[FilesPlan, sockets.LaterSockets]:
+def _plan(policy: Policy, broker: client.Broker, *, wide: bool = False) -> tuple[FilesPlan, sockets.LaterSockets]:
     """What Landlock and mounts are to do. In tier 1 the hooks do it all, so no tree is walked and no socket looked for."""
 
     def may_connect(path: str) -> bool:
@@ -214,7 +215,8 @@ def _plan(policy: Policy, broker: client.Broker) -> tuple[FilesPlan, sockets.Lat
     progress = TerminalProgress(_progress_line)
     refused = sockets.refused(may_connect_now)
     # Without the hooks nothing but a cover keeps the session from a socket whose name it knows.
-    plan = plan_files(policy, automaton_of(policy.tables), sockets=(*refused, *own_hidden()), progress=progress)
+    hidden = (*refused, *own_hidden())
+    plan = plan_files(policy, automaton_of(policy.tables), sockets=hidden, progress=progress, wide=wide)
     progress.clear()
     return plan, sockets.LaterSockets(may_connect, refused, broker.hide)
 
@@ -248,6 +250,7 @@ def _take_edits(session: str, resolver: Resolver, gate: Gate | None, live: Calla
 def _live(
     policy: Policy,
     offer: coverage.Offer,
+    plan: FilesPlan,
     broker: client.Broker,
     resolver: Resolver,
     recording: Recording,
@@ -256,7 +259,7 @@ def _live(
 ) -> Live:
     from mcpguard.session.live import Live
 
-    return Live(policy, offer, broker, resolver, recording, hooks, later)
+    return Live(policy, offer, plan, broker, resolver, recording, hooks, later)
 
 
 def _hooks(policy: Policy, offer: coverage.Offer, broker: client.Broker) -> Hooks:

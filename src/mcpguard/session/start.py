@@ -89,7 +89,7 @@ class Start:
             self._tell_broker(self._broker, options)
 
     def _tell_broker(self, broker: client.Broker, options: RunOptions) -> None:
-        broker.load(audit=options.audit, tier=options.tier, resolver=self.resolver.port)
+        broker.load(audit=options.audit, ask=options.ask, tier=options.tier, resolver=self.resolver.port)
 
     def broker(self) -> client.Broker:
         """The broker, started now if it was not; sudo may ask for a password. To be called after `load`."""

@@ -15,7 +15,7 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from mcpguard.events.format import object_of, printable, shorten
-from mcpguard.model.event import Event
+from mcpguard.model.event import Event, Kind
 from mcpguard.profile.amend import Addition
 from mcpguard.session.amendment import Amendment
 from mcpguard.session.approve import Scope
@@ -29,6 +29,8 @@ SCOPES = {
     Scope.PROFILE: ("w", "allow in the profile", "writes the rule into your own profile; shows the change first"),
 }
 LEAVE = "leave"
+_AT_ONCE = "Allowed, it is open at the next attempt."
+_NEXT_RUN = "The files of this session are fixed: only the next run has what you allow."
 _WARNING = "An agent that was talked into something asks for things, too."
 
 
@@ -75,16 +77,18 @@ class ScopeScreen(Asking[Scope | None]):
         Binding("x,n,escape,q", "answer", "Leave it refused"),
     ]
 
-    def __init__(self, event: Event, offer: Offer, home: str, *, running: bool) -> None:
+    def __init__(self, event: Event, offer: Offer, home: str, *, running: bool, files_at_once: bool) -> None:
         """
         Args:
             running: the session can still take rules.
+            files_at_once: it can take those about files, too.
         """
         super().__init__()
         self._event = event
         self._offer = offer
         self._home = home
         self._takes_rules = running
+        self._takes_files = files_at_once
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="allow"):
@@ -120,6 +124,8 @@ class ScopeScreen(Asking[Scope | None]):
     def _notes(self) -> Iterable[str]:
         for folder in self._offer.folders:
             yield f"{printable(shorten(folder, self._home))} is a folder: a rule for it holds for all that is in it."
+        if self._takes_rules and self._event.kind in (Kind.FILE, Kind.EXEC):
+            yield _AT_ONCE if self._takes_files else _NEXT_RUN
         yield _WARNING
 
 

@@ -21,6 +21,7 @@ from mcpguard.model.event import Event, McpMessage
 from mcpguard.profile.amend import Addition
 from mcpguard.session.amendment import Amendment, install, prepare
 from mcpguard.session.approve import Outcome, Scope, decide, leave
+from mcpguard.session.coverage import files_at_once
 from mcpguard.session.offers import Offer, Purpose, exception, offer, purpose
 from mcpguard.session.questions import LEFT
 from mcpguard.tui.allow import CallScreen, PurposeScreen, ScopeScreen, WriteScreen
@@ -71,8 +72,10 @@ class Approval:
             if scope is not None:
                 self.answer(event, scope)
 
-        running = self._session().state is State.RUNNING
-        self._app.push_screen(ScopeScreen(event, made, self._home, running=running), chosen)
+        session = self._session()
+        at_once = files_at_once(session.tier, session.coverage)
+        running = session.state is State.RUNNING
+        self._app.push_screen(ScopeScreen(event, made, self._home, running=running, files_at_once=at_once), chosen)
 
     def ask_call(self, event: Event) -> None:
         """Ask about a call that is held, with all of it on the screen."""
