@@ -20,7 +20,7 @@ from bpf_tree import Tree, allow, deny, errno_of, in_child
 from harness import SYSTEM_PYTHON, mcpguard_command, sandbox
 
 from mcpguard.backends import cgroup_bpf, tracing
-from mcpguard.backends.engine import Engine
+from mcpguard.backends.engine import LAYOUT, Engine
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, pins
 from mcpguard.kernel.cgroup import Leaf
@@ -66,7 +66,7 @@ def another_build(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     shutil.copytree(bpf.OBJECTS, folder)
     (folder / "more.bpf.o").write_bytes(os.urandom(16))
     monkeypatch.setattr(bpf, "OBJECTS", folder)
-    return f"{pins.ROOT}/{pins.version(folder, 1)}"
+    return f"{pins.ROOT}/{pins.version(folder, LAYOUT)}"
 
 
 # --- several at once ---
