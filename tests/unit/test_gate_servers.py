@@ -129,8 +129,14 @@ def test_env_is_followed_as_far_as_its_words_are_known(tmp_path: Path) -> None:
 
     env = str(tmp_path / "bin/env")
     assert last(env, "-i", "A=b", "c.d=", "good", "evil") == "good"
-    assert last(env, "-u", "good", "evil") == "env"
-    for line, then in (("-S A=b good --x", "good"), ("good", "good"), ("-S -u good evil", "env")):
+    assert last(env, "-u", "good", "evil") == "evil"
+    assert last(env, "-C", "good", "evil") == "env"
+    for line, then in (
+        ("-S A=b good --x", "good"),
+        ("good", "good"),
+        ("-S -u good evil", "evil"),
+        ("-S -C good evil", "env"),
+    ):
         first.write_text(f"#!{env} {line}\n")
         assert last(str(first)) == then, line
 

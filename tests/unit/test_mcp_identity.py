@@ -355,8 +355,8 @@ def test_other_ways_to_write_npx_are_the_same(
         ("yarn dlx a@1.0.0", "yarn"),
         ("uv tool run --with-editable . a", "uv"),
         ("timeout 60 npx -y a", "npx"),
-        ("nice -n 5 /usr/bin/npx a", "npx"),
-        ("env -u X uvx a", "uvx"),
+        ("nice -n x /usr/bin/npx a", "npx"),
+        ("env -C /x uvx a", "uvx"),
         ("uv --allow-insecure-host h tool run a", "uv"),
         ("uv -q tool run a", "uv"),  # what is behind it is counted from the first word
         ("timeout 60 uv --option v tool run a", "uv"),
@@ -474,12 +474,27 @@ def test_a_link_to_a_runner_is_one(bin_folder: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ("env", "-u", "npx", "good", "./evil"),
+        ("env", "-u", "npx", "--", "-u", "good"),
+        ("env", "-u", "PATH", "node", "x.js"),  # it would look for node elsewhere
+        ("env", "-uPATH", "node", "x.js"),
+        ("env", "--unset=HOME", "npx", "good", "./evil"),
+        ("env", "-u", "A=b", "node", "x.js"),
+        ("env", "-u", "-i", "node", "x.js"),
+        ("env", "-iu", "X", "node", "x.js"),
+        ("env", "-uX", "-S", "./evil", "node", "x.js"),
+        ("env", "-u", "X", "-S./evil", "node", "x.js"),
+        ("env", "--split-string=./evil", "node", "x.js"),
+        ("env", "--uns", "X", "node", "x.js"),
+        ("env", "--chdir=/tmp", "node", "x.js"),
+        ("env", "-u"),
+        ("env", "-u", "X"),
         ("env", "-C", "node", "x.js"),
         ("env", "-S", "./evil"),
-        ("env", "--unset", "node", "./evil"),
         ("time", "-o", "npx", "good", "./evil"),
         ("nice", "-n", "node", "x.js"),
+        ("nice", "-n", "5", "-n"),
+        ("nice", "-n", "5\n", "node", "x.js"),
+        ("nice", "-n", "\u0665", "node", "x.js"),
         ("stdbuf", "-o", "node", "x.js"),
         ("nice", "A=b", "node", "x.js"),  # that is a program of this name
         ("env", "A=b", "-i", "node", "x.js"),  # and so is -i here
@@ -500,8 +515,14 @@ def test_a_wrapper_with_words_that_nobody_knows_cannot_be_approved(bin_folder: P
     for wrapper in (
         ("env", "-i", "--", "A=b", "c.d-e="),
         ("nice", "-10"),
+        ("nice", "-n", "10"),
+        ("nice", "-n-5"),
+        ("nice", "--adjustment", "5"),
+        ("env", "-u", "X", "-uY", "--unset", "Z", "--unset=W", "-i", "A=b"),
+        ("env", "-u", "node", "nice", "-n", "+3"),
         ("time", "-p"),
         ("stdbuf", "-oL"),
+        ("stdbuf", "-o", "L", "--error", "0", "-i4K"),
         ("nohup", "--"),
         ("env", "-", "nice"),
     ):

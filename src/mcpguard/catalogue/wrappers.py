@@ -1,7 +1,7 @@
 """Programs that execute what their words name (`env A=b program`), and where in their words it stands. Pure.
 
-Known are switches that stand by themselves. Any other option may take the next word for its value, and then another word is the
-program than it seems: nothing is known of such a command.
+Known are switches that stand by themselves, and a few options with a value whose form leaves no doubt. Any other option may
+take the next word for its value, and then another word is the program than it seems: nothing is known of such a command.
 """
 
 from __future__ import annotations
@@ -9,31 +9,64 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_NONE = re.compile(r"(?!)")
-_SWITCHES = {
-    "env": re.compile(r"-[iv]+|--ignore-environment|--debug"),
-    "nohup": _NONE,
-    "setsid": re.compile(r"-[cfw]+|--ctty|--fork|--wait"),
-    "nice": re.compile(r"--?\d+"),
-    "stdbuf": re.compile(r"-[ioe](?:L|\d+)|--(?:input|output|error)=(?:L|\d+)"),
-    "time": re.compile(r"-[pqv]+|--portability|--quiet|--verbose"),
+from mcpguard.model.values import dataclass
+
+# Without these two the command is looked for elsewhere.
+_NAME = r"(?!(?:PATH|HOME)\b)[A-Za-z_]\w*"
+_NUMBER, _MODE = r"[+-]?\d{1,3}", r"(?:L|\d+[KM]?)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What a wrapper takes before its command.
+
+    Attributes:
+        alone: options that are one word, with their value where they have one.
+        pairs: options whose value is the next word, and what that may be.
+    """
+
+    alone: re.Pattern[str]
+    pairs: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = ()
+
+
+def _words(alone: str, *pairs: tuple[tuple[str, ...], str]) -> _Words:
+    compiled = tuple((names, re.compile(value, re.ASCII)) for names, value in pairs)
+    return _Words(re.compile(alone, re.ASCII), compiled)
+
+
+_KNOWN = {
+    # -C moves to another folder, where words name other files; -S makes words of one.
+    "env": _words(rf"-[iv]+|--ignore-environment|--debug|-u{_NAME}|--unset={_NAME}", (("-u", "--unset"), _NAME)),
+    "nohup": _words("(?!)"),
+    "setsid": _words("-[cfw]+|--ctty|--fork|--wait"),
+    "nice": _words(rf"--?\d+|-n{_NUMBER}|--adjustment={_NUMBER}", (("-n", "--adjustment"), _NUMBER)),
+    "stdbuf": _words(
+        rf"-[ioe]{_MODE}|--(?:input|output|error)={_MODE}",
+        (("-i", "-o", "-e", "--input", "--output", "--error"), _MODE),
+    ),
+    "time": _words("-[pqv]+|--portability|--quiet|--verbose"),
 }
-NAMES = frozenset(_SWITCHES)
+NAMES = frozenset(_KNOWN)
 
 
 def command_at(wrapper: str, args: Sequence[str]) -> int | None:
     """Where the command stands that a wrapper of this name executes; None where it is not known, or there is none."""
-    options = True
-    for at, arg in enumerate(args):
+    known, options, at = _KNOWN[wrapper], True, 0
+    while at < len(args):
+        arg = args[at]
         if options and (arg == "--" or (wrapper == "env" and arg == "-")):
             options = False
         elif options and arg.startswith("-"):
-            if not _SWITCHES[wrapper].fullmatch(arg):
+            value = next((value for names, value in known.pairs if arg in names), None)
+            if value is not None and at + 1 < len(args) and value.fullmatch(args[at + 1]):
+                at += 1
+            elif value is not None or not known.alone.fullmatch(arg):
                 return None
         elif wrapper == "env" and "=" in arg:
             options = False  # it takes none behind a variable
         else:
             return at
+        at += 1
     return None
 
 
