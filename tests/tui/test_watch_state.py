@@ -11,6 +11,7 @@ from records import AGENT, CHILD, Recorded
 
 from mcpguard.errors import UsageError
 from mcpguard.events.activity import Touched
+from mcpguard.events.query import Filter
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.session import process_tree as processes
@@ -136,3 +137,11 @@ def test_a_wrong_filter_line_says_what_to_write(line: str) -> None:
     with pytest.raises(UsageError) as caught:
         filters.parse(line, "/home/u")
     assert caught.value.why and caught.value.do
+
+
+@pytest.mark.parametrize(
+    "name", ["verdict:deny", "verdict:x", "path:/etc/x", "kind:", "text:a", "text", 'a "b', "read_file"]
+)
+def test_what_a_server_calls_its_tool_is_text_in_a_filter(name: str) -> None:
+    wanted = filters.parse(filters.exactly(name, kind="mcp"), "/home/u")
+    assert wanted == Filter(kind=Kind.MCP, text=name)

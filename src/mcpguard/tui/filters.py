@@ -12,7 +12,7 @@ from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
 from mcpguard.policy.patterns import quote
 
-KEYS = ("verdict", "kind", "process", "path", "host")
+KEYS = ("verdict", "kind", "process", "path", "host", "text")
 HELP = "verdict:deny|allow|audit  kind:file|exec|net|...  process:GLOB  path:GLOB  host:GLOB  any other word: text"
 
 
@@ -34,6 +34,8 @@ def parse(line: str, home: str) -> Filter:
             text.append(word)
         elif not value:
             raise _wrong(word, f"{key}: needs a value")
+        elif key == "text":
+            text.append(value)
         else:
             fields[key] = _value(key, value, home)
     if text:
@@ -45,7 +47,9 @@ def exactly(text: str = "", **words: str) -> str:
     """A filter line for these values as they are: nothing in them is a pattern."""
     plain = {"path": quote, "host": _plain}
     parts = [f"{key}:{shlex.quote(plain.get(key, str)(value))}" for key, value in words.items() if value]
-    return " ".join([*parts, *([shlex.quote(text)] if text else [])])
+    # Tools have the names that their servers choose, also such as `verdict:allow`.
+    key = "text:" if text.partition(":")[0] in KEYS else ""
+    return " ".join([*parts, *([key + shlex.quote(text)] if text else [])])
 
 
 def _plain(name: str) -> str:
