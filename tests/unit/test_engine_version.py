@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.broker import tiers
 from mcpguard.kernel import pins
 
 
@@ -79,3 +80,31 @@ def test_a_damaged_memory_is_none(objects: Path, text: str) -> None:
     right = version(objects)
     Path(pins._VERSION).write_text(text, encoding="utf-8", errors="surrogateescape")
     assert version(objects) == right
+
+
+def test_what_root_remembers_is_roots_alone_whatever_mask_it_runs_with(objects: Path) -> None:
+    before = os.umask(0)
+    try:
+        version(objects)
+    finally:
+        os.umask(before)
+    assert Path(pins._VERSION).stat().st_mode & 0o777 == 0o600
+
+
+def test_nobody_but_root_can_say_which_tiers_a_kernel_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "tiers.json"
+    monkeypatch.setattr(tiers, "REFUSED_TIERS", str(kept))
+    before = os.umask(0)
+    try:
+        tiers._remember({1: "no hooks"})
+    finally:
+        os.umask(before)
+    assert kept.stat().st_mode & 0o777 == 0o644
+    assert tiers._remembered() == {1: "no hooks"}
+
+
+def test_what_is_no_engine_has_no_links_and_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pins, "ROOT", str(tmp_path))
+    (tmp_path / "engine" / pins.LINKS / "one").mkdir(parents=True)
+    (tmp_path / "half-removed").mkdir()
+    assert pins.links() == 1

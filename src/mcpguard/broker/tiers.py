@@ -194,6 +194,7 @@ def _remembered() -> dict[int, str]:
 def _remember(refused: dict[int, str]) -> None:
     made = f"{REFUSED_TIERS}.{os.getpid()}"
     with contextlib.suppress(OSError):
-        with open(made, "w", encoding="utf-8") as file:
+        # Whatever mask root runs with: who writes here chooses everybody's tier.
+        with open(made, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o644)) as file:
             json.dump({"key": _key(), "refused": refused}, file)
         os.replace(made, REFUSED_TIERS)
