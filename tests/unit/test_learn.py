@@ -245,6 +245,17 @@ def test_an_own_profile_keeps_its_comments(world: Path, session: Callable[..., s
     assert "# another" in text and "~/.cache/x   # why" in text and "~/.tool/" in text
 
 
+def test_an_own_profile_that_is_kept_elsewhere_stays_there(world: Path, session: Callable[..., str]) -> None:
+    session(audited(f"{world}/home/.tool"), audited(f"{world}/home/.tool/x"))
+    link, kept = world / "guard/config/profiles/mine.yaml", world / "dotfiles/agent.yaml"
+    link.parent.mkdir(parents=True)
+    kept.parent.mkdir()
+    kept.write_text(OWN)
+    link.symlink_to(kept)
+    assert learn("--install", "--name", "mine", "--yes")[0] == 0
+    assert link.is_symlink() and "~/.tool/" in kept.read_text()
+
+
 def test_rules_that_no_session_used_are_listed(world: Path, session: Callable[..., str]) -> None:
     policy = load_policy("default")
     used = next(rule for rule in policy.rules if rule.text == "read /usr")

@@ -70,4 +70,5 @@ def install(amendment: Amendment) -> None:
             do="try again",
             code="profile.changed-meanwhile",
         )
-    store.replace(amendment.path, amendment.text.encode("utf-8", "surrogateescape"))
+    # A profile may be kept elsewhere, with a link in its place: the link stays.
+    store.replace(amendment.path.resolve(), amendment.text.encode("utf-8", "surrogateescape"))
