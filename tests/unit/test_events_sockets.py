@@ -13,7 +13,7 @@ from events_help import OPEN_POLICY, make_policy, refused, unix
 
 from mcpguard.events.finding import QUIET, UNEXPLAINED, Finding
 from mcpguard.events.judge import Judge
-from mcpguard.events.sockets import HIDDEN, SocketJudge
+from mcpguard.events.sockets import HIDDEN, NO_SUCH_SOCKET, SocketJudge
 from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.event import Kind
 from mcpguard.model.policy import SocketEntry
@@ -58,6 +58,11 @@ def test_a_symlink_to_a_hidden_socket_does_not_make_it_an_allowed_one(listening:
 def test_a_socket_that_was_made_later_is_on_record_as_not_stopped(listening: Path) -> None:
     found = judged(listening.parents[1], listening, later_ns=-60 * 10**9)
     assert (found.verdict, found.detail) == (Verdict.AUDIT, "not stopped: it did not exist at launch")
+
+
+def test_a_look_at_a_socket_that_is_not_there_is_quiet_in_audit_mode_too(listening: Path) -> None:
+    found = judged(listening.parents[1], "/run/no-such-daemon/socket", audit=True)
+    assert (found.verdict, found.detail) == (Verdict.AUDIT, NO_SUCH_SOCKET)
 
 
 def test_in_audit_mode_nothing_is_hidden_and_no_alarm_is_given(listening: Path) -> None:

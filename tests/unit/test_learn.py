@@ -235,6 +235,25 @@ def test_install_shows_the_difference_and_writes_only_when_told(world: Path, ses
     assert (code, out) == (0, "")
 
 
+def test_a_name_that_was_only_looked_up_is_learned(world: Path, session: Callable[..., str]) -> None:
+    """In audit, what was connected to says which port; where nothing was, the next run would be refused the name."""
+    rule = Origin("default", "default", 0, "no rule allows it")
+
+    def asked(name: str, detail: str) -> Event:
+        return Event(1, "", Kind.DNS, "query", Verdict.AUDIT, host=name, comm="tool", rule=rule, detail=detail)
+
+    session(
+        *(asked("only.example", kind) for kind in ("A", "AAAA", "TXT")),
+        asked("used.example", "A"),
+        Event(
+            2, "", Kind.NET, "connect", Verdict.AUDIT, host="used.example", address="192.0.2.1", port=8443, rule=rule
+        ),
+    )
+    _code, out, _err = learn()
+    made = parse(out, "p", name="p").profile
+    assert {rule.target for rule in made.network} == {"only.example:443", "used.example:8443"}
+
+
 def test_an_own_profile_keeps_its_comments(world: Path, session: Callable[..., str]) -> None:
     session(audited(f"{world}/home/.tool"), audited(f"{world}/home/.tool/x"))
     target = world / "guard/config/profiles/mine.yaml"

@@ -353,3 +353,21 @@ def test_a_folder_that_was_listed_or_touched_is_never_opened_as_a_whole(world: P
     # The last one was made by the session itself.
     assert [rule.pattern for rule in parse(out, "p", name="p").profile.files] == ["~/letters/2024"]
     assert "everything in this folder" in err and "what it leads to" in err
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        Need("unix", "connect", "/run/nscd/socket", {"curl": 1}),
+        Need("unix", "connect", "/run/systemd/resolve/io.systemd.Resolve", {"curl": 1}),
+        Need("net", "connect", "dns.google:443", {"curl": 1}),
+        Need("net", "connect", "1.1.1.1:443", {"curl": 1}),
+        Need("net", "connect", "[2620:fe::fe]:443/udp", {"curl": 1}),
+        Need("net", "connect", "10.1.2.3:853", {"curl": 1}),
+    ],
+    ids=lambda need: need.object,
+)
+def test_another_way_to_names_is_never_learned(door: Need) -> None:
+    other = Need("net", "connect", "api.example.com:443", {"curl": 1})
+    assert [proposal.value for proposal in learned(door, other)] == ["api.example.com:443"]
+    assert door.refused is not None and "another door to name resolution" in door.refused[1]

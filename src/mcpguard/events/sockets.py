@@ -83,7 +83,7 @@ class SocketJudge:
         answer = self._answer(real)
         if answer.verdict is Verdict.ALLOW:
             return None
-        verdict, detail = Verdict.AUDIT, None
+        verdict, detail = Verdict.AUDIT, NO_SUCH_SOCKET if self._never_was(real) else None
         if not self._policy.audit:
             verdict, detail = self._outcome(real)
         return Finding(Kind.UNIX, record.op, verdict, path=path, rule=self._policy.rules[answer.rule], detail=detail)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mcpguard.events import doors
 from mcpguard.events.finding import BELOW, LISTED, NOT_STOPPED, QUIET, system_rule
 from mcpguard.events.store import Store
 from mcpguard.model.access import Access
@@ -119,12 +120,13 @@ def _rows(store: Store, session: str) -> list[Sequence[object]]:
             f"COALESCE(e.detail LIKE '{BELOW}%', 0) "
             "FROM events e LEFT JOIN rules r ON r.session = e.session AND r.n = e.rule "
             "WHERE e.session = ? AND e.verdict IN ('deny', 'audit') AND (e.kind IN ('file', 'exec', 'net', 'unix') "
-            # A name that was refused never came to a connection; in audit it does, and that knows the port.
-            "OR (e.kind = 'dns' AND e.verdict = 'deny' AND (e.detail || ';' LIKE 'A;%' OR e.detail || ';' LIKE 'AAAA;%'))) "
+            # A name that was refused never came to a connection; in audit it may, and that knows the port.
+            "OR (e.kind = 'dns' AND (e.detail || ';' LIKE 'A;%' OR e.detail || ';' LIKE 'AAAA;%') AND (e.verdict = 'deny' "
+            "OR e.host NOT IN (SELECT c.host FROM events c WHERE c.session = ? AND c.kind = 'net' AND c.host IS NOT NULL)))) "
             f"AND (e.detail IS NULL OR NOT (e.detail LIKE '{QUIET}%' OR e.detail LIKE '{LISTED}%')) "
             "GROUP BY e.kind, e.op, e.verdict, e.access, e.path, e.target, e.host, e.address, e.port, e.protocol, e.comm, "
             f"e.rule, e.detail LIKE '{NOT_STOPPED}%', e.detail LIKE '{BELOW}%'",
-            (store.number(session),),
+            (store.number(session), store.number(session)),
         )
     )
 
@@ -183,10 +185,23 @@ def set_apart(found: Iterable[Need], workspace: str) -> None:
         if need.refused is None:
             need.refused = (
                 _inexact(need)
+                or _door(need)
                 or _protected(need, base)
                 or _runs_later(need, base.user.home)
                 or _whole(need, made, shared)
             )
+
+
+def _door(need: Need) -> tuple[Origin, str] | None:
+    """Whoever answers for names there knows nothing of our rules by name."""
+    where, _, port = need.object.rpartition(":")
+    number, _, protocol = port.partition("/")
+    word = None
+    if need.kind == "unix":
+        word = doors.of_socket(need.object)
+    elif need.kind == "net" and need.access == "connect" and number.isdecimal():
+        word = doors.of_host(where) or doors.of_port(int(number), protocol or "tcp", where.strip("[]"))
+    return (system_rule("names have one way"), word) if word else None
 
 
 def _whole(need: Need, made: Collection[str], shared: Collection[str]) -> tuple[Origin, str] | None:
