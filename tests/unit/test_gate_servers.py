@@ -186,6 +186,28 @@ def test_runners_are_told_to_leave_their_folder(given: tuple[str, ...], then: tu
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("-u", "PYTHONSAFEPATH"),
+        ("-uPYTHONSAFEPATH",),
+        ("--unset=PYTHONSAFEPATH",),
+        ("-i",),
+        ("-",),
+        ("PYTHONSAFEPATH=",),
+    ],
+)
+def test_env_takes_nothing_away_that_keeps_python_from_its_folder(words: tuple[str, ...], tmp_path: Path) -> None:
+    program(tmp_path, "python3.12")
+    module, safe = ("python3.12", "-m", "json.tool"), {"PYTHONSAFEPATH": "1"}
+    assert started(tmp_path, *module, env=safe) == module
+    assert started(tmp_path, "env", *words, *module, env=safe) == ("env", *words, "python3.12", "-P", "-m", "json.tool")
+    (tmp_path / "work" / "own.py").write_text("1")
+    own = ("python3.12", "-m", "own")
+    with pytest.raises(HostError, match="was not started"):
+        started(tmp_path, "env", *words, *own, env=safe, writable="work")
+
+
+@pytest.mark.parametrize(
     "command",
     [
         ("npx", "--prefix", ".", "a@1.0.0"),

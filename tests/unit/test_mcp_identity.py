@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from mcp_files import npx_installed, write
 
-from mcpguard.catalogue import identity, sums
+from mcpguard.catalogue import identity, sums, wrappers
 from mcpguard.catalogue import package as packages
 from mcpguard.catalogue.identity import Identity, unknown_runner
 
@@ -530,6 +531,34 @@ def test_a_wrapper_with_words_that_nobody_knows_cannot_be_approved(bin_folder: P
         assert known.installed is not None and known.installed.words == (str(script), "./evil")
         assert all(one.sha256 != identity.MISSING for one in known.code)
         assert ("script", "x.js") in code(of(bin_folder, *wrapper, "node", "x.js"))
+
+
+@pytest.mark.parametrize(
+    ("words", "then"),
+    [
+        (["-i"], {"PATH": "p"}),
+        (["-vi", "A=c"], {"PATH": "p", "A": "c"}),
+        (["-", "A=c"], {"PATH": "p", "A": "c"}),
+        (["-u", "A"], {"PATH": "p", "B": "b"}),
+        (["-uA", "--unset", "B", "A="], {"PATH": "p", "A": ""}),
+        (["--unset=A", "--", "B=c=d"], {"PATH": "p", "B": "c=d"}),
+        (["--", "--unset=A"], {"PATH": "p", "A": "a", "B": "b", "--unset": "A"}),
+        (["-v"], {"PATH": "p", "A": "a", "B": "b"}),
+    ],
+)
+def test_a_command_behind_env_has_the_environment_that_env_gives_it(words: list[str], then: dict[str, str]) -> None:
+    environment = {"PATH": "p", "A": "a", "B": "b"}
+    wrappers.change(environment, "env", words)
+    assert environment == then
+    given = subprocess.run(
+        ["/usr/bin/env", *words, "/usr/bin/env"],
+        env={"PATH": "p", "A": "a", "B": "b"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    printed = dict(line.split("=", 1) for line in given.stdout.splitlines())
+    assert {"PATH": "p", **printed} == then
 
 
 def test_what_is_missing_is_said_and_is_another_identity_when_it_appears(bin_folder: Path) -> None:

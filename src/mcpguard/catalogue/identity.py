@@ -298,9 +298,7 @@ def _look(
                 f"what {command} executes cannot be told from its words: declare it without this, or without options"
             )
             return None, None, 0
-        env |= {
-            key: value for key, equals, value in (arg.partition("=") for arg in args[:at]) if equals and name == "env"
-        }
+        wrappers.change(env, name, args[:at])
         return _look(args[at], args[at + 1 :], env, cwd, code, notes, depth + 1)
     plain = plain_command(name, args)
     if plain and depth < _DEEPEST and packages.of(plain[0], plain[1:]):

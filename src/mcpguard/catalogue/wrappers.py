@@ -47,6 +47,7 @@ _KNOWN = {
     "time": _words("-[pqv]+|--portability|--quiet|--verbose"),
 }
 NAMES = frozenset(_KNOWN)
+_EMPTIES = re.compile("-v*i[iv]*|--ignore-environment")
 
 
 def command_at(wrapper: str, args: Sequence[str]) -> int | None:
@@ -68,6 +69,35 @@ def command_at(wrapper: str, args: Sequence[str]) -> int | None:
             return at
         at += 1
     return None
+
+
+def change(environment: dict[str, str], wrapper: str, args: list[str]) -> None:
+    """Do to an environment what a wrapper does whose command is known.
+
+    PATH and HOME stay: what they lead to is compared again when it is executed.
+
+    Args:
+        args: a list of what stands before the command.
+    """
+    if wrapper != "env":
+        return
+    # In the words of a known command options end at the first of these, and it has no other words than these.
+    end = next((at for at, arg in enumerate(args) if arg in ("-", "--") or _is_variable(arg)), len(args))
+    if args[end : end + 1] == ["-"] or any(map(_EMPTIES.fullmatch, args[:end])):
+        for name in environment.keys() - {"PATH", "HOME"}:
+            del environment[name]
+    for at, arg in enumerate(args[:end]):
+        if arg in ("-u", "--unset"):
+            environment.pop(args[at + 1], None)
+        elif arg.startswith(("-u", "--unset=")):
+            environment.pop(arg.removeprefix("--unset=").removeprefix("-u"), None)
+    for name, equals, value in (arg.partition("=") for arg in args[end:]):
+        if equals:
+            environment[name] = value
+
+
+def _is_variable(arg: str) -> bool:
+    return "=" in arg and not arg.startswith("-")
 
 
 def of_first_line(words: Sequence[str]) -> Sequence[str]:

@@ -60,7 +60,8 @@ def words_of(
             )
         return words
     here = may_write is not None and may_write(os.path.join(cwd, _ANYTHING))
-    if scripts.looks_in_its_folder(program, args, environment):
+    # `env` may take away what would keep Python from there.
+    if scripts.looks_in_its_folder(program, args, {} if at else environment):
         given[at + 1 : at + 1] = _safe_path(name, found, cwd, here)
     elif here and program in _LOCAL_FIRST:
         _refuse_local_first(name, program, cwd)
