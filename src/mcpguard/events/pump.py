@@ -203,7 +203,7 @@ class Pump:
                 if not batch:
                     break
                 drained += batch
-        except KernelError as error:
+        except Exception as error:
             self.failure = self.failure or error
             lost[UNREADABLE] = lost.get(UNREADABLE, 0) + 1
         return drained, empty_ns
