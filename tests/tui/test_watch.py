@@ -6,6 +6,7 @@ import asyncio
 import json
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from mcpguard.events.missing import CUT_OFF
 from mcpguard.events.sessions import Supervisor
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind, Peer
+from mcpguard.model.rule import Origin
+from mcpguard.policy.compile import DEFAULT
 from mcpguard.tui import stream
 from mcpguard.tui.app import TABS, WatchApp
+from mcpguard.tui.details import describe
 from mcpguard.tui.help import HelpScreen
 from mcpguard.tui.stream import EventStream
 from mcpguard.tui.trees import FilesTree, ProcessTree
@@ -684,3 +688,22 @@ def test_the_keys_of_a_tab_move_through_its_rows(recorded: Recorded) -> None:
         assert app._stream.following
 
     watch(recorded, steps)
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict", "words"),
+    [
+        (DEFAULT, Verdict.DENY, "rule     no rule allows it (default deny)"),
+        (DEFAULT, Verdict.AUDIT, "rule     no rule allows it"),
+        (
+            Origin("default", "/p/default.yaml", 3, "deny /a"),
+            Verdict.DENY,
+            "rule     /p/default.yaml:3  deny /a  profile default",
+        ),
+    ],
+)
+def test_where_no_rule_decided_no_profile_is_named(
+    rule: Origin, verdict: Verdict, words: str, recorded: Recorded
+) -> None:
+    event = replace(recorded.event(Kind.FILE, "open", path="/a", access="read", verdict=verdict), rule=rule)
+    assert describe(event, [], "", "/home/u").plain.splitlines()[0] == words

@@ -5,7 +5,9 @@ from __future__ import annotations
 from rich.text import Text
 
 from mcpguard.events.format import as_json, object_of, printable, shorten
+from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
+from mcpguard.policy.compile import DEFAULT
 from mcpguard.session.process_tree import Process
 from mcpguard.tui.colours import VERDICTS
 
@@ -40,9 +42,12 @@ def describe(event: Event | None, chain: list[Process], because: str, home: str)
     if event.rule is not None:
         place = f"{shorten(event.rule.place, home)}  " if event.rule.line else ""
         text.append("rule     ", style="dim").append(printable(f"{place}{event.rule.text}"))
-        text.append(
-            (f"  ({printable(because)})" if because else "") + f"  profile {printable(event.rule.profile)}\n", "dim"
-        )
+        text.append(f"  ({printable(because)})" if because else "", "dim")
+        if event.rule != DEFAULT:
+            text.append(f"  profile {printable(event.rule.profile)}", "dim")
+        elif event.verdict is Verdict.DENY:
+            text.append(" (default deny)", "dim")
+        text.append("\n")
     if event.pid is not None:
         text.append("process  ", style="dim").append(printable(f"{event.exe or event.comm or '?'} [{event.pid}]"))
         parents = [f"{printable(process.name)[:40]} [{process.pid}]" for process in chain[1:]]
