@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -34,9 +35,13 @@ class Terminal:
     def keys(self, name: str, *keys: str) -> None:
         subprocess.run([*self._tmux, "send-keys", "-t", name, *keys], check=True, timeout=30)
 
-    def screen(self, name: str) -> str:
+    def screen(self, name: str, *options: str) -> str:
         done = subprocess.run(
-            [*self._tmux, "capture-pane", "-p", "-t", name], capture_output=True, text=True, timeout=30, check=False
+            [*self._tmux, "capture-pane", "-p", *options, "-t", name],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
         )
         return done.stdout
 
@@ -86,7 +91,13 @@ def test_a_denial_of_a_running_session_shows_up(terminal: Terminal, tmp_path: Pa
     assert terminal.screen("watch") == ""
 
 
-def test_without_colours_every_verdict_has_its_word(terminal: Terminal, tmp_path: Path) -> None:
+def colours(screen: str) -> list[str]:
+    """The codes of texts and grounds in what tmux captured with `-e`, but for the terminal's own (39, 49)."""
+    codes = ";".join(re.findall(r"\x1b\[([0-9;:]*)m", screen)).replace(":", ";").split(";")
+    return [code for code in codes if code.isdigit() and (30 <= int(code) <= 48 or int(code) >= 90) and code != "39"]
+
+
+def test_without_colours_there_are_none_and_every_verdict_has_its_word(terminal: Terminal, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     environment = dict(os.environ) | {"MCPGUARD_HOME": str(tmp_path / "guard")}
@@ -102,6 +113,10 @@ def test_without_colours_every_verdict_has_its_word(terminal: Terminal, tmp_path
     terminal.wait_for("watch", "ended, exit 1", "tier 3", "gaps: files", "ALLOW", "1 denied")
     terminal.keys("watch", "d")
     terminal.wait_for("watch", "DENY", "/etc/shadow")
+    assert colours(terminal.screen("watch", "-e")) == []
+    terminal.open("coloured", "env", "-u", "NO_COLOR", *MCPGUARD, "watch", size=(80, 24))
+    terminal.wait_for("coloured", "ended, exit 1", "1 denied")
+    assert colours(terminal.screen("coloured", "-e"))
 
 
 def test_a_pipe_is_told_to_use_the_log(tmp_path: Path) -> None:

@@ -114,6 +114,11 @@ async def menu(app: WatchApp, pilot: Any) -> None:
     await until(pilot, lambda: isinstance(app.screen, ScopeScreen))
 
 
+async def chosen(app: WatchApp, pilot: Any) -> None:
+    await menu(app, pilot)
+    await pilot.press("down")
+
+
 async def typed(app: WatchApp, pilot: Any) -> None:
     await _choose(app, pilot, "/srv/keys/.npmrc")
     await pilot.press("a")
@@ -131,6 +136,11 @@ async def asked_for(app: WatchApp, pilot: Any, rows: int) -> None:
 
 async def files(app: WatchApp, pilot: Any) -> None:
     await pilot.press("2")
+
+
+async def folder(app: WatchApp, pilot: Any) -> None:
+    await files(app, pilot)
+    await pilot.press("down")
 
 
 async def written(app: WatchApp, pilot: Any) -> None:
@@ -281,6 +291,43 @@ def test_words_stand_out_under_the_cursor_too(tab: str, fixed: Recorded) -> None
                     assert faint([list(strip) for strip in strips]) == [], (theme, focus)
 
     asyncio.run(scene())
+
+
+# Of each screen without colours a word where you are; of an option, and of the place where one types, the beginning.
+MARKED: dict[str, tuple[Show, str]] = {
+    "denial": (denial, "/ws/secret/key"),
+    "menu": (chosen, "s  allow for the session"),
+    "typed": (typed, "t"),
+    "questions": (asked, "/srv/data/a"),
+    "files": (folder, "srv/"),
+    "network": (network, "192.0.2.9:80/tcp"),
+    "executions": (programs, "agent --now"),
+    "mcp": (spoken, "tools/call delete"),
+    "rules": (rules_used, "no rule allows it"),
+}
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_without_colours_there_are_none_and_where_you_are_is_marked(
+    name: str, fixed: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show, word = MARKED[name]
+    part = OVER_ANOTHER.get(name, "")
+    coloured, whole = drawn(fixed, show, (120, 40), part)[DARK.name]
+    assert len(colours(coloured)) > 3
+    monkeypatch.setenv("NO_COLOR", "1")
+    for theme, (lines, inside) in drawn(fixed, show, (120, 40), part).items():
+        assert colours(lines) == set(), f"in {theme}"
+        assert texts(inside) == texts(whole), "the words are the same"
+        styles = [(segment.text.strip(), segment.style) for line in inside for segment in line if segment.style]
+        assert word in [text for text, style in styles if style.reverse or style.underline], f"in {theme}"
+
+
+def colours(lines: Lines) -> set[str]:
+    """Those of the texts and grounds, but for the terminal's own."""
+    styles = [segment.style for line in lines for segment in line if segment.style is not None]
+    found = [color for style in styles for color in (style.color, style.bgcolor) if color is not None]
+    return {color.name for color in found if not color.is_default}
 
 
 @pytest.mark.parametrize("theme, ansi", [(DARK, ANSI_DARK), (LIGHT, ANSI_LIGHT)], ids=THEMES)

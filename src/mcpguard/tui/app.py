@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from textual.actions import SkipAction
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.filter import LineFilter, NoColor
 from textual.notifications import SeverityLevel
 from textual.screen import Screen
 from textual.widget import Widget
@@ -104,6 +105,10 @@ class WatchApp(App[None]):
         self._told: Event | None = None
         self._line = ""
         self._approval = Approval(self, lambda: self._session, ask, self._home, self._answered)
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """With NO_COLOR none at all, where the library would send greys; watch.tcss marks what only a colour told."""
+        return [NoColor()] if self.no_color else super().get_line_filters()
 
     def compose(self) -> ComposeResult:
         # Held here and not looked up: while the screen closes, some are gone from it before others.
