@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 from events_help import AGENT, SECOND, ended, executed, forked, head
 
 from mcpguard.events import processes
@@ -16,6 +19,19 @@ def test_a_child_runs_its_parents_program_until_it_executes_another() -> None:
     git = table.get(1001)
     assert git is not None
     assert (git.exe, git.argv, git.comm, git.ppid) == ("/usr/bin/git", ("git", "status"), "git", AGENT.pid)
+
+
+def test_what_a_child_executed_is_seen_before_the_record_of_it_is_read() -> None:
+    table = ProcessTable(AGENT)
+    with subprocess.Popen(["sleep", "100"], stdout=subprocess.PIPE) as child:
+        table.forked(forked(child.pid))
+        assert table.get(child.pid) == table._alive[child.pid]
+        found = table.running(child.pid)
+        child.kill()
+    assert found is not None and (found.exe, found.argv) == (str(Path("/bin/sleep").resolve()), ("sleep", "100"))
+    gone = table.running(child.pid)
+    assert gone is not None and gone.argv == AGENT.argv, "what cannot be seen is what the records say"
+    assert table.running(AGENT.pid) is AGENT and table.running(99_999_999) is None
 
 
 def test_the_chain_goes_up_to_the_first_process() -> None:

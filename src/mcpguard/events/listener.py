@@ -196,7 +196,7 @@ class Listener:
 
             processes = self._recorder.processes
             self._observer = Observer(
-                *(self._session, self._clock.epoch_of, self._clock.monotonic_ns, processes.get, self._ends)
+                *(self._session, self._clock.epoch_of, self._clock.monotonic_ns, processes.running, self._ends)
             )
         if self._skipped_port is not None:
             self._observer.skip_port(self._skipped_port)

@@ -54,6 +54,22 @@ class ProcessTable:
     def get(self, pid: int) -> Process | None:
         return self._alive.get(pid) or self._ended.get(pid)
 
+    def running(self, pid: int) -> Process | None:
+        """As `get`; but of a child that is not known to have executed anything, the program that it runs by now.
+
+        Its messages come by another ring than the record of that, and may be read first.
+        """
+        known = self.get(pid)
+        parent = self.get(known.ppid) if known is not None else None
+        if known is None or parent is None or known.ended_ns is not None or known.argv is not parent.argv:
+            return known
+        from mcpguard.kernel.proc import program_of  # a launch waits for what is imported, and has no messages
+
+        found = program_of(pid)
+        return (
+            known if found is None or found == (known.exe, known.argv) else replace(known, exe=found[0], argv=found[1])
+        )
+
     def forked(self, record: ForkRecord) -> Process:
         """Note a child; it runs its parent's program until it executes another."""
         parent = self.seen(record.head)

@@ -1,7 +1,10 @@
-"""What the kernel tells of a process in /proc/PID/stat; see proc_pid_stat(5)."""
+"""What the kernel tells of a process in /proc/PID; see proc_pid_stat(5), proc_pid_exe(5) and proc_pid_cmdline(5)."""
 
 from __future__ import annotations
 
+import os
+
+_MOST_BYTES = 4096
 # Places behind the name, which stands in brackets and may itself hold blanks and brackets.
 STATE, PARENT, START = 0, 1, 19
 
@@ -19,3 +22,14 @@ def parent_of(pid: int) -> int:
     """PID of the process that started it or took it over; 0 when there is no such process."""
     found = stat_of(pid)
     return int(found[PARENT]) if found else 0
+
+
+def program_of(pid: int) -> tuple[str, tuple[str, ...]] | None:
+    """The program that it runs now, and its words as far as they fit; None: it is not there, or not ours to see."""
+    try:
+        program = os.readlink(f"/proc/{pid}/exe")
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(_MOST_BYTES).split(b"\0")[:-1]
+    except OSError:
+        return None
+    return program, tuple(word.decode("utf-8", "backslashreplace") for word in words)
