@@ -163,6 +163,8 @@ async def call(app: WatchApp, pilot: Any) -> None:
         (asked,) = [event for event in app._stream.shown(99) if event.mcp is not None and event.mcp.tool == "delete"]
         app._totals.set_held([asked])
     await asked_for(app, pilot, 4)
+    app._draw_status()  # it is drawn from time to time, and not behind what is asked
+    await until(pilot, lambda: "1 HELD" in texts([list(strip) for strip in app.screen._compositor.render_strips()]))
     await pilot.press("n", "n", "n", "a")
     await until(pilot, lambda: isinstance(app.screen, CallScreen))
 
