@@ -18,7 +18,7 @@ import pytest
 from mcpguard.events.mcp import CLIENT, SERVER, Talk
 from mcpguard.events.observer import Asked
 from mcpguard.model.event import Event, Peer
-from mcpguard.session.around_gate import UNKNOWN_NS, AroundGate
+from mcpguard.session.around_gate import STARTS_NS, UNKNOWN_NS, AroundGate
 from mcpguard.session.gate import SHIM_WORDS
 
 HERE = Path("/proc/self/cgroup").read_text().rstrip().rpartition("\n")[2].partition("::")[2]
@@ -109,6 +109,20 @@ def test_whoever_has_the_other_end_of_a_first_question_is_ended(kind: str, tmp_p
     os.close(ours)
 
 
+def test_a_shim_that_becomes_its_server_while_it_is_looked_at_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was seen to read there as a shim, and is no shim any more when that is looked at: nor does it read there."""
+    asked_at, ours = os.pipe()
+    gates_own, gate = os.pipe()
+    with subprocess.Popen(["/bin/sleep", "60"], stdin=gates_own) as server:
+        around = AroundGate("s", os.getpid(), HERE)
+        monkeypatch.setattr(around._ends, "readers", lambda _end: [server.pid])
+        assert around.ahead([a_call(end_of(asked_at))]) == [] and server.poll() is None
+        (told,) = around.ahead([a_call(end_of(gates_own))])
+        assert server.wait(30) == -9 and told.pid == server.pid, "who still reads there is ended"
+    for one in (asked_at, ours, gates_own, gate):
+        os.close(one)
+
+
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
 def test_who_is_given_data_to_read_is_left_alone(kind: str, tmp_path: Path) -> None:
     """A file may hold a call; whoever hands it to a program closes its end behind it, and a client waits for the answer."""
@@ -147,7 +161,8 @@ def test_a_copy_of_the_agent_is_about_to_become_something(tmp_path: Path) -> Non
         event = Talk("s", "unknown", "stdio", Peer(agent.pid, "/agent"), None).request(1, CLIENT, "tools/list", {})
         asked = replace(asked, event=event)
         assert around.ahead([asked]) == []
-        (told,) = around.ahead([replace(asked, age_ns=UNKNOWN_NS)])
+        assert around.ahead([replace(asked, age_ns=UNKNOWN_NS)]) == [], "the host may be busy"
+        (told,) = around.ahead([replace(asked, age_ns=STARTS_NS)])
         assert told.pid == child
         agent.kill()
     os.close(theirs)
@@ -163,7 +178,7 @@ def test_what_starts_a_shim_is_given_a_moment(tmp_path: Path) -> None:
         (tmp_path / "procs").write_text(f"{wrapper.pid}\n")
         asked = a_call(end_of(theirs))
         assert around.ahead([asked]) == [] and wrapper.poll() is None
-        assert [one.pid for one in around.ahead([replace(asked, age_ns=UNKNOWN_NS)])] == [wrapper.pid]
+        assert [one.pid for one in around.ahead([replace(asked, age_ns=STARTS_NS)])] == [wrapper.pid]
     os.close(theirs)
     os.close(ours)
 
@@ -239,10 +254,10 @@ def test_whom_a_runner_starts_while_it_is_ended_is_ended_too(tmp_path: Path) -> 
         (tmp_path / "procs").write_text("".join(f"{one.pid}\n" for one in started))
 
     class WhileItForks(AroundGate):
-        def _end(self, pid: int) -> bool:
+        def _end(self, pid: int, end: tuple[int, int] | None = None) -> bool:
             if len(started) < 3:
                 start()
-            return super()._end(pid)
+            return super()._end(pid, end)
 
     start()
     around = WhileItForks("s", os.getpid(), HERE)

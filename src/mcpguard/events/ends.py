@@ -49,9 +49,14 @@ class Ends:
         found = []
         with contextlib.suppress(OSError, ValueError):
             for pid in self._living():
-                if _is(f"/proc/{pid}/fd/0", end):
+                if self.reads(pid, end):
                     found.append(pid)
         return found
+
+    @staticmethod
+    def reads(pid: int, end: End) -> bool:
+        """Whether a process has this end as its standard input."""
+        return _is(f"/proc/{pid}/fd/0", end)
 
     @staticmethod
     def holds(pid: int, end: End) -> bool | None:

@@ -42,6 +42,8 @@ _REVISION = re.compile(r"\d{4}-\d\d-\d\d")
 _MOST_LOOKS = 100
 # For so long a gate may still say that a connection is its own, where that is to be expected.
 UNKNOWN_NS = 250_000_000
+# For so long what may become a shim may take for that: on a busy host a fork and what is executed after it have to wait.
+STARTS_NS = 2_000_000_000
 _METHODS = ("tools/", "resources/", "prompts/", "server/discover")
 # For so long after the start it is looked what a launcher launches, and how often: before that asks its first server.
 FOLLOWED_S = 10.0
@@ -110,7 +112,7 @@ class AroundGate:
         found = [self._told(_name_of(exe), pid, exe)]
         for other in self._reading(input):
             if other not in (self.agent, pid) and not _is_shim(other):
-                found += self._end_reader(other)
+                found += self._end_reader(other, input)
         return found
 
     def ahead(self, asked: Iterable[Asked]) -> list[Event]:
@@ -130,18 +132,18 @@ class AroundGate:
             for server in self._reading(one.end):
                 client = message.client.pid
                 if server not in (self.agent, client) and not self._may_be_known(server, client, one.age_ns):
-                    found += self._end_reader(server)
+                    found += self._end_reader(server, one.end)
         return found
 
     @staticmethod
     def _may_be_known(pid: int, client: int, age_ns: int) -> bool:
         """Whether it asks the gate, or does so soon: a shim, what is about to execute one, and for a moment what starts one."""
         # In this order: what is a copy now may be a shim in a moment.
-        return _is_shim(pid) if age_ns >= UNKNOWN_NS else _is_copy(pid, client) or _mentions_shim(pid)
+        return _is_shim(pid) if age_ns >= STARTS_NS else _is_copy(pid, client) or _mentions_shim(pid)
 
-    def _end_reader(self, pid: int) -> list[Event]:
+    def _end_reader(self, pid: int, end: tuple[int, int]) -> list[Event]:
         exe = _exe_of(pid)
-        if pid in self._ended or not self._end(pid):
+        if pid in self._ended or not self._end(pid, end):
             return []
         self._ended.add(pid)
         return [self._told(_name_of(exe), pid, exe)]
@@ -200,14 +202,20 @@ class AroundGate:
         mine, its = (_programs(Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")) for one in (self.agent, pid))
         return not mine or bool(mine & its)
 
-    def _end(self, pid: int) -> bool:
-        """Only a process of this session, and surely the one that was looked at."""
+    def _end(self, pid: int, end: tuple[int, int] | None = None) -> bool:
+        """Only a process of this session, and surely the one that was looked at.
+
+        Args:
+            end: it is ended for reading there. A shim has become its server since it was seen to do so, if it does not any more.
+        """
         try:
             held = os.pidfd_open(pid)
         except OSError:
             return False
         try:
             if not cgroup.is_in(cgroup.in_tree(cgroup.place_of(pid)), cgroup.in_tree(self._leaf)):
+                return False
+            if end is not None and not self._ends.reads(pid, end):
                 return False
             signal.pidfd_send_signal(held, signal.SIGKILL)
         except OSError:
