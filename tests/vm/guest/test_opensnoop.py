@@ -25,6 +25,7 @@ from arena import Finished, Json, Sandbox, World
 from asked import Lane
 
 from mcpguard.broker.__main__ import NAME
+from mcpguard.session.recording import SKIPPED
 
 pytestmark = pytest.mark.kernel
 
@@ -177,8 +178,12 @@ def test_the_witness_saw_the_work(watched: Watched) -> None:
     assert {seen.comm for seen in watched.seen} >= {"cat", "cp", "git", "bash", "sh", "python3", "grep", "find", "ls"}
 
 
-def test_every_open_that_succeeded_is_on_record_as_often_as_it_happened(watched: Watched) -> None:
-    assert not [event for event in watched.events if event["kind"] == "loss"]
+def test_every_open_that_succeeded_is_on_record_as_often_as_it_happened(
+    watched: Watched, tier: int, lane: Lane
+) -> None:
+    # A hook that the kernel skips there is told, and takes no open from the record: that is made at the end of the call.
+    inherent = {SKIPPED} if tier == 2 and lane.preempts else set()
+    assert not [event for event in watched.events if event["kind"] == "loss" and event["detail"] not in inherent]
     told = [
         e for e in watched.events if e["kind"] == "file" and e["op"] in ("open", "create") and e["verdict"] != "deny"
     ]
