@@ -206,7 +206,7 @@ class AroundGate:
         """Only a process of this session, and surely the one that was looked at.
 
         Args:
-            end: it is ended for reading there. A shim has become its server since it was seen to do so, if it does not any more.
+            end: it is ended for reading there. One that does not do so any more was a shim, and has become its server.
         """
         try:
             held = os.pidfd_open(pid)
