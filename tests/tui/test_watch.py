@@ -18,6 +18,7 @@ from textual.widgets import DataTable, Input, Sparkline, Static, TabbedContent
 from mcpguard.events.mcp import Talk
 from mcpguard.events.missing import CUT_OFF
 from mcpguard.events.sessions import Supervisor
+from mcpguard.events.sockets import NO_SUCH_SOCKET
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind, Peer
 from mcpguard.model.rule import Origin
@@ -192,6 +193,43 @@ def test_a_wrong_filter_is_told_and_changes_nothing(line: str, recorded: Recorde
         assert shown(app) == everything
         await pilot.press("escape")
         assert not app.query_one("#filter").display
+
+    watch(recorded, steps)
+
+
+def test_what_programs_do_without_is_told_apart_from_what_was_denied(recorded: Recorded) -> None:
+    recorded.story()
+    idle = recorded.event(Kind.PROCESS, "fork", pid=CHILD + 1, ppid=AGENT, comm="sh")
+    asked = [
+        replace(
+            recorded.event(Kind.UNIX, "connect", pid=CHILD + 1, path="/run/none", verdict=Verdict.DENY, detail=detail),
+            rule=DEFAULT,
+        )
+        for detail in (NO_SUCH_SOCKET, None)
+    ]
+    ended = recorded.event(Kind.PROCESS, "exit", pid=CHILD + 1, ppid=AGENT, comm="sh")
+    recorded.add(idle, replace(asked[0], count=4), ended)
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: "2 denied, 4 routine" in text(app, "#counts"), text(app, "#counts"))
+        await until(
+            pilot, lambda: any("1 ended" in label for label in labels(app.query_one(ProcessTree))), "no line of its own"
+        )
+        await pilot.press("d")
+        await until(pilot, lambda: shown(app)[-1:] == ["/run/none"], "it is on record as denied")
+        assert "x4  quiet: there is no such socket" in "".join(
+            part.text for part in stream.line(app.query_one(EventStream).shown(1_000)[-1], "/home/u", 140)
+        )
+        # The control: the same refusal of a socket that is there.
+        recorded.add(asked[1])
+        await until(pilot, lambda: "3 denied, 4 routine" in text(app, "#counts"), text(app, "#counts"))
+        await until(
+            pilot,
+            lambda: any(
+                "1 denied" in label and "ended" in label and str(CHILD + 1) in label
+                for label in labels(app.query_one(ProcessTree))
+            ),
+        )
 
     watch(recorded, steps)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mcpguard.events.schema import SELECT_EVENT, event_of
 from mcpguard.events.store import Store
-from mcpguard.events.totals import LOUD
+from mcpguard.events.totals import DENIED_QUIETLY, LOUD
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
@@ -106,19 +106,22 @@ class Uncovered(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """Events of one kind and verdict, counts added up."""
+    """Events of one kind and verdict, counts added up; `routine`: how many were refusals that programs do without."""
 
     kind: Kind
     verdict: Verdict
     times: int
+    routine: int
 
 
 def sums(store: Store, span: Span) -> list[Sum]:
     """How much happened. Raises StoreError, as all of these."""
     rows = store.read(
-        f"SELECT e.kind, e.verdict, SUM(e.count) FROM events e WHERE {_RANGE} GROUP BY e.kind, e.verdict", span
+        f"SELECT e.kind, e.verdict, SUM(e.count), SUM(CASE WHEN {DENIED_QUIETLY} THEN e.count ELSE 0 END) FROM events e "
+        f"WHERE {_RANGE} GROUP BY e.kind, e.verdict",
+        span,
     )
-    return [Sum(Kind(kind), Verdict(verdict), int(count)) for kind, verdict, count in rows]
+    return [Sum(Kind(kind), Verdict(verdict), int(times), int(routine)) for kind, verdict, times, routine in rows]
 
 
 def touched(store: Store, span: Span) -> list[Touched]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from mcpguard.events.finding import is_quiet
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.values import dataclass, field
@@ -18,7 +19,10 @@ MAX_CHAIN = 12
 
 @dataclass(slots=True)
 class Process:
-    """One process. `ended` children are counted when they are let go; cpu is in percent of one core, memory in bytes."""
+    """One process. `ended` children are counted when they are let go; cpu is in percent of one core, memory in bytes.
+
+    `denied` counts what is worth a look, and no refusals that programs do without.
+    """
 
     pid: int
     ppid: int
@@ -70,7 +74,7 @@ class ProcessTable:
             if event.kind is Kind.PROCESS and event.op == "exit":
                 self._exit(event)
             elif event.verdict is Verdict.DENY:
-                self._at(event).denied += event.count
+                self._at(event).denied += 0 if is_quiet(event) else event.count
             elif event.kind is Kind.EXEC:
                 process = self._at(event)
                 process.exe, process.argv = event.exe or event.path or "?", event.argv or ()

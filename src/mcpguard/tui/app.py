@@ -284,6 +284,8 @@ class WatchApp(App[None]):
             text.append(f"  {lost} LOST", style="bold red reverse")
         text.append(f"  {verdicts[Verdict.ALLOW]} allowed", style="green")
         text.append(f"  {verdicts[Verdict.DENY]} denied", style="bold red" if verdicts[Verdict.DENY] else "dim")
+        if self._totals.routine:
+            text.append(f", {self._totals.routine} routine", style="dim")
         questions = self._totals.open_questions()
         if held := sum(bool(question.held) for question in questions):
             text.append(f"  {held} HELD", style="bold yellow reverse")

@@ -16,6 +16,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from mcpguard.events.finding import is_quiet
 from mcpguard.events.format import Cells, cells
 from mcpguard.model.event import Event, Kind
 from mcpguard.tui import columns
@@ -161,7 +162,9 @@ def line(event: Event, home: str, width: int) -> list[Segment]:
     ]
     room = max(0, width - sum(part.cell_length for part in parts))
     what = f"{event.count} lost" if event.kind is Kind.LOSS else row.object
-    rule = " ".join(word for word in (row.rule.removeprefix("builtin:"), row.note) if word)
+    words = [row.rule.removeprefix("builtin:"), row.note]
+    # Of what programs do without, that comes first: here there is room for little more.
+    rule = " ".join(word for word in (reversed(words) if is_quiet(event) else words) if word)
     shown_rule = columns.cut_end(rule, room * 2 // 5)
     share = max(0, room - (len(shown_rule) + 1 if shown_rule else 0))
     cut = columns.cut_end if event.argv else columns.cut_start

@@ -77,6 +77,8 @@ class Totals:
 
     def __init__(self) -> None:
         self.verdicts: Counter[Verdict] = Counter()
+        # Refusals that programs do without: not among the denied ones, as in the summary of a run.
+        self.routine = 0
         self.lost = 0
         # Losses that are no events, as nobody could write them down.
         self.unwritten = 0
@@ -101,7 +103,8 @@ class Totals:
             if found.kind is Kind.LOSS:
                 self.lost += found.times
             else:
-                self.verdicts[found.verdict] += found.times
+                self.verdicts[found.verdict] += found.times - found.routine
+                self.routine += found.routine
 
     def add_touched(self, touched: Iterable[Touched]) -> None:
         for found in touched:
