@@ -103,9 +103,9 @@ def test_a_terminal_that_goes_away_ends_the_run(account: Account, workspace: Pat
         assert terminal.process.wait(60) != 0
 
 
-@pytest.mark.parametrize("program", ["true", "no-such-program"])
-def test_the_last_words_begin_at_the_left_margin(account: Account, workspace: Path, program: str) -> None:
-    with account.terminal(run(account, program), cwd=workspace) as terminal:
+@pytest.mark.parametrize("words", [["--", "true"], ["--", "no-such-program"], ["--ask", "--", "true"]])
+def test_what_is_said_begins_at_the_left_margin(account: Account, workspace: Path, words: list[str]) -> None:
+    with account.terminal([*account.mcpguard, "run", *words], cwd=workspace) as terminal:
         _code, shown = terminal.end()
     lines = shown.split("\n")
     assert any(line.startswith("  allowed  ") for line in lines), shown

@@ -27,6 +27,7 @@ from mcpguard.kernel.ring import Counters, Ring
 from mcpguard.model.coverage import Coverage
 from mcpguard.model.event import Event
 from mcpguard.model.policy import Policy
+from mcpguard.session.start import tell
 from mcpguard.wire import _abi, decode
 from mcpguard.wire import lookups as told
 from mcpguard.wire.records import FlowRecord, SumRecord
@@ -117,7 +118,7 @@ class Recording:
         try:
             store = _patiently(Store.open)
             if store.note:
-                _warn(store.note)
+                tell(store.note)
             _patiently(
                 lambda: store.start_session(
                     policy, command=command, tier=tier, coverage=holds, now_ns=now_ns, session=session, modes=modes
@@ -125,7 +126,7 @@ class Recording:
             )
             return Recording(policy, store, session, command, notes)
         except StoreError as error:
-            _warn(f"events are not stored: {error.what} ({error.why}); the sandbox is not affected")
+            tell(f"events are not stored: {error.what} ({error.why}); the sandbox is not affected")
             unrecorded.note(session, policy.profile, error.why)
             return Recording(policy, None, session, command)
 
@@ -315,10 +316,10 @@ class Recording:
             _patiently(lambda: store.end_session(self.session, exit_code=code, now_ns=now_ns, unsaved=unsaved))
         except StoreError as error:
             # Its row stays without an end: whoever reads it next is told that it is not complete.
-            _warn(f"the end of the session could not be stored: {error.why}")
+            tell(f"the end of the session could not be stored: {error.why}")
         warning = self._recorder.warning if self._recorder else None
         if quiet and warning:
-            _warn(warning)
+            tell(warning)
         if not quiet:
             self._summarise(self._store, warning)
         _tidy(self._store)
@@ -333,12 +334,12 @@ class Recording:
         pump, self._pump = self._pump, None
         listener, self._listener = self._listener, None
         listened = listener is None or listener.stop()
-        ended = pump.stop(lambda: _warn("still writing the record ..."))
+        ended = pump.stop(lambda: tell("still writing the record ..."))
         if not ended:
             # Its thread still holds the recorder, and perhaps the connection to the store.
             self._recorder = None
             self._store = self._tell_apart(pump.behind())
-            _warn(
+            tell(
                 "the record could not be finished: a disk or a file system does not answer; the last events are missing"
             )
         elif listener is not None and listened:
@@ -385,7 +386,7 @@ def _tidy(store: Store) -> None:
     try:
         retention.tidy(store, retention.limits(os.environ), time.time_ns())
     except UsageError as error:
-        _warn(f"{error.what}: {error.do}; nothing old was forgotten")
+        tell(f"{error.what}: {error.do}; nothing old was forgotten")
     except StoreError:
         pass  # the next run does it
 
@@ -403,7 +404,7 @@ def _patiently(work: Callable[[], T]) -> T:
             if error.code != BUSY:
                 raise
             if attempt == 0:
-                _warn("waiting for the event store, which another program holds ...")
+                tell("waiting for the event store, which another program holds ...")
     return work()
 
 
@@ -413,8 +414,3 @@ def _processes(leaf: str) -> int:
         return len(cgroup.processes(leaf))
     except OSError:
         return 0
-
-
-def _warn(text: str) -> None:
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"mcpguard: {text}\n")

@@ -285,6 +285,7 @@ class Resolver:
             return
         self._told = True
         from mcpguard.model.access import Verdict
+        from mcpguard.session.start import tell
         from mcpguard.wire import lookups
         from mcpguard.wire.records import Head, LookupRecord
 
@@ -293,10 +294,7 @@ class Resolver:
         with contextlib.suppress(OSError):
             record = LookupRecord(head, "", "", Verdict.DENY, 0, words, ())
             self._theirs.send(lookups.encode(record), socket.MSG_DONTWAIT)
-        with contextlib.suppress(OSError):
-            sys.stderr.write(
-                f"mcpguard: {words}; is dnspython whole? `{sys.executable} -E -P -c 'import dns.message'`\n"
-            )
+        tell(f"{words}; is dnspython whole? `{sys.executable} -E -P -c 'import dns.message'`")
 
     def _refuse(self, pause_s: float) -> None:
         """For so long, answer whoever asks that it failed, instead of nobody."""

@@ -31,7 +31,7 @@ from mcpguard.session.files_plan import plan_files
 from mcpguard.session.files_state import TerminalProgress
 from mcpguard.session.options import RunOptions
 from mcpguard.session.policy import own_hidden
-from mcpguard.session.start import Start
+from mcpguard.session.start import Start, tell
 from mcpguard.wire import _abi
 
 TYPE_CHECKING = False
@@ -90,7 +90,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     if guarded and guarded.note:
         notes.append(guarded.note)
         if not options.quiet:
-            sys.stderr.write(f"mcpguard: {guarded.note}\n")
+            tell(guarded.note)
     broker.request(
         LaunchRequest(
             session=session,
@@ -169,7 +169,8 @@ def _asking(session: str, offer: coverage.Offer, *, quiet: bool) -> tuple[str, .
     questions.begin(session)
     notes = (questions.NOTE.format(session), coverage.answers_for_files(offer))
     if not quiet:
-        sys.stderr.write("".join(f"mcpguard: {note}\n" for note in notes))
+        for note in notes:
+            tell(note)
     return notes
 
 

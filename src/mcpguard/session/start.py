@@ -5,7 +5,9 @@ Imports as little as it can: everything else, and reading the command line, happ
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 
 from mcpguard.broker import client
 from mcpguard.errors import HostError
@@ -28,6 +30,13 @@ def refuse_nesting() -> None:
                 do="ask the person at the keyboard to do this from a terminal of their own",
                 code="run.nested",
             )
+
+
+def tell(text: str) -> None:
+    """A line for the person while the session is on, when a sudo that relays the terminal keeps it raw (`free_terminal`)."""
+    end = "\r\n" if sys.stderr.isatty() else "\n"
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"mcpguard: {text}{end}")
 
 
 def names_leaf(groups: Iterable[str]) -> bool:
