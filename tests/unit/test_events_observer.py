@@ -71,9 +71,9 @@ class Sender:
 class World:
     """An observer, and a client and a server over two pipes (1: to the server, 2: back)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, gated: bool = False) -> None:
         self.clock = Clock()
-        self.observer = Observer("s", lambda ns: ns, self.clock, PROCESSES.get)
+        self.observer = Observer("s", lambda ns: ns, self.clock, PROCESSES.get, gated=gated)
         self.client = self.sender(AGENT, 1, 1)
         self.server = self.sender(SERVER_PID, 2, 2, input=(PIPES, 1), output=True)
         self.events: list[Event] = []
@@ -340,6 +340,21 @@ def test_what_has_no_other_direction_is_told_after_a_while() -> None:
     assert world.events == []
     world.clock.now_ns += observing.HOLD_NS
     assert [row[3] for row in told(world.observer.tick())] == ["0"]
+
+
+def test_where_there_is_a_gate_what_was_asked_waits_longer_for_its_word() -> None:
+    """A shim that comes late, or that the gate looks at for long, is no reason to tell what was said to it twice."""
+    world = World(gated=True)
+    world.see(world.client.say(ask(0, "initialize")))
+    world.clock.now_ns += observing.HOLD_NS
+    assert world.observer.tick() == []
+    world.observer.skip([(os.makedev(0, PIPES), 1)])
+    world.clock.now_ns += observing.GATED_HOLD_NS
+    assert world.end() == []
+    other = world.sender(AGENT, 40, 40)
+    world.see(other.say(ask(1)))
+    world.clock.now_ns += observing.GATED_HOLD_NS
+    assert [row[3] for row in told(world.observer.tick())] == ["1"]
 
 
 class Known:

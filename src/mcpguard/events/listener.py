@@ -122,7 +122,8 @@ class Listener:
         self._skipped_port = port
 
     def expect(self) -> None:
-        """Keep what there is to look at until `show`: the agent does not wait for that. To be called before it starts."""
+        """There is a gate: keep what there is to look at until `show`, as the agent does not wait for that, and for longer what
+        the gate may tell of. To be called before the agent starts."""
         self._expected = True
 
     def show(self, around: Around) -> None:
@@ -196,7 +197,8 @@ class Listener:
 
             processes = self._recorder.processes
             self._observer = Observer(
-                *(self._session, self._clock.epoch_of, self._clock.monotonic_ns, processes.running, self._ends)
+                *(self._session, self._clock.epoch_of, self._clock.monotonic_ns, processes.running, self._ends),
+                gated=self._expected,
             )
         if self._skipped_port is not None:
             self._observer.skip_port(self._skipped_port)

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 MOST_STREAMS = 2_048
 MOST_HELD = 32 << 20
 MOST_WAITING = 4_096
-# How long a message waits for the other direction to show who the server is, and for a gate's word.
-HOLD_NS = 5_000_000_000
+# How long a message waits for the other direction to show who the server is. Where there is a gate, it may still be the gate's
+# own: a shim waits half a minute for that, and both take time to start.
+HOLD_NS, GATED_HOLD_NS = 5_000_000_000, 60_000_000_000
 MOST_HELD_BACK = 1_000
 MOST_LOOKED_AT = 8
 # A call that sends ends after what it sent has arrived: the answer may be seen before its question.
@@ -129,6 +130,8 @@ class Observer:
         now_ns: Callable[[], int],
         who: Callable[[int], Process | None],
         ends: Ends | None = None,
+        *,
+        gated: bool = False,
     ) -> None:
         """
         Args:
@@ -136,8 +139,10 @@ class Observer:
             now_ns: CLOCK_MONOTONIC.
             who: the process with a PID, as far as it is known.
             ends: who has which pipes and sockets; None: nobody knows, and nothing is taken for data.
+            gated: somebody may `skip` what was sent long before.
         """
         self._ends = ends
+        self._hold_ns = GATED_HOLD_NS if gated else HOLD_NS
         self.lost: Counter[str] = Counter()
         self._session = session
         self._epoch_of = epoch_of
@@ -188,7 +193,7 @@ class Observer:
             if everything and stream.order.waits:
                 for part, seen in stream.order.late():
                     events += self._part(stream, part, seen.head)
-            if stream.back and (everything or now_ns - stream.since_ns >= HOLD_NS or self._is_settled(stream)):
+            if stream.back and (everything or now_ns - stream.since_ns >= self._hold_ns or self._is_settled(stream)):
                 events += self._let_go(stream)
             elif stream.back and now_ns - stream.looked_ns >= _LOOK_NS:
                 self._look_for_readers(stream)

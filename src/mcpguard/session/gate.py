@@ -76,6 +76,7 @@ class Gate:
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
+        self._said = b""  # of a line of the process's, so far
         self.held: socket.socket | None = None
         self._holds: socket.socket | None = None
         self.keeping: socket.socket | None = None
@@ -219,28 +220,42 @@ class Gate:
             except subprocess.TimeoutExpired:
                 process.kill()
         process.wait()
+        self._hear_rest(process)
         return stopped
 
     def _hear(self, process: subprocess.Popen[bytes], held: int) -> bool:
         """Pass on which pipes and sockets its conversations use, until it ends or is to end; True for the latter."""
         waited = [held, self._stop]
-        rest = b""
+        self._said = b""
         if process.stdout is not None:
             waited.append(process.stdout.fileno())
         while True:
             ready = select.select(waited, (), ())[0]
             if held in ready or self._stop in ready:
                 return self._stop in ready
-            more = os.read(waited[-1], 1 << 16)
-            if not more:
+            if not self._hear_more(waited[-1]):
                 waited.pop()
-            *lines, rest = (rest + more).split(b"\n")
-            for line in lines:
-                if line == HEARD:
-                    self._heard.set()
-                    continue
-                served, ends = json.loads(line)
-                self._tell_ends([(int(device), int(inode)) for device, inode in ends], bool(served))
+
+    def _hear_more(self, said: int) -> bool:
+        """Take what it says; False: there is no more."""
+        more = os.read(said, 1 << 16)
+        *lines, self._said = (self._said + more).split(b"\n")
+        for line in lines:
+            if line == HEARD:
+                self._heard.set()
+                continue
+            served, ends = json.loads(line)
+            self._tell_ends([(int(device), int(inode)) for device, inode in ends], bool(served))
+        return bool(more)
+
+    def _hear_rest(self, process: subprocess.Popen[bytes]) -> None:
+        """What it said before it ended counts, or what was sent there would be told a second time."""
+        if process.stdout is not None:
+            os.set_blocking(process.stdout.fileno(), False)
+            with contextlib.suppress(BlockingIOError):
+                while self._hear_more(process.stdout.fileno()):
+                    pass
+            process.stdout.close()
 
     def watched(self, watched: bool) -> None:
         """Somebody watches who may answer, or nobody does; then no call is held. The process knows of it when this returns."""

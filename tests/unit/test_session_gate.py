@@ -1,0 +1,88 @@
+"""The gate as the supervising process keeps it: what its process says is heard to the last word, however that ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from mcpguard.session import gate as keeping
+from mcpguard.session.gate import Gate
+
+# Stands in for the gate's process: reads its facts, and says which ends it tells of.
+_BEGINNING = """
+import os, sys
+sys.stdin.buffer.readline()
+say = lambda inode: os.write(1, b"[true, [[7, %d]]]\\n" % inode)
+say(1)
+"""
+# When it is told to end, which is after its session has stopped to listen for news.
+_SAYS_AT_ITS_END = _BEGINNING + "sys.stdin.buffer.read(); say(2)"
+# And when it ends by itself while its session is busy.
+_SAYS_AND_ENDS = _BEGINNING + "say(2)"
+
+
+@pytest.fixture
+def gate(mcpguard_home: object) -> Iterator[Gate]:
+    found = Gate("s")
+    found.facts = {"servers": ["one"]}  # then it is started at once
+    yield found
+    found.close()
+
+
+class Told:
+    """What the record was told to leave out.
+
+    Attributes:
+        then: called at each.
+    """
+
+    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
+        self.inodes: list[int] = []
+        self.then = then
+        self.first = threading.Event()
+
+    def __call__(self, ends: Sequence[tuple[int, int]], served: bool) -> None:
+        assert served
+        self.inodes += [inode for _device, inode in ends]
+        self.then()
+        self.first.set()
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> list[subprocess.Popen[bytes]]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def spawn(line: bytes, listeners: Sequence[int]) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-c", program]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdin is not None
+        process.stdin.write(line)
+        process.stdin.flush()
+        started.append(process)
+        return process
+
+    monkeypatch.setattr(keeping, "_spawn", spawn)
+    return started
+
+
+def test_what_it_says_when_it_is_told_to_end_is_heard(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, _SAYS_AT_ITS_END)
+    told = Told()
+    gate.start("/sys/fs/cgroup/x", told)
+    assert told.first.wait(60)
+    gate.close()
+    assert told.inodes == [1, 2]
+
+
+def test_what_it_said_before_it_was_gone_is_heard(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = stand_in(monkeypatch, _SAYS_AND_ENDS)
+    # Whoever hears the first word is busy until the process has ended, so its end and its last word are there together.
+    told = Told(lambda: os.waitid(os.P_PID, started[0].pid, os.WEXITED | os.WNOWAIT) and None)
+    gate.start("/sys/fs/cgroup/x", told)
+    assert told.first.wait(60)
+    gate.close()
+    assert told.inodes[:2] == [1, 2]
