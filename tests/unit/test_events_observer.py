@@ -295,6 +295,26 @@ def test_batches_notifications_unknown_methods_and_what_cannot_be_read() -> None
     assert world.observer.take_lost() == {NOT_READ: 1}
 
 
+@pytest.mark.parametrize("cut", [0, 30])
+def test_answers_in_a_batch_are_told_each_with_its_question(cut: int) -> None:
+    """Of two servers with the same ids, each to whom it answers."""
+    world = World()
+    other = world.sender(AGENT, 3, 3), world.sender(OTHER, 4, 4, input=(PIPES, 3), output=True)
+    world.see(world.client.say(ask(0, name="a") + ask("0", name="b")), other[0].say(ask(0, name="c")))
+    both = [{"jsonrpc": "2.0", "id": id, "result": {"text": "x" * size}} for id, size in (("0", 5), (0, 50))]
+    world.see(world.server.say(json.dumps(both).encode() + b"\n", [cut]))
+    world.see(other[1].say(json.dumps(both[1:]).encode() + b"\n"))
+    events = world.end()
+    assert told(event for event in events if event.op == "response") == [
+        ("response", "server", "tools/call", '"0"', "b", "@mcp/files"),
+        ("response", "server", "tools/call", "0", "a", "@mcp/files"),
+        ("response", "server", "tools/call", "0", "c", "mcp_server_time"),
+    ]
+    assert sorted(calls(events).values()) == [["request", "response"]] * 3
+    sizes = [event.mcp.result_bytes or 0 for event in events if event.op == "response" and event.mcp]
+    assert sizes[1] - sizes[0] == 45 - 2 and sizes[1] == sizes[2]
+
+
 def test_json_of_another_kind_is_left_alone() -> None:
     world = World()
     world.see(world.client.say(b'{"id":1,"type":"x"}\n' * 10))

@@ -20,6 +20,7 @@ from mcpguard.mcp.judge import BLOCKED, Judge, Taint
 from mcpguard.mcp.messages import Kind, Message
 from mcpguard.mcp.pairs import MOST_CANCELLED, Pairs
 from mcpguard.mcp.policy import McpPolicy
+from mcpguard.model.access import Verdict
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -321,6 +322,11 @@ open(sys.argv[1], "w").write(sys.stdin.readline())
     (heard,) = json.loads((tmp_path / "heard").read_text())
     assert heard["id"] == 1 and REFUSED in str(heard["error"])
     world.wait_for("notification", REFUSED)
+    world.settle()
+    asked = {one.mcp.call: one.mcp.id for one in world.events("request") if one.mcp.sender == "client"}
+    told = [(one.mcp.call, one.mcp.id, one.verdict, REFUSED in one.detail) for one in world.events("response")]
+    assert told == [(call, id, Verdict.DENY, True) for call, id in asked.items()] and len(asked) == 2
+    assert all(call in answer["error"]["message"] for call, answer in zip(asked, answers, strict=True))
 
 
 def test_a_line_too_long_to_be_judged_ends_the_connection(world: World, mirror: list[str], tmp_path: Path) -> None:
@@ -451,6 +457,9 @@ def test_what_cannot_be_read_is_answered_to_who_waits(world: World) -> None:
     assert onward is None and json.loads(back or b"")["id"] == 1, "the server's own request, not the agent's"
     onward, back = one.take(relay.SERVER, b'{"jsonrpc":"2.0","id":1,"result":{},"error":null}')
     assert back is None and json.loads(onward or b"")["error"]["code"] == BLOCKED
+    assert one._ledger.flush() is None
+    (asked,), (told,) = ([event.mcp.call for event in world.events(op) if event.mcp] for op in ("request", "response"))
+    assert asked == told
     assert one.take(relay.SERVER, b'{"jsonrpc":"2.0","id":1,"result":{"x":NaN}}') == (None, None), (
         "nobody waits any more"
     )

@@ -406,7 +406,8 @@ class Observer:
                     stream.ids.clear()
             elif key is not None and stream.partner is None and stream.channel != "tcp":
                 self._pair_by_answer(stream, key)
-            yield from self._message(stream, head, message, len(text), transport)
+            size = len(text) if found is not value else len(json.dumps(message, separators=(",", ":")))
+            yield from self._message(stream, head, message, size, transport)
 
     def _message(
         self, stream: _Stream, head: Head, message: dict[str, Any], size: int, transport: str

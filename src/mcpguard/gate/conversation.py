@@ -20,7 +20,7 @@ from mcpguard.mcp import messages
 from mcpguard.mcp.framing import TooLong
 from mcpguard.mcp.judge import Judge, Judgement, refusal
 from mcpguard.mcp.messages import Batch, Kind, Message, NotCanonical
-from mcpguard.mcp.pairs import Pairs
+from mcpguard.mcp.pairs import Pairs, Waiting
 from mcpguard.mcp.policy import UNKNOWN
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event
@@ -238,7 +238,7 @@ class Conversation:
         return self._talk.response(
             now_ns,
             asked.event(),
-            result_bytes=None if message.error is not None else len(message.raw),
+            result_bytes=None if message.error is not None else len(message.raw) or None,
             error=error,
             verdict=judged.verdict if judged else Verdict.ALLOW,
             rule=judged.origin if judged else None,
@@ -264,14 +264,20 @@ class Conversation:
 
     def _unreadable(self, side: int, bad: NotCanonical) -> _Passage:
         judged = Judgement(Verdict.DENY, McpKind.METHOD, "message", str(bad))
-        self._ledger.note(self._refused(side, "", judged.reason))
-        if bad.id is None:
-            return None, None
-        if not bad.answers:
-            return None, refusal(bad.id, judged, "")
         # The other side waits for this answer, if it asked; what came instead it never sees.
-        asked = self._asked[1 - side].answer(Message(Kind.RESPONSE, b"", bad.id))
-        return (refusal(bad.id, judged, ""), None) if asked else (None, None)
+        waiting = self._asked[1 - side].answer(Message(Kind.RESPONSE, b"", bad.id)) if bad.answers else None
+        if waiting is not None:
+            return self._refused_answer(waiting, bad.id, judged), None
+        self._ledger.note(self._refused(side, "", judged.reason))
+        return None, None if bad.id is None or bad.answers else refusal(bad.id, judged, "")
+
+    def _refused_answer(self, waiting: Waiting, id: str | int | None, judged: Judgement) -> bytes:
+        """What whoever asked gets in place of an answer that is not passed on; on record it is the answer all the same."""
+        asked: _Asked = waiting.note
+        self._ledger.note(
+            functools.partial(self._answer, self._now_ns(), asked, Message(Kind.RESPONSE, b"", id), judged)
+        )
+        return refusal(id, judged, asked.call)
 
     def _batch(self, side: int, batch: Batch) -> _Passage:
         """Nothing of it goes on. Whoever waits for an answer to one of its messages, or for one that is in it, gets an error.
@@ -288,8 +294,8 @@ class Conversation:
         onward: list[bytes] = []
         for one in batch.parts:
             id, answers = messages.waits(one)
-            if answers and self._asked[1 - side].answer(Message(Kind.RESPONSE, b"", id)):
-                onward.append(refusal(id, whole, ""))
+            if answers and (waiting := self._asked[1 - side].answer(Message(Kind.RESPONSE, b"", id))):
+                onward.append(self._refused_answer(waiting, id, whole))
             elif id is not None and not answers:
                 back.append(self._request_in_batch(side, one, id, why, told=len(back) < _MOST_TOLD))
         # Whoever sends several in one can read several answers in one; who is answered so was asking one by one.
