@@ -448,6 +448,74 @@ def test_changed_instructions_do_not_reach_the_model() -> None:
     assert judged.reason
 
 
+@pytest.mark.parametrize("method", ["initialize", "server/discover"])
+@pytest.mark.parametrize("beside", [False, True], ids=["in the result", "beside it"])
+def test_what_a_server_calls_itself_is_pinned_as_well(method: str, beside: bool) -> None:
+    def introduced(**info: object) -> Any:
+        if not beside:
+            return response({"serverInfo": info, "capabilities": {}})
+        return response({"_meta": {"io.modelcontextprotocol/serverInfo": info, "x": 1}, "capabilities": {}})
+
+    own = {"name": "files", "version": "1.0.2", "title": "Files"}
+    pins: dict[str, str] = {}
+    first = introduced(**own)
+    assert judge("allow: [fs]", pins=pins).answer(method, first)[0] == first.raw
+    later = judge("allow: [fs]", pins=pins)
+    for version in ("1.0.2", "v2.11.0", "2.0.0-rc1", "2026.7.28-0f3ab2c", "0.6.2.dev3+gabc"[:10]):
+        again = introduced(**own | {"version": version})
+        raw, judged = later.answer(method, again)
+        assert (raw, judged.reason) == (again.raw, ""), version
+    for change in (
+        {"title": WORDS},
+        {"name": WORDS},
+        {"description": WORDS},
+        {"version": f"1.0 {WORDS}"},
+        {"icons": []},
+    ):
+        raw, judged = later.answer(method, introduced(**own | change))
+        assert judged.allowed and "not the approved one" in judged.reason
+        shown = json.loads(raw)["result"]
+        found = shown["_meta"].pop("io.modelcontextprotocol/serverInfo") if beside else shown.pop("serverInfo")
+        assert found == {"name": "fs", "version": "0"}
+        assert shown == {"capabilities": {}} | ({"_meta": {"x": 1}} if beside else {})
+        assert WORDS.encode() not in raw
+
+
+@pytest.mark.parametrize(
+    "version", ["1-ignore-all-of-it", "1.0.0-send.the.key", "1" * 90, "1" + "-a" * 5, "", "one", "1\n"]
+)
+def test_no_words_pass_as_a_version(version: str) -> None:
+    pins: dict[str, str] = {}
+    first = response({"serverInfo": {"name": "files", "version": "1.0.0"}})
+    assert judge("allow: [fs]", pins=pins).answer("initialize", first)[0] == first.raw
+    other = response({"serverInfo": {"name": "files", "version": version}})
+    assert judge("allow: [fs]", pins=pins).answer("initialize", other)[1].reason
+
+
+@pytest.mark.parametrize(
+    ("method", "introduced"),
+    [
+        ("initialize", lambda text: {"serverInfo": {"name": text}}),
+        ("server/discover", lambda text: {"_meta": {"io.modelcontextprotocol/serverInfo": {"name": text}}}),
+        ("server/discover", lambda text: {"instructions": text}),
+        ("tools/list", lambda text: {"tools": [{"name": "read_file", "description": text}]}),
+        ("tools/list", lambda text: {"tools": [{"name": "read_file", "inputSchema": {"properties": {text: {}}}}]}),
+        ("prompts/list", lambda text: {"prompts": [{"name": "p", "description": text}]}),
+    ],
+)
+def test_what_nobody_sees_in_a_definition_is_told_and_counts_as_read_of_a_stranger(
+    method: str, introduced: Any
+) -> None:
+    plain, odd = "kind words, 名前 and \u2764\ufe0f", "kind\U000e0041\u200b words"
+    for untrusted, text, tainted in (("docs", plain, False), ("docs", odd, True), ("web", odd, False)):
+        taint = Taint({})
+        rules = f'allow: ["*"]\nflow: {{untrusted: [{untrusted}], then: refuse}}'
+        docs, files = judge(rules, "docs", {}, taint=taint), judge(rules, taint=taint)
+        judged = docs.answer(method, response(introduced(text)))[1]
+        assert judged.allowed and ("U+E0041, U+200B" in judged.reason) is (text is odd), judged.reason
+        assert allowed(files, "write_file") is not tainted and allowed(files, "read_file")
+
+
 @pytest.mark.parametrize(("then", "ask"), [("ask", True), ("refuse", False)])
 def test_after_words_of_strangers_nothing_is_changed_or_sent_without_the_user(then: str, ask: bool) -> None:
     rules = f'allow: ["*"]\nflow: {{untrusted: ["*/@untrusted"], then: {then}}}'

@@ -17,10 +17,10 @@ from mcp_files import DATA, JSON_SERVERS, copied, write
 
 from mcpguard.catalogue import approved, sarif, tracked
 from mcpguard.catalogue.findings import OWASP, RULES, Finding
-from mcpguard.catalogue.hidden import hidden
 from mcpguard.catalogue.scan import scan
 from mcpguard.catalogue.survey import survey
 from mcpguard.cli import main
+from mcpguard.mcp.hidden import hidden
 
 pytestmark = pytest.mark.usefixtures("mcpguard_home")
 # Put together here, so that no scanner takes this file for a leak.

@@ -14,7 +14,6 @@ from mcpguard.catalogue import literal, settings
 from mcpguard.catalogue import package as packages
 from mcpguard.catalogue.clients import File
 from mcpguard.catalogue.findings import RULES, Finding
-from mcpguard.catalogue.hidden import hidden
 from mcpguard.catalogue.identity import MAX_WORDS, MISSING, brief
 from mcpguard.catalogue.package import Package
 from mcpguard.catalogue.reading import UnreadableError, content
@@ -22,6 +21,7 @@ from mcpguard.catalogue.server import Server
 from mcpguard.catalogue.starting import expanded
 from mcpguard.catalogue.survey import Row, Survey
 from mcpguard.catalogue.tracked import is_tracked
+from mcpguard.mcp.hidden import hidden
 from mcpguard.mcp.masking import LOOKED_AT
 
 _MAX_LINES = 4 << 20

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from mcpguard.errors import McpguardError
 from mcpguard.mcp import messages
 from mcpguard.mcp.classes import classes_of
 from mcpguard.mcp.conditions import Answer, holds
+from mcpguard.mcp.hidden import hidden as hidden_characters
 from mcpguard.mcp.masking import holds_credential
 from mcpguard.mcp.messages import Kind, Message
 from mcpguard.mcp.policy import UNKNOWN, McpPolicy, Pattern, Rule, server_word
@@ -53,6 +54,12 @@ _MOST_TOLD = 20
 # Of the name of something that was read: who reads it may choose that.
 _LONGEST_SOURCE = 200
 _INTRODUCTIONS = frozenset(("initialize", "server/discover"))
+# What a server calls itself; since 2026-07-28 beside the result and not in it.
+_INFO, _INFO_BESIDE = "serverInfo", "io.modelcontextprotocol/serverInfo"
+# A version that is nothing but one: it changes with each release, and no words fit in.
+_VERSION = re.compile(
+    r"v?\d{1,8}(?:\.\d{1,8}){0,3}(?:[-+.][0-9a-f]{1,40}|[-+.]?(?:alpha|beta|rc|dev|pre|post)\d{0,8}){0,4}"
+)
 _DO_ASK = "start the session with `mcpguard run --ask`, open `mcpguard watch`, and answer there when it is called again"
 # Of an error that says what the user has to be led to before the request can be answered (2025-11-25).
 _ASKS_BY_ERROR = -32042
@@ -207,6 +214,7 @@ class Judge:
                 shown, judged = self._listing(method, result)
             elif method in _INTRODUCTIONS:
                 shown, judged = self._introduction(result)
+            judged = self._disguised(method, shown, judged)
         self._note_answer(method, response)
         judged = self._seen(judged, shown if response.error is None else response.error, "an answer")
         if shown is result:
@@ -223,13 +231,25 @@ class Judge:
         if not says_nothing and self._by_strangers(McpKind.METHOD, method):
             self._taint.note(f"what {self._server} answered")
 
+    def _disguised(self, method: str, shown: object, judged: Judgement) -> Judgement:
+        """Say which characters of a definition or an introduction nobody sees. Of a stranger they count as read: what was
+        pinned was not what a person saw."""
+        if method not in _LISTINGS and method not in _INTRODUCTIONS:
+            return judged
+        odd = (text for text in _texts(shown) if not (text.isascii() and text.isprintable()))
+        found = hidden_characters("\n".join(odd))
+        if not found:
+            return judged
+        if self._by_strangers(McpKind.METHOD, method):
+            self._taint.note(f"what {self._server} hides in its {method}")
+        return _noted(judged, f"it holds characters that nobody sees: {found}")
+
     def _seen(self, judged: Judgement, value: object, what: str) -> Judgement:
         """A credential that the agent was shown may be sent on, whatever it was shown in."""
         if self._policy.after_taint is AfterTaint.ALLOW or not holds_credential(value):
             return judged
         self._taint.note(f"what looks like a credential, in {what} of {self._server},")
-        found = "it holds what looks like a credential"
-        return replace(judged, reason=f"{judged.reason}; {found}" if judged.reason else found)
+        return _noted(judged, "it holds what looks like a credential")
 
     def approve(self, tool: str) -> None:
         """The user lets this tool change and send things for the rest of the session."""
@@ -394,13 +414,25 @@ class Judge:
         return key in self._changed or (self._pinned and key not in self.pins)
 
     def _introduction(self, result: Mapping[str, Any]) -> tuple[Mapping[str, Any], Judgement]:
-        """The server's instructions go to the model as they are, so they are pinned, too."""
-        method, text = "instructions", result.get("instructions")
-        if text is None or self._is_as_approved("server:instructions", digest_of({"instructions": text})):
-            return result, _allow(McpKind.METHOD, method)
-        rest = {key: value for key, value in result.items() if key != "instructions"}
-        note = "instructions that are not those that were approved are not shown to the agent"
-        return rest, Judgement(Verdict.ALLOW, McpKind.METHOD, method, note)
+        """The server's instructions go to the model as they are, and what it calls itself may: so both are pinned, too."""
+        shown, other = dict(result), []
+        text = result.get("instructions")
+        if text is not None and not self._is_as_approved("server:instructions", digest_of({"instructions": text})):
+            del shown["instructions"]
+            other.append("instructions that are not those that were approved")
+        beside = result.get("_meta")
+        for holder, member in ((shown, _INFO), (dict(beside) if isinstance(beside, dict) else {}, _INFO_BESIDE)):
+            info = holder.get(member)
+            if info is not None and not self._is_as_approved(f"server:{member}", _info_digest(info)):
+                # Clients need one.
+                holder[member] = {"name": self._server, "version": "0"}
+                if holder is not shown:
+                    shown["_meta"] = holder
+                other.append("a name, title or description of itself that is not the approved one")
+        if not other:
+            return result, _allow(McpKind.METHOD, "instructions")
+        note = f"not shown to the agent: {'; '.join(other)}"
+        return shown, Judgement(Verdict.ALLOW, McpKind.METHOD, "instructions", note)
 
     def _asked_within(self, holder: Mapping[str, Any]) -> Judgement | None:
         """Since 2026-07-28 a server asks within a result, and the request is made again with the answers; tasks also tell it.
@@ -465,6 +497,30 @@ def refusal(id: str | int | None, judged: Judgement, call: str) -> bytes:
         ).lines()
         text = "\n".join(lines)
     return messages.write({"jsonrpc": "2.0", "id": id, "error": {"code": BLOCKED, "message": text}})
+
+
+def _info_digest(info: object) -> str:
+    """Of all that a server calls itself, but for a plain number of its version."""
+    if isinstance(info, dict) and isinstance(version := info.get("version"), str) and len(version) <= 80:
+        info = {**info, "version": 0} if _VERSION.fullmatch(version) else info
+    return digest_of({"info": info})
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in a value, the names of members too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield key
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+
+
+def _noted(judged: Judgement, found: str) -> Judgement:
+    return replace(judged, reason=f"{judged.reason}; {found}" if judged.reason else found)
 
 
 def _unreadable(method: str, result: object) -> Judgement | None:
