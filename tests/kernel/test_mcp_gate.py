@@ -18,6 +18,7 @@ from harness import SYSTEM_PYTHON, Json, mcpguard_command, need_root, sandbox
 from mcp_box import PROFILE, SERVER, Box, text_of, tool
 
 from mcpguard.session.gate import SHIM
+from mcpguard.session.recording import CUT_OFF
 
 pytestmark = pytest.mark.kernel
 
@@ -361,6 +362,8 @@ print(say(start()), flush=True)
     told = [(e["op"], e["verdict"]) for e in box.mcp_events() if e["op"] in ("start", "request")]
     asked = "deny" if flow else "allow"
     assert told == [("start", "allow"), ("request", "allow"), ("start", "allow"), ("request", asked)]
+    losses = [e["detail"] for e in box.inside.events(None, "--kind", "loss")]
+    assert losses.count(CUT_OFF) == 1, "of the one that was killed, and not of the one that ended with the session"
 
 
 KEPT = """\

@@ -168,7 +168,7 @@ def test_the_last_answers_wait_while_another_holds_the_store(
     monkeypatch.setattr(Store, "add", added)
     ledger.flush()
     assert kept(store, session) == [] and ledger.behind, "the control"
-    ledger.finish(60)
+    assert ledger.finish(60)
     assert [one.op for one in kept(store, session)] == ["request", "response"] and not ledger.behind
     other.close()
 
@@ -181,8 +181,41 @@ def test_nobody_waits_at_the_end_for_a_store_that_takes_nothing(
     store.read("PRAGMA query_only = ON")
     add, tried = Store.add, []
     monkeypatch.setattr(Store, "add", lambda *given: (tried.append(1), add(*given)))
-    ledger.finish(3600)
+    assert ledger.finish(3600), "what is in the journal is on record"
     assert ledger.behind and len(tried) == 1
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_what_the_gate_could_not_write_is_counted_where_its_decisions_are(
+    room: bool, store: Store, session: str
+) -> None:
+    """Answers and notifications are in no journal."""
+    ledger = Ledger(store, session, Journal(session))
+    assert ledger._journal is not None
+    talk = conversation(session, ledger)
+    assert talk.take(0, call("echo", id=1).strip())[0] is not None and talk.take(1, ANSWER)[0] is not None
+    for _ in range(3):
+        talk.take(0, b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+    if not room:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), ledger._journal._file)
+    store.read("PRAGMA query_only = ON")
+    assert ledger.finish(0) is room, "else the session says it"
+    os.close(ledger._journal._file)
+    store.read("PRAGMA query_only = OFF")
+    recover(store)
+    found = [(one.op, one.count, one.detail) for one in kept(store, session) if one.mcp is None]
+    assert found == ([("lost", 4, journal.LOST)] if room else [])
+    assert [one.mcp.id for one in kept(store, session) if one.mcp] == ["1"], "the decision is there either way"
+    assert not list(journal.folder().iterdir())
+
+
+def test_without_a_journal_what_is_left_is_not_counted_anywhere(store: Store, session: str) -> None:
+    ledger = Ledger(store, session)
+    talk = conversation(session, ledger)
+    assert ledger.finish(0)
+    talk.take(0, b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+    store.read("PRAGMA query_only = ON")
+    assert not ledger.finish(0)
 
 
 @pytest.mark.parametrize("how", ["pushed out", "not made"])
@@ -209,7 +242,9 @@ def test_a_decision_whose_event_is_lost_stays_in_the_journal(how: str, store: St
     assert found.mcp and found.mcp.tool == "echo"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"null\n[]\n{}\n", b"\xff\n", b'{"time_ns": 1}\n'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"null\n[]\n{}\n", b"\xff\n", b'{"time_ns": 1}\n', b'{"lost": "x", "time_ns": 1}\n']
+)
 def test_what_is_no_decision_is_let_go(content: bytes, store: Store, session: str) -> None:
     killed_after(session, [call("echo")])
     (path,) = journal.folder().iterdir()

@@ -22,6 +22,8 @@ say(1)
 """
 # When it is told to end, which is after its session has stopped to listen for news.
 _SAYS_AT_ITS_END = _BEGINNING + "sys.stdin.buffer.read(); say(2)"
+# As it does when it has put on record all that it knew.
+_ENDS_WELL = _BEGINNING + "sys.stdin.buffer.read(); os.write(1, b'all\\n')"
 # And when it ends by itself while its session is busy.
 _SAYS_AND_ENDS = _BEGINNING + "say(2)"
 
@@ -38,7 +40,7 @@ class Told:
     """What the record was told to leave out.
 
     Attributes:
-        then: called at each.
+        then: called at the first.
     """
 
     def __init__(self, then: Callable[[], None] = lambda: None) -> None:
@@ -49,7 +51,8 @@ class Told:
     def __call__(self, ends: Sequence[tuple[int, int]], served: bool) -> None:
         assert served
         self.inodes += [inode for _device, inode in ends]
-        self.then()
+        if not self.first.is_set():
+            self.then()
         self.first.set()
 
 
@@ -86,3 +89,19 @@ def test_what_it_said_before_it_was_gone_is_heard(gate: Gate, monkeypatch: pytes
     assert told.first.wait(60)
     gate.close()
     assert told.inodes[:2] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("program", "lost"),
+    [(_ENDS_WELL, 0), (_SAYS_AT_ITS_END, 1), (_SAYS_AND_ENDS, 1), (_BEGINNING + "os.kill(os.getpid(), 9)", 1)],
+    ids=["the control", "not all", "by itself", "killed"],
+)
+def test_a_gate_that_ends_without_having_handed_over_all_is_told(
+    program: str, lost: int, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, program)
+    told, losses = Told(), []
+    gate.start("/sys/fs/cgroup/x", told, lambda: losses.append(1))
+    assert told.first.wait(60)
+    gate.close()
+    assert len(losses) == lost

@@ -7,6 +7,7 @@ The package's own parent is put there by hand. It ends when the input ends, so w
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -28,7 +29,7 @@ from mcpguard.gate.held import Held
 from mcpguard.gate.journal import Journal, recover
 from mcpguard.gate.keeper import Keeper
 from mcpguard.gate.ledger import Ledger
-from mcpguard.gate.line import HEARD, PATIENCE_S
+from mcpguard.gate.line import ALL, HEARD, PATIENCE_S
 from mcpguard.gate.servers import Servers
 from mcpguard.gate.serving import Gate
 
@@ -62,9 +63,9 @@ def _tell_ends(ends: Sequence[int], served: bool) -> None:
         os.write(_STANDARD_OUTPUT, line)
 
 
-def _say_heard() -> None:
+def _say(word: bytes) -> None:
     with contextlib.suppress(OSError):
-        os.write(_STANDARD_OUTPUT, HEARD + b"\n")
+        os.write(_STANDARD_OUTPUT, word + b"\n")
 
 
 def _raise_limit() -> None:
@@ -89,15 +90,19 @@ def main() -> None:
     held.hear({"watched": facts["watched"]})
     servers = Servers(facts, ledger, held)
     webs: list[Web] = []
-    thread = threading.Thread(target=_serve_remotes, args=(facts, servers, webs), name="web", daemon=True)
+    handed_over: list[bool] = []
+    thread = threading.Thread(target=_serve_remotes, args=(facts, servers, webs, handed_over), name="web", daemon=True)
     if facts.get("web"):
         thread.start()
     keeper = Keeper(socket.socket(fileno=facts["keeps"]) if facts["keeps"] >= 0 else None)
-    gate = Gate(facts["session"], facts["leaf"], listener, servers, ledger, _tell_ends, held, _say_heard, keeper)
-    gate.serve(_STANDARD_INPUT, rest)
+    heard = functools.partial(_say, HEARD)
+    gate = Gate(facts["session"], facts["leaf"], listener, servers, ledger, _tell_ends, held, heard, keeper)
+    handed_over.append(gate.serve(_STANDARD_INPUT, rest))
     for web in webs:
         web.end()
         thread.join(PATIENCE_S)
+    if all(handed_over) and len(handed_over) == 1 + len(webs):
+        _say(ALL)
 
 
 def _ledger(session: str) -> Ledger:
@@ -109,11 +114,12 @@ def _ledger(session: str) -> Ledger:
     return Ledger(store, session, journal)
 
 
-def _serve_remotes(facts: dict[str, Any], servers: Servers, webs: list[Web]) -> None:
+def _serve_remotes(facts: dict[str, Any], servers: Servers, webs: list[Web], handed_over: list[bool]) -> None:
     """What it needs is only loaded when somebody comes. Its own hand on the record, as each thread has one.
 
     Args:
         webs: gets what serves, for whoever ends it.
+        handed_over: gets what `Ledger.finish` says, at the end.
     """
     listener = socket.socket(fileno=facts["web"]["listener"])
     select.select([listener], (), ())
@@ -129,7 +135,7 @@ def _serve_remotes(facts: dict[str, Any], servers: Servers, webs: list[Web]) -> 
     )
     webs.append(web)
     web.run()
-    ledger.finish(PATIENCE_S)
+    handed_over.append(ledger.finish(PATIENCE_S))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mcpguard.errors import StoreError
 from mcpguard.events.mcp import Talk
+from mcpguard.events.missing import loss
 from mcpguard.events.query import Filter, events
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
@@ -27,6 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+LOST = "MCP messages that could not be stored"
 LATE = "its arguments are not on record: the gate was ended"
 # Of lines that are not in the store yet.
 _MOST_BYTES = 16 << 20
@@ -61,6 +64,14 @@ class Journal:
         self._bytes += len(line)
         if self._bytes > _MOST_BYTES or os.write(self._file, line) != len(line):
             raise OSError(0, "there is no room for it")
+
+    def count(self, lost: int) -> None:
+        """Have in the file that so many events are not in the store, and never will be.
+
+        Raises:
+            OSError: it is not.
+        """
+        self.write({"lost": lost, "time_ns": time.time_ns()})
 
     def clear(self) -> None:
         """All of it is in the store."""
@@ -116,10 +127,12 @@ def _add(store: Store, session: str, lines: list[bytes]) -> None:
     since = min(event.time_ns for event in found)
     # The gate may have been ended between its transaction and its next word to the file.
     known = {one.mcp.call for one in events(store, session, Filter(kind=Kind.MCP, since_ns=since)) if one.mcp}
-    store.add(session, [event for event in found if event.mcp and event.mcp.call not in known])
+    store.add(session, [event for event in found if event.mcp is None or event.mcp.call not in known])
 
 
 def _event(session: str, told: Mapping[str, Any]) -> Event:
+    if "lost" in told:
+        return loss(int(told["time_ns"]), session, LOST, int(told["lost"]))
     client, peer = (Peer(*one) if one else None for one in (told["client"], told["peer"]))
     rule = told["rule"]
     return Talk(session, told["server"], told["transport"], client, peer).request(

@@ -9,7 +9,7 @@ from mcpguard.errors import StoreError
 from mcpguard.events.database import BUSY
 from mcpguard.events.missing import loss
 from mcpguard.events.store import Store
-from mcpguard.gate.journal import Journal
+from mcpguard.gate.journal import LOST, Journal
 from mcpguard.model.event import Event
 
 TYPE_CHECKING = False
@@ -23,7 +23,6 @@ _MOST_NOTED = 256
 _MOST_KEPT = 2048
 # Of the messages that events are still to be made of.
 _MOST_BYTES = 4 << 20
-LOST = "MCP messages that could not be stored"
 
 
 class Ledger:
@@ -40,7 +39,8 @@ class Ledger:
         self._failed = ""  # the code of the store's last error
         self._store = store
         self._session = session
-        self._noted: list[Event | Callable[[], Event]] = []
+        # What is to be written, and whether it is in the journal as well.
+        self._noted: list[tuple[Event | Callable[[], Event], bool]] = []
         self._bytes = 0
         self._since = 0.0
         self._lost = 0
@@ -67,7 +67,7 @@ class Ledger:
             except OSError:
                 pass
             else:
-                self.note(event, size)
+                self._note(event, size, journaled=True)
                 return
         self._store.add(self._session, [*self._losses(), *self._made(), event()])
         self._clear()
@@ -79,8 +79,11 @@ class Ledger:
             event: or what makes it, for nobody waits for that.
             size: bytes of what it is made of.
         """
+        self._note(event, size, journaled=False)
+
+    def _note(self, event: Event | Callable[[], Event], size: int, *, journaled: bool) -> None:
         self._since = self._since if self.behind else time.monotonic()
-        self._noted.append(event)
+        self._noted.append((event, journaled))
         self._bytes += size
         if len(self._noted) >= _MOST_NOTED or self._bytes >= _MOST_BYTES:
             self.flush()
@@ -110,15 +113,28 @@ class Ledger:
             self._lost += excess
             self._keeps = True
 
-    def finish(self, patience_s: float) -> None:
-        """Write what was noted, as the last act: while another holds the store it is tried again, for so many seconds."""
+    def finish(self, patience_s: float) -> bool:
+        """Write what was noted, as the last act: while another holds the store it is tried again, for so many seconds. What it
+        does not take then is counted in the journal, for whoever recovers that.
+
+        Returns:
+            False: something is neither on record nor counted.
+        """
         until = time.monotonic() + patience_s
         self.flush()
         while self._failed == BUSY and time.monotonic() < until:
             self.flush()
+        left = self._lost + sum(not journaled for _one, journaled in self._noted)
+        if left and self._journal is not None:
+            try:
+                self._journal.count(left)
+            except OSError:
+                return False
+        return not left or self._journal is not None
 
     def _made(self) -> list[Event]:
-        self._noted[:] = made = [one if isinstance(one, Event) else one() for one in self._noted]
+        made = [one if isinstance(one, Event) else one() for one, _journaled in self._noted]
+        self._noted[:] = [(one, journaled) for one, (_, journaled) in zip(made, self._noted, strict=True)]
         self._bytes = 0
         return made
 

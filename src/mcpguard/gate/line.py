@@ -17,6 +17,8 @@ MOST_ARGUMENTS = 256
 LONGEST_NAME = 128
 # What the gate says to its session when it has heard the news.
 HEARD = b"heard"
+# And as its last word: all that it knows is on record, or counted as lost.
+ALL = b"all"
 # For the last of what it knows, while another holds the store; its session waits twice as long before it is killed.
 PATIENCE_S = 5.0
 # Where the agent's environment tells the shim to ask; nothing trusts it.

@@ -166,8 +166,12 @@ class Gate:
         self._next_tick = 0.0
         self._resting = 0.0  # until then nobody is accepted
 
-    def serve(self, news: int, begun: bytes = b"") -> None:
-        """Until `news` ends: a pipe with lines for `held`, of which `begun` was read already."""
+    def serve(self, news: int, begun: bytes = b"") -> bool:
+        """Until `news` ends: a pipe with lines for `held`, of which `begun` was read already.
+
+        Returns:
+            Whether all is on record, or counted as lost.
+        """
         self._take_news(begun)
         self._listener.setblocking(False)
         self._poll.register(self._listener, select.EPOLLIN)
@@ -191,8 +195,7 @@ class Gate:
             if self._listener.fileno() in others:
                 self._welcome()
             if news in others and not self._hear_news(news):
-                self._end()
-                return
+                return self._end()
             # Who only passes messages on need not look at everything else each time.
             if others or not ready or time.monotonic() >= self._next_tick:
                 self._tick()
@@ -240,11 +243,11 @@ class Gate:
         self._held.tick()
         self._ledger.flush_due()
 
-    def _end(self) -> None:
+    def _end(self) -> bool:
         for relay in list(self._relays):
             relay.end()
         self._workers.end()
-        self._ledger.finish(PATIENCE_S)
+        return self._ledger.finish(PATIENCE_S)
 
     # --- who comes in -----------------------------------------------------------------------------------------------
 

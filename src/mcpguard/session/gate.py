@@ -23,7 +23,7 @@ import mcpguard
 from mcpguard.catalogue import starting
 from mcpguard.catalogue.server import Server
 from mcpguard.errors import HostError
-from mcpguard.gate.line import HEARD, PATIENCE_S
+from mcpguard.gate.line import ALL, HEARD, PATIENCE_S
 from mcpguard.kernel import cgroup
 from mcpguard.mcp.policy import server_word
 from mcpguard.profile.store import gate_directory, state_directory
@@ -77,6 +77,8 @@ class Gate:
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
         self._said = b""  # of a line of the process's, so far
+        self._handed_over = False  # it said so
+        self._tell_lost: Callable[[], None] = lambda: None
         self.held: socket.socket | None = None
         self._holds: socket.socket | None = None
         self.keeping: socket.socket | None = None
@@ -155,7 +157,12 @@ class Gate:
         return {name: starting.expanded(value, known) for name, value in server.headers.items()}
 
     def start(
-        self, leaf: str, tell_ends: Callable[[Sequence[tuple[int, int]], bool], None], *, ask: bool = False
+        self,
+        leaf: str,
+        tell_ends: Callable[[Sequence[tuple[int, int]], bool], None],
+        tell_lost: Callable[[], None] = lambda: None,
+        *,
+        ask: bool = False,
     ) -> None:
         """Have shims answered from now on, until `close`.
 
@@ -163,12 +170,13 @@ class Gate:
             leaf: path of the session's own cgroup leaf.
             tell_ends: called by another thread with the device and inode numbers of pipes and sockets whose messages the gate
                 puts on record, and True; or of a conversation that it refused, and False.
+            tell_lost: called by that thread when the gate's process ended before all that it knew was on record.
             ask: calls that need a person's word may be held, while `watched`.
         """
         if ask:
             self.held, self._holds = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self.held.setblocking(False)
-        self._tell_ends = tell_ends
+        self._tell_ends, self._tell_lost = tell_ends, tell_lost
         handed = {
             **self.facts,
             "session": self._session,
@@ -221,12 +229,14 @@ class Gate:
                 process.kill()
         process.wait()
         self._hear_rest(process)
+        if not self._handed_over:
+            self._tell_lost()
         return stopped
 
     def _hear(self, process: subprocess.Popen[bytes], held: int) -> bool:
         """Pass on which pipes and sockets its conversations use, until it ends or is to end; True for the latter."""
         waited = [held, self._stop]
-        self._said = b""
+        self._said, self._handed_over = b"", False
         if process.stdout is not None:
             waited.append(process.stdout.fileno())
         while True:
@@ -243,6 +253,9 @@ class Gate:
         for line in lines:
             if line == HEARD:
                 self._heard.set()
+                continue
+            if line == ALL:
+                self._handed_over = True
                 continue
             served, ends = json.loads(line)
             self._tell_ends([(int(device), int(inode)) for device, inode in ends], bool(served))

@@ -60,6 +60,7 @@ _SECOND_TRY_S = 5.0
 _SHORT_S = 1.0
 BEHIND = "records at least that were not read or stored, because a disk or a file system did not answer at the end"
 UNTOLD = "counts at least of repeated acts that the kernel still held when the broker was killed"
+CUT_OFF = "gates of MCP servers that ended before all that they knew was on record, so that answers may not be told"
 UNWATCHED = "processes at least that went on after the record had ended, because the broker was killed"
 # Counted for all processes of the host: whether one was the agent's cannot be told, so it may have been.
 SKIPPED = (
@@ -201,6 +202,10 @@ class Recording:
             around.agents.who = self._recorder.processes.get
             self._listener.show(around)
             around.follow(partial(self._counters.write, _AGENT_AT))
+
+    def gate_cut_off(self) -> None:
+        """A gate ended, and did not say that all it knew is on record. May be called by another thread."""
+        self.tell([loss(time.time_ns(), self.session, CUT_OFF, 1)])
 
     def skip_port(self, port: int) -> None:
         """MCP messages to and from this port on loopback are told by somebody else."""

@@ -125,7 +125,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             if guarded.gate.port is not None:
                 recording.skip_port(guarded.gate.port)
             leaf = str(facts["cgroup"])
-            guarded.gate.start(leaf, recording.skip_messages, ask=options.ask)
+            guarded.gate.start(leaf, recording.skip_messages, recording.gate_cut_off, ask=options.ask)
             recording.show_messages(guarded.around(session, int(facts["pid"]), leaf))
         if later:
             later.start()
