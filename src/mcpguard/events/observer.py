@@ -193,7 +193,8 @@ class Observer:
             if everything and stream.order.waits:
                 for part, seen in stream.order.late():
                     events += self._part(stream, part, seen.head)
-            if stream.back and (everything or now_ns - stream.since_ns >= self._hold_ns or self._is_settled(stream)):
+            hold_ns = HOLD_NS if stream.channel == "tcp" else self._hold_ns
+            if stream.back and (everything or now_ns - stream.since_ns >= hold_ns or self._is_settled(stream)):
                 events += self._let_go(stream)
             elif stream.back and now_ns - stream.looked_ns >= _LOOK_NS:
                 self._look_for_readers(stream)
