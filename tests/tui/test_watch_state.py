@@ -41,6 +41,46 @@ def test_a_number_that_is_used_again_is_another_process() -> None:
     assert table.living() == [10, 11]
 
 
+def test_what_takes_the_number_of_a_parent_hides_nothing_and_adopts_nobody() -> None:
+    """A tree can have its own numbers come again; two that each name the other as parent would be below no root."""
+    table = ProcessTable()
+    table.take(
+        [process("fork", 10, 1), process("fork", 11, 10, 2), process("fork", 12, 10, 2), process("exit", 10, 1, 3)]
+    )
+    table.take([process("fork", 10, 11, 4)])
+    assert reached(table) == {10, 11, 12} and table.roots == [11, 12]
+    assert [one.pid for one in table.chain(10)] == [10, 11]
+    assert [one.pid for one in table.chain(12)] == [12]
+    table.take([process("exit", pid, 1, 5) for pid in (10, 11, 12)])
+    assert not table.living() and len(table) == 3
+
+
+def test_what_takes_the_number_of_a_parent_that_was_never_seen_hides_nothing() -> None:
+    """As that of the broker, once that is gone."""
+    table = ProcessTable()
+    table.take([process("fork", 10, 99, 1), process("fork", 11, 10, 2), process("fork", 99, 11, 3)])
+    assert reached(table) == {10, 11, 99} and table.roots == [10]
+
+
+def test_what_was_started_by_the_second_of_a_number_is_below_that_one() -> None:
+    table = ProcessTable()
+    table.take(
+        [process("fork", 10, 1), process("exit", 10, 1, 2), process("fork", 11, 10, 4), process("fork", 10, 1, 3)]
+    )
+    assert table.roots == [10] and [one.pid for one in table.chain(11)] == [11, 10]
+
+
+def reached(table: ProcessTable) -> set[int]:
+    """What lies below the roots, each once."""
+    waiting, found = list(table.roots), []
+    while waiting:
+        here = table.get(waiting.pop())
+        assert here is not None and here.pid not in found
+        found.append(here.pid)
+        waiting += here.children
+    return set(found)
+
+
 def test_a_program_that_calls_itself_otherwise_is_told_by_both_names() -> None:
     table = ProcessTable()
     for pid, exe, argv in ((10, "/usr/bin/git", ("git", "log")), (11, "/ws/evil", ("/usr/bin/git", "log"))):

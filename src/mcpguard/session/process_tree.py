@@ -127,9 +127,20 @@ class ProcessTable:
         parent = self._known.get(process.ppid)
         (self.roots if parent is None else parent.children).append(pid)
         # Records of one moment come in any order: what it started may be known already.
-        for child in [child for child in self.roots if self._known[child].ppid == pid and child != pid]:
+        children = [child for child in self.roots if self._known[child].ppid == pid and child != pid]
+        top = self._top_of(process).pid if children else pid
+        for child in children:
+            if child == top:  # who started that one had this number before
+                self._known[child].ppid = 0
+                continue
             self.roots.remove(child)
             process.children.append(child)
+        return process
+
+    def _top_of(self, process: Process) -> Process:
+        """The root that a process lies below."""
+        while (parent := self._known.get(process.ppid)) is not None and process.pid in parent.children:
+            process = parent
         return process
 
     def _exit(self, event: Event) -> None:
@@ -158,6 +169,7 @@ class ProcessTable:
             siblings.remove(process.pid)
         if parent is not None:
             parent.folded += 1 + process.folded
-        for pid in process.children:
-            if pid in self._known:
-                self.roots.append(pid)
+        for child in [self._known[pid] for pid in process.children if pid in self._known]:
+            self.roots.append(child.pid)
+            if process.ended_ns is not None and child.started_ns < process.ended_ns:
+                child.ppid = 0  # whoever has the number next did not start it
