@@ -105,13 +105,14 @@ def _placed(text: str, section: str, key: str, wanted: Sequence[Addition]) -> st
     if root is None or _is_null(root):
         return lines.below(len(text.splitlines()) - 1, [f"{section}:", f"  {key}:", *_listed(wanted, 4)])
     below, indent = _found(root, section)
+    short = f"{key}: [{_inline(wanted)}]"
     if below is None:
-        return _added(lines, root, indent, [f"{section}:", f"  {key}:", *_listed(wanted, 4)], section, key, wanted)
+        return _added(lines, root, indent, [f"{section}:", f"  {key}:", *_listed(wanted, 4)], f"{section}: {{{short}}}")
     if _is_null(below):
         return lines.below(_line_of(below), [f"{' ' * (indent + 2)}{key}:", *_listed(wanted, indent + 4)])
     entries, indent = _found(below, key)
     if entries is None:
-        return _added(lines, below, indent, [f"{key}:", *_listed(wanted, 2)], "", key, wanted)
+        return _added(lines, below, indent, [f"{key}:", *_listed(wanted, 2)], short)
     if _is_null(entries):
         return lines.below(_line_of(entries), _listed(wanted, indent + 2))
     if not isinstance(entries, yaml.SequenceNode):
@@ -136,21 +137,16 @@ def _found(mapping: Any, name: str) -> tuple[Any, int]:
     return None, column
 
 
-def _added(
-    lines: _Text,
-    mapping: Any,
-    indent: int,
-    more: Sequence[str],
-    section: str,
-    key: str,
-    wanted: Sequence[Addition],
-) -> str:
-    """A mapping with one key more, below the others."""
-    if not mapping.flow_style:
-        return lines.below(_last_line(mapping), [" " * indent + one for one in more])
-    values = f"[{', '.join(_scalar(one.value) for one in wanted)}]"
-    words = f"{section}: {{{key}: {values}}}" if section else f"{key}: {values}"
-    return lines.within(*_after_last(mapping, words))
+def _added(lines: _Text, mapping: Any, indent: int, long: Sequence[str], short: str) -> str:
+    """A mapping with one key more, below the others.
+
+    Args:
+        long: the key and what it holds, on lines of their own.
+        short: the same between brackets, where no comment has room.
+    """
+    if mapping.flow_style:
+        return lines.within(*_after_last(mapping, short))
+    return lines.below(_last_line(mapping), [" " * indent + one for one in long])
 
 
 def _within(lines: _Text, entries: Any, wanted: Sequence[Addition]) -> str:
@@ -158,7 +154,7 @@ def _within(lines: _Text, entries: Any, wanted: Sequence[Addition]) -> str:
     last = entries.value[-1] if entries.value else None
     closing = entries.end_mark.index - 1
     if last is None or not (any(one.comment for one in wanted) or last.end_mark.line < entries.end_mark.line):
-        return lines.within(*_after_last(entries, ", ".join(_scalar(one.value) for one in wanted)))
+        return lines.within(*_after_last(entries, _inline(wanted)))
     own_line = lines.text[: last.start_mark.index].rpartition("\n")[2].isspace()
     indent = " " * (last.start_mark.column if own_line else entries.start_mark.column + 1)
     more = [f"{indent}{one}" for one in _spread(wanted, ",")]
@@ -186,6 +182,10 @@ def _after_last(node: Any, words: str) -> tuple[int, str]:
         return node.start_mark.index + 1, words
     last = node.value[-1]
     return (last[1] if isinstance(node, yaml.MappingNode) else last).end_mark.index, f", {words}"
+
+
+def _inline(wanted: Sequence[Addition]) -> str:
+    return ", ".join(_scalar(one.value) for one in wanted)
 
 
 def _listed(wanted: Sequence[Addition], indent: int) -> list[str]:
