@@ -199,11 +199,15 @@ static long mg_descriptor_step(__u32 index, void *data)
 		name->fd = name->number;
 		return 1;
 	}
-	name->digits = name->number = 0;
+	if (name->digits) { /* as in fd/7x: no descriptor, and nothing begins with its last letter */
+		name->digits = name->number = 0;
+		name->follows = 4;
+		return 0;
+	}
 	if (one == '/')
 		name->follows = name->follows == 2 ? 3 : 0;
 	else if (one == 'f')
-		name->follows = name->follows == 0 || name->follows == 3;
+		name->follows = name->follows == 0 || name->follows == 3; /* behind a slash */
 	else
 		name->follows = one == 'd' && name->follows == 1 ? 2 : 4;
 	return !one;
@@ -216,6 +220,14 @@ static __always_inline int mg_named_descriptor(struct mg_scratch *scratch, __u32
 
 	bpf_loop(MG_DESCRIPTOR_NAME, mg_descriptor_step, &name, 0);
 	return name.fd;
+}
+
+/* /proc/self is the whole process: it does not name the descriptors of a thread that took a table of its own. */
+static __always_inline int mg_shares_descriptors(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, files) == BPF_CORE_READ(task, group_leader, files);
 }
 
 struct mg_named {
@@ -237,7 +249,7 @@ __noinline int mg_put_named(struct mg_scratch *scratch, int fd, __u64 string, __
 		bpf_probe_read_user(&first, 1, (void *)string);
 	if (first == '/') {
 		mg_put_user_string(scratch, string, at, &cut);
-		fd = mg_named_descriptor(scratch, at);
+		fd = mg_shares_descriptors() ? mg_named_descriptor(scratch, at) : -1;
 		cut = 0;
 	}
 	if (first != '/' || fd >= 0)

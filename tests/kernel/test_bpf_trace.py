@@ -689,7 +689,7 @@ def test_where_the_event_does_not_hold_the_tracepoint_stands_in_and_says_why(
 
 # Numbers beyond those that this process has.
 DESCRIPTORS = ("/proc/self/fd/777", "/proc/thread-self/fd/777", "/proc/{pid}/task/{pid}/fd/777", "/dev/fd/777")
-NO_DESCRIPTORS = ("777", "xfd/777", "fd/x777", "fd/777x", "fd/", "fd/fd", "fd//777", "fd/99999999777")
+NO_DESCRIPTORS = ("777", "xfd/777", "fd/x777", "fd/777x", "fd/", "fd/fd", "fd//777", "fd/99999999777", "fd/7fd/777")
 
 
 def test_what_a_refused_descriptor_stood_for_is_told_with_the_refusal(tree: Tree, folder: Path) -> None:
@@ -721,6 +721,30 @@ def test_what_a_refused_descriptor_stood_for_is_told_with_the_refusal(tree: Tree
         ("open", below, str(folder)),
         ("link", "/proc/self/fd/777", str(secret)),
     ]
+
+
+def test_what_a_threads_own_descriptor_stands_for_is_not_told_as_the_processs(tree: Tree, folder: Path) -> None:
+    """/proc/self names what the process has under the number, and that is what was asked for."""
+    secret, dull = folder / "secret", folder / "dull"
+    secret.touch(0o600)
+    dull.touch(0o600)
+
+    def act() -> int:
+        os.dup2(os.open(secret, os.O_RDONLY), 777)
+
+        def apart() -> None:
+            checked("unshare", 0x400)  # CLONE_FILES
+            os.dup2(os.open(dull, os.O_RDONLY), 777)
+            with contextlib.suppress(PermissionError):
+                as_nobody(lambda: os.open("/proc/self/fd/777", os.O_RDWR))
+
+        thread = threading.Thread(target=apart)
+        thread.start()
+        thread.join()
+        return 0
+
+    assert tree.run(act) == 0
+    assert [(r.path, r.base) for r in refused(tree)] == [("/proc/self/fd/777", "")]
 
 
 def test_identical_refusals_are_counted_and_different_ones_kept(tree: Tree, folder: Path) -> None:
