@@ -46,13 +46,19 @@ def fetched(name: str, *commands: list[str]) -> Path:
     return folder
 
 
-def everything_by_npx(home: Path) -> list[str]:
+def by_npx(package: str, home: Path) -> list[str]:
     """What most settings say, with a home where npx was used for it before: `npm_config_offline` has it not ask again."""
     npx = shutil.which("npx") or str(Path(npm_of_our_own(CACHE)).with_name("npx"))
-    get = [npx, "-y", "--cache", "FOLDER/.npm", "-p", EVERYTHING, "true"]
-    cache = fetched(f"npx-everything-{NPM['everything']}", get)
+    get = [npx, "-y", "--cache", "FOLDER/.npm", "-p", package, "true"]
+    name, _, version = package.rpartition("/server-")[2].partition("@")
+    cache = fetched(f"npx-{name}-{version}", get)
     shutil.copytree(cache / ".npm", home / ".npm", symlinks=True)
-    return [npx, "-y", EVERYTHING]
+    return [npx, "-y", package]
+
+
+def everything_by_npx(home: Path) -> list[str]:
+    """A server with tools, resources and prompts."""
+    return by_npx(EVERYTHING, home)
 
 
 def installed_npm(name: str) -> Path:
@@ -235,22 +241,29 @@ def test_every_tool_of_a_real_server_has_our_word_on_what_it_does(name: str, tmp
     assert {tool for tool, found in said.items() if "read" in found} == set(listed) - CHANGING[name]
 
 
+class Site(BaseHTTPRequestHandler):
+    """Pages that say where they are."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.end_headers()
+        self.wfile.write(f"the page {self.path}".encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 def test_the_fetch_server_reaches_the_pages_that_a_rule_leaves_it(box: Box) -> None:
     asked: list[str] = []
 
-    class Site(BaseHTTPRequestHandler):
+    class Asked(Site):
         def do_GET(self) -> None:
             asked.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain")
-            self.end_headers()
-            self.wfile.write(f"the page {self.path}".encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
+            super().do_GET()
 
     python = installed_pypi()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as site:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Asked) as site:
         threading.Thread(target=site.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{site.server_port}"
         command = [str(python), "-m", "mcp_server_fetch", "--ignore-robots-txt", "--allow-private-ips"]
@@ -266,6 +279,61 @@ def test_the_fetch_server_reaches_the_pages_that_a_rule_leaves_it(box: Box) -> N
         site.shutdown()
     assert {1: through[1], "list": through["list"]} == {1: free[1], "list": free["list"]}
     assert "blocked by policy" in through[2] and asked and set(asked) == {"/open"}
+
+
+@pytest.mark.timeout(400)
+def test_the_filesystem_server_kept_to_the_profile_for_servers_that_only_look(box: Box) -> None:
+    """Declared as most settings have it. The control is the same one without the line."""
+    project, home = box.inside.world.project, box.inside.world.home
+    notes = home / "notes.txt"
+    notes.write_text("of the user's own")
+    command = [*by_npx(f"@modelcontextprotocol/server-filesystem@{NPM['filesystem']}", home), str(project), str(home)]
+    calls: list[tuple[str, Json]] = [
+        ("read_text_file", {"path": str(project / "app.py")}),
+        ("list_directory", {"path": str(project)}),
+        ("read_text_file", {"path": str(notes)}),
+        ("write_file", {"path": str(project / "made"), "content": "x"}),
+    ]
+    box.options = ("--read", str(home))
+    box.approve("s", command)
+    free = answers(box.talk("s", *old_era(*calls), command=command).out)
+    assert [failed(free[number]) for number in range(1, 5)] == [False] * 4, free
+    (project / "made").unlink()
+    box.inside.write_profile("gated", PROFILE + "  confine: {s: mcp-server}\n")
+    finished = box.talk("s", *old_era(*calls), command=command)
+    kept = answers(finished.out)
+    assert [failed(kept[number]) for number in range(1, 5)] == [False, False, True, True], finished
+    assert {one: kept[one] for one in ("list", 1, 2)} == {one: free[one] for one in ("list", 1, 2)}
+    assert not (project / "made").exists()
+
+
+@pytest.mark.timeout(400)
+def test_the_fetch_server_kept_to_that_profile_reaches_the_sites_that_its_own_names(box: Box) -> None:
+    python = installed_pypi()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as one, ThreadingHTTPServer(("127.0.0.1", 0), Site) as other:
+        for site in (one, other):
+            threading.Thread(target=site.serve_forever, daemon=True).start()
+        places = [f"127.0.0.1:{site.server_port}" for site in (one, other)]
+        command = [str(python), "-m", "mcp_server_fetch", "--ignore-robots-txt", "--allow-private-ips"]
+        lines = old_era(*(("fetch", {"url": f"http://{place}/page"}) for place in places))
+        box.options = ("--read", str(python.parents[1]), "--net", places[0], "--net", places[1])
+        box.approve("s", command)
+        reached: dict[tuple[bool, bool], list[bool]] = {}
+        fetching = "name: fetching\nextends: [mcp-server]\nfiles:\n  read: [{}]\n{}"
+        for network in ("", f'network:\n  allow: ["{places[0]}"]\n'):
+            box.inside.write_profile("fetching", fetching.format(python.parents[1], network))
+            for confine in ("", "  confine: {s: fetching}\n"):
+                box.inside.write_profile("gated", PROFILE + confine)
+                found = answers(box.talk("s", *lines, command=command).out)
+                reached[bool(network), bool(confine)] = ["the page /page" in found[number] for number in (1, 2)]
+        for site in (one, other):
+            site.shutdown()
+    assert reached == {
+        (False, False): [True, True],
+        (True, False): [True, True],
+        (False, True): [False, False],
+        (True, True): [True, False],
+    }
 
 
 def test_resources_and_prompts_of_a_real_server_are_listed_and_read_by_rule(box: Box) -> None:
@@ -322,3 +390,8 @@ def answers(out: str) -> dict[int | str, str]:
 
 def names(line: str) -> list[str]:
     return [tool["name"] for tool in json.loads(line)["result"]["tools"]]
+
+
+def failed(line: str) -> bool:
+    """Whether a tool says so."""
+    return bool(json.loads(line)["result"].get("isError"))

@@ -7,7 +7,7 @@ import fnmatch
 import pytest
 from profile_tools import AGENTS, BUILTIN, listed, place, policy_of
 
-from mcpguard.model.access import Access, Verdict
+from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.policy import PROTO_UDP
 from mcpguard.policy.decide import decide_connect, decide_file, decide_listen, decide_name, decide_unix
 
@@ -232,3 +232,25 @@ def test_a_profile_without_an_agent_makes_caches_only() -> None:
     assert policy_of("base").folders == ()
     made = {folder.removeprefix("/home/ada/").split("/")[0] for folder in policy_of("default").folders}
     assert made == {".cache", ".npm"}
+
+
+def test_the_profile_for_kept_servers_opens_the_project_and_programs_alone() -> None:
+    """Rules of the agent's profile hold besides: this one has no denials of its own, so all that it opens counts."""
+    opened = policy_of("mcp-server").paths
+    assert {rule.effect for rule in opened} == {Effect.ALLOW}
+    for path in (
+        "{workspace}/src/app.py",
+        "~/.npm/_npx/1f/node_modules/x/index.js",
+        "~/.nvm/versions/node/v22/bin/node",
+    ):
+        assert verdict("mcp-server", Access.READ, path) is Verdict.ALLOW
+        assert verdict("mcp-server", Access.WRITE, path) is Verdict.DENY
+    others = [one for one in (*SECRETS, *PERSISTENCE, *sum(STATE.values(), [])) if "{workspace}" not in one]
+    # Where tools of Python keep the passwords of their registries.
+    others += ["~/.local/share/uv/credentials/credentials.toml", "~/notes.txt", "~/.npm/_logs/x", "{tmp}/x"]
+    assert len(others) > 50
+    assert [one for one in others if verdict("mcp-server", Access.READ, one) is not Verdict.DENY] == []
+    assert verdict("mcp-server", Access.EXECUTE, "{workspace}/tool") is Verdict.DENY
+    policy = policy_of("mcp-server")
+    assert not policy.names and decide_connect(policy, "127.0.0.1", 80).verdict is Verdict.DENY
+    assert decide_listen(policy, "127.0.0.1", 8000).verdict is Verdict.DENY
