@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 
 import pytest
 from profile_tools import AGENTS, BUILTIN, listed, place, policy_of
@@ -245,7 +246,7 @@ def test_the_profile_for_kept_servers_opens_the_project_and_programs_alone() -> 
     ):
         assert verdict("mcp-server", Access.READ, path) is Verdict.ALLOW
         assert verdict("mcp-server", Access.WRITE, path) is Verdict.DENY
-    others = [one for one in (*SECRETS, *PERSISTENCE, *sum(STATE.values(), [])) if "{workspace}" not in one]
+    others = [one for one in (*SECRETS, *PERSISTENCE, *itertools.chain(*STATE.values())) if "{workspace}" not in one]
     # Where tools of Python keep the passwords of their registries.
     others += ["~/.local/share/uv/credentials/credentials.toml", "~/notes.txt", "~/.npm/_logs/x", "{tmp}/x"]
     assert len(others) > 50
