@@ -276,6 +276,32 @@ def test_every_key_has_its_place_at_the_bottom(name: str, size: tuple[int, int],
     asyncio.run(scene())
 
 
+def test_a_tiny_terminal_shows_the_list_under_a_short_header(fixed: Recorded) -> None:
+    async def scene() -> None:
+        app = fixed.app(os.environ["HOME"])
+        async with app.run_test(size=(40, 10)) as pilot:
+            await until(pilot, lambda: app._summed == app._last > 0)
+            app._draw()
+            await denial(app, pilot)
+
+            def sees(*words: str) -> bool:
+                strips = app.screen._compositor.render_strips()
+                return all(word in texts([list(strip) for strip in strips]) for word in words)
+
+            header = (fixed.id, "default", "tier 3 landlock", "7 LOST", "gaps: files", "? Help")
+            await until(pilot, lambda: sees(*header, "DENY  cat[400000…", "/ws/secret/key"), "the list")
+            assert app._stream.size.height >= 4
+            await pilot.press("enter")
+            await until(pilot, lambda: sees(*header, "file open read"), "the details")
+            await pilot.press("enter", "6")
+            await until(pilot, lambda: sees(*header, "no rule allows it"), "another tab")
+            # The control: where there is room, everything is back.
+            await pilot.resize_terminal(120, 40)
+            await until(pilot, lambda: sees(*header, "^p palette", "default deny", "because 2"))
+
+    asyncio.run(scene())
+
+
 @pytest.mark.parametrize("tab", TABS)
 def test_words_stand_out_under_the_cursor_too(tab: str, fixed: Recorded) -> None:
     async def scene() -> None:

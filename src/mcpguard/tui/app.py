@@ -57,6 +57,8 @@ _FILTER_SHOWN = 200
 # Of the details of a question: what watch.tcss gives them, and where it can.
 _ASKED_LINES = 8
 _LOW = 20
+# Here the list needs the lines of the details, until enter asks for them, and of most keys.
+_VERY_LOW = 16
 
 
 class WatchApp(App[None]):
@@ -65,6 +67,7 @@ class WatchApp(App[None]):
     TITLE = "mcpguard"
     CSS_PATH = "watch.tcss"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (_NARROW, "-wide")]  # noqa: RUF012 - as the library declares it
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (_VERY_LOW, "-high")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit"),
         Binding("question_mark", "help", "Help", key_display="?"),

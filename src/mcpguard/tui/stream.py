@@ -24,7 +24,7 @@ from mcpguard.tui.colours import VERDICTS
 
 # Lines that are kept; older ones are in the record.
 KEPT = 10_000
-_WIDE = 100
+_WIDE, _NARROW = 100, 60
 # Without colours a filter looks at every segment's style, so each must have one.
 PLAIN = Style()
 
@@ -150,22 +150,26 @@ class EventStream(ScrollView, can_focus=True):
 
 
 def line(event: Event, home: str, width: int) -> list[Segment]:
-    """One event in `width` columns: time, verdict by word and colour, process, act, object, rule."""
+    """One event in `width` columns: time, verdict by word and colour, process, act, object, rule.
+
+    Where they do not all fit, verdict, process and object.
+    """
     row: Cells = cells(event, home)
     process, act = (18, 14) if width >= _WIDE else (11, 10)
     style = VERDICTS.get(row.verdict, Style())
     parts = [
-        Segment(row.time + " ", Style(dim=True)),
         Segment(columns.pad(row.verdict, 5) + " ", style),
         Segment(columns.pad(columns.cut_end(row.process, process), process) + " ", PLAIN),
-        Segment(columns.pad(columns.cut_end(row.act, act), act) + " ", Style(dim=True)),
     ]
+    if width >= _NARROW:
+        parts.insert(0, Segment(row.time + " ", Style(dim=True)))
+        parts.append(Segment(columns.pad(columns.cut_end(row.act, act), act) + " ", Style(dim=True)))
     room = max(0, width - sum(part.cell_length for part in parts))
     what = f"{event.count} lost" if event.kind is Kind.LOSS else row.object
     words = [row.rule.removeprefix("builtin:"), row.note]
     # Of what programs do without, that comes first: here there is room for little more.
     rule = " ".join(word for word in (reversed(words) if is_quiet(event) else words) if word)
-    shown_rule = columns.cut_end(rule, room * 2 // 5)
+    shown_rule = columns.cut_end(rule, room * 2 // 5) if width >= _NARROW else ""
     share = max(0, room - (len(shown_rule) + 1 if shown_rule else 0))
     cut = columns.cut_end if event.argv else columns.cut_start
     parts.append(Segment(columns.pad(cut(what, share), share), style if row.verdict != "ALLOW" else PLAIN))

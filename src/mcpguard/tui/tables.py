@@ -15,6 +15,7 @@ from mcpguard.events.activity import Reached, Spoken, Started
 from mcpguard.events.format import clock, printable, shorten, size
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
+from mcpguard.policy.compile import DEFAULT
 from mcpguard.tui.colours import VERDICTS
 from mcpguard.tui.filters import exactly
 from mcpguard.tui.totals import Use
@@ -119,11 +120,15 @@ def fill_rules(shown: Table, uses: dict[int, Use], home: str) -> None:
 def _rule(use: Use, home: str) -> Row:
     unused = not (use.allowed or use.denied)
     style = "dim" if unused else ""
+    # It stands in no file, and there is a profile of its name.
+    place = shorten(use.origin.place, home)
+    if use.origin == DEFAULT:
+        place = "default deny"
     return (
         ("unused" if unused else str(use.allowed), style),
         (str(use.denied) if use.denied else "", VERDICTS["DENY"]),
         (printable(use.origin.text)[:120], style),
-        (printable(shorten(use.origin.place, home)), style),
+        (printable(place), style),
         (printable(use.because), style),
     )
 
