@@ -101,6 +101,14 @@ def test_a_task_that_was_audited_runs_enforced_with_what_was_learned(world: Path
     assert loud == []
 
 
+def test_an_audited_run_names_the_variables_that_a_rule_kept_back(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning does not see them; what is in them is not shown."""
+    monkeypatch.setenv("SOME_TOKEN", "hunter2")
+    told = mcpguard(world, "run", "--audit", "-p", "narrow", "--", "true").stderr
+    assert "variables that the agent did not get" in told and "SOME_TOKEN" in told and "hunter2" not in told
+    assert "SOME_TOKEN" not in mcpguard(world, "run", "-p", "narrow", "--", "true").stderr
+
+
 def test_an_audited_task_writes_where_no_rule_leads(world: Path) -> None:
     (world / "project/.env").write_text("TOKEN=1")
     with tempfile.TemporaryDirectory(dir="/srv") as elsewhere:

@@ -16,6 +16,7 @@ from mcpguard.errors import HostError
 from mcpguard.events.finding import REPEATS_OF_OPENS
 from mcpguard.events.logins import detail_of
 from mcpguard.events.mcp import Talk
+from mcpguard.events.sockets import NO_SUCH_SOCKET
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
@@ -153,6 +154,25 @@ def test_in_audit_mode_the_most_frequent_of_what_would_be_denied_are_listed(tmp_
     assert "audited  31 let through that the policy would deny" in text
     assert "5x  read       ~/secret/0  by claude  test.yaml:12 deny: /ws/secret (because 2)" in text
     assert "and 2 others" in text
+
+
+def test_in_audit_mode_what_programs_do_without_takes_no_line(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, make_policy(*OPEN_POLICY, audit=True))
+    let_through = Event(1, bench.session, Kind.UNIX, "connect", Verdict.AUDIT, path="/run/none", count=9)
+    bench.store.add(bench.session, [replace(let_through, detail=NO_SUCH_SOCKET), replace(let_through, path="/run/one")])
+    lines = render(summarise(bench.store, bench.session), "/ws")
+    told = [line.split() for line in lines if "/run/" in line]
+    assert [words[:3] for words in told] == [["9x", "connect", "/run/one"]]
+
+
+def test_a_command_is_told_in_short(bench: Bench) -> None:
+    refusal = Event(1, bench.session, Kind.EXEC, "exec", Verdict.DENY, access="execute", path="/ws/tool", comm="sh")
+    bench.store.add(
+        bench.session, [replace(refusal, argv=("tool", "-p", "x" * 500)), replace(refusal, path="/ws/" + "d/" * 99)]
+    )
+    lines = [line for line in render(summarise(bench.store, bench.session), "/ws") if "execute" in line]
+    assert "~/tool -p xxx" in lines[0] and "...  by sh" in lines[0] and "x" * 60 not in lines[0]
+    assert "~/" + "d/" * 99 in lines[1]
 
 
 def test_missing_counts_of_opens_do_not_make_the_record_incomplete(bench: Bench) -> None:

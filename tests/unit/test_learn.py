@@ -220,6 +220,7 @@ def test_the_proposal_is_a_profile_on_stdout_and_its_story_on_stderr(world: Path
     assert (made.name, made.extends, [rule.pattern for rule in made.files]) == ("default", ("default",), ["~/.tool/"])
     assert f"Learned from {id}" in out and "# tool 2x; 2 names" in out
     assert "left out" in err and "~/.ssh/id_rsa" in err and "deny ~/.ssh" in err
+    assert "nothing was written yet" in err and "--install" in err and "profiles/default.yaml" in err
     assert not list((world / "guard").glob("config/profiles/*"))
 
 
@@ -233,6 +234,7 @@ def test_install_shows_the_difference_and_writes_only_when_told(world: Path, ses
     assert load_policy("mine").profile == "mine"
     code, out, _err = learn("--install", "--name", "mine", "--yes")
     assert (code, out) == (0, "")
+    assert "--install" not in learn("--name", "mine")[2]
 
 
 def test_a_name_that_was_only_looked_up_is_learned(world: Path, session: Callable[..., str]) -> None:

@@ -104,6 +104,10 @@ def learn(
         )
     if not install and format == "text":
         _difference(parent, amendment)
+        if amendment.removed or amendment.added:
+            render.note(
+                f"nothing was written yet; the same with --install writes it to {shorten(str(amendment.path), user.home)}"
+            )
     if install:
         raise typer.Exit(_install(amendment, ask=not yes))
 

@@ -115,7 +115,7 @@ def _print_spoken(found: Report) -> None:
 
 def _rest(number: int) -> None:
     if number > 0:
-        render.line(f"           and {number} others: --format json has up to 500, mcpguard log all")
+        render.line(f"           and {number} more: --format json has up to 500, mcpguard log all")
 
 
 def _json(found: Report, home: str) -> dict[str, object]:

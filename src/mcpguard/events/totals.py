@@ -26,7 +26,8 @@ COULD_NOT_BE_MADE = f"e.verdict = 'deny' AND e.detail LIKE '{NOT_THERE}%'"
 LET_THROUGH = "e.verdict = 'audit'"
 NOT_STOPPED_ACTS = f"e.verdict = 'audit' AND e.detail LIKE '{NOT_STOPPED}%'"
 WOULD_BE_DENIED = (
-    f"e.verdict = 'audit' AND (e.detail IS NULL OR NOT (e.detail LIKE '{NOT_STOPPED}%' OR e.detail LIKE '{LISTED}%'))"
+    f"e.verdict = 'audit' AND {LOUD} "
+    f"AND (e.detail IS NULL OR NOT (e.detail LIKE '{NOT_STOPPED}%' OR e.detail LIKE '{LISTED}%'))"
 )
 # The events that changed something, removals apart, each with the name that the file has after it: many programs write
 # beside a file and rename.

@@ -84,7 +84,11 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     environment = scrub(os.environ, policy.environment_remove, policy.environment_keep) | dict(policy.environment_set)
     environment[SESSION_VARIABLE] = session
     guarded = _servers(policy, session, command, environment)
-    notes = [*plan.hidden, *(_asking(session, offer, quiet=options.quiet) if options.ask else ())]
+    notes = [
+        *plan.hidden,
+        *_kept_back(policy, environment),
+        *(_asking(session, offer, quiet=options.quiet) if options.ask else ()),
+    ]
     if guarded:
         policy = guarded.policy
     if guarded and guarded.note:
@@ -172,6 +176,14 @@ def _asking(session: str, offer: coverage.Offer, *, quiet: bool) -> tuple[str, .
         for note in notes:
             tell(note)
     return notes
+
+
+def _kept_back(policy: Policy, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """What `profile learn` cannot see in an audited run: variables that a rule removed, which the agent may have wanted."""
+    names = sorted(os.environ.keys() - environment.keys()) if policy.audit else []
+    return (
+        (f"variables that the agent did not get (environment.keep lets one in): {', '.join(names)}",) if names else ()
+    )
 
 
 def _tier_1_failed(asked: str | None) -> bool:

@@ -207,7 +207,8 @@ def _question(group: Group) -> str | None:
 
 def _line(group: Group, home: str) -> str:
     event = group.example
-    what = printable(object_of(event, home)) or printable((event.detail or "").partition("; under ")[0])
+    what = _in_short(printable(object_of(event, home))) if event.argv else printable(object_of(event, home))
+    what = what or printable((event.detail or "").partition("; under ")[0])
     count = f"{group.count}x" if group.count > 1 else ""
     line = f"  {count:>6}  {event.access or event.op:<10} {what}  by {printable(event.comm or '?')}"
     if event.rule is None:
@@ -219,7 +220,10 @@ def _line(group: Group, home: str) -> str:
 
 def _rule_text(text: str) -> str:
     """A rule in short: without its exceptions, and never a whole list; `log` and `why` have all of it."""
-    text = text.partition(" except ")[0]
+    return _in_short(text.partition(" except ")[0])
+
+
+def _in_short(text: str) -> str:
     return text if len(text) <= RULE_WIDTH else f"{text[: RULE_WIDTH - 3]}..."
 
 
