@@ -99,8 +99,9 @@ ASKS_FOR_A_THREAD = (
     TOOLS
     + """
 import threading, time
-threading.Thread(target=lambda: (ptrace(TRACEME, 0), time.sleep(60)), daemon=True).start()
-time.sleep(0.2)
+asked = threading.Event()
+threading.Thread(target=lambda: (ptrace(TRACEME, 0), asked.set(), time.sleep(60)), daemon=True).start()
+asked.wait()
 os._exit(3)
 """
 )
@@ -131,7 +132,7 @@ if os.fork() == 0:
         while os.getppid() == middle:
             time.sleep(0.01)
         with open("parent.new", "w") as told:
-            told.write(str(os.getppid()))
+            told.write(f"{os.getppid()} {os.getpid()}")
         os.rename("parent.new", "parent")
         ptrace(TRACEME, 0)
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -139,8 +140,15 @@ if os.fork() == 0:
 os.wait()
 while not os.path.exists("parent"):
     time.sleep(0.01)
-time.sleep(0.2)
-print(os.getppid(), open("parent").read())
+parent, orphan = open("parent").read().split()
+def state():
+    try:
+        return open(f"/proc/{orphan}/stat").read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+while state() in "RSD":  # until it has ended, or is stopped for whoever traces it
+    time.sleep(0.01)
+print(os.getppid(), parent)
 """
 )
 LEAKS = "int main(void) { return 0; }"

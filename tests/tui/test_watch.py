@@ -673,7 +673,9 @@ def test_enter_on_a_row_shows_its_events(tab: str, row: str, line: str, found: l
         await pilot.press(tab)
         table = app.focused
         assert isinstance(table, DataTable)
-        while row not in map(str, table.get_row_at(table.cursor_row)):
+        rows = lambda: [[*map(str, table.get_row_at(n))] for n in range(table.row_count)]  # noqa: E731
+        await until(pilot, lambda: any(row in one for one in rows()), f"{row}: {rows()}")
+        while row not in rows()[table.cursor_row]:
             await pilot.press("down")
         await pilot.press("enter")
         await until(pilot, lambda: shown(app) == found, f"{app._line}: {shown(app)}")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,13 @@ class World:
                     return one
             time.sleep(0.02)
         raise AssertionError(f"no {op} {text}: {[(e.op, e.detail) for e in self.events()]}")
+
+
+def wait_until(state: Callable[[], object]) -> None:
+    until = time.monotonic() + 60
+    while not state():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @contextlib.contextmanager

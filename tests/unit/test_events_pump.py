@@ -264,7 +264,7 @@ def test_who_waits_for_the_last_writes_is_told_so_once(bench: Bench, monkeypatch
         told.set()
 
     def finish() -> None:
-        assert told.wait(5)
+        assert told.wait(60)
 
     monkeypatch.setattr(pump_module, "PROGRESS_AFTER_S", 0.0)
     monkeypatch.setattr(bench.recorder, "finish", finish)
@@ -278,7 +278,7 @@ def test_who_waits_for_the_last_writes_is_told_so_once(bench: Bench, monkeypatch
 def test_a_last_drain_may_take_as_long_as_it_moves_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pump_module, "PROGRESS_AFTER_S", 0.0)
     monkeypatch.setattr(pump_module, "LOOK_S", 0.1)
-    monkeypatch.setattr(pump_module, "STALLED_S", 2.0)
+    monkeypatch.setattr(pump_module, "STALLED_S", 3.0)
     feed = bench.recorder.feed
 
     def slowly(records: list[Record], lost: dict[str, int]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gate_help import PYTHON, SERVER, SHIM, World, call, gate, request
+from gate_help import PYTHON, SERVER, SHIM, World, call, gate, request, wait_until
 
 from mcpguard.events.mcp import Talk
 from mcpguard.gate import relay
@@ -158,7 +158,7 @@ for n in range(400):
     open({str(counted)!r}, "w").write(str(n))
 """
     process = world.start("s", [PYTHON, "-c", code])
-    world.wait_for("start")
+    wait_until(counted.exists)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(3)
     assert int(counted.read_text()) < 100

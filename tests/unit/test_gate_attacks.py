@@ -10,12 +10,12 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gate_help import PYTHON, SERVER, World, call, gate
+from gate_help import PYTHON, SERVER, World, call, gate, wait_until
 
 from mcpguard.gate import peers, serving
 from mcpguard.gate.admission import Admission
@@ -360,13 +360,6 @@ def test_who_hangs_up_or_talks_on_while_it_is_read_becomes_nothing(world: World,
         other = world.start("s", ["/bin/cat"])
         other.communicate(b"", timeout=60)
     assert [one.mcp.server for one in world.events("start")] == ["s"]
-
-
-def wait_until(state: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
-    while not state():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def thread_named(name: str) -> bool:
