@@ -242,16 +242,15 @@ def test_in_a_terminal_a_held_program_goes_on_when_the_profile_has_the_name(
     town.server.records["typed.evil.test"] = [f"60 A {EVIL}"]
     project = box.world.project
     places = ["env", f"MCPGUARD_HOME={box.world.state}", f"HOME={box.world.home}"]
-    look = "getent ahostsv4 typed.evil.test; curl -sm5 http://typed.evil.test:443/"
-    script = f"until [ -e look ]; do sleep 0.1; done; {look}; sleep 60"
+    # Until somebody is known to watch it is refused at once, and asks again.
+    look = "getent ahostsv4 typed.evil.test && curl -sm60 http://typed.evil.test:443/"
+    script = f"until {look}; do sleep 0.1; done; sleep 60"
     words = ["run", "--ask", "-p", "names", "-w", str(project), "--", "sh", "-c", f"cd {project}; {script}"]
     terminal.open("agent", *town.prefix, *places, *MCPGUARD, *words)
     terminal.wait_for("agent", "question in: mcpguard watch")
     terminal.open("watch", *places, *MCPGUARD, "watch", size=(120, 32))
     terminal.wait_for("watch", "running", "profile names")
     terminal.keys("watch", "7")
-    time.sleep(2)
-    (project / "look").touch()
     terminal.wait_for("watch", "1 HELD", "HELD", "typed.evil.test", "getent")
     assert EVIL not in terminal.screen("agent")
     terminal.keys("watch", "w")

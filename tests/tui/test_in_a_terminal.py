@@ -59,6 +59,15 @@ class Terminal:
         subprocess.run([*self._tmux, "kill-server"], check=False, capture_output=True, timeout=30)
 
 
+def wait_for_file(terminal: Terminal, path: Path) -> None:
+    """Until a guarded program has made it."""
+    end = time.monotonic() + WAIT_S
+    while not path.exists():
+        if time.monotonic() > end:
+            pytest.fail(f"{path.name} never came: {terminal.screen('agent')} {terminal.screen('watch')}")
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     if os.geteuid() != 0 or shutil.which("tmux") is None:
@@ -72,11 +81,9 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 def test_a_denial_of_a_running_session_shows_up(terminal: Terminal, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
-    script = "until [ -e go ]; do sleep 0.1; done; cat /etc/shadow; sleep 600"
+    script = "touch ready; until [ -e go ]; do sleep 0.1; done; cat /etc/shadow; sleep 600"
     terminal.open("agent", *MCPGUARD, "run", "-w", str(project), "--", "sh", "-c", f"cd {project}; {script}")
-    deadline = time.monotonic() + WAIT_S
-    while not (tmp_path / "guard/state/events.db").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_file(terminal, project / "ready")
     terminal.open("watch", *MCPGUARD, "watch")
     terminal.wait_for("watch", "running", "profile default", "gaps:")
     assert "denied" not in terminal.wait_for("watch", "0 denied").replace("0 denied", "")
@@ -199,11 +206,7 @@ class Knocking:
         self.terminal.open(name, "env", *(f"{key}={value}" for key, value in self.places.items()), *MCPGUARD, *words)
 
     def wait_for_file(self, name: str) -> None:
-        end = time.monotonic() + WAIT_S
-        while not (self.project / name).exists():
-            if time.monotonic() > end:
-                pytest.fail(f"{name} never came: {self.terminal.screen('agent')} {self.terminal.screen('watch')}")
-            time.sleep(0.05)
+        wait_for_file(self.terminal, self.project / name)
 
 
 @pytest.fixture
