@@ -80,12 +80,6 @@ def _lasts(error: HostError | KernelError) -> bool:
     return error.code in _LASTING
 
 
-def forget_remembered() -> None:
-    """Try everything anew at the next launch."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(REFUSED_TIERS)
-
-
 def preemption() -> str:
     """How this kernel preempts now: none, voluntary, full, lazy or rt; empty where it cannot be told."""
     from mcpguard.kernel import probe

@@ -9,12 +9,10 @@ import struct
 from mcpguard.kernel import syscalls
 
 PR_CAPBSET_DROP = 24
-PR_CAPBSET_READ = 23
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
-PR_SET_DUMPABLE = 4
 # SECBIT_NOROOT and its lock: uid 0 gains nothing at exec.
 _SECUREBITS = 0x1 | 0x2
 _CAPABILITY_VERSION_3 = 0x20080522

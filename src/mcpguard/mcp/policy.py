@@ -32,7 +32,6 @@ _KINDS = tuple(kind.value for kind in McpKind)
 _CLASSES = (*(one.value for one in ToolClass), UNKNOWN)
 _SERVER = re.compile(r"[A-Za-z0-9._*?\[\]!-]+")
 _OTHER = re.compile(r"[^A-Za-z0-9._-]")
-_STRICTEST = (AfterTaint.REFUSE, AfterTaint.ASK, AfterTaint.ALLOW)
 
 
 @dataclass(frozen=True, slots=True)

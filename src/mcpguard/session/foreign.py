@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 OURS = b"mcpguard.cli.main"
-DISTRIBUTION = "mcpguard-ebpf"
 HEAD_BYTES = 4096
 
 
