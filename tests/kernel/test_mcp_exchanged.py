@@ -174,6 +174,7 @@ def test_what_only_a_runner_of_packages_knows_does_not_start(box: Box) -> None:
         ("bunx", [str(programs / "bunx"), "some-server@1.0.0"]),
         ("pipx", [str(programs / "pipx"), "run", "some-server==1.0.0"]),
         ("npx", ["/bin/sh", "-c", f"cd /usr && {programs}/npx -y some-server@1.0.0"]),
+        ("sh", ["/bin/sh", "-c", f'R={programs}/np; "$R"x -y some-server@1.0.0']),
     ):
         box.approve(name, command)
         box.talk(name, command=command, guarded=False)

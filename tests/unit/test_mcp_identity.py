@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from mcp_files import npx_installed, write
 
-from mcpguard.catalogue import identity, sums, wrappers
+from mcpguard.catalogue import identity, shells, sums, wrappers
 from mcpguard.catalogue import package as packages
 from mcpguard.catalogue.identity import Identity, unknown_runner
 
@@ -406,6 +407,18 @@ def test_other_ways_to_write_npx_are_the_same(
         (("sh", "-c", "exec npm --silent exec a"), "npm"),
         (("sh", "-c", "npx 'a"), "npx"),
         ("node absent.js /home/u/npx", "npx"),
+        ("uv run --with mcp server.py", "uv"),
+        ("uv run --with=mcp==1.0 server.py", "uv"),
+        ("uv --directory run run -q --with-editable . server.py", "uv"),
+        ("uv --directory /x run --extra y -w a server.py", "uv"),
+        ("uv run --quiet https://a.example/server.py", "uv"),
+        ("uv run --env-file .env https://a.example/server.py", "uv"),
+        ("timeout 60 uv run --with a server.py", "uv"),
+        (("bash", "-c", "cd /x && uv run --with a server.py"), "uv"),
+        ("uv run --index-url https://a.example/simple server.py", ""),
+        ("uv run server.py --with a", ""),
+        ("uv run --quiet my-server -w a --url http://localhost:1", ""),
+        ("uv --directory /srv run server --url https://a.example", ""),
         ("npm start", ""),
         ("npm run serve", ""),
         ("npm run exec", ""),
@@ -427,6 +440,202 @@ def test_what_only_a_runner_knows_is_told_from_the_rest(
 ) -> None:
     words = tuple(command.split()) if isinstance(command, str) else command
     assert unknown_runner(of(bin_folder, *words, HOME="/nowhere")) == runner
+
+
+_ONLY_THE_SHELL_KNOWS = [
+    *("$R -y a", '"$R" -y a', 'R=n; $R"px" a', "n${X}px -y a", "n'p'$X a", "''\"\"$R", "e${X}val a", "${A:-b} a"),
+    *(
+        "cd x; $R",
+        "a;\n$R",
+        "a &&\\\n$R",
+        "a\n\n  $R b",
+        "a #x\n$R",
+        "a && (b; $R)",
+        "{ $R a; }",
+        "x(){ $R; }; x",
+        "a <($R)",
+    ),
+    *(
+        "if $R; then x; fi",
+        "if [ a ]; then\n$R\nfi",
+        "case a in a) $R;; esac",
+        "! $R",
+        "time $R",
+        "true | $R a",
+        "[ -f x ] && $R",
+    ),
+    *("exec $R a", "exec -a n $R", "timeout 60 $R a", "env -i A=b $R", "xargs -n 1 $R", "sudo -u me $R", 'A=1 "$B" c'),
+    *(
+        "`echo a` b",
+        "$(echo a) b",
+        'echo "$($R a)"',
+        'echo "$(A=1 $R a)"',
+        "echo `A=1 $R`",
+        'a "`$R`"',
+        "A=$($R) b",
+        "echo ${A:-$($R)}",
+    ),
+    *(
+        "eval a",
+        "ev\\al a",
+        "'eval' a",
+        ". ./f; node x",
+        "source a && b",
+        "~/x/*/b a",
+        "/opt/n?x a",
+        "$'\\x6epx' a",
+        "trap a EXIT",
+    ),
+]
+_THE_TEXT_SAYS = [
+    *(
+        "node x.js",
+        'cd /srv && exec node x.js "$ROOT"',
+        "A=$(cat key) node x.js",
+        "A=`cat k` node `pwd`/x.js",
+        "exec nice -n 10 node $A",
+    ),
+    *(
+        'exec node "$(dirname x)/$Y/s.js" $Z',
+        "if true; then node x.js; fi",
+        "node -e 'a;$b'",
+        "for x in 1 2; do node $x; done",
+    ),
+    *('A=${K:-x} exec env B="$C" timeout 60 node x.js > /dev/null 2>&1', "env -u X node $A", "/srv/server --a {b,c} *"),
+    *(
+        "[ -f x ] && node x.js",
+        'test -n "$A" || exit 1; exec node $A',
+        "node 'it'\\''s' $x",
+        "> log 2>&1 node $R",
+        "echo eval; node \\$R",
+    ),
+]
+
+
+@pytest.mark.parametrize("text", _ONLY_THE_SHELL_KNOWS)
+def test_what_only_a_shell_knows_is_not_known(bin_folder: Path, text: str) -> None:
+    program(bin_folder / "env", "binary env")
+    for words in (
+        ("sh", "-c"),
+        ("/bin/bash", "-euxo", "pipefail", "-c"),
+        ("env", "A=b", "zsh", "-lc"),
+        ("timeout", "9", "sh", "-c"),
+    ):
+        assert unknown_runner(of(bin_folder, *words, text)) in ("sh", "bash", "zsh"), words
+        assert unknown_runner(of(bin_folder, *words, text, "more", "words")), words
+
+
+@pytest.mark.parametrize("text", _THE_TEXT_SAYS)
+def test_what_a_shells_text_says_is_known(bin_folder: Path, text: str) -> None:
+    assert not unknown_runner(of(bin_folder, "sh", "-c", text))
+
+
+_PIECES = (
+    *(
+        "$R",
+        "$R",
+        "${R}",
+        " ",
+        " ",
+        " ",
+        ";",
+        '"',
+        "'",
+        "(",
+        ")",
+        "$(",
+        "`",
+        "a",
+        "|",
+        "&&",
+        "\n",
+        "\\",
+        "if ",
+        "then ",
+        "fi",
+        "{ ",
+        "}",
+    ),
+    *(
+        ";}",
+        "A=",
+        "exec ",
+        "eval ",
+        "<",
+        "> /dev/null",
+        "# ",
+        "[ ",
+        "case x in ",
+        "x)",
+        ";;",
+        "esac",
+        "!",
+        "time ",
+        "f() ",
+        "$((",
+        "))",
+    ),
+    *(
+        "1",
+        "<<E\n",
+        "\nE\n",
+        "true",
+        ";&",
+        "for i in ",
+        "; do ",
+        "; done",
+        "${A:-",
+        "command ",
+        "env ",
+        "=",
+        "*",
+        "[[ ",
+        " ]]",
+        '$"',
+        "$'",
+    ),
+)
+
+
+def test_no_text_that_says_what_it_executes_executes_what_a_variable_holds(tmp_path: Path) -> None:
+    """A real shell, and texts that chance puts together."""
+    hit = tmp_path / "hit"
+    marker = program(tmp_path / "marker", f"#!/bin/sh\n: > {hit}\n")
+    chance = random.Random(7)
+    told = executed = 0
+    for _ in range(1500):
+        text = "".join(chance.choices(_PIECES, k=chance.randint(2, 9)))
+        says = shells.is_told(text)
+        if "$R" not in text or not (says or executed < 5):
+            continue
+        variables = {"PATH": "/usr/bin:/bin", "R": str(marker)}
+        subprocess.run(
+            ["/bin/sh", "-c", text], env=variables, cwd=tmp_path, capture_output=True, check=False, timeout=60
+        )
+        told, executed = told + says, executed + hit.exists()
+        assert not (says and hit.exists()), text
+        hit.unlink(missing_ok=True)
+    assert told > 50 and executed >= 5, "the control: of those that do not say it some do"
+
+
+def test_a_variable_of_its_configuration_that_names_a_runner_is_one(bin_folder: Path) -> None:
+    def said(text: str, **variables: str) -> str:
+        declared = {f"variable {name}": value for name, value in variables.items()}
+        return unknown_runner(identity.of("sh", ("-c", text), {"PATH": str(bin_folder)}, "/", declared))
+
+    assert said("proxy --stdio $R a", R="npx") == "npx" and said('proxy "${R}" a', R="/usr/bin/uvx -q") == "uvx"
+    assert not said("proxy --stdio $ROOT a", R="npx", ROOT="/srv") and not said("proxy $R", R="/srv/npx/data")
+
+
+def test_a_script_that_names_packages_for_uv_cannot_be_approved(bin_folder: Path) -> None:
+    program(bin_folder / "uv", "binary uv")
+    script = write(bin_folder.parent / "x.py", "print(1)\n")
+    plain = of(bin_folder, "uv", "run", "x.py")
+    assert all(one.sha256 != identity.MISSING for one in plain.code) and "not part of this" in " ".join(plain.notes)
+    script.write_text('#!/usr/bin/env python3\n# /// script\n# dependencies = ["mcp"]\n# ///\nprint(1)\n')
+    found = of(bin_folder, "uv", "run", "x.py")
+    assert ("modules", identity.MISSING) in [(one.role, one.sha256) for one in found.code]
+    assert any("uv fetches whenever it starts" in note for note in found.notes)
 
 
 def test_a_known_script_has_its_own_words(bin_folder: Path) -> None:

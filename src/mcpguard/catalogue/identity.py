@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mcpguard.catalogue import installed, scripts, sums, wrappers
+from mcpguard.catalogue import installed, scripts, shells, sums, wrappers
 from mcpguard.catalogue import package as packages
 from mcpguard.catalogue.installed import Installed
 from mcpguard.catalogue.package import Package
@@ -95,10 +95,11 @@ MISSING = "missing"
 # What to do about a server of which only a runner of packages knows what it is.
 BY_ITSELF = (
     "declare it as `npx -y NAME@VERSION` or `uvx NAME==VERSION`, by itself and without other options; or install it "
-    "(npm install -g, uv tool install, pipx install) and declare the path of its program"
+    "(npm install -g, uv tool install, pipx install) and declare the path of its program, in a shell's text as a plain word"
 )
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
-_SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
+# Of a script that names packages in its first lines, for `uv run`.
+_BRINGS_PACKAGES = re.compile(rb"^# /// script[ \t]*\r?$", re.MULTILINE)
 # Words that every shell takes as they are written, but for quotes.
 _NOT_PLAIN = re.compile(r"[$`\\;&|<>(){}*?\[\]#!~\n\r]")
 _DEEPEST = 4
@@ -290,6 +291,8 @@ def _look(
         _add(code, notes, role, path)
     if run.note:
         notes.append(run.note)
+    if name == "uv" and "run" in args and packages.of(name, args) is None:
+        _add_fetched(run.files, code, notes)
     if name in wrappers.NAMES and args:
         at = wrappers.command_at(name, args) if depth < _DEEPEST else None
         if at is None:
@@ -319,7 +322,7 @@ def _look(
 
 def plain_command(shell: str, args: Sequence[str]) -> list[str]:
     """The words of `sh -c "exec npx -y x"`, where the shell does nothing but execute them; else empty."""
-    if shell not in _SHELLS or len(args) != 2 or args[0] != "-c" or _NOT_PLAIN.search(args[1]):
+    if shell not in shells.NAMES or len(args) != 2 or args[0] != "-c" or _NOT_PLAIN.search(args[1]):
         return []
     try:
         words = shlex.split(args[1])
@@ -330,18 +333,29 @@ def plain_command(shell: str, args: Sequence[str]) -> list[str]:
 
 
 def unknown_runner(found: Identity) -> str:
-    """The runner of packages by which a server is started that only it knows; empty where what is executed is known."""
+    """The runner of packages, or the shell, by which a server is started that only it knows; empty where what is executed is
+    known."""
     if found.installed is not None or found.origin or (found.package is not None and found.package.image):
         return ""
     if found.package:
         return found.package.runner
-    said = packages.mentioned((found.command, *found.args), found.behind)
+    said = packages.mentioned((found.command, *found.args), found.behind) or _by_shell(found)
     # What links lead to counts as well. Of what is inside nobody knows which word is its first, as behind an option.
     said = said or packages.mentioned((found.program, *found.args), found.behind)
     inside = (one.path for one in found.code[1:] if one.role in ("program", "script"))
     return said or next(
         (runner for path in inside if (runner := packages.mentioned((path, "-", *found.args), found.behind))), ""
     )
+
+
+def _by_shell(found: Identity) -> str:
+    """The shell that is told something of which only it knows what that executes, or the runner that a variable in it names."""
+    words = (found.command, *found.args)
+    shell, told = shells.texts(words[: len(words) - found.behind])
+    if not all(map(shells.is_told, told)):
+        return shell
+    used = {f"variable {name}" for text in told for name in shells.variables(text)}
+    return next((runner for name, value in found.declared if name in used and (runner := packages.named(value))), "")
 
 
 def _add_installed(
@@ -384,6 +398,22 @@ def _add_interpreter(found: Path, env: Mapping[str, str], cwd: Path, code: list[
         notes.append(f"the interpreter of {found} was not found")
     else:
         _add(code, notes, "interpreter", program)
+
+
+def _add_fetched(files: Sequence[tuple[str, Path]], code: list[Code], notes: list[str]) -> None:
+    """What `uv run` would fetch for a script."""
+    notes.append("what uv installs for a project before it runs something of it is not part of this")
+    for _role, path in files:
+        try:
+            brings = _BRINGS_PACKAGES.search(content(path, MAX_CODE)[0])
+        except (OSError, UnreadableError):
+            continue
+        if brings:
+            code.append(Code("modules", str(path), MISSING))
+            notes.append(
+                f"{path} names packages that uv fetches whenever it starts: install them (uv venv, uv pip install) "
+                "and declare the Python of that environment with this script"
+            )
 
 
 def _add_local(package: Package, cwd: Path, home: str, code: list[Code], notes: list[str]) -> None:

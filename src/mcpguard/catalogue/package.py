@@ -75,6 +75,13 @@ _FETCHING = {
     "bun": ("x", "create", "c"),
     "uv": ("tool",),
 }
+# Options of `uv run` without a value; the word behind another one may be that.
+_UV_SWITCHES = """
+    run -q --quiet -v --verbose -n --no-cache --offline --active --isolated --exact --locked --frozen --no-sync --no-project
+    --no-config --no-progress --no-dev --dev --all-extras --all-groups --all-packages --no-env-file --managed-python -s --script
+"""
+_UV_ALONE = frozenset(_UV_SWITCHES.split())
+_UV_PLACES = ("--index", "--default-index", "--extra-index-url", "--find-links", "--index-url", "-i", "-f")
 _SCRIPT = re.compile(rf"(?P<name>{'|'.join(_FETCHING)})(?:-cli|-[\d.]*\d)?\.(?:[cm]?js|pyz)\Z")
 _MODULES = ("node_modules", "nodejs", "site-packages", "dist-packages")
 # Options whose value is the next word; what is not known here and has no `=` is taken for a switch.
@@ -224,6 +231,11 @@ def mentioned(words: Sequence[str], behind: int = 0) -> str:
     )
 
 
+def named(text: str) -> str:
+    """A runner of packages that a text names, whatever it is told; empty: there is none."""
+    return next((runner for token in _tokens(text) if (runner := _runner(token, anywhere=False))), "")
+
+
 def _named(texts: Sequence[list[str]], behind: int) -> str:
     for place, tokens in enumerate(texts):
         own = place >= len(texts) - behind
@@ -264,6 +276,8 @@ def _fetches(runner: str, rest: Sequence[str], *, by_itself: bool) -> bool:
     Args:
         by_itself: it is a word of its own, and no part of a text.
     """
+    if runner == "uv" and "run" in rest and _uv_run_fetches(rest[rest.index("run") + 1 :]):
+        return True
     verbs = _FETCHING[runner]
     may_be = rest[:1] if by_itself and rest and not rest[0].startswith("-") else rest
     # npm takes the beginning of a name for the name.
@@ -273,6 +287,24 @@ def _fetches(runner: str, rest: Sequence[str], *, by_itself: bool) -> bool:
         or any(word in verbs for word in may_be)
         or any(verb.startswith(word) for word in short for verb in verbs)
     )
+
+
+def _uv_run_fetches(words: Sequence[str]) -> bool:
+    """Whether `uv run` with these words fetches packages, or a script, besides those of its project.
+
+    What stands behind a word that is surely no option and no value of one is for the program.
+    """
+    before = "run"
+    for word in words:
+        if word.startswith("-"):
+            if word.startswith(("--with", "-w")):
+                return True
+        elif word.startswith(("http://", "https://")):
+            return before not in _UV_PLACES
+        elif word != "run" and (before in _UV_ALONE or not before.startswith("-")):
+            return False
+        before = word
+    return False
 
 
 def _of(runner: str, family: str, verbs: tuple[str, ...], args: list[str]) -> Package | None:

@@ -1,0 +1,140 @@
+"""What a shell is told to execute: whether its text says which programs that is, or only the shell knows. Pure.
+
+This does not read a shell's whole language. It looks at the words that stand where a command begins. Where the shell puts
+such a word together, or reads commands from elsewhere, nobody else knows what it is; and what only looks so counts as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+NAMES = frozenset(("sh", "bash", "dash", "zsh", "ksh", "ash", "fish"))
+_TEXT_FOLLOWS = re.compile(r"[-+][A-Za-z]*c[A-Za-z]*\Z")
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
+_VARIABLE = re.compile(r"\$\{?(\w+)")
+_NUMBER = re.compile(r"[\d.]+[smhdKMGL]?\Z")
+# Behind these a command begins; some take options and numbers before it.
+_BEFORE = """
+    { } if then elif else while until do ! time coproc and or not begin exec command builtin env nohup setsid nice ionice stdbuf
+    timeout sudo doas xargs chroot
+"""
+_BEFORE_COMMANDS = frozenset(_BEFORE.split())
+# They take a text or a file for more commands.
+_READ_MORE = frozenset(("eval", "source", ".", "trap", "alias"))
+_ENDS, _SPACES, _EXPANDED = frozenset(";&|()\n"), frozenset(" \t\r"), frozenset("*?[~{")
+# These are what they are.
+_THEMSELVES = frozenset(("[", "[[", "{"))
+
+
+def texts(words: Sequence[str]) -> tuple[str, list[str]]:
+    """A shell among these words that is given text to execute, and all that may be that text; without one both are empty."""
+    for at, word in enumerate(words):
+        if PurePosixPath(word).name in NAMES:
+            options = (place for place in range(at + 1, len(words)) if _TEXT_FOLLOWS.match(words[place]))
+            if (option := next(options, None)) is not None:
+                return PurePosixPath(word).name, [*words[at + 1 : option], *words[option + 1 :]]
+    return "", []
+
+
+def variables(text: str) -> set[str]:
+    """The names of those that a text uses."""
+    return set(_VARIABLE.findall(text))
+
+
+def is_told(text: str) -> bool:
+    """Whether the text itself says which programs it has executed."""
+    reading = _Reading()
+    for char in f"{text}\n":
+        reading.take(char)
+    return reading.told
+
+
+class _Reading:
+    """Of one text, character by character.
+
+    Attributes:
+        told: so far no command was put together by the shell.
+    """
+
+    def __init__(self) -> None:
+        self.told = True
+        self._word: str | None = None
+        self._expanded = False
+        self._quote = self._before = ""
+        # How many of the next words may be the command, and whether options may come before it.
+        self._begins, self._options = 1, False
+        # Of what is around a substitution, which has commands of its own, in quotes as well.
+        self._around: list[tuple[str, int, bool, str, str | None, bool]] = []
+
+    def take(self, char: str) -> None:
+        """Read one more."""
+        before, self._before = self._before, char
+        if before == "\\" and self._quote != "'":
+            self._add("" if char == "\n" else char)
+            self._before = ""
+        elif self._quote == "'":
+            self._add("" if char == "'" else char)
+            self._quote = "" if char == "'" else "'"
+        elif char == "\\":
+            self._add("")
+        elif char == '"' or (char == "'" and not self._quote):
+            self._add("")
+            self._quote = "" if self._quote else char
+        elif (char == "(" and before == "$") or (char == "`" and not self._is_within("`")):
+            self._add("", expanded=True)
+            self._around.append((self._quote, self._begins, self._options, char, self._word, self._expanded))
+            self._word, self._expanded = None, False
+            self._quote, self._begins, self._options = "", 1, False
+        elif (char == ")" and self._is_within("(")) or (char == "`" and self._is_within("`")):
+            self._end()
+            self._quote, self._begins, self._options, _, self._word, self._expanded = self._around.pop()
+        elif char == "{" and before == "$":
+            self._add(char)
+        elif char == "#" and self._word is None and not self._quote:
+            self.told = False  # shells do not agree on what a comment is
+        elif char in "<>" and not self._quote:
+            self._redirect(again=before == char)
+        elif char in "&|" and before in ("<", ">") and not self._quote:
+            pass  # a part of that
+        elif char in _ENDS and not self._quote:
+            self._end()
+        elif char in _SPACES and not self._quote:
+            self._end_word()
+        else:
+            self._add(char, expanded=char == "$" or (char in _EXPANDED and not self._quote))
+
+    def _is_within(self, opened: str) -> bool:
+        return bool(self._around) and self._around[-1][3] == opened and self._quote != "'"
+
+    def _add(self, text: str, *, expanded: bool = False) -> None:
+        self._word = (self._word or "") + text
+        self._expanded |= expanded
+
+    def _redirect(self, *, again: bool) -> None:
+        """The next word is a file's name, wherever it stands. A text that follows may hold quotes that are none."""
+        if self._word is not None and self._word.isdigit():
+            self._word = None
+        self._end_word()
+        self.told = self.told and not again
+        self._begins += bool(self._begins)
+
+    def _end(self) -> None:
+        self._end_word()
+        self._begins, self._options = 1, False
+
+    def _end_word(self) -> None:
+        word, expanded = self._word, self._expanded and self._word not in _THEMSELVES
+        self._word, self._expanded = None, False
+        if word is None or not self._begins or _ASSIGNMENT.match(word):
+            return
+        if word in _BEFORE_COMMANDS and not expanded:
+            self._begins, self._options = 1, True
+        elif self._options and word.startswith("-") and not expanded:
+            self._begins = 2  # the next one may be its value
+        elif self._options and _NUMBER.match(word):
+            self._begins = 1
+        else:
+            self._begins -= 1
+            self.told = self.told and not expanded and word not in _READ_MORE
