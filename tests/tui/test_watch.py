@@ -234,6 +234,34 @@ def test_what_programs_do_without_is_told_apart_from_what_was_denied(recorded: R
     watch(recorded, steps)
 
 
+@pytest.mark.parametrize(
+    ("said", "dark"),
+    [
+        (None, True),
+        ("15;0", True),
+        ("0;15", False),
+        ("0;default;7", False),
+        ("15;default;0", True),
+        ("", True),
+        ("7", False),
+    ],
+)
+def test_the_first_theme_is_the_terminals(
+    said: str | None, dark: bool, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded.story()
+    monkeypatch.delenv("COLORFGBG", raising=False)
+    if said is not None:
+        monkeypatch.setenv("COLORFGBG", said)
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        assert app.current_theme.dark is dark
+        await pilot.press("t")
+        assert app.current_theme.dark is not dark
+
+    watch(recorded, steps)
+
+
 def test_the_process_tree_shows_who_started_whom_and_collapses_what_ended(recorded: Recorded) -> None:
     recorded.story()
     quiet = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +34,7 @@ from mcpguard.session.questions import LEFT, key_of, remember
 from mcpguard.tui import columns, filters
 from mcpguard.tui.allow import rules
 from mcpguard.tui.approval import Approval, Approve
-from mcpguard.tui.colours import ANSI_DARK, ANSI_LIGHT, DARK, LIGHT
+from mcpguard.tui.colours import ANSI_DARK, ANSI_LIGHT, DARK, LIGHT, theme_of_terminal
 from mcpguard.tui.details import describe, what_happened
 from mcpguard.tui.export import export
 from mcpguard.tui.feed import Feed, Portion
@@ -97,7 +98,8 @@ class WatchApp(App[None]):
         super().__init__()
         self.register_theme(DARK)
         self.register_theme(LIGHT)
-        self.theme, self.ansi_theme_dark, self.ansi_theme_light = DARK.name, ANSI_DARK, ANSI_LIGHT
+        self.theme = theme_of_terminal(os.environ).name
+        self.ansi_theme_dark, self.ansi_theme_light = ANSI_DARK, ANSI_LIGHT
         self._home = home or str(Path.home())
         self._open_store = open_store
         self._session = session

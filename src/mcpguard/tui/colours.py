@@ -6,6 +6,8 @@ text; `tests/tui` computes it, also for what is dimmed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.style import Style
 from rich.terminal_theme import TerminalTheme
 from textual.theme import Theme
@@ -58,6 +60,11 @@ LIGHT = Theme(
         "block-cursor-blurred-background": "#c8d6e0",
     },
 )
+
+
+def theme_of_terminal(environment: Mapping[str, str]) -> Theme:
+    """The light theme where the terminal says that its ground is light, by the variable that many set: `TEXT;GROUND`."""
+    return LIGHT if environment.get("COLORFGBG", "").rpartition(";")[2] in ("7", "15") else DARK
 
 
 def _ansi(ground: str, text: str, red: str, green: str, yellow: str, blue: str, cyan: str) -> TerminalTheme:
