@@ -334,6 +334,23 @@ def test_the_other_tabs(recorded: Recorded) -> None:
     watch(recorded, steps)
 
 
+def test_the_tab_of_rules_tells_what_was_audited_from_what_was_denied(recorded: Recorded) -> None:
+    recorded.story()
+    let_through = recorded.event(Kind.FILE, "open", access="read", path="/srv/x", verdict=Verdict.AUDIT, count=5)
+    recorded.add(replace(let_through, rule=DEFAULT), replace(let_through, rule=recorded.policy.rules[2]))
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        await until(pilot, lambda: app._summed == app._last > 0)
+        await pilot.press("6")
+        await until(pilot, lambda: len(cells(app, "#uses")) > 3)
+        refused = {row[2]: row[:2] for row in cells(app, "#uses")}
+        assert refused["no rule allows it"] == ["0", "5 audited"]
+        assert refused["deny: /ws/secret"] == ["0", "1, 5 audited"]
+        assert refused["readonly: /ws/ro"] == ["unused", ""]
+
+    watch(recorded, steps)
+
+
 def test_the_mcp_tab_tells_what_was_asked_of_which_server(recorded: Recorded) -> None:
     recorded.story()
 

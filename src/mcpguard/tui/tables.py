@@ -113,12 +113,17 @@ def _spoken(one: Spoken) -> Iterable[Cell | str]:
 
 def fill_rules(shown: Table, uses: dict[int, Use], home: str) -> None:
     """Rules, those that refused first, unused ones last and marked."""
-    ordered = sorted(uses.values(), key=lambda use: (-use.denied, -use.allowed, use.origin.file, use.origin.line))
+    ordered = sorted(
+        uses.values(), key=lambda use: (-use.denied, -use.audited, -use.allowed, use.origin.file, use.origin.line)
+    )
     _fill(shown, ((_rule(use, home), exactly(use.origin.text)) for use in ordered))
 
 
 def _rule(use: Use, home: str) -> Row:
-    unused = not (use.allowed or use.denied)
+    unused = not (use.allowed or use.denied or use.audited)
+    refused = [str(use.denied)] if use.denied else []
+    # As if it were denied, but let through.
+    refused += [f"{use.audited} audited"] if use.audited else []
     style = "dim" if unused else ""
     # It stands in no file, and there is a profile of its name.
     place = shorten(use.origin.place, home)
@@ -126,7 +131,7 @@ def _rule(use: Use, home: str) -> Row:
         place = "default deny"
     return (
         ("unused" if unused else str(use.allowed), style),
-        (str(use.denied) if use.denied else "", VERDICTS["DENY"]),
+        (", ".join(refused), VERDICTS["DENY" if use.denied else "AUDIT"]),
         (printable(use.origin.text)[:120], style),
         (printable(place), style),
         (printable(use.because), style),

@@ -56,6 +56,7 @@ class Use:
     because: str
     allowed: int = 0
     denied: int = 0
+    audited: int = 0
 
 
 @dataclass(slots=True)
@@ -162,6 +163,8 @@ class Totals:
                 continue
             if found.verdict is Verdict.ALLOW:
                 use.allowed += found.times
+            elif found.verdict is Verdict.AUDIT:
+                use.audited += found.times
             else:
                 use.denied += found.times
 
