@@ -16,7 +16,7 @@ IPPROTO_MPTCP = 262
 MSG_FASTOPEN = 0x20000000
 SYS_SENDMMSG = 307 if os.uname().machine == "x86_64" else 269
 SEND_SECONDS = 5
-WAIT_FOR_VISITOR_SECONDS = 3
+WAIT_FOR_VISITOR_SECONDS = 20
 
 
 def open_socket(family: int, kind: int, protocol: int = 0) -> socket.socket:

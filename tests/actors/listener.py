@@ -13,7 +13,7 @@ import selectors
 import socket
 import sys
 
-LAST_WORDS_SECONDS = 0.5
+LAST_WORDS_SECONDS = 20
 
 
 def bind(spec: dict[str, object]) -> socket.socket:

@@ -71,7 +71,7 @@ VISITOR = """
 import os, socket, sys, time
 while not os.path.exists(sys.argv[2]):
     time.sleep(0.01)
-with socket.create_connection((sys.argv[1], int(open(sys.argv[2]).read())), timeout=5) as visit:
+with socket.create_connection((sys.argv[1], int(open(sys.argv[2]).read())), timeout=20) as visit:
     visit.sendall(b"hello")
 """
 

@@ -26,7 +26,7 @@ files:
   write: ["{workspace}"]
   execute: ["{workspace}"]
 """
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 90
 CGROUPS = next(line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line)
 
 
