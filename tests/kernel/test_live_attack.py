@@ -88,7 +88,7 @@ class Decides:
         if additions[0].value == "/bug":
             raise RuntimeError("nobody foresaw it")
         if additions[0].value == "/slow":
-            time.sleep(1)
+            time.sleep(2 * control._PATIENCE_S)
         return Outcome((who,), (), "")
 
     def intruder(self, pid: int) -> None:
@@ -341,7 +341,7 @@ def test_who_says_nothing_is_waited_for_by_nobody(decides: Decides) -> None:
 
 
 def test_who_speaks_while_another_is_answered_was_not_silent(decides: Decides, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(control, "_PATIENCE_S", 1.5)
     with connected() as first, connected() as second:
         hello = [line.recv(1 << 16) for line in (first, second)]
         first.send(question(hello[0], "/slow"))
