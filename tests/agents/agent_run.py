@@ -23,6 +23,9 @@ QUIET = {
     "DISABLE_AUTOUPDATER": "1",
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
 }
+# It waits for its servers before it asks the model, but no longer than a while: a first call waits for the rest.
+WAITS = {"MCP_CONNECTION_NONBLOCKING": "false", "MCP_TIMEOUT": "60000"}
+WAIT: tuple[str, Json] = ("WaitForMcpServers", {})
 
 
 @dataclass

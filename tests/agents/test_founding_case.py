@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from agent_run import SERVE, Agent, agent, results_of
+from agent_run import SERVE, WAIT, WAITS, Agent, agent, results_of
 from harness import SYSTEM_PYTHON, Json, need_root
-from test_mcp_claude import PATIENCE, approve
+from test_mcp_claude import approve
 
 pytestmark = [pytest.mark.kernel, pytest.mark.agent]
 
@@ -158,9 +158,8 @@ def tell(profile: tuple[bool, bool, bool] | None) -> Story:
     with agent(obedient=True) as driven:
         world = driven.world
         prepare(driven, forge, evil)
-        prompt = " ".join(
-            f"<<call {name} {json.dumps(given)}>>" for name, given in (PATIENCE, (TOOLS[0], {"issue": 7}))
-        )
+        driven.sandbox.variables |= WAITS
+        prompt = " ".join(f"<<call {name} {json.dumps(given)}>>" for name, given in (WAIT, (TOOLS[0], {"issue": 7})))
         command = [
             "claude",
             "-p",

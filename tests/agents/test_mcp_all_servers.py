@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from agent_run import QUIET
+from agent_run import QUIET, WAIT, WAITS
 from harness import Json
 from real_agent import CACHE, VERSION
 from test_mcp_agents import BUILD, KINDS, PROFILE, Kind, Server, results_of, started, written
@@ -40,15 +40,14 @@ CLAUDE = Kind(
     ("Bash", "command", {}),
     claude,
     "url",
-    # It waits for its servers before it asks the model.
-    {**QUIET, "ANTHROPIC_BASE_URL": "{}", "MCP_CONNECTION_NONBLOCKING": "false", "MCP_TIMEOUT": "60000"},
+    {**QUIET, **WAITS, "ANTHROPIC_BASE_URL": "{}"},
     folder=f"claude-code-{VERSION}",
 )
 AGENTS = {**KINDS, "claude-code": CLAUDE}
 # What has one wait for its servers, where it does not do so by itself.
 WAITING: dict[str, Json] = {"codex": {"required": True, "startup_timeout_sec": 60}}
 # What one calls first, where it waits for them no longer than a while.
-FIRST: dict[str, list[tuple[str, Json]]] = {"claude-code": [("WaitForMcpServers", {})]}
+FIRST: dict[str, list[tuple[str, Json]]] = {"claude-code": [WAIT]}
 # What the fetch server fetches, in the network of the agent.
 PAGES = """
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agent_run import SERVE, Agent, agent, far, results_of
+from agent_run import SERVE, WAIT, WAITS, Agent, agent, far, results_of
 from harness import SYSTEM_PYTHON, Finished, Json, need_root
 from test_mcp_servers import everything_by_npx
 
@@ -42,11 +42,6 @@ def called(name, given):
 """
     + SERVE
 )
-# The agent does not wait for its servers, and the model of the tests thinks of nothing in between.
-PATIENCE = ("Bash", {"command": "sleep 3"})
-# Nor does it for one that npx starts first.
-RUNS = "grep -qsaE 'server-everythin[g]/dist|bin/mcp-server-everythin[g]' /proc/[0-9]*/cmdline"
-MORE_PATIENCE = ("Bash", {"command": f"i=0; until {RUNS} || [ $i = 300 ]; do sleep 0.2; i=$((i+1)); done; sleep 3"})
 CALLS: tuple[tuple[str, Json], ...] = (
     ("mcp__good__echo", {"text": "hello \u00e9"}),
     ("mcp__good__forbidden", {}),
@@ -85,7 +80,7 @@ def tell(guarded: bool) -> Iterator[Story]:
         settings = world.home / ".claude.json"
         known = json.loads(settings.read_text()) if settings.exists() else {}
         npx, *arguments = everything_by_npx(world.home)
-        driven.sandbox.variables["npm_config_offline"] = "true"
+        driven.sandbox.variables |= {"npm_config_offline": "true", **WAITS}
         mine = {
             "good": {**words["good"], "env": {"DECLARED": "yes"}},
             "far": {"type": "http", "url": address},
@@ -99,7 +94,7 @@ def tell(guarded: bool) -> Iterator[Story]:
         driven.sandbox.write_profile("gated", PROFILE)
         for name in mine:
             approve(driven, name)
-        prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in (MORE_PATIENCE, *CALLS))
+        prompt = " ".join(f"<<call {tool} {json.dumps(arguments)}>>" for tool, arguments in (WAIT, *CALLS))
         allowed = ",".join(tool for tool, _ in CALLS)
         command = ["claude", "-p", "--output-format", "json", "--allowedTools", allowed, "--", prompt]
         if guarded:
