@@ -62,6 +62,21 @@ def test_what_takes_the_number_of_a_parent_that_was_never_seen_hides_nothing() -
     assert reached(table) == {10, 11, 99} and table.roots == [10]
 
 
+def test_a_line_of_processes_that_fork_and_end_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As daemons do it, again and again: each has a child that runs, and all but the last one have ended."""
+    monkeypatch.setattr(processes, "MAX_ENDED", 20)
+    table = ProcessTable()
+    table.take([process("fork", 10, 1), process("fork", 100, 10)])
+    for pid in range(101, 1_100):
+        table.take([process("fork", pid, pid - 1, pid), process("exit", pid - 1, 1, pid)])
+        if pid == 102:
+            table.take([process("open", pid, 101, pid, verdict=Verdict.DENY)])
+    assert len(table) <= 23 and table.roots == [10] and reached(table) == {*table._known}
+    assert {10, 102, 1_099} <= reached(table), "what runs, and what was refused something"
+    assert [one.pid for one in table.chain(102)] == [102, 10]
+    assert sum(one.folded for one in table._known.values()) + len(table) == 1_001, "each is counted"
+
+
 def test_what_was_started_by_the_second_of_a_number_is_below_that_one() -> None:
     table = ProcessTable()
     table.take(

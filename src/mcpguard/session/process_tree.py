@@ -154,13 +154,16 @@ class ProcessTable:
             self._forget_some()
 
     def _forget_some(self) -> None:
-        """Let half of the ended leaves go, those without denials first."""
-        leaves = [p for p in self._known.values() if p.ended_ns is not None and not p.children]
-        leaves.sort(key=lambda p: (p.denied > 0, p.ended_ns))
-        for process in leaves[: MAX_ENDED // 2]:
+        """Let half of the ended ones go: those without denials first, and of these those that nothing is below."""
+        ended = [p for p in self._known.values() if p.ended_ns is not None]
+        ended.sort(key=lambda p: (p.denied > 0, bool(p.children), p.ended_ns))
+        for process in ended[: MAX_ENDED // 2]:
             self._forget(process)
 
     def _forget(self, process: Process) -> None:
+        """What it started is below its parent from now on. Without that, whatever forks and ends again and again in one line
+        would be kept for ever, and walked through each time.
+        """
         del self._known[process.pid]
         self._ended -= process.ended_ns is not None
         parent = self._known.get(process.ppid)
@@ -170,6 +173,8 @@ class ProcessTable:
         if parent is not None:
             parent.folded += 1 + process.folded
         for child in [self._known[pid] for pid in process.children if pid in self._known]:
-            self.roots.append(child.pid)
-            if process.ended_ns is not None and child.started_ns < process.ended_ns:
-                child.ppid = 0  # whoever has the number next did not start it
+            if process.ended_ns is not None and child.started_ns > process.ended_ns:
+                self.roots.append(child.pid)  # whoever has the number next started it
+            else:
+                siblings.append(child.pid)
+                child.ppid = process.ppid if parent is not None else 0
