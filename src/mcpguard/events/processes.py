@@ -1,8 +1,8 @@
 """The processes of one session, from fork, exec and exit records.
 
 Knows who a PID was when a record was made, and its chain of parents for display. Bounded: an ended process is kept
-only as long as late records may still name it. Opens nothing: a process that no record told about is unknown, not
-guessed.
+only as long as late records may still name it. A process that no record told about is unknown, not guessed, and but for
+`running` nothing is opened.
 """
 
 from __future__ import annotations
