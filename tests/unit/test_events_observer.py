@@ -477,6 +477,20 @@ def test_connections_and_what_they_hold_are_bounded(monkeypatch: pytest.MonkeyPa
     assert lost[FORGOTTEN] == 6 and lost[NOT_WHOLE] > 0
 
 
+def test_what_is_held_back_is_bounded_in_all_and_told_when_it_is_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that talks to nobody has only its own record come sooner."""
+    monkeypatch.setattr(observing, "MOST_HELD", 5_000)
+    world = World(gated=True)
+    quiet = world.sender(AGENT, 50, 50)
+    world.see(quiet.say(ask("quiet")))
+    for number in range(40):
+        world.see(world.client.say(ask(number, text="x" * 400)))
+        held = sum(len(stream.back) for stream in world.observer._streams.values())
+        assert held <= 11
+    assert len(world.events) >= 30 and "quiet" not in str(told(world.events))
+    assert len(world.end()) == 41 and not world.observer.take_lost()
+
+
 # HTTP.
 
 

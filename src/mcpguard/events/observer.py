@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from mcpguard.events.ends import Ends
     from mcpguard.events.http_streams import Http
 
-# Streams of a session that are followed at once, bytes of unfinished messages of all of them, requests that wait for an answer.
+# Streams of a session that are followed at once, bytes of unfinished messages of all of them, and of those that are held back,
+# requests that wait for an answer.
 MOST_STREAMS = 2_048
 MOST_HELD = 32 << 20
 MOST_WAITING = 4_096
@@ -67,7 +68,7 @@ class _Stream:
         partner: the other direction.
         role: who sends on it, `client` or `server`; empty: not known.
         asked: requests on it without an answer, by their ids; an id that is used twice waits twice.
-        back: messages that are held back, since when.
+        back, back_bytes: messages that are held back, and their size, since when.
         early: answers whose question is not seen yet, each with the time.
         heard: somebody was seen who has it as standard input; when that was looked for last.
     """
@@ -85,6 +86,7 @@ class _Stream:
     role: str = ""
     asked: OrderedDict[Key, list[Event]] = field(default_factory=OrderedDict)
     back: list[_Held] = field(default_factory=list)
+    back_bytes: int = 0
     since_ns: int = 0
     early: list[tuple[int, Key, _Held]] = field(default_factory=list)
     spoke: bool = False
@@ -165,7 +167,7 @@ class Observer:
         self._skipped.update({(_device(device), inode): until_ns for device, inode in ends})
         for stream in self._streams.values():
             if self._is_skipped(stream.own) or self._is_skipped(stream.far):
-                stream.back = []
+                stream.back, stream.back_bytes = [], 0
 
     def skip_port(self, port: int) -> None:
         """What is said to this port on loopback, and from it, is somebody else's to tell of."""
@@ -202,6 +204,8 @@ class Observer:
             if everything and stream.framing is not None and stream.framing.held:
                 stream.framing.drop()
             self._count(stream)
+        while sum(stream.back_bytes for stream in self._streams.values()) > MOST_HELD:
+            events += self._let_go(max(self._streams.values(), key=lambda stream: stream.back_bytes))
         self._make_room()
         return events
 
@@ -423,11 +427,12 @@ class Observer:
             stream.since_ns = self._now_ns()
             self._look_for_readers(stream)
         stream.back.append((head, message, size, transport))
+        stream.back_bytes += size
         if self._is_settled(stream) or len(stream.back) >= MOST_HELD_BACK:
             yield from self._let_go(stream)
 
     def _let_go(self, stream: _Stream) -> list[Event]:
-        back, stream.back = stream.back, []
+        back, stream.back, stream.back_bytes = stream.back, [], 0
         if self._is_skipped(stream.own) or self._is_skipped(stream.far) or self._is_data(stream):
             return []
         return [event for one in back for event in self._event(stream, *one)]
