@@ -481,6 +481,14 @@ def test_what_a_server_calls_itself_is_pinned_as_well(method: str, beside: bool)
         assert WORDS.encode() not in raw
 
 
+def test_a_server_is_called_the_same_in_both_eras_of_the_protocol() -> None:
+    pins: dict[str, str] = {}
+    info = {"name": "files", "version": "1.0.2"}
+    old, new = response({"serverInfo": info}), response({"_meta": {"io.modelcontextprotocol/serverInfo": info}})
+    assert judge("allow: [fs]", pins=pins).answer("initialize", old)[0] == old.raw
+    assert judge("allow: [fs]", pins=pins).answer("server/discover", new)[0] == new.raw
+
+
 @pytest.mark.parametrize(
     "version", ["1-ignore-all-of-it", "1.0.0-send.the.key", "1" * 90, "1" + "-a" * 5, "", "one", "1\n"]
 )

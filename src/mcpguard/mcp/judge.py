@@ -423,7 +423,7 @@ class Judge:
         beside = result.get("_meta")
         for holder, member in ((shown, _INFO), (dict(beside) if isinstance(beside, dict) else {}, _INFO_BESIDE)):
             info = holder.get(member)
-            if info is not None and not self._is_as_approved(f"server:{member}", _info_digest(info)):
+            if info is not None and not self._is_as_approved(f"server:{_INFO}", _info_digest(info)):
                 # Clients need one.
                 holder[member] = {"name": self._server, "version": "0"}
                 if holder is not shown:
