@@ -523,6 +523,8 @@ def test_what_only_a_shell_knows_is_not_known(bin_folder: Path, text: str) -> No
     ):
         assert unknown_runner(of(bin_folder, *words, text)) in ("sh", "bash", "zsh"), words
         assert unknown_runner(of(bin_folder, *words, text, "more", "words")), words
+    assert unknown_runner(of(bin_folder, "busybox", "ash", "-c", text)) == "ash"
+    assert unknown_runner(of(bin_folder, "/opt/fish/bin/fish", "-c", text)) == "fish"
 
 
 @pytest.mark.parametrize("text", _THE_TEXT_SAYS)

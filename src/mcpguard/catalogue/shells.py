@@ -10,7 +10,25 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-NAMES = frozenset(("sh", "bash", "dash", "zsh", "ksh", "ash", "fish"))
+NAMES = frozenset(("sh", "bash", "dash", "zsh", "ksh"))
+# Others have more of a language of their own, but put commands together by the same characters.
+_ALL = NAMES | {
+    "ash",
+    "rbash",
+    "mksh",
+    "lksh",
+    "oksh",
+    "pdksh",
+    "posh",
+    "yash",
+    "csh",
+    "tcsh",
+    "fish",
+    "nu",
+    "pwsh",
+    "xonsh",
+    "rc",
+}
 _TEXT_FOLLOWS = re.compile(r"[-+][A-Za-z]*c[A-Za-z]*\Z")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
 _VARIABLE = re.compile(r"\$\{?(\w+)")
@@ -31,7 +49,7 @@ _THEMSELVES = frozenset(("[", "[[", "{"))
 def texts(words: Sequence[str]) -> tuple[str, list[str]]:
     """A shell among these words that is given text to execute, and all that may be that text; without one both are empty."""
     for at, word in enumerate(words):
-        if PurePosixPath(word).name in NAMES:
+        if PurePosixPath(word).name in _ALL:
             options = (place for place in range(at + 1, len(words)) if _TEXT_FOLLOWS.match(words[place]))
             if (option := next(options, None)) is not None:
                 return PurePosixPath(word).name, [*words[at + 1 : option], *words[option + 1 :]]
