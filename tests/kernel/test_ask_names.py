@@ -38,7 +38,7 @@ CLIENTS = {
     "c-ares": 'node -e \'require("dns").resolve4("NAME", (e, a) => { console.log(e || a); process.exit(e ? 1 : 0) })\'',
     "go": "./resolve-go NAME",
     "dig": "dig +short NAME | grep .",
-    "curl": f"curl -sm25 http://NAME:{HTTPS}/",
+    "curl": f"curl -sm80 http://NAME:{HTTPS}/",
 }
 
 

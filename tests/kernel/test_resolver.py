@@ -227,7 +227,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         server.behaves = {
             "broken.test": failing(dns.rcode.SERVFAIL),
             "cut.test": truncated(server),
-            "slow.test": late(server, 3.5),
+            "slow.test": late(server, 1.0),
             "dead.test": lambda _query, _stream: None,
             "chain2.test": alias_only("split.example"),
             "liar.test": liar,
@@ -539,13 +539,26 @@ def test_an_alias_of_a_denied_name_is_refused_by_its_rule(bench: Bench, name: st
     assert "shut.wild.test" in told.detail
 
 
-def test_a_slow_answer_comes_when_it_comes(bench: Bench) -> None:
-    threads = [threading.Thread(target=bench.ask, args=("slow.test",)) for _ in range(3)]
+def test_a_slow_answer_comes_when_it_comes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+    slowly = bench.server.behaves["slow.test"]
+
+    def held(query: dns.message.Message, stream: bool) -> Any:
+        asked.set()
+        go_on.wait(WAIT_S)
+        return slowly(query, stream)
+
+    monkeypatch.setitem(bench.server.behaves, "slow.test", held)
+    came: list[str] = []
+    threads = [threading.Thread(target=lambda: came.extend(bench.addresses("slow.test"))) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert bench.addresses("ok.test") == [PUBLIC]  # nobody else waits for it
+    assert asked.wait(WAIT_S)
+    assert bench.addresses("ok.test") == [PUBLIC] and not came, "nobody else waits for it"
+    go_on.set()
     for thread in threads:
         thread.join()
+    assert came == ["203.0.113.21"] * 3
 
 
 @pytest.mark.parametrize("kind", ["A", "AAAA"])
