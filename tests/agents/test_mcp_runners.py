@@ -198,6 +198,10 @@ def test_an_approved_server_of_uvx_is_what_uv_installed(box: Box) -> None:
     assert set(through) == set(free) and through[1] == free[1], (free, through)
     assert "result" in json.loads(free[2]) and "blocked by policy" in through[2]
     (started,) = [event for event in box.mcp_events() if event["op"] == "start"]
+    # It needs no more than the profile for servers that only look.
+    box.inside.write_profile("gated", PROFILE + "  confine: {s: mcp-server}\n")
+    kept = box.talk("s", *new_era(*calls), command=command)
+    assert answers(kept.out)[1] == free[1], kept
     # What Python would take in place of an unchanged module counts, too: a session without a gate may have put it there.
     (source,) = home.glob(".local/share/uv/tools/mcp-server-time/lib/python3*/site-packages/mcp_server_time/server.py")
     (cached,) = source.parent.glob("__pycache__/server.*.pyc")
