@@ -352,6 +352,9 @@ def test_a_repositorys_settings_start_nothing(world: World) -> None:
         ("👨\u200d👩\u200d👧 ❤\ufe0f", ""),
         ("\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f", ""),
         ("می\u200cخواهم \u200f", ""),
+        ("❤\ufe0f\ufe01\ufe00", "U+FE01, U+FE00"),
+        ("字\u200c\u200d\u200c字", "U+200C, U+200D"),
+        ("خ \u200e\u200f\u200e", "U+200E, U+200F"),
         ("tab\tand\nline é ünïcode 漢字", ""),
     ],
 )
