@@ -42,10 +42,10 @@ class Recorded:
         )
         self._now = BEGAN_NS
 
-    def holds(self, tier: str, *coverage: Coverage) -> None:
+    def holds(self, tier: str, *coverage: Coverage, modes: tuple[str, ...] = ()) -> None:
         """Have the session say that of itself."""
         self.id = self.store.start_session(
-            self.policy, command=("agent",), tier=tier, coverage=coverage, now_ns=BEGAN_NS + 1
+            self.policy, command=("agent",), tier=tier, coverage=coverage, now_ns=BEGAN_NS + 1, modes=modes
         )
 
     def event(self, kind: Kind, op: str, **fields: Any) -> Event:

@@ -153,25 +153,27 @@ def test_the_profile_is_written_after_y_and_the_session_takes_the_rule(
 
 
 @pytest.mark.parametrize(
-    ("tier", "by", "said"),
+    ("tier", "by", "modes", "said"),
     [
-        ("1 bpf-lsm", HOOKS[1], "open at the next attempt"),
-        ("2 bpf-modify-return", HOOKS_ALONE, "open at the next attempt"),
-        ("2 bpf-modify-return", HOOKS[2], "only the next run has what you allow"),
-        ("3 landlock", "Landlock", "only the next run has what you allow"),
+        ("1 bpf-lsm", HOOKS[1], (), "open at the next attempt"),
+        ("2 bpf-modify-return", HOOKS_ALONE, ("ask",), "open at the next attempt"),
+        ("2 bpf-modify-return", HOOKS[2], (), "only the next run has what you allow. One that begins with --ask can"),
+        ("2 bpf-modify-return", HOOKS[2], ("ask",), "only the next run has what you allow"),
+        ("3 landlock", "Landlock", (), "only the next run has what you allow"),
     ],
 )
 def test_the_menu_says_when_a_file_is_open_in_this_session(
-    recorded: Recorded, own: Path, line: Line, tmp_path: Path, tier: str, by: str, said: str
+    recorded: Recorded, own: Path, line: Line, tmp_path: Path, tier: str, by: str, modes: tuple[str, ...], said: str
 ) -> None:
-    recorded.holds(tier, Coverage("files", Strength.FULL, by))
+    recorded.holds(tier, Coverage("files", Strength.FULL, by), modes=modes)
     recorded.add(denied(recorded, cache_file(tmp_path)))
 
     async def steps(app: WatchApp, pilot: Any) -> None:
         await menu(app, pilot)
-        shown = words(app)
+        shown = " ".join(words(app).split())
         assert said in shown
         assert ("next attempt" in shown) != ("next run" in shown)
+        assert ("--ask" in shown) == ("--ask" in said)
 
     watch(recorded, line, steps)
 

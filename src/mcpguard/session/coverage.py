@@ -120,6 +120,11 @@ def files_at_once(tier: str, holds: Sequence[Coverage]) -> bool:
     return tier == TIER_NAMES[1] or any(held.by == HOOKS_ALONE for held in holds)
 
 
+def might_ask(holds: Sequence[Coverage], modes: Sequence[str]) -> bool:
+    """Whether a session that cannot take files might have, had it begun with --ask."""
+    return "ask" not in modes and any(held.kind == "files" and held.by == HOOKS[2] for held in holds)
+
+
 def live_files(offer: Offer) -> str:
     """For `doctor`: when a file that a person allows in `watch` is open in the tier that this host gives."""
     if offer.tier == 1:

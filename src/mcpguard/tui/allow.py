@@ -29,8 +29,10 @@ SCOPES = {
     Scope.PROFILE: ("w", "allow in the profile", "writes the rule into your own profile; shows the change first"),
 }
 LEAVE = "leave"
-_AT_ONCE = "Allowed, it is open at the next attempt."
-_NEXT_RUN = "The files of this session are fixed: only the next run has what you allow."
+# When a file is open that is allowed.
+AT_ONCE = "Allowed, it is open at the next attempt."
+NEXT_RUN = "The files of this session are fixed: only the next run has what you allow."
+NEXT_RUN_OR_ASK = f"{NEXT_RUN} One that begins with --ask can take it at once."
 _WARNING = "An agent that was talked into something asks for things, too."
 
 
@@ -77,18 +79,18 @@ class ScopeScreen(Asking[Scope | None]):
         Binding("x,n,escape,q", "answer", "Leave it refused"),
     ]
 
-    def __init__(self, event: Event, offer: Offer, home: str, *, running: bool, files_at_once: bool) -> None:
+    def __init__(self, event: Event, offer: Offer, home: str, *, running: bool, files: str) -> None:
         """
         Args:
             running: the session can still take rules.
-            files_at_once: it can take those about files, too.
+            files: when it has those about files, in words.
         """
         super().__init__()
         self._event = event
         self._offer = offer
         self._home = home
         self._takes_rules = running
-        self._takes_files = files_at_once
+        self._files = files
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="allow"):
@@ -125,7 +127,7 @@ class ScopeScreen(Asking[Scope | None]):
         for folder in self._offer.folders:
             yield f"{printable(shorten(folder, self._home))} is a folder: a rule for it holds for all that is in it."
         if self._takes_rules and self._event.kind in (Kind.FILE, Kind.EXEC):
-            yield _AT_ONCE if self._takes_files else _NEXT_RUN
+            yield self._files
         yield _WARNING
 
 
