@@ -564,7 +564,7 @@ _PIECES = (
         "exec ",
         "eval ",
         "<",
-        "> /dev/null",
+        "> f",
         "# ",
         "[ ",
         "case x in ",
