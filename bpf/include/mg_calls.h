@@ -207,7 +207,7 @@ static long mg_descriptor_step(__u32 index, void *data)
 	if (one == '/')
 		name->follows = name->follows == 2 ? 3 : 0;
 	else if (one == 'f')
-		name->follows = name->follows == 0 || name->follows == 3; /* behind a slash */
+		name->follows = name->follows == 0 || name->follows == 3 ? 1 : 4; /* only behind a slash */
 	else
 		name->follows = one == 'd' && name->follows == 1 ? 2 : 4;
 	return !one;
