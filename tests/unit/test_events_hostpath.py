@@ -103,6 +103,9 @@ def test_what_the_kernel_told_of_a_descriptor_counts_when_nobody_can_be_asked() 
     ):
         told = "/home/u/.ssh" if "8" not in path else "/"
         assert resolve("", path, caller_of(head, told, path), follow=True) == found
+    for odd in ("\u0667", "7\n", "7x"):
+        assert caller_of(head, "/b", f"/ws/fd/{odd}/fd/8").descriptor == 8, "to the kernel the first is none"
+    assert caller_of(head, "/b", "/ws/fd/7\n").descriptor == -1
     assert caller_of(head, "/cwd", "name") == Caller(DEAD.pid, DEAD.tid, "/cwd")
     assert caller_of(head, "", "/proc/self/cwd/x").cwd == ""
 

@@ -17,7 +17,9 @@ from mcpguard.wire.records import Head
 
 MAX_LINKS = 40
 MAX_FOLDERS = 8_192
-_PROC = r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<link>root|cwd|exe|fd/\d+)"
+_PROC = r"/proc/(?P<pid>[0-9]+)(?:/task/[0-9]+)?/(?P<link>root|cwd|exe|fd/[0-9]+)"
+# The first one that a name has, as the kernel finds it (`mg_named_descriptor`): other digits than these are none to it.
+_DESCRIPTOR = re.compile(r"/fd/([0-9]{1,7})(?=/|\Z)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def caller_of(head: Head, base: str, path: str) -> Caller:
     """Who made a call, and what the kernel told with it (`PathCallRecord.base`)."""
     if not path.startswith("/"):
         return Caller(head.pid, head.tid, base)
-    found = re.search(r"/fd/(\d{1,7})(?=/|$)", path) if base.startswith("/") and base != "/" else None
+    found = _DESCRIPTOR.search(path) if base.startswith("/") and base != "/" else None
     return Caller(head.pid, head.tid, "", int(found[1]), base) if found else Caller(head.pid, head.tid)
 
 
