@@ -101,7 +101,7 @@ def test_files_wait_for_the_next_run_where_they_are_fixed_at_launch(box: Sandbox
     assert outcome.now == (f"network allow 127.0.0.1:{port}",)
     assert outcome.later == (f"read {notes}",)
     assert "tier 3" in outcome.why
-    assert f"  approved read {notes} (the next run has it)\n" in said
+    assert f"  approved read {notes} (not in this session, nor written for the next run)\n" in said
     told = [event for event in held.events("--kind", "process") if event["op"] == "approve"]
     assert any(event.get("rule") is None and str(notes) in event["detail"] for event in told)
 

@@ -155,12 +155,14 @@ def test_what_was_allowed_while_it_ran_is_told_with_when_and_how_far(recorded: R
     recorded.add(Kind.PROCESS, "approve", rule=watch, detail="once, by watch, in the profile, by x[7]")
     recorded.add(Kind.PROCESS, "approve", rule=profile, detail="in the profile, by watch[8]")
     recorded.add(Kind.PROCESS, "approve", detail="read /srv/b: not now, for tier 3; for the session, by watch[9]")
+    recorded.add(Kind.PROCESS, "approve", detail="read /srv/c: not now, for tier 3; in the profile, by watch[9]")
     recorded.add(Kind.PROCESS, "approve", Verdict.DENY, pid=5, detail="asked this session for more rules")
     found = recorded.read()
     assert [(one.rule, one.scope, one.how, one.who) for one in found.approvals] == [
         ("network allow 10.0.0.1:443", "once", "once", "watch, in the profile, by x[7]"),
         ("read /srv/a", "profile", "in the profile", "watch[8]"),
-        ("read /srv/b", "session", "the next run has it", "watch[9]"),
+        ("read /srv/b", "session", "not in this session, nor written for the next run", "watch[9]"),
+        ("read /srv/c", "profile", "the next run has it", "watch[9]"),
     ]
     assert found.summary.approved == tuple(f"{one.rule} ({one.how})" for one in found.approvals)
     text = page(found, "/home/u")

@@ -23,7 +23,7 @@ class Approval:
         rule: as a profile would have it; of a call its server and tool.
         scope: `once`, `session` or `profile`.
         who: the process that asked, `comm[pid]`.
-        origin: where the rule stands now; None when only the next run has it.
+        origin: where the rule stands now; None when the session could not have it: the next run has it if `scope` is `profile`.
         why_later: why the session could not have it; empty when it had.
         call: what finds the call in the log; empty: it is a rule.
     """
@@ -39,7 +39,9 @@ class Approval:
     @property
     def how(self) -> str:
         """In words."""
-        return HOW_FAR.get(self.scope, self.scope) if self.origin or self.call else "the next run has it"
+        if self.origin or self.call:
+            return HOW_FAR.get(self.scope, self.scope)
+        return "the next run has it" if self.scope == "profile" else "not in this session, nor written for the next run"
 
 
 def approvals(store: Store, session: str, most: int) -> list[Approval]:
