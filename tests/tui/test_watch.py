@@ -197,6 +197,30 @@ def test_a_wrong_filter_is_told_and_changes_nothing(line: str, recorded: Recorde
     watch(recorded, steps)
 
 
+def test_the_processes_come_and_go_with_the_width_and_else_stay_as_they_are(recorded: Recorded) -> None:
+    recorded.story()
+
+    async def steps(app: WatchApp, pilot: Any) -> None:
+        tree = app.query_one(ProcessTree)
+        assert tree.display
+        await pilot.resize_terminal(70, 24)
+        await until(pilot, lambda: not tree.display, "narrow")
+        await pilot.press("p")
+        assert tree.display
+        await pilot.resize_terminal(80, 24)
+        await until(pilot, lambda: app.size.width == 80)
+        assert tree.display, "nobody took it away"
+        await pilot.press("p")
+        await pilot.resize_terminal(140, 40)
+        await until(pilot, lambda: tree.display and bool(labels(tree)), "wide")
+        await pilot.press("p")
+        await pilot.resize_terminal(120, 40)
+        await until(pilot, lambda: app.size.width == 120)
+        assert not tree.display, "nobody asked for it"
+
+    watch(recorded, steps)
+
+
 def test_what_programs_do_without_is_told_apart_from_what_was_denied(recorded: Recorded) -> None:
     recorded.story()
     idle = recorded.event(Kind.PROCESS, "fork", pid=CHILD + 1, ppid=AGENT, comm="sh")

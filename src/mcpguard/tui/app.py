@@ -15,6 +15,7 @@ from textual.actions import SkipAction
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.events import Resize
 from textual.filter import LineFilter, NoColor
 from textual.notifications import SeverityLevel
 from textual.screen import Screen
@@ -109,6 +110,7 @@ class WatchApp(App[None]):
         # The question whose details are on the screen, when they show whole what its keys would allow.
         self._told: Event | None = None
         self._line = ""
+        self._wide: bool | None = None
         self._approval = Approval(self, lambda: self._session, ask, self._home, self._answered)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
@@ -173,10 +175,21 @@ class WatchApp(App[None]):
         sys.setswitchinterval(_SWITCH_S)
         self._input.display = False
         self.set_focus(self._stream)
-        self._processes.display = self.size.width >= _NARROW
+        self._fit(self.size.width)
         self._draw_status()
         self._feed.start()
         self.set_interval(DRAW_EVERY_S, self._draw)
+
+    def on_resize(self, event: Resize) -> None:
+        if self._wide is not None:  # else there is nothing on the screen yet
+            self._fit(event.size.width)
+
+    def _fit(self, width: int) -> None:
+        """Where it became wide or narrow, the processes come or go; else they stay as the person has them."""
+        wide = width >= _NARROW
+        if wide is not self._wide:
+            self._wide = self._processes.display = wide
+            self._draw_processes()
 
     def on_unmount(self) -> None:
         self._feed.close()
