@@ -65,11 +65,11 @@ def test_the_record_of_that_may_come_a_moment_later(tree: Tree) -> None:
 
 def test_a_file_that_goes_while_it_is_looked_at_is_told_by_the_next_record(tree: Tree) -> None:
     """It was copied for longer than an interval, and unlinked after the records of the last one were read."""
-    assert tree.denied([tree.moved()], [], [tree.did("unlink", tree.here / "it")]) == []
+    assert tree.denied([tree.moved()], [], [], [tree.did("unlink", tree.here / "it")]) == []
 
 
 def test_a_folder_that_goes_while_it_is_looked_at_is_told(tree: Tree) -> None:
-    assert len(tree.denied([tree.moved()], [], [tree.did("rmdir", tree.here / "it")])) == 1
+    assert len(tree.denied([tree.moved()], [], [], [tree.did("rmdir", tree.here / "it")])) == 1
 
 
 def test_a_file_that_is_still_there_was_one(tree: Tree) -> None:

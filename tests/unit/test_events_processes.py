@@ -27,6 +27,10 @@ def test_what_a_child_executed_is_seen_before_the_record_of_it_is_read() -> None
         table.forked(forked(child.pid))
         assert table.get(child.pid) == table._alive[child.pid]
         found = table.running(child.pid)
+        told = table.executed(executed(child.pid, "/bin/other", "other"))
+        assert table.running(child.pid) is told, "the record counts once it is read"
+        table = ProcessTable(AGENT)
+        table.forked(forked(child.pid))
         child.kill()
     assert found is not None and (found.exe, found.argv) == (str(Path("/bin/sleep").resolve()), ("sleep", "100"))
     gone = table.running(child.pid)

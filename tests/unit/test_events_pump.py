@@ -138,6 +138,29 @@ def test_what_follows_a_denial_is_known_after_it(bench: Bench) -> None:
     assert fed == ["refused", "then"]
 
 
+def test_what_follows_the_last_denial_is_on_record_too(bench: Bench) -> None:
+    """The pump is stopped after it read the ring of denials for the last time, and before it read the other one."""
+    setup = Setup(bench, [])
+    fed: list[str] = []
+    bench.recorder.feed = lambda records, _lost=None: fed.extend(one.head.comm for one in records)  # type: ignore[method-assign]
+    drain = setup.activity.drain
+
+    drains: list[None] = []
+
+    def last() -> list[bytes]:
+        drains.extend([None] * stopping.is_set())
+        if len(drains) == 2 and not setup.records:  # the first is of the step that the stop wakes
+            setup.records.append(opened("/ws/a", who=head(1001, 1000, "last", when_ns=time.monotonic_ns())))
+            setup.activity.put(b"0")
+        return drain()
+
+    stopping = threading.Event()
+    setup.activity.drain = last  # type: ignore[method-assign]
+    with started(setup):
+        stopping.set()
+    assert fed == ["last"]
+
+
 def broken() -> list[bytes]:
     raise KernelError("mmap(ring buffer)", errno.ENOMEM, do="")
 

@@ -702,6 +702,7 @@ def failed_(text: str) -> Any:
         lambda one: one.answer("tasks/result", said({"content": [{"text": WORDS}]}))[1],
         lambda one: one.answer("ping", said({"x": WORDS}))[1],
         lambda one: one.answer("ping", said(WORDS))[1],
+        lambda one: one.answer("tools/list", said({"x": WORDS}))[1],
         *(
             lambda one, method=method: one.answer(method, failed_(WORDS))[1]
             for method in ("tools/list", "prompts/list", "resources/list", "resources/templates/list", "initialize")

@@ -94,6 +94,9 @@ def test_every_comment_stays_where_it_was() -> None:
         "files: {read\n",
         "a: &x [/a]\nfiles:\n  read: *x\n",
         "files:\n  read:\n    - /a\x0b\n",
+        "files:\n  read:\n    - /a\u2028    - /b\n",
+        "# seen\x85files:\n  read:\n    - /a\n",
+        "files:\n  read: [/a]\nfiles:\n  read: [/b]\n",
         "files: {read: [/a]}\n--- {}\n",
     ],
 )
