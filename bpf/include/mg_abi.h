@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 12
+#define MG_ABI_VERSION 13
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -193,7 +193,7 @@ struct mg_open {
 	__u8 cut;
 };
 
-/* base, path, base2, path2 */
+/* base, path, base2, path2, cwd: where the process stood, left out where `base` is that */
 struct mg_path_call {
 	struct mg_head head;
 	__u64 series;
@@ -208,7 +208,9 @@ struct mg_path_call {
 	__u8 follow;
 	__u8 paths;		/* 1 or 2 */
 	__u8 cut;
-	__u8 reserved[7];
+	__u8 stands;		/* `base` is where the process stood */
+	__u16 cwd_length;
+	__u8 reserved[4];
 };
 
 /* name, name2: from the root of the file system; what the verdict was made on. A verdict of ours, made in the kernel. */

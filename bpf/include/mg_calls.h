@@ -231,9 +231,23 @@ static __always_inline int mg_shares_descriptors(void)
 }
 
 struct mg_named {
-	__u32 base_length;
-	__u32 path_length;
+	__u16 base_length;
+	__u16 path_length;
+	__u16 stands;	/* the base is where the thread stands */
+	__u16 in_proc;	/* this path, or one before it, leads through /proc, where names may be the caller's own */
 };
+
+static __always_inline int mg_begins_in_proc(const struct mg_scratch *scratch, __u32 at)
+{
+	static const char folder[] = "/proc/";
+	__u32 i;
+
+#pragma unroll
+	for (i = 0; i < sizeof(folder) - 1; i++)
+		if (scratch->record[(at + i) & MG_RECORD_MASK] != folder[i])
+			return 0;
+	return 1;
+}
 
 /* Append base and path in this order. An absolute path has one only when it leads through a descriptor. */
 __noinline int mg_put_named(struct mg_scratch *scratch, int fd, __u64 string, __u32 at, struct mg_named *named)
@@ -250,13 +264,32 @@ __noinline int mg_put_named(struct mg_scratch *scratch, int fd, __u64 string, __
 	if (first == '/') {
 		mg_put_user_string(scratch, string, at, &cut);
 		fd = mg_shares_descriptors() ? mg_named_descriptor(scratch, at) : -1;
+		named->in_proc |= mg_begins_in_proc(scratch, at);
 		cut = 0;
 	}
+	named->stands = first != '/' && fd == AT_FDCWD;
 	if (first != '/' || fd >= 0)
 		named->base_length = mg_put_base(scratch, fd, at, &cut);
 	if (string)
 		named->path_length = mg_put_user_string(scratch, string, at + named->base_length, &cut);
 	return cut;
+}
+
+/* Append where /proc/self/cwd leads, which nobody can tell any more once the process has gone elsewhere. Threads may stand apart:
+ * of a process the first one counts, and of /proc/thread-self the caller.
+ */
+__noinline int mg_put_cwd(struct mg_scratch *scratch, __u32 path_at, __u32 at)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	__u32 length;
+	__u8 cut = 0;
+
+	if (!scratch)
+		return 0;
+	if (!mg_begins_in_proc(scratch, path_at) || scratch->record[(path_at + sizeof("/proc/") - 1) & MG_RECORD_MASK] != 't')
+		task = BPF_CORE_READ(task, group_leader);
+	length = mg_put_path(scratch, (__u64)&BPF_CORE_READ(task, fs)->pwd, at, &cut);
+	return cut ? 0 : length;
 }
 
 static __always_inline int mg_base_of(const struct mg_syscall *call, __u8 base)
@@ -351,6 +384,7 @@ static __always_inline void mg_path_call_record(const struct mg_session *session
 				   shape->kind == MG_SHAPE_DESCRIPTOR ? 0 : mg_argument(call, shape->path), at, &named);
 	record->base_length = named.base_length;
 	record->path_length = named.path_length;
+	record->stands = named.stands;
 	at += named.base_length + named.path_length;
 	if (shape->two) {
 		record->cut |= mg_put_named(scratch, mg_base_of(call, shape->base2), mg_argument(call, shape->path2),
@@ -359,12 +393,21 @@ static __always_inline void mg_path_call_record(const struct mg_session *session
 		record->path2_length = named.path_length;
 		at += named.base_length + named.path_length;
 	}
+	/* Of a refusal also where no name shows that it leads there: a link may. It takes no room from the names. */
+	if (!record->stands && (refused || named.in_proc) && at <= MG_RECORD_MASK - MG_PATH_BYTES) {
+		record->cwd_length = mg_put_cwd(scratch, sizeof(*record) + record->base_length, at);
+		at += record->cwd_length;
+	}
 	if (shape->kind == MG_SHAPE_OPEN)
 		mg_settle_open(call, record);
 	mg_settle(call, record);
 	record->count = refused ? mg_tally_refused(session, scratch, at, call->number) : 1;
-	if (record->count && at <= MG_RECORD_MASK)
+	if (!record->count)
+		return;
+	if (at <= MG_RECORD_MASK)
 		mg_send(session, record, at, refused);
+	else
+		mg_lost(session, refused);
 }
 
 __noinline int mg_path_call(const struct mg_session *session, const struct mg_syscall *call)

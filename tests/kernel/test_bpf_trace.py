@@ -41,6 +41,7 @@ pytestmark = pytest.mark.kernel
 
 NOBODY = 65534
 CLONE_NEWNS = 0x20000
+CLONE_FS = 0x200
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -781,6 +782,101 @@ def test_what_a_threads_own_descriptor_stands_for_is_not_told_as_the_processs(tr
 
     assert tree.run(act) == 0
     assert [(r.path, r.base) for r in refused(tree)] == [("/proc/self/fd/777", "")]
+
+
+def test_where_the_process_stood_is_told_with_a_refusal_and_with_what_leads_through_proc(
+    tree: Tree, folder: Path
+) -> None:
+    """A moment later it stands elsewhere, and that is all that anybody can see then."""
+    closed, stood = folder / "closed", folder / "stood"
+    closed.mkdir(0o700)
+    stood.mkdir()
+    own = "/proc/self/cwd/"
+
+    def act() -> int:
+        beside = os.open(folder, os.O_PATH)
+        os.chdir(stood)
+
+        def tried() -> None:
+            for name, at in (
+                (f"{own}../closed/x", None),
+                (f"{closed}/x", None),
+                ("../closed/x", None),
+                ("closed/x", beside),
+            ):
+                with contextlib.suppress(PermissionError):
+                    os.open(name, os.O_RDONLY, dir_fd=at)
+            with contextlib.suppress(PermissionError):
+                os.rename(f"{own}../closed/x", f"{own}x")
+
+        os.mkdir(f"{own}made")
+        os.mkdir(stood / "plain")
+        code = as_nobody(tried)
+        os.chdir("/")
+        return code
+
+    assert tree.run(act) == 0
+    assert [(r.path, r.cwd) for r in changes(tree)] == [(f"{own}made", str(stood)), (f"{stood}/plain", "")]
+    assert [(r.op, r.base, r.path, r.path2, r.cwd) for r in refused(tree)] == [
+        ("open", "", f"{own}../closed/x", None, str(stood)),
+        ("open", "", f"{closed}/x", None, str(stood)),
+        ("open", str(stood), "../closed/x", None, str(stood)),
+        ("open", str(folder), "closed/x", None, str(stood)),
+        ("rename", "", f"{own}../closed/x", f"{own}x", str(stood)),
+    ]
+
+
+@pytest.mark.parametrize("way", ["self", "thread-self"])
+def test_of_a_thread_that_stands_apart_the_process_counts_or_itself(way: str, tree: Tree, folder: Path) -> None:
+    closed, stood = folder / "closed", folder / "stood"
+    closed.mkdir(0o700)
+    stood.mkdir()
+    name = {"self": "/proc/self/cwd/../closed/x", "thread-self": f"/proc/thread-self/cwd{closed}/x"}[way]
+
+    def act() -> int:
+        os.chdir(stood)
+        found: list[int] = []
+
+        def apart() -> None:
+            checked("unshare", CLONE_FS)
+            os.chdir("/")
+            found.append(errno_of(lambda: os.open(name, os.O_RDONLY)))
+
+        def tried() -> None:
+            thread = threading.Thread(target=apart)
+            thread.start()
+            thread.join()
+
+        as_nobody(tried)
+        return found[0]
+
+    assert tree.run(act) == errno.EACCES
+    (record,) = refused(tree)
+    assert record.cwd == (str(stood) if way == "self" else "/")
+
+
+def test_names_that_no_record_holds_are_a_refusal_that_is_told_as_lost(tree: Tree, folder: Path) -> None:
+    """Two names as long as they get, each in a folder as deep as they get: that is more than a record holds."""
+    long = f"{'./' * 2046}x"
+
+    def act() -> int:
+        os.chdir(folder)
+        for _ in range(130):
+            os.mkdir("d" * 31, 0o755)
+            os.chdir("d" * 31)
+        os.mknod("x")
+
+        def tried() -> None:
+            with contextlib.suppress(PermissionError):
+                os.rename(long, f"{long[:-1]}y")
+            with contextlib.suppress(PermissionError):
+                os.open("short", os.O_WRONLY | os.O_CREAT, 0o600)
+
+        return as_nobody(tried)
+
+    assert tree.run(act) == 0
+    told = [(r.op, r.head.lost_before) for r in refused(tree)]
+    assert told == [("open", 1)]
 
 
 def test_identical_refusals_are_counted_and_different_ones_kept(tree: Tree, folder: Path) -> None:

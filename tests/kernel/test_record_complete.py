@@ -160,6 +160,53 @@ def test_a_refused_descriptor_is_told_by_its_file_and_rule_when_the_process_is_g
     assert ".git/config" in denial["rule"]["text"]
 
 
+# Opens for writing what a link stands for in the folder where it is, and goes where the same name is nothing.
+GOES_ELSEWHERE = """
+import os, sys
+home = os.getcwd()
+for name in ("/proc/self/cwd/link", f"{home}/here/link"):
+    os.chdir(home)
+    try:
+        os.open(name, os.O_WRONLY)
+    except OSError:
+        open("refused", "a").write(name)
+    os.chdir("/proc/self/fd")
+if sys.argv[1:]:
+    open(f"{home}/gone", "w").close()
+    open(f"{home}/end").read()
+"""
+
+
+def test_what_was_refused_below_ones_own_folder_is_told_when_the_process_has_gone_elsewhere(box: Sandbox) -> None:
+    project = box.world.project
+    (project / ".git").mkdir(exist_ok=True)
+    config = project / ".git/config"
+    config.touch()
+    os.chown(config, project.stat().st_uid, project.stat().st_gid)
+    (project / "link").symlink_to(".git/config")
+    (project / "here").symlink_to("/proc/self/cwd")
+    os.mkfifo(project / "end")
+    (project / "elsewhere.py").write_text(GOES_ELSEWHERE)
+
+    def opens_refused() -> list[Json]:
+        return [event for event in box.denials() if event.get("op") == "open"]
+
+    assert box.control(["/usr/bin/python3", "elsewhere.py"]).code == 0
+    assert not (project / "refused").exists()
+    with running(box, ASKS.replace("cat ~/.ssh/id_ed25519 .env", "/usr/bin/python3 elsewhere.py wait")) as process:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            go(box)
+            wait_until((project / "gone").exists, "the end of the attempts")
+        finally:
+            process.send_signal(signal.SIGCONT)
+        wait_until(lambda: sum(event.get("count", 1) for event in opens_refused()) > 1, "the record of the attempts")
+        (project / "end").write_text("")
+        assert process.wait(RUN_SECONDS) == 0
+    assert (project / "refused").read_text() == f"/proc/self/cwd/link{project}/here/link"
+    assert {event["path"] for event in opens_refused()} == {str(config)}
+
+
 def test_a_flood_that_is_not_read_in_time_hides_no_denial(box: Sandbox) -> None:
     assert box.control(["cat", box.world.home / ".ssh/id_ed25519"]).code == 0
     (box.world.project / "flood.py").write_text(FLOODS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -102,12 +103,35 @@ def test_what_the_kernel_told_of_a_descriptor_counts_when_nobody_can_be_asked() 
         ("/proc/self/fd/8", f"/proc/{DEAD.pid}/fd/8"),
     ):
         told = "/home/u/.ssh" if "8" not in path else "/"
-        assert resolve("", path, caller_of(head, told, path), follow=True) == found
+        assert resolve("", path, caller_of(head, told, path, ""), follow=True) == found
     for odd in ("\u0667", "7\n", "7x"):
-        assert caller_of(head, "/b", f"/ws/fd/{odd}/fd/8").descriptor == 8, "to the kernel the first is none"
-    assert caller_of(head, "/b", "/ws/fd/7\n").descriptor == -1
-    assert caller_of(head, "/cwd", "name") == Caller(DEAD.pid, DEAD.tid, "/cwd")
-    assert caller_of(head, "", "/proc/self/cwd/x").cwd == ""
+        assert caller_of(head, "/b", f"/ws/fd/{odd}/fd/8", "").descriptor == 8, "to the kernel the first is none"
+    assert caller_of(head, "/b", "/ws/fd/7\n", "").descriptor == -1
+    assert caller_of(head, "/cwd", "name", "/cwd") == Caller(DEAD.pid, DEAD.tid, "/cwd")
+
+
+def test_proc_cwd_is_where_the_caller_stood_and_not_where_it_stands(tree: Path) -> None:
+    head = Head(0, ME.pid, ME.tid, 1, "x", 0)
+    stood = str(tree)
+    assert os.getcwd() != stood
+    for base, path in (
+        ("", "/proc/self/cwd/link"),
+        ("", "/proc/thread-self/cwd/link"),
+        ("", f"/proc/{ME.pid}/cwd/link"),
+        ("", f"/proc/{ME.pid}/task/{ME.tid}/cwd/link"),
+        (f"/proc/{ME.pid}", "cwd/link"),
+        ("/elsewhere", "/proc/self/cwd/fd/7/../../link"),
+    ):
+        assert resolve(base, path, caller_of(head, base, path, stood), follow=True) == f"{tree}/real/file", path
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, cwd=tree / "real") as other:
+        path = f"/proc/{other.pid}/cwd/file"
+        assert resolve("", path, caller_of(head, "", path, stood), follow=True) == f"{tree}/real/file"
+
+
+def test_without_a_word_of_the_kernel_proc_cwd_is_where_the_caller_stands() -> None:
+    head = Head(0, ME.pid, ME.tid, 1, "x", 0)
+    here = os.getcwd()
+    assert resolve("", "/proc/self/cwd/x", caller_of(head, "", "/proc/self/cwd/x", ""), follow=True) == f"{here}/x"
 
 
 def test_a_pipe_is_no_path() -> None:

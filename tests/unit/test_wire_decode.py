@@ -69,18 +69,23 @@ def test_an_open_keeps_any_path(path: bytes) -> None:
     assert (record.count, record.series) == (7, 5)
 
 
-@given(strings, strings, strings, strings, st.booleans())
-def test_a_path_call_keeps_its_strings_apart(base: bytes, path: bytes, base2: bytes, path2: bytes, two: bool) -> None:
+@given(strings, strings, strings, strings, strings, st.booleans(), st.booleans())
+def test_a_path_call_keeps_its_strings_apart(
+    base: bytes, path: bytes, base2: bytes, path2: bytes, cwd: bytes, two: bool, stands: bool
+) -> None:
     given_two = (base2, path2) if two else (b"", b"")
+    apart = b"" if stands else cwd
     lengths = [len(s) for s in (base, path, *given_two)]
     raw = _abi.MG_PATH_CALL.pack(
-        head(_abi.MG_RECORD_PATH_CALL), 3, 2, 13, *lengths, _abi.MG_OP_RENAME, 2, 1, 1 + two, 0, b""
+        *(head(_abi.MG_RECORD_PATH_CALL), 3, 2, 13, *lengths, _abi.MG_OP_RENAME, 2, 1, 1 + two, 0),
+        *(stands, len(apart), b""),
     )
-    record = decode.record(raw + b"".join((base, path, *given_two)))
+    record = decode.record(raw + b"".join((base, path, *given_two, apart)))
     assert isinstance(record, PathCallRecord)
     assert (record.base, record.path) == (text(base), text(path))
     assert (record.base2, record.path2) == ((text(base2), text(path2)) if two else (None, None))
     assert (record.op, record.result, record.follow, record.count) == ("rename", 13, True, 2)
+    assert record.cwd == text(base if stands else cwd)
 
 
 def test_a_call_keeps_its_arguments() -> None:

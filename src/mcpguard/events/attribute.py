@@ -81,7 +81,7 @@ class Attributor:
             return self._terminal(record)
         if record.result not in (0, *OUR_ERRORS):
             return None
-        who = caller_of(record.head, record.base, record.path)
+        who = caller_of(record.head, record.base, record.path, record.cwd)
         foreign = self._foreign(record)
         if foreign is not None:
             return foreign
@@ -89,7 +89,7 @@ class Attributor:
         target = None
         if record.path2 is not None and record.op != "symlink":
             base = record.base2 or ("" if record.path2.startswith("/") else record.base)
-            second = caller_of(record.head, base, record.path2)
+            second = caller_of(record.head, base, record.path2, record.cwd)
             target = self._folders.resolve(base, record.path2, second, follow=False)
         refusal = self._judge.refusal(record.op, record.access, path, target)
         if record.result == 0:

@@ -28,7 +28,7 @@ class Caller:
 
     Attributes:
         pid, tid: what `/proc/self` and `/proc/thread-self` stand for.
-        cwd: directory that the call started from, for when /proc/PID/cwd cannot be read any more; empty: unknown.
+        cwd: where the process stood when the call was made: it may have gone elsewhere since; empty: unknown.
         descriptor, behind: a descriptor of its own, and the path that it stood for when the call was made; negative: none.
     """
 
@@ -39,12 +39,11 @@ class Caller:
     behind: str = ""
 
 
-def caller_of(head: Head, base: str, path: str) -> Caller:
-    """Who made a call, and what the kernel told with it (`PathCallRecord.base`)."""
-    if not path.startswith("/"):
-        return Caller(head.pid, head.tid, base)
-    found = _DESCRIPTOR.search(path) if base.startswith("/") and base != "/" else None
-    return Caller(head.pid, head.tid, "", int(found[1]), base) if found else Caller(head.pid, head.tid)
+def caller_of(head: Head, base: str, path: str, cwd: str) -> Caller:
+    """Who made a call, and what the kernel told with it (`PathCallRecord`)."""
+    behind = path.startswith("/") and base.startswith("/") and base != "/"
+    found = _DESCRIPTOR.search(path) if behind else None
+    return Caller(head.pid, head.tid, cwd, int(found[1]), base) if found else Caller(head.pid, head.tid, cwd)
 
 
 def resolve(
@@ -133,11 +132,12 @@ def _target(path: str, caller: Caller) -> str | None:
         return "/"
     if found and found["link"] == f"fd/{caller.descriptor}" and int(found["pid"]) == caller.pid:
         return caller.behind
+    if found and found["link"] == "cwd" and int(found["pid"]) == caller.pid and caller.cwd:
+        return caller.cwd
     try:
         target = os.readlink(path)  # noqa: PTH115 - asked for every folder of every change
     except (OSError, ValueError):
-        own = found and found["link"] == "cwd" and int(found["pid"]) == caller.pid
-        return caller.cwd or None if own else None
+        return None
     if found:
         # `pipe:[123]` and the like are names of no path.
         return target.removesuffix(" (deleted)") if target.startswith("/") else None

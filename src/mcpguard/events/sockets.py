@@ -59,7 +59,8 @@ class SocketJudge:
 
         Where no program on the cgroup sees the request before the path is looked up (before Linux 6.7).
         """
-        path = resolve(record.base, record.path, caller_of(record.head, record.base, record.path), follow=True)
+        who = caller_of(record.head, record.base, record.path, record.cwd)
+        path = resolve(record.base, record.path, who, follow=True)
         answer = self._answer(path)
         if answer.verdict is Verdict.DENY:
             door = doors.of_socket(path) if answer.rule == 0 else None

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 12
+ABI_VERSION: Final = 13
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -179,9 +179,9 @@ MG_EXEC: Final = struct.Struct("=48sIIII")
 # head series count fd reserved path_length access file_kind created cut
 MG_OPEN: Final = struct.Struct("=48sQQIIIBBBB")
 
-# head series count result base_length path_length base2_length path2_length op access follow paths cut
-# reserved
-MG_PATH_CALL: Final = struct.Struct("=48sQQIHHHHBBBBB7s")
+# head series count result base_length path_length base2_length path2_length op access follow paths cut stands
+# cwd_length reserved
+MG_PATH_CALL: Final = struct.Struct("=48sQQIHHHHBBBBBBH4s")
 
 # head series count rule device device2 name_length name2_length op access verdict detail cut second reserved
 MG_FILE: Final = struct.Struct("=48sQQIIIHHBBBBBB10s")

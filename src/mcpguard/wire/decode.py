@@ -202,12 +202,13 @@ def _open(sample: bytes, head: Head) -> OpenRecord:
 
 
 def _path_call(sample: bytes, head: Head) -> PathCallRecord:
-    _, series, count, result, base, path, base2, path2, op, access, follow, paths, _cut, _ = (
+    _, series, count, result, base, path, base2, path2, op, access, follow, paths, _cut, stands, cwd, _ = (
         _abi.MG_PATH_CALL.unpack_from(sample)
     )
     tail = _Tail(sample, _abi.MG_PATH_CALL.size)
     first, first_path = tail.text(base), tail.text(path)
     second, second_path = (tail.text(base2), tail.text(path2)) if paths == 2 else (None, None)
+    stood = first if stands else tail.text(cwd)
     return PathCallRecord(
         head,
         _PATH_OPS[op],
@@ -220,6 +221,7 @@ def _path_call(sample: bytes, head: Head) -> PathCallRecord:
         follow=bool(follow),
         count=count,
         series=series,
+        cwd=stood,
     )
 
 

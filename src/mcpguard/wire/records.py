@@ -96,6 +96,7 @@ class PathCallRecord:
         follow: whether the call follows a symlink in the last component.
         count, series: refusals that agree in process, call, paths and errno are aggregated as in OpenRecord; changes that
             succeeded are not.
+        cwd: where the process stood, of a refusal and of what leads through /proc; empty: not told.
     """
 
     head: Head
@@ -109,6 +110,7 @@ class PathCallRecord:
     follow: bool
     count: int = 1
     series: int = 0
+    cwd: str = ""
 
 
 # The detail of a refusal that holds whatever the rules say.
