@@ -350,44 +350,118 @@ MG_CHANGES_ATTRIBUTE(inode_file_setattr, 0)
 
 /* --- commands on open files ----------------------------------------------------------------------------------- */
 
+/* Groups of commands and what is in them; a command's size and direction differ between architectures. */
 enum {
 	MG_TIOCSTI = 0x5412,
 	MG_TIOCLINUX = 0x541c,
 	MG_FIOSETOWN = 0x8901,
 	MG_SIOCSPGRP = 0x8902,
-	MG_SETFLAGS = 0x6602,		/* 'f' 2, whatever size it is given in */
-	MG_ENABLE_VERITY = 0x6685,
 	MG_FSSETXATTR = 0x5820,
+	MG_SETVERSION = 0x7602,
+	MG_FAT_SET_ATTRIBUTES = 0x7211,
+	MG_OCFS2_REFLINK = 0x6f04,	/* a copy under another name, and no other hook is asked */
+	MG_OF_FILES = 'f',
+	MG_GETFLAGS = 1,
+	MG_EXT4_GETVERSION = 3,
+	MG_EXT4_GETRSVSZ = 5,
+	MG_FIEMAP = 11,
+	MG_EXT4_PRECACHE = 18,
+	MG_GET_ENCRYPTION_PWSALT = 20,	/* makes one where there is none */
+	MG_GET_ENCRYPTION_POLICY = 21,
+	MG_GET_ENCRYPTION_POLICY_EX = 22,
+	MG_ADD_ENCRYPTION_KEY = 23,
+	MG_REMOVE_ENCRYPTION_KEY = 24,
+	MG_REMOVE_ENCRYPTION_KEY_ALL = 25,
+	MG_GET_ENCRYPTION_KEY_STATUS = 26,
+	MG_GET_ENCRYPTION_NONCE = 27,
+	MG_EXT4_GETSTATE = 41,
+	MG_EXT4_GET_CACHE = 42,
+	MG_MEASURE_VERITY = 134,
+	MG_READ_VERITY = 135,
+	MG_F2FS = 0xf5,
+	MG_F2FS_FEATURES = 12,
+	MG_F2FS_GET_PIN = 14,
+	MG_F2FS_GET_BLOCKS = 17,
+	MG_F2FS_GET_OPTION = 22,
+	MG_BCACHEFS = 0xbc,
 	MG_BTRFS = 0x94,
 	MG_FICLONE = 9,
 	MG_FICLONERANGE = 13,
 	MG_FIDEDUPERANGE = 54,
-	MG_BTRFS_LOGICAL_INO = 36,
 };
 
-/* Flags need no descriptor for writing. Snapshots show what a folder holds under names that no rule knows. */
+/* What changes a file, or how it is kept, needs no descriptor for writing. In groups that are about files alone, what only asks
+ * is on the list.
+ */
+static __always_inline int mg_changes_file(__u32 group, __u32 number)
+{
+	switch (group << 8 | number) {
+	case MG_FSSETXATTR:
+	case MG_SETVERSION:
+	case MG_FAT_SET_ATTRIBUTES:
+		return 1;
+	}
+	if (group == MG_F2FS)
+		return number != MG_F2FS_FEATURES && number != MG_F2FS_GET_PIN && number != MG_F2FS_GET_BLOCKS &&
+		       number != MG_F2FS_GET_OPTION;
+	if (group != MG_OF_FILES)
+		return 0;
+	switch (number) {
+	case MG_GETFLAGS:
+	case MG_EXT4_GETVERSION:
+	case MG_EXT4_GETRSVSZ:
+	case MG_FIEMAP:
+	case MG_EXT4_PRECACHE:
+	case MG_GET_ENCRYPTION_POLICY:
+	case MG_GET_ENCRYPTION_POLICY_EX:
+	case MG_GET_ENCRYPTION_KEY_STATUS:
+	case MG_GET_ENCRYPTION_NONCE:
+	case MG_EXT4_GETSTATE:
+	case MG_EXT4_GET_CACHE:
+	case MG_MEASURE_VERITY:
+	case MG_READ_VERITY:
+		return 0;
+	}
+	return 1;
+}
+
+/* Snapshots show what a folder holds under names that no rule knows, and keys are of a whole file system, whatever file of it a
+ * descriptor is for.
+ */
+static __always_inline int mg_changes_file_system(__u32 group, __u32 number)
+{
+	switch (group) {
+	case MG_OF_FILES:
+		return number == MG_GET_ENCRYPTION_PWSALT ||
+		       (number >= MG_ADD_ENCRYPTION_KEY && number <= MG_REMOVE_ENCRYPTION_KEY_ALL);
+	case MG_BTRFS:
+		/* Clones need a descriptor for writing; dedupe changes no content. The rest makes, removes and rearranges. */
+		return number != MG_FICLONE && number != MG_FICLONERANGE && number != MG_FIDEDUPERANGE;
+	case MG_BCACHEFS:
+		return 1;
+	}
+	return (group << 8 | number) == MG_OCFS2_REFLINK;
+}
+
 MG_HOOK(file_ioctl)
 {
 	struct mg_session *session = mg_guarded();
-	__u32 command, number;
+	__u32 command, group, number;
 	__u64 dentry;
 
 	if (!session)
 		return 0;
 	command = mg_given(ctx, 1);
-	dentry = mg_dentry_of_file(mg_given(ctx, 0));
 	if (command == MG_TIOCSTI || command == MG_TIOCLINUX || command == MG_FIOSETOWN || command == MG_SIOCSPGRP)
 		return -MG_EPERM;
-	number = command & 0xffff;
-	if (number == MG_SETFLAGS || number == MG_ENABLE_VERITY || number == MG_FSSETXATTR)
-		return mg_is_internal(dentry) ? 0 : mg_ask(session, dentry, MG_WRITE, MG_OP_IOCTL, MG_DETAIL_NONE);
-	if (number >> 8 != MG_BTRFS || mg_is_internal(dentry))
-		return 0;
-	number &= 0xff;
-	/* What only asks carries no data in, or is on the list; the rest makes, removes and rearranges. */
-	if (number == MG_FICLONE || number == MG_FICLONERANGE || number == MG_FIDEDUPERANGE)
-		return 0;
-	return mg_deny_file(session, dentry, 0, 0, MG_OP_IOCTL, MG_WRITE, MG_DETAIL_NONE, 0);
+	group = command >> 8 & 0xff;
+	number = command & 0xff;
+	if (mg_changes_file_system(group, number)) {
+		dentry = mg_dentry_of_file(mg_given(ctx, 0));
+		return mg_is_internal(dentry) ? 0 : mg_deny_file(session, dentry, 0, 0, MG_OP_IOCTL, MG_WRITE, MG_DETAIL_NONE, 0);
+	}
+	return mg_changes_file(group, number) ?
+		       mg_ask(session, mg_dentry_of_file(mg_given(ctx, 0)), MG_WRITE, MG_OP_IOCTL, MG_DETAIL_NONE) : 0;
 }
 
 MG_HOOK(path_notify)

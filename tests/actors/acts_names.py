@@ -35,6 +35,8 @@ X86 = os.uname().machine == "x86_64"
 SYS_EXECVEAT, SYS_IOPRIO_SET, SYS_PIVOT_ROOT = (322, 251, 155) if X86 else (281, 30, 41)
 AT_EMPTY_PATH, AT_SYMLINK_FOLLOW, RENAME_WHITEOUT = 0x1000, 0x400, 4
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, NODUMP, XFLAG_NODUMP = 0x80086601, 0x40086602, 0x40, 0x80
+FS_IOC_SETVERSION, FAT_IOCTL_SET_ATTRIBUTES, EXT4_IOC_ALLOC_DA_BLKS = 0x40087602, 0x40047211, 0x660C
+FS_IOC_SET_ENCRYPTION_POLICY, FS_IOC_ADD_ENCRYPTION_KEY = 0x800C6613, 0xC0506617
 FICLONE, FIDEDUPERANGE, SUBVOL_CREATE, SNAP_CREATE_V2 = 0x40049409, 0xC0189436, 0x5000940E, 0x50009417
 READ_IMPLIES_EXEC = 0x0400000
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
@@ -188,6 +190,29 @@ def set_flags(fd: int) -> None:
     fcntl.ioctl(fd, FS_IOC_GETFLAGS, flags, True)
     flags[0] ^= NODUMP
     fcntl.ioctl(fd, FS_IOC_SETFLAGS, flags, True)
+
+
+def set_version(fd: int) -> None:
+    fcntl.ioctl(fd, FS_IOC_SETVERSION, struct.pack("i", 77))
+
+
+def set_fat_attributes(fd: int) -> None:
+    fcntl.ioctl(fd, FAT_IOCTL_SET_ATTRIBUTES, struct.pack("I", 1))
+
+
+def allocate_now(fd: int) -> None:
+    fcntl.ioctl(fd, EXT4_IOC_ALLOC_DA_BLKS)
+
+
+def encrypt(fd: int) -> None:
+    """Have an empty folder hold encrypted files from now on, by a key that is not there yet: AES of 256 bits."""
+    fcntl.ioctl(fd, FS_IOC_SET_ENCRYPTION_POLICY, struct.pack("=BBBB8s", 0, 1, 4, 3, b"mcpguard"))
+
+
+def add_encryption_key(fd: int) -> None:
+    """Give the whole file system a key, under the name that folders have of it."""
+    words = (1, 0, b"mcpguard", 64, 0, b"", b"k" * 64)
+    fcntl.ioctl(fd, FS_IOC_ADD_ENCRYPTION_KEY, bytearray(struct.pack("=II32sII32s64s", *words)))
 
 
 def access_list() -> bytes:

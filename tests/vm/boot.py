@@ -40,7 +40,11 @@ DISKS: dict[str, tuple[str, ...]] = {
     "ext4": ("?crc32c_generic", "virtio_blk", "ext4"),
     "btrfs": ("?crc32c_generic", "virtio_blk", "btrfs"),
 }
-MAKERS: dict[str, tuple[str, ...]] = {"ext4": ("mkfs.ext4", "-q", "-F"), "btrfs": ("mkfs.btrfs", "-q", "-f")}
+# Folders can be encrypted, and a file has a version of its own only where there are no sums over it.
+MAKERS: dict[str, tuple[str, ...]] = {
+    "ext4": ("mkfs.ext4", "-q", "-F", "-O", "encrypt,^metadata_csum"),
+    "btrfs": ("mkfs.btrfs", "-q", "-f"),
+}
 DISK_BYTES = 512 * 1024 * 1024
 # Quiet, without a moving base address and with no work for defects that an emulated processor does not have.
 # rcu_expedited: one processor would wait for ticks at each attach and detach.

@@ -169,7 +169,7 @@ class Bare:
         if act.place:
             assert self.told(done.pid)
             free = self.do(act, FREE, guarded=True)
-            assert (free.errno, self.told(free.pid)) == (0, []), os.strerror(free.errno)
+            assert (free.errno, self.told(free.pid)) == (act.unguarded, []), os.strerror(free.errno)
 
 
 def policy_of(places: Path) -> GuardPlan:

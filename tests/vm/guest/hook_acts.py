@@ -10,7 +10,7 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
-from errno import EACCES, ENODEV, ENOEXEC, EPERM
+from errno import EACCES, ENODEV, ENOEXEC, ENOTTY, EPERM
 
 from acts_escape import (
     PTRACE_DETACH,
@@ -22,7 +22,20 @@ from acts_escape import (
     open_perf,
 )
 from acts_file import AT_FDCWD, CLONE_NEWNS, CLONE_NEWUSER, MS_PRIVATE, MS_REC, checked, libc
-from acts_names import NEWER, OTHERS, SYS_PIVOT_ROOT, access_list, do_mount, set_flags, with_reading
+from acts_names import (
+    NEWER,
+    OTHERS,
+    SYS_PIVOT_ROOT,
+    access_list,
+    add_encryption_key,
+    allocate_now,
+    do_mount,
+    encrypt,
+    set_fat_attributes,
+    set_flags,
+    set_version,
+    with_reading,
+)
 from bare import ACCESS_LIST, LOCKED, MARK, VAULT, Act, Doing, Scene
 from bpf_tree import errno_of
 
@@ -95,6 +108,11 @@ def rename(scene: Scene) -> Doing:
     return lambda: os.rename(scene.side / "mine", scene.path())
 
 
+def by_command(do: Callable[[int], object], name: str = "file", unguarded: int = 0) -> Act:
+    """A change by a descriptor that was opened for reading."""
+    return Act(lambda scene: lambda: with_reading(scene.path(name), do), unguarded=unguarded)
+
+
 NAMES: dict[str, Act] = {
     "mknod": on_file(lambda path: os.mknod(path, stat.S_IFIFO | 0o600), "pipe"),
     "mkdir": on_file(os.mkdir, "made"),
@@ -124,7 +142,14 @@ FILES: dict[str, Act] = {
     "inode_set_acl": on_file(lambda path: os.setxattr(path, ACCESS_LIST, access_list())),
     "inode_remove_acl": on_file(lambda path: os.removexattr(path, ACCESS_LIST), "marked"),
     "inode_file_setattr": on_file(NEWER["file_setattr"]),
-    "file_ioctl": on_file(lambda path: with_reading(path, set_flags)),
+    "file_ioctl": by_command(set_flags),
+    "file_ioctl, a version": by_command(set_version),
+    "file_ioctl, blocks taken now": by_command(allocate_now),
+    "file_ioctl, an encrypted folder": by_command(encrypt, "sub"),
+    "file_ioctl, attributes that other file systems have": by_command(set_fat_attributes, unguarded=ENOTTY),
+    "file_ioctl, a key for the file system": Act(
+        lambda scene: lambda: with_reading(scene.path("sub"), add_encryption_key), place="", capable=True
+    ),
     "path_notify": on_file(watch, place=VAULT),
 }
 INODES: dict[str, Act] = {
