@@ -152,6 +152,18 @@ def test_proc_self_root_does_not_hide_the_object(place: Place) -> None:
     assert found is not None and found.path == f"{place.root}/secret/key"
 
 
+def test_each_path_is_told_by_the_descriptor_that_it_names_itself(place: Place) -> None:
+    """The process has ended: what the kernel told with the call is all that there is."""
+    free, kept, gone = str(place.root / "free"), str(place.root / "ro"), head(4_194_303, AGENT.pid)
+    to = {"access": WRITE, "path2": "/proc/self/fd/8/new", "follow": False, "who": gone}
+    both = replace(refused("rename", "/proc/self/fd/7/file", errno.EROFS, base=free, **to), base2=kept)  # type: ignore[arg-type]
+    found = place.judge(both)
+    assert found is not None and (found.path, found.target) == (f"{free}/file", f"{kept}/new")
+    one = replace(refused("rename", "file", errno.EROFS, base=kept, **to), base2="")  # type: ignore[arg-type]
+    found = place.judge(one)
+    assert found is not None and (found.path, found.target) == (f"{kept}/file", "/proc/4194303/fd/8/new")
+
+
 def test_a_relative_path_is_joined_with_its_folder(place: Place) -> None:
     found = place.judge(refused("open", "../secret/key", errno.EACCES, base=str(place.root / "free")))
     assert found is not None and found.path == f"{place.root}/secret/key"

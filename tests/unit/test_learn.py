@@ -250,10 +250,11 @@ def test_a_name_that_was_only_looked_up_is_learned(world: Path, session: Callabl
         Event(
             2, "", Kind.NET, "connect", Verdict.AUDIT, host="used.example", address="192.0.2.1", port=8443, rule=rule
         ),
+        Event(3, "", Kind.NET, "connect", Verdict.AUDIT, address="192.0.2.9", port=9, rule=rule),
     )
     _code, out, _err = learn()
     made = parse(out, "p", name="p").profile
-    assert {rule.target for rule in made.network} == {"only.example:443", "used.example:8443"}
+    assert {rule.target for rule in made.network} == {"only.example:443", "used.example:8443", "192.0.2.9:9"}
 
 
 def test_an_own_profile_keeps_its_comments(world: Path, session: Callable[..., str]) -> None:

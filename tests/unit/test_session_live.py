@@ -125,6 +125,8 @@ PLAN = FilesPlan(
     (
         MountStep("rw", "/", True),
         MountStep("ro", "/home/u/locked", True),
+        MountStep("rw", "/home/u/locked/open", True),
+        MountStep("noexec", "/home/u/data", True),
         MountStep("mask", "/home/u/keys", True, entries=(MaskEntry("open", "keep", False),)),
     ),
     wide=True,
@@ -139,6 +141,9 @@ PLAN = FilesPlan(
         ("execute", "/opt/tool", 2, "", ""),
         ("read", "~/locked/a", 2, "", ""),
         ("write", "~/locked/a", 2, "", "/home/u/locked is read-only"),
+        ("write", "~/locked/open/a", 2, "", ""),
+        ("execute", "~/data/tool", 2, "", "/home/u/data is without programs"),
+        ("read", "~/data/tool", 2, "", ""),
         ("read", "~/keys/open", 2, "", ""),
         ("read", "~/keys/later", 2, "", "/home/u/keys is hidden"),
         ("read", "~/keys/*.pub", 2, "", "/home/u/keys is hidden"),
