@@ -170,18 +170,18 @@ def test_what_only_a_runner_of_packages_knows_does_not_start(box: Box) -> None:
     for name in ("bunx", "pipx", "npx"):
         programs.joinpath(name).write_text(f"#!/bin/sh\ntouch {ran}\n")
         programs.joinpath(name).chmod(0o755)
-    for name, command in (
-        ("bunx", [str(programs / "bunx"), "some-server@1.0.0"]),
-        ("pipx", [str(programs / "pipx"), "run", "some-server==1.0.0"]),
-        ("npx", ["/bin/sh", "-c", f"cd /usr && {programs}/npx -y some-server@1.0.0"]),
-        ("sh", ["/bin/sh", "-c", f'R={programs}/np; "$R"x -y some-server@1.0.0']),
+    for name, command, instead in (
+        ("bunx", [str(programs / "bunx"), "some-server@1.0.0"], "npx -y some-server@1.0.0"),
+        ("pipx", [str(programs / "pipx"), "run", "some-server==1.0.0"], "pipx install some-server==1.0.0"),
+        ("npx", ["/bin/sh", "-c", f"cd /usr && {programs}/npx -y some-server@1.0.0"], "npx -y some-server@1.0.0"),
+        ("sh", ["/bin/sh", "-c", f'R={programs}/np; "$R"x -y some-server@1.0.0'], "its path, its words"),
     ):
         box.approve(name, command)
         box.talk(name, command=command, guarded=False)
         assert ran.exists(), "the control"
         ran.unlink()
         finished = box.talk(name, tool("echo"), command=command)
-        assert "mcp.runner" in finished.err and "uvx NAME==VERSION" in finished.err and not ran.exists(), finished
+        assert "mcp.runner" in finished.err and instead in finished.err and not ran.exists(), finished
         (refused,) = [event for event in box.mcp_events() if event["op"] == "refuse"]
         assert refused["mcp"]["server"] == name and f"only {name} knows" in refused["detail"]
 

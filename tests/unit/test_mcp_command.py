@@ -104,6 +104,30 @@ def test_a_package_that_is_not_installed_is_told_with_what_installs_it(tmp_path:
     assert "changed      installed: 1.0.0 -> 1.0.1" in mcp("show", "pack")[1]
 
 
+def test_what_only_a_runner_knows_is_told_with_what_to_declare_instead(tmp_path: Path, mcp: Mcp) -> None:
+    for name in ("bunx", "deno", "uv"):
+        write(tmp_path / "bin" / name, "#!/bin/sh\n").chmod(0o755)
+    script = write(tmp_path / "x.py", '# /// script\n# dependencies = ["mcp"]\n# ///\n')
+    declare(
+        tmp_path,
+        bun={"command": "bunx", "args": ["a@1.0.0", "--flag"]},
+        deno={"command": "deno", "args": ["run", "-A", "jsr:@a/b"]},
+        uv={"command": "uv", "args": ["run", str(script)]},
+        none={"command": "absent-server"},
+    )
+    for name, says in (
+        ("bun", "Instead: declare it as: npx -y a@1.0.0 --flag"),
+        ("deno", "Instead: outside of the session: deno compile -A -o FILE jsr:@a/b; then"),
+        (
+            "uv",
+            f"uv venv DIR && uv pip install --python DIR -r {script}), then declare DIR/bin/python with this script",
+        ),
+        ("none", "cannot be approved: no program absent-server was found"),
+    ):
+        code, _, err = mcp("approve", "--yes", name)
+        assert code == 1 and says in err, (name, err)
+
+
 def test_all_of_them(tmp_path: Path, mcp: Mcp) -> None:
     declare(tmp_path, a={"command": "sh"}, b={"url": "https://b.example/mcp"}, c={"command": "nowhere"}, d={})
     code, _, err = mcp("approve", "--all", "--yes")

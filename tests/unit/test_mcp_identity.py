@@ -433,6 +433,17 @@ def test_other_ways_to_write_npx_are_the_same(
         ("sh -c /srv/server", ""),
         ("pnpm start", ""),
         ("docker run a npx b", ""),
+        ("go run example.com/a/b@latest", "go"),
+        ("go run -mod mod example.com/a@v1.2.3 --flag", "go"),
+        (("sh", "-c", "cd /srv && go run example.com/a@v1"), "go"),
+        ("timeout 60 /usr/local/go/bin/go run example.com/a@v1", "go"),
+        ("deno run -A jsr:@a/b", "deno"),
+        ("deno run -A https://a.example/server.ts", "deno"),
+        (("sh", "-c", "exec deno run npm:a"), "deno"),
+        ("go run ./cmd/server user@host", ""),
+        ("go run main.go a@v1", ""),
+        ("deno run -A server.ts https://a.example", ""),
+        ("server --lang go run", ""),
     ],
 )
 def test_what_only_a_runner_knows_is_told_from_the_rest(
@@ -638,6 +649,81 @@ def test_a_script_that_names_packages_for_uv_cannot_be_approved(bin_folder: Path
     found = of(bin_folder, "uv", "run", "x.py")
     assert ("modules", identity.MISSING) in [(one.role, one.sha256) for one in found.code]
     assert any("uv fetches whenever it starts" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (
+            "uv run --with mcp[cli] mcp run /srv/server.py",
+            "declare it as: uvx --from 'mcp[cli]' mcp run /srv/server.py",
+        ),
+        (
+            "uv run --frozen --python 3.12 --with a[b,c]==1.2,d fastmcp run x.py",
+            "declare it as: uvx --python 3.12 --with d --from 'a[b,c]==1.2' fastmcp run x.py",
+        ),
+        ("uv run --with a --with fastmcp>=2 fastmcp run x.py", "--with a --from 'fastmcp>=2' fastmcp run x.py"),
+        (
+            "uv run --with a==1 python x.py",
+            "uv venv DIR && uv pip install --python DIR a==1; then declare it as: DIR/bin/python x.py",
+        ),
+        ("uv run --directory /srv --with a x.py", "uv add --project DIR"),
+        ("uvx --from git+https://a.example/b b-server --flag", "uv tool install git+https://a.example/b; then"),
+        (
+            "uvx --from git+https://a.example/b b-server --flag",
+            "`command -v b-server` says, with its words behind it: --flag",
+        ),
+        ("pipx run a==1.0 --flag", "pipx install a==1.0; then declare the path that `command -v a` says"),
+        ("bunx a@1.0.0 --flag", "declare it as: npx -y a@1.0.0 --flag"),
+        ("pnpm --package=a dlx b", "declare it as `npx -y NAME@VERSION`"),
+        ("pnpm dlx --package=a b", "declare it as: npx -y -p a b"),
+        ("yarn dlx a", "declare it as: npx -y a"),
+        ("npx github:a/b", "npm install -g github:a/b; then"),
+        ("timeout 60 npx -y a", "declare it as: npx -y a"),
+        ("timeout 60 uvx --from a b --flag", "declare it as: uvx --from a b --flag"),
+        (("bash", "-lc", "cd /srv && K=v npx -y '@a/b' --x"), "declare it as: npx -y @a/b --x; what the shell does"),
+        (("sh", "-c", "npx -y a $(x)"), "declare it as `npx -y NAME@VERSION`"),
+        (("sh", "-c", "npx -y a; b"), "declare it as `npx -y NAME@VERSION`"),
+        (("bash", "-c", "source .venv/bin/activate && python x.py"), "the path DIR/bin/python"),
+        (
+            "go run example.com/a/b/v2@latest x",
+            "go install example.com/a/b/v2@latest; then declare the path that `command -v b`",
+        ),
+        ("deno run -A jsr:@a/b x", "deno compile -A -o FILE jsr:@a/b; then declare it as: FILE x"),
+        ("deno run -A npm:@a/b@1.0.0 x", "declare it as: npx -y @a/b@1.0.0 x"),
+    ],
+)
+def test_who_declares_what_only_a_runner_knows_is_told_what_to_declare(
+    bin_folder: Path, command: str | tuple[str, ...], says: str
+) -> None:
+    words = tuple(command.split()) if isinstance(command, str) else command
+    program(bin_folder / "uvx", "binary uvx")
+    found = of(bin_folder, *words, HOME="/nowhere")
+    said = identity.in_place_of(unknown_runner(found), found)
+    assert says in said
+    if said.startswith("declare it as: ") and ";" not in said:
+        instead = of(bin_folder, *shlex.split(said.removeprefix("declare it as: ")), HOME="/nowhere")
+        assert not unknown_runner(instead), "that can be approved, once it is installed"
+
+
+def test_a_secret_is_in_no_advice(bin_folder: Path) -> None:
+    said = identity.in_place_of("bunx", of(bin_folder, "bunx", "a@1.0.0", "--token", TOKEN))
+    assert "npx -y a@1.0.0 --token" in said and TOKEN not in said
+
+
+def test_of_a_shells_text_it_is_said_that_its_programs_do_not_count(bin_folder: Path) -> None:
+    program(bin_folder / "sh", "binary sh")
+    assert "only its text" in " ".join(of(bin_folder, "sh", "-c", "cd /srv && node x.js").notes)
+    assert "only its text" not in " ".join(of(bin_folder, "sh", "x.sh").notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "runner"), [("npm z ", "npm"), ("uv run -x ", "uv"), ("go run -x ", "go"), ("\n", "")]
+)
+def test_very_many_words_do_not_hold_up_who_looks_at_them(text: str, runner: str) -> None:
+    """A repository may declare what it likes, and with the square of so much this would not end."""
+    assert packages.mentioned(["sh", "-c", text * 100_000]) == runner
+    assert packages.mentioned(["sh", "-c", text * 10]) == ""
 
 
 def test_a_known_script_has_its_own_words(bin_folder: Path) -> None:

@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mcpguard.catalogue import installed, scripts, shells, sums, wrappers
+from mcpguard.catalogue import installed, instead, scripts, shells, sums, wrappers
 from mcpguard.catalogue import package as packages
 from mcpguard.catalogue.installed import Installed
 from mcpguard.catalogue.package import Package
@@ -92,11 +92,6 @@ STEERING = (
     ),
 )
 MISSING = "missing"
-# What to do about a server of which only a runner of packages knows what it is.
-BY_ITSELF = (
-    "declare it as `npx -y NAME@VERSION` or `uvx NAME==VERSION`, by itself and without other options; or install it "
-    "(npm install -g, uv tool install, pipx install) and declare the path of its program, in a shell's text as a plain word"
-)
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 # Of a script that names packages in its first lines, for `uv run`.
 _BRINGS_PACKAGES = re.compile(rb"^# /// script[ \t]*\r?$", re.MULTILINE)
@@ -304,6 +299,11 @@ def _look(
         wrappers.change(env, name, args[:at])
         return _look(args[at], args[at + 1 :], env, cwd, code, notes, depth + 1)
     plain = plain_command(name, args)
+    if not plain and shells.texts((name, *args))[1]:
+        notes.append(
+            "of what a shell executes only its text is part of this: declare the program by itself, with its folder in "
+            "`cwd`, to have its script count too"
+        )
     if plain and depth < _DEEPEST and packages.of(plain[0], plain[1:]):
         return _look(plain[0], plain[1:], env, cwd, code, notes, depth + 1)
     package = packages.of(name, args)
@@ -346,6 +346,11 @@ def unknown_runner(found: Identity) -> str:
     return said or next(
         (runner for path in inside if (runner := packages.mentioned((path, "-", *found.args), found.behind))), ""
     )
+
+
+def in_place_of(runner: str, found: Identity) -> str:
+    """What to do about a server that only this runner knows."""
+    return instead.of(runner, shown((found.command, *found.args)))
 
 
 def _by_shell(found: Identity) -> str:
@@ -411,8 +416,8 @@ def _add_fetched(files: Sequence[tuple[str, Path]], code: list[Code], notes: lis
         if brings:
             code.append(Code("modules", str(path), MISSING))
             notes.append(
-                f"{path} names packages that uv fetches whenever it starts: install them (uv venv, uv pip install) "
-                "and declare the Python of that environment with this script"
+                f"{path} names packages that uv fetches whenever it starts: install them in a folder DIR (uv venv DIR && "
+                f"uv pip install --python DIR -r {shlex.quote(str(path))}), then declare DIR/bin/python with this script"
             )
 
 

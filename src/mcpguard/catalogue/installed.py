@@ -72,7 +72,7 @@ class Installed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class Asked:
     """What a runner was told.
 
     Attributes:
@@ -112,6 +112,21 @@ def find(package: Package, args: Sequence[str], environment: Mapping[str, str]) 
     return None
 
 
+def asked_of_node(args: Sequence[str]) -> Asked | None:
+    """What any runner of npm's packages was told, behind its verb; None where more is said."""
+    return _asked(args, (*_NPX_SWITCHES, "--bun"), _NPX_VALUES, ("-p", "--package"))
+
+
+def asked_of_python(args: Sequence[str]) -> Asked | None:
+    """What `uvx` or `pipx run` was told; None where more is said."""
+    return _asked(args, _UVX_SWITCHES, _UVX_VALUES, ("--from", "--spec"))
+
+
+def is_in_npms_registry(wanted: str) -> bool:
+    """Whether that is a name of npm's registry, maybe with a version, and no address, folder or archive."""
+    return _NPM.match(wanted) is not None and not wanted.endswith(_ARCHIVE)
+
+
 def _of_npm(args: Sequence[str]) -> list[str] | None:
     """`npm exec` as `npx` has it: of npm options are its own up to `--`, wherever they stand."""
     if not args or args[0] not in ("exec", "x"):
@@ -128,7 +143,7 @@ def _of_npm(args: Sequence[str]) -> list[str] | None:
 
 def _asked(
     args: Sequence[str], switches: tuple[str, ...], values: tuple[str, ...], naming: tuple[str, ...]
-) -> _Asked | None:
+) -> Asked | None:
     """None where more is said."""
     named: list[str] = []
     options: list[str] = []
@@ -148,10 +163,10 @@ def _asked(
     if not rest:
         return None
     packages, command = (tuple(named), rest[0]) if named else ((rest[0],), "")
-    return _Asked(packages, command, tuple(rest[1:]), tuple(options))
+    return Asked(packages, command, tuple(rest[1:]), tuple(options))
 
 
-def _of_npx(asked: _Asked, environment: Mapping[str, str]) -> Installed | None:
+def _of_npx(asked: Asked, environment: Mapping[str, str]) -> Installed | None:
     found = [_NPM.match(wanted) for wanted in asked.packages]
     cache = environment.get("npm_config_cache") or f"{environment.get('HOME', '')}/.npm"
     names = [one["name"] for one in found if one is not None]
@@ -206,7 +221,7 @@ def _script(name: str, command: str, programs: object) -> str:
     return str(next(iter(programs.values())) if len(set(programs.values())) == 1 else programs.get(own, ""))
 
 
-def _of_uv(package: Package, asked: _Asked, environment: Mapping[str, str]) -> Installed | None:
+def _of_uv(package: Package, asked: Asked, environment: Mapping[str, str]) -> Installed | None:
     extras = _EXTRAS.search(package.name)
     plain = package.name[: extras.start()] if extras else package.name
     if not _PYTHON.match(plain):

@@ -52,7 +52,7 @@ _TOKENS = re.compile(r"[\s;&|(){}$`'\"<>=,]+")
 # What a shell takes out of a word: `n'p'x` and `n\px` are npx.
 _QUOTES = re.compile(r"\\\n|['\"\\]")
 # Where a shell begins a command.
-_SHELLS_EXEC = re.compile(r"(?<!\\)([;&|({\n]|\A)\s*exec\s")
+_SHELLS_EXEC = re.compile(r"(?<!\\)([;&|({\n]|\A)[^\S\n]*exec\s")
 _NODE = {
     "npx": (),
     "bunx": (),
@@ -75,6 +75,14 @@ _FETCHING = {
     "bun": ("x", "create", "c"),
     "uv": ("tool",),
 }
+# They fetch what an address names, and compile or run what is on the disk.
+_BY_ADDRESS = {
+    "deno": re.compile(r"(?:jsr|npm|https?):"),
+    "go": re.compile(r"(?!\.{0,2}/)[\w.~/-]+@[\w.+-]+\Z", re.ASCII),
+}
+_ON_DISK = re.compile(r"\.{0,2}/|\.{1,2}\Z|.*\.(?:[mc]?[jt]sx?|go)\Z")
+# Of words in which it is looked where each runner stands and what follows it; nobody writes more.
+_MOST_TOKENS = 1_000
 # Options of `uv run` without a value; the word behind another one may be that.
 _UV_SWITCHES = """
     run -q --quiet -v --verbose -n --no-cache --offline --active --isolated --exact --locked --frozen --no-sync --no-project
@@ -233,10 +241,15 @@ def mentioned(words: Sequence[str], behind: int = 0) -> str:
 
 def named(text: str) -> str:
     """A runner of packages that a text names, whatever it is told; empty: there is none."""
-    return next((runner for token in _tokens(text) if (runner := _runner(token, anywhere=False))), "")
+    tokens = _tokens(text)
+    found = (_runner(token, anywhere=False) for token in tokens)
+    # Two of them are words of other use.
+    return next((runner for runner in found if runner and (runner not in _BY_ADDRESS or len(tokens) == 1)), "")
 
 
 def _named(texts: Sequence[list[str]], behind: int) -> str:
+    if sum(map(len, texts)) > _MOST_TOKENS:
+        return next((runner for tokens in texts for token in tokens if (runner := _runner(token, anywhere=True))), "")
     for place, tokens in enumerate(texts):
         own = place >= len(texts) - behind
         more = [token for later in texts[place + 1 :] for token in later]
@@ -260,7 +273,9 @@ def _runner(token: str, *, anywhere: bool) -> str:
         anywhere: programs may lie in any folder, as those of version managers do; else in such as `bin`.
     """
     path = PurePosixPath(token)
-    if path.name in _FETCHING and (anywhere or len(path.parts) == 1 or path.parent.name in ("bin", ".bin")):
+    if (path.name in _FETCHING or path.name in _BY_ADDRESS) and (
+        anywhere or len(path.parts) == 1 or path.parent.name in ("bin", ".bin")
+    ):
         return path.name
     if script := _SCRIPT.match(path.name):
         return script["name"]
@@ -276,6 +291,8 @@ def _fetches(runner: str, rest: Sequence[str], *, by_itself: bool) -> bool:
     Args:
         by_itself: it is a word of its own, and no part of a text.
     """
+    if runner in _BY_ADDRESS:
+        return "run" in rest and _run_fetches(runner, rest[rest.index("run") + 1 :])
     if runner == "uv" and "run" in rest and _uv_run_fetches(rest[rest.index("run") + 1 :]):
         return True
     verbs = _FETCHING[runner]
@@ -287,6 +304,21 @@ def _fetches(runner: str, rest: Sequence[str], *, by_itself: bool) -> bool:
         or any(word in verbs for word in may_be)
         or any(verb.startswith(word) for word in short for verb in verbs)
     )
+
+
+def is_address(runner: str, word: str) -> bool:
+    """Whether `deno run` or `go run` fetches what this word names."""
+    return _BY_ADDRESS[runner].match(word) is not None
+
+
+def _run_fetches(runner: str, words: Sequence[str]) -> bool:
+    """Whether `deno run` or `go run` is told an address. What stands behind a file is for the program."""
+    for word in words:
+        if is_address(runner, word):
+            return True
+        if _ON_DISK.match(word):
+            return False
+    return False
 
 
 def _uv_run_fetches(words: Sequence[str]) -> bool:

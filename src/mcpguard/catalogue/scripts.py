@@ -17,7 +17,7 @@ _NODE = re.compile(r"(?:node|nodejs|bun|deno|tsx|ts-node)\Z")
 _PYTHON = re.compile(r"(?:python|pypy)[\d.]*t?\Z")
 _VERSION = re.compile(r"(\d+)\.(\d+)t?\Z")
 _OTHERS = re.compile(r"(?:ba|da|z|k|fi)?sh\Z|ruby[\d.]*\Z|perl[\d.]*\Z|php[\d.]*\Z|lua[\d.]*\Z")
-_CODE = re.compile(r"\.(?:[mc]?[jt]sx?|pyz?|sh|rb|pl|php|jar|lua|wasm)\Z")
+_CODE = re.compile(r"\.(?:[mc]?[jt]sx?|pyz?|sh|rb|pl|php|jar|lua|wasm|go)\Z")
 # Options of Node's family with a value that is loaded as code, with another value, and with the program itself.
 _NODE_LOADS = {"-r", "--require", "--import", "--loader", "--experimental-loader", "--preload"}
 _NODE_VALUES = {

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 
 NAMES = frozenset(("sh", "bash", "dash", "zsh", "ksh"))
 # Others have more of a language of their own, but put commands together by the same characters.
-_ALL = NAMES | {
+ALL = NAMES | {
     "ash",
     "rbash",
     "mksh",
@@ -49,7 +49,7 @@ _THEMSELVES = frozenset(("[", "[[", "{"))
 def texts(words: Sequence[str]) -> tuple[str, list[str]]:
     """A shell among these words that is given text to execute, and all that may be that text; without one both are empty."""
     for at, word in enumerate(words):
-        if PurePosixPath(word).name in _ALL:
+        if PurePosixPath(word).name in ALL:
             options = (place for place in range(at + 1, len(words)) if _TEXT_FOLLOWS.match(words[place]))
             if (option := next(options, None)) is not None:
                 return PurePosixPath(word).name, [*words[at + 1 : option], *words[option + 1 :]]

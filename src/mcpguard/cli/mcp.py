@@ -14,7 +14,7 @@ import typer
 from mcpguard.catalogue import approved, clients, starting
 from mcpguard.catalogue.approved import Entry
 from mcpguard.catalogue.findings import Finding
-from mcpguard.catalogue.identity import BY_ITSELF, MISSING, unknown_runner
+from mcpguard.catalogue.identity import MISSING, in_place_of, unknown_runner
 from mcpguard.catalogue.survey import Row, Survey, chosen, masked_words, survey
 from mcpguard.cli import exit_codes, render
 from mcpguard.cli.mcp_scan import findings, scan
@@ -248,23 +248,21 @@ def _approve(row: Row, told: Sequence[Finding], *, yes: bool) -> bool:
         render.line(f"{row.server.name} is approved already, as {row.server.client} declares it")
         return True
     _print(row, told)
-    if row.identity is None or row.identity.origin.startswith("unreadable") or _missing(row):
-        gets = row.identity.installed.fetch if row.identity and row.identity.installed else ""
-        why = (
-            f"its package is not installed. First: {gets}"
-            if gets
-            else "what it would start is not there to be looked at"
-        )
+    known = row.identity
+    if known is not None and known.found and (runner := unknown_runner(known)):
+        why = f"only {runner} knows what it would fetch and run. Instead: {in_place_of(runner, known)}"
         render.note(f"{row.server.name} cannot be approved: {why}")
         return False
-    if runner := unknown_runner(row.identity):
-        why = f"only {runner} knows what it would fetch and run. Instead: {BY_ITSELF}"
+    if known is None or known.origin.startswith("unreadable") or _missing(row):
+        gets = known.installed.fetch if known and known.installed else ""
+        notes = "; ".join(known.notes if known else ())
+        why = f"its package is not installed. First: {gets}" if gets else notes or "what it would start is not there"
         render.note(f"{row.server.name} cannot be approved: {why}")
         return False
     if not yes and not _confirmed(row.server.name):
         render.note(f"{row.server.name} was not approved")
         return False
-    entry = approved.approve(row.server.name, row.server.place, row.identity, tuple(row.server.env))
+    entry = approved.approve(row.server.name, row.server.place, known, tuple(row.server.env))
     render.line(f"approved  {row.server.name}  {entry.digest}")
     return True
 

@@ -91,7 +91,7 @@ class Servers:
         if found.installed is not None and not found.installed.words:
             raise _not_installed(name, found.installed.fetch)
         if runner := identity.unknown_runner(found):
-            raise _only_the_runner_knows(name, runner)
+            raise _only_the_runner_knows(name, runner, identity.in_place_of(runner, found))
         environment = starting.start_environment(server, self._environment)
         containers.refuse(name, found, environment, self._engines)
         cwd = starting.folder(server, self._environment, here)
@@ -225,11 +225,11 @@ def _not_installed(name: str, fetch: str) -> Unvetted:
     )
 
 
-def _only_the_runner_knows(name: str, runner: str) -> Unvetted:
+def _only_the_runner_knows(name: str, runner: str, do: str) -> Unvetted:
     return Unvetted(
         f"the MCP server {name} was not started",
         why=f"only {runner} knows what it would fetch and run, so nobody can have approved that",
-        do=identity.BY_ITSELF,
+        do=do,
         code="mcp.runner",
     )
 

@@ -1,0 +1,165 @@
+"""How to declare a server that only a runner of packages or a shell knows, so that it can be approved. Pure.
+
+From the words of its own declaration, for whoever reads them there: `bunx x@1.2.3 --flag` is `npx -y x@1.2.3 --flag`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from mcpguard.catalogue import installed, shells
+from mcpguard.catalogue import package as packages
+
+IN_GENERAL = (
+    "declare it as `npx -y NAME@VERSION` or `uvx NAME==VERSION`, by itself and without other options; or install it "
+    "(npm install -g, uv tool install, pipx install) and declare the path of its program, in a shell's text as a plain word"
+)
+_OF_A_SHELL = (
+    "declare the program that this starts by itself: its path, its words, its variables in `env` and its folder in `cwd` "
+    "(in place of `source DIR/bin/activate` the path DIR/bin/python)"
+)
+# Before what `uv run` executes; with others nobody can say what it needs.
+_UV_SWITCHES = frozenset(
+    ("-q", "--quiet", "--frozen", "--no-project", "--isolated", "--exact", "--no-sync", "--locked")
+)
+_OF_NODE = {
+    **dict.fromkeys(("npx", "bunx", "pnpx"), ()),
+    **dict.fromkeys(("pnpm", "yarn"), ("dlx",)),
+    "bun": ("x",),
+    "npm": ("exec", "x"),
+}
+# A word that a shell leaves as it is.
+_PLAIN = re.compile(r"[^$`;&|<>(){}*?~#!\\]+\Z")
+_VERSION = re.compile(r"v\d+\Z")
+
+
+def of(runner: str, words: Sequence[str]) -> str:
+    """What to declare in place of these words.
+
+    Args:
+        runner: as `identity.unknown_runner` tells it.
+        words: the command and its arguments, as they are shown to people.
+    """
+    if runner in shells.ALL:
+        return _OF_A_SHELL
+    own, besides = _behind(runner, words)
+    if own is None:
+        return IN_GENERAL
+    if runner in _OF_NODE:
+        return _of_node(runner, own) + besides
+    if runner in ("uvx", "uv", "pipx"):
+        return (_of_uv_run(own[1:]) if own[:1] == ["run"] and runner == "uv" else _of_python(runner, own)) + besides
+    return (_of_address(runner, own) if runner in ("go", "deno") else IN_GENERAL) + besides
+
+
+def _behind(runner: str, words: Sequence[str]) -> tuple[list[str] | None, str]:
+    """The words behind a runner, None where that is not clear; and what else is to be declared, of a shell's text."""
+    for at, word in enumerate(words):
+        if PurePosixPath(word).name == runner:
+            return list(words[at + 1 :]), ""
+    for text in shells.texts(words)[1]:
+        reader = shlex.shlex(text, posix=True, punctuation_chars=True)
+        reader.whitespace_split, reader.commenters = True, ""
+        try:
+            inner = list(reader)
+        except ValueError:
+            return None, ""
+        own, _ = _behind(runner, inner)
+        if own is not None:
+            plain = all(map(_PLAIN.match, own))
+            return (own, "; what the shell does before that, by `env` and `cwd`") if plain else (None, "")
+    return None, ""
+
+
+def _declare(*words: str) -> str:
+    return f"declare it as: {shlex.join(words)}"
+
+
+def _install(*words: str, program: str, args: Sequence[str]) -> str:
+    path = f"the path that `command -v {shlex.quote(program)}` says"
+    behind = f", with its words behind it: {shlex.join(args)}" if args else ""
+    return f"outside of the session: {shlex.join(words)}; then declare {path}{behind}"
+
+
+def _of_node(runner: str, own: list[str]) -> str:
+    verbs = _OF_NODE[runner]
+    if verbs and (not own or own[0] not in verbs):
+        return IN_GENERAL
+    asked = installed.asked_of_node(own[1:] if verbs else own)
+    if asked is None or len(asked.packages) != 1:
+        return IN_GENERAL
+    (wanted,) = asked.packages
+    if installed.is_in_npms_registry(wanted):
+        named = ("-p", wanted, asked.command) if asked.command else (wanted,)
+        return _declare("npx", "-y", *asked.options, *named, *asked.args)
+    program = asked.command or "PROGRAM"
+    return _install("npm", "install", "-g", wanted, program=program, args=asked.args)
+
+
+def _of_python(runner: str, own: list[str]) -> str:
+    verbs = {"uv": ["tool", "run"], "pipx": ["run"]}.get(runner, [])
+    if own[: len(verbs)] != verbs:
+        return IN_GENERAL
+    asked = installed.asked_of_python(own[len(verbs) :])
+    if asked is None or len(asked.packages) != 1:
+        return IN_GENERAL
+    (wanted,) = asked.packages
+    package = packages.of("uvx", [wanted])
+    name = package.name.partition("[")[0] if package is not None and "/" not in package.name else "PROGRAM"
+    if runner != "pipx" and name != "PROGRAM":
+        return _declare(
+            "uvx", *asked.options, *(("--from", wanted, asked.command) if asked.command else (wanted,)), *asked.args
+        )
+    program, install = asked.command or name, ("pipx", "install") if runner == "pipx" else ("uv", "tool", "install")
+    return _install(*install, *asked.options, wanted, program=program, args=asked.args)
+
+
+def _of_uv_run(own: list[str]) -> str:
+    brought: list[str] = []
+    python: list[str] = []
+    rest = list(own)
+    while rest and rest[0].startswith("-") and rest[0] not in ("-", "--", "-m"):
+        option, equals, value = rest.pop(0).partition("=")
+        if option in ("--with", "-w", "-p", "--python") and (equals or rest):
+            value = value if equals else rest.pop(0)
+            if option in ("-p", "--python"):
+                python = ["--python", value]
+            else:
+                brought += [one for one in re.split(r",(?![^\[]*\])", value) if one]
+        elif equals or option not in _UV_SWITCHES:
+            return (
+                "have uv install what it needs in its project (uv add --project DIR PACKAGE) and leave --with out; or make an "
+                "environment (uv venv DIR, uv pip install --python DIR PACKAGE) and declare DIR/bin/python with its script"
+            )
+    rest = rest[1:] if rest[:1] == ["--"] else rest
+    if not rest or not brought:
+        return IN_GENERAL
+    program = rest[0]
+    if program == "-m" or program.endswith(".py") or re.match(r"python[\d.]*\Z", program):
+        args = rest if program == "-m" or program.endswith(".py") else rest[1:]
+        install = shlex.join(["uv", "pip", "install", "--python", "DIR", *brought])
+        return (
+            f"outside of the session, with a folder DIR of its own: {shlex.join(['uv', 'venv', *python, 'DIR'])} && {install}; "
+            f"then declare it as: {shlex.join(['DIR/bin/python', *args])}"
+        )
+    own_first = sorted(brought, key=lambda one: re.split(r"[\[=<>!~@ ]", one)[0] != program)
+    others = [word for one in own_first[1:] for word in ("--with", one)]
+    return _declare("uvx", *python, *others, "--from", own_first[0], *rest)
+
+
+def _of_address(runner: str, own: list[str]) -> str:
+    at = next((at for at, word in enumerate(own) if packages.is_address(runner, word)), None)
+    if at is None:
+        return IN_GENERAL
+    wanted, args = own[at], own[at + 1 :]
+    parts = [part for part in wanted.partition("@")[0].split("/") if not _VERSION.match(part)]
+    if runner == "go":
+        return _install("go", "install", wanted, program=parts[-1] if parts else "PROGRAM", args=args)
+    options = [word for word in own[:at] if word != "run"]
+    if wanted.startswith("npm:") and installed.is_in_npms_registry(wanted.removeprefix("npm:")):
+        return _declare("npx", "-y", wanted.removeprefix("npm:"), *args)
+    compiled = shlex.join(["deno", "compile", *options, "-o", "FILE", wanted])
+    return f"outside of the session: {compiled}; then declare it as: {shlex.join(['FILE', *args])}"
