@@ -116,6 +116,7 @@ def test_a_shim_that_becomes_its_server_while_it_is_looked_at_is_left_alone(monk
     with subprocess.Popen(["/bin/sleep", "60"], stdin=gates_own) as server:
         around = AroundGate("s", os.getpid(), HERE)
         monkeypatch.setattr(around._ends, "readers", lambda _end: [server.pid])
+        monkeypatch.setattr(around._ends, "inputs", lambda: {end_of(asked_at), end_of(gates_own)})
         assert around.ahead([a_call(end_of(asked_at))]) == [] and server.poll() is None
         (told,) = around.ahead([a_call(end_of(gates_own))])
         assert server.wait(30) == -9 and told.pid == server.pid, "who still reads there is ended"
@@ -144,6 +145,29 @@ def test_who_is_given_data_to_read_is_left_alone(kind: str, tmp_path: Path) -> N
         reader.kill()
     for one in sockets:
         one.close()
+
+
+def test_an_agent_that_asks_where_nobody_reads_keeps_nobody_from_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked again many times a second, for a minute: what it has open is not gone through for each question."""
+    theirs, ours = os.pipe()
+    nobodys, held = os.pipe()
+    with subprocess.Popen(["/bin/sleep", "60"], stdin=theirs) as server:
+        around = AroundGate("s", os.getpid(), HERE)
+        around._ends._living = lambda: [server.pid]
+        looked: list[tuple[int, int]] = []
+        finished = around._ends.is_finished
+
+        def counted(pid: int, end: tuple[int, int], channel: str) -> bool:
+            looked.append(end)
+            return finished(pid, end, channel)
+
+        monkeypatch.setattr(around._ends, "is_finished", counted)
+        other = replace(a_call(end_of(nobodys)), age_ns=UNKNOWN_NS)
+        (told,) = around.ahead([other, other, *[a_call(end_of(theirs))] * 3, other])
+        assert server.wait(30) == -9 and told.pid == server.pid
+        assert looked == [end_of(theirs)]
+    for one in (theirs, ours, nobodys, held):
+        os.close(one)
 
 
 def test_a_copy_of_the_agent_is_about_to_become_something(tmp_path: Path) -> None:

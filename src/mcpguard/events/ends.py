@@ -53,6 +53,15 @@ class Ends:
                     found.append(pid)
         return found
 
+    def inputs(self) -> set[End]:
+        """What processes have as their standard input, of any kind."""
+        found = set()
+        with contextlib.suppress(OSError, ValueError):
+            for pid in self._living():
+                if (end := _end_of(f"/proc/{pid}/fd/0")) is not None:
+                    found.add(end)
+        return found
+
     @staticmethod
     def reads(pid: int, end: End) -> bool:
         """Whether a process has this end as its standard input."""
@@ -94,10 +103,14 @@ def _descriptors(pid: int) -> Iterator[str]:
 
 
 def _is(path: str, end: End) -> bool:
+    return _end_of(path) == end
+
+
+def _end_of(path: str) -> End | None:
     with contextlib.suppress(OSError):
         state = Path(path).stat()
-        return (os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino) == end
-    return False
+        return os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino
+    return None
 
 
 def _lives(pid: int) -> bool:

@@ -116,21 +116,32 @@ class AroundGate:
         return found
 
     def ahead(self, asked: Iterable[Asked]) -> list[Event]:
-        """End whoever is to answer these requests: nobody has said who that is, nor the gate that it knows them."""
+        """End whoever is to answer these requests: nobody has said who that is, nor the gate that it knows them.
+
+        Called again and again for as long as they wait, and an agent may ask thousands where nobody reads: of those it is
+        known at once, and of each other one it is looked once who has what open.
+        """
         found = []
+        inputs = self._ends.inputs()
+        looked: set[tuple[int, tuple[int, int]]] = set()
         for one in asked:
             message = one.event.mcp
             if (
-                message is None
+                one.end not in inputs
+                or message is None
                 or message.client is None
                 or not _is_mcp(message)
                 or not self._is_agent(message.client.pid, message.client.exe)
                 or not (one.alone or one.age_ns >= UNKNOWN_NS)
-                or self._ends.is_finished(message.client.pid, one.end, one.channel)
             ):
                 continue
+            client = message.client.pid
+            if (client, one.end) in looked:
+                continue
+            looked.add((client, one.end))
+            if self._ends.is_finished(client, one.end, one.channel):
+                continue
             for server in self._reading(one.end):
-                client = message.client.pid
                 if server not in (self.agent, client) and not self._may_be_known(server, client, one.age_ns):
                     found += self._end_reader(server, one.end)
         return found
