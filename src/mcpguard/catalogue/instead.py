@@ -152,13 +152,13 @@ def _of_uv_run(own: list[str]) -> str:
 
 def _of_address(runner: str, own: list[str]) -> str:
     at = next((at for at, word in enumerate(own) if packages.is_address(runner, word)), None)
-    if at is None:
+    if at is None or "serve" in own[:at]:
         return IN_GENERAL
     wanted, args = own[at], own[at + 1 :]
     parts = [part for part in wanted.partition("@")[0].split("/") if not _VERSION.match(part)]
     if runner == "go":
         return _install("go", "install", wanted, program=parts[-1] if parts else "PROGRAM", args=args)
-    options = [word for word in own[:at] if word != "run"]
+    options = [word for word in own[:at] if word not in ("run", "x")]
     if wanted.startswith("npm:") and installed.is_in_npms_registry(wanted.removeprefix("npm:")):
         return _declare("npx", "-y", wanted.removeprefix("npm:"), *args)
     compiled = shlex.join(["deno", "compile", *options, "-o", "FILE", wanted])

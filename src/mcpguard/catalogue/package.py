@@ -80,6 +80,14 @@ _BY_ADDRESS = {
     "deno": re.compile(r"(?:jsr|npm|https?):"),
     "go": re.compile(r"(?!\.{0,2}/)[\w.~/-]+@[\w.+-]+\Z", re.ASCII),
 }
+# The word behind one of these may be its value, and not what is run.
+_BEFORE_A_VALUE = {
+    "deno": re.compile(
+        r"-c\Z|--(?:config|import-map|cert|lock|preload|import|require|env-file|location|log-level|seed)\Z"
+    ),
+    "go": re.compile(r"-[^=]*\Z"),
+}
+_DENOS_VERBS = ("run", "serve", "x")
 _ON_DISK = re.compile(r"\.{0,2}/|\.{1,2}\Z|.*\.(?:[mc]?[jt]sx?|go)\Z")
 # Of words in which it is looked where each runner stands and what follows it; nobody writes more.
 _MOST_TOKENS = 1_000
@@ -292,6 +300,9 @@ def _fetches(runner: str, rest: Sequence[str], *, by_itself: bool) -> bool:
         by_itself: it is a word of its own, and no part of a text.
     """
     if runner in _BY_ADDRESS:
+        if runner == "deno":  # needs no verb
+            begins = rest and (rest[0] in _DENOS_VERBS or rest[0].startswith("-") or is_address(runner, rest[0]))
+            return bool(begins) and _run_fetches(runner, rest)
         return "run" in rest and _run_fetches(runner, rest[rest.index("run") + 1 :])
     if runner == "uv" and "run" in rest and _uv_run_fetches(rest[rest.index("run") + 1 :]):
         return True
@@ -313,11 +324,13 @@ def is_address(runner: str, word: str) -> bool:
 
 def _run_fetches(runner: str, words: Sequence[str]) -> bool:
     """Whether `deno run` or `go run` is told an address. What stands behind a file is for the program."""
+    before = ""
     for word in words:
         if is_address(runner, word):
             return True
-        if _ON_DISK.match(word):
+        if _ON_DISK.match(word) and not _BEFORE_A_VALUE[runner].match(before):
             return False
+        before = word
     return False
 
 
