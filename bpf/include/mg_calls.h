@@ -25,6 +25,13 @@ enum {
 	MG_IN_DONT_FOLLOW = 0x2000000,
 	MG_TIOCSTI = 0x5412,
 	MG_TIOCLINUX = 0x541c,
+	MG_SUBVOL_CREATE = 0x5000940e,
+	MG_SUBVOL_CREATE_V2 = 0x50009418,
+	MG_SNAP_CREATE = 0x50009401,
+	MG_SNAP_CREATE_V2 = 0x50009417,
+	MG_SNAP_DESTROY = 0x5000940f,
+	MG_SNAP_DESTROY_V2 = 0x5000943f,
+	MG_SUBVOL_SETFLAGS = 0x4008941a,
 	MG_S_IFMT = 0xf000,
 	MG_S_IFREG = 0x8000,
 	MG_S_IFDIR = 0x4000,
@@ -453,6 +460,24 @@ static __always_inline int mg_peer_path(struct mg_syscall *call, const struct mg
 
 /* --- refused calls without a path --- */
 
+/* Requests that the filter of system calls refuses. */
+static __always_inline int mg_filter_refuses(__u32 request)
+{
+	switch (request) {
+	case MG_TIOCSTI:
+	case MG_TIOCLINUX:
+	case MG_SUBVOL_CREATE:
+	case MG_SUBVOL_CREATE_V2:
+	case MG_SNAP_CREATE:
+	case MG_SNAP_CREATE_V2:
+	case MG_SNAP_DESTROY:
+	case MG_SNAP_DESTROY_V2:
+	case MG_SUBVOL_SETFLAGS:
+		return 1;
+	}
+	return 0;
+}
+
 /* Sockets that the cgroup program judged are on record already; clone and ioctl matter only for some arguments. */
 static __always_inline int mg_uninteresting(const struct mg_syscall *call, const struct mg_shape *shape, __u64 argument)
 {
@@ -464,7 +489,7 @@ static __always_inline int mg_uninteresting(const struct mg_syscall *call, const
 	case MG_CALL_CLONE:
 		return !(argument & MG_CLONE_NEW);
 	case MG_CALL_IOCTL:
-		return number != MG_TIOCSTI && number != MG_TIOCLINUX;
+		return !mg_filter_refuses(number);
 	}
 	return 0;
 }

@@ -571,6 +571,7 @@ def every_call_behind_the_filter() -> None:
         *(act for act, _ in CALLS.values()),
         lambda: checked("ioctl", 0, ctypes.c_long(0x5412), b"x"),
         lambda: checked("ioctl", 0, ctypes.c_long(0x541C), b"x"),
+        lambda: checked("ioctl", 0, ctypes.c_long(0x50009417), b"x"),
         lambda: checked("ioctl", 0, ctypes.c_long(1 << 32 | 0x5412), b"x"),
         lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW),
         lambda: socket.socketpair(socket.AF_INET),

@@ -177,7 +177,26 @@ def test_nothing_can_be_typed_into_the_persons_terminal(box: Sandbox) -> None:
         assert on_a_terminal(box, typing) == 0
     guarded = [*mcpguard_command(), "run", "-p", "matrix", "-w", str(box.world.project), "--", *typing]
     assert on_a_terminal(box, guarded) in (1, 13)
-    assert [e for e in box.denials() if e["op"] == "ioctl"]
+    (told,) = [e for e in box.denials() if e["op"] == "ioctl"]
+    assert "typing" in told["rule"]["text"]
+
+
+SNAPSHOT = """
+import errno, fcntl, os, struct
+try:
+    fcntl.ioctl(os.open(".", os.O_RDONLY), 0x50009417, bytearray(struct.pack("<qQQ32x4040s", 0, 0, 0, b"snap")))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+def test_no_snapshot_shows_what_is_covered(box: Sandbox) -> None:
+    """A second view of a btrfs subvolume has no covers. Without us the question comes to the file system."""
+    words = [SYSTEM_PYTHON, "-c", SNAPSHOT]
+    assert box.control(words).out.strip() in ("ENOTTY", "EINVAL", "EXDEV")
+    assert box.run(words).out.strip() == "EPERM"
+    (told,) = [e for e in box.denials() if e["op"] == "ioctl"]
+    assert "snapshots" in told["rule"]["text"]
 
 
 def test_nothing_of_a_session_is_left_on_the_host(box: Sandbox) -> None:

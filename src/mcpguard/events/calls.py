@@ -39,6 +39,7 @@ _FILTERED = {
     "perf": ("perf", "no performance counters"),
     "io-uring": ("io_uring", "io_uring: false"),
     "ioctl": ("ioctl", "no typing into terminals"),
+    "subvolume": ("ioctl", "no snapshots, no making and removing of subvolumes"),
 }
 _KEPT = "a server that is kept to a profile reaches no processes but its own"
 _DEBUGGING = ("ptrace", "process-memory")
@@ -47,6 +48,8 @@ _REFUSALS = frozenset({errno.EPERM, errno.EACCES})
 _TGKILL = frozenset({234, 131})
 _KCMP = frozenset({312, 272})
 _PIDFD_SEND_SIGNAL = 424
+# The group that requests to btrfs are numbered in.
+_BTRFS = 0x94
 # The type's own bits; SOCK_CLOEXEC and SOCK_NONBLOCK stand above them.
 _SOCKET_TYPE = 0xF
 
@@ -73,7 +76,8 @@ def judge_call(record: CallRecord, processes: ProcessTable, uid: int, switches: 
         return _io_uring(record, switches)
     if record.result not in _REFUSALS:
         return None
-    op, words = _FILTERED.get(record.op, (record.op, ""))
+    subvolume = record.op == "ioctl" and record.argument >> 8 & 0xFF == _BTRFS
+    op, words = _FILTERED.get("subvolume" if subvolume else record.op, (record.op, ""))
     if not words:
         return Finding(Kind.PROCESS, op, Verdict.DENY, detail=UNEXPLAINED)
     aims = record.op in _DEBUGGING and record.argument > 0

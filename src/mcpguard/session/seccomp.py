@@ -30,8 +30,12 @@ _NAMESPACE_FLAGS = {
 _CLONE_NEWTIME = 0x80
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 _HIGHEST_FAMILY = 64
-_TIOCSTI = 0x5412
-_TIOCLINUX = 0x541C
+# TIOCSTI and TIOCLINUX type into the person's terminal.
+_TYPING = (0x5412, 0x541C)
+# Of btrfs: SUBVOL_CREATE, SNAP_CREATE, SNAP_DESTROY, their second versions, SUBVOL_SETFLAGS. No cover lies over a second view
+# of a subvolume, and Landlock is not asked when one is made or removed.
+_SUBVOLUMES = (0x5000940E, 0x50009418, 0x50009401, 0x50009417, 0x5000940F, 0x5000943F, 0x4008941A)
+_REFUSED_REQUESTS = (*_TYPING, *_SUBVOLUMES)
 _SOCK_TYPE_MASK = 0xF
 
 # Refused whatever the profile says. Names unknown to an architecture are left out by libseccomp itself.
@@ -62,7 +66,9 @@ MISSING = ("io_uring_setup", "io_uring_enter", "io_uring_register")
 def cached_filter(switches: SystemSwitches, directory: Path, *, mounts: bool = False) -> bytes:
     """`build_filter`, kept in `directory` (the state directory, which no guarded process can write): loading libseccomp costs
     more than all the rest of a launch's planning."""
-    key = repr((__version__, os.uname().machine, switches, mounts, REFUSED, MISSING, CLONE3)).encode()
+    key = repr(
+        (__version__, os.uname().machine, switches, mounts, REFUSED, MISSING, CLONE3, _REFUSED_REQUESTS)
+    ).encode()
     path = directory / f"seccomp-{zlib.crc32(key):08x}-{len(key)}.bpf"
     try:
         program = path.read_bytes()
@@ -143,7 +149,7 @@ def build_filter(switches: SystemSwitches, *, mounts: bool = False) -> bytes:
     for family in (socket.AF_INET, socket.AF_INET6):
         for kind in (socket.SOCK_RAW, 10):
             add(refuse, "socket", arg(0, equal, family), arg(1, masked, _SOCK_TYPE_MASK, kind))
-    for request in (_TIOCSTI, _TIOCLINUX):
+    for request in _REFUSED_REQUESTS:
         add(refuse, "ioctl", arg(1, masked, 0xFFFFFFFF, request))
     from typing import IO, cast
 
