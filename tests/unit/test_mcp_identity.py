@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mcp_files import npx_installed, write
 
-from mcpguard.catalogue import identity, shells, sums, wrappers
+from mcpguard.catalogue import identity, scripts, shells, sums, wrappers
 from mcpguard.catalogue import package as packages
 from mcpguard.catalogue.identity import Identity, unknown_runner
 
@@ -720,6 +720,16 @@ def test_of_a_shells_text_it_is_said_that_its_programs_do_not_count(bin_folder: 
     program(bin_folder / "sh", "binary sh")
     assert "only its text" in " ".join(of(bin_folder, "sh", "-c", "cd /srv && node x.js").notes)
     assert "only its text" not in " ".join(of(bin_folder, "sh", "x.sh").notes)
+
+
+def test_more_words_than_a_gate_takes_are_not_looked_at(bin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of thousands could name a file in thousands of folders, and every list of servers would wait for that."""
+    write(bin_folder.parent / "x.py", "1")
+    found = of(bin_folder, "server", *["x.py"] * 256)
+    assert ("script", "x.py") in code(found) and not found.notes
+    monkeypatch.setattr(scripts, "find", None)
+    found = of(bin_folder, "server", *["x.py"] * 257)
+    assert [one.sha256 for one in found.code] == [identity.MISSING] and "more than 256 words" in found.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ _NPM_STEERING = re.compile(
     r"userconfig|globalconfig|location)(?:\[\])?)[ \t]*=.*$",
     re.MULTILINE,
 )
+# More than a gate takes; each may name files in the folders that all the others name.
+_MOST_WORDS = 256
 # Of one server, for a person to read.
 MAX_WORDS = 200
 _SHOWN = 1000
@@ -209,8 +211,13 @@ def of(
     steering = {name: sums.of_text(env[name]) for name in STEERING if env.get(name)}
     code: list[Code] = []
     notes: list[str] = []
-    package, run, behind = _look(command, list(args), dict(env), Path(cwd), code, notes, 0)
     found = resolve(command, env, cwd)
+    if len(args) > _MOST_WORDS:
+        code.append(Code("program", command, MISSING))
+        notes.append(f"it has more than {_MOST_WORDS} words, of which nobody looks what they are")
+        package, run, behind = None, None, 0
+    else:
+        package, run, behind = _look(command, list(args), dict(env), Path(cwd), code, notes, 0)
     return Identity(
         command,
         tuple(args),
