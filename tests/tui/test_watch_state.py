@@ -62,6 +62,16 @@ def test_what_takes_the_number_of_a_parent_that_was_never_seen_hides_nothing() -
     assert reached(table) == {10, 11, 99} and table.roots == [10]
 
 
+def test_nobody_is_below_itself_or_below_the_number_of_nobody() -> None:
+    """Else who looks for the top of a tree would look for ever, and with that the screen."""
+    table = ProcessTable()
+    refused = [process("open", pid, 0, verdict=Verdict.DENY) for pid in (30, 0)]
+    table.take([process("fork", 20, 10), process("fork", 10, 10), *refused])
+    table.take([process("fork", 40, 0), process("fork", 10, 10), process("exit", 10, 10), process("fork", 10, 10)])
+    assert reached(table) == {0, 10, 20, 30, 40}
+    assert {0, 10, 30, 40} <= set(table.roots)
+
+
 def test_a_line_of_processes_that_fork_and_end_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """As daemons do it, again and again: each has a child that runs, and all but the last one have ended."""
     monkeypatch.setattr(processes, "MAX_ENDED", 20)

@@ -124,10 +124,10 @@ class ProcessTable:
             self._forget(process)
         words = event.argv or ((event.exe or event.comm or "?"),)
         process = self._known[pid] = Process(pid, event.ppid or 0, event.exe or "?", words, event.time_ns)
-        parent = self._known.get(process.ppid)
+        parent = self._parent_of(process)
         (self.roots if parent is None else parent.children).append(pid)
         # Records of one moment come in any order: what it started may be known already.
-        children = [child for child in self.roots if self._known[child].ppid == pid and child != pid]
+        children = [child for child in self.roots if self._known[child].ppid == pid and child != pid] if pid else []
         top = self._top_of(process).pid if children else pid
         for child in children:
             if child == top:  # who started that one had this number before
@@ -137,9 +137,13 @@ class ProcessTable:
             process.children.append(child)
         return process
 
+    def _parent_of(self, process: Process) -> Process | None:
+        """Nobody is below itself, and 0 is the number of nobody."""
+        return self._known.get(process.ppid) if process.ppid not in (0, process.pid) else None
+
     def _top_of(self, process: Process) -> Process:
         """The root that a process lies below."""
-        while (parent := self._known.get(process.ppid)) is not None and process.pid in parent.children:
+        while (parent := self._parent_of(process)) is not None and process.pid in parent.children:
             process = parent
         return process
 
@@ -166,7 +170,7 @@ class ProcessTable:
         """
         del self._known[process.pid]
         self._ended -= process.ended_ns is not None
-        parent = self._known.get(process.ppid)
+        parent = self._parent_of(process)
         siblings = self.roots if parent is None else parent.children
         if process.pid in siblings:
             siblings.remove(process.pid)
