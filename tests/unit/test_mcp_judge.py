@@ -719,6 +719,54 @@ def test_whatever_a_stranger_says_is_a_strangers_word(tell: Any) -> None:
         assert allowed(files, "write_file") is not tainted and allowed(files, "read_file")
 
 
+@pytest.mark.parametrize(
+    ("method", "result"),
+    [
+        ("tools/list", {"tools": [], "note": WORDS}),
+        ("tools/list", {"tools": [], "_meta": {"note": [WORDS]}}),
+        ("tools/list", {"tools": [], "_meta": {WORDS: 1}}),
+        ("tools/list", {"tools": [], "nextCursor": WORDS}),
+        ("tools/list", {"tools": [{"name": "a", "_meta": {"anthropic/searchHint": WORDS}}]}),
+        ("prompts/list", {"prompts": [{"name": "a", "_meta": {"x": WORDS}}]}),
+        ("resources/list", {"resources": [], "instructions": WORDS}),
+        ("resources/templates/list", {"resourceTemplates": [], "_meta": {"x": {"y": WORDS}}}),
+        ("tools/list", {"tools": [], "_meta": {"io.modelcontextprotocol/serverInfo": {"name": "a", "title": WORDS}}}),
+        ("initialize", {"serverInfo": {"name": "docs"}, "capabilities": {"experimental": {"x": WORDS}}}),
+        ("initialize", {"serverInfo": {"name": "docs"}, "welcome": WORDS}),
+        ("server/discover", {"capabilities": {}, "_meta": {"x": WORDS}}),
+    ],
+)
+def test_words_beside_a_list_or_an_introduction_are_a_strangers_too(method: str, result: Any) -> None:
+    """What is pinned is not in question there, and goes on as it is."""
+    for untrusted, tainted in (("docs", True), ("docs/tool:*", False), ("other", False)):
+        taint = Taint({})
+        rules = f'allow: ["*"]\nflow: {{untrusted: ["{untrusted}"], then: refuse}}'
+        docs, files = judge(rules, "docs", {}, taint=taint), judge(rules, taint=taint)
+        assert docs.answer(method, said(result))[1].allowed
+        assert allowed(files, "write_file") is not tainted
+
+
+def test_what_real_servers_say_beside_their_lists_taints_nothing() -> None:
+    taint = Taint({})
+    one = judge('allow: ["*"]\nflow: {untrusted: [docs], then: refuse}', "docs", {}, taint=taint)
+    info = {"io.modelcontextprotocol/serverInfo": {"name": "docs", "title": "The docs of it", "version": "1.2"}}
+    capabilities = {
+        "tools": {"listChanged": True},
+        "extensions": {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}},
+    }
+    introduced = {
+        "supportedVersions": ["2026-07-28"],
+        "capabilities": capabilities,
+        "instructions": WORDS,
+        "_meta": info,
+    }
+    assert one.answer("server/discover", said(introduced))[1].allowed
+    listed = {"tools": [{"name": "a", "description": WORDS, "_meta": {"_fastmcp": {"tags": []}}}], "_meta": info}
+    more = {"nextCursor": "eyJvZmZzZXQiOjUwfQ==", "resultType": "complete", "ttlMs": 1000, "cacheScope": "public"}
+    assert one.answer("tools/list", said({**listed, **more}))[1].allowed
+    assert allowed(judge('allow: ["*"]\nflow: {then: refuse}', taint=taint), "write_file")
+
+
 def test_what_holds_no_words_taints_nothing() -> None:
     taint = Taint({})
     one = judge('allow: ["*"]\nflow: {untrusted: [docs], then: refuse}', "docs", {}, taint=taint)
@@ -910,7 +958,29 @@ def test_tools_that_are_classed_by_their_arguments_are_shown() -> None:
     assert one.answer("tools/list", listing)[0] == listing.raw
     assert allowed(one, "call_aws", {"cli_command": "aws ec2 describe-instances"})
     assert not allowed(one, "call_aws", {"cli_command": "aws ec2 run-instances"})
-    assert not allowed(one, "call_aws", {"cli_command": ["aws ec2 describe-instances"]})
+
+
+def test_several_commands_of_the_aws_api_in_one_call_only_read_where_each_of_them_does() -> None:
+    """Its description tells models to send several at once."""
+    look, secret, change = (
+        "aws s3api list-buckets",
+        "aws secretsmanager get-secret-value --secret-id x",
+        "aws s3 rm s3://a",
+    )
+    for commands, found in (
+        ([look, look], {"read"}),
+        ([look, secret], {"open"}),
+        ([look, change], {"write", "destructive", "open"}),
+        ([change], {"write", "destructive", "open"}),
+        ([], set()),
+        ([look, 1], set()),
+        ([[look]], set()),
+        (json.dumps([look]), {"write", "open"}),
+    ):
+        assert classes.classes_of(AWS, "call_aws", {"cli_command": commands}) == found, commands
+    one = judge('allow: ["aws/@read"]', "aws", AWS)
+    assert allowed(one, "call_aws", {"cli_command": [look, look]})
+    assert not allowed(one, "call_aws", {"cli_command": [look, change]})
 
 
 GITHUB = {

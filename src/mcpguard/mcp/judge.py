@@ -72,6 +72,9 @@ _WORDLESS_MEMBERS = frozenset(
     ("_meta", "io.modelcontextprotocol/subscriptionId", "progressToken", "progress", "total", "requestId", "resultType")
 ) | frozenset(("notifications", "toolsListChanged", "promptsListChanged", "resourcesListChanged"))
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# Beside the entries of a listing and in introductions: a place to go on at, and names that the protocol gives to members. No
+# sentence fits in, for there is no room between words.
+_CURSOR, _MEMBER = re.compile(r"[!-~]{1,2000}"), re.compile(r"[!-~]{1,128}")
 _CHANGING = frozenset(("write", "destructive", "open", UNKNOWN))
 
 Resolve = Callable[[str], str]
@@ -223,13 +226,38 @@ class Judge:
 
     def _note_answer(self, method: str, response: Message) -> None:
         """Words of a stranger in the answer to what needs no rule; the rest was noted when it was asked for."""
-        if method not in _ALWAYS and method not in _TASKS:
+        if (method not in _ALWAYS and method not in _TASKS) or not self._by_strangers(McpKind.METHOD, method):
             return
         member = _LISTINGS[method][0] if method in _LISTINGS else ""
-        is_judged_apart = method in _INTRODUCTIONS or (isinstance(response.result, dict) and member in response.result)
-        says_nothing = response.error is None and (is_judged_apart or _is_wordless(response.result))
-        if not says_nothing and self._by_strangers(McpKind.METHOD, method):
+        result = response.result
+        if response.error is not None:
+            says_nothing = False
+        elif isinstance(result, dict) and (method in _INTRODUCTIONS or member in result):
+            says_nothing = not self._says_more(member, result)
+        else:
+            says_nothing = _is_wordless(result)
+        if not says_nothing:
             self._taint.note(f"what {self._server} answered")
+
+    def _says_more(self, member: str, result: Mapping[str, Any]) -> bool:
+        """Whether there are words beside what is pinned or noted apart: beside a list, in the `_meta` of its entries, beside
+        instructions. Some clients show these to the model, and nobody approved them."""
+        metas = [result.get("_meta")] + [
+            one.get("_meta") for one in result.get(member) or () if member in _PINNED and isinstance(one, dict)
+        ]
+        beside = {key: one for key, one in result.items() if key not in (member, "_meta", "nextCursor")}
+        if not member:
+            beside = {key: one for key, one in beside.items() if key not in (_INFO, "instructions")}
+        cursor = result.get("nextCursor")
+        has_words_to_go_on = isinstance(cursor, str) and not _CURSOR.fullmatch(cursor)
+        return has_words_to_go_on or _holds_words(beside) or any(map(self._is_more, metas))
+
+    def _is_more(self, meta: object) -> bool:
+        """Whether a `_meta` holds words. What a server calls itself in it is pinned where it introduces itself."""
+        if isinstance(meta, dict) and _INFO_BESIDE in meta:
+            known = self.pins.get(f"server:{_INFO}") == _info_digest(meta[_INFO_BESIDE])
+            meta = {key: one for key, one in meta.items() if not known or key != _INFO_BESIDE}
+        return _holds_words(meta)
 
     def _disguised(self, method: str, shown: object, judged: Judgement) -> Judgement:
         """Say which characters of a definition or an introduction nobody sees. Of a stranger they count as read: what was
@@ -535,6 +563,15 @@ def _unreadable(method: str, result: object) -> Judgement | None:
 
 def _unreadable_asks() -> Judgement:
     return Judgement(Verdict.DENY, McpKind.METHOD, "inputRequests", "what it asks for cannot be read")
+
+
+def _holds_words(value: object) -> bool:
+    """Whether a text in it has room for words; what the protocol says of versions and of what a server can do has none."""
+    if isinstance(value, dict):
+        return any(not _MEMBER.fullmatch(key) or _holds_words(one) for key, one in value.items())
+    if isinstance(value, list):
+        return any(map(_holds_words, value))
+    return isinstance(value, str) and bool(value) and not _MEMBER.fullmatch(value)
 
 
 def _is_wordless(value: Any) -> bool:
