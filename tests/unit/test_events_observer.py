@@ -21,11 +21,12 @@ from mcpguard.events.server_names import server_name
 from mcpguard.model.event import Event
 from mcpguard.wire.records import Head, MessageRecord
 
-AGENT, SERVER_PID, OTHER = 10, 11, 12
+AGENT, SERVER_PID, OTHER, STARTED = 10, 11, 12, 13
 PROCESSES = {
     AGENT: Process(AGENT, 1, "/usr/bin/agent", ("agent",)),
     SERVER_PID: Process(SERVER_PID, AGENT, "/usr/bin/node", ("node", "/x/node_modules/@mcp/files/dist/index.js")),
     OTHER: Process(OTHER, AGENT, "/usr/bin/python3.11", ("python3", "-m", "mcp_server_time")),
+    STARTED: Process(STARTED, SERVER_PID, "/usr/bin/python3.11", ("python3", "-m", "mcp_server_git")),
 }
 PIPES = 7
 
@@ -394,9 +395,10 @@ class Known:
         self.input: tuple[int, int] | None = None
         self.standard_inputs: set[int] = set()
         self.open: dict[int, set[int] | None] = {}
+        self.pids: dict[int, list[int]] = {}
 
     def readers(self, end: tuple[int, int]) -> list[int]:
-        return [OTHER] if end[1] in self.standard_inputs else []
+        return self.pids.get(end[1], [OTHER] if end[1] in self.standard_inputs else [])
 
     def holds(self, pid: int, end: tuple[int, int]) -> bool | None:
         found = self.open.get(pid, set())
@@ -433,6 +435,31 @@ def test_a_reader_that_comes_later_is_seen() -> None:
     world.clock.now_ns += observing.HOLD_NS
     world.see([])
     assert len(world.events) == 1
+
+
+@pytest.mark.parametrize(
+    ("reads", "name", "pid"),
+    [
+        ([AGENT, SERVER_PID], "@mcp/files", SERVER_PID),
+        ([SERVER_PID, STARTED], "mcp_server_git", STARTED),
+        ([SERVER_PID, OTHER], "unknown", None),
+        ([], "unknown", None),
+    ],
+)
+def test_a_server_that_takes_longer_than_a_question_waits_is_named_by_what_it_reads(
+    reads: list[int], name: str, pid: int | None
+) -> None:
+    """Where that is one process, or one below all the others; an answer brings a name where there was none."""
+    world = World()
+    known(world).pids = {1: reads}
+    world.see(world.client.say(ask(0, name="read")))
+    world.clock.now_ns += observing.HOLD_NS
+    world.see([])
+    (asked,) = world.events
+    assert told([asked])[0][4:] == ("read", name)
+    assert asked.mcp and (asked.mcp.peer.pid if asked.mcp.peer else None) == pid
+    world.see(world.server.say(answer(0)))
+    assert told(world.end())[1][0::5] == ("response", name if pid else "@mcp/files")
 
 
 def test_a_server_that_speaks_first_is_no_data_once_it_is_asked() -> None:

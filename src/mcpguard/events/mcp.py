@@ -22,6 +22,8 @@ from mcpguard.model.values import dataclass, replace
 
 REQUEST, RESPONSE, NOTIFICATION = "request", "response", "notification"
 CLIENT, SERVER = "client", "server"
+# The name of a server that nobody has shown yet.
+UNKNOWN = "unknown"
 # Names are chosen by whoever is guarded.
 _LONGEST_NAME = 256
 _LONGEST_ERROR = 300
@@ -113,6 +115,8 @@ class Talk:
             time_ns,
             replace(
                 question,
+                # Who answers after long may not have been known when it was asked.
+                server=_name(self.server) if question.server == UNKNOWN else question.server,
                 transport=self.transport,
                 sender=SERVER if question.sender == CLIENT else CLIENT,
                 arguments=None,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mcpguard.events.mcp import CLIENT, SERVER, Talk, call_id
+from mcpguard.events.mcp import CLIENT, SERVER, UNKNOWN, Talk, call_id
 from mcpguard.events.processes import Process
 from mcpguard.events.server_names import server_name
 from mcpguard.events.streams import Lines, Missing, Order
@@ -71,6 +71,7 @@ class _Stream:
         back, back_bytes: messages that are held back, and their size, since when.
         early: answers whose question is not seen yet, each with the time.
         heard: somebody was seen who has it as standard input; when that was looked for last.
+        reader: who has it as standard input, where it is let go before anybody answered; 0: nobody, or it is not clear.
     """
 
     channel: str
@@ -94,6 +95,7 @@ class _Stream:
     ids: set[Key] = field(default_factory=set)
     heard: bool = False
     looked_ns: int = 0
+    reader: int = 0
 
     @property
     def http(self) -> Http | None:
@@ -220,7 +222,7 @@ class Observer:
             for head, message, _size, transport in stream.back[:MOST_LOOKED_AT]:
                 method = message.get("method")
                 if isinstance(method, str):
-                    talk = Talk(self._session, "unknown", transport, self._peer(head), None)
+                    talk = Talk(self._session, UNKNOWN, transport, self._peer(head), None)
                     event = talk.request(self._epoch_of(head.when_ns), CLIENT, method, message.get("params"))
                     yield Asked(event, stream.far, stream.channel, waited_ns, alone)
 
@@ -435,7 +437,17 @@ class Observer:
         back, stream.back, stream.back_bytes = stream.back, [], 0
         if self._is_skipped(stream.own) or self._is_skipped(stream.far) or self._is_data(stream):
             return []
+        if stream.partner is None and stream.channel != "tcp":
+            stream.reader = self._reader(stream)
         return [event for one in back for event in self._event(stream, *one)]
+
+    def _reader(self, stream: _Stream) -> int:
+        """Who will answer, by its standard input: who hands its input on is none of these."""
+        if self._ends is None or stream.far is None:
+            return 0
+        readers = [pid for pid in self._ends.readers(stream.far) if pid != stream.head.pid]
+        last = [pid for pid in readers if self._ancestors(pid) >= set(readers) - {pid}]
+        return last[0] if len(last) == 1 else 0
 
     # Messages to events.
 
@@ -492,7 +504,10 @@ class Observer:
 
     def _talk(self, stream: _Stream, head: Head, transport: str) -> Talk:
         other = stream.partner
-        here, there = self._peer(head), self._peer(other.head) if other is not None else None
+        there = self._peer(other.head) if other is not None else None
+        if there is None and stream.reader and stream.role == CLIENT:
+            there = Peer(stream.reader, self.exe_of(stream.reader))
+        here = self._peer(head)
         client, server = (here, there) if stream.role == CLIENT else (there, here)
         return Talk(self._session, self._server(stream, server), transport, client, server)
 
@@ -511,7 +526,7 @@ class Observer:
                 return asking.http.url
             return f"http://localhost:{stream.ports[stream.role == CLIENT]}"
         process = self._who(server.pid) if server is not None else None
-        return server_name(process.exe, process.argv) if process is not None else "unknown"
+        return server_name(process.exe, process.argv) if process is not None else UNKNOWN
 
     # Questions and answers.
 
