@@ -430,6 +430,12 @@ def test_the_command_exits_by_what_it_found(world: World, command: Scan) -> None
     (found,) = json.loads(command("--format", "json")[1])
     assert (found["finding"], found["owasp"], found["level"], found["server"]) == ("plain-http", "MCP07", "error", "s")
     assert command("--format", "xml")[0] == 2
+    world.declare(s={"command": "docker", "args": ["run", "-i", f"a@sha256:{'0' * 64}"]})
+    for format in ("table", "json", "sarif"):
+        code, out = command("--format", format)
+        assert code == 0 and "container" in out, "a note says what cannot be mended"
+    world.declare(s={"command": "docker", "args": ["run", "-i", "a:1"]})
+    assert command()[0] == 1, "the control"
 
 
 def test_every_finding_is_in_every_format_with_its_number_and_no_secret(

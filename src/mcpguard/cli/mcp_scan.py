@@ -32,7 +32,8 @@ def scan(
     """Find what is wrong with the declared servers: secrets, packages without a version, wide folders, and the like.
 
     Reads the settings of every known client and the files that they name; nothing is started, nothing is sent. Each
-    finding has its number in the OWASP MCP Top 10 (2025). Exits 1 when something was found, 0 when nothing was.
+    finding has its number in the OWASP MCP Top 10 (2025). Exits 1 when an error or a warning was found; a note alone says what
+    is so and cannot be mended, and exits 0.
     """
     found = survey(Path.cwd(), os.environ)
     told = findings(found)
@@ -44,7 +45,7 @@ def scan(
         render.as_json(sarif.document(told, Path.cwd()))
     else:
         _print(told, len(found.rows))
-    raise typer.Exit(exit_codes.NEGATIVE if told else exit_codes.DONE)
+    raise typer.Exit(exit_codes.NEGATIVE if any(one.rule.level is not Level.NOTE for one in told) else exit_codes.DONE)
 
 
 def _print(told: Sequence[Finding], servers: int) -> None:
