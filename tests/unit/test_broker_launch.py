@@ -22,11 +22,14 @@ from mcpguard.kernel.beside import Beside
 from mcpguard.model.plan import FilesPlan
 
 ALL_PATHS = {*guard._KEEPING, *guard._NAMING[0]}
+REQUEST = SimpleNamespace(files=FilesPlan((), ()), user=None)
 ALL_INODES = {*guard._KEEPING, *guard._NAMING[1]}
 
 
 class NotArmed:
     """Stands for the engine, which must not be asked."""
+
+    tier = 3
 
     def arm(self, _places: object) -> None:
         raise AssertionError("armed")
@@ -49,7 +52,7 @@ def test_a_child_that_the_cgroup_did_not_take_hears_nothing_more(ends: tuple[lau
         raise OSError(16, "the cgroup is busy")
 
     with pytest.raises(OSError, match="busy"):
-        launch._confine(child, {}, NotArmed(), Beside(refuse))  # type: ignore[arg-type]
+        launch._confine(child, {}, REQUEST, NotArmed(), Beside(refuse))  # type: ignore[arg-type]
     line.setblocking(False)
     with pytest.raises(BlockingIOError):
         line.recv(16)

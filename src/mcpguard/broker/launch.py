@@ -59,12 +59,18 @@ class _Child:
     held: list[int] = field(default_factory=list)
 
 
-def _check_user(request: LaunchRequest, caller_uid: int) -> None:
+def _groups(caller_uid: int) -> set[int] | None:
+    """Those that a user may have; None: root may have any."""
+    if caller_uid == 0:
+        return None
+    entry = pwd.getpwuid(caller_uid)
+    return {entry.pw_gid, *os.getgrouplist(entry.pw_name, entry.pw_gid)}
+
+
+def _check_user(request: LaunchRequest, caller_uid: int, groups: set[int] | None) -> None:
     """The agent runs as who asked, with no group that who asked does not have."""
     user = request.user
-    entry = pwd.getpwuid(caller_uid)
-    groups = set(os.getgrouplist(entry.pw_name, entry.pw_gid)) | {entry.pw_gid}
-    if user.uid != caller_uid or (caller_uid != 0 and not {user.gid, *user.groups} <= groups):
+    if user.uid != caller_uid or (groups is not None and not {user.gid, *user.groups} <= groups):
         raise PrivilegeError(
             "the broker refused to start the agent as somebody else",
             why=f"user {caller_uid} asked for uid {user.uid}, gid {user.gid}, groups {list(user.groups)}",
@@ -119,20 +125,19 @@ class Launch:
 
     def _serve(self, child: _Child, target: canary.Target, entering: Beside, wakeup: socket.socket) -> None:
         engine, leaf = self.engine, self.leaf
+        groups = _groups(self.caller_uid)
         received = self.channel.receive()
         if received is None:  # the user's process changed its mind
             return
         request = LaunchRequest.from_json(received[0])
-        _check_user(request, self.caller_uid)
+        _check_user(request, self.caller_uid, groups)
         _insist_that_hooks_keep(request, engine)
         engine.set_rules(request.network, keeps=bool(request.kept))
         self._keep(request, received[1])
         if request.guard is not None:
             engine.set_guard(request.guard, request.switches)
-        canary_pid = _confine(child, received[0], engine, entering)
+        canary_pid, covers = _confine(child, received[0], request, engine, entering)
         target.close()
-        # While the child waits it is there to be looked at; a quick program has ended before we get to it again.
-        covers = Covers(child.pid, request.files.steps, request.user)
         _drop_to_idle()
         facts = {"ready": True, "pid": child.pid, "canary_pid": canary_pid, "cgroup": leaf.path}
         self.channel.send({**facts, **engine.facts()}, engine.descriptors())
@@ -275,22 +280,30 @@ def _fork(tier: int, target: canary.Target, own: Sequence[terminals.Terminal]) -
     return _Child(pid, Channel(orders), line)
 
 
-def _confine(child: _Child, request: dict[str, Any], engine: Engine, entering: Beside) -> int:
+def _confine(
+    child: _Child, message: dict[str, Any], request: LaunchRequest, engine: Engine, entering: Beside
+) -> tuple[int, Covers]:
     """Give the child its orders, arm the hooks once it has confined itself and is in the leaf, and wait until its canary was
     refused.
 
+    Args:
+        message: the request as it came.
+
     Returns:
-        the canary's pid.
+        the canary's pid, and what looks after the child's covers.
     """
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # one that failed has said why
-        child.orders.send(request)
+        child.orders.send(message)
     report, child.held = _read_report(child.line)
+    covers = None
     if report.get("confined"):
         entering.done()
-        engine.arm(_own_places(child.pid))
+        engine.arm(_own_places(child.pid) if engine.tier < tiers.LANDLOCK else {})  # only hooks ask for them
         child.line.send(b"arm")
+        # While the child waits it is there to be looked at; a quick program has ended before we get to it again.
+        covers = Covers(child.pid, request.files.steps, request.user)
         report, _none = _read_report(child.line)
-    if not report.get("ready"):
+    if covers is None or not report.get("ready"):
         entering.join()  # the number may be somebody else's once the child is taken away
         os.waitpid(child.pid, 0)
         raise _child_error(report)
@@ -301,7 +314,7 @@ def _confine(child: _Child, request: dict[str, Any], engine: Engine, entering: B
             do="run `mcpguard doctor` and report its output",
             code="run.canary",
         )
-    return int(report["canary_pid"])
+    return int(report["canary_pid"]), covers
 
 
 def _read_report(line: socket.socket) -> tuple[dict[str, Any], list[int]]:

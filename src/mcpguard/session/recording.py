@@ -17,6 +17,8 @@ from functools import partial
 from mcpguard.errors import HostError, StoreError, UsageError
 from mcpguard.events import unrecorded
 from mcpguard.events.database import BUSY
+from mcpguard.events.ends import Ends, standard_input
+from mcpguard.events.listener import Listener
 from mcpguard.events.missing import loss
 from mcpguard.events.processes import Process
 from mcpguard.events.pump import Decode, Pump
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from mcpguard.events.flows import Flows
-    from mcpguard.events.listener import Listener
     from mcpguard.events.pump import Ring as RecordRing
     from mcpguard.session.around_gate import AroundGate
     from mcpguard.session.resolver import Feed
@@ -173,9 +174,6 @@ class Recording:
                 "MCP messages are not on record: this kernel refused the program that sees them",
             )
             return
-        from mcpguard.events.ends import Ends, standard_input  # nobody who starts an agent waits for it
-        from mcpguard.events.listener import Listener
-
         ends = Ends(self._leaf, standard_input())
         self._listener = Listener(self._rings[_MESSAGES], self.session, recorder, hurry=pump.hurry, ends=ends)
         self._listener.start()
@@ -212,10 +210,19 @@ class Recording:
         if self._listener is not None:
             self._listener.skip_port(port)
 
+    def get_ready_for_the_end(self) -> None:
+        """Import what it takes while the agent starts, beside it where there is another processor: a short run would wait."""
+        if self._recorder is not None:
+            from mcpguard.events import flows, retention  # noqa: F401
+            from mcpguard.kernel import libbpf
+
+            with contextlib.suppress(HostError):  # said by whoever needs it
+                libbpf.library()
+
     def _exchanged(self) -> list[FlowRecord]:
         """What was exchanged with whom since the last call."""
         if self._flows is None:
-            from mcpguard.events.flows import Flows  # nobody waits for it any more
+            from mcpguard.events.flows import Flows
 
             self._flows = Flows(self._flows_fd)
         return self._flows.grown()

@@ -141,6 +141,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             guarded.gate if guarded else None,
             lambda: _live(policy, offer, plan, broker, start.resolver, recording, hooks, later),
         )
+        recording.get_ready_for_the_end()
         code, trouble = _wait_for_agent(broker, command, recording, guarded)
     finally:
         watch.agent_ended()
