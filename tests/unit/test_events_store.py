@@ -422,10 +422,10 @@ def test_session_ids_sort_by_time_and_hold_no_confusing_letters() -> None:
 def test_the_store_lies_under_the_state_folder_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MCPGUARD_HOME", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", "/some/state")
-    assert database.default_path() == Path("/some/state/mcpguard/events.db")
+    assert database.default_path() == "/some/state/mcpguard/events.db"
     monkeypatch.setenv("HOME", "/home/somebody")
     for not_a_place in ("", "relative"):
         monkeypatch.setenv("XDG_STATE_HOME", not_a_place)
-        assert database.default_path() == Path("/home/somebody/.local/state/mcpguard/events.db")
+        assert database.default_path() == "/home/somebody/.local/state/mcpguard/events.db"
     monkeypatch.setenv("MCPGUARD_HOME", "/elsewhere")
-    assert database.default_path() == Path("/elsewhere/state/events.db")
+    assert database.default_path() == "/elsewhere/state/events.db"

@@ -139,7 +139,7 @@ def test_a_run_that_could_not_be_recorded_is_named_by_the_next_reader(bench: Ben
         )
         assert "2 runs are not on record" in done.stderr
         assert "20991231-235959-aaa2 (profile claude-code): database is locked" in done.stderr
-    path = bench.store.path.with_name(unrecorded.NAME)
+    path = Path(bench.store.path).with_name(unrecorded.NAME)
     assert path.stat().st_mode & 0o777 == 0o600
     path.write_text("no json\n[]\n{}\n")
     assert unrecorded.words() is None

@@ -53,7 +53,7 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[R
     assert made._store is not None
     pump = HangingPump(made._store)
     made._pump = pump
-    yield made, made._store.path
+    yield made, Path(made._store.path)
     pump.end()
 
 

@@ -11,7 +11,6 @@ import errno
 import os
 import re
 from functools import lru_cache
-from pathlib import Path
 
 from mcpguard.events import permissions
 from mcpguard.events.finding import BELOW, LISTED, NOT_STOPPED, NOT_THERE, QUIET, UNEXPLAINED, Finding, system_rule
@@ -253,7 +252,7 @@ class Attributor:
         if not makes or os.path.lexists(path) or Access.WRITE not in self._judge.decide(path).allowed:
             return False
         # Where the tree may write, it could have taken a link away that explains the refusal: that is never quiet.
-        return Access.WRITE not in self._judge.decide(os.path.dirname(path)).allowed  # noqa: PTH120
+        return Access.WRITE not in self._judge.decide(os.path.dirname(path)).allowed
 
     def _private(
         self, record: PathCallRecord, access: Access, path: str, pid: int, quiet: str | None
@@ -298,7 +297,7 @@ class Attributor:
     def _is_other_user(self, pid: int) -> bool:
         """False too when it has ended: then it cannot be told, and the refusal is reported."""
         try:
-            return Path(f"/proc/{pid}").stat().st_uid != self._policy.user.uid
+            return os.stat(f"/proc/{pid}").st_uid != self._policy.user.uid
         except OSError:
             return False
 

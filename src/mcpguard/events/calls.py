@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import signal
 import socket
-from pathlib import Path
 
 from mcpguard.events.finding import QUIET, UNEXPLAINED, Finding, system_rule
 from mcpguard.events.processes import ProcessTable
@@ -174,7 +173,8 @@ def _is_kept_from(record: CallRecord, target: int) -> bool:
 def _status(pid: int) -> dict[str, list[str]]:
     """What the kernel tells of a process or thread, by its names; empty when there is none."""
     try:
-        text = Path(f"/proc/{pid}/status").read_text(errors="replace") if pid > 0 else ""
+        with open(f"/proc/{max(pid, 0)}/status", errors="replace") as status:  # of 0 there is none
+            lines = status.read().splitlines()
     except OSError:
         return {}
-    return {name: value.split() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    return {name: value.split() for name, _, value in (line.partition(":") for line in lines)}

@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from pathlib import Path
 
 from mcpguard.errors import StoreError
 from mcpguard.events import schema
-from mcpguard.profile.store import state_directory
+from mcpguard.profile import places
 
 # How long a write waits for another run's write; the rings go on filling meanwhile, so not long.
 BUSY_TIMEOUT_S = 1.0
@@ -22,12 +21,12 @@ BUSY = "store.busy"
 _SIDE_FILES = ("-wal", "-shm")
 
 
-def default_path() -> Path:
+def default_path() -> str:
     """`$MCPGUARD_HOME/state/events.db`, else `$XDG_STATE_HOME/mcpguard/events.db` (`~/.local/state` by default)."""
-    return state_directory() / "events.db"
+    return f"{places.state()}/events.db"
 
 
-def connect(path: Path) -> tuple[sqlite3.Connection, str | None]:
+def connect(path: str) -> tuple[sqlite3.Connection, str | None]:
     """An open database with our tables, and a note when a broken one had to be moved aside.
 
     Raises:
@@ -47,9 +46,10 @@ def connect(path: Path) -> tuple[sqlite3.Connection, str | None]:
         raise store_error(error, path) from error
 
 
-def _prepare(path: Path) -> None:
+def _prepare(path: str) -> None:
     """Make the folder (0700) and the file (0600) before SQLite does, and take looser modes away."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    parent = os.path.dirname(path)
+    os.makedirs(parent, mode=0o700, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     try:
         found = os.fstat(descriptor)
@@ -64,15 +64,15 @@ def _prepare(path: Path) -> None:
             os.fchmod(descriptor, 0o600)
     finally:
         os.close(descriptor)
-    folder = path.parent.stat()
+    folder = os.stat(parent)
     if folder.st_uid == os.geteuid() and folder.st_mode & 0o077:
-        path.parent.chmod(0o700)
+        os.chmod(parent, 0o700)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
-        if path.stat().st_size == 0:  # later it would mean nothing, and wait for whoever writes
+        if os.stat(path).st_size == 0:  # later it would mean nothing, and wait for whoever writes
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         # The file survives a kill of any process; only a power cut may cost the last transactions.
@@ -85,7 +85,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _ensure_schema(connection: sqlite3.Connection, path: Path) -> None:
+def _ensure_schema(connection: sqlite3.Connection, path: str) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > schema.VERSION:
         raise StoreError(
@@ -137,25 +137,23 @@ def _is_broken(error: sqlite3.DatabaseError) -> bool:
     return missing_table or not isinstance(error, sqlite3.OperationalError)
 
 
-def _move_aside(path: Path, error: sqlite3.Error) -> str:
+def _move_aside(path: str, error: sqlite3.Error) -> str:
     from datetime import UTC, datetime
 
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    aside = path.with_name(f"{path.name}.broken-{stamp}-{os.getpid()}")
-    path.rename(aside)
-    for suffix in _SIDE_FILES:
-        side = path.with_name(path.name + suffix)
-        if side.exists():
-            side.rename(aside.with_name(aside.name + suffix))
+    aside = f"{path}.broken-{stamp}-{os.getpid()}"
+    for suffix in ("", *_SIDE_FILES):
+        if os.path.exists(path + suffix):
+            os.rename(path + suffix, aside + suffix)
     return f"the event store was broken ({error}); it is kept as {aside}, and a new one was begun"
 
 
-def store_error(error: Exception, path: Path) -> StoreError:
+def store_error(error: Exception, path: str) -> StoreError:
     """What a failure of the file or the database means to a person."""
     text = str(error)
-    code, do = "store.unusable", f"look at {path.parent}: its owner, its mode and the file system"
+    code, do = "store.unusable", f"look at {os.path.dirname(path)}: its owner, its mode and the file system"
     if "full" in text or "No space" in text:
-        code, do = "store.full", f"free some space on the file system of {path.parent}"
+        code, do = "store.full", f"free some space on the file system of {os.path.dirname(path)}"
     elif "locked" in text or "busy" in text:
         code, do = BUSY, "try again; another mcpguard was writing"
     elif isinstance(error, sqlite3.DatabaseError) and _is_broken(error):

@@ -8,7 +8,6 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 from mcpguard.kernel import cgroup, proc
 
@@ -99,7 +98,8 @@ def standard_input() -> End | None:
 
 
 def _descriptors(pid: int) -> Iterator[str]:
-    return map(str, Path(f"/proc/{pid}/fd").iterdir())
+    with os.scandir(f"/proc/{pid}/fd") as found:
+        return iter([entry.path for entry in found])
 
 
 def _is(path: str, end: End) -> bool:
@@ -108,7 +108,7 @@ def _is(path: str, end: End) -> bool:
 
 def _end_of(path: str) -> End | None:
     with contextlib.suppress(OSError):
-        state = Path(path).stat()
+        state = os.stat(path)
         return os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino
     return None
 

@@ -11,7 +11,6 @@ import ipaddress
 import posixpath
 import re
 import socket
-from pathlib import Path
 
 from mcpguard.events.finding import QUIET
 from mcpguard.events.processes import Process
@@ -117,7 +116,8 @@ class OwnNames:
     def of_this_host(path: str = "/etc/resolv.conf") -> OwnNames:
         found: list[str] = []
         try:
-            lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+            with open(path, encoding="utf-8", errors="replace") as file:
+                lines = file.read().splitlines()
         except OSError:
             lines = []
         for words in map(str.split, lines):

@@ -135,7 +135,7 @@ def _target(path: str, caller: Caller) -> str | None:
     if found and found["link"] == "cwd" and int(found["pid"]) == caller.pid and caller.cwd:
         return caller.cwd
     try:
-        target = os.readlink(path)  # noqa: PTH115 - asked for every folder of every change
+        target = os.readlink(path)
     except (OSError, ValueError):
         return None
     if found:

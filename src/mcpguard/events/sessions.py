@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 import os
-from pathlib import Path
 
 from mcpguard.model.coverage import Coverage
 from mcpguard.model.values import dataclass
@@ -80,7 +79,8 @@ class Session:
 def start_of(pid: int) -> int:
     """Start time of a process in clock ticks since boot; 0 when there is no such process."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        with open(f"/proc/{pid}/stat", errors="replace") as status:
+            text = status.read()
         # The second field is the name in brackets and may itself hold blanks and brackets.
         return int(text.rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
@@ -89,6 +89,7 @@ def start_of(pid: int) -> int:
 
 def _boot_id() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        with open("/proc/sys/kernel/random/boot_id") as told:
+            return told.read().strip()
     except OSError:
         return ""

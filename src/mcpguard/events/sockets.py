@@ -7,7 +7,6 @@ rule denies is hidden at launch instead. This module asks the policy again; it n
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from mcpguard.events import doors, permissions
 from mcpguard.events.finding import NOT_STOPPED, QUIET, UNEXPLAINED, Finding
@@ -107,7 +106,7 @@ class SocketJudge:
     def _was_there(self, path: str) -> bool:
         """It is older than the session; what was changed since does not count."""
         try:
-            return Path(path).stat().st_ctime_ns <= self._began_ns
+            return os.stat(path).st_ctime_ns <= self._began_ns
         except OSError:
             return False
 
@@ -128,7 +127,7 @@ class SocketJudge:
 def _is_missing(path: str) -> bool:
     """Surely no file of the host; False when it cannot be told."""
     try:
-        Path(path).lstat()
+        os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return True
     except (OSError, ValueError):

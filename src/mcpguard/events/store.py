@@ -7,11 +7,11 @@ file of a newer mcpguard is refused. Every failure is a StoreError; who writes d
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from mcpguard.errors import StoreError
 from mcpguard.events import schema
@@ -42,7 +42,7 @@ class Store:
         note: what a person must be told about the opening, such as a broken file that was moved aside; None: nothing.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, note: str | None) -> None:
+    def __init__(self, path: str, connection: sqlite3.Connection, note: str | None) -> None:
         self.path = path
         self.note = note
         self._connection = connection
@@ -50,7 +50,7 @@ class Store:
         self._rules: dict[str, dict[Origin, int]] = {}
 
     @classmethod
-    def open(cls, path: Path | None = None, *, create: bool = True) -> Store:
+    def open(cls, path: str | os.PathLike[str] | None = None, *, create: bool = True) -> Store:
         """Open the store for reading and writing.
 
         Args:
@@ -61,8 +61,8 @@ class Store:
             StoreError: missing and `create` is False (`store.empty`), written by a newer mcpguard (`store.newer`),
                 somebody else's (`store.not-ours`), or it cannot be opened (`store.unusable`).
         """
-        path = path or default_path()
-        if not create and not path.exists():
+        path = os.fspath(path) if path else default_path()
+        if not create and not os.path.exists(path):
             raise StoreError(
                 "nothing is on record yet",
                 why=f"there is no event store at {path}",

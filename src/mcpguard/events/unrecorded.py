@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from pathlib import Path
 
 from mcpguard.events.database import default_path
 from mcpguard.model.values import dataclass
@@ -30,7 +29,7 @@ def note(session: str, profile: str, why: str) -> None:
     line = json.dumps({"session": session, "profile": profile, "why": why}) + "\n"
     with contextlib.suppress(OSError):
         path = _path()
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(fd).st_size < MAX_BYTES:
@@ -46,7 +45,9 @@ def since(session: str = "") -> list[Unrecorded]:
     """
     found = []
     with contextlib.suppress(OSError):
-        for line in _path().read_text(encoding="utf-8", errors="replace").splitlines():
+        with open(_path(), encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+        for line in lines:
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 value = json.loads(line)
                 found.append(Unrecorded(str(value["session"]), str(value["profile"]), str(value["why"])))
@@ -63,5 +64,5 @@ def words(session: str = "") -> str | None:
     return f"{begin} {last.session} (profile {last.profile}): {last.why}"
 
 
-def _path() -> Path:
-    return default_path().with_name(NAME)
+def _path() -> str:
+    return f"{os.path.dirname(default_path())}/{NAME}"

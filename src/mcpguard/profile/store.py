@@ -10,64 +10,51 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import mcpguard
 from mcpguard.errors import HostError
 from mcpguard.model.values import dataclass
+from mcpguard.profile import places
 
-SUFFIX = ".yaml"
+SUFFIX = places.SUFFIX
 
 
 def config_directory() -> Path:
-    """`$MCPGUARD_HOME/config`, else `$XDG_CONFIG_HOME/mcpguard` (`~/.config` by default)."""
-    if home := os.environ.get("MCPGUARD_HOME"):
-        return Path(home).absolute() / "config"
-    return _base("XDG_CONFIG_HOME", "~/.config") / "mcpguard"
+    """As `places.config`."""
+    return Path(places.config())
 
 
 def catalogue_file() -> Path:
-    """The servers that the user approved: `catalogue.approved` reads and writes it."""
-    return config_directory() / "mcp-servers.json"
+    """As `places.catalogue`."""
+    return Path(places.catalogue())
 
 
 def state_directory() -> Path:
-    """`$MCPGUARD_HOME/state`, else `$XDG_STATE_HOME/mcpguard` (`~/.local/state` by default)."""
-    if home := os.environ.get("MCPGUARD_HOME"):
-        return Path(home).absolute() / "state"
-    return _base("XDG_STATE_HOME", "~/.local/state") / "mcpguard"
+    """As `places.state`."""
+    return Path(places.state())
 
 
 def control_directory() -> Path:
-    """Where sessions that run take more rules from their user; no guarded process sees it."""
-    return state_directory() / "control"
+    """As `places.control`."""
+    return Path(places.control())
 
 
 def gate_directory() -> Path:
-    """Where sessions that run have the socket of their gate; guarded processes reach it, and cannot change it."""
-    return state_directory() / "gate"
-
-
-def _base(variable: str, default: str) -> Path:
-    """A base directory; as its specification wants it, a relative one counts for none."""
-    given = os.environ.get(variable, "")
-    return Path(given if given.startswith("/") else default).expanduser()
+    """As `places.gate`."""
+    return Path(places.gate())
 
 
 def typed_path(text: str) -> Path:
-    """A path as typed: `~/` is the home where the shell left it in place; `~NAME` stays as it is."""
-    path = Path(text)
-    return path.expanduser() if text == "~" or text.startswith("~/") else path
+    """As `places.typed`."""
+    return Path(places.typed(text))
 
 
 def user_directory() -> Path:
-    """Where a person's own profiles are; it may not exist yet."""
-    return config_directory() / "profiles"
+    """As `places.profiles`."""
+    return Path(places.profiles())
 
 
 def builtin_directory() -> Path:
-    """Where the shipped profiles are: in the package, or beside `src` in a checkout."""
-    package = Path(mcpguard.__file__).parent
-    installed = package / "data" / "profiles"
-    return installed if installed.is_dir() else package.parent.parent / "profiles"
+    """As `places.builtin_profiles`."""
+    return Path(places.builtin_profiles())
 
 
 @dataclass(frozen=True, slots=True)

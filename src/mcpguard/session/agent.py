@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from mcpguard.errors import McpguardError, ProfileError, UsageError
 from mcpguard.model.paths import is_below
@@ -90,7 +90,7 @@ def _nearest(word: str) -> str:
         profile, _errors = inspect(name)
         if profile is not None and profile.command:
             known[name] = name
-            known.setdefault(Path(profile.command[0]).name, name)
+            known.setdefault(os.path.basename(profile.command[0]), name)
     found = difflib.get_close_matches(word, known, n=1, cutoff=_NEAR)
     return known[found[0]] if found else ""
 
@@ -98,7 +98,7 @@ def _nearest(word: str) -> str:
 def working_directory(policy: Policy) -> str:
     """Where the agent starts: the current directory when it lies in the workspace, else the workspace."""
     try:
-        current = str(Path.cwd().resolve())
+        current = os.path.realpath(os.getcwd())
     except FileNotFoundError:
         return policy.workspace
     return current if is_below(current, policy.workspace) else policy.workspace

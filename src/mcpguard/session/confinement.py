@@ -137,7 +137,7 @@ def _places(rule: PathRule) -> list[str]:
         return [base]
     if "**" in rest:  # names at any depth are no place
         return []
-    matches = glob.iglob(rule.pattern, include_hidden=True)  # noqa: PTH207 - a whole pattern, as absolute as it is
+    matches = glob.iglob(rule.pattern, include_hidden=True)
     return list(itertools.islice(matches, _MOST_MATCHES))
 
 

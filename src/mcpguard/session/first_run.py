@@ -10,12 +10,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from mcpguard.kernel import mounts
 from mcpguard.model.policy import Policy
 from mcpguard.model.values import dataclass
-from mcpguard.profile.store import state_directory
+from mcpguard.profile import places
 
 MODE = 0o700
 LOCK = "folders.lock"
@@ -48,7 +47,7 @@ def own_folders(policy: Policy, *, quiet: bool = False) -> Iterator[None]:
 def _make(folder: str) -> bool:
     """False where it exists already, or cannot be made here: then the plan says what is missing."""
     with contextlib.suppress(OSError), _parent(folder) as parent:
-        os.mkdir(Path(folder).name, MODE, dir_fd=parent)
+        os.mkdir(os.path.basename(folder), MODE, dir_fd=parent)
         return True
     return False
 
@@ -56,7 +55,7 @@ def _make(folder: str) -> bool:
 def _remove(folder: str) -> bool:
     """True when nothing is left of it. Never takes away what holds something."""
     with contextlib.suppress(OSError), _parent(folder) as parent:
-        os.rmdir(Path(folder).name, dir_fd=parent)
+        os.rmdir(os.path.basename(folder), dir_fd=parent)
         return True
     return False
 
@@ -64,7 +63,7 @@ def _remove(folder: str) -> bool:
 @contextlib.contextmanager
 def _parent(folder: str) -> Iterator[int]:
     """The directory that holds `folder`, reached without one symlink on the way."""
-    place = mounts.open_exact(str(Path(folder).parent))
+    place = mounts.open_exact(os.path.dirname(folder))
     try:
         yield place
     finally:
@@ -86,8 +85,8 @@ class _Users:
     def of(folders: tuple[str, ...]) -> Iterator[_Users]:
         fd = -1
         with contextlib.suppress(OSError):  # a home that cannot be written: nothing will be made there either
-            state_directory().mkdir(mode=MODE, parents=True, exist_ok=True)
-            fd = os.open(state_directory() / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            os.makedirs(places.state(), mode=MODE, exist_ok=True)
+            fd = os.open(f"{places.state()}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         users = _Users(fd)
         try:
             for folder in folders:

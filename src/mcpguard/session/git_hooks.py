@@ -6,7 +6,7 @@ Reads git's settings as the user and runs no git. What settings include from oth
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import stat
 
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.paths import is_below
@@ -18,21 +18,20 @@ _MAX_SETTINGS = 1 << 20
 
 def hooks_folder(workspace: str, home: str) -> str:
     """Where `core.hooksPath` leads, when that is inside the workspace; empty otherwise."""
-    folder = Path(workspace)
-    linked = repository(folder)
-    own = _text((linked.common if linked else folder / ".git") / "config")
+    linked = repository(workspace)
+    own = _text(f"{linked.common if linked else f'{workspace}/.git'}/config")
     if own is None:
         return ""
     from mcpguard.session.git_settings import is_true, value_of  # a workspace without a repository needs no reader
 
     further = is_true(value_of("extensions.worktreeconfig", own))
-    of_this_tree = (linked.own if linked else folder / ".git") / "config.worktree"
-    shared = Path(os.environ.get("XDG_CONFIG_HOME") or f"{home}/.config", "git/config")
-    others = map(_text, (Path(home, ".gitconfig"), shared, Path("/etc/gitconfig")))
+    of_this_tree = f"{linked.own if linked else f'{workspace}/.git'}/config.worktree"
+    shared = f"{os.environ.get('XDG_CONFIG_HOME') or f'{home}/.config'}/git/config"
+    others = map(_text, (f"{home}/.gitconfig", shared, "/etc/gitconfig"))
     for text in (_text(of_this_tree) if further else None, own, *others):
         named = value_of("core.hookspath", text) if text is not None else None
         if named is not None:
-            place = os.path.normpath(home + named[1:] if named.startswith("~/") else folder / named)
+            place = os.path.normpath(home + named[1:] if named.startswith("~/") else os.path.join(workspace, named))
             return place if place != workspace and is_below(place, workspace) else ""
     return ""
 
@@ -49,12 +48,14 @@ def hook_rules(workspace: str, home: str) -> list[FileRule]:
     return [FileRule(Effect.READONLY, Access.WRITE, quote(place), origin, because=because)]
 
 
-def _text(file: Path) -> str | None:
+def _text(path: str) -> str | None:
     """What is in a file of settings; None where there is none that can be read."""
     try:
-        if not file.is_file() or file.stat().st_size > _MAX_SETTINGS:
+        state = os.stat(path)
+        if not stat.S_ISREG(state.st_mode) or state.st_size > _MAX_SETTINGS:
             return None
         # As bytes: in text mode a lone carriage return would end a line, and for git it does not.
-        return file.read_bytes().decode("utf-8", "surrogateescape")
+        with open(path, "rb") as file:
+            return file.read().decode("utf-8", "surrogateescape")
     except OSError:
         return None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from mcpguard.kernel.resolve import real_path
 from mcpguard.model.access import Effect
@@ -74,7 +73,8 @@ def fixed_names(policy: Policy, path: str = HOSTS) -> FixedNames:
 def _hosts(path: str) -> Iterable[tuple[str, list[str]]]:
     """(address, names in lower case) of each line that can be read."""
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
     except OSError:
         return
     for line in lines:

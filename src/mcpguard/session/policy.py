@@ -11,7 +11,6 @@ import os
 import pwd
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import mcpguard
 from mcpguard.errors import McpguardError, PolicyError, ProfileError, UsageError
@@ -23,7 +22,7 @@ from mcpguard.model.policy import NetEntry, Policy, User
 from mcpguard.model.profile import Profile
 from mcpguard.model.rule import FileRule, Found, NetDirection, NetRule, Origin, SocketRule
 from mcpguard.model.values import replace
-from mcpguard.profile import store
+from mcpguard.profile import places
 from mcpguard.session import policy_cache
 from mcpguard.session.existing import search
 from mcpguard.session.git_hooks import hook_rules, hooks_folder
@@ -70,7 +69,7 @@ def load_policy(
     kept = _kept_name(
         profile, place, (audit, [typed_pattern(path) for path in read], [typed_pattern(path) for path in write], net)
     )
-    directory = store.state_directory() / "policies"
+    directory = f"{places.state()}/policies"
     if kept and (found := policy_cache.load(directory, kept)):
         return found
     import shlex
@@ -90,7 +89,7 @@ def load_policy(
 
 def _kept_name(profile: str, workspace: str, options: tuple[object, ...]) -> str | None:
     """What the policy is kept under; None where it depends on files that `policy_cache` does not watch."""
-    if "/" in profile or profile.endswith((".yaml", ".yml")) or (Path(workspace) / ".git").is_file():
+    if "/" in profile or profile.endswith((".yaml", ".yml")) or os.path.isfile(f"{workspace}/.git"):
         return None
     user = current_user()
     parts = [
@@ -101,11 +100,11 @@ def _kept_name(profile: str, workspace: str, options: tuple[object, ...]) -> str
         temporary_directory(user.home),
         own_paths(),
         own_hidden(),
-        str(store.gate_directory()),
+        places.gate(),
     ]
     parts.append(hooks_folder(workspace, user.home))
     parts.append(_files_of_servers(workspace))
-    return policy_cache.key(parts, (store.user_directory(), store.builtin_directory()))
+    return policy_cache.key(parts, (places.profiles(), places.builtin_profiles()))
 
 
 def compile_for(
@@ -307,16 +306,17 @@ def workspace_directory(path: str | None) -> str:
     Raises:
         UsageError: it is missing or no directory.
     """
-    typed = store.typed_path(path or ".")
     try:
-        given = typed if typed.is_absolute() else Path.cwd() / typed
+        given = places.absolute(places.typed(path or "."))
     except FileNotFoundError:
         raise _no_workspace("the current directory", "it was removed") from None
-    if str(given.resolve()) in _SYSTEM_DIRECTORIES:
-        raise _no_workspace(str(given), "it belongs to the system, and an agent may write everywhere in its workspace")
-    if not given.is_dir():
-        raise _no_workspace(str(given), "it is not a directory" if os.path.lexists(given) else "it does not exist")
-    return str(given.parent.resolve() / given.name if given.is_symlink() else given.resolve())
+    real = os.path.realpath(given)
+    if real in _SYSTEM_DIRECTORIES:
+        raise _no_workspace(given, "it belongs to the system, and an agent may write everywhere in its workspace")
+    if not os.path.isdir(given):
+        raise _no_workspace(given, "it is not a directory" if os.path.lexists(given) else "it does not exist")
+    above, name = os.path.split(given)
+    return os.path.join(os.path.realpath(above), name) if os.path.islink(given) else real
 
 
 def _no_workspace(path: str, why: str) -> UsageError:
@@ -337,8 +337,8 @@ def current_user() -> User:
     except KeyError:  # an account without an entry, as in containers
         name, home = str(uid), "/"
     wanted = os.environ.get("HOME", "")
-    if wanted.startswith("/") and Path(wanted).is_dir():
-        home = str(Path(wanted).resolve())
+    if wanted.startswith("/") and os.path.isdir(wanted):
+        home = os.path.realpath(wanted)
     return User(uid, os.getgid(), tuple(sorted(os.getgroups())), name, home)
 
 
@@ -349,7 +349,7 @@ def temporary_directory(home: str) -> str:
         PolicyError: `$TMPDIR` holds the home, so that `{tmp}` would open it.
     """
     wanted = os.environ.get("TMPDIR", "")
-    tmp = str(Path(wanted if wanted.startswith("/") and Path(wanted).is_dir() else "/tmp").resolve())
+    tmp = os.path.realpath(wanted if wanted.startswith("/") and os.path.isdir(wanted) else "/tmp")
     if is_below(home, tmp) and (tmp == home or not any(is_below(tmp, shared) for shared in _SHARED_TEMPORARY)):
         raise PolicyError(
             f"the temporary directory {tmp} holds the home directory {home}",
@@ -364,25 +364,26 @@ def own_paths() -> tuple[str, ...]:
     """What the agent may never write: this program with everything it imports, its profiles and its records, and the places in
     the kernel that make it a member of its tree and hold what guards that. An agent of root's could write there.
     """
-    package = Path(mcpguard.__file__).resolve().parent
-    libraries = package.parent if package.parent.name in ("site-packages", "dist-packages") else package
-    environment = [Path(sys.prefix)] if sys.prefix != sys.base_prefix else []
-    ours = (libraries, *environment, store.config_directory(), store.state_directory(), Path(PRIVILEGED_COPY))
-    tree = (Path("/sys/fs/cgroup"), Path(cgroup.unified_mount() or "/sys/fs/cgroup"), Path(PINS))
-    return tuple(sorted({*(str(path.resolve()) for path in (*ours, *tree)), *_linked_profiles()}))
+    package = os.path.dirname(os.path.realpath(mcpguard.__file__))
+    above = os.path.dirname(package)
+    libraries = above if os.path.basename(above) in ("site-packages", "dist-packages") else package
+    environment = [sys.prefix] if sys.prefix != sys.base_prefix else []
+    ours = (libraries, *environment, places.config(), places.state(), PRIVILEGED_COPY)
+    tree = ("/sys/fs/cgroup", cgroup.unified_mount() or "/sys/fs/cgroup", PINS)
+    return tuple(sorted({*map(os.path.realpath, (*ours, *tree)), *_linked_profiles()}))
 
 
 def _linked_profiles() -> Iterator[str]:
     """Where the user's profiles really are: whoever keeps them in a project (dotfiles) lets agents work there, too."""
-    with contextlib.suppress(OSError), os.scandir(store.user_directory()) as entries:
+    with contextlib.suppress(OSError), os.scandir(places.profiles()) as entries:
         for entry in entries:
-            if entry.is_symlink() and entry.name.endswith(store.SUFFIX):
+            if entry.is_symlink() and entry.name.endswith(places.SUFFIX):
                 yield os.path.realpath(entry.path)
 
 
 def own_hidden() -> tuple[str, ...]:
     """What the agent may not even see: where the user tells sessions what else they may do."""
-    return (str(store.control_directory().resolve()),)
+    return (os.path.realpath(places.control()),)
 
 
 def _environment_rules() -> list[FileRule]:
@@ -392,7 +393,7 @@ def _environment_rules() -> list[FileRule]:
     from mcpguard.policy.patterns import quote
 
     origin = Origin("mcpguard", "builtin", 0, "mcpguard's own virtual environment may be read and executed")
-    place = quote(str(Path(sys.prefix).resolve()))
+    place = quote(os.path.realpath(sys.prefix))
     return [FileRule(Effect.ALLOW, Access.READ | Access.EXECUTE, place, origin)]
 
 
@@ -400,13 +401,13 @@ def _shim_rules() -> list[FileRule]:
     """What the shim of an MCP server is made of, and what agents are told to start it with."""
     from mcpguard.policy.patterns import quote
 
-    places = {
-        "mcpguard's own program may be read, for the shim of MCP servers": Path(mcpguard.__path__[0]),
-        "what mcpguard tells agents of MCP servers may be read": store.gate_directory(),
+    readable = {
+        "mcpguard's own program may be read, for the shim of MCP servers": mcpguard.__path__[0],
+        "what mcpguard tells agents of MCP servers may be read": places.gate(),
     }
     return [
-        FileRule(Effect.ALLOW, Access.READ, quote(str(place.resolve())), Origin("mcpguard", "builtin", 0, text))
-        for text, place in places.items()
+        FileRule(Effect.ALLOW, Access.READ, quote(os.path.realpath(place)), Origin("mcpguard", "builtin", 0, text))
+        for text, place in readable.items()
     ]
 
 
@@ -426,7 +427,7 @@ def _server_rules(workspace: str) -> list[FileRule]:
 
 def _files_of_servers(workspace: str) -> list[tuple[str, str]]:
     """Files that approved MCP servers execute, where a session may write at all, each with its server."""
-    if not store.catalogue_file().exists():
+    if not os.path.exists(places.catalogue()):
         return []
     from mcpguard.catalogue import approved
     from mcpguard.events.format import printable
@@ -435,12 +436,12 @@ def _files_of_servers(workspace: str) -> list[tuple[str, str]]:
         entries = approved.load().entries
     except McpguardError:  # no server starts then, and that is said there
         return []
-    places = (workspace, current_user().home, *_SHARED_TEMPORARY, os.environ.get("TMPDIR") or workspace)
+    writable = (workspace, current_user().home, *_SHARED_TEMPORARY, os.environ.get("TMPDIR") or workspace)
     found = {
         path: printable(entry.name)
         for entry in entries
         for path in _kept(entry.facts)
-        if any(is_below(path, place) for place in places)
+        if any(is_below(path, place) for place in writable)
     }
     return sorted(found.items())
 
@@ -450,19 +451,21 @@ def _kept(facts: Mapping[str, str]) -> Iterator[str]:
         role = name.partition(" ")[0]
         if not path.startswith("/"):
             continue
-        if role in ("program", "script", "loaded") and Path(path).is_file():
+        if role in ("program", "script", "loaded") and os.path.isfile(path):
             yield path
-        if name == "modules" and Path(path).is_dir():
+        if name == "modules" and os.path.isdir(path):
             yield from (path, *_above(path))
 
 
 def _above(modules: str) -> Iterator[str]:
     """Where modules in the cache of npx look for others that are not beside them; of `uvx` the folder with its script and
     settings."""
+    above = os.path.dirname(modules)
+    further = os.path.dirname(above)
     if modules.endswith("/site-packages"):
-        yield str(Path(modules).parents[2])
-    if modules.endswith("/node_modules") and Path(modules).parents[1].name == "_npx":
-        yield from (str(folder / "node_modules") for folder in Path(modules).parents[1:3])
+        yield os.path.dirname(further)
+    if modules.endswith("/node_modules") and os.path.basename(further) == "_npx":
+        yield from (f"{folder}/node_modules" for folder in (further, os.path.dirname(further)))
 
 
 def _folders_of_servers(workspace: str) -> list[str]:
@@ -475,7 +478,7 @@ def _gate_rule() -> SocketRule:
     from mcpguard.policy.patterns import quote
 
     origin = Origin("mcpguard", "builtin", 0, "the gate of MCP servers")
-    return SocketRule(Effect.ALLOW, quote(str(store.gate_directory().resolve())), origin)
+    return SocketRule(Effect.ALLOW, quote(os.path.realpath(places.gate())), origin)
 
 
 def _file_rules(option: str, access: Access, paths: Sequence[str]) -> list[FileRule]:
@@ -492,7 +495,7 @@ def typed_pattern(path: str) -> str:
 
     if path.startswith(("/", "~", "{", "**")):
         return path
-    return os.path.normpath(Path(quote(str(Path.cwd()))) / path) + ("/" if path.endswith("/") else "")
+    return os.path.normpath(f"{quote(os.getcwd())}/{path}") + ("/" if path.endswith("/") else "")
 
 
 def _net_rule(target: str) -> NetRule:

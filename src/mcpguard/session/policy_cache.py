@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import mcpguard
 from mcpguard.model.access import PATH_EFFECTS, Access, Effect
@@ -51,20 +50,20 @@ class Asked:
     untrusted: set[str] = field(default_factory=set)
 
 
-def key(parts: Sequence[object], directories: Sequence[Path]) -> str:
+def key(parts: Sequence[object], directories: Sequence[str]) -> str:
     """Names everything that a policy is made from.
 
     Args:
         parts: plain values: profile, account, workspace, command line.
         directories: where profiles are; every YAML file there counts, by size, inode and time of change.
     """
-    code = Path(mcpguard.__file__).parent
-    files = [path for directory in (*directories, code / "policy", code / "profile") for path in _files(directory)]
+    code = os.path.dirname(mcpguard.__file__)
+    files = [path for directory in (*directories, f"{code}/policy", f"{code}/profile") for path in _files(directory)]
     text = json.dumps([FORMAT, mcpguard.__version__, parts, files], default=str)
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _files(directory: Path) -> list[tuple[str, int, int, int]]:
+def _files(directory: str) -> list[tuple[str, int, int, int]]:
     found = []
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
@@ -74,13 +73,13 @@ def _files(directory: Path) -> list[tuple[str, int, int, int]]:
     return sorted(found)
 
 
-def load(directory: Path, name: str) -> Policy | None:
+def load(directory: str, name: str) -> Policy | None:
     """The policy kept under `name`, if the compiler would be told the same by the file system."""
-    path = directory / f"{name}.json"
     try:
-        if path.stat().st_uid != os.getuid():
-            return None
-        kept = json.loads(path.read_bytes())
+        with open(f"{directory}/{name}.json", "rb") as file:
+            if os.fstat(file.fileno()).st_uid != os.getuid():
+                return None
+            kept = json.loads(file.read())
         if any(read_link(link) != target for link, target in kept["links"].items()):
             return None
         if any(search(base, rest) != _found(answer) for base, rest, answer in kept["found"]):
@@ -95,32 +94,35 @@ def _found(kept: list[Any]) -> Found:
     return Found(tuple(directories), tuple(others), tuple((path, rest) for path, rest in unknown))
 
 
-def save(directory: Path, name: str, policy: Policy, asked: Asked) -> None:
+def save(directory: str, name: str, policy: Policy, asked: Asked) -> None:
     """Keep a policy. A failure is none: the next launch compiles again, as it must where a symlink was not trusted."""
     if asked.untrusted:
         return
-    made = directory / f".{name}.{os.getpid()}"
+    made = f"{directory}/.{name}.{os.getpid()}"
     with contextlib.suppress(OSError):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
         found = [
             [*question, [answer.directories, answer.others, answer.unknown]] for question, answer in asked.found.items()
         ]
         kept = {"links": asked.links, "found": found, "policy": _plain(policy)}
-        made.write_text(json.dumps(kept, separators=(",", ":")))
-        made.replace(directory / f"{name}.json")
+        with open(made, "w", encoding="utf-8") as file:
+            file.write(json.dumps(kept, separators=(",", ":")))
+        os.replace(made, f"{directory}/{name}.json")
         _drop_oldest(directory)
 
 
-def _drop_oldest(directory: Path) -> None:
-    kept = sorted(directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    for path in kept[:-KEPT]:
-        path.unlink(missing_ok=True)
+def _drop_oldest(directory: str) -> None:
+    with os.scandir(directory) as entries:
+        kept = [(entry.stat().st_mtime_ns, entry.path) for entry in entries if entry.name.endswith(".json")]
+    for _when, path in sorted(kept)[:-KEPT]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def read_link(path: str) -> str | None:
     """As `policy.links.read_link`, without importing the compiler."""
     try:
-        return os.readlink(path)  # noqa: PTH115 - asked some five hundred times a launch
+        return os.readlink(path)
     except OSError:
         return None
 

@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from mcpguard.broker import client
 from mcpguard.broker.protocol import LaunchRequest
@@ -24,7 +23,7 @@ from mcpguard.model.access import Verdict
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
 from mcpguard.policy.decide import automaton_of, decide_unix
-from mcpguard.profile.store import control_directory, gate_directory, state_directory, user_directory
+from mcpguard.profile import places
 from mcpguard.session import agent, coverage, network, seccomp, sockets
 from mcpguard.session.environment import SESSION_VARIABLE, scrub
 from mcpguard.session.files_plan import plan_files
@@ -68,9 +67,9 @@ def run(options: RunOptions, start: Start) -> int:
 def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start: Start) -> int:
     broker, watch = start.broker(), start.watch
     # Our own folders are protected like everything that exists; one that did not could be made inside.
-    for ours in (user_directory(), state_directory(), control_directory(), gate_directory()):
+    for ours in (places.profiles(), places.state(), places.control(), places.gate()):
         with contextlib.suppress(OSError):  # a home that nobody can write needs no protection there
-            ours.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.makedirs(ours, mode=0o700, exist_ok=True)
     # Best while the broker loads; where tier 1 may be had, which needs no plan, or a plan may be wide, only when that is known.
     planned = _plan(policy, broker) if _tier_1_failed(options.tier) and not options.ask else None
     offer = coverage.Offer.from_broker(broker.offer())
@@ -107,7 +106,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             guard=hooks.plan if hooks else None,
             switches=_switches(policy),
             network=network.settings(policy, fixed, peers=offer.tier == 1),
-            seccomp=seccomp.cached_filter(policy.system, state_directory(), mounts=offer.tier == 1),
+            seccomp=seccomp.cached_filter(policy.system, places.state(), mounts=offer.tier == 1),
             kept=tuple(one.for_broker() for one in _kept(guarded)),
         ),
         guarded.gate.keeping.fileno() if guarded and guarded.gate.keeping else None,
@@ -191,8 +190,8 @@ def _tier_1_failed(asked: str | None) -> bool:
     """Whether tier 1 was tried since the last boot and refused, or is not wanted. A hint: what the broker offers counts."""
     if asked:
         return asked != "1"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return "1" in json.loads(Path(REFUSED_TIERS).read_bytes())["refused"]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(REFUSED_TIERS, "rb") as told:
+        return "1" in json.loads(told.read())["refused"]
     return False
 
 

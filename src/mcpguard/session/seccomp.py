@@ -11,7 +11,6 @@ import errno
 import os
 import socket
 import zlib
-from pathlib import Path
 
 from mcpguard import __version__
 from mcpguard.errors import HostError
@@ -63,25 +62,27 @@ CLONE3 = "clone3"
 MISSING = ("io_uring_setup", "io_uring_enter", "io_uring_register")
 
 
-def cached_filter(switches: SystemSwitches, directory: Path, *, mounts: bool = False) -> bytes:
+def cached_filter(switches: SystemSwitches, directory: str, *, mounts: bool = False) -> bytes:
     """`build_filter`, kept in `directory` (the state directory, which no guarded process can write): loading libseccomp costs
     more than all the rest of a launch's planning."""
     key = repr(
         (__version__, os.uname().machine, switches, mounts, REFUSED, MISSING, CLONE3, _REFUSED_REQUESTS)
     ).encode()
-    path = directory / f"seccomp-{zlib.crc32(key):08x}-{len(key)}.bpf"
+    path = f"{directory}/seccomp-{zlib.crc32(key):08x}-{len(key)}.bpf"
     try:
-        program = path.read_bytes()
-        if program and len(program) % 8 == 0 and path.stat().st_uid == os.getuid():
-            return program
+        with open(path, "rb") as file:
+            program = file.read()
+            if program and len(program) % 8 == 0 and os.fstat(file.fileno()).st_uid == os.getuid():
+                return program
     except OSError:
         pass
     program = build_filter(switches, mounts=mounts)
     with contextlib.suppress(OSError):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = path.with_suffix(f".{os.getpid()}")
-        made.write_bytes(program)
-        made.replace(path)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        made = f"{path.removesuffix('.bpf')}.{os.getpid()}"
+        with open(made, "wb") as file:
+            file.write(program)
+        os.replace(made, path)
     return program
 
 
