@@ -69,6 +69,7 @@ if [[ ${1:-build} == test ]]; then
     need netcat-openbsd have_command nc
     need openssl have_command openssl
     need tmux have_command tmux
+    need btrfs-progs have_command mkfs.btrfs
     # The layout of the records is compared with the compiled header's; Ubuntu ships the tool with its kernels.
     need "$(. /etc/os-release && [[ $ID == ubuntu ]] && echo linux-tools-common || echo bpftool)" have_command bpftool
 fi

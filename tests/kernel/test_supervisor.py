@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
+import shutil
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -182,9 +185,12 @@ def test_nothing_can_be_typed_into_the_persons_terminal(box: Sandbox) -> None:
 
 
 SNAPSHOT = """
-import errno, fcntl, os, struct
+import errno, fcntl, os, struct, sys
+folder, name = sys.argv[1:]
 try:
-    fcntl.ioctl(os.open(".", os.O_RDONLY), 0x50009417, bytearray(struct.pack("<qQQ32x4040s", 0, 0, 0, b"snap")))
+    at = os.open(folder, os.O_RDONLY)
+    fcntl.ioctl(at, 0x50009417, bytearray(struct.pack("<qQQ32x4040s", at, 0, 0, name.encode())))
+    print(open(f"{folder}/{name}/hidden/key").read())
 except OSError as error:
     print(errno.errorcode[error.errno])
 """
@@ -192,11 +198,67 @@ except OSError as error:
 
 def test_no_snapshot_shows_what_is_covered(box: Sandbox) -> None:
     """A second view of a btrfs subvolume has no covers. Without us the question comes to the file system."""
-    words = [SYSTEM_PYTHON, "-c", SNAPSHOT]
+    words = [SYSTEM_PYTHON, "-c", SNAPSHOT, box.world.project, "snap"]
     assert box.control(words).out.strip() in ("ENOTTY", "EINVAL", "EXDEV")
     assert box.run(words).out.strip() == "EPERM"
     (told,) = [e for e in box.denials() if e["op"] == "ioctl"]
     assert "snapshots" in told["rule"]["text"]
+
+
+def need(kind: str) -> None:
+    """Stop where the kernel has no such file system: as without root, a failure where tests are required."""
+    if shutil.which("modprobe"):
+        subprocess.run(["modprobe", "-q", kind], check=False)
+    if f"\t{kind}\n" not in Path("/proc/filesystems").read_text():
+        assert os.environ.get("MCPGUARD_KERNEL_TESTS") != "require", f"this kernel has no {kind}"
+        pytest.skip(f"needs {kind}")
+
+
+@contextlib.contextmanager
+def btrfs(place: Path) -> Iterator[Path]:
+    """A folder of a btrfs; a guest of the lanes has one that is mounted already."""
+    if os.path.ismount("/vmbtrfs/a"):
+        yield Path("/vmbtrfs/a")
+        return
+    need("btrfs")
+    image, mounted = place / "image", place / "mounted"
+    mounted.mkdir()
+    with image.open("wb") as file:
+        file.truncate(128 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, mounted], check=True)
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
+def test_in_tier_3_no_snapshot_of_a_real_subvolume_shows_what_is_covered(box: Sandbox, tmp_path: Path) -> None:
+    """There the file is read by another name, as long as nobody is asked but the file system and Landlock."""
+    box.write_profile("matrix", f'{PROFILE}  deny: ["{{workspace}}/hidden"]\n')
+    with btrfs(tmp_path) as mounted:
+        folder = mounted / "subvolume"
+        make_subvolume(folder)
+        (folder / "hidden").mkdir()
+        (folder / "hidden/key").write_text("of the subvolume\n")
+        command = [SYSTEM_PYTHON, "-c", SNAPSHOT, str(folder)]
+        assert box.control([*command, "by-us"]).out.strip() == "of the subvolume"
+        shutil.move(folder / "by-us", mounted / "by-us")
+        guarded = ["run", "-p", "matrix", "-w", str(folder), "--tier", "3", "--"]
+        ran = box.mcpguard(*guarded, "sh", "-c", 'echo here >"$0/made"; cat "$0/made" "$0/hidden/key"', str(folder))
+        assert ran.out == "here\n", ran
+        assert box.mcpguard(*guarded, *command, "by-the-tree").out.strip() == "EPERM"
+        assert sorted(os.listdir(folder)) == ["hidden", "made"]
+        (told,) = [e for e in box.denials() if e["op"] == "ioctl"]
+        assert "snapshots" in told["rule"]["text"]
+
+
+def make_subvolume(folder: Path) -> None:
+    at = os.open(folder.parent, os.O_RDONLY)
+    try:
+        fcntl.ioctl(at, 0x5000940E, bytearray(struct.pack("<q4088s", 0, folder.name.encode())))
+    finally:
+        os.close(at)
 
 
 def test_nothing_of_a_session_is_left_on_the_host(box: Sandbox) -> None:
