@@ -164,6 +164,18 @@ def test_each_path_is_told_by_the_descriptor_that_it_names_itself(place: Place) 
     assert found is not None and (found.path, found.target) == (f"{kept}/file", "/proc/4194303/fd/8/new")
 
 
+@pytest.mark.parametrize("path", ["fd/7/../x", "fd/7/fd/8/key", "fd/7/.././../x"])
+def test_a_refusal_by_a_descriptor_that_nobody_can_read_any_more_is_told_as_it_was_given(
+    place: Place, path: str
+) -> None:
+    """The kernel tells only what the first descriptor of an absolute name stood for."""
+    who = head(4_194_303, AGENT.pid)
+    place.table.seen(who)
+    found = place.judge(refused("open", path, errno.EACCES, base="/proc/4194303", who=who))
+    assert found is not None
+    assert (found.path, found.rule, found.detail) == (f"/proc/4194303/{path}", None, UNEXPLAINED)
+
+
 def test_a_relative_path_is_joined_with_its_folder(place: Place) -> None:
     found = place.judge(refused("open", "../secret/key", errno.EACCES, base=str(place.root / "free")))
     assert found is not None and found.path == f"{place.root}/secret/key"

@@ -134,6 +134,17 @@ def test_without_a_word_of_the_kernel_proc_cwd_is_where_the_caller_stands() -> N
     assert resolve("", "/proc/self/cwd/x", caller_of(head, "", "/proc/self/cwd/x", ""), follow=True) == f"{here}/x"
 
 
+@pytest.mark.parametrize("link", ["fd/7", "task/4194304/fd/7", "cwd", "exe"])
+def test_behind_a_link_of_proc_that_nobody_can_read_any_more_a_name_stays_as_it_was_given(link: str) -> None:
+    """A name that was made up of what is left would be that of another file."""
+    gone = Caller(DEAD.pid, DEAD.tid)
+    for base, path in (("", f"/proc/self/{link}/../x"), (f"/proc/{DEAD.pid}", f"{link}/../x")):
+        assert resolve(base, path, gone, follow=True) == f"/proc/{DEAD.pid}/{link}/../x"
+        assert Folders().resolve(base, path, gone, follow=False) == f"/proc/{DEAD.pid}/{link}/../x"
+    assert resolve("", f"/proc/self/{link}", gone, follow=True) == f"/proc/{DEAD.pid}/{link}"
+    assert resolve("", "/proc/self/stat/../x", gone, follow=True) == f"/proc/{DEAD.pid}/x"
+
+
 def test_a_pipe_is_no_path() -> None:
     reader, writer = os.pipe()
     try:

@@ -49,7 +49,8 @@ def caller_of(head: Head, base: str, path: str, cwd: str) -> Caller:
 def resolve(
     base: str, path: str, caller: Caller, *, follow: bool, was: Callable[[str], str | None] = lambda _link: None
 ) -> str:
-    """Absolute path of the object, without symlinks, `.` or `..` as far as they can be read.
+    """Absolute path of the object, without symlinks, `.` or `..` as far as they can be read; from a link of /proc on that
+    cannot be read any more, the text as the program gave it.
 
     Args:
         base: directory that a relative `path` starts from; the object itself when `path` is empty.
@@ -76,6 +77,9 @@ def resolve(
         here = "/" + "/".join(done)
         target = was(here) or _target(here, caller)
         if target is None:
+            if any(todo) and here.startswith("/proc/") and re.fullmatch(_PROC, here):
+                # Nobody can tell any more where it led. The name stays as it was given: what `..` takes away is not known.
+                return "/" + "/".join([*done, *todo])
             continue
         links += 1
         done.pop()
