@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -162,13 +163,19 @@ def uv_installs(box: Box, words: list[str]) -> None:
     pytest.fail(f"the real package is needed for this test: {done.stderr[-500:]}")
 
 
-def test_an_approved_server_of_uvx_is_what_uv_installed(box: Box) -> None:
-    home, version = box.inside.world.home, PYPI["mcp-server-time"]
+def with_uv(box: Box) -> None:
+    """uv, where the user has it."""
+    home = box.inside.world.home
     pip = ["FOLDER/venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV]
     folder = fetched("uv-" + UV.rpartition("=")[2], [sys.executable, "-m", "venv", "FOLDER/venv"], pip)
     (home / ".local/bin").mkdir(parents=True, exist_ok=True)
     for name in ("uv", "uvx"):
         shutil.copy(folder / "venv/bin" / name, home / ".local/bin" / name)
+
+
+def test_an_approved_server_of_uvx_is_what_uv_installed(box: Box) -> None:
+    home, version = box.inside.world.home, PYPI["mcp-server-time"]
+    with_uv(box)
     command = ["uvx", f"mcp-server-time=={version}", "--local-timezone", "UTC"]
     (home / ".claude.json").write_text(json.dumps({"mcpServers": {"s": {"command": "uvx", "args": command[1:]}}}))
     told = box.inside.mcpguard("mcp", "approve", "--yes", "s")
@@ -220,3 +227,81 @@ def test_an_approved_server_of_uvx_is_what_uv_installed(box: Box) -> None:
         "what was run elsewhere meanwhile is no change"
     )
     assert f"{home}/.local/share/uv/tools/mcp-server-time/bin/mcp-server-time" in started["detail"]
+
+
+ONE_OF_OURS = """
+import asyncio, os, sys
+from mcp_server_time.server import serve
+sys.stderr.write("started by " + os.environ["VIRTUAL_ENV"])
+asyncio.run(serve("UTC"))
+"""
+
+
+@pytest.mark.parametrize("words", [["mcp-server-time", "--local-timezone", "UTC"], ["server.py"], ["-m", "ours.main"]])
+def test_an_approved_server_of_a_project_is_what_uv_would_execute(box: Box, words: list[str]) -> None:
+    """uv itself is not started: neither its lock nor the project's manifest has a say in a session."""
+    home, version = box.inside.world.home, PYPI["mcp-server-time"]
+    with_uv(box)
+    project = home / "srv"
+    (project / "ours").mkdir(parents=True)
+    manifest = project / "pyproject.toml"
+    manifest.write_text(
+        '[project]\nname = "srv"\nversion = "0"\nrequires-python = ">=3.11"\n'
+        f'dependencies = ["mcp-server-time=={version}"]\n'
+    )
+    for name in ("server.py", "ours/main.py"):
+        (project / name).write_text(ONE_OF_OURS)
+    command = ["uv", "--directory", str(project), "run", *words]
+    (home / ".claude.json").write_text(json.dumps({"mcpServers": {"s": {"command": "uv", "args": command[1:]}}}))
+    told = box.inside.mcpguard("mcp", "approve", "--yes", "s")
+    makes = ["uv", "sync", "--project", str(project), "--reinstall", "--link-mode", "copy", "--compile-bytecode"]
+    assert told.code == 1 and shlex.join(makes) in told.err, told
+    uv_installs(box, makes)
+    approved = box.inside.mcpguard("mcp", "approve", "--yes", "s")
+    assert approved.code == 0 and str(project / ".venv/lib") in approved.out, approved
+    box.inside.variables |= {**VARIABLES, "UV_OFFLINE": "1"}
+    box.options = ("--read", str(home))
+    rules = PROFILE.replace("*/forbidden", "*/get_current_time")
+    box.inside.write_profile("gated", rules.replace("files:\n", "files:\n  execute: [~/srv]\n"))
+    calls: list[tuple[str, Json]] = [
+        ("convert_time", {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"}),
+        ("get_current_time", {"timezone": "UTC"}),
+    ]
+    free = answers(box.talk("s", *new_era(*calls), command=command, guarded=False).out)
+    assert "result" in json.loads(free[2]), free
+    manifest.write_text(manifest.read_text() + '[project.scripts]\nmcp-server-time = "evil:main"\n')
+    (project / "uv.lock").write_text("evil")
+    guarded = box.talk("s", *new_era(*calls), command=command)
+    through = answers(guarded.out)
+    assert set(through) == set(free) and through[1] == free[1] and "blocked by policy" in through[2], guarded
+    (started,) = [event for event in box.mcp_events() if event["op"] == "start"]
+    assert started["detail"].startswith(f"{project}/.venv/bin/"), started
+    if words == ["server.py"]:
+        assert f"started by {project}/.venv" in guarded.err
+    # Nobody of a session with a gate changes it; and whoever does it elsewhere makes another server of it.
+    (source,) = project.glob(".venv/lib/python3*/site-packages/mcp_server_time/server.py")
+    places = [source, project / ".venv/pyvenv.cfg", project / ".venv/bin/activate"]
+    acts = [SYSTEM_PYTHON, "-c", WRITING, *map(str, places)]
+    assert box.inside.control(acts).json_lines() == [dict.fromkeys(map(str, places), 0)]
+    write = ("--write", str(project))
+    (refused,) = box.inside.run(acts, options=(*box.options, *write)).json_lines()
+    assert 0 not in refused.values() and {event["path"] for event in box.inside.denials()} >= set(map(str, places))
+    for path in (source, project / ".venv/pyvenv.cfg"):
+        before = path.read_bytes()
+        path.write_bytes(before + b"\n# more\n")
+        changed = box.talk("s", *new_era(*calls), command=command)
+        assert "mcp.changed" in changed.err, changed
+        path.write_bytes(before)
+    assert answers(box.talk("s", *new_era(*calls), command=command).out)[1] == free[1]
+
+
+WRITING = """
+import json, sys
+def tried(path):
+    try:
+        open(path, "a").close()
+    except OSError as error:
+        return error.errno
+    return 0
+print(json.dumps({path: tried(path) for path in sys.argv[1:]}))
+"""

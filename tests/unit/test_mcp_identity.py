@@ -374,7 +374,7 @@ def test_other_ways_to_write_npx_are_the_same(
         (("node", "absent.js", "--cmd=uvx a"), "uvx"),
         (("sh", "-c", "X=npx; $X -y a"), "npx"),
         (("bash", "-c", "npm {exec,a}"), "npm"),
-        (("proxy", "--root=/srv/uv", "run"), ""),
+        (("proxy", "--root=/srv/uv", "serve"), ""),
         ("npm init -y a", "npm"),
         ("npm ini a", "npm"),
         ("yarn create a", "yarn"),
@@ -415,23 +415,34 @@ def test_other_ways_to_write_npx_are_the_same(
         ("uv run --env-file .env https://a.example/server.py", "uv"),
         ("timeout 60 uv run --with a server.py", "uv"),
         (("bash", "-c", "cd /x && uv run --with a server.py"), "uv"),
-        ("uv run --index-url https://a.example/simple server.py", ""),
-        ("uv run server.py --with a", ""),
-        ("uv run --quiet my-server -w a --url http://localhost:1", ""),
-        ("uv --directory /srv run server --url https://a.example", ""),
-        ("npm start", ""),
-        ("npm run serve", ""),
-        ("npm run exec", ""),
-        ("npm --prefix /srv/npm start", ""),
-        ("uv --directory /srv/uv run server.py", ""),
-        ("uv run server.py --tool tool", ""),
+        ("uv run --index-url https://a.example/simple server.py", "uv"),
+        ("uv run server.py --with a", "uv"),  # no project is there
+        ("uv version", ""),
+        ("npm start", "npm"),
+        ("npm run serve", "npm"),
+        ("npm run exec", "npm"),
+        ("npm --silent run-script x", "npm"),
+        ("npm sto", "npm"),
+        ("npm version", ""),
+        ("yarn serve", "yarn"),
+        ("yarn run serve", "yarn"),
+        ("bun run serve", "bun"),
+        ("poetry run server", "poetry"),
+        ("poetry -C /srv run server", "poetry"),
+        ("pdm run server", "pdm"),
+        ("deno task serve", "deno"),
+        ("deno -q task serve", "deno"),
+        (("sh", "-c", "cd /srv && uv sync && exec .venv/bin/server"), "uv"),
+        (("sh", "-c", "npm install && exec node x.js"), "npm"),
+        ("npm --prefix /srv/npm start", "npm"),
+        ("uv --directory /srv/uv run server.py", "uv"),
         ("bun run /srv/x.ts", ""),
-        ("timeout 60 pnpm --dir /srv start", ""),
+        ("timeout 60 pnpm --dir /srv start", "pnpm"),
         ("node /srv/lib/uv-index.js", ""),
-        (("sh", "-c", "npm run build && exec node x.js"), ""),
-        ("uv run server.py", ""),
+        (("sh", "-c", "npm run build && exec node x.js"), "npm"),
         ("sh -c /srv/server", ""),
-        ("pnpm start", ""),
+        ("pnpm start", "pnpm"),
+        ("server --manager pnpm", ""),
         ("docker run a npx b", ""),
         ("go run example.com/a/b@latest", "go"),
         ("go run -mod mod example.com/a@v1.2.3 --flag", "go"),
@@ -444,7 +455,7 @@ def test_other_ways_to_write_npx_are_the_same(
         ("deno serve https://a.example/server.ts", "deno"),
         (("sh", "-c", "deno run -c ./deno.json jsr:@a/b"), "deno"),
         ("go run -exec ./wrapper example.com/a@v1", "go"),
-        (("sh", "-c", "deno task serve https://a.example"), ""),
+        (("sh", "-c", "deno task serve https://a.example"), "deno"),
         ("go run ./cmd/server user@host", ""),
         ("go run main.go a@v1", ""),
         ("deno run -A server.ts https://a.example", ""),
@@ -649,11 +660,13 @@ def test_a_script_that_names_packages_for_uv_cannot_be_approved(bin_folder: Path
     program(bin_folder / "uv", "binary uv")
     script = write(bin_folder.parent / "x.py", "print(1)\n")
     plain = of(bin_folder, "uv", "run", "x.py")
-    assert all(one.sha256 != identity.MISSING for one in plain.code) and "not part of this" in " ".join(plain.notes)
+    assert all(one.sha256 != identity.MISSING for one in plain.code)
+    assert "uv run --directory DIR" in identity.in_place_of("uv", plain)
     script.write_text('#!/usr/bin/env python3\n# /// script\n# dependencies = ["mcp"]\n# ///\nprint(1)\n')
     found = of(bin_folder, "uv", "run", "x.py")
     assert ("modules", identity.MISSING) in [(one.role, one.sha256) for one in found.code]
     assert any("uv fetches whenever it starts" in note for note in found.notes)
+    assert "uv pip install --python DIR -r" in identity.in_place_of("uv", found)
 
 
 @pytest.mark.parametrize(
@@ -716,10 +729,115 @@ def test_a_secret_is_in_no_advice(bin_folder: Path) -> None:
     assert "npx -y a@1.0.0 --token" in said and TOKEN not in said
 
 
-def test_of_a_shells_text_it_is_said_that_its_programs_do_not_count(bin_folder: Path) -> None:
+def test_what_a_shells_text_has_executed_counts_with_its_scripts(bin_folder: Path) -> None:
+    """Also behind `cd`, `env` and another shell, in each way to write it; the control is a text that names nothing of it."""
+    for name in ("sh", "bash", "env", "find", "xargs"):
+        program(bin_folder / name, f"binary {name}")
+    project = bin_folder.parent / "project"
+    script = write(project / "x.js", "1")
+    tool = program(project / "run", "#!/bin/sh\n")
+    home = {"HOME": str(bin_folder.parent), "DIR": str(project)}
+
+    def read(text: str, shell: str = "sh") -> Identity:
+        return of(bin_folder, shell, "-c", text, **home)
+
+    texts = [
+        f"cd {project} && exec node x.js",
+        f"cd {project}; A=b exec env B=c node --enable-source-maps ./x >/tmp/log 2>&1",
+        f"node {project}/x.js | tee log",
+        "cd project; if [ -f x.js ]; then node x.js; fi",
+        "cd ~/project && node 'x.js'",
+        'cd "$DIR" && node x.js',
+        'node "${DIR}/x.js" "$(pwd)"',
+        'echo "$(node ~/project/x.js)"',
+        f'sh -c "cd {project} && node x.js"',
+        f"(cd {project} && true); node x.js",
+        f"timeout 60 node {project}/x.js",
+    ]
+    before = [read(text) for text in texts]
+    for text, found in zip(texts, before, strict=True):
+        assert ("script", "x.js") in code(found) and ("program", "node") in code(found), (text, found)
+        assert all(one.sha256 != identity.MISSING for one in found.code), (text, found)
+        assert not unknown_runner(found)
+    control, own = read("node -e 1"), read(f"cd {project} && ./run")
+    script.write_text("2")
+    assert [one.digest for one in before if one.digest == read(" ".join(one.args[1:])).digest] == []
+    assert control.digest == read("node -e 1").digest and own.digest == read(f"cd {project} && ./run").digest
+    tool.write_text("#!/bin/sh\nevil\n")
+    assert own.digest != read(f"cd {project} && ./run").digest
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "find . -name x -exec node {} +",
+        "find . -execdir $X {} ;",
+        "/usr/bin/find . -ok node {} ;",
+        "echo x.js | xargs node",
+        "/usr/bin/xargs node < list",
+        "parallel node ::: a.js",
+        "env -S 'node x.js'",
+        "/usr/bin/env -iS 'node x.js'",
+        "env -C /srv node x.js",
+        "env --split-string='node x.js'",
+        "/usr/bin/env $(cat x)",
+        "/usr/bin/timeout 9 $X",
+        "busybox $X",
+        "sh -c 'eval x'",
+        "sh -c \"sh -c 'find . -exec x {} +'\"",
+        'cd "$(cat x)" && node x.js',
+        "cd - && node x.js",
+        "cd $X && node x.js",
+        "PATH=$X:$PATH node x.js",
+        "node absent.js",
+        "node $X",
+        "exec node `cat x`",
+        "./absent",
+    ],
+)
+def test_what_a_text_hands_to_others_cannot_be_approved(bin_folder: Path, text: str) -> None:
+    for name in ("sh", "env", "find", "xargs"):
+        program(bin_folder / name, f"binary {name}")
+    write(bin_folder.parent / "x.js", "1")
+    found = of(bin_folder, "sh", "-c", text)
+    assert unknown_runner(found) == "sh" or any(one.sha256 == identity.MISSING for one in found.code), found
+    assert found.notes
+
+
+@pytest.mark.parametrize(
+    "words", ["find . -exec node x.js ;", "xargs node x.js", "node --run start", "env find . -ok x"]
+)
+def test_programs_that_have_others_executed_cannot_be_approved(bin_folder: Path, words: str) -> None:
+    for name in ("env", "find", "xargs"):
+        program(bin_folder / name, f"binary {name}")
+    write(bin_folder.parent / "x.js", "1")
+    assert any(one.sha256 == identity.MISSING for one in of(bin_folder, *words.split()).code)
+    assert all(one.sha256 != identity.MISSING for one in of(bin_folder, "find", ".", "-name", "x.js").code), (
+        "the control"
+    )
+
+
+def test_programs_are_found_where_a_text_says(bin_folder: Path) -> None:
     program(bin_folder / "sh", "binary sh")
-    assert "only its text" in " ".join(of(bin_folder, "sh", "-c", "cd /srv && node x.js").notes)
-    assert "only its text" not in " ".join(of(bin_folder, "sh", "x.sh").notes)
+    program(bin_folder.parent / "other/node", "binary other")
+    other = str(bin_folder.parent / "other")
+    for text in (f"PATH={other}:$PATH node -e 1", f"export PATH='{other}'; node -e 1", f'PATH="{other}"; node -e 1'):
+        found = of(bin_folder, "sh", "-c", text)
+        assert f"{other}/node" in [one.path for one in found.code], found
+    assert f"{other}/node" not in [one.path for one in of(bin_folder, "sh", "-c", "node -e 1").code]
+
+
+@pytest.mark.parametrize(("name", "file"), [("bun", "bunfig.toml"), ("deno", "deno.json"), ("tsx", "tsconfig.json")])
+def test_what_says_what_is_loaded_beside_a_script_counts(bin_folder: Path, name: str, file: str) -> None:
+    program(bin_folder / name, f"binary {name}")
+    write(bin_folder.parent / "in/x.ts", "1")
+    words, where = (name, "run", "./x.ts") if name != "tsx" else (name, "x.ts"), bin_folder.parent / "in"
+    before = of(bin_folder, *words, cwd=where)
+    assert not unknown_runner(before)
+    settings = write(bin_folder.parent / file, "1")
+    added = of(bin_folder, *words, cwd=where)
+    settings.write_text("2")
+    assert len({before.digest, added.digest, of(bin_folder, *words, cwd=where).digest}) == 3
 
 
 def test_more_words_than_a_gate_takes_are_not_looked_at(bin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -733,7 +851,7 @@ def test_more_words_than_a_gate_takes_are_not_looked_at(bin_folder: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("text", "runner"), [("npm z ", "npm"), ("uv run -x ", "uv"), ("go run -x ", "go"), ("\n", "")]
+    ("text", "runner"), [("npm z ", "npm"), ("uv x y -x ", "uv"), ("go run -x ", "go"), ("\n", "")]
 )
 def test_very_many_words_do_not_hold_up_who_looks_at_them(text: str, runner: str) -> None:
     """A repository may declare what it likes, and with the square of so much this would not end."""
@@ -779,7 +897,8 @@ def test_a_link_to_a_runner_is_one(bin_folder: Path) -> None:
     for words in (("mine", "a"), ("env", "mine", "a"), ("node", "bin/mine", "a")):
         assert unknown_runner(of(bin_folder, *words)) == "npx", words
     assert unknown_runner(of(bin_folder, "my-npm", "exec", "a", "npm")) == "npm"
-    assert not unknown_runner(of(bin_folder, "my-npm", "run", "exec"))
+    assert unknown_runner(of(bin_folder, "my-npm", "run", "exec")) == "npm"
+    assert not unknown_runner(of(bin_folder, "my-npm", "version"))
     (bin_folder / "other").symlink_to("server")
     assert not unknown_runner(of(bin_folder, "other", "a"))
 

@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mcpguard.catalogue import installed, instead, scripts, shells, sums, wrappers
+from mcpguard.catalogue import installed, instead, projects, scripts, shells, sums, told, wrappers
 from mcpguard.catalogue import package as packages
 from mcpguard.catalogue.installed import Installed
 from mcpguard.catalogue.package import Package
@@ -97,6 +97,7 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _BRINGS_PACKAGES = re.compile(rb"^# /// script[ \t]*\r?$", re.MULTILINE)
 # Words that every shell takes as they are written, but for quotes.
 _NOT_PLAIN = re.compile(r"[$`\\;&|<>(){}*?\[\]#!~\n\r]")
+_FETCHES = "names packages that uv fetches whenever it starts"
 _DEEPEST = 4
 _SHEBANG = 256
 _MAX_SETTINGS = 1 << 20
@@ -105,6 +106,12 @@ _RUNNER_SETTINGS = {
     **dict.fromkeys(("pnpm", "pnpx"), (".npmrc", ".pnpmfile.cjs", "pnpm-workspace.yaml")),
     "yarn": (".npmrc", ".yarnrc", ".yarnrc.yml"),
     **dict.fromkeys(("bun", "bunx"), (".npmrc", "bunfig.toml")),
+}
+# Of those that run scripts what stands beside these, or above, and says what is loaded before them or in place of others.
+_SCRIPT_SETTINGS = {
+    "bun": ("bunfig.toml", "tsconfig.json"),
+    "deno": ("deno.json", "deno.jsonc"),
+    **dict.fromkeys(("tsx", "ts-node"), ("tsconfig.json",)),
 }
 _NPM_STEERING = re.compile(
     r"^[ \t]*(?:[^\s=]*registry|(?:node-options|script-shell|shell|prefix|cache|cafile|ca|strict-ssl|(?:https?-)?proxy|git|"
@@ -151,6 +158,7 @@ class Identity:
         installed: what the package runner would execute, and is executed without it; None where only the runner knows.
         behind: how many of the last words are for a script that is part of this: it alone knows what they are.
         notes: what could not be found out, one sentence each.
+        cwd: where it would start; no part of it by itself.
     """
 
     command: str
@@ -164,6 +172,7 @@ class Identity:
     installed: Installed | None = None
     behind: int = 0
     notes: tuple[str, ...] = ()
+    cwd: str = "/"
 
     @property
     def program(self) -> str:
@@ -229,6 +238,7 @@ def of(
         installed=run,
         behind=behind,
         notes=tuple(dict.fromkeys(notes)),
+        cwd=cwd,
     )
 
 
@@ -293,8 +303,15 @@ def _look(
         _add(code, notes, role, path)
     if run.note:
         notes.append(run.note)
+    for path in _up(cwd, env.get("HOME", ""), _SCRIPT_SETTINGS.get(name, ())):
+        _add(code, notes, "settings", path)
+    if shells.hands_on(name, args):
+        code.append(Code("program", command, MISSING))
+        notes.append(f"what {command} has executed cannot be told from its words: declare that by itself")
     if name == "uv" and "run" in args and packages.of(name, args) is None:
-        _add_fetched(run.files, code, notes)
+        if _brings_packages(run.files, code, notes):
+            return None, None, 0
+        return None, *_add_project(args, env, cwd, code, notes, depth)
     if name in wrappers.NAMES and args:
         at = wrappers.command_at(name, args) if depth < _DEEPEST else None
         if at is None:
@@ -306,13 +323,10 @@ def _look(
         wrappers.change(env, name, args[:at])
         return _look(args[at], args[at + 1 :], env, cwd, code, notes, depth + 1)
     plain = plain_command(name, args)
-    if not plain and shells.texts((name, *args))[1]:
-        notes.append(
-            "of what a shell executes only its text is part of this: declare the program by itself, with its folder in "
-            "`cwd`, to have its script count too"
-        )
     if plain and depth < _DEEPEST and packages.of(plain[0], plain[1:]):
         return _look(plain[0], plain[1:], env, cwd, code, notes, depth + 1)
+    if name in shells.ALL and (texts := shells.texts((name, *args))[1]):
+        _add_told(texts, env, cwd, code, notes)
     package = packages.of(name, args)
     if package is not None and package.image:
         notes.append(
@@ -325,6 +339,33 @@ def _look(
     if there is None or not there.words:
         _add_local(package, cwd, env.get("HOME", ""), code, notes)
     return package, there, 0
+
+
+def _add_told(texts: Sequence[str], env: Mapping[str, str], cwd: Path, code: list[Code], notes: list[str]) -> None:
+    """The programs that the text of a shell names, and their scripts, wherever it may start them."""
+    try:
+        steps = told.steps(texts, env, cwd)
+    except told.UntoldError as unknown:
+        code.append(Code("script", texts[0], MISSING))
+        notes.append(f"{unknown} only the shell knows: declare the program by itself, with its folder in `cwd`")
+        return
+    for step in steps:
+        name = Path(step.words[0]).name
+        looked = (resolve(step.words[0], step.environment, str(one)) for one in step.folders)
+        places = {str(found): found for found in looked if found}
+        if not places and "/" in step.words[0]:
+            code.append(Code("program", step.words[0], MISSING))
+            notes.append(f"no program {step.words[0]} was found")
+        for found in places.values():
+            _add(code, notes, "program", found, system="/" not in step.words[0])
+            _add_interpreter(found, step.environment, cwd, code, notes)
+            runs = [scripts.find(name, found, step.words[1:], step.environment, one) for one in step.folders]
+            files = dict.fromkeys(file for run in runs for file in run.files)
+            there = [file for file in files if is_file(file[1])]
+            for role, path in there or list(files)[-1:]:
+                _add(code, notes, role, path)
+    code[:] = dict.fromkeys(code)
+    notes.append("a shell starts it: its text, and the programs and scripts that this names, are part of this")
 
 
 def plain_command(shell: str, args: Sequence[str]) -> list[str]:
@@ -357,7 +398,8 @@ def unknown_runner(found: Identity) -> str:
 
 def in_place_of(runner: str, found: Identity) -> str:
     """What to do about a server that only this runner knows."""
-    return instead.of(runner, shown((found.command, *found.args)))
+    fetched = next((note for note in found.notes if _FETCHES in note), "")
+    return fetched or instead.of(runner, shown((found.command, *found.args)), found.cwd)
 
 
 def _by_shell(found: Identity) -> str:
@@ -390,7 +432,7 @@ def _add_installed(
         code[:] = dict.fromkeys(code)  # the runner's own is the same, most times
     else:
         notes.append(f"its package is not installed, so nobody knows what would run; this gets it: {there.fetch}")
-    code += [Code("modules", path, total or MISSING) for path, total in there.modules]
+    _add_modules(there, code, notes)
     return there
 
 
@@ -412,20 +454,59 @@ def _add_interpreter(found: Path, env: Mapping[str, str], cwd: Path, code: list[
         _add(code, notes, "interpreter", program)
 
 
-def _add_fetched(files: Sequence[tuple[str, Path]], code: list[Code], notes: list[str]) -> None:
-    """What `uv run` would fetch for a script."""
-    notes.append("what uv installs for a project before it runs something of it is not part of this")
+def _add_project(
+    args: Sequence[str], env: dict[str, str], cwd: Path, code: list[Code], notes: list[str], depth: int
+) -> tuple[Installed | None, int]:
+    """What `uv run` would execute of a project, all that is installed for it, and what of its own that begins with."""
+    try:
+        there = projects.of_uv(args, env, cwd)
+    except (OSError, UnreadableError, ValueError) as failed:
+        code.append(Code("modules", str(cwd), MISSING))
+        notes.append(f"what uv installed cannot be read: {getattr(failed, 'strerror', None) or failed}")
+        return None, 0
+    if there is None:
+        return None, 0
+    behind = 0
+    if there.words and depth < _DEEPEST:
+        inner = _look(there.words[0], list(there.words[1:]), env, Path(there.folder), code, notes, depth + 1)
+        behind = inner[2]
+        own = list(projects.own_modules(there))
+        for path in own:
+            _add(code, notes, "script", path)
+        code[:] = dict.fromkeys(code)
+        if own:  # found, where Python without its environment would not look
+            notes[:] = [note for note in notes if not note.startswith("the file of the module ")]
+        notes.append("of the project's own modules only those that are named here are part of this")
+    else:
+        notes.append(f"its environment is not there, or shares its files with uv's cache; this makes it: {there.fetch}")
+    _add_modules(there, code, notes)
+    return there, behind
+
+
+def _add_modules(there: Installed, code: list[Code], notes: list[str]) -> None:
+    """What comes with it; of an environment of Python also what says which Python that is."""
+    code += [Code("modules", path, total or MISSING) for path, total in there.modules]
+    for path, _ in there.modules:
+        if path.endswith("/site-packages"):
+            _add(code, notes, "settings", Path(path).parents[2] / "pyvenv.cfg")
+
+
+def _brings_packages(files: Sequence[tuple[str, Path]], code: list[Code], notes: list[str]) -> bool:
+    """Whether `uv run` would fetch packages for a script that names them."""
+    found = False
     for _role, path in files:
         try:
             brings = _BRINGS_PACKAGES.search(content(path, MAX_CODE)[0])
         except (OSError, UnreadableError):
             continue
         if brings:
+            found = True
             code.append(Code("modules", str(path), MISSING))
             notes.append(
-                f"{path} names packages that uv fetches whenever it starts: install them in a folder DIR (uv venv DIR && "
+                f"{path} {_FETCHES}: install them in a folder DIR (uv venv DIR && "
                 f"uv pip install --python DIR -r {shlex.quote(str(path))}), then declare DIR/bin/python with this script"
             )
+    return found
 
 
 def _add_local(package: Package, cwd: Path, home: str, code: list[Code], notes: list[str]) -> None:
@@ -433,16 +514,20 @@ def _add_local(package: Package, cwd: Path, home: str, code: list[Code], notes: 
     settings = _RUNNER_SETTINGS.get(package.runner)
     if settings is None:
         return
+    modules = (f"node_modules/{package.name}/package.json", f"node_modules/.bin/{Path(package.name).name}")
+    for path in _up(cwd, home, modules):
+        _add(code, notes, "local package", path)
+    for path in _up(cwd, home, settings):
+        if text := _steering_lines(path):
+            code.append(Code("settings", str(path), sums.of_text(text)))
+
+
+def _up(cwd: Path, home: str, names: Sequence[str]) -> Iterator[Path]:
+    """Files of these names here and in the folders above, but for the user's own and the machine's."""
     for folder in (cwd, *cwd.parents):
-        if folder in (Path("/"), Path(home or "/")):  # these are the user's own, and the machine's
-            break
-        modules = folder / "node_modules"
-        for path in (modules / package.name / "package.json", modules / ".bin" / Path(package.name).name):
-            if is_file(path):
-                _add(code, notes, "local package", path)
-        for path in (folder / name for name in settings):
-            if is_file(path) and (text := _steering_lines(path)):
-                code.append(Code("settings", str(path), sums.of_text(text)))
+        if folder in (Path("/"), Path(home or "/")):
+            return
+        yield from filter(is_file, (folder / name for name in names))
 
 
 def _steering_lines(path: Path) -> str:
@@ -454,11 +539,15 @@ def _steering_lines(path: Path) -> str:
     return "\n".join(_NPM_STEERING.findall(text)) if path.name == ".npmrc" else text
 
 
-def _add(code: list[Code], notes: list[str], role: str, path: Path) -> None:
+def _add(code: list[Code], notes: list[str], role: str, path: Path, *, system: bool = False) -> None:
+    """
+    Args:
+        system: as of an interpreter, its path is enough where only root can change it.
+    """
     try:
         real = Path(os.path.realpath(path))
         status = real.stat()
-        system = role == "interpreter" and status.st_uid == 0 and not status.st_mode & 0o022
+        system = (system or role == "interpreter") and status.st_uid == 0 and not status.st_mode & 0o022
         code.append(Code(role, str(real), "" if system else _sum_once(code, real, status.st_size)))
     except (OSError, UnreadableError, ValueError) as failed:
         code.append(Code(role, str(path), MISSING))

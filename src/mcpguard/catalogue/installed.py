@@ -63,12 +63,16 @@ class Installed:
         version: the one that is there.
         modules: folders that its code comes from, each with a sum; where it is not there, the one that it should be in.
         fetch: what gets it, and starts nothing of it.
+        folder: where it starts; empty: where it is declared to.
+        environment: of Python, whose programs it finds first; empty: none.
     """
 
     words: tuple[str, ...]
     version: str
     modules: tuple[tuple[str, str], ...]
     fetch: str
+    folder: str = ""
+    environment: str = ""
 
 
 @dataclass(frozen=True, slots=True)

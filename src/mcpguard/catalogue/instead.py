@@ -1,6 +1,7 @@
-"""How to declare a server that only a runner of packages or a shell knows, so that it can be approved. Pure.
+"""How to declare a server that only a runner of packages or a shell knows, so that it can be approved.
 
-From the words of its own declaration, for whoever reads them there: `bunx x@1.2.3 --flag` is `npx -y x@1.2.3 --flag`.
+From the words of its own declaration, for whoever reads them there: `bunx x@1.2.3 --flag` is `npx -y x@1.2.3 --flag`. Of a
+script of a project the file is read in which that stands.
 """
 
 from __future__ import annotations
@@ -8,22 +9,31 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from mcpguard.catalogue import installed, shells
+from mcpguard.catalogue import installed, projects, shells
 from mcpguard.catalogue import package as packages
+from mcpguard.mcp.masking import masked_text
 
 IN_GENERAL = (
     "declare it as `npx -y NAME@VERSION` or `uvx NAME==VERSION`, by itself and without other options; or install it "
-    "(npm install -g, uv tool install, pipx install) and declare the path of its program, in a shell's text as a plain word"
+    "(npm install -g, uv tool install, pipx install) and declare the path of its program, in a shell's text as a plain word; "
+    "of a project declare what its script executes"
 )
 _OF_A_SHELL = (
     "declare the program that this starts by itself: its path, its words, its variables in `env` and its folder in `cwd` "
     "(in place of `source DIR/bin/activate` the path DIR/bin/python)"
 )
+_OF_PROJECTS = ("poetry", "pdm", "hatch", "pipenv", "rye", "pixi")
+_LONGEST = 300
 # Before what `uv run` executes; with others nobody can say what it needs.
 _UV_SWITCHES = frozenset(
     ("-q", "--quiet", "--frozen", "--no-project", "--isolated", "--exact", "--no-sync", "--locked")
+)
+_OF_UV = (
+    "declare it by itself as `uv run --directory DIR PROGRAM`, of a project DIR that has all that it needs (uv add "
+    "--project DIR PACKAGE) and without --with; or make an environment (uv venv DIR, uv pip install --python DIR "
+    "PACKAGE) and declare DIR/bin/python with its script"
 )
 _OF_NODE = {
     **dict.fromkeys(("npx", "bunx", "pnpx"), ()),
@@ -36,18 +46,23 @@ _PLAIN = re.compile(r"[^$`;&|<>(){}*?~#!\\]+\Z")
 _VERSION = re.compile(r"v\d+\Z")
 
 
-def of(runner: str, words: Sequence[str]) -> str:
+def of(runner: str, words: Sequence[str], cwd: str = "/") -> str:
     """What to declare in place of these words.
 
     Args:
         runner: as `identity.unknown_runner` tells it.
         words: the command and its arguments, as they are shown to people.
+        cwd: where it would start.
     """
     if runner in shells.ALL:
         return _OF_A_SHELL
     own, besides = _behind(runner, words)
     if own is None:
         return IN_GENERAL
+    if not besides and (script := projects.script_of(runner, own, Path(cwd))) is not None:
+        return _of_script(runner, script)
+    if runner in _OF_PROJECTS:
+        return _of_environment(runner, own) + besides
     if runner in _OF_NODE:
         return _of_node(runner, own) + besides
     if runner in ("uvx", "uv", "pipx"):
@@ -82,6 +97,38 @@ def _install(*words: str, program: str, args: Sequence[str]) -> str:
     path = f"the path that `command -v {shlex.quote(program)}` says"
     behind = f", with its words behind it: {shlex.join(args)}" if args else ""
     return f"outside of the session: {shlex.join(words)}; then declare {path}{behind}"
+
+
+def _of_script(runner: str, script: projects.Script) -> str:
+    """What a line of a project executes, where it is one program; else the line, for whoever takes it apart."""
+    folder, stands = shlex.quote(str(script.file.parent)), f"`{script.name}` in {script.file}"
+    task = "task" if runner == "deno" else "run"
+    first = "".join(
+        f"; first, outside of the session: {shlex.join([runner, task, one])} in {folder}"
+        for one in script.around
+        if not one.startswith("post")
+    )
+    words = projects.program_of(script)
+    if words is None:
+        text = masked_text(script.text)[:_LONGEST]
+        return (
+            f"do outside of the session what {stands} does before it starts the server, and declare the program of that by "
+            f"itself, with {folder} as its folder (`cwd`); it says: {text}{first}"
+        )
+    return f"{_declare(*map(masked_text, words))}, with {folder} as its folder (`cwd`), as {stands} has it{first}"
+
+
+def _of_environment(runner: str, own: list[str]) -> str:
+    """Of a tool that runs something of an environment which it keeps where it likes."""
+    at = own.index("run") + 1 if "run" in own else len(own)
+    if at >= len(own) or own[at].startswith("-"):
+        return IN_GENERAL
+    program, args, before = own[at], own[at + 1 :], shlex.join([runner, *own[: at - 1]])
+    behind = f", with its words behind it: {shlex.join(args)}" if args else ""
+    return (
+        f"outside of the session, in the folder of the project: {before} install; then declare the path that "
+        f"`{before} run which {shlex.quote(program)}` says there{behind}"
+    )
 
 
 def _of_node(runner: str, own: list[str]) -> str:
@@ -130,13 +177,10 @@ def _of_uv_run(own: list[str]) -> str:
             else:
                 brought += [one for one in re.split(r",(?![^\[]*\])", value) if one]
         elif equals or option not in _UV_SWITCHES:
-            return (
-                "have uv install what it needs in its project (uv add --project DIR PACKAGE) and leave --with out; or make an "
-                "environment (uv venv DIR, uv pip install --python DIR PACKAGE) and declare DIR/bin/python with its script"
-            )
+            return _OF_UV
     rest = rest[1:] if rest[:1] == ["--"] else rest
     if not rest or not brought:
-        return IN_GENERAL
+        return _OF_UV
     program = rest[0]
     if program == "-m" or program.endswith(".py") or re.match(r"python[\d.]*\Z", program):
         args = rest if program == "-m" or program.endswith(".py") else rest[1:]

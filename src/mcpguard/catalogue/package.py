@@ -66,14 +66,18 @@ _PYTHON = {"uvx": (), "uv": ("tool", "run"), "pipx": ("run",)}
 _CONTAINERS = {"docker": ("run",), "podman": ("run",), "nerdctl": ("run",)}
 RUNNERS = frozenset((*_NODE, *_PYTHON, *_CONTAINERS))
 # By what each of them fetches something and executes it, whatever the words for it are; empty: by all.
+_INSTALLING = ("install", "i", "ci", "add", "update", "up")
+_SCRIPTS = ("run", "run-script", "rum", "urn", "start", "test", "t", "tst", "stop", "restart")
+# Any word: what is none of their own is the name of a script.
+_ANY = ("*",)
 _FETCHING = {
     **_NODE,
     **_PYTHON,
-    "npm": ("exec", "x", "init", "innit", "create"),
-    "pnpm": ("dlx", "exec", "create"),
-    **dict.fromkeys(("yarn", "yarnpkg"), ("dlx", "create")),
-    "bun": ("x", "create", "c"),
-    "uv": ("tool",),
+    "npm": ("exec", "x", "init", "innit", "create", *_SCRIPTS, *_INSTALLING),
+    **dict.fromkeys(("pnpm", "yarn", "yarnpkg"), _ANY),
+    "bun": ("x", "create", "c", "run", *_INSTALLING),
+    "uv": ("tool", "run", "sync", "pip", "add"),
+    **dict.fromkeys(("poetry", "pdm", "hatch", "pipenv", "rye", "pixi"), ("run", "install", "sync", "shell")),
 }
 # They fetch what an address names, and compile or run what is on the disk.
 _BY_ADDRESS = {
@@ -91,13 +95,6 @@ _DENOS_VERBS = ("run", "serve", "x")
 _ON_DISK = re.compile(r"\.{0,2}/|\.{1,2}\Z|.*\.(?:[mc]?[jt]sx?|go)\Z")
 # Of words in which it is looked where each runner stands and what follows it; nobody writes more.
 _MOST_TOKENS = 1_000
-# Options of `uv run` without a value; the word behind another one may be that.
-_UV_SWITCHES = """
-    run -q --quiet -v --verbose -n --no-cache --offline --active --isolated --exact --locked --frozen --no-sync --no-project
-    --no-config --no-progress --no-dev --dev --all-extras --all-groups --all-packages --no-env-file --managed-python -s --script
-"""
-_UV_ALONE = frozenset(_UV_SWITCHES.split())
-_UV_PLACES = ("--index", "--default-index", "--extra-index-url", "--find-links", "--index-url", "-i", "-f")
 _SCRIPT = re.compile(rf"(?P<name>{'|'.join(_FETCHING)})(?:-cli|-[\d.]*\d)?\.(?:[cm]?js|pyz)\Z")
 _MODULES = ("node_modules", "nodejs", "site-packages", "dist-packages")
 # Options whose value is the next word; what is not known here and has no `=` is taken for a switch.
@@ -300,13 +297,17 @@ def _fetches(runner: str, rest: Sequence[str], *, by_itself: bool) -> bool:
         by_itself: it is a word of its own, and no part of a text.
     """
     if runner in _BY_ADDRESS:
+        if runner == "deno" and "task" in (rest if rest[:1] and rest[0].startswith("-") else rest[:1]):
+            return True
         if runner == "deno":  # needs no verb
             begins = rest and (rest[0] in _DENOS_VERBS or rest[0].startswith("-") or is_address(runner, rest[0]))
             return bool(begins) and _run_fetches(runner, rest)
         return "run" in rest and _run_fetches(runner, rest[rest.index("run") + 1 :])
-    if runner == "uv" and "run" in rest and _uv_run_fetches(rest[rest.index("run") + 1 :]):
-        return True
     verbs = _FETCHING[runner]
+    if verbs == _ANY:
+        return bool(rest)
+    if runner == "bun" and rest[:1] == ["run"] and rest[1:] and _ON_DISK.match(rest[1]) and "/" in rest[1]:
+        return False
     may_be = rest[:1] if by_itself and rest and not rest[0].startswith("-") else rest
     # npm takes the beginning of a name for the name.
     short = [word for word in may_be if runner == "npm" and len(word) > 1]
@@ -329,24 +330,6 @@ def _run_fetches(runner: str, words: Sequence[str]) -> bool:
         if is_address(runner, word):
             return True
         if _ON_DISK.match(word) and not _BEFORE_A_VALUE[runner].match(before):
-            return False
-        before = word
-    return False
-
-
-def _uv_run_fetches(words: Sequence[str]) -> bool:
-    """Whether `uv run` with these words fetches packages, or a script, besides those of its project.
-
-    What stands behind a word that is surely no option and no value of one is for the program.
-    """
-    before = "run"
-    for word in words:
-        if word.startswith("-"):
-            if word.startswith(("--with", "-w")):
-                return True
-        elif word.startswith(("http://", "https://")):
-            return before not in _UV_PLACES
-        elif word != "run" and (before in _UV_ALONE or not before.startswith("-")):
             return False
         before = word
     return False

@@ -129,6 +129,9 @@ def _node(args: Sequence[str], cwd: Path, valued: Set[str]) -> Found:
         option = option.replace("_", "-") if option.startswith("--") else option
         if option in _NODE_TEXT:
             return Found(tuple(loaded))
+        if option == "--run":  # a line of package.json, for a shell
+            why = f"node {arg} has a shell execute what package.json says: declare that by itself"
+            return Found((*loaded, (SCRIPT, Path("/dev/null", arg))), why)
         if option in _NODE_LOADS:
             value = value if equals else next(rest, "")
             if value.startswith((".", "/")):

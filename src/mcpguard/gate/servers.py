@@ -95,6 +95,10 @@ class Servers:
         environment = starting.start_environment(server, self._environment)
         containers.refuse(name, found, environment, self._engines)
         cwd = starting.folder(server, self._environment, here)
+        if found.installed is not None and found.installed.folder:  # as `uv run` does it
+            cwd = Path(found.installed.folder)
+            environment["VIRTUAL_ENV"] = found.installed.environment
+            environment["PATH"] = f"{found.installed.environment}/bin:{environment.get('PATH', os.defpath)}"
         words = words_of(name, found, str(cwd), environment, self._may_write)
         known = [code.path for code in found.code]
         program = found.found if words[0] == found.command else words[0]

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mcpguard.catalogue import scripts, wrappers
+from mcpguard.catalogue import projects, scripts, shells, told, wrappers
 from mcpguard.catalogue.identity import MISSING, Identity
 from mcpguard.errors import HostError
 from mcpguard.model.access import Access
@@ -53,12 +53,16 @@ def words_of(
     if may_write is not None:
         _refuse_changeable(name, found, cwd, environment.get("HOME", "/"), may_write)
     if found.installed is not None and found.installed.words:
-        words = (*given[:at], *found.installed.words)
-        if _inner(words) != at:  # to `env` a path with `=` in it is a variable
+        given[at:] = [_placed(word, cwd, found) for word in found.installed.words]
+        if _inner(given) != at:  # to `env` a path with `=` in it is a variable
             raise _refused(
-                name, f"{given[0]} would not execute {words[at]}", "install it at a place without = in its path"
+                name, f"{given[0]} would not execute {given[at]}", "install it at a place without = in its path"
             )
-        return words
+        if not found.installed.folder:
+            return tuple(given)
+        cwd, program, args = found.installed.folder, os.path.basename(given[at]), given[at + 1 :]
+    if may_write is not None and program in shells.ALL:
+        _refuse_told(name, given[at:], cwd, environment, may_write)
     here = may_write is not None and may_write(os.path.join(cwd, _ANYTHING))
     # `env` may take away what would keep Python from there.
     if scripts.looks_in_its_folder(program, args, {} if at else environment):
@@ -69,11 +73,11 @@ def words_of(
 
 
 def _placed(word: str, cwd: str, found: Identity) -> str:
-    """A script by its whole path: whoever asked could go to another folder before it executes what it may, and there the same
-    word names another file."""
+    """A script by its whole path, without links: whoever asked could go to another folder before it executes what it may, and
+    there the same word names another file; and a link is another one, once somebody of the session has replaced it."""
     paths = {code.path for code in found.code if code.role in ("script", "loaded")}
-    path = os.path.join(cwd, word)
-    return path if not os.path.isabs(word) and os.path.realpath(path) in paths else word
+    real = os.path.realpath(os.path.join(cwd, word))
+    return real if real in paths else word
 
 
 def _inner(given: Sequence[str]) -> int:
@@ -130,7 +134,12 @@ def _beside(modules: str, home: str) -> Iterator[str]:
 
 def _safe_path(name: str, found: Identity, cwd: str, here: bool) -> list[str]:
     """What has Python not look in the folder that it starts in, which `-m` and `-c` do first."""
-    local = any(code.role == "script" and code.path.startswith(os.path.realpath(cwd) + "/") for code in found.code)
+    # What an environment links to, Python finds without that folder.
+    linked = (
+        set() if found.installed is None else {os.path.realpath(one) for one in projects.own_modules(found.installed)}
+    )
+    own = [code.path for code in found.code if code.role == "script" and code.path not in linked]
+    local = any(path.startswith(os.path.realpath(cwd) + "/") for path in own)
     if not here and local:
         return []
     programs = [Path(code.path) for code in found.code if code.role in ("program", "interpreter")]
@@ -143,6 +152,22 @@ def _safe_path(name: str, found: Identity, cwd: str, here: bool) -> list[str]:
             "name its script and not the module, install it for Python 3.11 or newer, or start it in another folder (`cwd`)",
         )
     return ["-P"]
+
+
+def _refuse_told(
+    name: str, words: Sequence[str], cwd: str, environment: Mapping[str, str], may_write: MayWrite
+) -> None:
+    """Of a shell's text each command is judged as one that is declared by itself: nobody adds an option to it."""
+    try:
+        steps = told.steps(shells.texts(words)[1], environment, Path(cwd))
+    except told.UntoldError as unknown:
+        raise _refused(name, f"{unknown} only the shell knows", "declare the program of the server by itself") from None
+    for step in steps:
+        program, args = os.path.basename(step.words[0]), step.words[1:]
+        if program in _LOCAL_FIRST or scripts.looks_in_its_folder(program, args, step.environment):
+            for folder in step.folders:
+                if may_write(str(folder / _ANYTHING)):
+                    _refuse_local_first(name, program, str(folder))
 
 
 def _refuse_local_first(name: str, program: str, cwd: str) -> None:
