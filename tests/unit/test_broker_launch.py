@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -17,9 +18,11 @@ import pytest
 from mcpguard.backends import guard
 from mcpguard.broker import launch, tiers
 from mcpguard.broker.channel import Channel
+from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.errors import HostError
 from mcpguard.kernel.beside import Beside
 from mcpguard.model.plan import FilesPlan
+from mcpguard.model.policy import User
 
 ALL_PATHS = {*guard._KEEPING, *guard._NAMING[0]}
 REQUEST = SimpleNamespace(files=FilesPlan((), ()), user=None)
@@ -52,7 +55,7 @@ def test_a_child_that_the_cgroup_did_not_take_hears_nothing_more(ends: tuple[lau
         raise OSError(16, "the cgroup is busy")
 
     with pytest.raises(OSError, match="busy"):
-        launch._confine(child, {}, REQUEST, NotArmed(), Beside(refuse))  # type: ignore[arg-type]
+        launch._confine(child, REQUEST, NotArmed(), Beside(refuse))  # type: ignore[arg-type]
     line.setblocking(False)
     with pytest.raises(BlockingIOError):
         line.recv(16)
@@ -159,3 +162,52 @@ def test_why_files_are_fixed_is_said(
     engine: Any = None
     answer = tiers.files_fixed(tier, engine, ask=ask)
     assert (said in answer) if said else answer == ""
+
+
+def test_the_child_has_its_orders_while_the_tables_are_filled_and_hears_nothing_more_where_they_cannot_be(
+    ends: tuple[launch._Child, socket.socket],
+) -> None:
+    child, line = ends
+    orders, taken = socket.socketpair()
+    ours, theirs = socket.socketpair()
+    account = pwd.getpwuid(os.getuid())
+    request = LaunchRequest(
+        session="s",
+        user=User(account.pw_uid, account.pw_gid, (account.pw_gid,), account.pw_name, account.pw_dir),
+        argv=("true",),
+        environment={},
+        cwd="/",
+        umask=0o022,
+        files=FilesPlan((), ()),
+        guard=None,
+        switches=0,
+        network={"connect": []},
+        seccomp=bytes(8),
+    )
+    had: list[dict[str, Any]] = []
+
+    class Malformed(NotArmed):
+        files_fixed = ""
+
+        def set_rules(self, _network: object, *, keeps: bool) -> None:
+            received = Channel(taken).receive()
+            assert received is not None and not keeps
+            had.append(received[0])
+            raise HostError("malformed", why="", do="", code="broker.malformed-request")
+
+    serving = launch.Launch.__new__(launch.Launch)
+    serving.channel, serving.caller_uid = Channel(theirs), os.getuid()
+    serving.engine, serving.leaf = Malformed(), None  # type: ignore[assignment]
+    with orders, taken, ours, theirs:
+        Channel(ours).send(request.to_json())
+        with pytest.raises(HostError, match="malformed"):
+            serving._serve(
+                launch._Child(child.pid, Channel(orders), child.line),
+                None,  # type: ignore[arg-type]
+                Beside(lambda: None),
+                ours,
+            )
+    assert [LaunchRequest.from_json(message) for message in had] == [request]
+    line.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        line.recv(16)

@@ -132,11 +132,12 @@ class Launch:
         request = LaunchRequest.from_json(received[0])
         _check_user(request, self.caller_uid, groups)
         _insist_that_hooks_keep(request, engine)
+        _order(child, received[0])  # it confines itself while the tables are filled
         engine.set_rules(request.network, keeps=bool(request.kept))
         self._keep(request, received[1])
         if request.guard is not None:
             engine.set_guard(request.guard, request.switches)
-        canary_pid, covers = _confine(child, received[0], request, engine, entering)
+        canary_pid, covers = _confine(child, request, engine, entering)
         target.close()
         _drop_to_idle()
         facts = {"ready": True, "pid": child.pid, "canary_pid": canary_pid, "cgroup": leaf.path}
@@ -280,20 +281,18 @@ def _fork(tier: int, target: canary.Target, own: Sequence[terminals.Terminal]) -
     return _Child(pid, Channel(orders), line)
 
 
-def _confine(
-    child: _Child, message: dict[str, Any], request: LaunchRequest, engine: Engine, entering: Beside
-) -> tuple[int, Covers]:
-    """Give the child its orders, arm the hooks once it has confined itself and is in the leaf, and wait until its canary was
-    refused.
+def _order(child: _Child, message: dict[str, Any]) -> None:
+    """Give the child the request as it came; it goes no further than to wait for the hooks."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # one that failed has said why
+        child.orders.send(message)
 
-    Args:
-        message: the request as it came.
+
+def _confine(child: _Child, request: LaunchRequest, engine: Engine, entering: Beside) -> tuple[int, Covers]:
+    """Arm the hooks once the child has confined itself by its orders and is in the leaf, and wait until its canary was refused.
 
     Returns:
         the canary's pid, and what looks after the child's covers.
     """
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # one that failed has said why
-        child.orders.send(message)
     report, child.held = _read_report(child.line)
     covers = None
     if report.get("confined"):

@@ -7,6 +7,7 @@ real tree, and wherever it allows less than an ancestor was granted, a mount ste
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -252,6 +253,7 @@ def _remember_matches(walk: Walk, directory: str, state: State, depth: int) -> N
             _remember_matches(walk, entry.path, below, depth - 1)
 
 
+@functools.lru_cache(maxsize=1024)  # each pattern of a policy is asked for twice
 def _split_literal(pattern: str) -> tuple[str, list[str]]:
     """`/a/b*/c` to (`/a`, [`b*`, `c`])."""
     base, rest = split_literal(pattern)
