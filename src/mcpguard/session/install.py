@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -192,11 +191,13 @@ def _copy(source: Path, made: Installation) -> None:
         record = {"version": made.version, "digest": made.digest, "python": made.python, "source": made.source}
         (fresh / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if made.path.exists():
-            shutil.rmtree(made.path)
+            _remove_tree(made.path)
         fresh.rename(made.path)
     finally:
         os.umask(previous)
-        shutil.rmtree(fresh, ignore_errors=True)
+        if fresh.exists():
+            with contextlib.suppress(OSError):
+                _remove_tree(fresh)
 
 
 def _remove_older(made: Installation, prefix: Path) -> list[Path]:
@@ -205,9 +206,15 @@ def _remove_older(made: Installation, prefix: Path) -> list[Path]:
     for other in installations(prefix):
         replaced = other.source == made.source or not Path(other.source).exists()
         if other.path != made.path and replaced and not _in_use(other.path):
-            shutil.rmtree(other.path)
+            _remove_tree(other.path)
             removed.append(other.path)
     return removed
+
+
+def _remove_tree(path: Path) -> None:
+    import shutil  # who launches through this module waits for what it imports
+
+    shutil.rmtree(path)
 
 
 def _in_use(path: Path) -> bool:
@@ -223,7 +230,7 @@ def remove(prefix: Path = PREFIX) -> list[Path]:
     """Remove every copy, and the prefix; as root. Returns what was removed."""
     removed = [found.path for found in installations(prefix)]
     if prefix.exists():
-        shutil.rmtree(prefix)
+        _remove_tree(prefix)
     return removed
 
 
@@ -233,7 +240,9 @@ def sudo_command(action: str) -> list[str]:
     Raises:
         PrivilegeError: there is no sudo.
     """
-    sudo = shutil.which("sudo")
+    from shutil import which
+
+    sudo = which("sudo")
     if sudo is None:
         raise PrivilegeError(
             "root is needed and there is no sudo",
