@@ -248,24 +248,43 @@ def fork() -> Broker:
     return Broker(Forked(pid), Channel(ours))
 
 
-def start(program: BrokerProgram) -> Broker:
-    """Start the broker through sudo, which asks for a password on the terminal if it must.
+@dataclass(slots=True)
+class Asked:
+    """A broker that sudo was asked for; it may still want a password."""
+
+    process: subprocess.Popen[bytes]
+    listener: socket.socket
+
+    def broker(self) -> Broker:
+        """Wait for it; to be called once.
+
+        Raises:
+            PrivilegeError: sudo said no.
+        """
+        with self.listener:
+            return Broker(self.process, Channel(_accept_root(self.listener, self.process)))
+
+
+def start(program: BrokerProgram) -> Asked:
+    """Have the broker started by sudo, which asks for a password on the terminal if it must.
 
     Raises:
-        PrivilegeError: sudo is missing or said no.
+        PrivilegeError: sudo is missing.
     """
     import subprocess
 
     name = f"mcpguard-{os.getpid()}-{os.urandom(16).hex()}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
         listener.bind(b"\0" + name.encode())
         listener.listen(4)
         command = [_sudo(), "-p", _PROMPT, "--", *program.command, "--socket", name]
-        try:
-            process = subprocess.Popen(command)
-        except OSError as error:
+        return Asked(subprocess.Popen(command), listener)
+    except BaseException as error:
+        listener.close()
+        if isinstance(error, OSError):
             raise _no_privilege("sudo could not be started", str(error)) from error
-        return Broker(process, Channel(_accept_root(listener, process)))
+        raise
 
 
 def _sudo() -> str:

@@ -65,16 +65,18 @@ def run(options: RunOptions, start: Start) -> int:
 
 
 def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start: Start) -> int:
-    broker, watch = start.broker(), start.watch
+    start.ask()
+    watch = start.watch
     # Our own folders are protected like everything that exists; one that did not could be made inside.
     for ours in (places.profiles(), places.state(), places.control(), places.gate()):
         with contextlib.suppress(OSError):  # a home that nobody can write needs no protection there
             os.makedirs(ours, mode=0o700, exist_ok=True)
     # Best while the broker loads; where tier 1 may be had, which needs no plan, or a plan may be wide, only when that is known.
-    planned = _plan(policy, broker) if _tier_1_failed(options.tier) and not options.ask else None
+    planned = _plan(policy, start) if _tier_1_failed(options.tier) and not options.ask else None
+    broker = start.broker()
     offer = coverage.Offer.from_broker(broker.offer())
     wide = offer.tier == 2 and not offer.files_fixed
-    plan, later = (FilesPlan((), ()), None) if offer.tier == 1 else planned or _plan(policy, broker, wide=wide)
+    plan, later = (FilesPlan((), ()), None) if offer.tier == 1 else planned or _plan(policy, start, wide=wide)
     hooks = _hooks(policy, offer, broker) if offer.tier < 3 else None
     holds = coverage.of_policy(policy, plan, offer)
     coverage.insist(holds, best_effort=options.best_effort)
@@ -215,7 +217,7 @@ def _start(
     return facts
 
 
-def _plan(policy: Policy, broker: client.Broker, *, wide: bool = False) -> tuple[FilesPlan, sockets.LaterSockets]:
+def _plan(policy: Policy, start: Start, *, wide: bool = False) -> tuple[FilesPlan, sockets.LaterSockets]:
     """What Landlock and mounts are to do. In tier 1 the hooks do it all, so no tree is walked and no socket looked for."""
 
     def may_connect(path: str) -> bool:
@@ -225,13 +227,13 @@ def _plan(policy: Policy, broker: client.Broker, *, wide: bool = False) -> tuple
         """The session has made nothing yet."""
         return decide_unix(policy, path, foreign=True).verdict is not Verdict.DENY
 
-    progress = TerminalProgress(_progress_line)
+    progress = TerminalProgress(lambda text: None if start.asking() else _progress_line(text))
     refused = sockets.refused(may_connect_now)
     # Without the hooks nothing but a cover keeps the session from a socket whose name it knows.
     hidden = (*refused, *own_hidden())
     plan = plan_files(policy, automaton_of(policy.tables), sockets=hidden, progress=progress, wide=wide)
     progress.clear()
-    return plan, sockets.LaterSockets(may_connect, refused, broker.hide)
+    return plan, sockets.LaterSockets(may_connect, refused, lambda paths: start.broker().hide(paths))
 
 
 def _servers(policy: Policy, session: str, command: tuple[str, ...], environment: dict[str, str]) -> Servers | None:

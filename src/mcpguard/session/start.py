@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from mcpguard.kernel.beside import Beside
     from mcpguard.session.options import RunOptions
 
 
@@ -84,9 +85,11 @@ class Start:
         refuse_plain_chroot()
         self.watch = SignalWatch()
         self._broker: client.Broker | None = None
+        self._coming: Beside | None = None
         self._options: RunOptions | None = None
         if os.geteuid() == 0:
-            self._begin()
+            self._broker = client.fork()
+            self.watch.start(self._broker.process.pid)
 
     def load(self, options: RunOptions) -> None:
         """Have the broker load for these options, or let it be started for them later; to be called once."""
@@ -100,18 +103,42 @@ class Start:
     def _tell_broker(self, broker: client.Broker, options: RunOptions) -> None:
         broker.load(audit=options.audit, ask=options.ask, tier=options.tier, resolver=self.resolver.port)
 
-    def broker(self) -> client.Broker:
-        """The broker, started now if it was not; sudo may ask for a password. To be called after `load`."""
-        if self._broker is not None:
-            return self._broker
-        broker = self._begin()
+    def ask(self) -> None:
+        """Have sudo start the broker where nobody did: it may ask for a password, and what needs no broker goes on meanwhile.
+
+        To be called once, after `load`.
+
+        Raises:
+            PrivilegeError: nothing was started.
+        """
+        if self._broker is None:
+            from mcpguard.kernel.beside import Beside
+
+            asked = client.start(_broker_program())
+            self.watch.start(asked.process.pid)
+            self._coming = Beside(lambda: self._take(asked))
+
+    def _take(self, asked: client.Asked) -> None:
+        """Once it is there, have it load at once, whatever we are at."""
+        broker = asked.broker()
         if self._options is not None:
             self._tell_broker(broker, self._options)
-        return broker
+        self._broker = broker
 
-    def _begin(self) -> client.Broker:
-        self._broker = client.fork() if os.geteuid() == 0 else client.start(_broker_program())
-        self.watch.start(self._broker.process.pid)
+    def asking(self) -> bool:
+        """Whether somebody may be typing a password, so that nothing else is to be written."""
+        return self._broker is None
+
+    def broker(self) -> client.Broker:
+        """The broker, waited for; to be called after `ask`.
+
+        Raises:
+            PrivilegeError: sudo said no.
+        """
+        if self._coming is not None:
+            self._coming.done()
+        if self._broker is None:
+            raise RuntimeError("no broker was asked for")
         return self._broker
 
     def free_terminal(self) -> None:
@@ -122,7 +149,9 @@ class Start:
             self.close()
 
     def close(self) -> None:
-        """Let the broker go; it cleans up by itself."""
+        """Let the broker go; it cleans up by itself. A sudo that still asks has the terminal, and is waited for."""
+        if self._coming is not None:
+            self._coming.join()
         if self._broker is not None:
             self._broker.close()
             self._broker.wait()
