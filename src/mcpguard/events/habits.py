@@ -7,7 +7,6 @@ every start. Nothing here changes a verdict.
 
 from __future__ import annotations
 
-import ipaddress
 import posixpath
 import re
 import socket
@@ -19,7 +18,6 @@ from mcpguard.model.paths import is_below
 from mcpguard.model.policy import Policy
 from mcpguard.model.rule import Origin
 from mcpguard.model.values import dataclass
-from mcpguard.policy.addresses import inner
 from mcpguard.policy.network import name_matches
 
 # Looks into this many processes are told as one.
@@ -133,6 +131,8 @@ class OwnNames:
             kind: of record, such as `A`.
         """
         if kind == "PTR":
+            from mcpguard.policy.addresses import inner
+
             address = _backwards(name)
             return f"{QUIET}: a program asks for the name of its own address" if address and inner(address) else None
         if kind not in ("A", "AAAA"):
@@ -154,6 +154,8 @@ def _backwards(name: str) -> str:
         digits = "".join(parts)
         parts = [digits[at : at + 4] for at in range(0, len(digits), 4)]
     written = (":" if name.endswith(".ip6.arpa") else ".").join(parts)
+    import ipaddress  # nobody who starts an agent waits for it
+
     try:
         return str(ipaddress.ip_address(written)) if name.endswith((".in-addr.arpa", ".ip6.arpa")) else ""
     except ValueError:

@@ -15,7 +15,9 @@ from mcpguard.model.values import dataclass
 from mcpguard.policy.automaton import Automaton
 from mcpguard.policy.network import cut, deciding_order, mapped, name_matches
 
-_OWN_ADDRESS = {mapped("0.0.0.0"): mapped("127.0.0.1"), mapped("::"): mapped("::1")}
+_V4 = bytes(10) + b"\xff\xff"
+# 0.0.0.0 to 127.0.0.1, and :: to ::1
+_OWN_ADDRESS = {_V4 + bytes(4): _V4 + b"\x7f\0\0\1", bytes(16): bytes(15) + b"\1"}
 _ALL = Access.READ | Access.WRITE | Access.EXECUTE
 
 

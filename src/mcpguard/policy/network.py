@@ -6,7 +6,6 @@ programs could read as two destinations (`127.1`, `0x7f.1`, zone ids), and wildc
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -105,6 +104,8 @@ def mapped(address: str) -> bytes:
     Raises:
         ValueError: not an address in its usual spelling, or with a zone id.
     """
+    import ipaddress  # a launch with a kept policy needs none
+
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv4Address):
         return _MAPPED + ip.packed
@@ -226,6 +227,8 @@ def _covers(earlier: PortRule, rule: PortRule) -> bool:
 
 def _text(address: bytes, prefix: int) -> str:
     """A prefix as a person writes it."""
+    import ipaddress
+
     if prefix >= 96 and address.startswith(_MAPPED):
         return str(ipaddress.IPv4Network((address[12:], prefix - 96)))
     return str(ipaddress.IPv6Network((address, prefix)))
@@ -324,6 +327,8 @@ def _carried(address: bytes, prefix: int) -> list[tuple[bytes, int]]:
 
 
 def _network(rule: NetRule, host: str) -> tuple[bytes, int]:
+    import ipaddress
+
     try:
         network = ipaddress.ip_network(host, strict=False)
     except ValueError:

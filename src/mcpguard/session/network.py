@@ -12,10 +12,9 @@ from mcpguard.kernel.resolve import real_path
 from mcpguard.model.access import Effect
 from mcpguard.model.policy import PROTO_NAMED, NetEntry, Policy, SocketEntry
 from mcpguard.model.values import dataclass
-from mcpguard.policy.addresses import NETWORKS_OF_ONES_OWN, inner
 from mcpguard.policy.decide import not_own
 from mcpguard.policy.hosts import host_table
-from mcpguard.policy.network import PortRule, connect_table, mapped
+from mcpguard.policy.network import PortRule, connect_table
 from mcpguard.policy.patterns import quote, split_literal
 
 TYPE_CHECKING = False
@@ -49,16 +48,32 @@ def fixed_names(policy: Policy, path: str = HOSTS) -> FixedNames:
     """
     if not policy.names:
         return FixedNames((), {})
-    rules = None
+    whole = {entry.pattern for entry in policy.names}
+    ends = tuple(pattern[1:] for pattern in whole if pattern.startswith("*."))
+    lines = [
+        (address, names)
+        for address, names in _hosts(path)
+        if any(name in whole or name.endswith(ends) for name in names)
+    ]
+    if not lines:
+        return FixedNames((), {})
+    from mcpguard.policy.addresses import (
+        NETWORKS_OF_ONES_OWN,
+        inner,
+    )  # most hosts files name the host itself and nobody else
+    from mcpguard.policy.network import mapped
+    from mcpguard.resolver.rules import Rules
+
+    rules = Rules(policy.names, (), audit=False)
     entries: list[NetEntry] = []
     hosts: dict[str, str] = {}
-    for address, names in _hosts(path):
+    for address, names in lines:
+        try:
+            mapped(address)
+        except ValueError:
+            continue
         if inner(address) not in NETWORKS_OF_ONES_OWN:
             continue
-        if rules is None:
-            from mcpguard.resolver.rules import Rules  # most hosts files name the host itself and nobody else
-
-            rules = Rules(policy.names, (), audit=False)
         for name in names:
             openings = rules.of_name(name, bytes(16)).openings
             if openings:
@@ -71,7 +86,7 @@ def fixed_names(policy: Policy, path: str = HOSTS) -> FixedNames:
 
 
 def _hosts(path: str) -> Iterable[tuple[str, list[str]]]:
-    """(address, names in lower case) of each line that can be read."""
+    """(address as written, names in lower case) of each line."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = file.read().splitlines()
@@ -79,10 +94,6 @@ def _hosts(path: str) -> Iterable[tuple[str, list[str]]]:
         return
     for line in lines:
         address, *names = line.partition("#")[0].split() or [""]
-        try:
-            mapped(address)
-        except ValueError:
-            continue
         yield address, [name.removesuffix(".").lower() for name in names]
 
 

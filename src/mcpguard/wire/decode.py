@@ -5,7 +5,6 @@ Strings of programs are bytes in any encoding; what is not UTF-8 is kept by surr
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 from collections.abc import Callable
 
@@ -356,6 +355,8 @@ def message(sample: bytes) -> MessageRecord:
 
 def address_text(address: bytes) -> str:
     """Sixteen bytes in network order as text; IPv4-mapped ones as IPv4."""
+    import ipaddress  # not for a launch to wait for
+
     parsed = ipaddress.IPv6Address(address)
     return str(parsed.ipv4_mapped or parsed)
 
