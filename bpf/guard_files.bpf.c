@@ -241,28 +241,27 @@ static __always_inline int mg_is_directory(__u64 address)
 /* Both names change. A directory may only move where all that lies below it is judged as before. */
 static __always_inline int mg_renamed(const struct mg_session *session, __u64 *ctx, __u8 op)
 {
-	__u64 old, new, below;
-	struct mg_seen seen;
-	__u32 pinned;
+	struct mg_seen seen, other;
+	__u64 old, new;
 
 	old = mg_given(ctx, 1);
 	new = mg_given(ctx, 3);
-	mg_look_up(session->files, old, MG_WRITE, &seen);
+	if (!mg_look_up_both(session->files, old, new, &seen, &other)) {
+		mg_look_up(session->files, old, MG_WRITE, &seen);
+		mg_look_up(session->files, new, MG_WRITE, &other);
+	}
 	if (mg_missing(session, &seen, MG_WRITE)) {
 		mg_speak();
 		return mg_deny_file(session, old, new, seen.rules[1], op, MG_WRITE, seen.detail, 0);
 	}
-	below = seen.below;
-	pinned = seen.pinned;
-	mg_look_up(session->files, new, MG_WRITE, &seen);
-	if (mg_missing(session, &seen, MG_WRITE)) {
+	if (mg_missing(session, &other, MG_WRITE)) {
 		mg_speak();
-		return mg_deny_file(session, old, new, seen.rules[1], op, MG_WRITE, seen.detail, 1);
+		return mg_deny_file(session, old, new, other.rules[1], op, MG_WRITE, other.detail, 1);
 	}
-	if (below == seen.below || (!pinned && !seen.pinned) || (!mg_is_directory(old) && !mg_is_directory(new)))
+	if (seen.below == other.below || (!seen.pinned && !other.pinned) || (!mg_is_directory(old) && !mg_is_directory(new)))
 		return 0;
 	mg_speak();
-	return mg_deny_file(session, old, new, 0, op, MG_WRITE, MG_DETAIL_BELOW, !pinned);
+	return mg_deny_file(session, old, new, 0, op, MG_WRITE, MG_DETAIL_BELOW, !seen.pinned);
 }
 
 MG_HOOK(path_rename)

@@ -100,8 +100,16 @@ struct mg_seen {
  */
 struct mg_lookup {
 	struct mg_state state;
-	__u64 chain[MG_BLOCK];	/* addresses of names, of `filled` and the next positions; position 0 is the object itself */
-	__u8 lengths[MG_BLOCK];
+	union {
+		struct {
+			__u64 chain[MG_BLOCK];	/* addresses of names, of `filled` and the next positions; position 0 is the object itself */
+			__u8 lengths[MG_BLOCK];
+		};
+		struct { /* once the names of a folder are all fed, and those of two objects in it follow */
+			struct mg_state state;
+			__u8 settled;
+		} folder;
+	};
 	__u64 marks[MG_MARKS];	/* the dentries at each MG_BLOCK positions */
 	union {
 		__u8 chunk[MG_CHUNK];
@@ -120,24 +128,26 @@ struct mg_lookup {
 	__u16 depth;
 	__u16 todo;		/* positions from here to 0 are still to be fed */
 	__u16 filled;
-	__u16 left;		/* bytes of the current name */
 	__u16 met;		/* names met so far in this pass */
+	__u8 left;		/* bytes of the current name */
 	__u8 bytes;		/* of them in `chunk` */
 	__u8 factors;
 	__u8 settled;		/* factors that no further name can change */
-	__u8 asked;
+	__u8 dull;		/* factors that the current name says nothing to */
 	__u8 which;		/* the name that this pass is about */
 	__u8 known;		/* the state counts */
 	__u8 begins;		/* `chunk` begins a name */
 	__u8 going;		/* a pass has begun */
-	__u8 careful;
-	__u8 moving;		/* something was just being renamed */
 	__u8 done;
-	__u8 detail;
-	__u8 tries;
-	__u8 dull;		/* factors that the current name says nothing to */
+	/* There is little stack, so what is seldom looked at is packed. */
+	__u8 asked : 3;
+	__u8 tries : 5;		/* as many as MG_MOST_TRIES */
+	__u8 detail : 5;
+	__u8 careful : 1;
+	__u8 moving : 1;	/* something was just being renamed */
+	__u8 halts : 1;		/* at the end of the names, as others may follow */
+	__u8 taken[MG_FACTORS_LIMIT];	/* bytes of the chunk that waiting factors have taken */
 	__u32 waiting;		/* factors that need another turn, in four bits each */
-	__u8 taken[MG_FACTORS_LIMIT];	/* bytes of the chunk that those have taken */
 };
 
 static __always_inline __u64 mg_mix(__u64 hash, __u64 word)
@@ -655,14 +665,12 @@ __noinline int mg_end_pass(struct mg_lookup *walk, struct mg_seen *seen)
 }
 
 struct mg_looking {
-	struct mg_lookup walk;
+	struct mg_lookup *walk;
 	struct mg_seen *seen;
 };
 
-/* All passes have come to their end. Was nothing that they read moved meanwhile? If it was, they begin anew; where something is
- * always renamed somewhere, only what is renamed on the way to this object's root counts.
- */
-static __always_inline int mg_end(struct mg_lookup *walk, struct mg_seen *seen)
+/* Was nothing moved since the way was measured? */
+static __always_inline int mg_is_stable(struct mg_lookup *walk)
 {
 	__u32 sequence = walk->sequence;
 	__u8 detail = walk->detail;
@@ -676,7 +684,15 @@ static __always_inline int mg_end(struct mg_lookup *walk, struct mg_seen *seen)
 	}
 	walk->detail = detail;
 	walk->done = 1;
-	if (!moving && walk->sequence == sequence)
+	return !moving && walk->sequence == sequence;
+}
+
+/* All passes have come to their end. If something that they read was moved meanwhile, they begin anew; where something is
+ * always renamed somewhere, only what is renamed on the way to this object's root counts.
+ */
+static __always_inline int mg_end(struct mg_lookup *walk, struct mg_seen *seen)
+{
+	if (mg_is_stable(walk))
 		return 1;
 	walk->detail = MG_DETAIL_UNSTABLE;
 	walk->which = 0;
@@ -691,7 +707,7 @@ static __always_inline int mg_end(struct mg_lookup *walk, struct mg_seen *seen)
 static long mg_feed(__u32 index, void *data)
 {
 	struct mg_looking *looking = data;
-	struct mg_lookup *walk = &looking->walk;
+	struct mg_lookup *walk = looking->walk;
 	__u32 bytes;
 
 	if (!walk->going) {
@@ -701,9 +717,8 @@ static long mg_feed(__u32 index, void *data)
 			mg_at_root(walk);
 		walk->going = 1;
 	}
-	if (walk->done || (!walk->left && !walk->todo)) {
-		return mg_end_pass(walk, looking->seen) && mg_end(walk, looking->seen);
-	}
+	if (walk->done || (!walk->left && !walk->todo))
+		return walk->halts || (mg_end_pass(walk, looking->seen) && mg_end(walk, looking->seen));
 	if (!walk->left) {
 		walk->todo--;
 		mg_next_name(walk);
@@ -754,33 +769,99 @@ static __always_inline __u32 mg_device(__u64 sb)
 	return 0;
 }
 
+/* Feed what is to be fed. A function of its own, so that the verifier follows it once. */
+__noinline int mg_feed_all(struct mg_lookup *walk, struct mg_seen *seen)
+{
+	struct mg_looking looking = { .walk = walk, .seen = seen };
+
+	if (walk && seen)
+		bpf_loop(MG_MOST_STEPS, mg_feed, &looking, 0);
+	return 0;
+}
+
+/* 0: there is no policy. A function of its own, as there is little stack where it is called. */
+__noinline int mg_begin(struct mg_lookup *walk)
+{
+	struct mg_policy *head;
+	__u64 sb;
+
+	if (!walk)
+		return 0;
+	head = mg_policy_of(walk->policy);
+	if (!head || !head->factors)
+		return 0;
+	sb = MG_READ(struct dentry, walk->leaf, d_sb);
+	walk->factors = head->factors;
+	walk->careful = !&rename_lock;
+	walk->device = mg_device(sb);
+	walk->root = MG_READ(struct super_block, sb, s_root);
+	return 1;
+}
+
 /* Judge the object that a dentry stands for; it need not exist yet. In `seen`: what is allowed, and the rules of those
  * accesses in `asked` that are not.
  */
 __noinline int mg_look_up(__u32 policy, __u64 object, __u32 asked, struct mg_seen *seen)
 {
-	struct mg_looking looking = { .walk = { .leaf = object, .policy = policy, .asked = asked } };
-	struct mg_policy *head = mg_policy_of(policy);
-	__u64 sb = MG_READ(struct dentry, object, d_sb);
+	struct mg_lookup walk = { .leaf = object, .policy = policy, .asked = asked };
 
 	if (!seen)
 		return 0;
 	__builtin_memset(seen, 0, sizeof(*seen));
 	seen->detail = MG_DETAIL_NO_POLICY;
-	if (!head || !head->factors)
+	if (!mg_begin(&walk))
 		return 0;
-	looking.seen = seen;
-	looking.walk.factors = head->factors;
-	looking.walk.careful = !&rename_lock;
-	looking.walk.device = mg_device(sb);
-	looking.walk.root = MG_READ(struct super_block, sb, s_root);
-	bpf_loop(MG_MOST_STEPS, mg_feed, &looking, 0);
-	seen->device = looking.walk.device;
-	seen->detail = looking.walk.done ? looking.walk.detail : MG_DETAIL_DEEP;
+	mg_feed_all(&walk, seen);
+	seen->device = walk.device;
+	seen->detail = walk.done ? walk.detail : MG_DETAIL_DEEP;
 	seen->allowed &= ~seen->protected;
 	if (seen->detail)
 		seen->allowed = 0;
 	return 0;
+}
+
+/* Judge an object in the folder that a walk has come to. 0: it cannot be said here. */
+static __always_inline int mg_look_below(struct mg_lookup *walk, __u64 object, struct mg_seen *seen)
+{
+	__u32 length = MG_READ(struct dentry, object, d_name.len);
+
+	if (!length || length > MG_LONGEST_NAME || object == walk->leaf)
+		return 0;
+	__builtin_memset(seen, 0, sizeof(*seen));
+	walk->left = length;
+	walk->name = MG_ADDRESS(struct dentry, object, d_name.name);
+	walk->begins = 1;
+	walk->going = 1;
+	walk->which = 0;
+	mg_feed_all(walk, seen);
+	if (walk->done || walk->left)
+		return 0;
+	mg_end_pass(walk, seen);
+	seen->device = walk->device;
+	seen->allowed &= ~seen->protected;
+	return !walk->done;
+}
+
+/* Judge two objects of one folder for MG_WRITE by one walk to the folder, which the caller holds: what is in it has its name
+ * meanwhile. 0: each must be looked up by itself: they lie apart, or something is odd about one of them, which is told there.
+ */
+__noinline int mg_look_up_both(__u32 policy, __u64 one, __u64 other, struct mg_seen *seen, struct mg_seen *seen_other)
+{
+	struct mg_lookup walk = { .leaf = mg_parent(one), .policy = policy, .asked = MG_WRITE, .halts = 1 };
+
+	if (!seen || !seen_other || mg_parent(other) != walk.leaf || !mg_begin(&walk))
+		return 0;
+	mg_feed_all(&walk, seen);
+	/* Each may have names that the other does not have where parts are mounted below. */
+	if (walk.done || walk.left || walk.todo || walk.node || walk.met != 1 || walk.depth >= MG_DEEPEST_PATH)
+		return 0;
+	walk.folder.state = walk.state;
+	walk.folder.settled = walk.settled;
+	if (!mg_look_below(&walk, one, seen))
+		return 0;
+	walk.state = walk.folder.state;
+	walk.settled = walk.folder.settled;
+	return mg_look_below(&walk, other, seen_other) && mg_is_stable(&walk);
 }
 
 #endif

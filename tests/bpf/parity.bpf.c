@@ -43,3 +43,27 @@ int mg_parity(struct mg_asked *asked)
 	asked->seen = asking.seen;
 	return 0;
 }
+
+struct mg_asked_both {
+	__u32 policy;
+	__u32 fd;
+	__u32 other;
+	__u32 shared;	/* 0: nothing was said, each is to be asked by itself */
+	struct mg_seen seen;
+	struct mg_seen seen_other;
+};
+
+SEC("syscall")
+int mg_parity_both(struct mg_asked_both *asked)
+{
+	struct file *file = mg_own_file(asked->fd), *other = mg_own_file(asked->other);
+	struct mg_seen seen = {}, seen_other = {};
+
+	if (!file || !other)
+		return 1;
+	asked->shared = mg_look_up_both(asked->policy, (__u64)BPF_CORE_READ(file, f_path.dentry),
+					(__u64)BPF_CORE_READ(other, f_path.dentry), &seen, &seen_other);
+	asked->seen = seen;
+	asked->seen_other = seen_other;
+	return 0;
+}

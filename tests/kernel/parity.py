@@ -79,14 +79,8 @@ class Parity:
         build_objects.compile_program(REPOSITORY / "tests/bpf/parity.bpf.c", folder / "parity.bpf.o", clang)
         self.object = bpf.Object("parity", folder)
         self.object.load()
-        self.program = self.object.program("mg_parity")
         self._maps: dict[str, bpf.Map] = {}
-        self._buffer = ctypes.create_string_buffer(_QUESTION.size + _SEEN.size)
-        self._options = _TestRunOptions(
-            sz=ctypes.sizeof(_TestRunOptions),
-            ctx_in=ctypes.addressof(self._buffer),
-            ctx_size_in=len(self._buffer),
-        )
+        self._buffer = ctypes.create_string_buffer(_QUESTION.size + 2 * _SEEN.size)
         self._run = libbpf.library().bpf_prog_test_run_opts
 
     def map(self, name: str) -> bpf.Map:
@@ -105,10 +99,28 @@ class Parity:
 
     def ask(self, fd: int, asked: Access = ALL, index: int = 1, rounds: int = 1) -> Seen:
         """What the kernel says about the file behind a descriptor."""
-        _QUESTION.pack_into(self._buffer, 0, index, fd, int(asked), rounds)
-        result = self._run(self.program, ctypes.byref(self._options))
-        assert result == 0 and self._options.retval == 0, (result, self._options.retval)
-        below, *rules, device, allowed, protected, pinned, detail = _SEEN.unpack_from(self._buffer, _QUESTION.size)
+        self._call("mg_parity", _QUESTION.pack(index, fd, int(asked), rounds), 1)
+        return self._seen(0)
+
+    def ask_both(self, fd: int, other: int, index: int = 1) -> tuple[Seen, Seen] | None:
+        """What a rename asks of two objects, where one walk says it of both; None: each is to be asked by itself."""
+        self._call("mg_parity_both", _QUESTION.pack(index, fd, other, 0), 2)
+        shared = _QUESTION.unpack_from(self._buffer)[3]
+        return (self._seen(0), self._seen(1)) if shared else None
+
+    def _call(self, program: str, question: bytes, answers: int) -> None:
+        ctypes.memmove(self._buffer, question, len(question))
+        options = _TestRunOptions(
+            sz=ctypes.sizeof(_TestRunOptions),
+            ctx_in=ctypes.addressof(self._buffer),
+            ctx_size_in=_QUESTION.size + answers * _SEEN.size,
+        )
+        result = self._run(self.object.program(program), ctypes.byref(options))
+        assert result == 0 and options.retval == 0, (result, options.retval)
+
+    def _seen(self, place: int) -> Seen:
+        at = _QUESTION.size + place * _SEEN.size
+        below, *rules, device, allowed, protected, pinned, detail = _SEEN.unpack_from(self._buffer, at)
         read, write, execute = rules
         return Seen(below, (read, write, execute), device, Access(allowed), Access(protected), bool(pinned), detail)
 

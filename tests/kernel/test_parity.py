@@ -5,13 +5,15 @@ The walk runs on real files by system call (see `parity`), so nothing here needs
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
 import random
 import struct
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -302,6 +304,101 @@ def test_this_hosts_own_files_are_judged_alike_by_a_real_profile(parity: Parity,
     assert asked > 1000
 
 
+# --- two objects of one folder ----------------------------------------------------------------------------------
+
+
+def assert_said_of_both(parity: Parity, fds: dict[str, int]) -> int:
+    """Of two objects one walk says what two walks say, or nothing; of two folders always nothing. How many pairs it told."""
+    told = 0
+    singly = {path: parity.ask(fd, WRITE) for path, fd in fds.items()}
+    for one, other in itertools.permutations(fds, 2):
+        both = parity.ask_both(fds[one], fds[other])
+        if both is not None:
+            assert both == (singly[one], singly[other]), (one, other)
+            assert os.path.dirname(one) == os.path.dirname(other), (one, other)
+            told += 1
+    return told
+
+
+def siblings(paths: Iterable[str]) -> int:
+    """Ordered pairs in one folder; a root is in none."""
+    folders = [os.path.dirname(path) for path in paths if path != "/"]
+    return sum(count * (count - 1) for count in Counter(folders).values())
+
+
+@contextlib.contextmanager
+def opened(tree: Tree, paths: Iterable[str]) -> Iterator[dict[str, int]]:
+    fds = {path: tree.make(path) for path in paths}
+    try:
+        yield fds
+    finally:
+        for fd in fds.values():
+            os.close(fd)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(worlds(), st.data())
+def test_one_walk_says_of_two_objects_of_a_folder_what_two_walks_say(
+    parity: Parity, world: tuple[list[PathRule], list[str]], data: st.DataObject
+) -> None:
+    rules, paths = world
+    beside = data.draw(st.lists(st.sampled_from(colliding(rules)), min_size=1, max_size=4))
+    near = {os.path.join(os.path.dirname(path), name) for path in paths[-6:] for name in beside}
+    paths = sorted({*paths[-12:], *near})
+    automaton = Automaton.build(rules)
+    tree = Tree()
+    try:
+        with opened(tree, paths) as fds:
+            parity.place(automaton, [tree.mounted_at("/")])
+            assert assert_said_of_both(parity, fds) == siblings(paths)
+            points = st.sampled_from(["/", "/a", "/b/ab", "/zz", "/zz/a"])
+            roots = st.sampled_from(sorted({"/", *(path for path in paths)}))
+            placed = data.draw(st.lists(st.tuples(points, roots), min_size=1, max_size=3, unique=True))
+            parity.place(automaton, [tree.mounted_at(point, root) for point, root in placed])
+            assert_said_of_both(parity, fds)
+    finally:
+        tree.close()
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 33, 255])
+@pytest.mark.parametrize("depth", [0, 1, 7, 8, 9, 16, 17, 40])
+def test_one_walk_reads_two_names_of_every_length_at_every_depth(
+    parity: Parity, tree: Tree, length: int, depth: int
+) -> None:
+    above = "/d" * depth
+    names = [f"{above}/{first}{'n' * (length - 1)}" for first in ("a", "b", "c" if length == 1 else ".")]
+    rules = [PathRule(Effect.ALLOW, WRITE, "/", (), 1), PathRule(Effect.READONLY, WRITE, names[0], (), 2)]
+    rules.append(PathRule(Effect.DENY, ALL, "/**/.n*", (), 3))
+    parity.place(Automaton.build(rules), [tree.mounted_at("/")])
+    paths = [*names, f"{above}/other"]
+    with opened(tree, paths) as fds:
+        assert assert_said_of_both(parity, fds) == 12
+        both = parity.ask_both(fds[names[0]], fds[f"{above}/other"])
+        assert both is not None
+        assert [seen.rules[1] for seen in both] == [2, 0]
+
+
+def test_where_two_objects_are_not_alike_each_is_asked_by_itself(parity: Parity, tree: Tree) -> None:
+    """In two folders, with names by other mounts, at and below a mount root, or too deep; and where nothing can be said."""
+    paths = ("/", "/a", "/b", "/in/a", "/in/b", "/in/root", "/in/root/a", "/in/root/b", "/e/a", "/e/b")
+    deep = ("/d" * 1023 + "/a", "/d" * 1023 + "/b", "/d" * 1024 + "/a", "/d" * 1024 + "/b")
+    automaton = Automaton.build([PathRule(Effect.ALLOW, ALL, "/", (), 1), PathRule(Effect.DENY, ALL, "/x/a", (), 2)])
+    with opened(tree, (*paths, *deep)) as fds:
+        parity.place(automaton, [tree.mounted_at("/"), tree.mounted_at("/x", "/in/root")])
+        told = {
+            (one, other): parity.ask_both(fds[one], fds[other]) is not None
+            for one, other in [
+                *(("/a", "/b"), ("/in/a", "/in/b"), ("/in/root", "/in/a"), ("/in/root/a", "/in/root/b")),
+                *(("/e/a", "/e/b"), ("/e/a", "/in/a"), ("/", "/a"), ("/a", "/"), deep[:2], deep[2:]),
+            ]
+        }
+        assert [pair for pair, said in told.items() if said] == [("/e/a", "/e/b"), deep[:2]]
+        assert_said_of_both(parity, {path: fds[path] for path in paths})
+        assert parity.ask_both(fds["/e/a"], fds["/e/b"], index=_abi.MG_POLICIES_LIMIT - 1) is None
+        parity.place(automaton, [])
+        assert parity.ask_both(fds["/e/a"], fds["/e/b"]) is None, "a file system that came later"
+
+
 def _everything(top: str) -> Iterator[str]:
     for folder, _, files in os.walk(top):
         yield folder
@@ -547,7 +644,7 @@ def test_broken_tables_end_and_allow_nothing_where_there_are_none(parity: Parity
     chance = random.Random(3)
     device = mounts.device_number(tree.device)
     deep = tree.make("/abcdefgh" * 40 + "/" + "n" * 255)
-    shallow = tree.make("/a")
+    shallow, beside = tree.make("/a"), tree.make("/b")
 
     def numbers(count: int, below: int) -> bytes:
         small = chance.random() < 0.7
@@ -566,12 +663,13 @@ def test_broken_tables_end_and_allow_nothing_where_there_are_none(parity: Parity
         roots = b"".join(key + place for key, place in zip(names, places, strict=False))
         branches = b"".join(key + place for key, place in zip(nodes, places[3:], strict=True))
         parity.write(TablePlan(numbers(4 * lines, 2 * lines), head, roots, branches, b"", b""))
+        assert_said_of_both(parity, {"/a": shallow, "/b": beside})
         for fd in (deep, shallow, tree.fd):
             seen = parity.ask(fd)
             assert factors or (seen.allowed, seen.detail) == (Access.NONE, _abi.MG_DETAIL_NO_POLICY)
             assert not seen.detail or not seen.allowed
-    os.close(deep)
-    os.close(shallow)
+    for fd in (deep, shallow, beside):
+        os.close(fd)
 
 
 @pytest.mark.parametrize(
@@ -598,20 +696,26 @@ def test_while_a_directory_moves_the_answer_is_that_of_one_of_its_names(
     parity.place(automaton, [tree.mounted_at("/")])
     os.close(tree.make(os.path.dirname(one)))
     os.close(tree.make(os.path.dirname(other)))
-    file = tree.make(f"{one}/below/it/f")
-    expected = set()
+    file, beside = tree.make(f"{one}/below/it/f"), tree.make(f"{one}/below/it/g")
+    expected, expected_of_write = set(), set()
     for path in (one, other):
         decision = automaton.decision(automaton.walk(path))
         refused = tuple(0 if access & decision.allowed else decision.rule(access) for access in (READ, WRITE, EXECUTE))
         expected.add((decision.allowed, refused))
+        expected_of_write.add((decision.allowed, (0, refused[1], 0)))
     pid = os.fork()
     if pid == 0:
         for number in itertools.count():
             here, there = (one, other) if number % 2 == 0 else (other, one)
             os.rename(here[1:], there[1:], src_dir_fd=tree.fd, dst_dir_fd=tree.fd)
     try:
-        met, unsure = set(), 0
+        met, unsure, told = set(), 0, 0
         for _ in range(20000):
+            both = parity.ask_both(file, beside)
+            if both is not None:
+                told += 1
+                assert [(seen.allowed, seen.rules) for seen in both] == [(both[0].allowed, both[0].rules)] * 2
+                assert (both[0].allowed, both[0].rules) in expected_of_write
             seen = parity.ask(file)
             if seen.detail:
                 assert (seen.allowed, seen.detail) == (Access.NONE, _abi.MG_DETAIL_UNSTABLE)
@@ -620,8 +724,10 @@ def test_while_a_directory_moves_the_answer_is_that_of_one_of_its_names(
                 met.add((seen.allowed, seen.rules))
         assert met <= expected
         assert unsure < 20000
+        assert told, "of two objects of a folder something is said"
         assert os.waitpid(pid, os.WNOHANG) == (0, 0), "nothing moved any more"
     finally:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
         os.close(file)
+        os.close(beside)
