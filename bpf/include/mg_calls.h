@@ -220,11 +220,40 @@ static long mg_descriptor_step(__u32 index, void *data)
 	return !one;
 }
 
+/* The same byte in each of a word's. */
+#define MG_EIGHT(byte) ((byte) * 0x0101010101010101ull)
+
+static __always_inline __u64 mg_eight_at(const struct mg_scratch *scratch, __u32 at)
+{
+	return *(const __u64 *)&scratch->record[at & MG_RECORD_MASK];
+}
+
+/* Is "/fd/" in the string at `at`? Nearly none has it, and words are sooner read than characters. It may lie behind the
+ * end. A function of its own, as there is little stack where it is called.
+ */
+__noinline int mg_may_name_descriptor(struct mg_scratch *scratch, __u32 at)
+{
+	__u64 differ, found = 0;
+	__u32 i;
+
+	if (!scratch)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < MG_DESCRIPTOR_NAME; i += 8) {
+		differ = (mg_eight_at(scratch, at + i) ^ MG_EIGHT('/')) | (mg_eight_at(scratch, at + i + 1) ^ MG_EIGHT('f')) |
+			 (mg_eight_at(scratch, at + i + 2) ^ MG_EIGHT('d')) | (mg_eight_at(scratch, at + i + 3) ^ MG_EIGHT('/'));
+		found |= (differ - MG_EIGHT(1)) & ~differ & MG_EIGHT(0x80);
+	}
+	return !!found;
+}
+
 /* The first descriptor that the string at `at` names; negative: none. */
 static __always_inline int mg_named_descriptor(struct mg_scratch *scratch, __u32 at)
 {
 	struct mg_descriptor_name name = { .scratch = scratch, .at = at, .fd = -1, .follows = 4 };
 
+	if (!mg_may_name_descriptor(scratch, at))
+		return -1;
 	bpf_loop(MG_DESCRIPTOR_NAME, mg_descriptor_step, &name, 0);
 	return name.fd;
 }
@@ -268,15 +297,16 @@ __noinline int mg_put_named(struct mg_scratch *scratch, int fd, __u64 string, __
 	named->path_length = 0;
 	if (string)
 		bpf_probe_read_user(&first, 1, (void *)string);
+	named->stands = first != '/' && fd == AT_FDCWD;
 	if (first == '/') {
-		mg_put_user_string(scratch, string, at, &cut);
-		fd = mg_shares_descriptors() ? mg_named_descriptor(scratch, at) : -1;
+		named->path_length = mg_put_user_string(scratch, string, at, &cut);
 		named->in_proc |= mg_begins_in_proc(scratch, at);
+		fd = mg_shares_descriptors() ? mg_named_descriptor(scratch, at) : -1;
+		if (fd < 0)
+			return cut;
 		cut = 0;
 	}
-	named->stands = first != '/' && fd == AT_FDCWD;
-	if (first != '/' || fd >= 0)
-		named->base_length = mg_put_base(scratch, fd, at, &cut);
+	named->base_length = mg_put_base(scratch, fd, at, &cut);
 	if (string)
 		named->path_length = mg_put_user_string(scratch, string, at + named->base_length, &cut);
 	return cut;
