@@ -28,6 +28,8 @@ from kernels import Kernel, LaneError
 REPOSITORY = Path(__file__).parents[2]
 SETUP = Path(__file__).with_name("setup.sh")
 QEMU = "qemu-system-x86_64"
+EMULATED = ("-accel", "tcg,thread=multi")
+COUNTING = ("-accel", "tcg,thread=single", "-icount", "shift=0")
 HOME = "/vmtmp/home"
 # Where the guest has an empty tmpfs; the last is where the test worlds lie, of which /tmp may not be a part.
 TMPFS = ("/tmp", "/var/tmp", "/vmtmp", f"{REPOSITORY}/.cache/worlds")
@@ -69,6 +71,8 @@ class Machine:
         load: kernel modules to load besides; those after a "?" where the kernel has them as modules.
         headers: whether programs can be compiled for this kernel in the guest, as BCC does.
         append: more words for the kernel's command line.
+        counts: whether a nanosecond of the guest's clocks is one instruction that it executed, or waited for: what they say
+            does not depend on the host, and not on what emulation makes dear.
         seconds: when this is over on the host's clock, the guest is ended.
     """
 
@@ -79,6 +83,7 @@ class Machine:
     load: tuple[str, ...] = ()
     headers: bool = False
     append: str = ""
+    counts: bool = False
     processors: int = 1
     memory: str = "2G"
     seconds: float = 600
@@ -195,7 +200,7 @@ def _make_disk(image: Path, kind: str) -> Path:
 def _qemu(machine: Machine, kernel: Kernel, work: Path, images: Sequence[Path]) -> list[str]:
     preempt = f"preempt={machine.preempt}" if machine.preempt else ""
     words = f"{ALWAYS} lsm={LSM_LISTS[machine.lsm]} {preempt} {machine.append}"
-    command = [QEMU, "-accel", "tcg,thread=multi", "-cpu", "max", "-M", "pc"]
+    command = [QEMU, *(COUNTING if machine.counts else EMULATED), "-cpu", "max", "-M", "pc"]
     command += ["-smp", str(machine.processors), "-m", machine.memory]
     # No default devices, and so no network: the guest has its loopback interface and nothing else.
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]

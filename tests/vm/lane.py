@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         load=tuple(arguments.load),
         headers=arguments.headers,
         append=arguments.append,
+        counts=arguments.count,
         processors=arguments.smp,
         memory=arguments.memory,
         seconds=arguments.timeout,
@@ -73,6 +74,7 @@ def main() -> int:
     verb.add_argument("--load", action="append", default=[], metavar="MODULE", help="load a kernel module as well")
     verb.add_argument("--headers", action="store_true", help="let the guest compile for its kernel, as BCC does")
     verb.add_argument("--append", default="", help="more words for the kernel's command line")
+    verb.add_argument("--count", action="store_true", help="the guest's clocks count instructions, not time")
     verb.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help="a variable for the command")
     verb.add_argument(
         "--smp", type=int, default=1, help="processors; with 2 everything is slower when the host is busy"
