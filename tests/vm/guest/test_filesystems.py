@@ -36,7 +36,7 @@ files:
     - "~/.ssh"
     - "{SECOND}/open/private"
     - "/vmbtrfs/a/stage/twin"
-{"".join(f'    - "{stage}/stage/vault"{chr(10)}' for stage in STAGES)}
+{"".join(f'    - "{stage}/stage/{name}"{chr(10)}' for stage in STAGES for name in ("vault", "free/single"))}
 """
 REFUSED = {
     "read vault": "vault",
@@ -48,6 +48,8 @@ REFUSED = {
     "create in locked": "locked",
     "chmod locked": "locked",
     "rename over locked": "locked",
+    "rename away in its folder": "single",
+    "rename over in its folder": "single",
     "remove locked": "locked",
     "link out of locked": "locked",
     "move stage": "",
@@ -79,6 +81,8 @@ def acts_at(stage: Path) -> dict[str, tuple[str, dict[str, object]]]:
         "create in locked": ("create", {"path": locked / "new"}),
         "chmod locked": ("change", {"how": "chmod", "folder": str(locked), "side": str(free)}),
         "rename over locked": ("move", {"source": free / "over", "to": locked / "file"}),
+        "rename away in its folder": ("move", {"source": free / "single", "to": free / "plural"}),
+        "rename over in its folder": ("move", {"source": free / "onto", "to": free / "single"}),
         "remove locked": ("remove", {"path": locked / "last"}),
         "link out of locked": ("link", {"source": locked / "held", "to": free / "l2"}),
         "read free": ("read_file", {"path": free / "file"}),
@@ -107,6 +111,8 @@ def build(stage: Path, world: World) -> None:
         "free/file",
         "free/one",
         "free/over",
+        "free/onto",
+        "free/single",
         "free/alike",
         "vault/alike",
         "vault/gem",
