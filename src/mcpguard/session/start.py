@@ -88,6 +88,12 @@ class Start:
         self._coming: Beside | None = None
         self._options: RunOptions | None = None
         if os.geteuid() == 0:
+            # What both will need, imported once; the copy is made before anything that only one of them does.
+            from mcpguard.broker import protocol  # noqa: F401
+            from mcpguard.kernel import cgroup, landlock, mounts  # noqa: F401
+            from mcpguard.model import digests  # noqa: F401
+            from mcpguard.wire import _abi  # noqa: F401
+
             self._broker = client.fork()
             self.watch.start(self._broker.process.pid)
 
