@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from mcpguard.broker.engine import Engine
 from mcpguard.errors import HostError, KernelError, McpguardError
 from mcpguard.kernel import cgroup
+from mcpguard.kernel.beside import Beside
 from mcpguard.kernel.places import RUN
 
 # More than a session takes; a power of two.
@@ -71,6 +72,7 @@ def _leaf() -> Iterator[cgroup.Leaf]:
             do="mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1",
             code="host.no-cgroup2",
         )
+    Beside(lambda: cgroup.expect_a_move(mount))  # for the child, which there is in a moment
     os.makedirs(RUN, mode=0o755, exist_ok=True)
     cgroup.remove_stale(mount)
     leaf = cgroup.make_leaf(mount, f"{os.getpid()}-{os.urandom(4).hex()}")
