@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mcpguard.backends import guard
-from mcpguard.broker import launch, tiers
+from mcpguard.broker import launch, rehearsal, tiers
 from mcpguard.broker.channel import Channel
 from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.errors import HostError
@@ -24,9 +25,7 @@ from mcpguard.kernel.beside import Beside
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import User
 
-ALL_PATHS = {*guard._KEEPING, *guard._NAMING[0]}
 REQUEST = SimpleNamespace(files=FilesPlan((), ()), user=None)
-ALL_INODES = {*guard._KEEPING, *guard._NAMING[1]}
 
 
 class NotArmed:
@@ -101,8 +100,8 @@ def test_a_low_limit_of_descriptors_is_no_reason_not_to_start() -> None:
     [
         (True, 2, "", object(), True),
         (False, 3, "Landlock cannot be widened", None, True),
-        (False, 2, "it was not started with --ask", object(), True),
-        (True, 2, "it was not started with --ask", object(), False),
+        (False, 2, "this kernel asks no program about renaming", object(), True),
+        (True, 2, "this kernel asks no program about renaming", object(), False),
         (True, 2, "this kernel preempts at will", object(), False),
         (True, 2, "", None, False),
         (True, 3, "Landlock cannot be widened", None, False),
@@ -119,48 +118,24 @@ def test_files_are_left_to_the_hooks_only_where_these_keep_them(
 
 
 @pytest.mark.parametrize(
-    ("linked", "known", "missing"),
+    ("tier", "preemption", "unasked", "said"),
     [
-        (ALL_PATHS, (), []),
-        (ALL_INODES, (), []),
-        (ALL_PATHS - {"file_open"}, (), ["file_open"]),
-        (ALL_PATHS - {"path_truncate"}, (), ["path_truncate"]),
-        (ALL_PATHS - {"inode_setattr"}, (), ["inode_setattr"]),
-        (ALL_INODES - {"inode_create"}, (), sorted(f"path_{name}" for name in guard._PATHS)),
-        (ALL_PATHS, ("vfs_set_acl", "vfs_remove_acl"), ["inode_remove_acl", "inode_set_acl"]),
-        (ALL_PATHS | {"inode_set_acl", "inode_remove_acl"}, ("vfs_set_acl", "vfs_remove_acl"), []),
-        (ALL_PATHS, ("__x64_sys_file_setattr",), ["inode_file_setattr"]),
-    ],
-)
-def test_a_hook_that_landlock_or_a_mount_does_without_is_missed(
-    monkeypatch: pytest.MonkeyPatch, linked: set[str], known: tuple[str, ...], missing: list[str]
-) -> None:
-    monkeypatch.setattr(guard.btf, "function_parameters", lambda names: {name: 1 for name in known if name in names})
-    engine = SimpleNamespace(linked=lambda: {f"mg_mod_{name}" for name in linked} | {"mg_lsm_file_open", "mg_exec"})
-    assert guard.uncovered(engine) == missing  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("tier", "preemption", "ask", "missing", "said"),
-    [
-        (1, "full", False, [], ""),
-        (2, "voluntary", True, [], ""),
-        (2, "none", True, [], ""),
-        (2, "voluntary", False, [], "not started with --ask"),
-        (2, "voluntary", True, ["inode_set_acl"], "no hook inode_set_acl"),
-        (2, "full", True, [], "preempts at will (full)"),
-        (2, "lazy", True, [], "preempts at will (lazy)"),
-        (2, "", True, [], "does not say how"),
-        (3, "voluntary", True, [], "Landlock cannot be widened"),
+        (1, "full", [], ""),
+        (2, "voluntary", [], ""),
+        (2, "none", [], ""),
+        (2, "voluntary", ["renaming", "changing a mode"], "asks no program about renaming, changing a mode"),
+        (2, "full", [], "preempts at will (full)"),
+        (2, "lazy", [], "preempts at will (lazy)"),
+        (2, "", [], "does not say how"),
+        (3, "voluntary", [], "Landlock cannot be widened"),
     ],
 )
 def test_why_files_are_fixed_is_said(
-    monkeypatch: pytest.MonkeyPatch, tier: int, preemption: str, ask: bool, missing: list[str], said: str
+    monkeypatch: pytest.MonkeyPatch, tier: int, preemption: str, unasked: list[str], said: str
 ) -> None:
     monkeypatch.setattr(tiers, "preemption", lambda: preemption)
-    monkeypatch.setattr(guard, "uncovered", lambda _engine: missing)
-    engine: Any = None
-    answer = tiers.files_fixed(tier, engine, ask=ask)
+    nothing: Any = None
+    answer = tiers.files_fixed(tiers.Armed(tier, nothing, nothing, unasked=unasked))
     assert (said in answer) if said else answer == ""
 
 
@@ -211,3 +186,57 @@ def test_the_child_has_its_orders_while_the_tables_are_filled_and_hears_nothing_
     line.setblocking(False)
     with pytest.raises(BlockingIOError):
         line.recv(16)
+
+
+@pytest.mark.parametrize(
+    ("tier", "done", "holds"),
+    [
+        (1, [], True),
+        (1, ["renaming"], False),
+        (2, ["renaming", "removing a file"], True),
+        (2, ["renaming", "opening a directory"], False),
+        (2, [rehearsal.NOT_TRIED], False),
+    ],
+)
+def test_a_tier_holds_only_where_the_kernel_asks_about_what_nothing_else_keeps(
+    monkeypatch: pytest.MonkeyPatch, tier: int, done: list[str], holds: bool
+) -> None:
+    monkeypatch.setattr(guard, "detach_verify", lambda _engine: [])
+    monkeypatch.setattr(rehearsal, "not_refused", lambda _leaf: done)
+    leaf: Any = None
+    session: Any = SimpleNamespace(engine=None)
+    with contextlib.nullcontext() if holds else pytest.raises(HostError, match=f"tier {tier} does not hold"):
+        assert tiers._rehearse(leaf, session, tier) == done
+
+
+@pytest.mark.parametrize(
+    ("tier", "calls", "preemption", "fixed", "said"),
+    [
+        (1, "1", "full", "", ""),
+        (2, "1", "voluntary", "", ""),
+        (1, "0", "full", "", "ftrace_enabled is 0"),
+        (2, "0", "voluntary", "", "ftrace_enabled is 0"),
+        (2, "0", "full", "Landlock stays narrow", "ftrace_enabled is 0"),
+        (3, "0", "full", "Landlock cannot be widened", ""),
+        (2, "1", "full", "", "preempts at will now (full)"),
+        (2, "1", "full", "Landlock stays narrow", ""),
+        (2, "1", "", "", ""),
+        (2, None, "voluntary", "", ""),
+    ],
+)
+def test_what_a_running_session_rests_on_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tier: int,
+    calls: str | None,
+    preemption: str,
+    fixed: str,
+    said: str,
+) -> None:
+    switch = tmp_path / "ftrace_enabled"
+    if calls is not None:
+        switch.write_text(f"{calls}\n")
+    monkeypatch.setattr(tiers, "_CALLS_PROGRAMS", str(switch))
+    monkeypatch.setattr(tiers, "preemption", lambda: preemption)
+    why = tiers.let_down(tier, fixed=fixed)
+    assert (said in why) if said else why == ""

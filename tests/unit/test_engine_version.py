@@ -96,11 +96,11 @@ def test_nobody_but_root_can_say_which_tiers_a_kernel_refused(tmp_path: Path, mo
     monkeypatch.setattr(tiers, "REFUSED_TIERS", str(kept))
     before = os.umask(0)
     try:
-        tiers._remember({1: "no hooks"})
+        tiers._remember({1: "no hooks"}, narrow=True)
     finally:
         os.umask(before)
     assert kept.stat().st_mode & 0o777 == 0o644
-    assert tiers._remembered() == {1: "no hooks"}
+    assert tiers._remembered() == ({1: "no hooks"}, True)
 
 
 def test_what_is_no_engine_has_no_links_and_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,19 @@ from dataclasses import replace
 import pytest
 from events_help import OPEN_POLICY, make_policy
 
-from mcpguard.model.coverage import Strength
+from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.profile import SystemSwitches
-from mcpguard.session.coverage import HOOKS, HOOKS_ALONE, Offer, answers_for_files, files_at_once, live_files, of_policy
+from mcpguard.session.coverage import (
+    HOOKS,
+    HOOKS_ALONE,
+    TIER_NAMES,
+    Offer,
+    answers_for_files,
+    files_at_once,
+    live_files,
+    of_policy,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,18 +53,17 @@ def test_the_record_of_a_wide_plan_says_that_the_programs_stand_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tier", "preemption", "fixed", "said", "doctor"),
+    ("tier", "by", "fixed", "said", "doctor"),
     [
-        (1, "full", "", "open at the next attempt", "at the next attempt"),
-        (2, "voluntary", "", "BPF programs alone keep what no rule allows", "in sessions begun with --ask"),
-        (2, "voluntary", "it was not started with --ask", "in the next run only: it was not", "begun with --ask"),
-        (2, "full", "this kernel preempts at will", "in the next run only: this kernel preempts", "in the next run"),
-        (3, "", "Landlock cannot be widened", "in the next run only: Landlock", "in the next run"),
+        (1, HOOKS[1], "", "open at the next attempt", "at the next attempt"),
+        (2, HOOKS_ALONE, "", "BPF programs alone keep what no rule allows", "at the next attempt"),
+        (2, HOOKS[2], "this kernel asks no program", "in the next run only: this kernel asks", "in the next run"),
+        (2, "Landlock ABI 7", "this kernel preempts at will", "in the next run only: this kernel", "in the next run"),
+        (3, "Landlock ABI 7", "Landlock cannot be widened", "in the next run only: Landlock", "in the next run"),
     ],
 )
 def test_when_a_file_that_is_allowed_live_is_open_is_said(
-    tier: int, preemption: str, fixed: str, said: str, doctor: str
+    tier: int, by: str, fixed: str, said: str, doctor: str
 ) -> None:
-    offer = Offer(tier, {}, preemption, unix_hook=True, files_fixed=fixed)
-    assert said in answers_for_files(offer)
-    assert doctor in live_files(offer)
+    assert said in answers_for_files(Offer(tier, {}, "voluntary", unix_hook=True, files_fixed=fixed))
+    assert doctor in live_files(TIER_NAMES[tier], [Coverage("files", Strength.FULL, by)])

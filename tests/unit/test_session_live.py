@@ -150,7 +150,7 @@ PLAN = FilesPlan(
         ("read", "/dev/sound", 2, "", "commands to devices"),
         ("write", "/dev/shm/a", 2, "", ""),
         ("read", "/dev/sound", 1, "", ""),
-        ("read", "~/notes", 2, "it was not started with --ask", "fixed when the session begins: it was not started"),
+        ("read", "~/notes", 2, "this kernel preempts at will", "fixed when the session begins: this kernel preempts"),
         ("read", "~/notes", 3, "Landlock cannot be widened", "in tier 3 landlock"),
     ],
 )

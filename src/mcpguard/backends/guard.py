@@ -115,17 +115,6 @@ HOOKS: dict[str, tuple[Hook, ...]] = {
 }
 
 
-# What keeps of files what Landlock and read-only mounts would. Names by either of two sets, and what newer kernels ask besides:
-# the hook, and functions of which such a kernel has one.
-_KEEPING = ("file_open", "inode_setattr", "inode_setxattr", "inode_removexattr", "file_ioctl")
-_NAMING = {f"path_{name}" for name in _PATHS}, {f"inode_{name}" for name in ("create", *_PATHS[:7])}
-_NEWER = {
-    "inode_set_acl": ("vfs_set_acl",),
-    "inode_remove_acl": ("vfs_remove_acl",),
-    "inode_file_setattr": ("__x64_sys_file_setattr", "__arm64_sys_file_setattr"),
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Which programs fit this kernel, one way into it.
@@ -327,22 +316,6 @@ def detach_verify(engine: Engine) -> list[str]:
     """Programs that should be attached and are not; empty: all are armed."""
     linked = engine.linked()
     return [name for name in _programs(engine) if name not in linked]
-
-
-def uncovered(engine: Engine) -> list[str]:
-    """Hooks of tier 2 without a program although Landlock or a read-only mount keeps on this kernel what they would; empty: the
-    hooks keep no less of files.
-
-    Raises:
-        KernelError: the kernel does not describe its types.
-    """
-    prefix = _PREFIX[MODIFY_RETURN]
-    there = {name.removeprefix(prefix) for name in engine.linked() if name.startswith(prefix)}
-    known = btf.function_parameters({name for names in _NEWER.values() for name in names})
-    needed = {*_KEEPING, *(hook for hook, names in _NEWER.items() if not known.keys().isdisjoint(names))}
-    if not any(names <= there for names in _NAMING):
-        needed |= _NAMING[0]
-    return sorted(needed - there)
 
 
 def _programs(engine: Engine) -> list[str]:

@@ -3,8 +3,8 @@
 Isolated on purpose: no site packages, no environment, no working directory on the path. The package's own parent is put
 on the path by hand, and `mcpguard setup` has put it where only root can write.
 
-The first two bytes on the socket say what must be known before anything is loaded: the mode (1: audit, 2: ask, 0: neither), and
-the tier that is insisted on (0: none). The user's process starts the broker before it has read its own command line.
+The first two bytes on the socket say what must be known before anything is loaded: whether it is an audit (1), and the tier
+that is insisted on (0: none). The user's process starts the broker before it has read its own command line.
 """
 
 from __future__ import annotations
@@ -41,10 +41,9 @@ def converse(connection: int, caller: int) -> None:
     with open("/proc/self/comm", "w", encoding="ascii") as name:  # for whoever looks at a list of processes
         name.write(NAME)
     first = os.read(connection, 4)
-    if len(first) == 4 and first[0] <= 2 and first[1] <= 3:  # else the user's process has changed its mind
+    if len(first) == 4 and first[0] <= 1 and first[1] <= 3:  # else the user's process has changed its mind
         resolver = int.from_bytes(first[2:], "big")
-        audit, ask = first[0] == 1, first[0] == 2
-        serve(connection, caller, audit=audit, ask=ask, tier=first[1] or None, resolver=resolver)
+        serve(connection, caller, audit=first[0] == 1, tier=first[1] or None, resolver=resolver)
 
 
 def _connect(name: str) -> tuple[int, int]:

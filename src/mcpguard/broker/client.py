@@ -77,17 +77,16 @@ class Broker:
     _asked: int = 0
     _over: bool = False
 
-    def load(self, *, audit: bool, tier: str | None, ask: bool = False, resolver: int = 0) -> None:
+    def load(self, *, audit: bool, tier: str | None, resolver: int = 0) -> None:
         """Have it load; until then it waits. To be called once, first.
 
         Args:
-            ask: a person answers while the session runs; never with `audit`.
             tier: `1`, `2` or `3` to insist on one.
             resolver: port on 127.0.0.1 and ::1 where the tree's questions for names go; 0: they are judged like other requests.
         """
         # One that has failed already is found out at its first answer.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self.channel.connection.sendall(bytes((2 if ask else audit, int(tier or 0))) + resolver.to_bytes(2, "big"))
+            self.channel.connection.sendall(bytes((audit, int(tier or 0))) + resolver.to_bytes(2, "big"))
 
     def offer(self) -> dict[str, Any]:
         """What the broker can give on this host: the tier, and why each better one is not it. To be taken once, first.

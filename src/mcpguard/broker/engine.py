@@ -32,17 +32,15 @@ class Engine:
     What is armed outlives this process for as long as anything lives in the leaf.
     """
 
-    def __init__(self, leaf: Leaf, audit: bool, tier: int | None, resolver: int = 0, *, ask: bool = False) -> None:
+    def __init__(self, leaf: Leaf, audit: bool, tier: int | None, resolver: int = 0) -> None:
         """
         Args:
-            ask: a person answers what no rule covers while the session runs.
             resolver: port on 127.0.0.1 and ::1 where questions for names go; 0: they are judged like other requests.
         """
         self._canary: tuple[Effect, int] | None = None
         self._flags = _abi.MG_SESSION_LIVE | cgroup_bpf.Settings(audit=audit).flags
         self._leaf = leaf
         self._asked = tier
-        self._ask = ask
         self.resolver = resolver
         self._guard: Guard | None = None
         self._policies = (0, 0)
@@ -55,7 +53,7 @@ class Engine:
             armed = tiers.arm(self._leaf, self._asked)
             self.tier, self._reasons = armed.tier, armed.reasons
             self._session = armed.session
-            self.files_fixed = tiers.files_fixed(self.tier, armed.engine, ask=self._ask)
+            self.files_fixed = tiers.files_fixed(armed)
             self._stack.callback(armed.engine.close)
             self._stack.callback(self._session.close)
             self._stack.callback(self.release)

@@ -14,6 +14,7 @@ import pwd
 import select
 import signal
 import socket
+import time
 from collections.abc import Iterator, Sequence
 
 from mcpguard.broker import canary, tiers
@@ -39,6 +40,7 @@ _MOST_HELD = 8
 PR_SET_CHILD_SUBREAPER = 36
 _ALL_KINDS = 0x40000000  # __WALL of waitpid(2): threads, too
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 _FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 _DIED: dict[str, Any] = {"failed": "start", "errno": None, "words": "the child died"}
 
@@ -100,6 +102,8 @@ class Launch:
         self.engine = engine
         self.client_gone = False
         self.keeping: Keeping | None = None
+        # Why the tree stands still; empty: it runs.
+        self.still = ""
         # The child inherits them. Held open here, so that no other terminal gets their numbers while the session lives.
         self.terminals = terminals.own()
         for terminal in self.terminals:
@@ -172,20 +176,26 @@ class Launch:
             self.keeping = Keeping(lines[0], self.leaf, self.engine.keep(request.kept))
 
     def _wait(self, child: _Child, leaf: cgroup.Leaf, wakeup: socket.socket, engine: Engine, covers: Covers) -> int:
-        """Wait for the agent to end; returns its wait status. Meanwhile, put back covers that come off."""
+        """Wait for the agent to end; returns its wait status. Meanwhile, look that what it is guarded by is in place."""
         ended = os.pidfd_open(child.pid)
+        next_look = time.monotonic() + INTERVAL_S
         while True:
             sources = [wakeup.fileno(), ended, *([] if self.client_gone else [self.channel.fileno()])]
             if self.keeping is not None:
                 sources.append(self.keeping.fileno())
-            ready, _, _ = select.select(sources, (), (), INTERVAL_S)
-            if not ready:
+            ready, _, _ = select.select(sources, (), (), max(0.0, next_look - time.monotonic()))
+            # By the clock: a tree whose orphans end all the time must not keep us from looking.
+            if time.monotonic() >= next_look:
+                self._stand_still(tiers.let_down(engine.tier, fixed=engine.files_fixed))
                 self._restore(covers)
+                next_look = time.monotonic() + INTERVAL_S
             if wakeup.fileno() in ready:
                 for number in wakeup.recv(4096):
                     if number in _FORWARDED:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(child.pid, number)
+                    if self.still and number in _ENDING:  # what stands still would never hear of it
+                        leaf.kill()
             if wakeup.fileno() in ready or ended in ready:
                 status = _reap(child.pid, leaf)
                 if status is None and ended in ready:
@@ -195,6 +205,8 @@ class Launch:
                 if status is not None:
                     os.close(ended)
                     return status
+                if self.still:  # somebody stopped us and let all of it go on
+                    leaf.freeze(True)
             if self.channel.fileno() in ready:
                 self._read_update(engine, covers)
             if self.keeping is not None and self.keeping.fileno() in ready and not self.keeping.serve():
@@ -203,6 +215,15 @@ class Launch:
             if self.client_gone and engine.resolver:
                 with contextlib.suppress(KernelError):
                     engine.drop_resolver()
+
+    def _stand_still(self, why: str) -> None:
+        """Let the tree do nothing for as long as the kernel does not ask our programs; nothing of it is lost."""
+        if why == self.still:
+            return
+        with contextlib.suppress(OSError):  # the next look tries again
+            self.leaf.freeze(bool(why))
+            self.still = why
+            self._tell({"still": why})
 
     def _restore(self, covers: Covers) -> None:
         restored: list[str] = []

@@ -1,62 +1,155 @@
 """Does the kernel really ask our programs? A process in the leaf, for which no policy stands yet, must be refused everything.
 
 Loading and attaching prove nothing: without `bpf` among the active security modules such programs attach and are never
-called. So the very programs that will guard the session are tried, before anybody relies on them.
+called, and a kernel whose linker put a function into those that call it asks no program on that function. So the very programs
+that will guard the session are tried, before anybody relies on them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import signal
+import struct
 from collections.abc import Callable
 
 from mcpguard.backends.landlock import STAGE
-from mcpguard.kernel import privileges
+from mcpguard.kernel import privileges, syscalls
 from mcpguard.kernel.cgroup import Leaf
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Act = tuple[str, int, Callable[[], object]]
+
 NOT_TRIED = "the process that was to try could not"
+# Without these no tier holds. The others are what Landlock or a read-only mount would keep as well.
+NEEDED = ("opening a directory", "making a directory", "looking at a process outside")
 _TRIED = f"{STAGE}/rehearsal"
+_REFUSED = (errno.EACCES, errno.EPERM)
+_ATTRIBUTE, _ACCESS_LIST = "user.mcpguard", "system.posix_acl_access"
+# Version 2, then tag, permissions and id of the owner, the group and all others (acl(5)).
+_LIST = struct.pack("=I" + "HHI" * 3, 2, 1, 6, 0xFFFFFFFF, 4, 0, 0xFFFFFFFF, 0x20, 0, 0xFFFFFFFF)
+_FS_IOC_SETFLAGS = 0x40086602
+_FILE_SETATTR = 469  # Linux 6.17
+_NO_ATTRIBUTES = bytes(24)
 
 
 def not_refused(leaf: Leaf) -> list[str]:
-    """The acts that a process in the leaf could do although everything is refused there; empty: the programs are asked."""
-    outside = os.getpid()
-    acts: tuple[tuple[str, int, Callable[[], None]], ...] = (
-        ("opening a directory", errno.EACCES, _open_root),
-        ("making a directory", errno.EACCES, _make),
+    """The acts that a process in the leaf could do although everything is refused there; empty: the programs are asked.
+
+    Raises:
+        OSError: outside of the leaf one of those that are `NEEDED` is refused, too.
+    """
+    with _Place("outside") as place:
+        barred = [name for name, _number, act in _acts(place) if _is_barred(name, act)]
+    with _Place("inside") as place:
+        done = _done_inside(leaf, _acts(place))
+    return done if done == [NOT_TRIED] else [*done, *(name for name in barred if name not in done)]
+
+
+class _Place:
+    """A folder of root's own with a file and a folder to act on; gone afterwards, with whatever was made in it."""
+
+    def __init__(self, name: str) -> None:
+        self.path = f"{_TRIED}-{name}-{os.urandom(4).hex()}"
+        self.file, self.folder = f"{self.path}/file", f"{self.path}/folder"
+        self.fd = -1
+
+    def __enter__(self) -> _Place:
+        os.mkdir(self.path, 0o700)
+        os.mkdir(self.folder, 0o700)
+        for path in (self.file, f"{self.path}/spare"):
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+        self.fd = os.open(self.file, os.O_RDONLY)  # before anything is refused: what is asked of an open file needs one
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.fd)
+        for name in os.listdir(self.path):
+            with contextlib.suppress(IsADirectoryError):
+                os.unlink(f"{self.path}/{name}")
+                continue
+            os.rmdir(f"{self.path}/{name}")
+        os.rmdir(self.path)
+
+
+def _acts(place: _Place) -> tuple[Act, ...]:
+    """What is tried, with the errno of our refusal. Those that take something away come last."""
+    outside, path, file = os.getpid(), place.path, place.file
+    return (
+        ("opening a directory", errno.EACCES, lambda: os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY))),
+        ("making a directory", errno.EACCES, lambda: os.mkdir(f"{path}/made")),
         ("looking at a process outside", errno.EPERM, lambda: os.kill(outside, 0)),
+        ("opening a file to write", errno.EACCES, lambda: os.close(os.open(file, os.O_WRONLY))),
+        ("making a file by opening it", errno.EACCES, lambda: _create(f"{path}/opened")),
+        ("making a node", errno.EACCES, lambda: os.mkfifo(f"{path}/node")),
+        ("making a symlink", errno.EACCES, lambda: os.symlink("file", f"{path}/symlink")),
+        ("making a hard link", errno.EACCES, lambda: os.link(file, f"{path}/link")),
+        ("cutting a file short", errno.EACCES, lambda: os.truncate(file, 0)),
+        ("changing a mode", errno.EACCES, lambda: os.chmod(file, 0o640)),
+        ("changing an owner", errno.EACCES, lambda: os.chown(file, os.getuid(), os.getgid())),
+        ("changing times", errno.EACCES, lambda: os.utime(file, (1, 1))),
+        ("setting an attribute", errno.EACCES, lambda: os.setxattr(file, _ATTRIBUTE, b"1")),
+        ("removing an attribute", errno.EACCES, lambda: os.removexattr(file, _ATTRIBUTE)),
+        ("setting an access list", errno.EACCES, lambda: os.setxattr(file, _ACCESS_LIST, _LIST)),
+        ("removing an access list", errno.EACCES, lambda: os.removexattr(file, _ACCESS_LIST)),
+        ("changing flags of an open file", errno.EACCES, lambda: fcntl.ioctl(place.fd, _FS_IOC_SETFLAGS, bytes(8))),
+        ("changing flags by name", errno.EACCES, lambda: _set_flags(file)),
+        ("renaming", errno.EACCES, lambda: os.rename(file, f"{path}/renamed")),
+        ("removing a file", errno.EACCES, lambda: os.unlink(f"{path}/spare")),
+        ("removing a directory", errno.EACCES, lambda: os.rmdir(place.folder)),
     )
-    for _name, _number, act in acts:
-        act()  # the control: outside of the leaf each of them succeeds
+
+
+def _create(path: str) -> None:
+    """The name is judged before the file is opened: refused only then, it would be there."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    finally:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "it was made", path)
+
+
+def _set_flags(path: str) -> None:
+    syscalls.syscall(_FILE_SETATTR, syscalls.AT_FDCWD, os.fsencode(path), _NO_ATTRIBUTES, len(_NO_ATTRIBUTES), 0)
+
+
+def _is_barred(name: str, act: Callable[[], object]) -> bool:
+    """The control, outside of the leaf: what is refused there as well says nothing about our programs."""
+    try:
+        act()
+    except OSError as error:
+        if name in NEEDED:
+            raise
+        return error.errno in _REFUSED
+    return False
+
+
+def _done_inside(leaf: Leaf, acts: tuple[Act, ...]) -> list[str]:
+    read, write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
-        done = 1 << len(acts)
         try:
             signal.set_wakeup_fd(-1)
             leaf.enter()
             privileges.drop_capabilities()  # what has them acts for the kernel, and nothing that is guarded has
-            done = 0
-            for place, (_name, number, act) in enumerate(acts):
-                try:
-                    act()
-                    done |= 1 << place
-                except OSError as error:
-                    done |= (error.errno != number) << place
+            os.write(write, bytes(_is_done(number, act) for _name, number, act in acts))
         finally:
-            os._exit(done)
-    _pid, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code < 0 or code >> len(acts):
+            os._exit(0)
+    os.close(write)
+    answer = os.read(read, len(acts))
+    os.close(read)
+    os.waitpid(pid, 0)
+    if len(answer) != len(acts):
         return [NOT_TRIED]
-    return [name for place, (name, _number, _act) in enumerate(acts) if code >> place & 1]
+    return [name for (name, _number, _act), done in zip(acts, answer, strict=True) if done]
 
 
-def _open_root() -> None:
-    os.close(os.open("/", os.O_RDONLY | os.O_DIRECTORY))
-
-
-def _make() -> None:
-    path = f"{_TRIED}-{os.getpid()}"
-    os.mkdir(path)
-    os.rmdir(path)
+def _is_done(number: int, act: Callable[[], object]) -> bool:
+    try:
+        act()
+    except OSError as error:
+        return error.errno not in (number, errno.ENOSYS)  # a call that the kernel does not have needs no refusal
+    return True

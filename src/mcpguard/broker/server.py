@@ -24,7 +24,7 @@ from mcpguard.kernel.places import RUN
 _DESCRIPTORS = 256
 
 
-def serve(connection: int, caller_uid: int, *, audit: bool, ask: bool, tier: int | None, resolver: int) -> None:
+def serve(connection: int, caller_uid: int, *, audit: bool, tier: int | None, resolver: int) -> None:
     """Serve one session for the user `caller_uid`, then return.
 
     Loading takes longer than anything else and needs nothing of the request, so it begins before the request is there.
@@ -34,7 +34,7 @@ def serve(connection: int, caller_uid: int, *, audit: bool, ask: bool, tier: int
     """
     _make_room(connection)
     try:
-        with _leaf() as leaf, Engine(leaf, audit, tier, resolver, ask=ask) as engine:
+        with _leaf() as leaf, Engine(leaf, audit, tier, resolver) as engine:
             # The kernel is still putting the session's maps into its slots.
             from mcpguard.broker.channel import opened
             from mcpguard.broker.launch import Launch

@@ -22,6 +22,8 @@ HOOKS_ON_LANDLOCK, LANDLOCK = 2, 3
 _LASTING = ("host.no-bpf-lsm", "host.no-hooks", "host.tier")
 _ACTIVE_MODULES = "/sys/kernel/security/lsm"
 _BOOT = "/proc/sys/kernel/random/boot_id"
+# 0: the kernel calls no program on any of its functions, those of security modules included. Root may write it at any time.
+_CALLS_PROGRAMS = "/proc/sys/kernel/ftrace_enabled"
 
 
 @dataclass(slots=True)
@@ -31,12 +33,14 @@ class Armed:
     Attributes:
         tier: 1, 2 or 3.
         reasons: why each better tier is not it.
+        unasked: acts on files that this kernel does not ask the programs about; only in tier 2, where Landlock keeps them.
     """
 
     tier: int
     engine: Engine
     session: Session
     reasons: dict[int, str] = field(default_factory=dict)
+    unasked: list[str] = field(default_factory=list)
 
 
 def arm(leaf: Leaf, asked: int | None) -> Armed:
@@ -50,24 +54,25 @@ def arm(leaf: Leaf, asked: int | None) -> Armed:
     """
     if asked is not None:
         return _try(leaf, asked)
-    remembered = _remembered()
+    remembered, was_narrow = _remembered()
     found, lasting = dict(remembered), dict(remembered)
-    for tier in BETTER:
+    for tier in (*BETTER, LANDLOCK):
         if tier in found:
             continue
         try:
             armed = _try(leaf, tier)
         except (HostError, KernelError) as error:
+            if tier == LANDLOCK:
+                raise
             found[tier] = error.why
             if _lasts(error):
                 lasting[tier] = error.why
             continue
         armed.reasons = {better: found[better] for better in found if better < tier}
-        return armed
-    if lasting != remembered:
-        _remember(lasting)
-    armed = _try(leaf, LANDLOCK)
-    armed.reasons = found
+        break
+    narrow = armed.tier == HOOKS_ON_LANDLOCK and bool(files_fixed(armed))
+    if (lasting, narrow) != (remembered, was_narrow):
+        _remember(lasting, narrow=narrow)
     return armed
 
 
@@ -87,27 +92,44 @@ def preemption() -> str:
     return probe.preemption_now() or ""
 
 
-def files_fixed(tier: int, engine: Engine, *, ask: bool) -> str:
+def files_fixed(armed: Armed) -> str:
     """Why what files may be opened cannot change while a session runs; empty where it can.
 
-    Landlock takes no more once it is applied. Where a person answers live, tier 2 can leave what merely no rule allows to the
-    hooks, if none of them can be skipped and none is missing.
+    Landlock takes no more once it is applied. Tier 2 can leave what merely no rule allows to the hooks, if none of them can be
+    skipped, and the kernel asked about each act when it was tried.
     """
-    if tier == 1:
+    if armed.tier == 1:
         return ""
-    if tier == LANDLOCK:
+    if armed.tier == LANDLOCK:
         return "Landlock cannot be widened"
     from mcpguard.model.coverage import SAFE_PREEMPTION
 
     now = preemption()
     if now not in SAFE_PREEMPTION:
         return f"this kernel preempts at will ({now or 'it does not say how'}), so Landlock stays narrow"
-    if not ask:
-        return "it was not started with --ask"
-    from mcpguard.backends import guard
+    if armed.unasked:
+        return f"this kernel asks no program about {', '.join(armed.unasked)}, so Landlock stays narrow"
+    return ""
 
-    missing = guard.uncovered(engine)
-    return f"this kernel has no hook {', '.join(missing)}, so Landlock stays narrow" if missing else ""
+
+def let_down(tier: int, *, fixed: str) -> str:
+    """Why the kernel may no longer ask programs that a running session rests on; empty: it asks them.
+
+    Args:
+        fixed: what `files_fixed` said when the session began; where it says something, tier 2 rests on Landlock.
+    """
+    if tier == LANDLOCK:
+        return ""
+    with contextlib.suppress(OSError):  # a kernel without it has other means, which nobody can switch off
+        if _text(_CALLS_PROGRAMS).strip() == "0":
+            return "kernel.ftrace_enabled is 0, so the kernel asks none of the programs that guard this session"
+    if tier == HOOKS_ON_LANDLOCK and not fixed:
+        from mcpguard.model.coverage import SAFE_PREEMPTION
+
+        now = preemption()
+        if now and now not in SAFE_PREEMPTION:
+            return f"this kernel preempts at will now ({now}), so programs that guard this session can be skipped"
+    return ""
 
 
 def _try(leaf: Leaf, tier: int) -> Armed:
@@ -123,17 +145,18 @@ def _try(leaf: Leaf, tier: int) -> Armed:
     except BaseException:
         engine.close()
         raise
+    unasked: list[str] = []
     try:
         if tier != LANDLOCK:
             session.set_state(_abi.MG_SESSION_LIVE | _abi.MG_SESSION_FILES)
-            _rehearse(leaf, session, tier)
+            unasked = _rehearse(leaf, session, tier)
             session.set_state(0)
     except BaseException:
         session.remove()
         session.close()
         engine.close()
         raise
-    return Armed(tier, engine, session)
+    return Armed(tier, engine, session, unasked=unasked)
 
 
 def _insist_on_module(tier: int) -> None:
@@ -149,13 +172,15 @@ def _insist_on_module(tier: int) -> None:
             )
 
 
-def _rehearse(leaf: Leaf, session: Session, tier: int) -> None:
+def _rehearse(leaf: Leaf, session: Session, tier: int) -> list[str]:
+    """Insist that the tier holds; what of files the kernel did not ask about although the tier does."""
     from mcpguard.backends import guard
     from mcpguard.broker import rehearsal
 
     missing = guard.detach_verify(session.engine)
     done = rehearsal.not_refused(leaf) if not missing else []
-    if missing or done:
+    needless = {*done} - {*rehearsal.NEEDED, rehearsal.NOT_TRIED} if tier == HOOKS_ON_LANDLOCK else set()
+    if missing or not needless.issuperset(done):
         why = (
             f"the kernel does not list {', '.join(missing)}"
             if missing
@@ -163,6 +188,7 @@ def _rehearse(leaf: Leaf, session: Session, tier: int) -> None:
         )
         code = "host.tier" if missing or done != [rehearsal.NOT_TRIED] else "host.rehearsal"
         raise HostError(f"tier {tier} does not hold on this host", why=why, do="mcpguard doctor", code=code)
+    return done
 
 
 def _text(path: str) -> str:
@@ -177,18 +203,21 @@ def _key() -> list[str]:
     return [_text(_BOOT).strip(), pins.version(bpf.OBJECTS, LAYOUT)]
 
 
-def _remembered() -> dict[int, str]:
+def _remembered() -> tuple[dict[int, str], bool]:
+    """Tiers that this kernel refused with the reasons, and whether Landlock stayed narrow in tier 2."""
     try:
         kept = json.loads(_text(REFUSED_TIERS))
-        return {int(tier): str(why) for tier, why in kept["refused"].items()} if kept["key"] == _key() else {}
+        if kept["key"] == _key():
+            return {int(tier): str(why) for tier, why in kept["refused"].items()}, kept["narrow"] is True
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        pass
+    return {}, False
 
 
-def _remember(refused: dict[int, str]) -> None:
+def _remember(refused: dict[int, str], *, narrow: bool) -> None:
     made = f"{REFUSED_TIERS}.{os.getpid()}"
     with contextlib.suppress(OSError):
         # Whatever mask root runs with: who writes here chooses everybody's tier.
         with open(made, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o644)) as file:
-            json.dump({"key": _key(), "refused": refused}, file)
+            json.dump({"key": _key(), "refused": refused, "narrow": narrow}, file)
         os.replace(made, REFUSED_TIERS)

@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mcpguard.model.values import dataclass
+from mcpguard.model.values import dataclass, field
 
 TIMEOUT_S = 60
 _HEADER_BYTES = 12
@@ -114,13 +114,13 @@ class CanaryResult:
         acts: for each act `done`, or the symbol of its errno; empty when the run did not start.
         recorded: the denied read is in the event store, with its rule.
         trouble: why the run did not start, in its own words; empty when it did.
-        recorded_by: what made the record, as the session says it.
+        by: for each kind of rule what carries it, as the session says it.
     """
 
     acts: dict[str, str]
     recorded: bool
     trouble: str
-    recorded_by: str = ""
+    by: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_canary(tier: int) -> CanaryResult:
@@ -155,7 +155,7 @@ def run_canary(tier: int) -> CanaryResult:
             return CanaryResult({}, False, done.stderr.strip() or f"the canary ended with status {done.returncode}")
         if any(place["other"].encode().partition(b".")[0] in question for question in asked):
             acts["names.leaked"] = "done"
-        return CanaryResult(acts, _is_recorded(folder, place["denied"]), "", _recorded_by(folder))
+        return CanaryResult(acts, _is_recorded(folder, place["denied"]), "", _carried_by(folder))
 
 
 def _mcpguard(
@@ -181,12 +181,12 @@ def _is_recorded(folder: Path, path: str) -> bool:
     return False
 
 
-def _recorded_by(folder: Path) -> str:
+def _carried_by(folder: Path) -> dict[str, str]:
     done = _mcpguard(folder, ["sessions", "--format", "json"])
     with contextlib.suppress(ValueError):
         sessions = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
-        return next((str(row["by"]) for one in sessions for row in one["coverage"] if row["kind"] == "events"), "")
-    return ""
+        return {str(row["kind"]): str(row["by"]) for one in sessions for row in one["coverage"]}
+    return {}
 
 
 def _write_profile(folder: Path, place: dict[str, Any]) -> Path:

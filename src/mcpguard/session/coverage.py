@@ -40,7 +40,7 @@ HOOKS = {
     1: "BPF programs on the kernel's security hooks",
     2: "BPF modify-return programs, over Landlock and mount masks",
 }
-HOOKS_ALONE = "BPF modify-return programs (--ask: alone where merely no rule allows), over mount masks"
+HOOKS_ALONE = "BPF modify-return programs (alone where merely no rule allows), over mount masks"
 SIGNALS = "signals to the user's other processes need Landlock ABI 6 (Linux 6.12)"
 
 # Of rules by name, with what looks at the names that are sent to their addresses.
@@ -120,18 +120,10 @@ def files_at_once(tier: str, holds: Sequence[Coverage]) -> bool:
     return tier == TIER_NAMES[1] or any(held.by == HOOKS_ALONE for held in holds)
 
 
-def might_ask(holds: Sequence[Coverage], modes: Sequence[str]) -> bool:
-    """Whether a session that cannot take files might have, had it begun with --ask."""
-    return "ask" not in modes and any(held.kind == "files" and held.by == HOOKS[2] for held in holds)
-
-
-def live_files(offer: Offer) -> str:
-    """For `doctor`: when a file that a person allows in `watch` is open in the tier that this host gives."""
-    if offer.tier == 1:
-        return "a file that you allow in `watch` is open at the next attempt"
-    if offer.hooks_hold:
-        return "a file that you allow in `watch` is open at the next attempt in sessions begun with --ask, else in the next run"
-    return "a file that you allow in `watch` is open in the next run"
+def live_files(tier: str, holds: Sequence[Coverage]) -> str:
+    """For `doctor`: when a file that a person allows in `watch` is open, by the record of a session in this tier."""
+    when = "at the next attempt" if files_at_once(tier, holds) else "in the next run"
+    return f"a file that you allow in `watch` is open {when}"
 
 
 def answers_for_files(offer: Offer) -> str:

@@ -109,8 +109,12 @@ def examine() -> Report:
         ),
         coverage=held[used],
         problems=tuple(problems),
-        live_files=coverage.live_files(_offer(facts, used)),
+        live_files=coverage.live_files(coverage.TIER_NAMES[used], _as_recorded(results[used])),
     )
+
+
+def _as_recorded(result: canary.CanaryResult) -> list[Coverage]:
+    return [Coverage(kind, Strength.FULL, by) for kind, by in result.by.items()]
 
 
 def _try(tier: int, stop: str) -> canary.CanaryResult:
@@ -248,7 +252,7 @@ def _not_rehearsed(kind: str, by: str) -> Coverage:
 
 
 def _events_row(result: canary.CanaryResult) -> Coverage:
-    kind, by = "events", result.recorded_by or "BPF rings and the event store"
+    kind, by = "events", result.by.get("events") or "BPF rings and the event store"
     if not result.acts:
         return _not_rehearsed(kind, by)
     if not result.recorded:

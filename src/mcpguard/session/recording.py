@@ -63,6 +63,7 @@ BEHIND = "records at least that were not read or stored, because a disk or a fil
 UNTOLD = "counts at least of repeated acts that the kernel still held when the broker was killed"
 CUT_OFF = "gates of MCP servers that ended before all that they knew was on record, so that answers may not be told"
 UNWATCHED = "processes at least that went on after the record had ended, because the broker was killed"
+UNJUDGED = "time of about a second in which the agent ran and may not have been judged"
 # Counted for all processes of the host: whether one was the agent's cannot be told, so it may have been.
 SKIPPED = (
     "times that the kernel skipped a program on its hooks, for whatever process, so that something may have got through"
@@ -257,6 +258,14 @@ class Recording:
     def covered_again(self, paths: Sequence[str]) -> None:
         """Protected files that somebody outside replaced, and that stood open until their covers were put back."""
         self._restored.update(paths)
+
+    def stands_still(self, why: str) -> None:
+        """The tree was stopped, as the kernel asks our programs no more; empty: it asks them again, and the tree goes on."""
+        tell(
+            f"{why}; the agent stands still until that is undone" if why else "the kernel asks again: the agent goes on"
+        )
+        if why:
+            self.tell([loss(time.time_ns(), self.session, f"{UNJUDGED}: {why}", 1)])
 
     def adopt(self, policy: Policy, since_ns: int) -> None:
         """Tell what happens from `since_ns` (CLOCK_MONOTONIC) on by another policy, whose numbers of rules mean the same."""

@@ -71,12 +71,16 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     for ours in (places.profiles(), places.state(), places.control(), places.gate()):
         with contextlib.suppress(OSError):  # a home that nobody can write needs no protection there
             os.makedirs(ours, mode=0o700, exist_ok=True)
-    # Best while the broker loads; where tier 1 may be had, which needs no plan, or a plan may be wide, only when that is known.
-    planned = _plan(policy, start) if _tier_1_failed(options.tier) and not options.ask else None
+    # Best while the broker loads; where tier 1 may be had, which needs no plan, only when that is known.
+    expected = _expected_plan(options.tier)
+    planned = None if expected is None else _plan(policy, start, wide=expected)
     broker = start.broker()
     offer = coverage.Offer.from_broker(broker.offer())
     wide = offer.tier == 2 and not offer.files_fixed
-    plan, later = (FilesPlan((), ()), None) if offer.tier == 1 else planned or _plan(policy, start, wide=wide)
+    if offer.tier == 1:
+        plan, later = FilesPlan((), ()), None
+    else:
+        plan, later = planned if planned and expected is wide else _plan(policy, start, wide=wide)
     hooks = _hooks(policy, offer, broker) if offer.tier < 3 else None
     holds = coverage.of_policy(policy, plan, offer)
     coverage.insist(holds, best_effort=options.best_effort)
@@ -188,13 +192,18 @@ def _kept_back(policy: Policy, environment: Mapping[str, str]) -> tuple[str, ...
     )
 
 
-def _tier_1_failed(asked: str | None) -> bool:
-    """Whether tier 1 was tried since the last boot and refused, or is not wanted. A hint: what the broker offers counts."""
-    if asked:
-        return asked != "1"
+def _expected_plan(asked: str | None) -> bool | None:
+    """Whether the plan will be wide, by what brokers met since the last boot; None: it is not known whether one is needed at
+    all. A hint: what the broker offers counts.
+    """
+    refused: Mapping[str, str] = {}
+    narrow = False
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(REFUSED_TIERS, "rb") as told:
-        return "1" in json.loads(told.read())["refused"]
-    return False
+        kept = json.loads(told.read())
+        refused, narrow = kept["refused"], kept["narrow"]
+    if asked == "1" or not (asked or "1" in refused):
+        return None
+    return not narrow and (asked == "2" or (asked is None and "2" not in refused))
 
 
 def _start(
@@ -320,6 +329,8 @@ def _wait_for_agent(
             broker.answer(message)
         if "restored" in message:
             recording.covered_again(message["restored"])
+        if "still" in message:
+            recording.stands_still(message["still"])
         if "exec_failed" in message:
             trouble = _not_started(command[0], int(message["exec_failed"]))
         if "ended" in message and not guarded:  # the gate has its last words before the record is finished

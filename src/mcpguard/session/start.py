@@ -107,7 +107,7 @@ class Start:
             self._tell_broker(self._broker, options)
 
     def _tell_broker(self, broker: client.Broker, options: RunOptions) -> None:
-        broker.load(audit=options.audit, ask=options.ask, tier=options.tier, resolver=self.resolver.port)
+        broker.load(audit=options.audit, tier=options.tier, resolver=self.resolver.port)
 
     def ask(self) -> None:
         """Have sudo start the broker where nobody did: it may ask for a password, and what needs no broker goes on meanwhile.

@@ -32,7 +32,6 @@ LEAVE = "leave"
 # When a file is open that is allowed.
 AT_ONCE = "Allowed, it is open at the next attempt."
 NEXT_RUN = "The files of this session are fixed: only the next run has what you allow."
-NEXT_RUN_OR_ASK = f"{NEXT_RUN} One that begins with --ask can take it at once."
 _WARNING = "An agent that was talked into something asks for things, too."
 
 

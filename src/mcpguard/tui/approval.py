@@ -21,10 +21,10 @@ from mcpguard.model.event import Event, McpMessage
 from mcpguard.profile.amend import Addition
 from mcpguard.session.amendment import Amendment, install, prepare
 from mcpguard.session.approve import Outcome, Scope, decide, leave
-from mcpguard.session.coverage import files_at_once, might_ask
+from mcpguard.session.coverage import files_at_once
 from mcpguard.session.offers import Offer, Purpose, exception, offer, purpose
 from mcpguard.session.questions import LEFT
-from mcpguard.tui.allow import AT_ONCE, NEXT_RUN, NEXT_RUN_OR_ASK, CallScreen, PurposeScreen, ScopeScreen, WriteScreen
+from mcpguard.tui.allow import AT_ONCE, NEXT_RUN, CallScreen, PurposeScreen, ScopeScreen, WriteScreen
 
 Approve = Callable[[str, Sequence[Addition], Scope], Outcome]
 # How long a note stays: it says what holds from now on.
@@ -74,8 +74,6 @@ class Approval:
 
         session = self._session()
         files = AT_ONCE if files_at_once(session.tier, session.coverage) else NEXT_RUN
-        if files == NEXT_RUN and might_ask(session.coverage, session.modes):
-            files = NEXT_RUN_OR_ASK
         running = session.state is State.RUNNING
         self._app.push_screen(ScopeScreen(event, made, self._home, running=running, files=files), chosen)
 

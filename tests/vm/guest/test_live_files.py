@@ -1,11 +1,12 @@
-"""Files while a person answers live (`run --ask`): what is allowed is open at the next attempt, in tier 2 as well.
+"""Files that a person allows while a session runs: they are open at the next attempt, in tier 2 as well.
 
-All else is kept as without, although there the programs alone keep what merely no rule allows.
+All else is kept, although there the programs alone keep what merely no rule allows.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import arena
 import pytest
 from arena import Duel, Outside, Sandbox, Task, World
 from asked import Lane
-from puppet import puppet
+from puppet import Puppet, puppet
+
+from mcpguard.kernel import cgroup
+from mcpguard.session.coverage import HOOKS_ALONE
 
 pytestmark = pytest.mark.kernel
 
@@ -81,7 +85,7 @@ REFUSED = (*(id for place in PLACES for id in reads(place)), *HOWS, "list", "exe
 @pytest.fixture(scope="module")
 def asking(lane: Lane) -> Iterator[Duel]:
     parent = lane.places("ext4")[0] / "worlds"
-    with arena.fight(PROFILE, tasks, parent, options=("--ask",)) as fought:
+    with arena.fight(PROFILE, tasks, parent) as fought:
         yield fought
 
 
@@ -118,9 +122,9 @@ def test_nothing_outside_changed_and_no_secret_came_out(asking: Duel) -> None:
 
 def test_the_record_says_what_it_rests_on(asking: Duel, tier: int, lane: Lane) -> None:
     held = {part.kind: part for part in arena.session_of(asking.caged).coverage}
-    assert ("--ask" in held["files"].by) == (tier == 2 and alone(tier, lane)), held["files"]
+    assert (held["files"].by == HOOKS_ALONE) == (tier == 2 and alone(tier, lane)), held["files"]
     assert held["files"].by == held["execute"].by or not alone(tier, lane)
-    assert "--ask" not in held["processes"].by
+    assert HOOKS_ALONE not in held["processes"].by
 
 
 def test_what_a_person_allows_is_open_at_the_next_attempt(lane: Lane, tier: int) -> None:
@@ -131,7 +135,7 @@ def test_what_a_person_allows_is_open_at_the_next_attempt(lane: Lane, tier: int)
         notes = world.home / "notes"
         for name in ("list", "other", "private/diary", "locked/kept"):
             world.plant(notes / name)
-        with puppet(sandbox, options=("--ask",)) as held:
+        with puppet(sandbox) as held:
             before = [held.ask("read", notes / "list"), held.ask("write", notes / "new")]
             outcome = held.approve(
                 ("files", "read", str(notes / "list")),
@@ -165,14 +169,58 @@ def test_what_a_person_allows_is_open_at_the_next_attempt(lane: Lane, tier: int)
         assert not wrote
         assert not outcome.now
         assert "preempts at will" in outcome.why
-        assert "a file that you allow is open in the next run only: this kernel preempts at will" in said
         assert {e["verdict"] for e in reads} == {"deny"}
         return
     assert after == ["", ""]
     assert wrote
     assert set(rules) <= set(outcome.now)
     assert ("read /dev/nothing" in outcome.later) == (tier == 2), outcome
-    assert "a file that you allow is open at the next attempt" in said
-    assert ("BPF programs alone" in said) == (tier == 2)
     assert [e["verdict"] for e in reads] == ["deny", "allow"]
     assert (reads[1]["rule"]["file"], reads[1]["rule"]["text"]) == ("approved in watch", rules[0])
+
+
+def switches(tier: int, lane: Lane) -> list[tuple[Path, str, str, str]]:
+    """What root can turn outside so that programs are no longer asked: where, to what and back, and how it is told."""
+    asked = (Path("/proc/sys/kernel/ftrace_enabled"), "0", "1", "kernel.ftrace_enabled is 0")
+    preempted = (Path("/sys/kernel/debug/sched/preempt"), "full", lane.preempt, "preempts at will now (full)")
+    return [asked, preempted] if tier == 2 and alone(tier, lane) else [asked]
+
+
+def await_still(held: Puppet, still: bool) -> None:
+    mount = cgroup.unified_mount()
+    path = next(
+        line[3:] for line in Path(f"/proc/{held.pid}/cgroup").read_text().splitlines() if line.startswith("0::")
+    )
+    deadline = time.monotonic() + arena.RUN_SECONDS
+    while f"frozen {still:d}" not in Path(f"{mount}{path}/cgroup.events").read_text():
+        assert time.monotonic() < deadline, f"frozen is not {still:d}"
+        time.sleep(0.05)
+
+
+def test_the_tree_stands_still_while_the_kernel_asks_no_program(lane: Lane, tier: int) -> None:
+    with arena.world_at(lane.places("ext4")[0]) as world:
+        sandbox = Sandbox(world)
+        sandbox.write_profile("matrix", PROFILE)
+        note = world.home / "notes/list"
+        world.plant(note)
+        with puppet(sandbox) as held:
+            for switch, off, on, _told in switches(tier, lane):
+                assert held.ask("read", note) == "EACCES"
+                switch.write_text(off)
+                try:
+                    await_still(held, True)
+                    bare = sandbox.run(["true"], options=("--tier", str(tier)), timeout=arena.RUN_SECONDS)
+                finally:
+                    switch.write_text(on)
+                if off == "0":  # the control: nobody is asked
+                    assert bare.code == 125 and "these were not refused: opening a directory" in bare.err, bare
+                await_still(held, False)
+                assert held.ask("read", note) == "EACCES"
+            code, said = held.end()
+        events = arena.recorded(world, held.session)
+    assert code == 0
+    lost = [event["detail"] for event in events if event["kind"] == "loss"]
+    for *_how, told in switches(tier, lane):
+        assert sum(told in line for line in lost) == 1, lost
+        assert said.count(told) == 2, "at once and at the end"
+    assert said.count("the agent goes on") == len(switches(tier, lane)), said

@@ -142,11 +142,13 @@ def test_programs_that_are_never_called_are_found_out(lane: Lane) -> None:
             assert (done == []) == (lane.lsm == "bpf"), done
             place = (leaf.id % _abi.MG_PLACES).to_bytes(4, sys.byteorder)
             engine.map("mg_leaf_places").set(place, bytes(4))
-            assert len(rehearsal.not_refused(leaf)) == 3, "who has no place is not guarded, and no tier holds"
+            assert {*rehearsal.NEEDED} < {*rehearsal.not_refused(leaf)}, (
+                "who has no place is not guarded, and no tier holds"
+            )
             engine.map("mg_leaf_places").set(place, (1).to_bytes(4, sys.byteorder))
             assert (rehearsal.not_refused(leaf) == []) == (lane.lsm == "bpf")
             session.set_state(0)
-            assert len(rehearsal.not_refused(leaf)) == 3, "where nothing is guarded, nothing is refused"
+            assert {*rehearsal.NEEDED} < {*rehearsal.not_refused(leaf)}, "where nothing is guarded, nothing is refused"
         finally:
             session.remove()
             session.close()
