@@ -178,6 +178,15 @@ def test_what_only_uv_knows_of_a_project_does_not_start(project: Project, words:
     assert in_place_of("uv", found)
 
 
+def test_an_environment_behind_a_link_could_be_another_one_at_any_time(project: Project) -> None:
+    project.venv.rename(project.root / "made")
+    project.venv.symlink_to("made")
+    assert unknown_runner(project.of("uv", "run", "server.py")) == "uv"
+    project.venv.unlink()
+    (project.root / "made").rename(project.venv)
+    assert not unknown_runner(project.of("uv", "run", "server.py")), "the control"
+
+
 @pytest.mark.parametrize("name", ["UV_PROJECT", "UV_ENV_FILE", "UV_NO_PROJECT", "UV_ISOLATED"])
 def test_variables_that_lead_uv_elsewhere_leave_it_unknown(project: Project, name: str) -> None:
     assert unknown_runner(project.of("uv", "run", "server.py", **{name: "1"})) == "uv"

@@ -107,6 +107,8 @@ def of_uv(args: Sequence[str], environment: Mapping[str, str], cwd: Path) -> Ins
     if root is None:
         return None
     place = Path(os.path.normpath(root / (environment.get("UV_PROJECT_ENVIRONMENT") or ".venv")))
+    if place.is_symlink():  # and whoever may write beside it leads it elsewhere
+        return None
     words = ("uv", "sync", "--project", str(root), *asked.kinds)
     fetch = shlex.join((*words, "--reinstall", "--link-mode", "copy", "--compile-bytecode"))
     nothing = Installed((), "", ((str(place), ""),), fetch)
