@@ -61,7 +61,7 @@ def approve(command: Sequence[str], environment: dict[str, str], folder: Path) -
 
 def start_gate(session: str, environment: dict[str, str], folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     """The gate's process, and the address of its socket."""
-    from mcpguard.gate.peers import leaf_of
+    from mcpguard.kernel.cgroup import place_of
     from mcpguard.mcp.policy import McpPolicy, Pattern, Rule, dump
     from mcpguard.model.access import Effect
     from mcpguard.model.mcp import McpKind
@@ -74,9 +74,10 @@ def start_gate(session: str, environment: dict[str, str], folder: Path) -> tuple
     listener.listen()
     facts = {
         "session": session,
-        "leaf": leaf_of(os.getpid()),
+        "leaf": place_of(os.getpid()),
         "listener": listener.fileno(),
         "held": -1,
+        "keeps": -1,
         "watched": False,
         "tables": "",
         "engines": {},
