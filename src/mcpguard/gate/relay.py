@@ -20,7 +20,7 @@ from typing import Protocol
 from mcpguard.mcp.framing import Lines, TooLong
 
 CLIENT, SERVER = 0, 1
-READ_BYTES = 1 << 18
+READ_BYTES = 1 << 16
 # What a slow reader may leave lying before its writer is held up.
 MOST_WAITING = 1 << 20
 _IN, _OUT, _GONE = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
