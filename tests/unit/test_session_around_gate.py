@@ -17,6 +17,7 @@ import pytest
 
 from mcpguard.events.mcp import CLIENT, SERVER, Talk
 from mcpguard.events.observer import Asked
+from mcpguard.kernel import cgroup
 from mcpguard.model.event import Event, Peer
 from mcpguard.session.around_gate import STARTS_NS, UNKNOWN_NS, AroundGate
 from mcpguard.session.gate import SHIM_WORDS
@@ -205,6 +206,34 @@ def test_what_starts_a_shim_is_given_a_moment(tmp_path: Path) -> None:
         assert [one.pid for one in around.ahead([replace(asked, age_ns=STARTS_NS)])] == [wrapper.pid]
     os.close(theirs)
     os.close(ours)
+
+
+def test_what_an_agent_forked_is_not_what_it_launched_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is a copy of the agent, with the same standard input and output, and may execute a server in a moment."""
+    agent = tmp_path / "codex"
+    agent.write_text(
+        "import os, sys\n"
+        "if sys.argv[1:] or not os.fork():\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    sys.argv[1:] or os.execv(sys.executable, [sys.executable, __file__, 'again'])\n"
+        "    sys.exit()\n"
+        "os.wait()\n"
+    )
+    with subprocess.Popen([sys.executable, agent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdin is not None and launcher.stdout is not None
+        copy = int(launcher.stdout.readline())
+        monkeypatch.setattr(cgroup, "processes", lambda _leaf: [launcher.pid, copy])
+        around = AroundGate("s", launcher.pid, HERE)
+        assert around.agents.has(copy) and around._launched_by(launcher.pid) is None
+        launcher.stdin.write(b"\n")
+        launcher.stdin.flush()
+        launcher.stdout.readline()
+        assert around._launched_by(launcher.pid) == copy, "it has executed an agent"
+        launcher.kill()
+        os.kill(copy, signal.SIGKILL)
 
 
 def test_what_the_kernel_ended_is_told_once_and_what_started_it_is_ended_too(tmp_path: Path) -> None:

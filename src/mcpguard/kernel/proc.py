@@ -6,7 +6,8 @@ import os
 
 _MOST_BYTES = 4096
 # Places behind the name, which stands in brackets and may itself hold blanks and brackets.
-STATE, PARENT, START = 0, 1, 19
+STATE, PARENT, FLAGS, START = 0, 1, 6, 19
+_PF_FORKNOEXEC = 0x40
 
 
 def stat_of(pid: int) -> list[str]:
@@ -22,6 +23,12 @@ def parent_of(pid: int) -> int:
     """PID of the process that started it or took it over; 0 when there is no such process."""
     found = stat_of(pid)
     return int(found[PARENT]) if found else 0
+
+
+def has_executed(pid: int) -> bool:
+    """Whether it has executed something since it was made; False as well when there is no such process."""
+    found = stat_of(pid)
+    return bool(found) and not int(found[FLAGS]) & _PF_FORKNOEXEC
 
 
 def program_of(pid: int) -> tuple[str, tuple[str, ...]] | None:

@@ -191,10 +191,11 @@ class AroundGate:
                 mark(found)
 
     def _launched_by(self, launcher: int) -> int | None:
-        """An agent that it has started in its place."""
+        """An agent that it has started in its place. What it merely forked may become any program, and an agent's server."""
         with contextlib.suppress(OSError):
             for pid in cgroup.processes(self._leaf):
-                if proc.parent_of(pid) == launcher and _has_the_same(launcher, pid, 0, 1) and self.agents.has(pid):
+                begun = proc.parent_of(pid) == launcher and proc.has_executed(pid)
+                if begun and _has_the_same(launcher, pid, 0, 1) and self.agents.has(pid):
                     return pid
         return None
 
