@@ -16,7 +16,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define MG_FUNCTION "__x64_sys_"
 #endif
 
-enum mg_further { MG_RECORDED = 0, MG_SENT = 1 };
+enum mg_further { MG_RECORDED = 0, MG_SENT = 1, MG_RECEIVED = 2 };
 
 /* The programs go on in one that all share. A kernel may describe the registers that its functions take in two ways, by the name
  * of the parameter alone, and lets programs go on only in one for a function that is described alike. So there are two of each,
@@ -36,15 +36,21 @@ enum mg_further { MG_RECORDED = 0, MG_SENT = 1 };
 	{											\
 		return mg_go_on_sent(ctx);							\
 	}											\
+	SEC("fexit/" MG_FUNCTION "openat")							\
+	int made(mg_goes_on_received)(__u64 *ctx)						\
+	{											\
+		return mg_go_on_received(ctx);							\
+	}											\
 	struct {										\
 		__uint(type, BPF_MAP_TYPE_PROG_ARRAY);						\
-		__uint(max_entries, 2);								\
+		__uint(max_entries, 3);								\
 		__uint(key_size, sizeof(__u32));						\
 		__array(values, int(void *));							\
 	} made(mg_further) SEC(".maps") = {							\
 		.values = {									\
 			[MG_RECORDED] = (void *)&made(mg_goes_on),				\
 			[MG_SENT] = (void *)&made(mg_goes_on_sent),				\
+			[MG_RECEIVED] = (void *)&made(mg_goes_on_received),			\
 		}										\
 	};
 
@@ -80,6 +86,18 @@ static __always_inline int mg_go_on_sent(__u64 *ctx)
 	return mg_look_at_send((void *)ctx[0], ctx[1]);
 }
 
+static __noinline int mg_look_at_receive(void *registers, long result)
+{
+	const struct mg_session *session = mg_current_session();
+
+	return session ? mg_received(session, registers, mg_number(registers), mg_first(registers), result) : 0;
+}
+
+static __always_inline int mg_go_on_received(__u64 *ctx)
+{
+	return mg_look_at_receive((void *)ctx[0], ctx[1]);
+}
+
 /* The compiler knows the shape. Opens that succeed are what trees do most: they are told here. */
 static __always_inline int mg_look(__u64 *ctx, void *further, struct mg_shape shape, __u32 number)
 {
@@ -101,13 +119,13 @@ static __always_inline int mg_look(__u64 *ctx, void *further, struct mg_shape sh
 	return 0;
 }
 
-static __always_inline int mg_look_sent(__u64 *ctx, void *further)
+static __always_inline int mg_look_moved(__u64 *ctx, void *further, enum mg_further next)
 {
 	const struct mg_session *session;
 
 	if ((long)ctx[1] <= 0 || !mg_may_have_session(mg_current_leaf()))
 		return 0;
-	bpf_tail_call(ctx, further, MG_SENT);
+	bpf_tail_call(ctx, further, next);
 	session = mg_current_session();
 	if (session)
 		mg_lose_pieces(session, 1, 0);
@@ -122,14 +140,15 @@ MG_SHARED(MG_SECOND)
 			mg_look(ctx, &mg_further, (struct mg_shape)__VA_ARGS__, number))		\
 	MG_CALL_PROGRAM(MG_SECOND_NAMED(function, number), function,					\
 			mg_look(ctx, &mg_further__2, (struct mg_shape)__VA_ARGS__, number))
-#define MG_TWO_SENT(function, name)									\
-	MG_CALL_PROGRAM(MG_NAMED(sent_##function, name), function, mg_look_sent(ctx, &mg_further))	\
-	MG_CALL_PROGRAM(MG_SECOND_NAMED(sent_##function, name), function, mg_look_sent(ctx, &mg_further__2))
+#define MG_TWO_MOVED(way, function, name, next)										\
+	MG_CALL_PROGRAM(MG_NAMED(way##_##function, name), function, mg_look_moved(ctx, &mg_further, next))		\
+	MG_CALL_PROGRAM(MG_SECOND_NAMED(way##_##function, name), function, mg_look_moved(ctx, &mg_further__2, next))
 #define MG_SECOND_NAMED(function, number) mg_call_##function##_##number##__2
 
 /* The number is expanded before it is made part of a name. */
 #define MG_NUMBERED(function, number, ...) MG_TWO(function, number, __VA_ARGS__)
-#define MG_NUMBERED_SENT(function, number) MG_TWO_SENT(function, number)
+#define MG_NUMBERED_SENT(function, number) MG_TWO_MOVED(sent, function, number, MG_SENT)
+#define MG_NUMBERED_RECEIVED(function, number) MG_TWO_MOVED(received, function, number, MG_RECEIVED)
 
 #define MG_LISTED_AS(function, name, ...) MG_NUMBERED(function, __NR_##name, __VA_ARGS__)
 #define MG_LISTED(name, ...) MG_NUMBERED(name, __NR_##name, __VA_ARGS__)
@@ -146,6 +165,12 @@ MG_NUMBERED_SENT(splice, __NR_splice)
 MG_NUMBERED_SENT(vmsplice, __NR_vmsplice)
 MG_NUMBERED_SENT(tee, __NR_tee)
 MG_NUMBERED_SENT(sendfile64, __NR_sendfile)
+MG_NUMBERED_RECEIVED(read, __NR_read)
+MG_NUMBERED_RECEIVED(readv, __NR_readv)
+MG_NUMBERED_RECEIVED(preadv2, __NR_preadv2)
+MG_NUMBERED_RECEIVED(recvfrom, __NR_recvfrom)
+MG_NUMBERED_RECEIVED(recvmsg, __NR_recvmsg)
+MG_NUMBERED_RECEIVED(recvmmsg, __NR_recvmmsg)
 
 /* A filter said no, and the result that the program will see stands in the registers. */
 SEC("fexit/__secure_computing")

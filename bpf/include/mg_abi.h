@@ -402,7 +402,14 @@ struct mg_message {
 	__u8 channel;	/* enum mg_channel */
 	__u8 ends_line;	/* the last lost byte was a line feed */
 	__u8 output;	/* it is the sender's standard output */
-	__u8 ended;	/* the sender was ended for it: see mg_counters.agent */
+	__u8 fate;	/* enum mg_fate */
+};
+
+/* What was done with the process that a piece is about. */
+enum mg_fate {
+	MG_GOES_ON = 0,
+	MG_ENDED = 1,	/* it answered: see mg_counters.agent */
+	MG_HELD = 2,	/* stopped: it has read the bytes, at the end `own`: see mg_counters.gated */
 };
 
 /* Map mg_counters, one for each session: one value, readable by mmap. `pending` moves into the next record's lost_before. */
@@ -416,6 +423,7 @@ struct mg_counters {
 	__u64 messages_lost;
 	__u64 messages_pending;
 	__u64 said;		/* pieces of messages so far: acts before and after one are told apart, however often they are repeated */
+	__u64 gated;		/* written by the user's process: who reads a question of MCP that came from the tree is held */
 	__u64 agent;		/* written by the user's process: who answers what this process asks in MCP is ended; 0: nobody is */
 };
 

@@ -130,6 +130,7 @@ struct file {
 	void *private_data;
 	struct inode *f_inode;
 	struct path f_path;
+	const struct cred *f_cred;
 };
 
 struct vm_area_struct {
@@ -144,7 +145,7 @@ struct cred {
 	struct user_namespace *user_ns;
 	struct kernel_cap {
 		__u64 bits;	/* two words on older kernels; the lower ones come first on both */
-	} cap_effective;
+	} cap_effective, cap_bset;
 };
 
 struct fdtable {

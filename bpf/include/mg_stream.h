@@ -3,7 +3,8 @@
  * verdict: the bytes are read from the sender's memory when the call has ended, and another thread may have changed them meanwhile.
  *
  * A connection is looked at when something is sent on it, until its first bytes show what it is. From then on, all of it is sent on
- * to user space, or nothing. Only the sending side is read, so that each message is seen once.
+ * to user space, or nothing. Only the sending side is read, so that each message is seen once. Where servers have to start by way of
+ * a gate the first question of MCP is looked for at the end where it is read, too: who reads it is held.
  */
 #ifndef MG_STREAM_H
 #define MG_STREAM_H
@@ -25,6 +26,10 @@ enum {
 	MG_INET6 = 10,
 	MG_UNIX = 1,
 	MG_SIGKILL = 9,
+	MG_SIGCONT = 18,
+	MG_SIGSTOP = 19,
+	MG_MSG_PEEK = 2,
+	MG_READ_SIDE = 1 << 30,	/* in mg_stream_key.slot */
 	MG_TO_VALUE = 12,	/* from the name `method` to the first letters of its value */
 };
 
@@ -43,6 +48,11 @@ static __always_inline __u64 mg_second(void *registers)
 static __always_inline __u64 mg_third(void *registers)
 {
 	return BPF_CORE_READ((struct pt_regs___arm64 *)registers, regs[2]);
+}
+
+static __always_inline __u64 mg_fourth(void *registers)
+{
+	return BPF_CORE_READ((struct pt_regs___arm64 *)registers, regs[3]);
 }
 #else
 static __always_inline __u64 mg_word_at(void *address)
@@ -67,14 +77,19 @@ static __always_inline __u64 mg_third(void *registers)
 {
 	return mg_word_at(&((struct pt_regs *)registers)->rdx);
 }
+
+static __always_inline __u64 mg_fourth(void *registers)
+{
+	return mg_word_at(&((struct pt_regs *)registers)->r10);
+}
 #endif
 
 enum mg_stage { MG_UNDECIDED = 0, MG_SPEAKS = 1, MG_IGNORED = 2 };
 
 enum mg_guess { MG_NO = 0, MG_YES = 1, MG_MORE = 2 };
 
-/* What a first message is: it names a method, one with which a client of MCP begins, or is an answer. */
-enum mg_says { MG_NAMES_METHOD = 1, MG_ASKS = 2, MG_ANSWERS = 4 };
+/* What a first message is: it names a method, one with which a client of MCP begins, or is an answer; and it is there to its end. */
+enum mg_says { MG_NAMES_METHOD = 1, MG_ASKS = 2, MG_ANSWERS = 4, MG_IS_WHOLE = 8 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -121,7 +136,8 @@ struct mg_stream {
 	__u16 held;	/* bytes in mg_heads that were sent before the connection is known */
 	__u8 asks;	/* the agent asks on it, in MCP */
 	__u8 ended;	/* who sends on it was ended */
-	__u8 reserved[6];
+	__u8 question;	/* somebody asks on it, in MCP */
+	__u8 reserved[5];
 };
 
 /* The oldest make room; a connection that is forgotten is looked at anew, and its stream begins anew. */
@@ -347,8 +363,9 @@ struct mg_reading {
 	__u8 quoted;
 	__u8 escaped;
 	__u8 begins;	/* it is `initialize`, which other protocols have, too */
-	__u8 dated;	/* its revision is a date, as those of MCP are: a year, so that no version 2.1 is one */
+	__u8 dated;	/* its revision is a date, as those of MCP are: a year */
 	__u32 value;	/* where the value of `method` can begin */
+	__u32 revision;	/* where `protocolVersion` was read; the version of a client may begin as a year does */
 };
 
 #define MG_WORD(a, b, c, d, e, f, g, h) \
@@ -413,7 +430,10 @@ __noinline int mg_read_names(struct mg_reading *reading, __u32 index)
 		return 0;
 	window = reading->window;
 	seven = window & 0xffffffffffffffull;
-	if (window == MG_WORD('i', 'o', 'n', '"', ':', '"', '2', '0') || window == MG_WORD('o', 'n', '"', ':', ' ', '"', '2', '0'))
+	if (window == MG_WORD('o', 'l', 'v', 'e', 'r', 's', 'i', 'o'))
+		reading->revision = index;
+	if ((window == MG_WORD('i', 'o', 'n', '"', ':', '"', '2', '0') || window == MG_WORD('o', 'n', '"', ':', ' ', '"', '2', '0')) &&
+	    index - reading->revision <= 7)
 		reading->dated = 1;
 	if (reading->begins && reading->dated)
 		reading->says |= MG_ASKS;
@@ -445,8 +465,10 @@ __noinline int mg_read_one(struct mg_reading *reading, __u32 index, __u32 byte)
 		reading->first = byte;
 	if (!reading->other && reading->at < 3)
 		mg_read_json(reading, byte);
-	if (byte == '\n' && reading->at == 3)
+	if (byte == '\n' && reading->at == 3) {
 		reading->line = 1;
+		reading->says |= MG_IS_WHOLE;
+	}
 	reading->window = reading->window << 8 | (byte & 0xff) | 0x20;
 	if ((reading->window & 0xffffffffffffffull) == MG_WORD(0, 'j', 's', 'o', 'n', 'r', 'p', 'c') ||
 	    reading->window == MG_WORD('e', 'v', 'e', 'n', 't', '-', 's', 't') ||
@@ -462,6 +484,7 @@ __noinline int mg_read_one(struct mg_reading *reading, __u32 index, __u32 byte)
 struct mg_look {
 	struct mg_scratch *scratch;
 	__u32 length;
+	__u32 channel;
 	struct mg_reading reading;
 };
 
@@ -469,7 +492,7 @@ static long mg_read_byte(__u32 index, void *data)
 {
 	struct mg_look *look = data;
 
-	if (index >= look->length)
+	if (index >= look->length || (look->reading.other && look->channel != MG_LOOPBACK))
 		return 1;
 	mg_read_one(&look->reading, index, look->scratch->record[(sizeof(struct mg_message) + index) & MG_RECORD_MASK]);
 	return 0;
@@ -499,7 +522,7 @@ static __always_inline enum mg_guess mg_guess_of(const struct mg_reading *readin
 /* What the first bytes in the buffer show, the very first of them in the second byte, and what they say in the third. */
 __noinline int mg_look_at(struct mg_scratch *scratch, __u32 length, __u32 channel, __u32 asked)
 {
-	struct mg_look look = { .scratch = scratch, .length = length };
+	struct mg_look look = { .scratch = scratch, .length = length, .channel = channel };
 
 	if (!scratch)
 		return MG_NO;
@@ -656,33 +679,41 @@ static __always_inline int mg_was_asked(const struct mg_session *session, const 
 	return end->channel == MG_LOOPBACK && bpf_map_lookup_elem(&mg_asked, &asked);
 }
 
+/* What is sent to this end; 0: nothing was seen. */
+static __noinline struct mg_stream *mg_sent_to(const struct mg_session *session, const struct mg_end *end)
+{
+	struct mg_stream_key key = { .own = end->far, .device = end->key.device, .slot = session->slot };
+
+	return end->far ? bpf_map_lookup_elem(&mg_streams, &key) : 0;
+}
+
 /* Whether the agent asks this process in MCP: on what it has as standard input. */
 static __noinline int mg_is_asked(const struct mg_session *session)
 {
 	const struct mg_stream *asking;
 	struct mg_end end = {};
 
-	if (!mg_end_of(0, &end) || !end.far)
+	if (!mg_end_of(0, &end))
 		return 0;
-	end.key.own = end.far;
-	end.key.slot = session->slot;
-	asking = bpf_map_lookup_elem(&mg_streams, &end.key);
+	asking = mg_sent_to(session, &end);
 	return asking && asking->asks;
 }
 
 /* An agent asks its servers by way of the gate, which is outside of the tree. So a process of the tree that answers it is a server
- * that it started by itself. It is ended before it can read another question: user space would come later. What merely looks
- * like messages, as a file with some that a program is given to read, comes out as questions or not at all.
+ * that it started by itself, and was not held when it read the question. It is ended before it can read another: user space would
+ * come later. What merely looks like messages, as a file with some that a program is given to read, comes out as questions or not
+ * at all.
  */
 static __always_inline void mg_end_around(const struct mg_session *session, struct mg_stream *stream, __u32 says)
 {
 	const struct mg_counters *counters = mg_count(session);
 	__u64 agent = counters ? counters->agent : 0;
 
+	stream->question = !!(says & MG_ASKS);
 	if (!agent)
 		return;
 	if (bpf_get_current_pid_tgid() >> 32 == agent)
-		stream->asks = !!(says & MG_ASKS);
+		stream->asks = stream->question;
 	else if (says & MG_ANSWERS && !(says & MG_NAMES_METHOD) && mg_is_asked(session))
 		stream->ended = !bpf_send_signal(MG_SIGKILL);
 }
@@ -704,7 +735,7 @@ static __always_inline void mg_begin(const struct mg_session *session, struct mg
 		return;
 	mg_fill_message(scratch, end);
 	record->length = held;
-	record->ended = stream->ended;
+	record->fate = stream->ended ? MG_ENDED : MG_GOES_ON;
 	mg_send_piece(session, scratch, held);
 	stream->offset = held;
 }
@@ -754,7 +785,7 @@ static __always_inline void mg_tell(const struct mg_session *session, struct mg_
 	struct mg_message *record = (void *)scratch->record;
 
 	mg_fill_message(scratch, end);
-	record->ended = stream->ended;
+	record->fate = stream->ended ? MG_ENDED : MG_GOES_ON;
 	cursor->offset = begin;
 	cursor->budget = MG_STREAM_BYTES;
 	bpf_loop(MG_STEPS, mg_send_on, &sending, 0);
@@ -874,16 +905,153 @@ static __noinline int mg_sent(const struct mg_session *session, void *registers,
 	return 0;
 }
 
-/* A call that sends has ended well. */
+/* --- who reads a question --- */
+
+static __always_inline enum mg_way mg_way_of_reading(__u64 number)
+{
+	switch (number) {
+	case __NR_read:
+	case __NR_recvfrom:
+		return MG_ONE_PIECE;
+	case __NR_readv:
+	case __NR_preadv2:
+		return MG_VECTORS;
+	case __NR_recvmsg:
+		return MG_MESSAGE_HEADER;
+	case __NR_recvmmsg:
+		return MG_MESSAGE_HEADERS;
+	}
+	return MG_NOTHING;
+}
+
+/* Whether what was received is left to be received again. */
+static __always_inline int mg_only_looks(void *registers, __u64 number)
+{
+	switch (number) {
+	case __NR_recvfrom:
+	case __NR_recvmmsg:
+		return mg_fourth(registers) & MG_MSG_PEEK;
+	case __NR_recvmsg:
+		return mg_third(registers) & MG_MSG_PEEK;
+	}
+	return 0;
+}
+
+/* Is this read from, and was it made or opened within the tree? What the gate gives to its servers was not: in the tree nobody has
+ * any capability left to be given, but in a user namespace of its own.
+ */
+static __always_inline int mg_is_of_tree(struct file *file)
+{
+	__u64 cred = MG_ADDRESS(struct file, file, f_cred);
+
+	if (!(MG_READ(struct file, file, f_mode) & MG_FMODE_READ))
+		return 0;
+	return !MG_ADDRESS(struct cred, cred, cap_bset) || MG_READ(struct user_namespace, MG_READ(struct cred, cred, user_ns), level);
+}
+
+/* Stop the current process before it can do anything with what it has read, and have user space say whether it goes on: who asks, and
+ * whether this is data, is not known here. `length` bytes of it are in the buffer.
+ */
+static __always_inline void mg_hold(const struct mg_session *session, struct mg_scratch *scratch, const struct mg_end *end,
+				    __u32 length)
+{
+	struct mg_message *record = (void *)scratch->record;
+	const struct mg_stream *asking;
+
+	if (bpf_send_signal(MG_SIGSTOP))
+		return;
+	mg_fill_message(scratch, end);
+	record->length = length;
+	record->fate = MG_HELD;
+	if (!mg_send_piece(session, scratch, length))
+		return;
+	/* Nobody will say so. */
+	asking = mg_sent_to(session, end);
+	bpf_send_signal(asking && asking->asks ? MG_SIGKILL : MG_SIGCONT);
+}
+
+/* Look at the first bytes that are read of a connection; 1: they are a question, and its bytes, `*length` of them, are in the buffer. */
+static __always_inline int mg_reads_question(struct mg_scratch *scratch, struct mg_stream *stream, const struct mg_end *end, __u64 got,
+					     int looks, __u32 *length)
+{
+	const struct mg_head_bytes *head = bpf_map_lookup_elem(&mg_heads, &end->key);
+	__u32 shown, guess;
+
+	*length = mg_gather(scratch, head, stream->held);
+	shown = mg_look_at(scratch, *length, end->channel, 0);
+	guess = shown & 0xff;
+	if (shown >> 16 & MG_ASKS)
+		return 1;
+	if (guess == MG_YES && !(shown >> 16 & MG_IS_WHOLE) && *length < MG_HEAD_BYTES)
+		guess = MG_MORE;
+	if (looks)
+		return 0;
+	if (guess == MG_MORE && *length == stream->held + got) {
+		bpf_map_update_elem(&mg_heads, &end->key, &scratch->record[sizeof(struct mg_message)], BPF_ANY);
+		stream->held = *length;
+		return 0;
+	}
+	stream->held = 0;
+	if (++stream->tries >= MG_TRIES)
+		stream->state = MG_IGNORED;
+	return 0;
+}
+
+/* What the current task has received from a descriptor, or moved on unread, where a gate stands before all servers.
+ *
+ * The agent itself is nobody's server. A connection is held up once: what comes after the first question was judged with it.
+ */
+static __noinline int mg_received(const struct mg_session *session, void *registers, __u64 number, __u64 fd, __u64 result)
+{
+	const struct mg_counters *counters = mg_count(session);
+	enum mg_way way = mg_way_of_reading(number);
+	struct mg_end end = {};
+	struct mg_scratch *scratch;
+	const struct mg_stream *asking;
+	struct mg_stream *stream;
+	__u32 length = 0;
+	int question;
+
+	if (!counters || !counters->gated || bpf_get_current_pid_tgid() >> 32 == counters->agent || !mg_end_of(fd, &end) ||
+	    end.channel == MG_LOOPBACK || !mg_is_of_tree(mg_own_file((__u32)fd)))
+		return 0;
+	end.key.slot = session->slot | MG_READ_SIDE;
+	stream = mg_stream_of(&end.key);
+	if (!stream || stream->state == MG_IGNORED)
+		return 0;
+	scratch = mg_claim_quietly();
+	if (!scratch) {
+		mg_lose_pieces(session, 1, 0);
+		return 0;
+	}
+	if (way == MG_NOTHING) {
+		asking = mg_sent_to(session, &end);
+		question = asking && asking->question;
+	} else {
+		result = mg_point(scratch, way, mg_second(registers), mg_third(registers), result);
+		question = mg_reads_question(scratch, stream, &end, result, mg_only_looks(registers, number), &length);
+	}
+	if (question) {
+		stream->state = MG_IGNORED;
+		mg_hold(session, scratch, &end, length);
+	}
+	mg_release(scratch);
+	return 0;
+}
+
+/* A call that sends or moves bytes has ended well. */
 static __always_inline int mg_send_ended(const struct mg_session *session, void *registers, __u64 number, __u64 result)
 {
-	__u64 fd = mg_first(registers);
+	__u64 from = mg_first(registers), to = from;
 
 	if (number == __NR_splice)
-		fd = mg_third(registers);
+		to = mg_third(registers);
 	if (number == __NR_tee)
-		fd = mg_second(registers);
-	return mg_sent(session, registers, mg_way_of(number), fd, result);
+		to = mg_second(registers);
+	if (number == __NR_sendfile)
+		from = mg_second(registers);
+	mg_sent(session, registers, mg_way_of(number), to, result);
+	return mg_way_of(number) == MG_MOVED ? mg_received(session, registers, number, from, result) : 0;
 }
 
 #endif

@@ -99,10 +99,10 @@ class Duel:
         assert_names_rule(named[0], place)
 
 
-def static_acts() -> Path:
-    """The compiled static actor, built when its source changed."""
-    source = ACTORS / "acts.c"
-    built = STATIC_ACTS / f"acts-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
+def static_acts(name: str = "acts") -> Path:
+    """A compiled static actor, built when its source changed."""
+    source = ACTORS / f"{name}.c"
+    built = STATIC_ACTS / f"{name}-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         command = ["gcc", "-static", "-O1", "-Wall", "-Wextra", "-pthread", "-o", f"{built}.new", str(source)]

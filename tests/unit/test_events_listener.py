@@ -19,6 +19,7 @@ from mcpguard.events.recorder import Recorder
 from mcpguard.events.store import Store
 from mcpguard.model.event import Event, Kind
 from mcpguard.wire import _abi
+from mcpguard.wire.records import MessageRecord
 
 
 class Ring:
@@ -45,9 +46,9 @@ class Ring:
         return taken
 
 
-def sample(text: bytes, offset: int, lost_before: int = 0, ended: int = 0) -> bytes:
+def sample(text: bytes, offset: int, lost_before: int = 0, fate: int = 0) -> bytes:
     head = _abi.MG_HEAD.pack(time.monotonic_ns(), _abi.MG_RECORD_MESSAGE, lost_before, 10, 10, 1, 0, b"agent")
-    fixed = _abi.MG_MESSAGE.pack(head, offset, 5, 5, 0, 7, 7, len(text), 0, 0, 0, _abi.MG_PIPE, 0, 0, ended)
+    fixed = _abi.MG_MESSAGE.pack(head, offset, 5, 5, 0, 7, 7, len(text), 0, 0, 0, _abi.MG_PIPE, 0, 0, fate)
     return fixed + text
 
 
@@ -122,7 +123,13 @@ def test_what_comes_before_there_is_somebody_to_show_it_to_is_shown_then(world: 
         def look(self, events: Iterable[Event]) -> list[Event]:
             return []
 
-        def ahead(self, asked: Iterable[object]) -> list[Event]:
+        holds = False
+
+        def hold(self, record: MessageRecord, exe: str | None) -> list[Event]:
+            seen.append(-record.head.pid)
+            return []
+
+        def judge(self, sender_to: Callable[[tuple[int, int]], object], *, last: bool = False) -> list[Event]:
             return []
 
         def ended(self, pid: int, exe: str | None, input: tuple[int, int]) -> list[Event]:
@@ -130,8 +137,9 @@ def test_what_comes_before_there_is_somebody_to_show_it_to_is_shown_then(world: 
             return []
 
     world.listener.expect()
-    world.ring.put(sample(ask(1), 0, ended=1))
-    until(lambda: bool(world.listener._unseen))
+    world.ring.put(sample(ask(1), 0, fate=_abi.MG_ENDED), sample(ask(1), 0, fate=_abi.MG_HELD))
+    until(lambda: len(world.listener._unseen) == 2)
     world.listener.show(Around())
-    world.end()
-    assert seen == [10]
+    events = world.end()
+    assert seen == [10, -10]
+    assert len([event for event in events if event.mcp]) == 1, "what was read was told when it was sent"

@@ -363,6 +363,17 @@ def test_what_has_no_other_direction_is_told_after_a_while() -> None:
     assert [row[3] for row in told(world.observer.tick())] == ["0"]
 
 
+def test_who_sends_to_an_end_is_known_from_its_first_piece_on() -> None:
+    world = World()
+    assert world.observer.sender_to((PIPES, 1)) is None
+    world.see(world.client.say(ask(1)[:20]))
+    found = world.observer.sender_to((PIPES, 1))
+    assert found is not None and (found.peer.pid, found.peer.exe, found.sent) == (AGENT, "/usr/bin/agent", 20)
+    world.see(world.client.say(ask(1)[20:]), world.server.say(answer(1)))
+    assert (found := world.observer.sender_to((PIPES, 1))) is not None and found.sent == len(ask(1))
+    assert (found := world.observer.sender_to((PIPES, 2))) is not None and found.peer.pid == SERVER_PID
+
+
 def test_where_there_is_a_gate_what_was_asked_waits_longer_for_its_word() -> None:
     """A shim that comes late, or that the gate looks at for long, is no reason to tell what was said to it twice."""
     world = World(gated=True)

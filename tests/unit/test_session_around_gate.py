@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -10,17 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mcpguard.events.mcp import CLIENT, SERVER, Talk
-from mcpguard.events.observer import Asked
-from mcpguard.kernel import cgroup
+from mcpguard.events.observer import Sender
+from mcpguard.kernel import cgroup, proc
 from mcpguard.model.event import Event, Peer
-from mcpguard.session.around_gate import STARTS_NS, UNKNOWN_NS, AroundGate
-from mcpguard.session.gate import SHIM_WORDS
+from mcpguard.session.around_gate import GIVEN_BYTES, GIVEN_NS, AroundGate
+from mcpguard.wire.records import Head, MessageRecord
 
 HERE = Path("/proc/self/cgroup").read_text().rstrip().rpartition("\n")[2].partition("::")[2]
 
@@ -37,13 +37,23 @@ def message(pid: int, method: str = "tools/list", client: int | None = None, **p
     return talk.request(time.time_ns(), CLIENT, method, params, id=1, call="c")
 
 
-TALK = Talk("s", "unknown", "stdio", Peer(os.getpid(), "/agent"), None)
+CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x"}}\n'
+AGENT = Sender(Peer(os.getpid(), "/agent"), len(CALL))
 
 
-def a_call(end: tuple[int, int], kind: str = "pipe", age_ns: int = 0) -> Asked:
-    """A first question of this process, whose other end is `end`."""
-    event = TALK.request(time.time_ns(), CLIENT, "tools/call", {"name": "x"})
-    return Asked(event, end, "unix" if kind == "socket" else kind, age_ns, alone=True)
+def read_by(
+    pid: int, end: tuple[int, int], *, text: bytes = CALL, age_ns: int = 0, channel: str = "pipe"
+) -> MessageRecord:
+    """The kernel has stopped a process that read this there."""
+    os.kill(pid, signal.SIGSTOP)
+    until(pid, "T")
+    head = Head(time.monotonic_ns() - age_ns, pid, pid, 1, "server", 0)
+    return MessageRecord(head, 0, end, end, end, text, 0, (0, 0), channel, False, False, held=True)
+
+
+def until(pid: int, state: str) -> None:
+    while proc.stat_of(pid)[proc.STATE] != state:
+        time.sleep(0.01)
 
 
 def end_of(descriptor: int) -> tuple[int, int]:
@@ -81,131 +91,132 @@ def test_who_asks_counts_and_not_who_is_taken_for_the_client(server: subprocess.
     assert server.wait(60) == -9 and told.pid == server.pid and "MCP server server" in told.detail
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_whoever_has_the_other_end_of_a_first_question_is_ended(kind: str, tmp_path: Path) -> None:
-    """Not its sender, who may have that end open as well, nor a shim, which is about to ask the gate."""
-    theirs, ours = os.pipe() if kind == "pipe" else (one.detach() for one in socket.socketpair())
-    with (
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=theirs) as server,
-        subprocess.Popen(["/bin/sleep", "60"], stdin=subprocess.DEVNULL) as other,
-        subprocess.Popen(
-            [*SHIM_WORDS, "/nowhere/socket", "s", "--", "x"], stdin=theirs, stderr=subprocess.PIPE
-        ) as shim,
-    ):
-        os.kill(shim.pid, signal.SIGSTOP)
-        end = end_of(theirs)
-        around = AroundGate("s", os.getpid(), HERE)
-        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
-        (tmp_path / "procs").write_text("".join(f"{pid}\n" for pid in (os.getpid(), server.pid, other.pid, shim.pid)))
-        asked = a_call(end, kind)
-        foreign = replace(asked, event=TALK.request(time.time_ns(), CLIENT, "session/new", {}))
-        more = replace(asked, alone=False)
-        assert around.ahead([foreign, more, replace(asked, end=(end[0], end[1] + 1))]) == []
-        (told,) = around.ahead([asked, asked])
-        assert server.wait(30) == -9 and told.pid == server.pid and "around the gate" in told.detail
-        assert other.poll() is None and shim.poll() is None
-        other.kill()
-        shim.kill()
-    os.close(theirs)
-    os.close(ours)
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    theirs, ours = os.pipe()
+    yield theirs, ours
+    for one in (theirs, ours):
+        with contextlib.suppress(OSError):
+            os.close(one)
 
 
-def test_a_shim_that_becomes_its_server_while_it_is_looked_at_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was seen to read there as a shim, and is no shim any more when that is looked at: nor does it read there."""
-    asked_at, ours = os.pipe()
-    gates_own, gate = os.pipe()
-    with subprocess.Popen(["/bin/sleep", "60"], stdin=gates_own) as server:
-        around = AroundGate("s", os.getpid(), HERE)
-        monkeypatch.setattr(around._ends, "readers", lambda _end: [server.pid])
-        monkeypatch.setattr(around._ends, "inputs", lambda: {end_of(asked_at), end_of(gates_own)})
-        assert around.ahead([a_call(end_of(asked_at))]) == [] and server.poll() is None
-        (told,) = around.ahead([a_call(end_of(gates_own))])
-        assert server.wait(30) == -9 and told.pid == server.pid, "who still reads there is ended"
-    for one in (asked_at, ours, gates_own, gate):
-        os.close(one)
+@contextlib.contextmanager
+def reading(*descriptors: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes with these as their standard input."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(subprocess.Popen(["/bin/sleep", "60"], stdin=one)) for one in descriptors]
+        for one in found:
+            stack.callback(one.kill)
+        yield found
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_who_is_given_data_to_read_is_left_alone(kind: str, tmp_path: Path) -> None:
+def around_of(tmp_path: Path, *pids: int, agent: int | None = None) -> AroundGate:
+    """Of a session of these processes."""
+    around = AroundGate("s", agent or os.getpid(), HERE)
+    around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+    (tmp_path / "procs").write_text("".join(f"{pid}\n" for pid in pids))
+    return around
+
+
+def test_who_has_read_the_question_of_an_agent_that_waits_is_ended_with_all_that_read_there(
+    pipe: tuple[int, int], tmp_path: Path
+) -> None:
+    """And who asks is not, nor another program."""
+    nobodys, other = os.pipe()
+    with reading(pipe[0], pipe[0], nobodys) as (server, runner, stranger):
+        around = around_of(tmp_path, os.getpid(), server.pid, runner.pid, stranger.pid)
+        assert around.hold(read_by(server.pid, end_of(pipe[0])), "/bin/server") == [] and around.holds
+        assert around.judge(lambda _end: AGENT) == [] and around.holds, "it may be data, whose end is not closed yet"
+        around.judge(lambda _end: AGENT, last=True)
+        assert (server.wait(30), runner.wait(30)) == (-9, -9) and stranger.poll() is None and not around.holds
+    os.close(nobodys)
+    os.close(other)
+
+
+def test_it_is_told_with_what_had_its_input(pipe: tuple[int, int], tmp_path: Path) -> None:
+    with reading(pipe[0], pipe[0]) as (server, runner):
+        around = around_of(tmp_path, server.pid, runner.pid)
+        around.hold(read_by(server.pid, end_of(pipe[0]), age_ns=GIVEN_NS), "/bin/server")
+        first, second = around.judge(lambda _end: AGENT)
+        assert (first.pid, first.exe, first.verdict, first.op) == (server.pid, "/bin/server", "deny", "end")
+        assert second.pid == runner.pid and "around the gate" in first.detail
+
+
+OTHERS = {
+    "another program asks": {"sender": Sender(Peer(1 << 30, "/usr/bin/pytest"), len(CALL))},
+    "another protocol": {"text": b'{"jsonrpc":"2.0","method":"initialize","params":{"version":"2025-01-01"}}\n'},
+    "its beginning shows another": {"text": b'{"method":"initialize","params":{"clientInfo":{"version":"2025-01-01'},
+    "no method of MCP": {"text": b'{"jsonrpc":"2.0","method":"resource","params":{}}\n'},
+    "more than a question": {"sender": Sender(AGENT.peer, GIVEN_BYTES)},
+    "nobody was seen to ask, and no agent has it open": {"sender": None},
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_who_is_no_server_of_an_agent_goes_on(case: str, pipe: tuple[int, int], tmp_path: Path) -> None:
+    """The control: with a question of an agent's the same process is ended."""
+    given = OTHERS[case]
+    with reading(pipe[0]) as (server,):
+        around = around_of(tmp_path, server.pid)
+        record = read_by(server.pid, end_of(pipe[0]), text=given.get("text", CALL), age_ns=GIVEN_NS)
+        around.hold(record, None)
+        assert around.judge(lambda _end: given.get("sender", AGENT)) == []
+        until(server.pid, "S")
+        around.hold(read_by(server.pid, end_of(pipe[0]), age_ns=GIVEN_NS), None)
+        assert len(around.judge(lambda _end: AGENT)) == 1 and server.wait(30) == -9
+
+
+def test_a_first_question_of_which_the_beginning_is_seen_is_one(pipe: tuple[int, int], tmp_path: Path) -> None:
+    texts = (
+        b'{"method":"initialize","params":{"protocolVersion": "2025-11-25","capa',
+        b'{"method":"tools/call","par',
+        b"",
+    )
+    for text in texts:
+        with reading(pipe[0]) as (server,):
+            around = around_of(tmp_path, server.pid)
+            around.hold(read_by(server.pid, end_of(pipe[0]), text=text, age_ns=GIVEN_NS), None)
+            assert len(around.judge(lambda _end: AGENT)) == 1 and server.wait(30) == -9
+
+
+def test_where_nobody_was_seen_to_ask_an_agent_that_has_it_open_counts(pipe: tuple[int, int], tmp_path: Path) -> None:
+    """A call that sends may end late; and there are ways of sending that nobody sees."""
+    with reading(pipe[0]) as (server,):
+        around = around_of(tmp_path, os.getpid(), server.pid)
+        around.hold(read_by(server.pid, end_of(pipe[0])), None)
+        assert around.judge(lambda _end: None) == [] and around.holds
+        assert len(around.judge(lambda _end: None, last=True)) == 1 and server.wait(30) == -9
+
+
+@pytest.mark.parametrize("kind", ["pipe", "unix"])
+def test_who_is_given_data_to_read_goes_on(kind: str, tmp_path: Path) -> None:
     """A file may hold a call; whoever hands it to a program closes its end behind it, and a client waits for the answer."""
-    sockets = socket.socketpair()
-    theirs, ours = os.pipe() if kind == "pipe" else (sockets[0].fileno(), sockets[1].fileno())
+    theirs, ours = os.pipe() if kind == "pipe" else (one.detach() for one in socket.socketpair())
     end = end_of(theirs)
-    with subprocess.Popen(["/bin/sleep", "60"], stdin=theirs) as reader:
-        around = AroundGate("s", os.getpid(), HERE)
-        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
-        (tmp_path / "procs").write_text(f"{reader.pid}\n")
+    with reading(theirs) as (reader,):
+        around = around_of(tmp_path, os.getpid(), reader.pid)
+        around.hold(read_by(reader.pid, end, channel=kind, age_ns=GIVEN_NS // 2), None)
+        assert around.judge(lambda _end: AGENT) == [] and around.holds
         if kind == "pipe":
             os.close(theirs)
             os.close(ours)
         else:
-            sockets[1].shutdown(socket.SHUT_WR)
-        asked = a_call(end, kind)
-        assert around.ahead([asked, replace(asked, age_ns=UNKNOWN_NS)]) == []
-        assert reader.poll() is None
-        reader.kill()
-    for one in sockets:
-        one.close()
+            with socket.socket(fileno=ours) as one:
+                one.shutdown(socket.SHUT_WR)
+                assert around.judge(lambda _end: AGENT) == [] and not around.holds
+            os.close(theirs)
+        assert around.judge(lambda _end: AGENT) == [] and not around.holds
+        until(reader.pid, "S")
 
 
-def test_an_agent_that_asks_where_nobody_reads_keeps_nobody_from_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is looked again many times a second, for a minute: what it has open is not gone through for each question."""
-    theirs, ours = os.pipe()
-    nobodys, held = os.pipe()
-    with subprocess.Popen(["/bin/sleep", "60"], stdin=theirs) as server:
-        around = AroundGate("s", os.getpid(), HERE)
-        around._ends._living = lambda: [server.pid]
-        looked: list[tuple[int, int]] = []
-        finished = around._ends.is_finished
-
-        def counted(pid: int, end: tuple[int, int], channel: str) -> bool:
-            looked.append(end)
-            return finished(pid, end, channel)
-
-        monkeypatch.setattr(around._ends, "is_finished", counted)
-        other = replace(a_call(end_of(nobodys)), age_ns=UNKNOWN_NS)
-        (told,) = around.ahead([other, other, *[a_call(end_of(theirs))] * 3, other])
-        assert server.wait(30) == -9 and told.pid == server.pid
-        assert looked == [end_of(theirs)]
-    for one in (theirs, ours, nobodys, held):
-        os.close(one)
-
-
-def test_a_copy_of_the_agent_is_about_to_become_something(tmp_path: Path) -> None:
-    """It has the question to read, and may execute a shim in a moment; or not, and then it is a server as any other."""
-    theirs, ours = os.pipe()
-    code = "import os, time; os.dup2(int(os.sys.argv[1]), 0); pid = os.fork(); pid and print(pid, flush=True); time.sleep(60)"
-    agent = subprocess.Popen([sys.executable, "-c", code, str(theirs)], pass_fds=[theirs], stdout=subprocess.PIPE)
-    with agent:
-        assert agent.stdout is not None
-        child = int(agent.stdout.readline())
-        around = AroundGate("s", agent.pid, HERE)
-        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
-        (tmp_path / "procs").write_text(f"{child}\n")
-        asked = a_call(end_of(theirs))
-        event = Talk("s", "unknown", "stdio", Peer(agent.pid, "/agent"), None).request(1, CLIENT, "tools/list", {})
-        asked = replace(asked, event=event)
-        assert around.ahead([asked]) == []
-        assert around.ahead([replace(asked, age_ns=UNKNOWN_NS)]) == [], "the host may be busy"
-        (told,) = around.ahead([replace(asked, age_ns=STARTS_NS)])
-        assert told.pid == child
-        agent.kill()
-    os.close(theirs)
-    os.close(ours)
-
-
-def test_what_starts_a_shim_is_given_a_moment(tmp_path: Path) -> None:
-    theirs, ours = os.pipe()
-    words = ["/bin/sh", "-c", f"sleep 60; exec {shlex.join(SHIM_WORDS)} /nowhere s -- x"]
-    with subprocess.Popen(words, stdin=theirs) as wrapper:
-        around = AroundGate("s", os.getpid(), HERE)
-        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
-        (tmp_path / "procs").write_text(f"{wrapper.pid}\n")
-        asked = a_call(end_of(theirs))
-        assert around.ahead([asked]) == [] and wrapper.poll() is None
-        assert [one.pid for one in around.ahead([replace(asked, age_ns=STARTS_NS)])] == [wrapper.pid]
-    os.close(theirs)
-    os.close(ours)
+def test_nobody_of_another_session_is_ended_or_woken(pipe: tuple[int, int], tmp_path: Path) -> None:
+    with reading(pipe[0]) as (stranger,):
+        around = AroundGate("s", os.getpid(), "/mcpguard/another")
+        around._ends._living = list
+        for sender in (AGENT, Sender(Peer(1 << 30), 1)):
+            around.hold(read_by(stranger.pid, end_of(pipe[0]), age_ns=GIVEN_NS), None)
+            assert around.judge(lambda _end, sender=sender: sender) == [] and not around.holds
+            assert proc.stat_of(stranger.pid)[proc.STATE] == "T"
 
 
 def test_what_an_agent_forked_is_not_what_it_launched_in_its_place(
@@ -308,17 +319,19 @@ def test_whom_a_runner_starts_while_it_is_ended_is_ended_too(tmp_path: Path) -> 
 
     class WhileItForks(AroundGate):
         def _end(self, pid: int, end: tuple[int, int] | None = None) -> bool:
-            if len(started) < 3:
+            if len(started) < 4:
                 start()
             return super()._end(pid, end)
 
     start()
+    start()
     around = WhileItForks("s", os.getpid(), HERE)
     around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
-    told = around.ahead([a_call(end_of(theirs))])
+    around.hold(read_by(started[0].pid, end_of(theirs), age_ns=GIVEN_NS), None)
+    told = around.judge(lambda _end: AGENT)
     try:
-        assert [event.pid for event in told] == [one.pid for one in started] and len(started) == 3
-        assert [one.wait(30) for one in started] == [-9] * 3
+        assert [event.pid for event in told] == [one.pid for one in started] and len(started) == 4
+        assert [one.wait(30) for one in started] == [-9] * 4
     finally:
         for one in started:
             one.kill()

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping
 from mcpguard.errors import HostError
 from mcpguard.kernel import bpf, btf, pins, probe
 
-# The program that those of all calls go on in, and the same for sends; both are made for this call.
-_SHARED, _SHARED_FOR, _SECOND = ("mg_goes_on", "mg_goes_on_sent"), "openat", "__2"
-# One call may have two programs: for the record of calls, and for the messages that were sent by it.
-_SENT = "sent_"
+# The program that those of all calls go on in, and the same for sends and for what is received; all are made for this call.
+_SHARED, _SHARED_FOR, _SECOND = ("mg_goes_on", "mg_goes_on_sent", "mg_goes_on_received"), "openat", "__2"
+# One call may have two programs: for the record of calls, and for the messages that were sent or received by it.
+_SENT, _RECEIVED = "sent_", "received_"
 _NUMBER = re.compile(r"_(\d+)$")
 _FUNCTIONS = {"x86_64": "__x64_sys_", "aarch64": "__arm64_sys_"}
 # What a system-call filter refuses ends here, and reaches no function of its own.
@@ -116,7 +116,7 @@ def _function(call: str) -> str:
     machine = os.uname().machine
     if machine not in _FUNCTIONS:
         raise _unfit(f"functions of system calls are not known by name on {machine}")
-    return _FUNCTIONS[machine] + _NUMBER.sub("", call.removeprefix(_SENT))
+    return _FUNCTIONS[machine] + _NUMBER.sub("", call.removeprefix(_SENT).removeprefix(_RECEIVED))
 
 
 # --- a canary ---------------------------------------------------------------------------------------------------

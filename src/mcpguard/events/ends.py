@@ -52,14 +52,9 @@ class Ends:
                     found.append(pid)
         return found
 
-    def inputs(self) -> set[End]:
-        """What processes have as their standard input, of any kind."""
-        found = set()
-        with contextlib.suppress(OSError, ValueError):
-            for pid in self._living():
-                if (end := _end_of(f"/proc/{pid}/fd/0")) is not None:
-                    found.add(end)
-        return found
+    def holders(self, end: End) -> Iterator[int]:
+        """Processes that have this end open under any number, as far as they show that. Raises OSError, ValueError."""
+        return (pid for pid in self._living() if self.holds(pid, end))
 
     @staticmethod
     def reads(pid: int, end: End) -> bool:

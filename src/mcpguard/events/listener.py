@@ -8,6 +8,7 @@ import os
 import select
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from mcpguard.events.clock import Clock
 from mcpguard.events.missing import loss
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from mcpguard.events.ends import Ends
-    from mcpguard.events.observer import Asked, Observer
+    from mcpguard.events.observer import Observer, Sender
 
     class Ring(Protocol):
         """A ring buffer that can be waited for."""
@@ -39,8 +40,21 @@ if TYPE_CHECKING:
             """Messages that are told."""
             ...
 
-        def ahead(self, asked: Iterable[Asked]) -> list[Event]:
-            """Questions before they are told, whose other end nobody has shown himself at."""
+        @property
+        def holds(self) -> bool:
+            """Whether a process waits to be judged."""
+            ...
+
+        def hold(self, record: MessageRecord, exe: str | None) -> list[Event]:
+            """The kernel has stopped who read a question."""
+            ...
+
+        def judge(self, sender_to: Callable[[tuple[int, int]], Sender | None], *, last: bool = False) -> list[Event]:
+            """Have those that are held go on, or end them, as soon as it is known which.
+
+            Args:
+                last: it is not asked again.
+            """
             ...
 
         def ended(self, pid: int, exe: str | None, input: tuple[int, int]) -> list[Event]:
@@ -60,10 +74,8 @@ UNREADABLE = "pieces of MCP messages that could not be read"
 LEFT_BEHIND = "MCP messages at least that were not read at the end"
 
 
-# How long a question has to wait before it is asked whom it is for: whoever only hands data on closes its end meanwhile. While
-# one waits it is looked more often.
-ASKED_NS = 50_000_000
-ASKED_WAKE_MS = 25
+# While somebody is held it is looked more often.
+HELD_WAKE_MS = 25
 
 
 class Listener:
@@ -156,13 +168,19 @@ class Listener:
             self._guard(self._step)
         for _ in range(LAST_ROUNDS):
             if not self._guard(self._step):
-                return
-        self._tell([], {LEFT_BEHIND: 1})
+                break
+        else:
+            self._tell([], {LEFT_BEHIND: 1})
+        self._guard(self._judge_the_last)
 
     def _patience_ms(self) -> int | None:
         if self._observer is None:
             return None
-        return ASKED_WAKE_MS if self._around is not None and self._observer.waits else WAKE_MS
+        return HELD_WAKE_MS if self._around is not None and self._around.holds else WAKE_MS
+
+    def _judge_the_last(self) -> None:
+        if self._around is not None and self._around.holds:
+            self._tell(self._around.judge(self._watching().sender_to, last=True), {})
 
     def _step(self) -> bool:
         """Move what is there; False: there was nothing."""
@@ -180,14 +198,15 @@ class Listener:
             except ValueError:
                 lost[UNREADABLE] += 1
         observer = self._watching()
-        events = observer.feed(records)
-        for record in (record for record in records if record.ended):
-            events += self._shown(_ended(record, observer.exe_of(record.head.pid)))
+        events = observer.feed(record for record in records if not record.held)
+        for record in records:
+            if record.ended or record.held:
+                events += self._shown(partial(_tell_of, record, observer.exe_of(record.head.pid)))
         if self._around is not None:
             unseen, self._unseen = self._unseen, []
             events += [event for show in unseen for event in show(self._around)]
-            if observer.waits:
-                events += self._around.ahead(observer.unanswered(ASKED_NS))
+            if self._around.holds:
+                events += self._around.judge(observer.sender_to)
         self._tell(events, lost | observer.take_lost())
         return bool(raw)
 
@@ -234,5 +253,5 @@ class Listener:
             return True
 
 
-def _ended(record: MessageRecord, exe: str | None) -> Callable[[Around], list[Event]]:
-    return lambda around: around.ended(record.head.pid, exe, record.input)
+def _tell_of(record: MessageRecord, exe: str | None, around: Around) -> list[Event]:
+    return around.hold(record, exe) if record.held else around.ended(record.head.pid, exe, record.input)

@@ -38,7 +38,6 @@ MOST_WAITING = 4_096
 # own: a shim waits half a minute for that, and both take time to start.
 HOLD_NS, GATED_HOLD_NS = 5_000_000_000, 60_000_000_000
 MOST_HELD_BACK = 1_000
-MOST_LOOKED_AT = 8
 # A call that sends ends after what it sent has arrived: the answer may be seen before its question.
 EARLY_NS = 1_000_000_000
 _FOR_EVER = 1 << 63
@@ -104,20 +103,11 @@ class _Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request whose other end nobody has shown himself at.
+class Sender:
+    """Who sends to an end, and how many bytes that were until now."""
 
-    Attributes:
-        end: of the pipe or socket where it arrives.
-        age_ns: for so long.
-        alone: nothing else was sent there, as whoever begins with a question waits for its answer.
-    """
-
-    event: Event
-    end: End
-    channel: str
-    age_ns: int
-    alone: bool
+    peer: Peer
+    sent: int
 
 
 class Observer:
@@ -211,25 +201,11 @@ class Observer:
         self._make_room()
         return events
 
-    def unanswered(self, age_ns: int) -> Iterator[Asked]:
-        """Requests that are held back for so long, as nobody knows yet whom they are for. They are told later all the same."""
-        now_ns = self._now_ns()
-        for stream in self._streams.values():
-            waited_ns = now_ns - stream.since_ns
-            if stream.far is None or stream.channel == "tcp" or waited_ns < age_ns or self._is_settled(stream):
-                continue
-            alone = len(stream.back) == 1 and not stream.foreign and not (stream.framing and stream.framing.held)
-            for head, message, _size, transport in stream.back[:MOST_LOOKED_AT]:
-                method = message.get("method")
-                if isinstance(method, str):
-                    talk = Talk(self._session, UNKNOWN, transport, self._peer(head), None)
-                    event = talk.request(self._epoch_of(head.when_ns), CLIENT, method, message.get("params"))
-                    yield Asked(event, stream.far, stream.channel, waited_ns, alone)
-
-    @property
-    def waits(self) -> bool:
-        """Whether something is held back."""
-        return any(stream.back for stream in self._streams.values())
+    def sender_to(self, end: End) -> Sender | None:
+        """Who sends to this end of a pipe or socket; None: nobody was seen to, in JSON-RPC."""
+        found = (stream for stream in reversed(self._streams.values()) if stream.far == end and stream.channel != "tcp")
+        stream = next(found, None)
+        return Sender(self._peer(stream.head), stream.order.reached) if stream is not None else None
 
     def take_lost(self) -> dict[str, int]:
         """What was lost since the last time."""

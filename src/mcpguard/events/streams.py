@@ -51,6 +51,11 @@ class Order:
             yield from self._ready()
 
     @property
+    def reached(self) -> int:
+        """How many bytes were sent, as far as they came in order."""
+        return self._next or 0
+
+    @property
     def waits(self) -> bool:
         """Whether something came whose place is not reached."""
         return bool(self._early)

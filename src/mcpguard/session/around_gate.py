@@ -1,12 +1,11 @@
-"""MCP servers that the agent starts around the gate are ended, as soon as what they are has been seen.
+"""MCP servers that the agent starts around the gate are ended before they can answer.
 
-Nobody judges what an agent and such a server say to each other. What is seen tells it: the first message of the protocol
-between an agent and another process of the tree that the gate does not know. The kernel itself ends who answers such a
-question of one agent, so that nobody answers two: of the first process, or of what that launches in its place. Here is ended
-who answers another agent of the tree, and who has not answered yet: whom a first question is for is told by who has the other
-end of its pipe or socket as standard input. Data that a program is given to read may hold the same words: then its end is
-closed behind them, and the program is left alone. So is a program of the tree that talks to a server of its own, as the tests
-of a server do: it has the same rights as any other there.
+Nobody judges what an agent and such a server say to each other. What is read tells it: the kernel stops whoever reads a first
+question of the protocol that came from within the tree, before that process can do anything with it. Here is said how it goes
+on: it is ended where an agent asks, and goes on where another program of the tree does, as the tests of a server do, for that
+has the same rights as any other there. Data that a program is given to read may hold the same words: then the agent closes its
+end behind them, and the program is left alone. What is read in ways that the kernel's program does not see is told by its
+answers: the kernel ends who answers the agent's first process, or what that launches in its place; others are ended here.
 """
 
 from __future__ import annotations
@@ -21,33 +20,56 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from mcpguard.events.ends import Ends
+from mcpguard.events.ends import End, Ends
 from mcpguard.events.mcp import CLIENT, RESPONSE
 from mcpguard.kernel import cgroup, proc
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind, McpMessage
 from mcpguard.model.rule import Origin
 from mcpguard.session.agent_programs import Agents
-from mcpguard.session.gate import SHIM, SHIM_WORDS
+from mcpguard.session.gate import SHIM_WORDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mcpguard.events.observer import Asked
+    from mcpguard.events.observer import Sender
+    from mcpguard.wire.records import MessageRecord
 
 RULE = Origin("mcpguard", "builtin", 0, "mcp gate: servers start by way of the gate")
 # Revisions of MCP are dates; other protocols that begin with `initialize` count theirs.
 _REVISION = re.compile(r"\d{4}-\d\d-\d\d")
 _MOST_LOOKS = 100
-# For so long a gate may still say that a connection is its own, where that is to be expected.
-UNKNOWN_NS = 250_000_000
-# For so long what may become a shim may take for that: on a busy host a fork and what is executed after it have to wait.
-STARTS_NS = 2_000_000_000
+# For so long an agent may take to close its end behind what it gives a program to read, as a host may be busy; who waits for an
+# answer does not close it. Who sends that much at once does not wait for one.
+GIVEN_NS = 1_000_000_000
+GIVEN_BYTES = 1 << 15
+# What a question says of itself where the rest of its line was not seen.
+_INITIALIZE = re.compile(rb'"method"\s*:\s*"initialize"')
+_DATED = re.compile(rb'"protocolVersion"\s*:\s*"\d{4}-\d\d-\d\d"')
 _METHODS = ("tools/", "resources/", "prompts/", "server/discover")
 # For so long after the start it is looked what a launcher launches, and how often: before that asks its first server.
 FOLLOWED_S = 10.0
 _FOLLOW_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A process that has read what may be a question.
+
+    Attributes:
+        process: descriptor of it.
+        end: where it read.
+        since_ns: CLOCK_MONOTONIC.
+    """
+
+    pid: int
+    process: int
+    exe: str | None
+    end: End
+    channel: str
+    since_ns: int
 
 
 class AroundGate:
@@ -72,6 +94,7 @@ class AroundGate:
         self._ends = Ends(leaf)
         self._leaf = leaf
         self._ended: set[int] = set()
+        self._held: list[_Held] = []
 
     def look(self, events: Iterable[Event]) -> list[Event]:
         """End the servers that messages are from or for; what is to be told of it."""
@@ -109,48 +132,92 @@ class AroundGate:
         if pid in self._ended:
             return []
         self._ended.add(pid)
-        found = [self._told(_name_of(exe), pid, exe)]
-        for other in self._reading(input):
-            if other not in (self.agent, pid) and not _is_shim(other):
-                found += self._end_reader(other, input)
-        return found
+        return [self._told(_name_of(exe), pid, exe), *self._end_readers(input, pid)]
 
-    def ahead(self, asked: Iterable[Asked]) -> list[Event]:
-        """End whoever is to answer these requests: nobody has said who that is, nor the gate that it knows them.
+    @property
+    def holds(self) -> bool:
+        """Whether a process waits to be judged."""
+        return bool(self._held)
 
-        Called again and again for as long as they wait, and an agent may ask thousands where nobody reads: of those it is
-        known at once, and of each other one it is looked once who has what open.
+    def hold(self, record: MessageRecord, exe: str | None) -> list[Event]:
+        """The kernel has stopped who read this."""
+        pid = record.head.pid
+        with contextlib.suppress(OSError):
+            process = os.pidfd_open(pid)
+            held = _Held(pid, process, exe or _exe_of(pid), record.own, record.channel, record.head.when_ns)
+            if _is_question(record.data):
+                self._held.append(held)
+            else:
+                self._let_go(held)
+        return []
+
+    def judge(self, sender_to: Callable[[End], Sender | None], *, last: bool = False) -> list[Event]:
+        """Have those that are held go on, or end them, as soon as it is known which.
+
+        Args:
+            sender_to: who was seen to send to an end.
+            last: it is not asked again.
         """
+        waiting, self._held = self._held, []
+        now_ns = time.monotonic_ns()
         found = []
-        inputs = self._ends.inputs()
-        looked: set[tuple[int, tuple[int, int]]] = set()
-        for one in asked:
-            message = one.event.mcp
-            if (
-                one.end not in inputs
-                or message is None
-                or message.client is None
-                or not _is_mcp(message)
-                or not self._is_agent(message.client.pid, message.client.exe)
-                or not (one.alone or one.age_ns >= UNKNOWN_NS)
-            ):
-                continue
-            client = message.client.pid
-            if (client, one.end) in looked:
-                continue
-            looked.add((client, one.end))
-            if self._ends.is_finished(client, one.end, one.channel):
-                continue
-            for server in self._reading(one.end):
-                if server not in (self.agent, client) and not self._may_be_known(server, client, one.age_ns):
-                    found += self._end_reader(server, one.end)
+        for one in waiting:
+            age_ns = GIVEN_NS if last else now_ns - one.since_ns
+            is_server = self._is_server(one, sender_to(one.end), age_ns)
+            if is_server is None:
+                self._held.append(one)
+            elif is_server:
+                found += self._end_held(one)
+            else:
+                self._let_go(one)
         return found
 
-    @staticmethod
-    def _may_be_known(pid: int, client: int, age_ns: int) -> bool:
-        """Whether it asks the gate, or does so soon: a shim, what is about to execute one, and for a moment what starts one."""
-        # In this order: what is a copy now may be a shim in a moment.
-        return _is_shim(pid) if age_ns >= STARTS_NS else _is_copy(pid, client) or _mentions_shim(pid)
+    def _is_server(self, held: _Held, sender: Sender | None, age_ns: int) -> bool | None:
+        """Whether an agent waits for what this process says to its question; None: that cannot be said yet."""
+        if sender is None:
+            # A call that sends may end after another process has read what it sent.
+            return None if age_ns < GIVEN_NS else self._is_open_to_agents(held)
+        asking = sender.peer
+        if asking.pid == held.pid or held.pid == self.agent or not self._is_agent(asking.pid, asking.exe):
+            return False
+        if self._ends.is_finished(asking.pid, held.end, held.channel):
+            return False
+        return None if age_ns < GIVEN_NS else sender.sent < GIVEN_BYTES
+
+    def _is_open_to_agents(self, held: _Held) -> bool:
+        """Whether an agent has this end open, too, where nobody was seen to send."""
+        with contextlib.suppress(OSError, ValueError):
+            return any(self._is_agent(pid, None) for pid in self._ends.holders(held.end) if pid != held.pid)
+        return True
+
+    def _end_held(self, held: _Held) -> list[Event]:
+        try:
+            if not self._is_ours(held.pid):
+                return []
+            signal.pidfd_send_signal(held.process, signal.SIGKILL)
+        except OSError:
+            return []
+        finally:
+            os.close(held.process)
+        self._ended.add(held.pid)
+        return [self._told(_name_of(held.exe), held.pid, held.exe), *self._end_readers(held.end, held.pid)]
+
+    def _let_go(self, held: _Held) -> None:
+        try:
+            if self._is_ours(held.pid):
+                signal.pidfd_send_signal(held.process, signal.SIGCONT)
+        except OSError:
+            pass
+        finally:
+            os.close(held.process)
+
+    def _end_readers(self, end: End, ended: int) -> list[Event]:
+        """What has the same standard input as a server that was ended: what started it, and what that starts in its place."""
+        found = []
+        for other in self._reading(end):
+            if other not in (self.agent, ended) and not _is_shim(other):
+                found += self._end_reader(other, end)
+        return found
 
     def _end_reader(self, pid: int, end: tuple[int, int]) -> list[Event]:
         exe = _exe_of(pid)
@@ -225,7 +292,7 @@ class AroundGate:
         except OSError:
             return False
         try:
-            if not cgroup.is_in(cgroup.in_tree(cgroup.place_of(pid)), cgroup.in_tree(self._leaf)):
+            if not self._is_ours(pid):
                 return False
             if end is not None and not self._ends.reads(pid, end):
                 return False
@@ -235,6 +302,10 @@ class AroundGate:
         finally:
             os.close(held)
         return True
+
+    def _is_ours(self, pid: int) -> bool:
+        """Raises OSError where there is no such process."""
+        return cgroup.is_in(cgroup.in_tree(cgroup.place_of(pid)), cgroup.in_tree(self._leaf))
 
     def _told(self, name: str, pid: int, exe: str | None) -> Event:
         why = f"the agent started the MCP server {name} around the gate; it was ended"
@@ -246,14 +317,6 @@ class AroundGate:
             rule=RULE,
             detail=why,
         )
-
-
-def _is_copy(pid: int, client: int) -> bool:
-    """Whether it has executed nothing since the client made it."""
-    with contextlib.suppress(OSError):
-        own, its = (Path(f"/proc/{one}/cmdline").read_bytes() for one in (client, pid))
-        return own == its and Path(f"/proc/{pid}/exe").samefile(f"/proc/{client}/exe")
-    return False
 
 
 def _has_the_same(one: int, other: int, *numbers: int) -> bool:
@@ -281,11 +344,6 @@ def _is_shim(pid: int) -> bool:
     return False
 
 
-def _mentions_shim(pid: int) -> bool:
-    """Whether its words hold those of a shim, as a shell's do that is told to start one."""
-    return any(os.fsencode(SHIM) in word for word in _words_of(pid))
-
-
 def _words_of(pid: int) -> list[bytes]:
     """Of its command line, which is empty for a moment in the midst of an exec; nobody gets more time than that."""
     path = Path(f"/proc/{pid}/cmdline")
@@ -307,11 +365,26 @@ def _name_of(exe: str | None) -> str:
 
 
 def _is_mcp(message: McpMessage) -> bool:
-    method = message.method or ""
-    if method != "initialize":
-        return method.startswith(_METHODS)
     params = {}
     with contextlib.suppress(ValueError):
         params = json.loads(message.arguments or "{}")
+    return _asks(message.method, params)
+
+
+def _is_question(text: bytes) -> bool:
+    """Whether what was read begins with a question of MCP; where it was not seen whole the kernel's word for it counts."""
+    line = text.lstrip().partition(b"\n")[0]
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return not _INITIALIZE.search(line) or bool(_DATED.search(line))
+    return isinstance(message, dict) and _asks(message.get("method"), message.get("params"))
+
+
+def _asks(method: object, params: object) -> bool:
+    if not isinstance(method, str):
+        return False
+    if method != "initialize":
+        return method.startswith(_METHODS)
     said = params.get("protocolVersion") if isinstance(params, dict) else None
     return isinstance(said, str) and _REVISION.fullmatch(said) is not None

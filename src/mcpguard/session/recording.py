@@ -54,6 +54,7 @@ _LOOKUPS = "questions for names"
 _CANARY_WAIT_S = 5.0
 # Of the agent's PID in the counters: the last of them.
 _AGENT_AT = _abi.MG_COUNTERS.size - 8
+_GATED_AT = _AGENT_AT - 8
 # How often a lock on the store is waited for, a second each: before the agent starts, and to write that it has ended.
 _LOCK_ATTEMPTS = 10
 _SECOND_TRY_S = 5.0
@@ -185,14 +186,15 @@ class Recording:
             self._listener.skip(ends, served)
 
     def guard_messages(self, agent: int) -> None:
-        """From now on the kernel ends whoever answers this process within the tree, and what is to be shown by `show_messages`
-        is kept for that. To be called before the agent starts.
+        """From now on the kernel holds whoever reads a question of MCP that came from the tree, and ends who answers this
+        process within it; what is to be shown by `show_messages` is kept for that. To be called before the agent starts.
 
         Args:
             agent: 0: no process is an agent yet.
         """
         if self._listener is not None and self._counters is not None:
             self._listener.expect()
+            self._counters.write(_GATED_AT, 1)
             self._counters.write(_AGENT_AT, agent)
 
     def show_messages(self, around: AroundGate) -> None:

@@ -161,6 +161,10 @@ MG_KINDRED_TMPFS: Final = 1
 MG_KINDRED_PROC: Final = 2
 MG_KINDRED_DEVPTS: Final = 3
 
+MG_GOES_ON: Final = 0
+MG_ENDED: Final = 1
+MG_HELD: Final = 2
+
 MG_HOST_NONE: Final = 0
 MG_HOST_NAMED: Final = 1
 
@@ -231,12 +235,12 @@ MG_ROOT_KEY: Final = struct.Struct("=IIII")
 # policy device node left name bytes
 MG_BRANCH_KEY: Final = struct.Struct("=IIIHH32s")
 
-# head offset own far input device input_device length lost port far_port channel ends_line output ended
+# head offset own far input device input_device length lost port far_port channel ends_line output fate
 MG_MESSAGE: Final = struct.Struct("=48sQQQQIIIIHHBBBB")
 
 # series denials_lost denials_pending activity_lost activity_pending scratch_busy messages_lost
-# messages_pending said agent
-MG_COUNTERS: Final = struct.Struct("=QQQQQQQQQQ")
+# messages_pending said gated agent
+MG_COUNTERS: Final = struct.Struct("=QQQQQQQQQQQ")
 
 # total reported series said
 MG_SUM: Final = struct.Struct("=QQQQ")

@@ -237,6 +237,8 @@ class MessageRecord:
         ends_line: the last lost byte was a line feed.
         output: it was sent on what the sender has as its standard output.
         ended: the kernel has ended the sender for it, as a server that the agent started by itself.
+        held: nobody has sent this. The process of `head` has read it at the end `own`, and is stopped until somebody says how
+            it goes on; `data` is where it begins, and empty where it moved on what nobody has seen.
     """
 
     head: Head
@@ -251,6 +253,7 @@ class MessageRecord:
     ends_line: bool
     output: bool
     ended: bool = False
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,142 @@
+"""The first call of a server around the gate is not answered, whoever of the agents asks, and however it is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from harness import SYSTEM_PYTHON, Json, mcpguard_command, need_root, sandbox
+from matrix import static_acts
+from mcp_box import Box
+
+from mcpguard.session.gate import SHIM
+
+pytestmark = pytest.mark.kernel
+
+# How the server (tests/actors/at_once.c) reads its question.
+WAYS = ("read", "elsewhere", "reopened", "bytes", "readv", "preadv2", "splice", "tee")
+SOCKET_WAYS = ("read", "recv", "peek", "recvmsg", "recvmmsg", "splice")
+
+# A client: its first words are a call. `start` is what begins the server.
+CLIENT = r"""
+import json, os, socket, subprocess, sys
+
+CALL = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "x", "arguments": {}}})
+
+def call(words, ends):
+    one, other = socket.socketpair()
+    its = (subprocess.PIPE, subprocess.PIPE) if ends == "pipes" else (other, other)
+    server = subprocess.Popen(words, stdin=its[0], stdout=its[1])
+    other.close()
+    more = b" " * 4096 if words[-1] in ("splice", "tee") else b""
+    answer = b""
+    try:
+        if ends == "pipes":
+            os.write(server.stdin.fileno(), CALL.encode() + b"\n")
+            more and os.write(server.stdin.fileno(), more)
+            answer = server.stdout.readline()
+            server.stdin.close()
+        else:
+            one.sendall(CALL.encode() + b"\n")
+            more and one.sendall(more)
+            answer = one.makefile("rb").readline()
+            one.shutdown(socket.SHUT_WR)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    code = server.wait()
+    return {"answered": bool(answer), "killed": code in (-9, 137)}
+
+if __name__ == "__main__":
+    print(json.dumps(call(json.loads(sys.argv[1]), sys.argv[2])), flush=True)
+"""
+# Starts others of its kind, each of which calls a server of its own.
+AGENT = r"""
+import json, os, subprocess, sys
+sys.path.insert(0, os.getcwd())
+import client
+
+own, (words, ends) = sys.executable, sys.argv[1:3]
+again = [own, "client.py", words, ends]
+subprocess.run(again)
+subprocess.run(["/bin/sh", "-c", '"$@"; :', "sh", *again])
+if os.fork() == 0:
+    print(json.dumps(client.call(json.loads(words), ends)), flush=True)
+    os._exit(0)
+os.wait()
+print(json.dumps(client.call(json.loads(words), ends)), flush=True)
+"""
+REFUSED = {"answered": False, "killed": True}
+DONE = {"answered": True, "killed": False}
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    """With an agent as npm lays it out: a launcher by the agent's name, and a program."""
+    need_root()
+    with sandbox() as inside:
+        project = inside.world.project
+        native = project / "node_modules/@openai/codex-linux-x64/vendor/bin/codex"
+        native.parent.mkdir(parents=True)
+        shutil.copy(os.path.realpath(SYSTEM_PYTHON), native)
+        with native.open("ab") as file:
+            file.write(b"another program than Python")
+        (project / "agent.py").write_text(AGENT)
+        launcher = project / "codex"
+        launcher.write_text(f'#!/bin/sh\n{native} agent.py "$@"\nexit\n')
+        launcher.chmod(0o755)
+        one = project / "opencode"
+        one.write_text(f"#!{SYSTEM_PYTHON}\n{CLIENT}")
+        one.chmod(0o755)
+        made = Box(inside)
+        made.client.write_text(CLIENT)
+        shutil.copy(static_acts("at_once"), project / "server")
+        yield made
+
+
+def ended(box: Box) -> list[Json]:
+    found = [event for event in box.inside.denials() if event["op"] == "end"]
+    assert all("around the gate" in event["detail"] for event in found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ends", "way"), [*(("pipes", way) for way in WAYS), *(("sockets", way) for way in SOCKET_WAYS)]
+)
+def test_a_first_call_is_not_answered_however_it_is_read(ends: str, way: str, box: Box) -> None:
+    project = box.inside.world.project
+    server = [str(project / "server"), way]
+    words = [str(project / "opencode"), json.dumps(server), ends]
+    assert box.inside.control(words).json_lines() == [DONE]
+    finished = box.inside.run(words, options=box.options)
+    assert finished.json_lines() == [REFUSED], finished
+    (told,) = ended(box)
+    assert told["exe"] == server[0]
+
+
+@pytest.mark.parametrize("ends", ["pipes", "sockets"])
+def test_nor_is_that_of_any_agent_that_another_starts(ends: str, box: Box) -> None:
+    project = box.inside.world.project
+    words = [str(project / "codex"), json.dumps([str(project / "server")]), ends]
+    free = box.inside.control(words)
+    assert free.json_lines() == [DONE] * 4, free
+    finished = box.inside.run(words, options=box.options)
+    assert finished.json_lines() == [REFUSED] * 4, finished
+    assert len(ended(box)) == 4
+
+
+@pytest.mark.parametrize("ends", ["pipes", "sockets"])
+def test_the_same_by_way_of_the_gate_and_of_a_program_that_is_no_agent(ends: str, box: Box) -> None:
+    project = box.inside.world.project
+    server = [str(project / "server")]
+    box.approve("s", server)
+    shim = f'exec {mcpguard_command()[0]} -I -S -B {SHIM} "$MCPGUARD_GATE" s -- {server[0]}'
+    finished = box.inside.run(
+        [str(project / "opencode"), json.dumps(["/bin/sh", "-c", shim]), ends], options=box.options
+    )
+    assert finished.json_lines() == [DONE], finished
+    tests_of_a_server = [SYSTEM_PYTHON, "client.py", json.dumps(server), ends]
+    assert box.inside.run(tests_of_a_server, options=box.options).json_lines() == [DONE]
+    assert not ended(box)
