@@ -29,9 +29,10 @@ class Lines:
         if not newline:
             self._keep(head)
             return []
-        self._keep(head)
-        lines = [bytes(self._begun), *rest.split(b"\n")]
-        self._begun = bytearray()
+        if self._begun:
+            self._keep(head)
+            head, self._begun = bytes(self._begun), bytearray()
+        lines = [head, *rest.split(b"\n")]
         self._keep(lines.pop())
         if any(len(line) > self._limit for line in lines):
             raise TooLong(f"a message has more than {self._limit} bytes")

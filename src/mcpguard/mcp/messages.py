@@ -172,7 +172,7 @@ def _text(line: bytes) -> str:
 def _parse(text: str) -> Any:
     _measure(text)
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+        value = _DECODER.decode(text)
     except NotCanonical:
         raise
     except (ValueError, RecursionError) as bad:
@@ -222,6 +222,10 @@ def _float(digits: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise _BadNumber("a number that is too large")
     return value
+
+
+# Made once: to make one takes as long as to read a short message.
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
 
 
 def _refuse_surrogates(value: Any) -> None:
