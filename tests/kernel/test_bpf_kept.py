@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -419,6 +420,10 @@ def test_leaves_below_outlive_a_killed_broker_as_long_as_the_tree(tree: Tree) ->
         (left / "cgroup.procs").write_text(str(sleeper.pid))
         cgroup.remove_stale(str(mount))
         assert below.is_dir()
+        assert sleeper.poll() is None
+        (left / "cgroup.freeze").write_text("1")  # nobody is left who would wake it
+        cgroup.remove_stale(str(mount))
+        assert sleeper.wait(WAIT_S) == -signal.SIGKILL
     finally:
         sleeper.kill()
         sleeper.wait()

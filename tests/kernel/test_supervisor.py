@@ -131,6 +131,46 @@ def test_an_agent_that_stops_itself_stops_all_of_its_tree(box: Sandbox) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+# A shell's job: stopped from the terminal only where somebody of the same session, in another group, waits for it.
+JOB = """import os, signal, sys
+if os.fork() == 0:
+    os.setpgid(0, 0)
+    os.execvp(sys.argv[1], sys.argv[1:])
+signal.pause()"""
+APART = (
+    "setsid sh -c 'while :; do date +%N > tick; done' & while [ ! -s tick ]; do :; done; echo $$ > ready; sleep 300; :"
+)
+
+
+def test_a_stop_from_the_terminal_stops_what_has_left_the_job(box: Sandbox) -> None:
+    """The guard lets the agent be stopped first: stopped before, it could not have the rest of the tree stand still."""
+    ready, tick = box.world.project / "ready", box.world.project / "tick"
+    words = [*mcpguard_command(), "run", "-p", box.profile, "-w", str(box.world.project), "--", "sh", "-c", APART]
+    job = subprocess.Popen(
+        [SYSTEM_PYTHON, "-c", JOB, *words],
+        cwd=box.world.project,
+        env=box.world.environment(**box.variables),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: ready.exists() and ready.read_text().endswith("\n"), "the guarded program")
+        agent = int(ready.read_text())
+        leaf = Path(f"/proc/{agent}/cgroup").read_text().rpartition("0::")[2].strip()
+        os.killpg(os.getpgid(agent), signal.SIGTSTP)
+        wait_until(
+            lambda: "frozen 1" in Path(f"{CGROUPS}{leaf}/cgroup.events").read_text(), "the stillness of the tree"
+        )
+        before = tick.read_text()
+        os.killpg(os.getpgid(agent), signal.SIGCONT)
+        wait_until(lambda: tick.read_text() not in ("", before), "its going on")
+    finally:
+        for process in (*psutil.Process(job.pid).children(recursive=True), job):
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                process.kill()
+        job.wait()
+
+
 def test_a_descriptor_that_was_open_before_is_closed(box: Sandbox) -> None:
     key = box.world.home / ".ssh/id_ed25519"
     descriptor = os.open(key, os.O_RDONLY)

@@ -202,7 +202,7 @@ def test_a_tier_holds_only_where_the_kernel_asks_about_what_nothing_else_keeps(
     monkeypatch: pytest.MonkeyPatch, tier: int, done: list[str], holds: bool
 ) -> None:
     monkeypatch.setattr(guard, "detach_verify", lambda _engine: [])
-    monkeypatch.setattr(rehearsal, "not_refused", lambda _leaf: done)
+    monkeypatch.setattr(rehearsal, "not_refused", lambda _leaf: (done, []))
     leaf: Any = None
     session: Any = SimpleNamespace(engine=None)
     with contextlib.nullcontext() if holds else pytest.raises(HostError, match=f"tier {tier} does not hold"):

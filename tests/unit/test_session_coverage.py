@@ -13,7 +13,9 @@ from mcpguard.model.profile import SystemSwitches
 from mcpguard.session.coverage import (
     HOOKS,
     HOOKS_ALONE,
+    SKIPPED_HOOKS,
     TIER_NAMES,
+    UNASKED_HOOKS,
     Offer,
     answers_for_files,
     files_at_once,
@@ -36,10 +38,20 @@ def test_a_record_that_does_not_see_io_uring_is_no_whole_record(
     tier: int, preemption: str, io_uring: bool, whole: bool
 ) -> None:
     policy = replace(make_policy(*OPEN_POLICY), system=SystemSwitches(io_uring=io_uring))
-    holds = of_policy(policy, FilesPlan((), ()), Offer(tier, {}, preemption, unix_hook=True))
+    fixed = "" if (tier, preemption) != (2, "full") else "this kernel preempts at will (full)"
+    holds = of_policy(policy, FilesPlan((), ()), Offer(tier, {}, preemption, unix_hook=True, files_fixed=fixed))
     (events,) = [held for held in holds if held.kind == "events"]
     assert (events.strength is Strength.FULL) is whole
     assert whole or "io_uring" in events.gaps[0]
+
+
+@pytest.mark.parametrize(("preemption", "gap"), [("voluntary", UNASKED_HOOKS), ("full", SKIPPED_HOOKS)])
+def test_hooks_that_are_not_asked_or_can_be_skipped_promise_nothing(preemption: str, gap: str) -> None:
+    plan = FilesPlan((), (), gaps=("a gap of the plan",))
+    offer = Offer(2, {}, preemption, unix_hook=True, files_fixed="whatever the reason is")
+    holds = {held.kind: held for held in of_policy(make_policy(*OPEN_POLICY), plan, offer)}
+    assert holds["files"].gaps == ("a gap of the plan", gap)
+    assert holds["execute"].strength is Strength.PARTIAL
 
 
 def test_the_record_of_a_wide_plan_says_that_the_programs_stand_alone() -> None:

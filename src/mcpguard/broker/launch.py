@@ -15,7 +15,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mcpguard.broker import canary, tiers
 from mcpguard.broker.channel import Channel, peer_pid
@@ -41,7 +41,8 @@ PR_SET_CHILD_SUBREAPER = 36
 _ALL_KINDS = 0x40000000  # __WALL of waitpid(2): threads, too
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
-_FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+# Ctrl-Z stops the agent, if it lets itself be stopped; then we freeze its tree and stop ourselves.
+_FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)
 _DIED: dict[str, Any] = {"failed": "start", "errno": None, "words": "the child died"}
 
 
@@ -197,7 +198,7 @@ class Launch:
                     if self.still and number in _ENDING:  # what stands still would never hear of it
                         leaf.kill()
             if wakeup.fileno() in ready or ended in ready:
-                status = _reap(child.pid, leaf)
+                status = _reap(child.pid, leaf, lambda: self._go_on(engine))
                 if status is None and ended in ready:
                     # Somebody in the tree traces it, and so keeps its end to itself.
                     leaf.kill()
@@ -205,8 +206,6 @@ class Launch:
                 if status is not None:
                     os.close(ended)
                     return status
-                if self.still:  # somebody stopped us and let all of it go on
-                    leaf.freeze(True)
             if self.channel.fileno() in ready:
                 self._read_update(engine, covers)
             if self.keeping is not None and self.keeping.fileno() in ready and not self.keeping.serve():
@@ -224,6 +223,12 @@ class Launch:
             self.leaf.freeze(bool(why))
             self.still = why
             self._tell({"still": why})
+
+    def _go_on(self, engine: Engine) -> None:
+        """Somebody stopped us, with the tree frozen, and has continued us: it goes on, unless it would not be judged."""
+        self._stand_still(tiers.let_down(engine.tier, fixed=engine.files_fixed))
+        if not self.still:
+            self.leaf.freeze(False)
 
     def _restore(self, covers: Covers) -> None:
         restored: list[str] = []
@@ -398,7 +403,7 @@ def _signals() -> Iterator[socket.socket]:
         signal.set_wakeup_fd(-1)  # nobody reads any more that a child has ended
 
 
-def _reap(pid: int, leaf: cgroup.Leaf) -> int | None:
+def _reap(pid: int, leaf: cgroup.Leaf, go_on: Callable[[], None]) -> int | None:
     """The wait status if the agent ended. When it stopped itself, stop too, so that the shell takes the terminal back.
 
     All of the tree stands still meanwhile: nobody would put back covers that come off. Orphans of the tree are ours too, and
@@ -414,7 +419,7 @@ def _reap(pid: int, leaf: cgroup.Leaf) -> int | None:
         elif not syscalls.release_tracee(found, os.WSTOPSIG(status)) and found == pid:
             leaf.freeze(True)
             os.kill(os.getpid(), signal.SIGSTOP)
-            leaf.freeze(False)
+            go_on()
             # Continued: the shell woke the whole group, but an agent with a group of its own needs a word from us.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)

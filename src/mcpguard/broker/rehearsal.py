@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable
 
 from mcpguard.backends.landlock import STAGE
+from mcpguard.errors import HostError
 from mcpguard.kernel import privileges, syscalls
 from mcpguard.kernel.cgroup import Leaf
 
@@ -36,17 +37,42 @@ _FILE_SETATTR = 469  # Linux 6.17
 _NO_ATTRIBUTES = bytes(24)
 
 
-def not_refused(leaf: Leaf) -> list[str]:
+def not_refused(leaf: Leaf) -> tuple[list[str], list[str]]:
     """The acts that a process in the leaf could do although everything is refused there; empty: the programs are asked.
 
+    Returns:
+        them, and those that say nothing, because outside of the leaf they cannot be done either: by another module's word, or
+        for want of a file system that knows them.
+
     Raises:
-        OSError: outside of the leaf one of those that are `NEEDED` is refused, too.
+        HostError: they could not be tried for now.
     """
-    with _Place("outside") as place:
-        barred = [name for name, _number, act in _acts(place) if _is_barred(name, act)]
-    with _Place("inside") as place:
-        done = _done_inside(leaf, _acts(place))
-    return done if done == [NOT_TRIED] else [*done, *(name for name in barred if name not in done)]
+    try:
+        with _Place("outside") as place:
+            before = {name: _number_of(act) for name, _number, act in _acts(place)}
+        if any(before[name] for name in NEEDED):
+            raise OSError(next(filter(None, (before[name] for name in NEEDED))), "it cannot be done outside")
+        with _Place("inside") as place:
+            acts = _acts(place)
+            answers = _inside(leaf, acts)
+    except OSError as error:
+        raise HostError(
+            "the kernel's hooks could not be tried",
+            why=f"{error.strerror} in {STAGE}",
+            do=f"look at {STAGE}, or use --tier 3",
+            code="host.rehearsal",
+        ) from error
+    if answers is None:
+        return [NOT_TRIED], []
+    done, unsure = [], []
+    for (name, number, _act), answer in zip(acts, answers, strict=True):
+        if errno.ENOSYS in (before[name], answer):
+            continue  # a call that the kernel does not have needs no refusal
+        if before[name] in _REFUSED or (answer and answer == before[name]):
+            unsure.append(name)
+        elif answer != number:
+            done.append(name)
+    return done, unsure
 
 
 class _Place:
@@ -104,30 +130,29 @@ def _acts(place: _Place) -> tuple[Act, ...]:
 
 
 def _create(path: str) -> None:
-    """The name is judged before the file is opened: refused only then, it would be there."""
+    """The name is judged before the file is opened: refused only then, it is there."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-    finally:
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, "it was made", path)
+    except OSError:
+        if not os.path.lexists(path):
+            raise
 
 
 def _set_flags(path: str) -> None:
     syscalls.syscall(_FILE_SETATTR, syscalls.AT_FDCWD, os.fsencode(path), _NO_ATTRIBUTES, len(_NO_ATTRIBUTES), 0)
 
 
-def _is_barred(name: str, act: Callable[[], object]) -> bool:
-    """The control, outside of the leaf: what is refused there as well says nothing about our programs."""
+def _number_of(act: Callable[[], object]) -> int:
+    """The errno of an act; 0: it was done."""
     try:
         act()
     except OSError as error:
-        if name in NEEDED:
-            raise
-        return error.errno in _REFUSED
-    return False
+        return error.errno or errno.EIO
+    return 0
 
 
-def _done_inside(leaf: Leaf, acts: tuple[Act, ...]) -> list[str]:
+def _inside(leaf: Leaf, acts: tuple[Act, ...]) -> list[int] | None:
+    """What the acts come to in a process in the leaf; None: it could not try."""
     read, write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -135,21 +160,11 @@ def _done_inside(leaf: Leaf, acts: tuple[Act, ...]) -> list[str]:
             signal.set_wakeup_fd(-1)
             leaf.enter()
             privileges.drop_capabilities()  # what has them acts for the kernel, and nothing that is guarded has
-            os.write(write, bytes(_is_done(number, act) for _name, number, act in acts))
+            os.write(write, bytes(min(_number_of(act), 255) for _name, _number, act in acts))
         finally:
             os._exit(0)
     os.close(write)
     answer = os.read(read, len(acts))
     os.close(read)
     os.waitpid(pid, 0)
-    if len(answer) != len(acts):
-        return [NOT_TRIED]
-    return [name for (name, _number, _act), done in zip(acts, answer, strict=True) if done]
-
-
-def _is_done(number: int, act: Callable[[], object]) -> bool:
-    try:
-        act()
-    except OSError as error:
-        return error.errno not in (number, errno.ENOSYS)  # a call that the kernel does not have needs no refusal
-    return True
+    return list(answer) if len(answer) == len(acts) else None

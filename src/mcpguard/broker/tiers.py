@@ -24,6 +24,7 @@ _ACTIVE_MODULES = "/sys/kernel/security/lsm"
 _BOOT = "/proc/sys/kernel/random/boot_id"
 # 0: the kernel calls no program on any of its functions, those of security modules included. Root may write it at any time.
 _CALLS_PROGRAMS = "/proc/sys/kernel/ftrace_enabled"
+_OFF = "kernel.ftrace_enabled is 0"
 
 
 @dataclass(slots=True)
@@ -120,9 +121,8 @@ def let_down(tier: int, *, fixed: str) -> str:
     """
     if tier == LANDLOCK:
         return ""
-    with contextlib.suppress(OSError):  # a kernel without it has other means, which nobody can switch off
-        if _text(_CALLS_PROGRAMS).strip() == "0":
-            return "kernel.ftrace_enabled is 0, so the kernel asks none of the programs that guard this session"
+    if _is_off():
+        return f"{_OFF}, so the kernel asks none of the programs that guard this session"
     if tier == HOOKS_ON_LANDLOCK and not fixed:
         from mcpguard.model.coverage import SAFE_PREEMPTION
 
@@ -130,6 +130,13 @@ def let_down(tier: int, *, fixed: str) -> str:
         if now and now not in SAFE_PREEMPTION:
             return f"this kernel preempts at will now ({now}), so programs that guard this session can be skipped"
     return ""
+
+
+def _is_off() -> bool:
+    try:
+        return _text(_CALLS_PROGRAMS).strip() == "0"
+    except OSError:  # such a kernel has other means, which nobody can switch off
+        return False
 
 
 def _try(leaf: Leaf, tier: int) -> Armed:
@@ -177,8 +184,15 @@ def _rehearse(leaf: Leaf, session: Session, tier: int) -> list[str]:
     from mcpguard.backends import guard
     from mcpguard.broker import rehearsal
 
+    if _is_off():  # for now: nothing is to be remembered of it
+        raise HostError(
+            f"tier {tier} does not hold on this host",
+            why=f"{_OFF}, so the kernel asks no program",
+            do="sysctl kernel.ftrace_enabled=1",
+            code="host.rehearsal",
+        )
     missing = guard.detach_verify(session.engine)
-    done = rehearsal.not_refused(leaf) if not missing else []
+    done, unsure = rehearsal.not_refused(leaf) if not missing else ([], [])
     needless = {*done} - {*rehearsal.NEEDED, rehearsal.NOT_TRIED} if tier == HOOKS_ON_LANDLOCK else set()
     if missing or not needless.issuperset(done):
         why = (
@@ -188,7 +202,7 @@ def _rehearse(leaf: Leaf, session: Session, tier: int) -> list[str]:
         )
         code = "host.tier" if missing or done != [rehearsal.NOT_TRIED] else "host.rehearsal"
         raise HostError(f"tier {tier} does not hold on this host", why=why, do="mcpguard doctor", code=code)
-    return done
+    return [*done, *unsure]
 
 
 def _text(path: str) -> str:

@@ -198,6 +198,14 @@ def _remove(path: str) -> None:
     os.rmdir(path)
 
 
+def _kill_frozen(path: str) -> None:
+    with open(f"{path}/cgroup.freeze", "rb", buffering=0) as freeze:
+        if freeze.read().strip() != b"1":
+            return
+    with open(f"{path}/cgroup.kill", "wb", buffering=0) as kill:  # Linux 5.14; frozen processes can be killed
+        kill.write(b"1")
+
+
 def is_populated(fd: int) -> bool:
     """Whether any process lives in the cgroup of this open directory, or below; one that was removed has none."""
     try:
@@ -229,7 +237,9 @@ def _remove_if_free(path: str) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if is_populated(fd):
-            return False  # its broker was killed; leaves below that are empty now are still its own
+            # Its broker was killed; leaves below that are empty now are still its own. What stands still nobody will wake.
+            _kill_frozen(path)
+            return False
         _remove(path)
         return True
     except OSError:

@@ -36,6 +36,7 @@ ABSTRACT_SOCKETS = "abstract sockets of others need Landlock ABI 6 (Linux 6.12)"
 SKIPPED_HOOKS = (
     "this kernel preempts at will, so hooks can be skipped (tier 2): that is counted, and what tier 3 says holds"
 )
+UNASKED_HOOKS = "this kernel does not ask hooks about every act (tier 2), so what tier 3 says holds"
 HOOKS = {
     1: "BPF programs on the kernel's security hooks",
     2: "BPF modify-return programs, over Landlock and mount masks",
@@ -105,7 +106,7 @@ class Offer:
     @property
     def hooks_hold(self) -> bool:
         """Whether the kernel's hooks alone carry what the policy says of files and processes."""
-        return self.tier == 1 or (self.tier == 2 and self.preemption in SAFE_PREEMPTION)
+        return self.tier == 1 or (self.tier == 2 and not self.files_fixed)
 
 
 def recorded_by(tracepoint: str) -> str:
@@ -173,7 +174,8 @@ def _mcp(policy: Policy) -> tuple[Coverage, ...]:
 
 def _of_landlock(plan: FilesPlan, offer: Offer) -> tuple[Coverage, ...]:
     abi = landlock.abi()
-    gaps = plan.gaps if offer.tier == 3 else (*plan.gaps, SKIPPED_HOOKS)
+    why = UNASKED_HOOKS if offer.preemption in SAFE_PREEMPTION else SKIPPED_HOOKS
+    gaps = plan.gaps if offer.tier == 3 else (*plan.gaps, why)
     return (
         Coverage(
             "files",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mcpguard.errors import McpguardError
 from mcpguard.kernel import probe
-from mcpguard.model.coverage import Coverage, Strength
+from mcpguard.model.coverage import SAFE_PREEMPTION, Coverage, Strength
 from mcpguard.model.profile import SniMode
 from mcpguard.model.values import dataclass
 from mcpguard.session import canary, coverage, foreign, install
@@ -187,7 +187,7 @@ def coverage_of(result: canary.CanaryResult, facts: probe.HostFacts, tier: int) 
 
     A kind whose forbidden act got through, or whose honest act did not, has strength none: it does not hold.
     """
-    by, known = _by_hooks(tier) if _hooks_hold(facts, tier) else _by_landlock(facts, tier)
+    by, known = _by_hooks(tier) if _hooks_hold(result, tier) else _by_landlock(facts, tier)
     rows = [_row(KINDS[prefix], by[prefix], known.get(prefix, ()), _acts(result, prefix)) for prefix in KINDS]
     network = next(row for row in rows if row.kind == "network")
     rows.insert(4, _names_row(network, result))
@@ -195,12 +195,8 @@ def coverage_of(result: canary.CanaryResult, facts: probe.HostFacts, tier: int) 
     return tuple(rows)
 
 
-def _hooks_hold(facts: probe.HostFacts, tier: int) -> bool:
-    return _offer(facts, tier).hooks_hold
-
-
-def _offer(facts: probe.HostFacts, tier: int) -> coverage.Offer:
-    return coverage.Offer(tier, {}, facts.preemption or "", unix_hook=True)
+def _hooks_hold(result: canary.CanaryResult, tier: int) -> bool:
+    return tier < LANDLOCK and coverage.files_at_once(coverage.TIER_NAMES[tier], _as_recorded(result))
 
 
 def _by_hooks(tier: int) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
@@ -210,7 +206,8 @@ def _by_hooks(tier: int) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
 
 def _by_landlock(facts: probe.HostFacts, tier: int) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     masks = f"Landlock ABI {facts.landlock_abi} and mount masks"
-    skipped = (coverage.SKIPPED_HOOKS,) if tier < LANDLOCK else ()
+    why = coverage.UNASKED_HOOKS if facts.preemption in SAFE_PREEMPTION else coverage.SKIPPED_HOOKS
+    skipped = (why,) if tier < LANDLOCK else ()
     by = {
         "read": masks,
         "write": masks,

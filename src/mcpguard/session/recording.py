@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -26,8 +27,9 @@ from mcpguard.events.recorder import Recorder
 from mcpguard.events.store import Store
 from mcpguard.kernel import cgroup
 from mcpguard.kernel.ring import Counters, Ring
+from mcpguard.model.access import Verdict
 from mcpguard.model.coverage import Coverage
-from mcpguard.model.event import Event
+from mcpguard.model.event import Event, Kind
 from mcpguard.model.policy import Policy
 from mcpguard.session.start import tell
 from mcpguard.wire import _abi, decode
@@ -98,6 +100,7 @@ class Recording:
         self._final = False
         self._leftover = 0
         self._restored: set[str] = set()
+        self._still = ""
         self._began = time.monotonic()
         # Aggregates that began before the agent did.
         self._before: set[int] = set()
@@ -263,11 +266,15 @@ class Recording:
 
     def stands_still(self, why: str) -> None:
         """The tree was stopped, as the kernel asks our programs no more; empty: it asks them again, and the tree goes on."""
-        tell(
-            f"{why}; the agent stands still until that is undone" if why else "the kernel asks again: the agent goes on"
-        )
+        now = time.time_ns()
         if why:
-            self.tell([loss(time.time_ns(), self.session, f"{UNJUDGED}: {why}", 1)])
+            tell(f"{why}; the agent stands still until that is undone (Ctrl-C ends it)")
+            self.tell([loss(now, self.session, f"{UNJUDGED}: {why}", 1)])
+        else:
+            tell("the kernel asks again: the agent goes on")
+            detail = f"it stood still: {self._still}"
+            self.tell([Event(now, self.session, Kind.PROCESS, "thaw", Verdict.ALLOW, detail=detail)])
+        self._still = why
 
     def adopt(self, policy: Policy, since_ns: int) -> None:
         """Tell what happens from `since_ns` (CLOCK_MONOTONIC) on by another policy, whose numbers of rules mean the same."""
@@ -310,7 +317,10 @@ class Recording:
             recorder.lost("questions for names that were not answered: too many at once", self._lookups.missing())
 
     def wait_for_end(self) -> None:
-        """Wait until the agent's first process has ended, by its descriptor."""
+        """Wait until the agent's first process has ended, by its descriptor. One that stands still is ended."""
+        if self._still:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
         select.select([self._pid_fd], (), ())
 
     def stop(self) -> None:

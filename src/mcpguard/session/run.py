@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from mcpguard.session.recording import Recording
     from mcpguard.session.resolver import Resolver
     from mcpguard.session.servers import Servers
+    from mcpguard.session.signals import SignalWatch
 
 FAILED = 125
 
@@ -147,7 +148,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             lambda: _live(policy, offer, plan, broker, start.resolver, recording, hooks, later),
         )
         recording.get_ready_for_the_end()
-        code, trouble = _wait_for_agent(broker, command, recording, guarded)
+        code, trouble = _wait_for_agent(broker, command, recording, guarded, watch)
     finally:
         watch.agent_ended()
         broker.hang_up()
@@ -315,7 +316,7 @@ def _umask() -> int:
 
 
 def _wait_for_agent(
-    broker: client.Broker, command: tuple[str, ...], recording: Recording, guarded: Servers | None
+    broker: client.Broker, command: tuple[str, ...], recording: Recording, guarded: Servers | None, watch: SignalWatch
 ) -> tuple[int, HostError | None]:
     """The agent's exit code in the form of the contract, and what must be said about it."""
     trouble = None
@@ -330,6 +331,7 @@ def _wait_for_agent(
         if "restored" in message:
             recording.covered_again(message["restored"])
         if "still" in message:
+            watch.stands_still(bool(message["still"]))
             recording.stands_still(message["still"])
         if "exec_failed" in message:
             trouble = _not_started(command[0], int(message["exec_failed"]))

@@ -21,6 +21,8 @@ _PASSED_ON = (
     signal.SIGUSR2,
 )
 _WATCHED = frozenset({*_PASSED_ON, signal.SIGCHLD})
+# What a frozen agent would never hear of; to it they mean the end.
+_ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 
 
 class SignalWatch:
@@ -30,6 +32,7 @@ class SignalWatch:
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
         self._agent = 0
         self._broker = 0
+        self._still = False
         self._early: list[int] = []
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
 
@@ -46,11 +49,17 @@ class SignalWatch:
     def agent_ended(self) -> None:
         self._agent = 0
 
+    def stands_still(self, still: bool) -> None:
+        """The agent is frozen, or no longer: until then Ctrl-C and every signal that asks it to end kill it."""
+        self._still = still
+
     def _watch(self) -> None:
         while True:
             info = signal.sigwaitinfo(_WATCHED)
             if info.si_signo == signal.SIGCHLD:
                 self._stop_with_broker()
+            elif self._still and info.si_signo in _ENDING:
+                self._pass_on(signal.SIGKILL)
             elif info.si_code <= 0 or info.si_signo == signal.SIGHUP:
                 # Sent by a process. Positive codes come from the kernel: the terminal told the whole group, but of its
                 # own end it tells the leader of the session only.

@@ -5,7 +5,9 @@ All else is kept, although there the programs alone keep what merely no rule all
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from asked import Lane
 from puppet import Puppet, puppet
 
 from mcpguard.kernel import cgroup
-from mcpguard.session.coverage import HOOKS_ALONE
+from mcpguard.session.coverage import HOOKS_ALONE, TIER_NAMES
 
 pytestmark = pytest.mark.kernel
 
@@ -197,6 +199,15 @@ def await_still(held: Puppet, still: bool) -> None:
         time.sleep(0.05)
 
 
+@contextlib.contextmanager
+def turned(switch: Path, off: str, on: str) -> Iterator[None]:
+    switch.write_text(off)
+    try:
+        yield
+    finally:
+        switch.write_text(on)
+
+
 def test_the_tree_stands_still_while_the_kernel_asks_no_program(lane: Lane, tier: int) -> None:
     with arena.world_at(lane.places("ext4")[0]) as world:
         sandbox = Sandbox(world)
@@ -206,14 +217,8 @@ def test_the_tree_stands_still_while_the_kernel_asks_no_program(lane: Lane, tier
         with puppet(sandbox) as held:
             for switch, off, on, _told in switches(tier, lane):
                 assert held.ask("read", note) == "EACCES"
-                switch.write_text(off)
-                try:
+                with turned(switch, off, on):
                     await_still(held, True)
-                    bare = sandbox.run(["true"], options=("--tier", str(tier)), timeout=arena.RUN_SECONDS)
-                finally:
-                    switch.write_text(on)
-                if off == "0":  # the control: nobody is asked
-                    assert bare.code == 125 and "these were not refused: opening a directory" in bare.err, bare
                 await_still(held, False)
                 assert held.ask("read", note) == "EACCES"
             code, said = held.end()
@@ -224,3 +229,21 @@ def test_the_tree_stands_still_while_the_kernel_asks_no_program(lane: Lane, tier
         assert sum(told in line for line in lost) == 1, lost
         assert said.count(told) == 2, "at once and at the end"
     assert said.count("the agent goes on") == len(switches(tier, lane)), said
+    assert [event["op"] for event in events if event["op"] == "thaw"] == ["thaw"] * len(switches(tier, lane))
+
+
+def test_while_no_program_is_asked_a_run_can_be_ended_and_another_has_the_weaker_tier(lane: Lane, tier: int) -> None:
+    """It is not remembered: the next one has the better tier again."""
+    with arena.world_at(lane.places("ext4")[0]) as world:
+        sandbox = Sandbox(world)
+        sandbox.write_profile("matrix", PROFILE)
+        with puppet(sandbox) as held, turned(*switches(tier, lane)[0][:3]):
+            await_still(held, True)
+            held.process.send_signal(signal.SIGTERM)
+            code, _said = held.end()
+            assert code == 128 + signal.SIGKILL
+            with puppet(sandbox) as weaker:
+                assert weaker.end()[0] == 0
+            meanwhile = arena.session_of(world).tier
+        assert sandbox.run(["true"], timeout=arena.RUN_SECONDS).code == 0
+        assert (meanwhile, arena.session_of(world).tier) == (TIER_NAMES[3], TIER_NAMES[tier])

@@ -1,0 +1,33 @@
+"""Signals to the run's own process, while its agent goes on and while it is frozen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = r"""
+import os, signal, subprocess, sys
+from mcpguard.session.signals import SignalWatch
+
+watch = SignalWatch()
+watch.start(0)
+heeds = "trap 'echo heard' TERM INT HUP QUIT; echo ready; while :; do sleep 0.05; done"
+agent = subprocess.Popen(["sh", "-c", heeds], stdout=subprocess.PIPE, text=True, restore_signals=True,
+    preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ()))
+assert agent.stdout.readline() == "ready\n"
+watch.agent_started(agent.pid)
+number = getattr(signal, sys.argv[1])
+os.kill(os.getpid(), number)
+print(agent.stdout.readline().strip(), flush=True)
+watch.stands_still(True)
+os.kill(os.getpid(), number)
+print(signal.Signals(-agent.wait(60)).name)
+"""
+
+
+def test_what_asks_an_agent_to_end_is_passed_on_and_kills_it_where_it_could_not_hear() -> None:
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.stdout.split() == ["heard", "SIGKILL"], (name, done)
