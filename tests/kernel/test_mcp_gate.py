@@ -57,6 +57,22 @@ def test_a_server_that_is_not_approved_does_not_start_and_the_client_goes_on(box
     assert [e["verdict"] for e in box.mcp_events()] == ["deny"]
 
 
+def test_an_approved_server_that_a_shell_becomes_in_another_folder_answers(box: Box) -> None:
+    place = box.inside.world.home / "place"
+    place.mkdir()
+    (place / "server.py").write_text(SERVER)
+    box.options = ("--read", str(place))
+    command = ["sh", "-c", f"cd {place} && exec {SYSTEM_PYTHON} server.py"]
+    box.approve("s", command)
+    free = box.talk("s", tool("echo", a=1), tool("environment", 2), command=command, guarded=False).json_lines()
+    given = box.talk("s", tool("echo", a=1), tool("environment", 2), command=command).json_lines()
+    assert given[0] == free[0] and given[-1] == free[-1] == {"rest": "", "code": 0}
+    assert json.loads(text_of(given[1]))["PWD"] == json.loads(text_of(free[1]))["PWD"] == str(place)
+    (place / "server.py").write_text(SERVER + "\n")
+    refused = box.talk("s", tool("echo", a=1), command=command)
+    assert refused.json_lines()[-1]["code"] == 126 and "mcp.changed" in refused.err, refused
+
+
 def test_an_approved_server_that_the_profile_does_not_name_does_not_start(box: Box) -> None:
     box.approve("s", box.command)
     box.inside.write_profile("gated", PROFILE.replace("  gate: true\n", "  gate: true\n  servers: [other]\n"))

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from gate_help import PYTHON, SERVER, SHIM, World, call, gate, request, wait_until
 
 from mcpguard.events.mcp import Talk
-from mcpguard.gate import relay
+from mcpguard.gate import peers, relay
 from mcpguard.gate.conversation import MOST_IN_BATCH, MOST_REQUESTS, Conversation
 from mcpguard.gate.serving import MOST_LINE
 from mcpguard.mcp.judge import BLOCKED, Judge, Taint
@@ -499,6 +500,75 @@ def test_a_script_is_known_by_what_interprets_it(world: World, tmp_path: Path) -
     say(process, call("echo", {"a": 1}))
     assert text_of(hear(process)) == '{"a": 1}'
     process.communicate(timeout=30)
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate looks at what was executed once that, whatever it has become by then, waits for its standard input."""
+    look = peers.executed
+
+    def when_it_waits(pid: int) -> peers.Executed:
+        def reads_input() -> bool:
+            # `running`, or a number and its arguments; that of read(2) is not the same on every machine.
+            call = Path(f"/proc/{pid}/syscall").read_text().split()
+            return call[:2] in (["0", "0x0"], ["63", "0x0"])
+
+        wait_until(reads_input)
+        return look(pid)
+
+    monkeypatch.setattr(peers, "executed", when_it_waits)
+
+
+@pytest.mark.parametrize("exec_", ["exec ", ""])
+@pytest.mark.parametrize(
+    "shell", ["sh -c", "bash -c", "bash -euo pipefail -c", "bash --norc -c", "env A=b sh -ec", "env bash -c"]
+)
+@pytest.mark.usefixtures("late")
+def test_a_shell_that_goes_elsewhere_at_once_is_the_server_that_was_admitted(
+    shell: str, exec_: str, world: World, server: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    text = f'cd {tmp_path}/elsewhere && {exec_}{PYTHON} {server[1]} "$0"'
+    process = world.start("s", [*shell.split(), text, "word"])
+    say(process, call("echo", {"a": 1}), call("environment", id=2))
+    assert text_of(hear(process)) == '{"a": 1}'
+    assert json.loads(text_of(hear(process)))["PWD"] == f"{tmp_path}/elsewhere"
+    process.communicate(timeout=30)
+    assert process.returncode == 0 and world.events("refuse") == []
+
+
+# A process of the tree that says what a shim says, and then becomes what it likes.
+HOSTILE = """
+import json, sys
+from mcpguard.gate import shim
+order, descriptors, line = shim._ask(sys.argv[1], "s", json.loads(sys.argv[2]))
+if sys.argv[3]:
+    order["argv"] = json.loads(sys.argv[3])
+shim._become(order, descriptors, line)
+"""
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.usefixtures("late")
+def test_who_becomes_another_shell_than_the_one_that_waits_is_not_served(
+    waits: bool, world: World, server: list[str], tmp_path: Path
+) -> None:
+    """Neither one that goes on without waiting, nor one that waits, and then does something else."""
+    text = f"exec {PYTHON} {server[1]}"
+    ran = f"echo > {tmp_path}/ran"
+    other = ["sh", "-c", f"read -r _ || exit 126\n{ran}; {text}" if waits else f"{text}"]
+
+    def start(becomes: str) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-c", HOSTILE, world.address, json.dumps(["sh", "-c", text]), becomes]
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    honest = start("")
+    out, _ = honest.communicate(call("echo", {"a": 1}), timeout=30)
+    assert text_of(json.loads(out)) == '{"a": 1}', "the control"
+    out, _ = start(json.dumps(other)).communicate(call("echo", {"a": 1}), timeout=30)
+    assert out == b"" and not (tmp_path / "ran").exists()
+    (refused,) = world.events("refuse")
+    assert ("other arguments" if waits else "another program") in refused.detail
 
 
 def test_the_servers_of_one_gate_do_not_disturb_one_another(world: World, server: list[str]) -> None:

@@ -17,7 +17,7 @@ from mcpguard.gate import containers
 from mcpguard.gate.admission import Unvetted, forms_of
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.servers import Servers
-from mcpguard.gate.words import words_of
+from mcpguard.gate.words import held_back, words_of
 from mcpguard.session.gate import plain
 
 PYTHON = "/usr/bin/python3"
@@ -71,6 +71,45 @@ def test_a_script_is_started_by_its_whole_path(servers: Servers, tmp_path: Path)
     script = str(tmp_path / "good/rel.py")
     assert admitted.argv == (PYTHON, script, "--flag", "rel.py.txt")
     assert all(os.fsencode(script) in form.argv for form in admitted.forms)
+
+
+WAIT = "read -r _ || exit 126\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["sh", "-c", "exec cat"], 2),
+        (["/bin/bash", "-o", "pipefail", "-ec", "exec cat", "a", "-c", "b"], 4),
+        (["env", "A=b", "sh", "-c", "cd / && exec cat"], 4),
+        (["nice", "-n", "5", "bash", "--norc", "-c", "cat"], 6),
+        (["sh", "script", "-c", "exec cat"], None),
+        (["sh", "--", "-c", "exec cat"], None),
+        (["sh", "-", "-c", "exec cat"], None),
+        (["sh", "-o", "-c", "exec cat"], None),
+        (["bash", "--rcfile", "-c", "exec cat"], None),
+        (["sh", "-c", "-e", "exec cat"], None),
+        (["sh", "-c"], None),
+        (["sh", "-s"], None),
+        (["fish", "-c", "exec cat"], None),
+        (["cat", "sh", "-c", "exec cat"], None),
+    ],
+)
+def test_a_shell_waits_for_the_gate_where_its_text_is_known(words: list[str], text: int | None) -> None:
+    expected = () if text is None else (*words[:text], WAIT + words[text], *words[text + 1 :])
+    assert held_back(words) == expected
+
+
+def test_an_approved_shell_is_admitted_as_one_that_waits(servers: Servers, tmp_path: Path) -> None:
+    words = ["sh", "-c", f"cd {tmp_path}/good && exec cat"]
+    server = Server("shell", "", "", "", STDIO, command=words[0], args=tuple(words[1:]))
+    found = starting.identify(server, {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TERM": "dumb"}, Path.cwd())
+    assert found is not None
+    approved.approve("shell", "test", found, ())
+    admitted = servers.admit("shell", words, os.getpid())
+    assert admitted.waits and admitted.argv == ("sh", "-c", WAIT + words[2])
+    assert [form.argv for form in admitted.forms] == [tuple(map(os.fsencode, admitted.argv))]
+    assert not servers.admit("keyed", ["whatever"], os.getpid()).waits
 
 
 @pytest.mark.parametrize(

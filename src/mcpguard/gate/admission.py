@@ -55,6 +55,7 @@ class Admission:
         grants: lists of `[path, Landlock rights]`; it may reach what every one of them holds. Empty: what the agent may.
         filter: a system-call filter to put on besides; empty: none.
         kept: number of the rule that keeps it to less than its agent has; 0: none does.
+        waits: it does nothing before it has read a line, which is for it alone.
     """
 
     program: str
@@ -67,6 +68,7 @@ class Admission:
     grants: tuple[Grants, ...] = ()
     filter: bytes = b""
     kept: int = 0
+    waits: bool = False
 
     def order(self) -> dict[str, Any]:
         """What the shim is told."""

@@ -27,7 +27,7 @@ from mcpguard.gate.peers import path_of
 from mcpguard.gate.pins import Pins, of_approval
 from mcpguard.gate.relay import Judges
 from mcpguard.gate.remote import Remote
-from mcpguard.gate.words import may_write_by, words_of
+from mcpguard.gate.words import held_back, may_write_by, words_of
 from mcpguard.mcp import classes, policy
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.model.event import Peer
@@ -100,6 +100,8 @@ class Servers:
             environment["VIRTUAL_ENV"] = found.installed.environment
             environment["PATH"] = f"{found.installed.environment}/bin:{environment.get('PATH', os.defpath)}"
         words = words_of(name, found, str(cwd), environment, self._may_write)
+        held = held_back(words)
+        words = held or words
         known = [code.path for code in found.code]
         program = found.found if words[0] == found.command else words[0]
         forms = forms_of(program, words, environment.get("PATH", os.defpath), known)
@@ -107,7 +109,7 @@ class Servers:
         pins = of_approval(name, entry.digest, entry.approved)
         tools = classes.of_package(found.package.name) if found.package is not None else {}
         narrowing = self._narrowing(name)
-        return Admission(program, words, environment, forms, str(cwd), dict(tools), pins, *narrowing)
+        return Admission(program, words, environment, forms, str(cwd), dict(tools), pins, *narrowing, waits=bool(held))
 
     def _narrowing(self, name: str) -> tuple[tuple[Grants, ...], bytes, int]:
         """What the server is kept to, by every rule that names it: files, a filter, and the rule whose network counts.

@@ -409,6 +409,9 @@ class Gate:
         self._watched.update(relay.descriptors())
         self._forget(entrant)
         self._tell_ends((client_in, client_out, server_in, server_out), True)
+        if admission.waits:
+            with contextlib.suppress(OSError):  # it has ended, which the relay notices
+                os.write(server_out, b"\n")
         try:
             relay.begin()
         except OSError:

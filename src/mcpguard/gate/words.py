@@ -72,6 +72,16 @@ def words_of(
     return tuple(given)
 
 
+def held_back(words: Sequence[str]) -> tuple[str, ...]:
+    """The same words where a shell in them waits for a line before it does what it is told; empty where none would wait.
+
+    A shell goes to another folder and becomes another program at once, and who looks at what was executed would come too late.
+    """
+    at = _inner(words)
+    held = shells.held_back(words[at:])
+    return (*words[:at], *held) if held else ()
+
+
 def _placed(word: str, cwd: str, found: Identity) -> str:
     """A script by its whole path, without links: whoever asked could go to another folder before it executes what it may, and
     there the same word names another file; and a link is another one, once somebody of the session has replaced it."""
