@@ -242,8 +242,11 @@ def test_while_no_program_is_asked_a_run_can_be_ended_and_another_has_the_weaker
             held.process.send_signal(signal.SIGTERM)
             code, _said = held.end()
             assert code == 128 + signal.SIGKILL
-            with puppet(sandbox) as weaker:
-                assert weaker.end()[0] == 0
-            meanwhile = arena.session_of(world).tier
+            if lane.kernel == "6.1":  # its Landlock is too old for tier 3, so nothing is started
+                assert sandbox.run(["true"], timeout=arena.RUN_SECONDS).code == 125
+            else:
+                with puppet(sandbox) as weaker:
+                    assert weaker.end()[0] == 0
+                assert arena.session_of(world).tier == TIER_NAMES[3]
         assert sandbox.run(["true"], timeout=arena.RUN_SECONDS).code == 0
-        assert (meanwhile, arena.session_of(world).tier) == (TIER_NAMES[3], TIER_NAMES[tier])
+        assert arena.session_of(world).tier == TIER_NAMES[tier]
