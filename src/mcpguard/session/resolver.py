@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _ENTRY = f"{mcpguard.__path__[0]}/resolver/__main__.py"
 # Nothing of the user's: a variable may lead Python or the loader to a folder where the agent writes.
-_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+# With a home Python asks nobody for one as it starts: that would wait for a name service that does not answer.
+_ENVIRONMENT = {"HOME": "/nonexistent", "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 _TRIES = 50
 _BACKLOG = 64
 _BATCH = 1000

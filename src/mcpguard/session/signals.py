@@ -1,8 +1,8 @@
 """Signals of the supervising process while the agent has the terminal.
 
 What the terminal sends (Ctrl-C, Ctrl-\\) reaches the agent by itself, as it stands in the same process group: the supervisor
-lets it pass. What somebody sends to the supervisor is passed on. When the agent stops, the supervisor stops, so that the
-shell gets its terminal back.
+lets it pass. What somebody sends to the supervisor is passed on. When the agent stops, the broker freezes its tree and stops,
+and then the supervisor, so that the shell gets its terminal back. Stopped before them, it could be continued before they stop.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ _PASSED_ON = (
     signal.SIGHUP,
     signal.SIGUSR1,
     signal.SIGUSR2,
+    signal.SIGTSTP,
 )
 _WATCHED = frozenset({*_PASSED_ON, signal.SIGCHLD})
 # What a frozen agent would never hear of; to it they mean the end.
