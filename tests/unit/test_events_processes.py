@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 from events_help import AGENT, SECOND, ended, executed, forked, head
@@ -24,6 +25,8 @@ def test_a_child_runs_its_parents_program_until_it_executes_another() -> None:
 def test_what_a_child_executed_is_seen_before_the_record_of_it_is_read() -> None:
     table = ProcessTable(AGENT)
     with subprocess.Popen(["sleep", "100"], stdout=subprocess.PIPE) as child:
+        while not Path(f"/proc/{child.pid}/cmdline").read_bytes():
+            time.sleep(0.01)  # its descriptors are closed a moment before its words are there
         table.forked(forked(child.pid))
         assert table.get(child.pid) == table._alive[child.pid]
         found = table.running(child.pid)
