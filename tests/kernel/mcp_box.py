@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from harness import SYSTEM_PYTHON, Finished, Json, Sandbox, mcpguard_command
@@ -118,3 +121,16 @@ class Box:
 
     def mcp_events(self) -> list[Json]:
         return self.inside.events(None, "--kind", "mcp")
+
+
+def write_launched_agent(project: Path, code: str) -> None:
+    """An agent as npm lays it out: `codex`, which only launches, and a program of its own that runs this code."""
+    native = project / "node_modules/@openai/codex-linux-x64/vendor/bin/codex"
+    native.parent.mkdir(parents=True)
+    shutil.copy(os.path.realpath(SYSTEM_PYTHON), native)
+    with native.open("ab") as file:
+        file.write(b"another program than Python")
+    (project / "agent.py").write_text(code)
+    launcher = project / "codex"
+    launcher.write_text(f'#!/bin/sh\n{native} agent.py "$@"\nexit\n')
+    launcher.chmod(0o755)

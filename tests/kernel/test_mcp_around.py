@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 
 import pytest
 from harness import SYSTEM_PYTHON, Json, mcpguard_command, need_root, sandbox
 from matrix import static_acts
-from mcp_box import Box
+from mcp_box import Box, write_launched_agent
 
 from mcpguard.session.gate import SHIM
 
@@ -78,15 +77,7 @@ def box() -> Iterator[Box]:
     need_root()
     with sandbox() as inside:
         project = inside.world.project
-        native = project / "node_modules/@openai/codex-linux-x64/vendor/bin/codex"
-        native.parent.mkdir(parents=True)
-        shutil.copy(os.path.realpath(SYSTEM_PYTHON), native)
-        with native.open("ab") as file:
-            file.write(b"another program than Python")
-        (project / "agent.py").write_text(AGENT)
-        launcher = project / "codex"
-        launcher.write_text(f'#!/bin/sh\n{native} agent.py "$@"\nexit\n')
-        launcher.chmod(0o755)
+        write_launched_agent(project, AGENT)
         one = project / "opencode"
         one.write_text(f"#!{SYSTEM_PYTHON}\n{CLIENT}")
         one.chmod(0o755)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from harness import SYSTEM_PYTHON, Finished, need_root, sandbox
-from mcp_box import Box
+from mcp_box import Box, write_launched_agent
 
 pytestmark = [pytest.mark.kernel]
 
@@ -81,16 +79,8 @@ def box() -> Iterator[Box]:
     need_root()
     with sandbox() as inside:
         project = inside.world.project
-        native = project / "node_modules/@openai/codex-linux-x64/vendor/bin/codex"
-        native.parent.mkdir(parents=True)
-        shutil.copy(os.path.realpath(SYSTEM_PYTHON), native)
-        with native.open("ab") as file:
-            file.write(b"another program than Python")
-        for name, code in (("client.py", CLIENT), ("agent.py", AGENT)):
-            (project / name).write_text(code)
-        launcher = project / "codex"
-        launcher.write_text(f'#!/bin/sh\n{native} agent.py "$@"\nexit\n')
-        launcher.chmod(0o755)
+        (project / "client.py").write_text(CLIENT)
+        write_launched_agent(project, AGENT)
         made = Box(inside)
         made.client.write_text(CLIENT)
         yield made

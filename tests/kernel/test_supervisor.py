@@ -246,11 +246,10 @@ def test_no_snapshot_shows_what_is_covered(box: Sandbox) -> None:
 
 
 def need(kind: str) -> None:
-    """Stop where the kernel has no such file system: as without root, a failure where tests are required."""
+    """Stop where the kernel has no such file system; where tests are required, that is a failure like every skip."""
     if shutil.which("modprobe"):
         subprocess.run(["modprobe", "-q", kind], check=False)
     if f"\t{kind}\n" not in Path("/proc/filesystems").read_text():
-        assert os.environ.get("MCPGUARD_KERNEL_TESTS") != "require", f"this kernel has no {kind}"
         pytest.skip(f"needs {kind}")
 
 
