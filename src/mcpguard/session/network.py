@@ -57,10 +57,8 @@ def fixed_names(policy: Policy, path: str = HOSTS) -> FixedNames:
     ]
     if not lines:
         return FixedNames((), {})
-    from mcpguard.policy.addresses import (
-        NETWORKS_OF_ONES_OWN,
-        inner,
-    )  # most hosts files name the host itself and nobody else
+    # Most hosts files name the host itself and nobody else.
+    from mcpguard.policy.addresses import NETWORKS_OF_ONES_OWN, inner
     from mcpguard.policy.network import mapped
     from mcpguard.resolver.rules import Rules
 
