@@ -807,7 +807,7 @@ def test_code_of_a_project_that_python_is_pointed_to_does_not_run_in_it(
     assert bench.addresses("ok.test") == [PUBLIC]
     assert bench.resolver._process is not None
     seen = Path(f"/proc/{bench.resolver._process.pid}/environ").read_bytes()
-    assert {line.partition(b"=")[0] for line in seen.split(b"\0")} == {b"PATH", b"LC_ALL", b""}
+    assert {line.partition(b"=")[0] for line in seen.split(b"\0")} == {b"HOME", b"PATH", b"LC_ALL", b""}
     assert not (tmp_path / "ran").exists()
 
 
