@@ -28,8 +28,6 @@ from pathlib import Path
 from peers import Peer, peers
 
 LEAST_REPETITIONS = 15
-# Whoever takes so many times as long as bare takes so few turns only: the whole must end.
-SLOW, SLOW_REPETITIONS = 3.0, 3
 # Inside of an arm: how long a command takes, as seen there.
 TIMER = """
 import subprocess, sys, time
@@ -41,7 +39,8 @@ print(f"took {took}", flush=True)
 sys.exit(done.returncode)
 """
 TIMER_NAME = "timer.py"
-FILES, COMMITS, WHEELS, PACKAGES, SOURCES, TESTS = 20_000, 300, 20, 40, 60, 60
+# A tracer takes ten times as long, and every arm takes all turns: these sizes keep the whole below half an hour.
+FILES, COMMITS, WHEELS, PACKAGES, SOURCES, TESTS = 20_000, 300, 12, 30, 24, 30
 
 
 Row = dict[str, object]
@@ -83,7 +82,7 @@ def search(workspace: Path) -> dict[str, Work]:
 
 
 def pip(workspace: Path) -> dict[str, Work]:
-    """Twenty wheels of fifty modules each."""
+    """Twelve wheels of fifty modules each."""
     folder = workspace / "wheels"
     folder.mkdir()
     for number in range(WHEELS):
@@ -104,7 +103,7 @@ def pip(workspace: Path) -> dict[str, Work]:
 
 
 def npm(workspace: Path) -> dict[str, Work]:
-    """Forty packages from files beside."""
+    """Thirty packages from files beside."""
     folder = workspace / "npm"
     folder.mkdir()
     dependencies = {}
@@ -124,7 +123,7 @@ def npm(workspace: Path) -> dict[str, Work]:
 
 
 def compiler(workspace: Path) -> dict[str, Work]:
-    """Sixty C files with the usual headers, two at once."""
+    """Twenty-four C files with the usual headers, two at once."""
     folder = workspace / "c"
     folder.mkdir()
     for number in range(SOURCES):
@@ -136,7 +135,7 @@ def compiler(workspace: Path) -> dict[str, Work]:
 
 
 def tests(workspace: Path) -> dict[str, Work]:
-    """A suite of sixty modules of tests, of the standard library only."""
+    """A suite of thirty modules of tests, of the standard library only."""
     folder = workspace / "suite"
     folder.mkdir()
     for number in range(TESTS):
@@ -175,23 +174,22 @@ def measure(
     chance = random.Random(1)
     for name, work in works.items():
         took: dict[str, list[float]] = {peer.name: [] for peer in able}
-        running, warm = list(able), {}
+        running = list(able)
         for peer in able:  # warm caches, and find out who cannot do it
             try:
-                warm[peer.name] = once(peer, work, workspace)
+                once(peer, work, workspace)
             except RuntimeError as error:
                 print(f"left out for {name}: {error}", file=sys.stderr)
                 running.remove(peer)
-        for turn in range(repetitions):
-            quick = [peer for peer in running if turn < SLOW_REPETITIONS or warm[peer.name] < SLOW * warm["bare"]]
-            for peer in chance.sample(quick, len(quick)):
+        for _turn in range(repetitions):
+            for peer in chance.sample(running, len(running)):
                 took[peer.name].append(once(peer, work, workspace))
         bare = took["bare"]
         print(f"\n{name}: bare {statistics.median(bare) * 1000:.0f} ms")
         for peer in running:
             values = took[peer.name]
             ratio = statistics.median(values) / statistics.median(bare)
-            low, _middle, high = statistics.quantiles([a / b for a, b in zip(values, bare, strict=False)], n=4)
+            low, _middle, high = statistics.quantiles([a / b for a, b in zip(values, bare, strict=True)], n=4)
             calm = min(values) / min(bare)
             print(
                 f"  {peer.name:40}{ratio:7.3f}x   within a turn {low:.3f} to {high:.3f}   calmest {calm:.3f}",
