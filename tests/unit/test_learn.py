@@ -185,10 +185,10 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def session(world: Path) -> Callable[..., str]:
-    """A stored session of the profile `default` with these events."""
+    """A stored session of a profile with these events."""
 
-    def make(*events: Event) -> str:
-        policy = load_policy("default")
+    def make(*events: Event, profile: str = "default") -> str:
+        policy = load_policy(profile)
         with Store.open() as store:
             made = store.start_session(policy, command=("x",), tier="t", coverage=(), now_ns=1_760_000_000_000_000_000)
             store.add(made, events)
@@ -285,6 +285,17 @@ def test_rules_that_no_session_used_are_listed(world: Path, session: Callable[..
     code, out, _err = learn("--tighten")
     assert code == 0
     assert "read /opt" in out and "read /usr " not in out and "deny" not in out
+
+
+def test_unused_rules_of_ones_own_are_listed_last(world: Path, session: Callable[..., str]) -> None:
+    target = world / "guard/config/profiles/mine.yaml"
+    target.parent.mkdir(parents=True)
+    target.write_text(OWN)
+    session(profile="mine")
+    code, out, err = learn("--tighten")
+    lines = out.splitlines()
+    assert code == 0 and all("mine.yaml" in line for line in lines[-3:]) and "builtin:" in lines[-4]
+    assert "3 rules of yours" in err and f"{len(lines) - 4} of built-in" in err
 
 
 def test_a_profile_given_by_its_path_must_be_put_where_profiles_are(world: Path, session: Callable[..., str]) -> None:

@@ -220,7 +220,13 @@ def _tighten(events: Store, sessions: Sequence[str], format: str) -> None:
         render.as_json([{"rule": origin.text, "file": origin.file, "line": origin.line} for origin, _ in unused])
         return
     home = str(Path.home())
-    render.table(("never used", "written in"), [[origin.text, shorten(origin.place, home)] for origin, _ in unused])
+    shipped = [origin for origin, _ in unused if origin.file.startswith("builtin:")]
+    own = [origin for origin, _ in unused if not origin.file.startswith("builtin:")]
+    # Those that a person can take away stand where the list ends, above the prompt.
+    render.table(
+        ("never used", "written in"), [[origin.text, shorten(origin.place, home)] for origin in (*shipped, *own)]
+    )
     render.note(
-        f"{len(unused)} rules allow what none of {len(sessions)} sessions used; rules of built-in profiles serve others too"
+        f"{len(own)} rules of yours allow what none of {len(sessions)} sessions used; "
+        f"{len(shipped)} of built-in profiles serve others too"
     )
