@@ -931,6 +931,16 @@ def test_a_link_to_a_runner_is_one(bin_folder: Path) -> None:
         ("nice", "A=b", "node", "x.js"),  # that is a program of this name
         ("env", "A=b", "-i", "node", "x.js"),  # and so is -i here
         ("nohup", "--anything", "node", "x.js"),
+        ("timeout", "node", "x.js"),
+        ("timeout", "-s", "60", "node", "x.js"),  # 60 is the signal, and node no duration
+        ("timeout", "60", "-k", "5"),  # that is a program
+        ("timeout", "-p", "5", "node", "x.js"),
+        ("ionice", "-c", "node", "x.js"),
+        ("ionice", "-p", "1", "node", "x.js"),
+        ("taskset", "-p", "1", "node"),
+        ("taskset", "node", "x.js"),
+        ("chrt", "-b", "node", "x.js"),
+        ("chrt", "-d", "-T", "5", "0", "node", "x.js"),
         (*["env"] * 9, "./evil"),
     ],
 )
@@ -939,7 +949,7 @@ def test_a_wrapper_with_words_that_nobody_knows_cannot_be_approved(bin_folder: P
     write(home / "x.js", "1")
     program(home / "evil", "1")
     script = npx_installed(home, "good", "good", "1.0.0")
-    for name in ("env", "time", "nice", "stdbuf", "nohup"):
+    for name in ("env", "time", "nice", "stdbuf", "nohup", "timeout", "ionice", "taskset", "chrt"):
         program(bin_folder / name, f"binary {name}")
     found = of(bin_folder, *command, HOME=str(home))
     assert (found.installed, found.package) == (None, None) and found.notes
@@ -957,6 +967,14 @@ def test_a_wrapper_with_words_that_nobody_knows_cannot_be_approved(bin_folder: P
         ("stdbuf", "-o", "L", "--error", "0", "-i4K"),
         ("nohup", "--"),
         ("env", "-", "nice"),
+        ("timeout", "60"),
+        ("timeout", "-k", "5", "-sTERM", "--foreground", "--", "1.5h"),
+        ("ionice", "-c3"),
+        ("ionice", "-c", "best-effort", "-n", "7", "-t"),
+        ("taskset", "0x3"),
+        ("taskset", "-ac", "0-3,5"),
+        ("chrt", "-b", "0"),
+        ("nice", "timeout", "60", "ionice", "-c3"),
     ):
         known = of(bin_folder, *wrapper, "npx", "good", "./evil", HOME=str(home))
         assert known.installed is not None and known.installed.words == (str(script), "./evil")

@@ -169,7 +169,7 @@ def test_without_an_environment_of_its_own_it_is_said_what_makes_it(project: Pro
         "uv run ../bin/evil",
         "uv run",
         "uv -q --config-file x run server.py",
-        "timeout 60 uv run server.py",
+        "strace uv run server.py",
     ],
 )
 def test_what_only_uv_knows_of_a_project_does_not_start(project: Project, words: str) -> None:

@@ -14,6 +14,8 @@ from mcpguard.model.values import dataclass
 # Without these two the command is looked for elsewhere.
 _NAME = r"(?!(?:PATH|HOME)\b)[A-Za-z_]\w*"
 _NUMBER, _MODE = r"[+-]?\d{1,3}", r"(?:L|\d+[KM]?)"
+_DURATION, _SIGNAL = r"\d+(?:\.\d+)?[smhd]?", r"(?:SIG)?[A-Z]+\d*|\d{1,2}"
+_CLASS = r"(?:[0-3]|none|realtime|best-effort|idle)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +25,17 @@ class _Words:
     Attributes:
         alone: options that are one word, with their value where they have one.
         pairs: options whose value is the next word, and what that may be.
+        first: what the one word behind the options may be, without which there is no command; None: there is no such word.
     """
 
     alone: re.Pattern[str]
     pairs: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = ()
+    first: re.Pattern[str] | None = None
 
 
-def _words(alone: str, *pairs: tuple[tuple[str, ...], str]) -> _Words:
+def _words(alone: str, *pairs: tuple[tuple[str, ...], str], first: str | None = None) -> _Words:
     compiled = tuple((names, re.compile(value, re.ASCII)) for names, value in pairs)
-    return _Words(re.compile(alone, re.ASCII), compiled)
+    return _Words(re.compile(alone, re.ASCII), compiled, None if first is None else re.compile(first, re.ASCII))
 
 
 _KNOWN = {
@@ -45,6 +49,19 @@ _KNOWN = {
         (("-i", "-o", "-e", "--input", "--output", "--error"), _MODE),
     ),
     "time": _words("-[pqv]+|--portability|--quiet|--verbose"),
+    "timeout": _words(
+        rf"-v|--(?:verbose|foreground|preserve-status)|-k{_DURATION}|--kill-after={_DURATION}|-s(?:{_SIGNAL})|--signal=(?:{_SIGNAL})",
+        (("-k", "--kill-after"), _DURATION),
+        (("-s", "--signal"), _SIGNAL),
+        first=_DURATION,
+    ),
+    "ionice": _words(
+        rf"-t|--ignore|-c{_CLASS}|--class={_CLASS}|-n[0-7]|--classdata=[0-7]",
+        (("-c", "--class"), _CLASS),
+        (("-n", "--classdata"), "[0-7]"),
+    ),
+    "taskset": _words("-[ac]+|--all-tasks|--cpu-list", first=r"(?:0x)?[\da-fA-F,:-]+"),
+    "chrt": _words("-[abfiorRv]+|--(?:batch|fifo|idle|other|rr|reset-on-fork|verbose)", first=r"\d{1,2}"),
 }
 NAMES = frozenset(_KNOWN)
 _EMPTIES = re.compile("-v*i[iv]*|--ignore-environment")
@@ -53,6 +70,7 @@ _EMPTIES = re.compile("-v*i[iv]*|--ignore-environment")
 def command_at(wrapper: str, args: Sequence[str]) -> int | None:
     """Where the command stands that a wrapper of this name executes; None where it is not known, or there is none."""
     known, options, at = _KNOWN[wrapper], True, 0
+    first = known.first
     while at < len(args):
         arg = args[at]
         if options and (arg == "--" or (wrapper == "env" and arg == "-")):
@@ -65,6 +83,10 @@ def command_at(wrapper: str, args: Sequence[str]) -> int | None:
                 return None
         elif wrapper == "env" and "=" in arg:
             options = False  # it takes none behind a variable
+        elif first is not None:
+            if not first.fullmatch(arg):
+                return None
+            first, options = None, False
         else:
             return at
         at += 1
