@@ -552,7 +552,9 @@ def test_a_server_around_the_gate_does_not_live_to_answer_a_first_call_that_take
     words = [str(agent), json.dumps(command), ends]
     assert box.inside.control([*words, "0"]).json_lines() == [{"answered": True, "killed": False}]
     finished = box.inside.run([*words, "60"], options=box.options)
-    assert finished.json_lines() == [{"answered": False, "killed": True}], finished
+    (answer,) = finished.json_lines()
+    # A shell that stands before it may end by itself, as what it waits for is ended first.
+    assert not answer["answered"] and (answer["killed"] or wrapped), finished
     ended = [event for event in box.inside.denials() if event["op"] == "end"]
     assert ended and all("around the gate" in event["detail"] for event in ended), "it, and what it started"
     shim = [mcpguard_command()[0], "-I", "-S", "-B", SHIM]

@@ -30,7 +30,6 @@ from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.pins import Pins
 from mcpguard.gate.servers import _keeper
 from mcpguard.gate.serving import Gate
-from mcpguard.gate.words import held_back
 from mcpguard.kernel import cgroup
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.mcp.policy import McpPolicy, Pattern, Rule
@@ -126,10 +125,8 @@ class World:
         program = str(resolve(argv[0], environment, cwd) or "")
         if not program:
             raise HostError(f"{argv[0]} cannot be executed", why="-", do="-", code="mcp.no-program")
-        held = held_back(argv)
-        words = held or tuple(argv)
-        forms = forms_of(program, words, environment["PATH"])
-        found = Admission(program, words, environment, forms, cwd, pins=Pins(self.pins), waits=bool(held))
+        forms = forms_of(program, argv)
+        found = Admission(program, tuple(argv), environment, forms, cwd, pins=Pins(self.pins))
         return self.admitted.get(name, found)
 
     def judge(self, name: str, admission: Admission, peer: int, client: int) -> Conversation:

@@ -504,19 +504,38 @@ def test_a_script_is_known_by_what_interprets_it(world: World, tmp_path: Path) -
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate looks at what was executed once that, whatever it has become by then, waits for its standard input."""
+    """The gate looks at what was executed once that stands still, or, whatever it has become by then, waits for its input."""
     look = peers.executed
 
     def when_it_waits(pid: int) -> peers.Executed:
-        def reads_input() -> bool:
+        def waits() -> bool:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
             # `running`, or a number and its arguments; that of read(2) is not the same on every machine.
             call = Path(f"/proc/{pid}/syscall").read_text().split()
-            return call[:2] in (["0", "0x0"], ["63", "0x0"])
+            return state == "T" or call[:2] in (["0", "0x0"], ["63", "0x0"])
 
-        wait_until(reads_input)
+        wait_until(waits)
         return look(pid)
 
     monkeypatch.setattr(peers, "executed", when_it_waits)
+
+
+WRAPPERS = (
+    *("nice -n 3", "nohup", "setsid", "env A=b", "env -i nice", "stdbuf -oL", "timeout 60", "ionice -c 3", "taskset 1"),
+    "chrt -b 0",
+)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.usefixtures("late")
+def test_what_executes_another_program_at_once_is_the_server_that_was_admitted(
+    wrapper: str, world: World, server: list[str]
+) -> None:
+    process = world.start("s", [*wrapper.split(), *server])
+    say(process, call("echo", {"a": 1}))
+    assert text_of(hear(process)) == '{"a": 1}'
+    process.communicate(timeout=30)
+    assert process.returncode == 0 and world.events("refuse") == []
 
 
 @pytest.mark.parametrize("exec_", ["exec ", ""])
@@ -537,6 +556,19 @@ def test_a_shell_that_goes_elsewhere_at_once_is_the_server_that_was_admitted(
     assert process.returncode == 0 and world.events("refuse") == []
 
 
+@pytest.mark.parametrize("first", ["#!/bin/sh", "#!/usr/bin/env bash", "#!/usr/bin/env -S sh -e"])
+@pytest.mark.usefixtures("late")
+def test_so_is_a_script_that_ends_in_exec(first: str, world: World, server: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "start"
+    script.write_text(f"{first}\ncd /\nexec {PYTHON} {server[1]}\n")
+    script.chmod(0o755)
+    process = world.start("s", [str(script)])
+    say(process, call("echo", {"a": 1}))
+    assert text_of(hear(process)) == '{"a": 1}'
+    process.communicate(timeout=30)
+    assert process.returncode == 0 and world.events("refuse") == []
+
+
 # A process of the tree that says what a shim says, and then becomes what it likes.
 HOSTILE = """
 import json, sys
@@ -548,15 +580,13 @@ shim._become(order, descriptors, line)
 """
 
 
-@pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.usefixtures("late")
-def test_who_becomes_another_shell_than_the_one_that_waits_is_not_served(
-    waits: bool, world: World, server: list[str], tmp_path: Path
+def test_who_becomes_another_shell_than_the_one_that_was_admitted_does_nothing(
+    world: World, server: list[str], tmp_path: Path
 ) -> None:
-    """Neither one that goes on without waiting, nor one that waits, and then does something else."""
+    """It stands still from its first instruction on, and is ended there."""
     text = f"exec {PYTHON} {server[1]}"
-    ran = f"echo > {tmp_path}/ran"
-    other = ["sh", "-c", f"read -r _ || exit 126\n{ran}; {text}" if waits else f"{text}"]
+    other = ["sh", "-c", f"echo > {tmp_path}/ran; {text}"]
 
     def start(becomes: str) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-c", HOSTILE, world.address, json.dumps(["sh", "-c", text]), becomes]
@@ -568,7 +598,16 @@ def test_who_becomes_another_shell_than_the_one_that_waits_is_not_served(
     out, _ = start(json.dumps(other)).communicate(call("echo", {"a": 1}), timeout=30)
     assert out == b"" and not (tmp_path / "ran").exists()
     (refused,) = world.events("refuse")
-    assert ("other arguments" if waits else "another program") in refused.detail
+    assert "other arguments" in refused.detail
+
+
+def test_who_is_let_go_does_not_stand_still(world: World, server: list[str]) -> None:
+    """Who says more, where a shim executes its server, is stopped by that, and is none of the gate's any more."""
+    talks = HOSTILE.replace("shim._become(", "import os; os.write(line, b'more'); print('went on'); (lambda *_: 0)(")
+    words = [sys.executable, "-c", talks, world.address, json.dumps(server), ""]
+    done = subprocess.run(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, timeout=30)
+    assert done.stdout == b"went on\n" and done.returncode == 0
+    assert "no shim sends" in world.wait_for("refuse").detail
 
 
 def test_the_servers_of_one_gate_do_not_disturb_one_another(world: World, server: list[str]) -> None:

@@ -256,7 +256,7 @@ sys.stdin.read()
 
 
 def test_a_title_is_not_taken_for_other_arguments_though_the_gate_is_busy(world: World, tmp_path: Path) -> None:
-    """It looks at a server when that is executed, and not when it comes to it."""
+    """A server does nothing before the gate has come to it."""
     may_execute, busy, titled, go_on = (tmp_path / name for name in ("may", "busy", "titled", "on"))
     judge = world.judge
 
@@ -279,10 +279,12 @@ os.execve({PYTHON!r}, {words!r}, order["environment"])
     slow = world.start("slow", ["/bin/cat"])
     wait_until(busy.exists)
     may_execute.touch()
-    wait_until(titled.exists)
-    assert b"a title" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    wait_until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    assert not titled.exists()
     go_on.touch()
     assert world.wait_for("start", "a title").pid == process.pid
+    wait_until(titled.exists)
+    assert b"a title" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
     for one in (process, slow):
         one.communicate(timeout=30)
 

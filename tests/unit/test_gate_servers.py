@@ -14,10 +14,10 @@ from mcpguard.catalogue.server import STDIO, Server
 from mcpguard.errors import HostError
 from mcpguard.events.store import Store
 from mcpguard.gate import containers
-from mcpguard.gate.admission import Unvetted, forms_of
+from mcpguard.gate.admission import Unvetted
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.servers import Servers
-from mcpguard.gate.words import held_back, words_of
+from mcpguard.gate.words import by_place, words_of
 from mcpguard.session.gate import plain
 
 PYTHON = "/usr/bin/python3"
@@ -73,43 +73,52 @@ def test_a_script_is_started_by_its_whole_path(servers: Servers, tmp_path: Path)
     assert all(os.fsencode(script) in form.argv for form in admitted.forms)
 
 
-WAIT = "read -r _ || exit 126\n"
+def elf(tmp_path: Path, name: str, *, folder: str = "bin") -> str:
+    place = tmp_path / folder / name
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(b"\x7fELF" + name.encode())
+    place.chmod(0o755)
+    return str(place)
 
 
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        (["sh", "-c", "exec cat"], 2),
-        (["/bin/bash", "-o", "pipefail", "-ec", "exec cat", "a", "-c", "b"], 4),
-        (["env", "A=b", "sh", "-c", "cd / && exec cat"], 4),
-        (["nice", "-n", "5", "bash", "--norc", "-c", "cat"], 6),
-        (["sh", "script", "-c", "exec cat"], None),
-        (["sh", "--", "-c", "exec cat"], None),
-        (["sh", "-", "-c", "exec cat"], None),
-        (["sh", "-o", "-c", "exec cat"], None),
-        (["bash", "--rcfile", "-c", "exec cat"], None),
-        (["sh", "-c", "-e", "exec cat"], None),
-        (["sh", "-c"], None),
-        (["sh", "-s"], None),
-        (["fish", "-c", "exec cat"], None),
-        (["cat", "sh", "-c", "exec cat"], None),
-    ],
-)
-def test_a_shell_waits_for_the_gate_where_its_text_is_known(words: list[str], text: int | None) -> None:
-    expected = () if text is None else (*words[:text], WAIT + words[text], *words[text + 1 :])
-    assert held_back(words) == expected
+def placed(tmp_path: Path, *command: str, then: str = "") -> tuple[str, tuple[str, ...]]:
+    """With what a command is started. PATH is `tmp_path`/first and `tmp_path`/bin; `then` is put first after the look."""
+    environment = {"PATH": f"{tmp_path}/first:{tmp_path}/bin", "HOME": str(tmp_path)}
+    found = identity.of(command[0], command[1:], environment, str(tmp_path))
+    if then:
+        elf(tmp_path, then, folder="first")
+    return by_place("s", command, found, environment, str(tmp_path))
 
 
-def test_an_approved_shell_is_admitted_as_one_that_waits(servers: Servers, tmp_path: Path) -> None:
-    words = ["sh", "-c", f"cd {tmp_path}/good && exec cat"]
-    server = Server("shell", "", "", "", STDIO, command=words[0], args=tuple(words[1:]))
-    found = starting.identify(server, {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TERM": "dumb"}, Path.cwd())
-    assert found is not None
-    approved.approve("shell", "test", found, ())
-    admitted = servers.admit("shell", words, os.getpid())
-    assert admitted.waits and admitted.argv == ("sh", "-c", WAIT + words[2])
-    assert [form.argv for form in admitted.forms] == [tuple(map(os.fsencode, admitted.argv))]
-    assert not servers.admit("keyed", ["whatever"], os.getpid()).waits
+def test_what_another_program_would_look_for_is_named_by_its_place(tmp_path: Path) -> None:
+    """Nobody looks at what `nice` executes, so it does not search PATH once more."""
+    good, env, nice = (elf(tmp_path, name) for name in ("good", "env", "nice"))
+    script = tmp_path / "bin/script"
+    script.touch(0o755)
+    assert placed(tmp_path, "good", "good") == (good, ("good", "good"))
+    assert placed(tmp_path, "nice", "-n", "3", "good", "good") == (nice, ("nice", "-n", "3", good, "good"))
+    assert placed(tmp_path, "env", "-i", "A=b", "nice", "good") == (env, ("env", "-i", "A=b", nice, good))
+    assert placed(tmp_path, "env", f"PATH={tmp_path}/bin", "good")[1][2] == good
+    for line, before in (("env good", ()), ("env -S good --x", ("--x",)), ("env -Sgood -y", ("-y",))):
+        script.write_text(f"#!/usr/bin/{line}\n")
+        assert placed(tmp_path, "script", "word") == (good, (good, *before, str(script), "word")), line
+        assert placed(tmp_path, "nice", "script") == (nice, ("nice", good, *before, str(script))), line
+    for line in ("env -S A=b good", "env -S -i good", "env good --x", "env -S 'good'", "env"):
+        script.write_text(f"#!/usr/bin/{line}\n")
+        assert placed(tmp_path, "script", "word") == (str(script), ("script", "word")), line
+
+
+@pytest.mark.parametrize("command", [("nice", "good"), ("env", "A=b", "nice", "good"), ("script",)])
+def test_one_that_was_put_before_it_since_does_not_start(command: tuple[str, ...], tmp_path: Path) -> None:
+    for name in ("good", "env", "nice"):
+        elf(tmp_path, name)
+    script = tmp_path / "bin/script"
+    script.write_text("#!/usr/bin/env good\n")
+    script.chmod(0o755)
+    placed(tmp_path, *command, then="another")
+    with pytest.raises(HostError, match="s was not started") as refused:
+        placed(tmp_path, *command, then="good")
+    assert "good is not what was approved" in str(refused.value.why)
 
 
 @pytest.mark.parametrize(
@@ -152,32 +161,6 @@ def test_a_server_gets_no_variable_that_the_agent_has_not(servers: Servers) -> N
         "WRITTEN": "text",
     }
     assert "API_KEY" not in admitted.environment
-
-
-def test_env_is_followed_as_far_as_its_words_are_known(tmp_path: Path) -> None:
-    for name in ("env", "good", "evil"):
-        program(tmp_path, name)
-        (tmp_path / "bin" / name).write_bytes(b"\x7fELF" + name.encode())
-    first = tmp_path / "bin/script"
-
-    def last(*words: str) -> str:
-        forms = forms_of(words[0], words, str(tmp_path / "bin"))
-        image = forms[-1].image
-        states = ((one, one.stat()) for one in (tmp_path / "bin").iterdir())
-        return next(one.name for one, state in states if (state.st_dev, state.st_ino) == image)
-
-    env = str(tmp_path / "bin/env")
-    assert last(env, "-i", "A=b", "c.d=", "good", "evil") == "good"
-    assert last(env, "-u", "good", "evil") == "evil"
-    assert last(env, "-C", "good", "evil") == "env"
-    for line, then in (
-        ("-S A=b good --x", "good"),
-        ("good", "good"),
-        ("-S -u good evil", "evil"),
-        ("-S -C good evil", "env"),
-    ):
-        first.write_text(f"#!{env} {line}\n")
-        assert last(str(first)) == then, line
 
 
 # --- what programs take from the folder that they start in ------------------------------------------------------------------

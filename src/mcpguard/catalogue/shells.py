@@ -32,11 +32,6 @@ ALL = NAMES | {
     "rc",
 }
 _TEXT_FOLLOWS = re.compile(r"[-+][A-Za-z]*c[A-Za-z]*\Z")
-# Options before that one, some with a value behind them, and that one itself.
-_ALONE = re.compile(r"(?:[-+][aefhiklmnpruvxBCEHP]*[oO]?|--(?:login|noprofile|norc|posix))\Z(?<![-+])")
-_TEXT_NEXT = re.compile(r"-[aefhiklmnpruvxBCEHP]*c[aefhiklmnpruvxBCEHP]*\Z")
-# A line of its own: some shells become the last command of a text by themselves, if that stands on a line without others.
-_WAIT = "read -r _ || exit 126\n"
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
 _VARIABLE = re.compile(r"\$\{?(\w+)")
 _NUMBER = re.compile(r"[\d.]+[smhdKMGL]?\Z")
@@ -68,20 +63,6 @@ def texts(words: Sequence[str]) -> tuple[str, list[str]]:
             if (option := next(options, None)) is not None:
                 return PurePosixPath(word).name, [*words[at + 1 : option], *words[option + 1 :]]
     return "", []
-
-
-def held_back(words: Sequence[str]) -> tuple[str, ...]:
-    """The words of a shell that is told a text, with one that first waits for a line of standard input, of which it takes no
-    more than that line; empty where they are no such words, or nobody knows which of them is the text."""
-    if not words or PurePosixPath(words[0]).name not in NAMES:
-        return ()
-    at = 1
-    while at < len(words) and _ALONE.match(words[at]):
-        at += 2 if words[at].endswith(("o", "O")) else 1
-    text = at + 1
-    if text >= len(words) or not _TEXT_NEXT.match(words[at]) or words[text].startswith(("-", "+")):
-        return ()
-    return (*words[:text], f"{_WAIT}{words[text]}", *words[text + 1 :])
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection, Sequence
 
-from mcpguard.catalogue import wrappers
 from mcpguard.errors import HostError
 from mcpguard.model.plan import KEPT_CANARY
 from mcpguard.model.values import dataclass, field
@@ -55,7 +53,6 @@ class Admission:
         grants: lists of `[path, Landlock rights]`; it may reach what every one of them holds. Empty: what the agent may.
         filter: a system-call filter to put on besides; empty: none.
         kept: number of the rule that keeps it to less than its agent has; 0: none does.
-        waits: it does nothing before it has read a line, which is for it alone.
     """
 
     program: str
@@ -68,7 +65,6 @@ class Admission:
     grants: tuple[Grants, ...] = ()
     filter: bytes = b""
     kept: int = 0
-    waits: bool = False
 
     def order(self) -> dict[str, Any]:
         """What the shim is told."""
@@ -83,19 +79,12 @@ class Admission:
         }
 
     def gave(self, seen: Sequence[bytes]) -> bool:
-        """Whether this environment is what it was given. `env` may have changed it before it executed the server."""
-        given = {os.fsencode(f"{name}={value}") for name, value in self.environment.items()}
-        if os.path.basename(self.program) == "env":
-            return given.issuperset(set(seen) - set(map(os.fsencode, self.argv)))
-        return given == set(seen)
+        """Whether this environment is what it was given."""
+        return {os.fsencode(f"{name}={value}") for name, value in self.environment.items()} == set(seen)
 
     def starts_in(self, folder: str, identity: tuple[int, int] | None) -> bool:
-        """Whether it was executed where it should be, or is in a folder that its words name: some go there at once."""
-        named = (value for word in self.argv[1:] for value in (word, word.partition("=")[2]))
-        for place in (self.cwd, *(value for value in named if os.path.isabs(value))):
-            if os.path.normpath(place) == folder or (identity is not None and _is_there(place, identity)):
-                return True
-        return False
+        """Whether it was executed where it should be."""
+        return os.path.normpath(self.cwd) == folder or (identity is not None and _is_there(self.cwd, identity))
 
 
 def _is_there(place: str, identity: tuple[int, int]) -> bool:
@@ -106,11 +95,10 @@ def _is_there(place: str, identity: tuple[int, int]) -> bool:
     return (state.st_dev, state.st_ino) == identity
 
 
-def forms_of(program: str, argv: Sequence[str], path: str, known: Collection[str] | None = None) -> tuple[Form, ...]:
+def forms_of(program: str, argv: Sequence[str], known: Collection[str] | None = None) -> tuple[Form, ...]:
     """What a process may be that has executed a program: the program, or what the `#!` lines in it have executed instead.
 
     Args:
-        path: where `env` looks.
         known: resolved paths of what was looked at before; what is neither among them nor root's alone has been put there
             since, and ends the chain. None: there is nothing to compare with.
     """
@@ -134,7 +122,7 @@ def forms_of(program: str, argv: Sequence[str], path: str, known: Collection[str
         ):
             break
         found.append(Form((state.st_dev, state.st_ino), tuple(map(os.fsencode, words))))
-        now = _interpreted(line, place, words) if line.startswith(b"#!") else _found_by_env(place, words, path)
+        now = _interpreted(line, place, words) if line.startswith(b"#!") else None
     return tuple(found)
 
 
@@ -149,11 +137,3 @@ def _interpreted(line: bytes, place: str, words: tuple[str, ...]) -> tuple[str, 
     """As the kernel makes it: the interpreter, all that stands behind it as one argument, the script, its arguments."""
     interpreter, *rest = os.fsdecode(line[2:].partition(b"\n")[0]).strip(" \t").split(None, 1) or [""]
     return (interpreter, (interpreter, *rest, place, *words[1:])) if interpreter else None
-
-
-def _found_by_env(place: str, words: tuple[str, ...], path: str) -> tuple[str, tuple[str, ...]] | None:
-    if os.path.basename(place) != "env":
-        return None
-    given = wrappers.of_first_line(words[1:])
-    inner = shutil.which(given[0], path=path) if given else None
-    return None if inner is None else (inner, tuple(given))

@@ -50,6 +50,13 @@ class Peer:
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self.held, signal.SIGKILL)
 
+    def go_on(self) -> None:
+        """Where it stands still."""
+        import signal
+
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self.held, signal.SIGCONT)
+
     def close(self) -> None:
         os.close(self.held)
 
@@ -106,6 +113,32 @@ def hear(line: socket.socket, most: int) -> tuple[bytes, list[int]]:
     return data, found
 
 
+def stop_at_its_end(line: socket.socket, pid: int) -> None:
+    """Have the kernel stop a process as soon as its end of this line closes: in an execution that is before what is executed
+    runs. It stands still until it is told to go on, so what it is then can be looked at.
+
+    Raises:
+        OSError: the kernel would not.
+    """
+    import fcntl
+    import signal
+
+    fcntl.fcntl(line, fcntl.F_SETOWN, pid)
+    fcntl.fcntl(line, fcntl.F_SETSIG, signal.SIGSTOP)  # in place of SIGIO
+    fcntl.fcntl(line, fcntl.F_SETFL, fcntl.fcntl(line, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def stop_no_more(line: socket.socket) -> None:
+    """When this returns, the process was stopped for this line, or never will be.
+
+    Raises:
+        OSError: there is no such line.
+    """
+    import fcntl
+
+    fcntl.fcntl(line, fcntl.F_SETFL, fcntl.fcntl(line, fcntl.F_GETFL) & ~os.O_ASYNC)
+
+
 def close_all(descriptors: list[int]) -> None:
     for number in descriptors:
         with contextlib.suppress(OSError):
@@ -135,7 +168,7 @@ def is_stream(descriptor: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """What a process was executed as. Seen before an honest one had time to change any of it; a hostile one wins that race.
+    """What a process was executed as, seen while it stands still. Who has another process wake it is seen as what it is then.
 
     Attributes:
         image: device and inode of its program.

@@ -27,7 +27,7 @@ from mcpguard.gate.peers import path_of
 from mcpguard.gate.pins import Pins, of_approval
 from mcpguard.gate.relay import Judges
 from mcpguard.gate.remote import Remote
-from mcpguard.gate.words import held_back, may_write_by, words_of
+from mcpguard.gate.words import by_place, may_write_by, words_of
 from mcpguard.mcp import classes, policy
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.model.event import Peer
@@ -100,16 +100,13 @@ class Servers:
             environment["VIRTUAL_ENV"] = found.installed.environment
             environment["PATH"] = f"{found.installed.environment}/bin:{environment.get('PATH', os.defpath)}"
         words = words_of(name, found, str(cwd), environment, self._may_write)
-        held = held_back(words)
-        words = held or words
-        known = [code.path for code in found.code]
-        program = found.found if words[0] == found.command else words[0]
-        forms = forms_of(program, words, environment.get("PATH", os.defpath), known)
+        program, words = by_place(name, words, found, environment, str(cwd))
+        forms = forms_of(program, words, [code.path for code in found.code])
         entry = next(one for one in catalogue.named(name) if one.digest == found.digest)
         pins = of_approval(name, entry.digest, entry.approved)
         tools = classes.of_package(found.package.name) if found.package is not None else {}
         narrowing = self._narrowing(name)
-        return Admission(program, words, environment, forms, str(cwd), dict(tools), pins, *narrowing, waits=bool(held))
+        return Admission(program, words, environment, forms, str(cwd), dict(tools), pins, *narrowing)
 
     def _narrowing(self, name: str) -> tuple[tuple[Grants, ...], bytes, int]:
         """What the server is kept to, by every rule that names it: files, a filter, and the rule whose network counts.

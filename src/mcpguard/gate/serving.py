@@ -74,8 +74,7 @@ class _Entrant:
         asked: it has said what it wants to become, and what that really is is being looked at.
         over: it was let go, or is served; nobody need look at it any more.
         ended: its end of the line is closed: it was executed, or it is no shim.
-        seen: what it was executed as. Taken by a thread as soon as the line ends: the gate may be busy with others, and what a
-            process was executed with it can write over.
+        seen: what it was executed as. Taken by a thread as soon as the line ends: it stands still until then.
     """
 
     line: socket.socket
@@ -115,6 +114,9 @@ class _Entrant:
 
     def close(self) -> None:
         self.over = True
+        with contextlib.suppress(OSError):
+            peers.stop_no_more(self.line)
+            self.peer.go_on()
         with contextlib.suppress(OSError):
             self.line.shutdown(socket.SHUT_RDWR)  # whoever looks at it stops waiting
         self.line.close()
@@ -374,6 +376,7 @@ class Gate:
                 with contextlib.suppress(OSError):  # an account may have used up its share
                     fcntl.fcntl(number, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             entrant.look(lambda: self._workers.say(lambda: self._serve_one(entrant, self._executed)))
+            peers.stop_at_its_end(entrant.line, entrant.peer.pid)
             packet = json.dumps({"go": admission.order()}).encode("utf-8", "surrogateescape")
             socket.send_fds(entrant.line, [packet], [theirs_in, theirs_out], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
@@ -409,9 +412,6 @@ class Gate:
         self._watched.update(relay.descriptors())
         self._forget(entrant)
         self._tell_ends((client_in, client_out, server_in, server_out), True)
-        if admission.waits:
-            with contextlib.suppress(OSError):  # it has ended, which the relay notices
-                os.write(server_out, b"\n")
         try:
             relay.begin()
         except OSError:

@@ -7,16 +7,20 @@ to change it; and what a program looks for in the folder that it starts in must 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mcpguard.catalogue import projects, scripts, shells, told, wrappers
-from mcpguard.catalogue.identity import MISSING, Identity
+from mcpguard.catalogue.identity import MISSING, Identity, resolve
 from mcpguard.errors import HostError
 from mcpguard.model.access import Access
 from mcpguard.policy.automaton import Automaton
 
 MayWrite = Callable[[str], bool]
+# As far as the kernel reads the first line of a script; of `env -S` without what would have it read its words in another way.
+_LONGEST_LINE = 256
+_BY_ENV = re.compile(rb"#![ \t]*/(?:usr/)?bin/env[ \t]+[^'\"\\$#]+\Z")
 _EXECUTED = ("program", "interpreter", "script", "loaded")
 # These take what is in the folder that they start in first (packages, scripts, settings that name code to be loaded before the
 # script), and cannot be told to leave that.
@@ -72,14 +76,59 @@ def words_of(
     return tuple(given)
 
 
-def held_back(words: Sequence[str]) -> tuple[str, ...]:
-    """The same words where a shell in them waits for a line before it does what it is told; empty where none would wait.
+def by_place(
+    name: str, words: Sequence[str], found: Identity, environment: Mapping[str, str], cwd: str
+) -> tuple[str, tuple[str, ...]]:
+    """The program that is executed, and its words with each program that those name by its place.
 
-    A shell goes to another folder and becomes another program at once, and who looks at what was executed would come too late.
+    What `env` and its like execute, and what `env` does for the first line of a script, nobody looks at: they would search PATH
+    once more, and could find another than the one that was approved.
+
+    Raises:
+        HostError: it is another one already.
     """
-    at = _inner(words)
-    held = shells.held_back(words[at:])
-    return (*words[:at], *held) if held else ()
+    known = dict(environment)
+    program, given, at = _at_its_place(name, words[0], found, known, cwd), list(words), 0
+    place = program
+    while (wrapper := os.path.basename(place)) in wrappers.NAMES:
+        inner = wrappers.command_at(wrapper, given[at + 1 :])
+        if inner is None:
+            break
+        wrappers.change(known, wrapper, given[at + 1 : at + 1 + inner])
+        at += 1 + inner
+        place = _at_its_place(name, given[at], found, known, cwd)
+        if "=" in place:  # to `env` that is a variable
+            return program, tuple(given)
+        given[at] = place
+    if line := _looked_for(place):
+        interpreter = _at_its_place(name, line[0], found, known, cwd)
+        given[at : at + 1] = [interpreter, *line[1:], place]
+        program = program if at else interpreter
+    return program, tuple(given)
+
+
+def _looked_for(place: str) -> Sequence[str]:
+    """What the first line of a script has `env` look for, and with which words; empty where it has it do more than that."""
+    try:
+        with open(place, "rb") as file:
+            line = file.read(_LONGEST_LINE).partition(b"\n")[0]
+    except OSError:
+        return ()
+    rest = os.fsdecode(line[2:]).split()[1:] if _BY_ENV.match(line) else []
+    if rest and rest[0].startswith("-S"):
+        rest = [*rest[0][2:].split(), *rest[1:]]
+    elif len(rest) > 1:  # for `env` that is one word
+        return ()
+    return rest if wrappers.command_at("env", rest) == 0 else ()
+
+
+def _at_its_place(name: str, word: str, found: Identity, environment: Mapping[str, str], cwd: str) -> str:
+    if word == found.command and found.found:
+        return found.found
+    place = str(resolve(word, environment, cwd) or word)
+    if os.path.realpath(place) not in {code.path for code in found.code}:
+        raise _refused(name, f"{word} is not what was approved any more", "start it again")
+    return place
 
 
 def _placed(word: str, cwd: str, found: Identity) -> str:
