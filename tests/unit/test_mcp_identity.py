@@ -904,6 +904,44 @@ def test_a_link_to_a_runner_is_one(bin_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "runner"),
+    [
+        (["--root=FOLDER/uv", "run"], "uv"),
+        (["--root", "FOLDER/uv", "run"], "uv"),
+        (["FOLDER/npx", "serve"], "npx"),
+        (["--allow", "FOLDER/npm,FOLDER/yarn", "--mode", "run"], "npm"),
+        (["--db=sqlite:FOLDER/npx", "x"], "npx"),
+        (["--run=x:FOLDER/npx:/usr/bin/npx", "x"], "npx!"),
+        (["--docs=https://docs.example/yarn", "serve"], ""),
+        (["--repo", "https://github.com/npm/npx", "--toolsets=run"], ""),
+        (["--repo", "git+ssh://git@github.com/oven-sh/bunx", "x"], ""),
+        (["--cache", "FOLDER/pnpm/", "start"], ""),
+        (["--image", "docker", "run"], ""),
+        (["--lang", "deno", "--mode=run"], ""),
+        (["--dirs", "FOLDER/bunx:FOLDER/npx", "all"], "npx"),
+        (["--run", "file:///usr/bin/npx", "-y", "a"], "npx!"),
+        (["--run=/usr/bin/npx", "-y", "a"], "npx!"),
+        (["--run", "uv", "run"], "uv!"),
+        (["--run", "node", "FOLDER/node_modules/npm", "exec"], "npm!"),
+        (["--run", "python3", "RUN/uv", "run"], "uv!"),
+        (["--run", "FOLDER/missing/uv", "run"], "uv!"),
+    ],
+)
+def test_a_folder_that_is_named_like_a_runner_is_none(bin_folder: Path, args: list[str], runner: str) -> None:
+    """Where a folder is, is seen at each start; `!` marks what stays the runner's."""
+    home = bin_folder.parent
+    given = [arg.replace("FOLDER", str(home)).replace("RUN", str(home / "run")) for arg in args]
+    program(bin_folder / "server", "binary")
+    write(home / "run/uv/__main__.py", "1")
+    (home / "node_modules/npm").mkdir(parents=True, exist_ok=True)
+    stays, expected = runner.endswith("!"), runner.rstrip("!")
+    assert unknown_runner(of(bin_folder, "server", *given)) == expected, "where nothing is there, it may be one"
+    for name in ("uv", "npx", "npm", "yarn", "pnpm", "bunx"):
+        (home / name).mkdir(exist_ok=True)
+    assert unknown_runner(of(bin_folder, "server", *given)) == (expected if stays else "")
+
+
+@pytest.mark.parametrize(
     "command",
     [
         ("env", "-u", "npx", "--", "-u", "good"),

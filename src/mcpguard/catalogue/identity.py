@@ -22,7 +22,7 @@ from mcpguard.catalogue import installed, instead, projects, scripts, shells, su
 from mcpguard.catalogue import package as packages
 from mcpguard.catalogue.installed import Installed
 from mcpguard.catalogue.package import Package
-from mcpguard.catalogue.reading import MAX_CODE, UnreadableError, content, is_file
+from mcpguard.catalogue.reading import MAX_CODE, UnreadableError, content, is_file, is_folder
 from mcpguard.mcp.masking import LOOKED_AT, MASK, is_secret_name, masked_text
 from mcpguard.model.values import dataclass
 
@@ -101,6 +101,7 @@ _FETCHES = "names packages that uv fetches whenever it starts"
 _DEEPEST = 4
 _SHEBANG = 256
 _MAX_SETTINGS = 1 << 20
+_RUN_OF_A_FOLDER = ("__main__.py", "package.json", "index.js", "index.json", "index.node", "index.mjs", "index.ts")
 _RUNNER_SETTINGS = {
     **dict.fromkeys(("npx", "npm"), (".npmrc",)),
     **dict.fromkeys(("pnpm", "pnpx"), (".npmrc", ".pnpmfile.cjs", "pnpm-workspace.yaml")),
@@ -387,13 +388,21 @@ def unknown_runner(found: Identity) -> str:
         return ""
     if found.package:
         return found.package.runner
-    said = packages.mentioned((found.command, *found.args), found.behind) or _by_shell(found)
+
+    def mentioned(program: str, *more: str) -> str:
+        return packages.mentioned((program, *more, *found.args), found.behind, _is_plain_folder)
+
+    said = mentioned(found.command) or _by_shell(found)
     # What links lead to counts as well. Of what is inside nobody knows which word is its first, as behind an option.
-    said = said or packages.mentioned((found.program, *found.args), found.behind)
+    said = said or mentioned(found.program)
     inside = (one.path for one in found.code[1:] if one.role in ("program", "script"))
-    return said or next(
-        (runner for path in inside if (runner := packages.mentioned((path, "-", *found.args), found.behind))), ""
-    )
+    return said or next((runner for path in inside if (runner := mentioned(path, "-"))), "")
+
+
+def _is_plain_folder(path: str) -> bool:
+    """Whether a folder is there that no interpreter would run."""
+    place = Path(path)
+    return is_folder(place) and not any(is_file(place / name) for name in _RUN_OF_A_FOLDER)
 
 
 def in_place_of(runner: str, found: Identity) -> str:

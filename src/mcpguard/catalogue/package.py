@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import PurePosixPath
 
@@ -49,6 +49,7 @@ class Package:
 
 
 _TOKENS = re.compile(r"[\s;&|(){}$`'\"<>=,]+")
+_ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 # What a shell takes out of a word: `n'p'x` and `n\px` are npx.
 _QUOTES = re.compile(r"\\\n|['\"\\]")
 # Where a shell begins a command.
@@ -230,7 +231,7 @@ def of(program: str, args: Sequence[str]) -> Package | None:
     return None
 
 
-def mentioned(words: Sequence[str], behind: int = 0) -> str:
+def mentioned(words: Sequence[str], behind: int = 0, is_folder: Callable[[str], bool] = lambda path: False) -> str:
     """A runner of packages that these words have fetch something, by its name, its place or its script; empty: there is none.
 
     For commands that are known only in part: what another program or a shell is told to run.
@@ -238,9 +239,10 @@ def mentioned(words: Sequence[str], behind: int = 0) -> str:
     Args:
         behind: how many of the last words are for a script that is known. Of those a runner that is named last, in its text or
             of all, fetches nothing: `--allow "git npx"`.
+        is_folder: whether an absolute path is a folder's that no interpreter runs: `--root=/srv/uv`.
     """
-    return _named([_tokens(word) for word in words], behind) or _named(
-        [_tokens(_QUOTES.sub("", word)) for word in words], behind
+    return _named([_tokens(word) for word in words], behind, is_folder) or _named(
+        [_tokens(_QUOTES.sub("", word)) for word in words], behind, is_folder
     )
 
 
@@ -252,7 +254,7 @@ def named(text: str) -> str:
     return next((runner for runner in found if runner and (runner not in _BY_ADDRESS or len(tokens) == 1)), "")
 
 
-def _named(texts: Sequence[list[str]], behind: int) -> str:
+def _named(texts: Sequence[list[str]], behind: int, is_folder: Callable[[str], bool]) -> str:
     if sum(map(len, texts)) > _MOST_TOKENS:
         return next((runner for tokens in texts for token in tokens if (runner := _runner(token, anywhere=True))), "")
     for place, tokens in enumerate(texts):
@@ -261,9 +263,21 @@ def _named(texts: Sequence[list[str]], behind: int) -> str:
         for at, token in enumerate(tokens):
             runner = _runner(token, anywhere=not own)
             rest = tokens[at + 1 :] + ([] if own and len(tokens) > 1 else more)
-            if runner and (rest or not own) and _fetches(runner, rest, by_itself=len(tokens) == 1):
+            fetches = runner and (rest or not own) and _fetches(runner, rest, by_itself=len(tokens) == 1)
+            if fetches and not _is_no_program(token, is_folder):
                 return runner
     return ""
+
+
+def _is_no_program(token: str, is_folder: Callable[[str], bool]) -> bool:
+    """Whether a runner's name is that of a folder, or the end of an address. What is inside of a package is a program as well:
+    interpreters find the file in it that they run."""
+    if "/" not in token or any(part in _MODULES for part in PurePosixPath(token).parts):
+        return False
+    # Of `a:/b` and lists of places each.
+    places = [part for part in token.split(":") if "/" in part]
+    folders = all(part.startswith("/") and is_folder(part) for part in places)
+    return token.endswith("/") or _ADDRESS.match(token) is not None or folders
 
 
 def _tokens(word: str) -> list[str]:
