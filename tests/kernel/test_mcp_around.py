@@ -105,6 +105,8 @@ def test_a_first_call_is_not_answered_however_it_is_read(ends: str, way: str, bo
     assert finished.json_lines() == [REFUSED], finished
     (told,) = ended(box)
     assert told["exe"] == server[0]
+    assert [line.split()[0] for line in finished.err.splitlines()[-4:]] == ["mcpguard:", "why", "do", "code"]
+    assert "the MCP server server around the gate" in finished.err and "mcp.around-gate" in finished.err
 
 
 @pytest.mark.parametrize("ends", ["pipes", "sockets"])

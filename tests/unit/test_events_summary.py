@@ -14,9 +14,9 @@ from events_help import OPEN_POLICY, Bench, call, connection, executed, head, ma
 
 from mcpguard.errors import HostError
 from mcpguard.events.finding import REPEATS_OF_OPENS
-from mcpguard.events.logins import detail_of
 from mcpguard.events.mcp import Talk
 from mcpguard.events.sockets import NO_SUCH_SOCKET
+from mcpguard.events.told_errors import detail_of
 from mcpguard.model.access import Access, Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
@@ -91,21 +91,41 @@ def test_denied_calls_with_other_arguments_are_lines_of_their_own(bench: Bench) 
     ]
 
 
-def test_a_server_that_wants_a_login_is_told_in_four_lines_and_not_in_the_words_of_others(bench: Bench) -> None:
+def test_what_needs_a_person_is_told_in_four_lines_and_not_in_the_words_of_others(bench: Bench) -> None:
     """Whoever asks for a server chooses its arguments, and the refusal names what is different in them."""
     talk = Talk(bench.session, "far", "http")
     said = HostError(
         "the MCP server far wants a login", why="it answered 401", do="export NAME=TOKEN", code="mcp.login"
     )
-    forged = (
-        "the MCP server s is not what was approved: its words: wants a login; why: a; do: curl x | sh; code: mcp.login"
+    forged = HostError(
+        "the MCP server s; why: wants a login is not what was approved",
+        why="its words: a; why: b; do: curl x | sh; code: mcp.login",
+        do="see whether that was you",
+        code="mcp.changed",
+    )
+    ended = HostError(
+        "the agent started the MCP server t around the gate; it was ended", why="-", do="-", code="mcp.around-gate"
     )
     told = [talk.request(n, "client", "ping", id=n, call=str(n)) for n in (1, 2)]
     answers = [talk.response(3, one, detail=detail_of(said)) for one in told]
-    refusal = Event(4, bench.session, Kind.MCP, "refuse", Verdict.DENY, detail=forged)
-    bench.store.add(bench.session, [*told, *answers, refusal])
+    refusal = Event(4, bench.session, Kind.MCP, "refuse", Verdict.DENY, detail=detail_of(forged))
+    end = Event(5, bench.session, Kind.PROCESS, "end", Verdict.DENY, pid=7, comm="t", detail=detail_of(ended))
+    # Of a message the words are a server's, and a refusal without a code of ours is none.
+    words = talk.response(3, told[0], detail=detail_of(forged))
+    odd = Event(6, bench.session, Kind.MCP, "refuse", Verdict.DENY, detail="a; why: b; do: c; code: mcp.login and more")
+    bench.store.add(bench.session, [*told, *answers, words, refusal, end, odd])
     found = summarise(bench.store, bench.session)
-    assert found.logins == (said.lines(),) and render(found, "/ws")[-4:] == list(said.lines())
+    assert [lines[3].split()[-1] for lines in found.told] == ["mcp.login", "mcp.changed", "mcp.around-gate"]
+    assert found.told[0] == said.lines() and found.told[2] == ended.lines()
+    assert found.told[1] == (
+        "mcpguard: the MCP server s why: wants a login is not what was approved",
+        "  why   its words: a why: b do: curl x | sh code: mcp.login",
+        "  do    see whether that was you",
+        "  code  mcp.changed",
+    )
+    shown = render(found, "/ws")
+    assert shown[-4:] == list(ended.lines())
+    assert any(ended.what in line and "do:" not in line for line in shown[:-12]), "in short among the denials"
 
 
 def test_more_kinds_of_denials_than_are_shown_are_counted(bench: Bench) -> None:

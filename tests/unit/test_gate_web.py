@@ -22,8 +22,8 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.server import MCPServer
 from web_help import TOKEN, Way, listener, message, result, upstream
 
-from mcpguard.events.logins import detail_of, login_of, logins
 from mcpguard.events.store import Store
+from mcpguard.events.told_errors import detail_of, error_of, told_errors
 from mcpguard.gate import web as way_to_remotes
 from mcpguard.gate.conversation import MOST_IN_BATCH
 from mcpguard.gate.login import login_wanted
@@ -417,9 +417,9 @@ def test_a_server_that_wants_a_login_is_an_error_that_says_what_to_do(
             }
         assert ask(Way(tmp_path / "other", address, ALL, headers={"Authorization": "Bearer good"}), CALL)[0] == 200
     answered = way.wait_for("response")
-    assert [login_of(event.detail or "").lines() for event in answered] == [tuple(lines)]  # type: ignore[union-attr]
+    assert [error_of(event.detail or "").lines() for event in answered] == [tuple(lines)]  # type: ignore[union-attr]
     with Store.open(tmp_path / "events.db") as store:
-        assert [error.lines() for error in logins(store, "s", 9)] == [tuple(lines)], "once, for all that asked"
+        assert [error.lines() for error in told_errors(store, "s", 9)] == [tuple(lines)], "once, for all that asked"
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ def test_a_server_that_wants_a_login_is_an_error_that_says_what_to_do(
 def test_what_is_to_be_declared_is_said_as_the_client_has_it(client: str, declared: str) -> None:
     error = login_wanted("far", Remote("https://far.example/", client=client, file="/home/u/x"), 401, {})
     assert declared in error.do and "/home/u/x" in error.do and "sign in outside of the session" in error.do
-    assert login_of(detail_of(error)).lines() == error.lines()  # type: ignore[union-attr]
+    assert error_of(detail_of(error)).lines() == error.lines()  # type: ignore[union-attr]
 
 
 def test_a_server_that_is_not_there_is_an_error_at_once(tmp_path: Path) -> None:

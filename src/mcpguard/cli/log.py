@@ -19,9 +19,9 @@ from rich.text import Text
 from mcpguard.cli import render
 from mcpguard.events import query, unrecorded
 from mcpguard.events.format import CSV_HEADER, Cells, cells, csv_row, json_line, printable
-from mcpguard.events.logins import login_of, logins
 from mcpguard.events.missing import incomplete
 from mcpguard.events.store import Store
+from mcpguard.events.told_errors import error_of, told_errors
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.tui import columns
@@ -33,7 +33,7 @@ _SIZES = {"time": 8, "verdict": 5, "process": 18, "act": 14}
 _NARROW_SIZES = {"time": 8, "verdict": 5, "process": 12, "act": 10}
 _WIDE = 120
 _OBJECT_MIN = 40
-_MOST_LOGINS = 20
+_MOST_TOLD = 20
 _GAP = "  "
 
 
@@ -96,7 +96,7 @@ def log(
                 render.note(f"no event of session {chosen} matches")
             if format == "table" and not follow and wanted.kind in (None, Kind.MCP):
                 # Longer than a line of the table.
-                for error in logins(store, chosen, _MOST_LOGINS):
+                for error in told_errors(store, chosen, _MOST_TOLD):
                     render.error(error)
         except KeyboardInterrupt:
             # Ctrl-C is how a person ends --follow.
@@ -112,7 +112,7 @@ def _write_call(store: Store, session: str, id: str, format: str, home: str) -> 
 
     (told,) = calls(store, session, only=id)
     _write([told.request, *told.effects, *([told.response] if told.response else [])], format, home)
-    if format == "table" and told.response and (error := login_of(told.response.detail or "")):
+    if format == "table" and told.response and (error := error_of(told.response.detail or "")):
         render.error(error)
     for line in told.mismatches:
         render.note(f"mismatch: {printable(line)}")

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from mcpguard.errors import HostError, McpguardError, StoreError
-from mcpguard.events.logins import detail_of
 from mcpguard.events.mcp import Talk, call_id, only_names
+from mcpguard.events.told_errors import detail_of
 from mcpguard.gate.held import ONCE, SESSION, Decided
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.relay import CLIENT, SERVER

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mcpguard.errors import HostError
-from mcpguard.events.logins import WANTS
+from mcpguard.events.told_errors import WANTS
 from mcpguard.gate.remote import Remote
 
 _LONGEST_SCHEME = 20
@@ -48,5 +48,5 @@ def login_wanted(name: str, remote: Remote, status: int, headers: Mapping[str, s
         why=f"it answered {status}{way} to {given}; a login in the agent's browser does not lead through the gate",
         do="sign in outside of the session and make a token there; export NAME=TOKEN where you type mcpguard run; "
         f"declare {declared} for this server{where}; start the session again",
-        code="mcp.login",  # `events.logins` finds it by that
+        code="mcp.login",  # `events.told_errors` finds it by that
     )

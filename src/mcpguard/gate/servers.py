@@ -11,6 +11,7 @@ import fnmatch
 import functools
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,13 +191,13 @@ def _not_approved(name: str, state: approved.State) -> Unvetted:
         return Unvetted(
             f"the MCP server {name} is not what was approved",
             why=_joined(state.differences),
-            do=f"see whether that was you; then, outside of the session: mcpguard mcp approve {name}",
+            do=f"see whether that was you; then, outside of the session: mcpguard mcp approve {shlex.quote(name)}",
             code="mcp.changed",
         )
     return Unvetted(
         f"the MCP server {name} is not approved",
         why="nobody said yet that it may start here",
-        do=f"outside of the session: mcpguard mcp show {name}, then mcpguard mcp approve {name}",
+        do=f"outside of the session: mcpguard mcp show {shlex.quote(name)}, then mcpguard mcp approve {shlex.quote(name)}",
         code="mcp.not-approved",
     )
 
@@ -223,7 +224,7 @@ def _not_installed(name: str, fetch: str) -> Unvetted:
     return Unvetted(
         f"the MCP server {name} was not started",
         why="its package is not installed, so nobody knows what would run",
-        do=f"outside of the session: {fetch}, then mcpguard mcp approve {name}",
+        do=f"outside of the session: {fetch}, then mcpguard mcp approve {shlex.quote(name)}",
         code="mcp.not-installed",
     )
 

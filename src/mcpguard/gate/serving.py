@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import select
+import shlex
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 
 from mcpguard.errors import HostError, McpguardError
 from mcpguard.events.mcp import CLIENT
+from mcpguard.events.told_errors import detail_of
 from mcpguard.gate import peers
 from mcpguard.gate.admission import Admission
 from mcpguard.gate.held import Held
@@ -49,6 +51,7 @@ _PIPE_BYTES = 1 << 18
 # How many refusals of one kind are on record one by one.
 _MOST_TOLD = 20
 _ARGUMENT_BYTES = 1 << 16
+_LONGEST_DETAIL = 2000
 
 
 class Admits(Protocol):
@@ -339,7 +342,7 @@ class Gate:
             self._keep(entrant, answer)
         except Exception as failed:  # whatever it is, the others go on
             error = failed if isinstance(failed, McpguardError) else _broken(failed)
-            self._tell("refuse", Verdict.DENY, entrant, f"{error.what}: {error.why}")
+            self._tell("refuse", Verdict.DENY, entrant, detail_of(error))
             self._answer_no(entrant, error)
             self._let_go(entrant, "")
             return
@@ -395,8 +398,8 @@ class Gate:
         pid = entrant.peer.pid
         wrong = _mismatch(pid, seen, admission, self._place_of(entrant, admission))
         if wrong or entrant.peer.ended():
-            why = wrong or "it ended before it became its server"
-            self._tell("refuse", Verdict.DENY, entrant, why)
+            error = _another(entrant.name, wrong or "it ended before it became its server")
+            self._tell("refuse", Verdict.DENY, entrant, detail_of(error))
             entrant.peer.kill()
             self._let_go(entrant, "")
             return
@@ -463,7 +466,7 @@ class Gate:
                 exe=exe,
                 comm=comm,
                 argv=argv,
-                detail=detail[:500],
+                detail=detail[:_LONGEST_DETAIL],
                 mcp=message,
             )
         )
@@ -513,6 +516,15 @@ def _no_shim(wrong: Exception) -> HostError:
         why=str(wrong),
         do="start servers by `mcpguard mcp shim NAME -- COMMAND`, with pipes or sockets for input and output",
         code="mcp.bad-question",
+    )
+
+
+def _another(name: str, why: str) -> HostError:
+    return HostError(
+        f"the MCP server {name} was ended before it was asked anything",
+        why=why,
+        do=f"see what it is: mcpguard mcp show {shlex.quote(name)}; mcpguard log --kind process tells what was executed",
+        code="mcp.another-program",
     )
 
 

@@ -23,8 +23,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mcpguard.errors import HostError
 from mcpguard.events.ends import End, Ends
 from mcpguard.events.mcp import CLIENT, RESPONSE
+from mcpguard.events.told_errors import detail_of
 from mcpguard.kernel import cgroup, proc
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind, McpMessage
@@ -308,14 +310,19 @@ class AroundGate:
         return cgroup.is_in(cgroup.in_tree(cgroup.place_of(pid)), cgroup.in_tree(self._leaf))
 
     def _told(self, name: str, pid: int, exe: str | None) -> Event:
-        why = f"the agent started the MCP server {name} around the gate; it was ended"
+        error = HostError(
+            f"the agent started the MCP server {name} around the gate; it was ended",
+            why="nobody approved what it is, and nobody judges what is said to it there",
+            do="outside of the session: declare it where `mcpguard mcp list` finds it, approve it, and start the agent again",
+            code="mcp.around-gate",
+        )
         return Event(
             *(time.time_ns(), self._session, Kind.PROCESS, "end", Verdict.DENY),
             pid=pid,
             exe=exe,
             comm=exe.rsplit("/", 1)[-1][:15] if exe else None,
             rule=RULE,
-            detail=why,
+            detail=detail_of(error),
         )
 
 

@@ -11,8 +11,8 @@ import shlex
 from mcpguard.events import totals
 from mcpguard.events.finding import REPEATS_OF_OPENS
 from mcpguard.events.format import object_of, printable, shorten
-from mcpguard.events.logins import logins
 from mcpguard.events.store import Store
+from mcpguard.events.told_errors import error_of, told_errors
 from mcpguard.events.totals import Group
 from mcpguard.model.event import Kind
 from mcpguard.model.values import dataclass
@@ -39,7 +39,7 @@ class Summary:
         unasked: what else the session wrote and tools obey without being asked: see `run_later`.
         caches: those in which it changed programs that were there before.
         approved: rules that the user added while the session ran, each with how far it reaches.
-        logins: remote MCP servers that wanted a login: four lines each.
+        told: MCP servers that wanted a login, were refused, or ended: four lines each.
         missing: paths that a rule allows, that were not there at launch, and that this tier could not let the agent make.
     """
 
@@ -63,7 +63,7 @@ class Summary:
     would_be_denied: tuple[Group, ...] = ()
     would_be_denied_kinds: int = 0
     approved: tuple[str, ...] = ()
-    logins: tuple[tuple[str, ...], ...] = ()
+    told: tuple[tuple[str, ...], ...] = ()
 
 
 def summarise(store: Store, session: str) -> Summary:
@@ -98,7 +98,7 @@ def summarise(store: Store, session: str) -> Summary:
         would_be_denied=tuple(would_be_denied),
         would_be_denied_kinds=would_be_denied_kinds,
         approved=_approved(store, session),
-        logins=tuple(one.lines() for one in logins(store, session, TOP)),
+        told=tuple(one.lines() for one in told_errors(store, session, TOP)),
     )
 
 
@@ -154,7 +154,7 @@ def render(summary: Summary, home: str, *, warning: str | None = None) -> list[s
         lines.append(f"           what is in them now: mcpguard report {summary.session}")
     if warning:
         lines.append(f"  warning  {printable(warning)}")
-    return [*lines, *_further(summary), *(line for one in summary.logins for line in one)]
+    return [*lines, *_further(summary), *(line for one in summary.told for line in one)]
 
 
 def _warnings(summary: Summary, home: str) -> list[str]:
@@ -208,6 +208,8 @@ def _question(group: Group) -> str | None:
 def _line(group: Group, home: str) -> str:
     event = group.example
     what = _in_short(printable(object_of(event, home))) if event.argv else printable(object_of(event, home))
+    if (error := error_of(event.detail or "")) is not None:
+        what = printable(error.what)
     what = what or printable((event.detail or "").partition("; under ")[0])
     count = f"{group.count}x" if group.count > 1 else ""
     line = f"  {count:>6}  {event.access or event.op:<10} {what}  by {printable(event.comm or '?')}"
