@@ -42,7 +42,7 @@ NEVER = {
     *("click", "platformdirs", "psutil", "pyseccomp", "rich", "textual", "typer", "yaml"),
     *("mcpguard.policy.compile", "mcpguard.profile.load", "mcpguard.profile.parse", "mcpguard.session.install"),
 }
-# Nor these until the broker is started, or is armed: what is left then waits beside the kernel.
+# Nor these until the broker is started.
 LATER = {"json", "mcpguard.cli.render", "mcpguard.cli.plain_words"}
 BEFORE_THE_BROKER = ("mcpguard.cli.main", "mcpguard.cli.run", "mcpguard.session.start")
 BEFORE_THE_REQUEST = (
@@ -50,8 +50,7 @@ BEFORE_THE_REQUEST = (
     *("mcpguard.cli.plain_words", "mcpguard.session.resolver", "mcpguard.session.run"),
 )
 ALL = (*BEFORE_THE_REQUEST, "mcpguard.session.recording")
-BEFORE_IT_IS_ARMED = ("mcpguard.broker.__main__",)
-BROKER = (*BEFORE_IT_IS_ARMED, "mcpguard.broker.launch")
+BROKER = ("mcpguard.broker.__main__",)
 
 
 def imported(modules: tuple[str, ...]) -> set[str]:
@@ -74,18 +73,15 @@ def imported(modules: tuple[str, ...]) -> set[str]:
         (BEFORE_THE_BROKER, 14, 60),
         (BEFORE_THE_REQUEST, 62, 128),
         (ALL, 97, 170),
-        (BEFORE_IT_IS_ARMED, 28, 84),
         (BROKER, 44, 112),
     ],
-    ids=["before the broker", "before the request", "all", "before it is armed", "broker"],
+    ids=["before the broker", "before the request", "all", "broker"],
 )
 def test_a_launch_imports_no_more_than_it_needs(modules: tuple[str, ...], ours: int, all_of_them: int) -> None:
     found = imported(modules)
     assert not found & NEVER
     if modules == BEFORE_THE_BROKER:
         assert not found & LATER
-    if modules == BEFORE_IT_IS_ARMED:
-        assert not found & {*LATER - {"json"}, "signal", "socket"}
     own = {name for name in found if name.startswith("mcpguard")}
     assert len(own) <= ours, sorted(own)
     assert len(found) <= all_of_them, sorted(found - own)

@@ -181,8 +181,10 @@ def test_the_child_has_its_orders_while_the_tables_are_filled_and_hears_nothing_
                 None,  # type: ignore[arg-type]
                 Beside(lambda: None),
                 ours,
+                signals=True,
             )
-    assert [LaunchRequest.from_json(message) for message in had] == [request]
+    assert [LaunchRequest.from_json(told.pop("request")) for told in had] == [request]
+    assert had == [{"tier": 3, "signals": True}]
     line.setblocking(False)
     with pytest.raises(BlockingIOError):
         line.recv(16)
@@ -240,3 +242,48 @@ def test_what_a_running_session_rests_on_is_looked_at(
     monkeypatch.setattr(tiers, "preemption", lambda: preemption)
     why = tiers.let_down(tier, fixed=fixed)
     assert (said in why) if said else why == ""
+
+
+@pytest.mark.parametrize("born", [True, False])
+def test_where_the_kernel_lets_nobody_be_born_in_the_leaf_the_child_is_moved(
+    born: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork_into(_cgroup: int) -> int:
+        if not born:
+            raise OSError(38, "a filter of a container's has no such call")
+        return os.fork()
+
+    monkeypatch.setattr(launch.syscalls, "fork_into", fork_into)
+    monkeypatch.setattr(launch, "become_agent", lambda *_what: os._exit(7))
+    child = launch._fork(None, (), SimpleNamespace(fd=-1))  # type: ignore[arg-type]
+    child.orders.close()
+    child.line.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) == 7
+    assert child.inside is born
+
+
+def test_where_hooks_will_be_tried_the_child_waits_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.syscalls, "fork_into", lambda _cgroup: pytest.fail("it would be judged too early"))
+    monkeypatch.setattr(launch, "become_agent", lambda *_what: os._exit(7))
+    child = launch._fork(None, (), None)  # type: ignore[arg-type]
+    child.orders.close()
+    child.line.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) == 7
+    assert not child.inside
+
+
+@pytest.mark.parametrize(
+    ("asked", "refused", "last"),
+    [
+        (None, {1: "no", 2: "no"}, True),
+        (None, {1: "no"}, False),
+        (None, {}, False),
+        (3, {}, True),
+        (2, {1: "no", 2: "no"}, False),
+    ],
+)
+def test_only_where_no_hooks_are_tried_tier_3_is_the_last(
+    asked: int | None, refused: dict[int, str], last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiers, "_remembered", lambda: (refused, False))
+    assert tiers.is_last(asked) is last

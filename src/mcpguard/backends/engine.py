@@ -447,7 +447,7 @@ class Session:
             self.engine._know(self.leaf_id, value)
             for one in self.kept:
                 self.engine._know(one.leaf_id, self._value(one.slot))
-            if cgroup.is_populated(self.leaf_fd):
+            if not early and cgroup.is_populated(self.leaf_fd):
                 self._await_readers()
 
     def state(self) -> tuple[int, int]:

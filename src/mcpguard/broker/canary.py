@@ -27,31 +27,30 @@ class Target:
     """What lies outside the sandbox and must not be reached from inside.
 
     outside_pid: a process of the same user, so that only the sandbox can refuse a signal to it.
-    signals: whether this kernel confines signals (Landlock ABI 6).
     """
 
     listener: socket.socket
     port: int
     outside_pid: int
-    signals: bool
 
     @staticmethod
-    def open(*, outside_pid: int, signals: bool) -> Target:
+    def open(*, outside_pid: int) -> Target:
         """Listen, and prove that the listener can be reached from outside the sandbox."""
         listener = socket.create_server((ADDRESS, 0))
         port = int(listener.getsockname()[1])
         _connect(port)
-        return Target(listener, port, outside_pid, signals)
+        return Target(listener, port, outside_pid)
 
     def close(self) -> None:
         self.listener.close()
 
 
-def run_inside(target: Target, hidden: list[Masked], *, reads_everything: bool) -> tuple[list[str], int]:
+def run_inside(target: Target, hidden: list[Masked], *, reads_everything: bool, signals: bool) -> tuple[list[str], int]:
     """Try everything from a forked child of the caller, which is confined already.
 
     Args:
         reads_everything: a rule lets the agent read the canary's file; then only what is hidden can be tried.
+        signals: whether this session confines signals (the hooks, or Landlock ABI 6).
 
     Returns:
         the acts that were not refused (empty: the sandbox holds), and the canary's pid.
@@ -60,7 +59,7 @@ def run_inside(target: Target, hidden: list[Masked], *, reads_everything: bool) 
     pid = os.fork()
     if pid == 0:
         try:
-            os.write(write, json.dumps(_not_refused(target, hidden, reads_everything)).encode())
+            os.write(write, json.dumps(_not_refused(target, hidden, reads_everything, signals)).encode())
             os._exit(0)
         except BaseException as error:
             os.write(write, json.dumps([f"the canary failed: {error!r}"]).encode())
@@ -73,7 +72,7 @@ def run_inside(target: Target, hidden: list[Masked], *, reads_everything: bool) 
     return [str(failure) for failure in failures], pid
 
 
-def _not_refused(target: Target, hidden: list[Masked], reads_everything: bool) -> list[str]:
+def _not_refused(target: Target, hidden: list[Masked], reads_everything: bool, signals: bool) -> list[str]:
     failures = []
     if not reads_everything and not _refused(partial(_open_and_close, CANARY)):
         failures.append("reading a file that no rule allows")
@@ -81,7 +80,7 @@ def _not_refused(target: Target, hidden: list[Masked], reads_everything: bool) -
         failures.append("connecting to an address that a rule denies")
     if not _refused(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()):
         failures.append("making a packet socket")
-    if target.signals and not _refused(lambda: os.kill(target.outside_pid, 0)):
+    if signals and not _refused(lambda: os.kill(target.outside_pid, 0)):
         failures.append("signalling a process outside")
     for mask in hidden[:_ENOUGH_MASKS]:
         if not _refused(partial(_open_and_close, mask.path)):

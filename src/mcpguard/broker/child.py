@@ -39,7 +39,6 @@ _STANDARD_ERROR = 2
 
 def become_agent(
     orders: Channel,
-    tier: int,
     line: socket.socket,
     target: canary.Target,
     own: Sequence[Terminal],
@@ -50,7 +49,7 @@ def become_agent(
     plan (tier 2) they carry what merely no rule allows, and the canary tries that as well.
 
     Args:
-        orders: gives the request, which the broker has checked.
+        orders: gives the request, which the broker has checked, with the tier, and whether signals to outside are refused.
         line: reports to the broker; closed by exec.
         own: the terminals that the agent is started on.
     """
@@ -63,7 +62,8 @@ def become_agent(
         received = orders.receive()
         if received is None:
             os._exit(FAILED)
-        request = LaunchRequest.from_json(received[0])
+        tier = int(received[0]["tier"])
+        request = LaunchRequest.from_json(received[0]["request"])
         step = "take the user's groups"
         os.setgroups(request.user.groups)
         step = "look at what was mounted meanwhile"
@@ -97,7 +97,9 @@ def become_agent(
             os._exit(FAILED)
         step = "try the canary"
         everything = Access.READ in files.granted(request.files, files.CANARY)
-        failures, pid = canary.run_inside(target, hidden, reads_everything=everything)
+        failures, pid = canary.run_inside(
+            target, hidden, reads_everything=everything, signals=bool(received[0]["signals"])
+        )
         _report(line, {"ready": True, "canary": failures, "canary_pid": pid})
     except BaseException as error:
         number = error.errno if isinstance(error, OSError) else None

@@ -48,6 +48,10 @@ class Engine:
         self._own_places: dict[str, int] | None = None
         self._stack = contextlib.ExitStack()
 
+    def only_landlock(self) -> bool:
+        """Whether no better tier will be tried, so that nothing judges what lives in the leaf before it is armed."""
+        return tiers.is_last(self._asked)
+
     def __enter__(self) -> Engine:
         try:
             armed = tiers.arm(self._leaf, self._asked)

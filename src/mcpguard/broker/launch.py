@@ -1,7 +1,7 @@
-"""From an armed engine to the end of the agent: the request, the child confined, then idling.
+"""From a leaf to the end of the agent: the child, an armed engine, the request, the child confined, then idling.
 
-Its imports are what a launch can wait for least of all: `server` has them done while the kernel puts the session's maps into
-its slots. While the agent runs the broker only waits, passes signals on, and takes new addresses for names.
+The child is made first, and takes its mount namespace while the engine is armed. While the agent runs the broker only waits,
+passes signals on, and takes new addresses for names.
 """
 
 from __future__ import annotations
@@ -53,12 +53,14 @@ class _Child:
     Attributes:
         orders: where it gets the request from.
         line: where it reports; closed by exec.
+        inside: it was born in the leaf.
         held: what keeps the names of its terminals taken; open as long as we are.
     """
 
     pid: int
     orders: Channel
     line: socket.socket
+    inside: bool = False
     held: list[int] = field(default_factory=list)
 
 
@@ -94,9 +96,13 @@ def _insist_that_hooks_keep(request: LaunchRequest, engine: Engine) -> None:
 
 
 class Launch:
-    """One session of the user `caller_uid` on `channel`; the leaf and the engine stay the caller's to take down."""
+    """One session of the user `caller_uid` on `channel`; the leaf stays the caller's to take down."""
 
     def __init__(self, channel: Channel, caller_uid: int, leaf: cgroup.Leaf, engine: Engine) -> None:
+        """
+        Args:
+            engine: not entered yet.
+        """
         self.channel = channel
         self.caller_uid = caller_uid
         self.leaf = leaf
@@ -112,23 +118,34 @@ class Launch:
 
     def run(self) -> None:
         """Serve the session until the user's process leaves."""
-        engine, leaf, caller_pid = self.engine, self.leaf, peer_pid(self.channel.connection)
         with _signals() as wakeup:
-            abi = _insist_on_landlock(engine.tier)
-            self.channel.send({**engine.offer(), "terminals": [[own.device, own.index] for own in self.terminals]})
-            engine.go_live()
-            target = canary.Target.open(outside_pid=caller_pid, signals=abi >= 6 or engine.tier < tiers.LANDLOCK)
+            target = canary.Target.open(outside_pid=peer_pid(self.channel.connection))
             # An orphan's parent is nobody outside, who could be made its tracer.
             syscalls.prctl(PR_SET_CHILD_SUBREAPER, 1)
-            child = _fork(engine.tier, target, self.terminals)
-            # The kernel takes its time to let a process into a cgroup, and takes it beside what it takes for the maps.
-            entering = Beside(lambda: leaf.enter(child.pid))
+            # Before there are threads, and before the engine: its namespace takes the kernel as long as all of that takes us.
+            child = _fork(target, self.terminals, self.leaf if self.engine.only_landlock() else None)
             try:
-                self._serve(child, target, entering, wakeup)
+                with self.engine as engine:
+                    abi = _insist_on_landlock(engine.tier)
+                    own = [[terminal.device, terminal.index] for terminal in self.terminals]
+                    self.channel.send({**engine.offer(), "terminals": own})
+                    engine.go_live()
+                    # The kernel takes its time to let a process into a cgroup, and takes it beside what it takes for the maps.
+                    entering = Beside(lambda: self._let_in(child))
+                    try:
+                        self._serve(child, target, entering, wakeup, signals=abi >= 6 or engine.tier < tiers.LANDLOCK)
+                    finally:
+                        entering.join()
             finally:
-                entering.join()
+                child.orders.close()  # one that still waits for them ends
 
-    def _serve(self, child: _Child, target: canary.Target, entering: Beside, wakeup: socket.socket) -> None:
+    def _let_in(self, child: _Child) -> None:
+        if not child.inside:
+            self.leaf.enter(child.pid)
+
+    def _serve(
+        self, child: _Child, target: canary.Target, entering: Beside, wakeup: socket.socket, *, signals: bool
+    ) -> None:
         engine, leaf = self.engine, self.leaf
         groups = _groups(self.caller_uid)
         received = self.channel.receive()
@@ -137,7 +154,8 @@ class Launch:
         request = LaunchRequest.from_json(received[0])
         _check_user(request, self.caller_uid, groups)
         _insist_that_hooks_keep(request, engine)
-        _order(child, received[0])  # it confines itself while the tables are filled
+        # It confines itself while the tables are filled.
+        _order(child, {"tier": engine.tier, "signals": signals, "request": received[0]})
         engine.set_rules(request.network, keeps=bool(request.kept))
         self._keep(request, received[1])
         if request.guard is not None:
@@ -293,22 +311,31 @@ def _no_update(error: Exception) -> HostError:
     )
 
 
-def _fork(tier: int, target: canary.Target, own: Sequence[terminals.Terminal]) -> _Child:
-    """The child, which waits for its orders."""
+def _fork(target: canary.Target, own: Sequence[terminals.Terminal], leaf: cgroup.Leaf | None) -> _Child:
+    """The child, which waits for its orders.
+
+    Args:
+        leaf: where it is born, if the kernel does that: none has to wait then until it is moved.
+    """
     orders, theirs = socket.socketpair()
     line, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
+    pid = -1
+    with contextlib.suppress(OSError):
+        pid = syscalls.fork_into(leaf.fd) if leaf else -1
+    inside = pid >= 0
+    if not inside:
+        pid = os.fork()
     if pid == 0:
         orders.close()
         line.close()
-        become_agent(Channel(theirs), tier, end, target, own)
+        become_agent(Channel(theirs), end, target, own)
     theirs.close()
     end.close()
-    return _Child(pid, Channel(orders), line)
+    return _Child(pid, Channel(orders), line, inside)
 
 
 def _order(child: _Child, message: dict[str, Any]) -> None:
-    """Give the child the request as it came; it goes no further than to wait for the hooks."""
+    """Give the child the request as it came, and what it goes by; it goes no further than to wait for the hooks."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # one that failed has said why
         child.orders.send(message)
 

@@ -2,8 +2,6 @@
 
 It takes a compiled request from the user's process and nothing else: no YAML, no look-up in a directory of the user with
 root's rights, no code from one. It cleans up when the agent has ended, also when the user's process was killed.
-
-Everybody waits until the engine is armed, so nothing is imported before that can be imported later (`launch`).
 """
 
 from __future__ import annotations
@@ -14,10 +12,12 @@ import fcntl
 import os
 from collections.abc import Iterator
 
+from mcpguard.broker.channel import opened
 from mcpguard.broker.engine import Engine
+from mcpguard.broker.launch import Launch
+from mcpguard.broker.protocol import error_to_json
 from mcpguard.errors import HostError, KernelError, McpguardError
 from mcpguard.kernel import cgroup
-from mcpguard.kernel.beside import Beside
 from mcpguard.kernel.places import RUN
 
 # More than a session takes; a power of two.
@@ -34,12 +34,8 @@ def serve(connection: int, caller_uid: int, *, audit: bool, tier: int | None, re
     """
     _make_room(connection)
     try:
-        with _leaf() as leaf, Engine(leaf, audit, tier, resolver) as engine:
-            # The kernel is still putting the session's maps into its slots.
-            from mcpguard.broker.channel import opened
-            from mcpguard.broker.launch import Launch
-
-            Launch(opened(connection), caller_uid, leaf, engine).run()
+        with _leaf() as leaf:
+            Launch(opened(connection), caller_uid, leaf, Engine(leaf, audit, tier, resolver)).run()
     except McpguardError as error:
         _tell(connection, error)
     except OSError as error:
@@ -54,9 +50,6 @@ def _make_room(descriptor: int) -> None:
 
 
 def _tell(connection: int, error: McpguardError) -> None:
-    from mcpguard.broker.channel import opened
-    from mcpguard.broker.protocol import error_to_json
-
     with contextlib.suppress(OSError):
         opened(connection).send(error_to_json(error))
 
@@ -72,7 +65,6 @@ def _leaf() -> Iterator[cgroup.Leaf]:
             do="mount -t cgroup2 none /sys/fs/cgroup/unified, or boot with systemd.unified_cgroup_hierarchy=1",
             code="host.no-cgroup2",
         )
-    Beside(lambda: cgroup.expect_a_move(mount))  # for the child, which there is in a moment
     os.makedirs(RUN, mode=0o755, exist_ok=True)
     cgroup.remove_stale(mount)
     leaf = cgroup.make_leaf(mount, f"{os.getpid()}-{os.urandom(4).hex()}")

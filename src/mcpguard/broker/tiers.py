@@ -12,6 +12,8 @@ import os
 
 from mcpguard.backends.engine import MOMENTARY, Engine, Session
 from mcpguard.errors import HostError, KernelError
+from mcpguard.kernel import cgroup
+from mcpguard.kernel.beside import Beside
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.kernel.places import REFUSED_TIERS
 from mcpguard.model.values import dataclass, field
@@ -75,6 +77,11 @@ def arm(leaf: Leaf, asked: int | None) -> Armed:
     if (lasting, narrow) != (remembered, was_narrow):
         _remember(lasting, narrow=narrow)
     return armed
+
+
+def is_last(asked: int | None) -> bool:
+    """Whether `arm` will try tier 3 alone."""
+    return asked == LANDLOCK or (asked is None and _remembered()[0].keys() >= set(BETTER))
 
 
 def _lasts(error: HostError | KernelError) -> bool:
@@ -144,6 +151,8 @@ def _try(leaf: Leaf, tier: int) -> Armed:
         engine = Engine.open()
     else:
         _insist_on_module(tier)
+        mount = leaf.path.rpartition(f"/{cgroup.PARENT}/")[0]
+        Beside(lambda: cgroup.expect_a_move(mount))  # for the rehearsal, which goes into the leaf and comes back
         from mcpguard.backends import guard  # most of what it brings along is only used here
 
         engine = guard.open_engine(guard.LSM if tier == 1 else guard.MODIFY_RETURN)
