@@ -96,6 +96,10 @@ class Broker:
         """
         return self._answer()[0]
 
+    def silent(self) -> bool:
+        """Whether it has said nothing that was not taken yet, so that waiting for it would take time."""
+        return not select.select([self.channel.fileno()], (), (), 0)[0]
+
     def request(self, launch: LaunchRequest, keeping: int | None = None) -> None:
         """Have the child made and confined; `confined` waits for it.
 

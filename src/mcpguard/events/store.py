@@ -93,12 +93,14 @@ class Store:
         supervisor: Supervisor | None = None,
         session: str = "",
         modes: Sequence[str] = (),
+        rules_later: bool = False,
     ) -> str:
         """Begin a session and store the policy's rules; returns its id.
 
         Args:
             session: the id, where it had to be known before.
             modes: see `Session`.
+            rules_later: the caller does that, by `add_rules`: they are many.
 
         Raises:
             StoreError: it cannot be written.
@@ -113,15 +115,28 @@ class Store:
         with self._write() as connection:
             marks = ", ".join("?" * len(values))
             connection.execute(f"INSERT INTO sessions ({_SESSION_COLUMNS}) VALUES ({marks})", values)
-            number = self.number(session)
-            numbers: dict[Origin, int] = {}
-            rows: list[tuple[object, ...]] = []
-            for origin, because in zip(policy.rules, policy.reasons, strict=True):
-                if numbers.setdefault(origin, len(rows)) == len(rows):  # of equal ones the first counts
-                    rows.append(_rule_row(number, len(rows), origin, because))
-            self._rules[session] = numbers
-            connection.executemany(_INSERT_RULE, rows)
+            if not rules_later:
+                self._store_rules(connection, session, policy)
         return session
+
+    def add_rules(self, session: str, policy: Policy) -> None:
+        """Store the policy's rules of a session that began without them, before it has events.
+
+        Raises:
+            StoreError: it cannot be written; none is stored.
+        """
+        with self._write() as connection:
+            self._store_rules(connection, session, policy)
+
+    def _store_rules(self, connection: sqlite3.Connection, session: str, policy: Policy) -> None:
+        number = self.number(session)
+        numbers: dict[Origin, int] = {}
+        rows: list[tuple[object, ...]] = []
+        for origin, because in zip(policy.rules, policy.reasons, strict=True):
+            if numbers.setdefault(origin, len(rows)) == len(rows):  # of equal ones the first counts
+                rows.append(_rule_row(number, len(rows), origin, because))
+        connection.executemany(_INSERT_RULE, rows)
+        self._rules[session] = numbers
 
     def add(self, session: str, events: Sequence[Event]) -> None:
         """Store events in one transaction: all of them or none. Events with seq 0 are numbered in their order.

@@ -16,14 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from mcpguard.errors import HostError, StoreError, UsageError
-from mcpguard.events import unrecorded
 from mcpguard.events.database import BUSY
-from mcpguard.events.ends import Ends, standard_input
-from mcpguard.events.listener import Listener
 from mcpguard.events.missing import loss
-from mcpguard.events.processes import Process
-from mcpguard.events.pump import Decode, Pump
-from mcpguard.events.recorder import Recorder
 from mcpguard.events.store import Store
 from mcpguard.kernel import cgroup
 from mcpguard.kernel.ring import Counters, Ring
@@ -33,7 +27,6 @@ from mcpguard.model.event import Event, Kind
 from mcpguard.model.policy import Policy
 from mcpguard.session.start import tell
 from mcpguard.wire import _abi, decode
-from mcpguard.wire import lookups as told
 from mcpguard.wire.records import FlowRecord, SumRecord
 
 TYPE_CHECKING = False
@@ -41,7 +34,10 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from mcpguard.events.flows import Flows
+    from mcpguard.events.listener import Listener
+    from mcpguard.events.pump import Decode, Pump
     from mcpguard.events.pump import Ring as RecordRing
+    from mcpguard.events.recorder import Recorder
     from mcpguard.session.around_gate import AroundGate
     from mcpguard.session.resolver import Feed
 
@@ -93,6 +89,9 @@ class Recording:
         self._pump: Pump | None = None
         self._listener: Listener | None = None
         self._lookups: Feed | None = None
+        self._names: Mapping[str, str] = {}
+        # The agent's first process and since when it is there; 0: nothing is attached.
+        self._first, self._first_ns = 0, 0
         self._pid_fd = -1
         self._flows_fd = -1
         self._flows: Flows | None = None
@@ -115,7 +114,7 @@ class Recording:
         notes: Sequence[str] = (),
         modes: Sequence[str] = (),
     ) -> Recording:
-        """Open the store and start the session in it.
+        """Open the store and start the session in it; its rules are told by `follow`.
 
         Args:
             notes: what the summary tells besides of how the session was set up.
@@ -128,19 +127,28 @@ class Recording:
                 tell(store.note)
             _patiently(
                 lambda: store.start_session(
-                    policy, command=command, tier=tier, coverage=holds, now_ns=now_ns, session=session, modes=modes
+                    policy,
+                    command=command,
+                    tier=tier,
+                    coverage=holds,
+                    now_ns=now_ns,
+                    session=session,
+                    modes=modes,
+                    rules_later=True,
                 )
             )
             return Recording(policy, store, session, command, notes)
         except StoreError as error:
             tell(f"events are not stored: {error.what} ({error.why}); the sandbox is not affected")
+            from mcpguard.events import unrecorded
+
             unrecorded.note(session, policy.profile, error.why)
             return Recording(policy, None, session, command)
 
     def attach(
         self, descriptors: Mapping[str, int], facts: Mapping[str, Any], lookups: Feed, names: Mapping[str, str]
     ) -> None:
-        """Read the rings from now on; the canary's refusal must already be in them.
+        """Map the rings, in which everything stays until `follow` reads it; the canary's refusal must already be there.
 
         Args:
             lookups: what the resolver tells.
@@ -160,14 +168,31 @@ class Recording:
         self._pid_fd = os.pidfd_open(int(facts["pid"]))
         self._leaf = str(facts["cgroup"])
         self._expect_canary(int(facts["canary_pid"]))
-        if self._store is None:
-            return
-        first = Process(int(facts["pid"]), os.getpid(), exe="", argv=self._command, start_ns=time.monotonic_ns())
+        self._names = names
+        self._first, self._first_ns = int(facts["pid"]), time.monotonic_ns()
         self._flows_fd = os.dup(descriptors["mg_flows"])
-        self._recorder = Recorder(self._store, self.session, self._policy, first, names=names, flows=self._exchanged)
+
+    def follow(self) -> None:
+        """Put on record what the rings hold and will hold. The agent may run already: what it does meanwhile waits there,
+        and nobody for what is imported here. The second call does nothing.
+        """
+        if self._store is None or self._recorder is not None or not self._first:
+            return
+        from mcpguard.events.processes import Process
+        from mcpguard.events.pump import Pump
+        from mcpguard.events.recorder import Recorder
+        from mcpguard.wire import lookups as told
+
+        store, first = self._store, Process(self._first, os.getpid(), "", argv=self._command, start_ns=self._first_ns)
+        try:
+            _patiently(lambda: store.add_rules(self.session, self._policy))
+        except StoreError as error:  # each is told with the first event that it decides
+            tell(f"the rules of the session could not be stored: {error.why}")
+        self._recorder = Recorder(store, self.session, self._policy, first, names=self._names, flows=self._exchanged)
         # Last, so that whatever a ring says of an address comes after the answer that gave it.
         sources: dict[str, tuple[RecordRing, Decode]] = {name: (self._rings[name], decode.record) for name in _RECORDS}
-        sources[_LOOKUPS] = (lookups, told.decode)
+        if self._lookups is not None:
+            sources[_LOOKUPS] = (self._lookups, told.decode)
         self._pump = Pump(sources, self._recorder)
         self._pump.start()
         self._listen(self._recorder, self._pump)
@@ -179,6 +204,9 @@ class Recording:
                 "MCP messages are not on record: this kernel refused the program that sees them",
             )
             return
+        from mcpguard.events.ends import Ends, standard_input
+        from mcpguard.events.listener import Listener
+
         ends = Ends(self._leaf, standard_input())
         self._listener = Listener(self._rings[_MESSAGES], self.session, recorder, hurry=pump.hurry, ends=ends)
         self._listener.start()

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
 from mcpguard.broker import client
 from mcpguard.broker.protocol import LaunchRequest
@@ -48,6 +49,11 @@ if TYPE_CHECKING:
     from mcpguard.session.signals import SignalWatch
 
 FAILED = 125
+# What a run takes later, in this order.
+_LATER = (
+    *("mcpguard.session.recording", "mcpguard.events.recorder", "mcpguard.events.pump", "mcpguard.events.listener"),
+    *("mcpguard.session.edits", "mcpguard.events.flows", "mcpguard.events.retention"),
+)
 
 
 def run(options: RunOptions, start: Start) -> int:
@@ -75,6 +81,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     # Best while the broker loads; where tier 1 may be had, which needs no plan, only when that is known.
     expected = _expected_plan(options.tier)
     planned = None if expected is None else _plan(policy, start, wide=expected)
+    _import_while(start.silent)
     broker = start.broker()
     offer = coverage.Offer.from_broker(broker.offer())
     wide = offer.tier == 2 and not offer.files_fixed
@@ -126,6 +133,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
     edits = None
     try:
         facts = _start(broker, recording, start.resolver, fixed, guarded)
+        recording.follow()
         kept = {slot: (one.rule, one.own) for slot, one in zip(facts["kept"], _kept(guarded), strict=True)}
         start.resolver.start(policy, broker.descriptors, kept, ask=options.ask)
         watch.agent_started(int(facts["pid"]))
@@ -215,16 +223,26 @@ def _start(
     Raises:
         HostError: nothing was started.
     """
+    _import_while(broker.silent)
     try:
         facts = broker.confined()
         recording.attach(broker.descriptors, facts, resolver.feed, fixed.hosts)
         if guarded:
+            recording.follow()  # who answers for a server is to be seen from its first word on
             recording.guard_messages(int(facts["pid"]) if guarded.known else 0)
         broker.go()
     except BaseException:
         recording.not_started(FAILED)
         raise
     return facts
+
+
+def _import_while(waiting: Callable[[], bool]) -> None:
+    """Import what is needed later, for as long as somebody else is waited for anyway."""
+    for name in _LATER:
+        if not waiting():
+            return
+        import_module(name)
 
 
 def _plan(policy: Policy, start: Start, *, wide: bool = False) -> tuple[FilesPlan, sockets.LaterSockets]:

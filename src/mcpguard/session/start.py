@@ -135,6 +135,10 @@ class Start:
         """Whether somebody may be typing a password, so that nothing else is to be written."""
         return self._broker is None
 
+    def silent(self) -> bool:
+        """Whether the broker would have to be waited for now."""
+        return self._broker is None or self._broker.silent()
+
     def broker(self) -> client.Broker:
         """The broker, waited for; to be called after `ask`.
 

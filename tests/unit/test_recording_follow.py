@@ -1,0 +1,88 @@
+"""What the agent does before anybody reads waits in the rings; the rules of its session are stored with the first look."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from events_help import OPEN_POLICY, make_policy
+
+from mcpguard.errors import StoreError
+from mcpguard.events.activity import rules
+from mcpguard.events.ids import new_id
+from mcpguard.events.store import Store
+from mcpguard.model.policy import Policy
+from mcpguard.session import run
+from mcpguard.session.recording import Recording
+
+
+class Pump:
+    """Reads nothing."""
+
+    began = 0
+
+    def __init__(self, _sources: object, _recorder: object) -> None:
+        pass
+
+    def start(self) -> None:
+        Pump.began += 1
+
+
+@pytest.fixture
+def attached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recording:
+    """A record whose rings are mapped."""
+    monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
+    monkeypatch.setattr("mcpguard.events.pump.Pump", Pump)
+    monkeypatch.setattr(Pump, "began", 0)
+    made = Recording.begin(new_id(time.time_ns()), make_policy(*OPEN_POLICY), ["agent"], "3 landlock", ())
+    made._first, made._first_ns = 4711, time.monotonic_ns()
+    made._rings = dict.fromkeys(("mg_denials", "mg_activity"))  # type: ignore[assignment]
+    return made
+
+
+def stored_rules(session: str) -> list[str]:
+    with Store.open() as store:
+        return [origin.text for origin, _because in rules(store, store.number(session)).values()]
+
+
+def test_the_session_is_on_record_before_its_rules_and_they_come_once(attached: Recording) -> None:
+    assert stored_rules(attached.session) == []
+    attached.follow()
+    told = stored_rules(attached.session)
+    assert told == list(dict.fromkeys(origin.text for origin in make_policy(*OPEN_POLICY).rules))
+    attached.follow()
+    assert (stored_rules(attached.session), Pump.began) == (told, 1)
+
+
+def test_nothing_is_read_of_what_is_not_attached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
+    monkeypatch.setattr("mcpguard.events.pump.Pump", Pump)
+    monkeypatch.setattr(Pump, "began", 0)
+    made = Recording.begin(new_id(time.time_ns()), make_policy(*OPEN_POLICY), ["agent"], "3 landlock", ())
+    made.follow()
+    assert Pump.began == 0
+    assert stored_rules(made.session) == []
+
+
+def test_a_store_that_takes_no_rules_keeps_nobody_from_reading(
+    attached: Recording, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_store: Store, _session: str, _policy: Policy) -> None:
+        raise StoreError("full", why="the disk is full", do="", code="store.unusable")
+
+    monkeypatch.setattr(Store, "add_rules", refuse)
+    attached.follow()
+    assert Pump.began == 1
+    assert "rules of the session could not be stored: the disk is full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("silences", [0, 2])
+def test_what_is_needed_later_is_imported_while_somebody_is_waited_for_and_no_longer(
+    silences: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr(run, "import_module", imported.append)
+    answers = iter([True] * silences + [False])
+    run._import_while(lambda: next(answers))
+    assert imported == list(run._LATER[:silences])
