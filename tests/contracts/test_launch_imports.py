@@ -26,6 +26,7 @@ NEVER = {
     ),
     *(
         "inspect",
+        "datetime",
         "ipaddress",
         "logging",
         "pathlib",

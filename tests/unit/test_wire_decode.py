@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.model.access import Access, Verdict
-from mcpguard.wire import _abi, decode, sums
+from mcpguard.wire import _abi, authors, decode, sums
 from mcpguard.wire.records import (
     CallRecord,
     ExecRecord,
@@ -142,3 +142,29 @@ def test_a_string_beyond_the_end_is_refused() -> None:
 def test_only_what_was_not_sent_remains() -> None:
     values = [_abi.MG_SUM.pack(10, 8, 1, 0), _abi.MG_SUM.pack(4, 4, 2, 0)]
     assert sums.remainders(values) == [(1, 2)]
+
+
+_KINDS = st.sampled_from([value for name, value in vars(_abi).items() if name.startswith("MG_RECORD_")])
+
+
+@given(_KINDS, st.binary(max_size=400))
+def test_who_did_it_is_told_as_by_the_whole_record(kind: int, rest: bytes) -> None:
+    raw = head(kind) + rest.ljust(400, b"\0")
+    try:
+        record = decode.record(raw)
+    except ValueError:
+        return
+    assert authors.author(raw) == (record.head.pid, getattr(record, "series", 0))
+
+
+@pytest.mark.parametrize("kind", sorted(decode._DECODERS))
+def test_of_every_record_it_is_told_who_did_it(kind: int) -> None:
+    rest = (7).to_bytes(8, "little").ljust(400, b"\0")
+    aggregated = kind not in (_abi.MG_RECORD_FORK, _abi.MG_RECORD_EXIT, _abi.MG_RECORD_EXEC)
+    assert authors.author(head(kind) + rest) == (10, 7 if aggregated else 0)
+
+
+@pytest.mark.parametrize("raw", [b"", b"x" * 30, head(99), head(_abi.MG_RECORD_OPEN)])
+def test_who_did_it_is_not_told_of_what_is_no_record(raw: bytes) -> None:
+    with pytest.raises(ValueError, match="not a record"):
+        authors.author(raw)

@@ -7,12 +7,21 @@ never deleted.
 from __future__ import annotations
 
 import os
-import sqlite3
 import stat
 
 from mcpguard.errors import StoreError
 from mcpguard.events import schema
 from mcpguard.profile import places
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3 as sqlite3
+else:
+    try:
+        # All that is used of `sqlite3`, which brings `datetime` besides, and makes converters that nobody needs.
+        import _sqlite3 as sqlite3
+    except ImportError:
+        import sqlite3
 
 # How long a write waits for another run's write; the rings go on filling meanwhile, so not long.
 BUSY_TIMEOUT_S = 1.0

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from mcpguard.errors import StoreError
 from mcpguard.events import schema
-from mcpguard.events.database import connect, default_path, store_error
+from mcpguard.events.database import connect, default_path, sqlite3, store_error
 from mcpguard.events.ids import new_id
 from mcpguard.events.sessions import Session, Supervisor
 from mcpguard.model.coverage import Coverage

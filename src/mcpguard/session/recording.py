@@ -26,8 +26,8 @@ from mcpguard.model.coverage import Coverage
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.policy import Policy
 from mcpguard.session.start import tell
-from mcpguard.wire import _abi, decode
-from mcpguard.wire.records import FlowRecord, SumRecord
+from mcpguard.wire import _abi
+from mcpguard.wire.authors import author
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mcpguard.events.recorder import Recorder
     from mcpguard.session.around_gate import AroundGate
     from mcpguard.session.resolver import Feed
+    from mcpguard.wire.records import FlowRecord
 
     T = TypeVar("T")
 
@@ -181,6 +182,7 @@ class Recording:
         from mcpguard.events.processes import Process
         from mcpguard.events.pump import Pump
         from mcpguard.events.recorder import Recorder
+        from mcpguard.wire import decode
         from mcpguard.wire import lookups as told
 
         store, first = self._store, Process(self._first, os.getpid(), "", argv=self._command, start_ns=self._first_ns)
@@ -270,9 +272,9 @@ class Recording:
         missing = set(_RECORDS)
         while missing and time.monotonic() < deadline:
             for name in _RECORDS:
-                for record in map(decode.record, self._rings[name].drain()):
-                    self._before.add(getattr(record, "series", 0))
-                    if record.head.pid == pid:
+                for who, series in map(author, self._rings[name].drain()):
+                    self._before.add(series)
+                    if who == pid:
                         missing.discard(name)
         if missing:
             raise HostError(
@@ -324,6 +326,8 @@ class Recording:
         self._final = True
         self._stop_pump()
         if self._recorder is not None:
+            from mcpguard.wire.records import SumRecord
+
             sums = [SumRecord(int(series), int(count)) for series, count in message.get("sums", ())]
             self._recorder.add_sums(one for one in sums if one.series not in self._before)
             self._count_last_losses(self._recorder)
