@@ -23,6 +23,7 @@ from mcpguard.backends import cgroup_bpf, tracing
 from mcpguard.backends.engine import LAYOUT, Engine
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, pins
+from mcpguard.kernel.beside import Beside
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.session import recording
 from mcpguard.wire import _abi
@@ -153,6 +154,27 @@ def test_what_asks_a_table_that_is_not_in_its_slot_yet_is_refused(tree: Tree, tc
     assert connect(tcp) == 0, "outside"
     outer.set_fd(slot, tree.session.maps["mg_connect"].fd)
     assert tree.run(lambda: connect(tcp)) == 0
+
+
+def test_maps_that_are_in_their_slots_are_not_waited_for_and_one_that_is_not_is(tree: Tree) -> None:
+    """The kernel goes on waiting for programs when a map is there already."""
+
+    def refuse() -> None:
+        raise KernelError("bpf_map_update_elem", errno.ENOMEM, do="")
+
+    tree.session._moving = Beside(refuse)
+    tree.session.await_maps()
+    outer, slot = tree.engine.map("mg_connect"), tree.session.slot.to_bytes(4, sys.byteorder)
+    for other in (None, tree.session.another("mg_connect")):
+        outer.delete(slot)
+        if other is not None:  # what a session that was killed has left there
+            outer.set_fd(slot, other.fd)
+            other.close()
+        with pytest.raises(KernelError, match="bpf_map_update_elem"):
+            tree.session.await_maps()
+    outer.set_fd(slot, tree.session.maps["mg_connect"].fd)
+    tree.session.await_maps()
+    tree.session._moving = None
 
 
 # --- loaded once ---

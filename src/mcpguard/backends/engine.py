@@ -409,6 +409,8 @@ class Session:
         self.kept: list[Kept] = []
         self._state = (0, 0, 0, 0)
         self._moving: Beside | None = None
+        # Of the maps, as the kernel counts them: what it tells of a slot.
+        self._numbers: dict[str, bytes] = {}
         self._leftovers: list[Callable[[], None]] = []
         self._gone = False
 
@@ -504,7 +506,8 @@ class Session:
         Raises:
             KernelError: the kernel refused; the old one still counts.
         """
-        self.await_maps()
+        if self._moving is not None:
+            self._moving.done()
         self.engine.map(one.name).set_fd(_key32(self.slot), one.fd)
         old, self.maps[one.name] = self.maps[one.name], one
         return old
@@ -607,6 +610,7 @@ class Session:
 
     def _move_in(self) -> None:
         """Put the maps into the slot. The kernel makes each of these wait for all programs, so it happens meanwhile."""
+        self._numbers = {name: bpf.map_id(one.fd).to_bytes(4, sys.byteorder) for name, one in self.maps.items()}
         moves = [_insertion(self.engine.map(name), _key32(self.slot), one.fd) for name, one in self.maps.items()]
         self._moving = Beside(partial(_together, moves))
 
@@ -617,11 +621,18 @@ class Session:
     def await_maps(self) -> None:
         """Wait until the kernel has put the session's maps into its slots.
 
+        Each is there before the kernel begins to wait for those who may still use what was there before, which was nobody's:
+        so it is asked first. Who is to replace one must wait for the end of that.
+
         Raises:
             KernelError: it refused one.
         """
-        if self._moving is not None:
+        if self._moving is not None and not self._are_in():
             self._moving.done()
+
+    def _are_in(self) -> bool:
+        slot = _key32(self.slot)
+        return all(self.engine.map(name).get(slot, 4) == number for name, number in self._numbers.items())
 
     def _forget(self) -> None:
         self._wait_for_moving()
