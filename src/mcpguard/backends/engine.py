@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from functools import partial
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, libbpf, pins, privileges
 from mcpguard.kernel.beside import Beside
+from mcpguard.model import plain_json as json
 from mcpguard.model.values import dataclass, field
 from mcpguard.wire import _abi, encode, sums
 

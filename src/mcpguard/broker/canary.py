@@ -7,13 +7,13 @@ so a refusal can come from the sandbox only.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 from collections.abc import Callable
 from functools import partial
 
 from mcpguard.backends.landlock import CANARY, Masked
+from mcpguard.model import plain_json as json
 from mcpguard.model.values import dataclass
 
 # In 127/8 every address is the host itself; no profile has a reason to name this one, and the broker denies it.

@@ -33,7 +33,7 @@ class Channel:
         return self.connection.fileno()
 
     def send(self, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
-        import json  # not before the broker is started
+        from mcpguard.model import plain_json as json  # not before the broker is started
 
         # Names of files and arguments can hold bytes that are no UTF-8; they travel as lone surrogates.
         body = json.dumps(message, separators=(",", ":")).encode()
@@ -49,7 +49,7 @@ class Channel:
         Raises:
             ValueError: what came is not a message.
         """
-        import json
+        from mcpguard.model import plain_json as json
 
         descriptors: list[int] = []
         head = self._exactly(_LENGTH.size, descriptors)

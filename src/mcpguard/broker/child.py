@@ -12,7 +12,6 @@ Nothing of the agent runs before the broker has said go. Any failure is reported
 from __future__ import annotations
 
 import errno
-import json
 import os
 import resource
 import signal
@@ -27,6 +26,7 @@ from mcpguard.broker.channel import Channel
 from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.kernel import landlock, mounts, privileges
 from mcpguard.kernel.terminals import Terminal
+from mcpguard.model import plain_json as json
 from mcpguard.model.access import Access
 
 TYPE_CHECKING = False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import pwd
 import select
@@ -26,6 +25,7 @@ from mcpguard.broker.rearm import INTERVAL_S, Covers
 from mcpguard.errors import HostError, KernelError, McpguardError, PrivilegeError
 from mcpguard.kernel import cgroup, landlock, mounts, syscalls, terminals
 from mcpguard.kernel.beside import Beside
+from mcpguard.model import plain_json as json
 from mcpguard.model.plan import OWN_PLACES
 from mcpguard.model.values import dataclass, field
 

@@ -7,7 +7,6 @@ not try again. A tier that was asked for by name is tried in any case.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 
 from mcpguard.backends.engine import MOMENTARY, Engine, Session
@@ -16,6 +15,7 @@ from mcpguard.kernel import cgroup
 from mcpguard.kernel.beside import Beside
 from mcpguard.kernel.cgroup import Leaf
 from mcpguard.kernel.places import REFUSED_TIERS
+from mcpguard.model import plain_json as json
 from mcpguard.model.values import dataclass, field
 from mcpguard.wire import _abi
 
@@ -242,5 +242,5 @@ def _remember(refused: dict[int, str], *, narrow: bool) -> None:
     with contextlib.suppress(OSError):
         # Whatever mask root runs with: who writes here chooses everybody's tier.
         with open(made, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o644)) as file:
-            json.dump({"key": _key(), "refused": refused, "narrow": narrow}, file)
+            file.write(json.dumps({"key": _key(), "refused": refused, "narrow": narrow}))
         os.replace(made, REFUSED_TIERS)

@@ -5,10 +5,10 @@ Pure: no connection is opened here. A change of TABLES needs a new VERSION and a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 
+from mcpguard.model import plain_json as json
 from mcpguard.model.access import Verdict
 from mcpguard.model.coverage import Coverage, Strength
 from mcpguard.model.event import Event, Kind, McpMessage, Peer

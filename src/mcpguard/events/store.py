@@ -6,7 +6,6 @@ file of a newer mcpguard is refused. Every failure is a StoreError; who writes d
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from mcpguard.events import schema
 from mcpguard.events.database import connect, default_path, sqlite3, store_error
 from mcpguard.events.ids import new_id
 from mcpguard.events.sessions import Session, Supervisor
+from mcpguard.model import plain_json as json
 from mcpguard.model.coverage import Coverage
 from mcpguard.model.event import Event
 from mcpguard.model.policy import Policy

@@ -11,7 +11,6 @@ import ctypes
 import errno
 import fcntl
 import functools
-import json
 import os
 import stat
 import time
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import places, syscalls
+from mcpguard.model import plain_json as json
 from mcpguard.model.digests import blake2b
 from mcpguard.model.values import dataclass
 
@@ -72,7 +72,7 @@ def version(objects: str, layout: int) -> str:
     files = [[one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns] for one in found]
     key = [str(objects), layout, names, files]
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(_VERSION, encoding="utf-8") as file:
-        kept = json.load(file)
+        kept = json.loads(file.read())
         if kept["key"] == key:
             return str(kept["version"])
     digest = blake2b(layout.to_bytes(4, "big"), digest_size=12)
@@ -91,7 +91,7 @@ def _keep_version(key: list[object], made: str) -> None:
     new = f"{_VERSION}.{os.getpid()}"
     with contextlib.suppress(OSError):
         with open(new, "w", encoding="utf-8", opener=_own) as file:
-            json.dump({"key": key, "version": made}, file)
+            file.write(json.dumps({"key": key, "version": made}))
         os.replace(new, _VERSION)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from mcpguard.errors import HostError
 from mcpguard.kernel import landlock
+from mcpguard.model import plain_json as json
 from mcpguard.model.coverage import SAFE_PREEMPTION, Coverage, Strength
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 
 import mcpguard
+from mcpguard.model import plain_json as json
 from mcpguard.model.access import PATH_EFFECTS, Access, Effect
 from mcpguard.model.digests import blake2b
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy, SocketEntry, User

@@ -9,7 +9,6 @@ One that cannot even begin is told of, and questions are answered here with "try
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import socket
@@ -21,6 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import mcpguard
 from mcpguard.errors import HostError
+from mcpguard.model import plain_json as json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import json
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from mcpguard.broker.protocol import LaunchRequest
 from mcpguard.errors import HostError
 from mcpguard.events.ids import new_id
 from mcpguard.kernel.places import REFUSED_TIERS
+from mcpguard.model import plain_json as json
 from mcpguard.model.access import Verdict
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
