@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
+import struct
 import time
 from collections.abc import Iterator
 
-from mcpguard.kernel.syscalls import libc
+from mcpguard.kernel import syscalls
 from mcpguard.model.values import dataclass
 
 PARENT = "mcpguard"
 _HANDLE_OF_KERNFS = 0xFE
 
 
-class _FileHandle(ctypes.Structure):
-    """file_handle of the cgroup file system; its payload is the id."""
-
-    _fields_ = (("size", ctypes.c_uint), ("type", ctypes.c_int), ("id", ctypes.c_uint64))
+# file_handle(2) of the cgroup file system: bytes of the payload, kind, and the payload, which is the id.
+_HANDLE = struct.Struct("=IiQ")
 
 
 def unified_mount() -> str | None:
@@ -132,13 +130,13 @@ def _locked(directory: str) -> Iterator[None]:
 
 def cgroup_id(path: str) -> int:
     """The 64-bit id the kernel knows the cgroup by: the payload of its file handle (name_to_handle_at(2))."""
+    import ctypes
 
-    handle = _FileHandle(size=8)
-    mount_id = ctypes.c_int()
-    if libc.name_to_handle_at(-100, os.fsencode(path), ctypes.byref(handle), ctypes.byref(mount_id), 0) < 0:
+    handle, mount_id = ctypes.create_string_buffer(_HANDLE.pack(8, 0, 0), _HANDLE.size), ctypes.c_int()
+    if syscalls.libc.name_to_handle_at(-100, os.fsencode(path), handle, ctypes.byref(mount_id), 0) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
-    return int(handle.id)
+    return int(_HANDLE.unpack(handle.raw)[2])
 
 
 def exists(fd: int, number: int) -> bool:
@@ -146,8 +144,10 @@ def exists(fd: int, number: int) -> bool:
 
     Asked by the id itself, so that neither a namespace nor another mount can hide it.
     """
-    handle = _FileHandle(8, _HANDLE_OF_KERNFS, number)
-    found = libc.open_by_handle_at(fd, ctypes.byref(handle), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    import ctypes
+
+    handle = _HANDLE.pack(8, _HANDLE_OF_KERNFS, number)
+    found = syscalls.libc.open_by_handle_at(fd, handle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     if found >= 0:
         os.close(found)
         return True

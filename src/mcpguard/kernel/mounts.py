@@ -5,7 +5,6 @@ Source: open_tree(2), move_mount(2), mount_setattr(2), openat2(2).
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 from collections.abc import Iterable
@@ -35,17 +34,10 @@ _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_NO_MAGICLINKS = 0x02
 
 
-def _checked(result: int, what: str) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)
-
-
 def enter_private_namespace() -> None:
     """Give the caller a mount namespace of its own that nothing propagates into or out of, and System V IPC of its own."""
-    _checked(syscalls.libc.unshare(ctypes.c_int(CLONE_NEWNS | CLONE_NEWIPC)), "unshare")
-    flags = ctypes.c_ulong(MS_REC | MS_PRIVATE)
-    _checked(syscalls.libc.mount(b"none", b"/", None, flags, None), "mount --make-rprivate /")
+    syscalls.call("unshare", "unshare", CLONE_NEWNS | CLONE_NEWIPC)
+    syscalls.call("mount", "mount --make-rprivate /", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
 
 
 def return_to_namespace_of(pid: int) -> None:
@@ -53,7 +45,7 @@ def return_to_namespace_of(pid: int) -> None:
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _checked(syscalls.libc.setns(ctypes.c_int(namespace), ctypes.c_int(CLONE_NEWNS)), "setns")
+        syscalls.call("setns", "setns", namespace, CLONE_NEWNS)
         os.fchdir(root)
         os.chroot(".")
     finally:
@@ -63,20 +55,19 @@ def return_to_namespace_of(pid: int) -> None:
 
 def mount_tmpfs(path: str, options: str) -> None:
     """Mount an empty tmpfs on `path`."""
-    flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    _checked(syscalls.libc.mount(b"mcpguard", os.fsencode(path), b"tmpfs", flags, options.encode()), f"tmpfs on {path}")
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    syscalls.call("mount", f"tmpfs on {path}", b"mcpguard", os.fsencode(path), b"tmpfs", flags, options.encode())
 
 
 def mount_devpts(path: str, options: str) -> None:
     """Mount a new instance of devpts on `path`; the kernel makes no other (since Linux 4.7)."""
-    flags = ctypes.c_ulong(MS_NOSUID | MS_NOEXEC)
-    _checked(syscalls.libc.mount(b"devpts", os.fsencode(path), b"devpts", flags, options.encode()), f"devpts on {path}")
+    flags = MS_NOSUID | MS_NOEXEC
+    syscalls.call("mount", f"devpts on {path}", b"devpts", os.fsencode(path), b"devpts", flags, options.encode())
 
 
 def detach(place_fd: int) -> None:
     """Take the mount whose root the place is, and all below it, out of this namespace."""
-    name = f"/proc/self/fd/{place_fd}".encode()
-    _checked(syscalls.libc.umount2(name, ctypes.c_int(_DETACH)), "umount")
+    syscalls.call("umount2", "umount", f"/proc/self/fd/{place_fd}".encode(), _DETACH)
 
 
 def open_exact(path: str) -> int:

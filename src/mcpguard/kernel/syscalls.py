@@ -1,20 +1,21 @@
 """Raw system calls that Python's standard library does not wrap. Numbers, structures and errno; no policy.
 
 All numbers used here are above 424 or the same on x86-64 and arm64 (the common table), unless a table says otherwise.
+`ctypes` is imported at the first call: the user's process makes none before its request is on the way.
 """
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import os
-import signal
+import struct
 
-libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.restype = ctypes.c_long
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import ctypes
+    from typing import Any
 
-# Keeps the interpreter's lock meanwhile, as whoever forks must.
-_python = ctypes.PyDLL(None, use_errno=True)
-_python.syscall.restype = ctypes.c_long
+    libc: ctypes.CDLL
 
 OPEN_TREE = 428
 MOVE_MOUNT = 429
@@ -37,6 +38,45 @@ AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 
 
+# clone_args of clone3(2): flags, pidfd, child_tid, parent_tid, exit_signal, five that stay 0, cgroup.
+_CLONE_ARGUMENTS = struct.Struct("=11Q")
+
+
+def __getattr__(name: str) -> Any:
+    """`libc`, loaded when it is first asked for."""
+    if name == "libc":
+        return _libc()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    library.syscall.restype = ctypes.c_long
+    return library
+
+
+def _failed(about: str = "") -> OSError:
+    import ctypes
+
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), about) if about else OSError(number, os.strerror(number))
+
+
+def call(function: str, about: str, *arguments: int | bytes | None) -> None:
+    """Call a function of libc that returns less than 0 where it fails; integers are passed as 64 bit.
+
+    Raises:
+        OSError: it failed; `about` stands where a file name would.
+    """
+    import ctypes
+
+    if getattr(_libc(), function)(*(ctypes.c_ulong(a) if isinstance(a, int) else a for a in arguments)) < 0:
+        raise _failed(about)
+
+
 def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
     """Call the kernel.
 
@@ -45,24 +85,13 @@ def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] |
     Raises:
         OSError: the call failed; errno is set.
     """
+    import ctypes
+
     converted: list[object] = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    result = int(libc.syscall(ctypes.c_long(number), *converted))
+    result = int(_libc().syscall(ctypes.c_long(number), *converted))
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise _failed()
     return result
-
-
-class _CloneArguments(ctypes.Structure):
-    """clone_args of clone3(2)."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in (
-            *("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls"),
-            *("set_tid", "set_tid_size", "cgroup"),
-        )
-    )
 
 
 def fork_into(cgroup: int) -> int:
@@ -78,30 +107,35 @@ def fork_into(cgroup: int) -> int:
     Raises:
         OSError: the kernel, or a filter of system calls, refused.
     """
-    arguments = _CloneArguments(flags=_CLONE_INTO_CGROUP, exit_signal=signal.SIGCHLD, cgroup=cgroup)
-    size = ctypes.c_long(ctypes.sizeof(arguments))
-    ctypes.pythonapi.PyOS_BeforeFork()
-    pid = int(_python.syscall(ctypes.c_long(_CLONE3), ctypes.byref(arguments), size))
+    import ctypes
+    import signal
+
+    library = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock meanwhile, as whoever forks must
+    library.syscall.restype = ctypes.c_long
+    arguments = _CLONE_ARGUMENTS.pack(_CLONE_INTO_CGROUP, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, cgroup)
+    library.PyOS_BeforeFork()
+    pid = int(library.syscall(ctypes.c_long(_CLONE3), arguments, ctypes.c_long(len(arguments))))
     if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
+        library.PyOS_AfterFork_Child()
         return 0
-    number = ctypes.get_errno()
-    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    failed = _failed()
+    library.PyOS_AfterFork_Parent()
     if pid < 0:
-        raise OSError(number, os.strerror(number))
+        raise failed
     return pid
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2); raises OSError."""
+    import ctypes
+
     result = int(
-        libc.prctl(
+        _libc().prctl(
             ctypes.c_int(option), ctypes.c_ulong(arg2), ctypes.c_ulong(arg3), ctypes.c_ulong(arg4), ctypes.c_ulong(arg5)
         )
     )
     if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise _failed()
     return result
 
 
@@ -114,7 +148,8 @@ def release_tracee(pid: int, stopped_by: int) -> bool:
     Returns:
         False: the caller does not trace it.
     """
-    import signal  # takes longer than all else here
+    import ctypes
+    import signal
 
     passed = 0 if stopped_by == signal.SIGTRAP else stopped_by
-    return int(libc.ptrace(ctypes.c_long(_PTRACE_DETACH), ctypes.c_long(pid), None, ctypes.c_void_p(passed))) == 0
+    return int(_libc().ptrace(ctypes.c_long(_PTRACE_DETACH), ctypes.c_long(pid), None, ctypes.c_void_p(passed))) == 0

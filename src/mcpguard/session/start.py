@@ -90,7 +90,7 @@ class Start:
         if os.geteuid() == 0:
             # What both will need, imported once; the copy is made before anything that only one of them does.
             from mcpguard.broker import protocol  # noqa: F401
-            from mcpguard.kernel import cgroup, landlock, mounts  # noqa: F401
+            from mcpguard.kernel import cgroup, mounts  # noqa: F401
             from mcpguard.model import digests  # noqa: F401
             from mcpguard.wire import _abi  # noqa: F401
 
