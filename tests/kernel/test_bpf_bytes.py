@@ -67,7 +67,9 @@ def test_what_went_and_came_is_counted_by_destination(tree: Tree, address: str) 
     with answering(address) as port:
         assert in_child(lambda: exchange(address, port)) == RECEIVED
         assert seen.grown() == [], "nobody else's bytes are counted"
+        assert not tree.session.exchanged()
         assert tree.run(lambda: exchange(address, port)) == RECEIVED
+        assert tree.session.exchanged()
         (one,) = seen.grown()
         assert (one.address, one.port, one.protocol, one.incoming) == (address, port, "tcp", False)
         assert SENT <= one.sent <= SENT * ROOM and RECEIVED <= one.received <= RECEIVED * ROOM

@@ -86,3 +86,15 @@ def test_what_is_needed_later_is_imported_while_somebody_is_waited_for_and_no_lo
     answers = iter([True] * silences + [False])
     run._import_while(lambda: next(answers))
     assert imported == list(run._LATER[:silences])
+
+
+@pytest.mark.parametrize(("told", "asked"), [({"exchanged": False}, 0), ({"exchanged": True}, 1), ({}, 1)])
+def test_only_where_the_broker_saw_that_nothing_was_exchanged_nobody_looks(
+    told: dict[str, bool], asked: int, attached: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr("mcpguard.events.flows.read_entries", lambda fd, *_what: looks.append(fd) or [])
+    attached.follow()
+    attached._pump, attached._counters = None, None
+    attached.take_final(told)
+    assert len(looks) == asked

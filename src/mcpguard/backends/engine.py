@@ -534,6 +534,10 @@ class Session:
                 counts += sums.remainders(bpf.read_values(fd, _abi.MG_SUM.size, name))
         return counts
 
+    def exchanged(self) -> bool:
+        """Whether anything went to or came from a destination. Raises KernelError."""
+        return FLOWS in self.maps and not self.maps[FLOWS].is_empty(_abi.MG_FLOW_KEY.size)
+
     def at_removal(self, act: Callable[[], None]) -> None:
         """What else to take out when no decision finds the session any more, before its slot can be another's."""
         self._leftovers.append(act)

@@ -210,9 +210,12 @@ class Engine:
         }
 
     def final(self) -> dict[str, Any]:
-        """Counts that no record has reported yet, as `[series, count]`; to be read when the tree has ended."""
+        """Counts that no record has reported yet, as `[series, count]`, and whether anything was exchanged; to be read
+        when the tree has ended.
+        """
         return {
             "sums": self._session.final_counts(),
+            "exchanged": self._session.exchanged(),
             "missed": self._guard.missed() if self._guard is not None else 0,
             "unrecorded": self._tracing.missed(),
         }

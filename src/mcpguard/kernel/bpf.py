@@ -229,6 +229,17 @@ class Map:
                 return found
             found.append(place.raw)
 
+    def is_empty(self, key_bytes: int) -> bool:
+        """Whether there is no key now. Raises KernelError."""
+        place = ctypes.create_string_buffer(key_bytes)
+        try:
+            libbpf.call("bpf_map_get_next_key", self.fd, None, place, about=self.name)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return True
+        return False
+
     def delete(self, key: bytes) -> None:
         """Remove one entry; one that is gone already is no error."""
         try:

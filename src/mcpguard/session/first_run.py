@@ -11,13 +11,13 @@ import os
 import sys
 from collections.abc import Iterator
 
-from mcpguard.kernel import mounts
 from mcpguard.model.policy import Policy
 from mcpguard.model.values import dataclass
 from mcpguard.profile import places
 
 MODE = 0o700
 LOCK = "folders.lock"
+_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
@@ -46,6 +46,8 @@ def own_folders(policy: Policy, *, quiet: bool = False) -> Iterator[None]:
 
 def _make(folder: str) -> bool:
     """False where it exists already, or cannot be made here: then the plan says what is missing."""
+    if os.path.lexists(folder):
+        return False
     with contextlib.suppress(OSError), _parent(folder) as parent:
         os.mkdir(os.path.basename(folder), MODE, dir_fd=parent)
         return True
@@ -63,8 +65,12 @@ def _remove(folder: str) -> bool:
 @contextlib.contextmanager
 def _parent(folder: str) -> Iterator[int]:
     """The directory that holds `folder`, reached without one symlink on the way."""
-    place = mounts.open_exact(os.path.dirname(folder))
+    place = os.open("/", _PLACE)
     try:
+        for name in os.path.dirname(folder).split("/")[1:]:
+            inner = os.open(name, _PLACE, dir_fd=place)
+            os.close(place)
+            place = inner
         yield place
     finally:
         os.close(place)

@@ -96,6 +96,7 @@ class Recording:
         self._pid_fd = -1
         self._flows_fd = -1
         self._flows: Flows | None = None
+        self._silent = False
         self._leaf = ""
         self._final = False
         self._leftover = 0
@@ -246,17 +247,10 @@ class Recording:
         if self._listener is not None:
             self._listener.skip_port(port)
 
-    def get_ready_for_the_end(self) -> None:
-        """Import what it takes while the agent starts, beside it where there is another processor: a short run would wait."""
-        if self._recorder is not None:
-            from mcpguard.events import flows, retention  # noqa: F401
-            from mcpguard.kernel import libbpf
-
-            with contextlib.suppress(HostError):  # said by whoever needs it
-                libbpf.library()
-
     def _exchanged(self) -> list[FlowRecord]:
         """What was exchanged with whom since the last call."""
+        if self._silent:
+            return []
         if self._flows is None:
             from mcpguard.events.flows import Flows
 
@@ -324,6 +318,8 @@ class Recording:
         """News that came with the agent's end: last counts, and how many processes it left behind."""
         self._leftover = int(message.get("leftover", 0))
         self._final = True
+        # By the broker's word; what it takes to look ourselves need not be loaded then.
+        self._silent = message.get("exchanged") is False
         self._stop_pump()
         if self._recorder is not None:
             from mcpguard.wire.records import SumRecord

@@ -52,7 +52,7 @@ FAILED = 125
 # What a run takes later, in this order.
 _LATER = (
     *("mcpguard.session.recording", "mcpguard.events.recorder", "mcpguard.events.pump", "mcpguard.events.listener"),
-    *("mcpguard.session.edits", "mcpguard.events.flows", "mcpguard.events.retention"),
+    *("mcpguard.session.edits", "mcpguard.events.retention"),
 )
 
 
@@ -155,7 +155,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             guarded.gate if guarded else None,
             lambda: _live(policy, offer, plan, broker, start.resolver, recording, hooks, later),
         )
-        recording.get_ready_for_the_end()
+        _import_while(lambda: True)  # what is left: the agent starts meanwhile
         code, trouble = _wait_for_agent(broker, command, recording, guarded, watch)
     finally:
         watch.agent_ended()
