@@ -13,6 +13,7 @@
 #include "mg_flow.h"
 #include "mg_kept.h"
 #include "mg_first_bytes.h"
+#include "mg_own_ends.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -952,6 +953,35 @@ static __always_inline void mg_count_packet(struct __sk_buff *skb, const struct 
 	mg_count_bytes(&leaf->session, &peer, op, skb->len, received);
 }
 
+/* Note that the end of a connection which this packet opens is the session's own; `received`: the end that is asked. */
+static __always_inline void mg_note_end(const struct mg_leaf *leaf, struct bpf_sock *sk, const struct mg_packet *packet, int received)
+{
+	struct sock *opened = sk ? (struct sock *)bpf_skc_to_tcp_sock(sk) : 0;
+	struct mg_own_end asking = {}, asked = {};
+	const __u32 *began;
+
+	/* What stands on other addresses is nowhere told of. */
+	if (!opened || !mg_is_loopback(&packet->from) || !mg_is_loopback(&packet->to))
+		return;
+	asking.net = mg_net_of(opened);
+	asking.slot = leaf->session.slot;
+	asking.address = asked.far_address = packet->from.words[3];
+	asking.far_address = asked.address = packet->to.words[3];
+	asking.port = asked.far_port = packet->from.port;
+	asking.far_port = asked.port = packet->to.port;
+	asked.net = asking.net;
+	asked.slot = asking.slot;
+	if (received) {
+		began = bpf_map_lookup_elem(&mg_own_ends, &asking);
+		if (began && *began != packet->sequence)
+			bpf_map_delete_elem(&mg_own_ends, &asking);
+		bpf_map_update_elem(&mg_own_ends, &asked, &packet->sequence, BPF_ANY);
+	} else {
+		bpf_map_delete_elem(&mg_own_ends, &asked);
+		bpf_map_update_elem(&mg_own_ends, &asking, &packet->sequence, BPF_ANY);
+	}
+}
+
 /* Backstop behind the hooks above: whatever way a packet was made, it leaves only to where the tree may talk. */
 SEC("cgroup_skb/egress")
 int mg_egress(struct __sk_buff *skb)
@@ -990,6 +1020,8 @@ int mg_egress(struct __sk_buff *skb)
 	}
 	if (mg_judge_packet(skb, leaf, sk, socket, &packet) == MG_BLOCK)
 		return MG_BLOCK;
+	if (packet.opens)
+		mg_note_end(leaf, sk, &packet, 0);
 	mg_count_packet(skb, leaf, socket, &packet.to, packet.from.port, 0);
 	return MG_PASS;
 }
@@ -1067,6 +1099,7 @@ int mg_ingress(struct __sk_buff *skb)
 		socket = bpf_sk_storage_get(&mg_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (socket)
 		socket->leaf = leaf->id;
+	mg_note_end(leaf, sk, &packet, 1);
 	keeper = socket ? socket->kept : 0;
 	mg_match(leaf->session.slot, MG_TABLE_LISTEN, &packet.to, &answer);
 	if (keeper)

@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 13
+#define MG_ABI_VERSION 14
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -386,11 +386,13 @@ struct mg_branch_key {
 	__u8 bytes[MG_BRANCH_BYTES];	/* the next piece; zero after the end */
 };
 
-/* Bytes that a process of the tree sent on a connection on which JSON-RPC is spoken, in the order of the stream; they follow. */
+/* Bytes that a process of the tree sent on a connection on which JSON-RPC is spoken, or received there from outside of the session, in
+ * the order of the stream; they follow.
+ */
 struct mg_message {
 	struct mg_head head;
 	__u64 offset;	/* of the first byte, from the first one that was sent on since the connection is looked at */
-	__u64 own;	/* inode number of the end that it was sent from */
+	__u64 own;	/* inode number of the end that it was sent from, or read at: see `fate` */
 	__u64 far;	/* of the end where it arrives: a pipe's own; 0: not known, or TCP */
 	__u64 input;	/* of the sender's standard input; 0: none */
 	__u32 device;	/* of own and far */
@@ -410,6 +412,7 @@ enum mg_fate {
 	MG_GOES_ON = 0,
 	MG_ENDED = 1,	/* it answered: see mg_counters.agent */
 	MG_HELD = 2,	/* stopped: it has read the bytes, at the end `own`: see mg_counters.gated */
+	MG_HEARD = 3,	/* nothing: it has received the bytes, at the end `own`; the ports are those of who sent them, and its own */
 };
 
 /* Map mg_counters, one for each session: one value, readable by mmap. `pending` moves into the next record's lost_before. */

@@ -3,13 +3,15 @@
  * verdict: the bytes are read from the sender's memory when the call has ended, and another thread may have changed them meanwhile.
  *
  * A connection is looked at when something is sent on it, until its first bytes show what it is. From then on, all of it is sent on
- * to user space, or nothing. Only the sending side is read, so that each message is seen once. Where servers have to start by way of
+ * to user space, or nothing. Only the sending side is read, so that each message is seen once; but for what comes over loopback from
+ * outside of the session, whose sender nobody looks at: that is read where it is received. Where servers have to start by way of
  * a gate the first question of MCP is looked for at the end where it is read, too: who reads it is held.
  */
 #ifndef MG_STREAM_H
 #define MG_STREAM_H
 
 #include "mg_entry.h"
+#include "mg_own_ends.h"
 #include "mg_scratch.h"
 
 enum {
@@ -28,7 +30,10 @@ enum {
 	MG_SIGKILL = 9,
 	MG_SIGCONT = 18,
 	MG_SIGSTOP = 19,
+	MG_MSG_OOB = 1,
 	MG_MSG_PEEK = 2,
+	MG_MSG_TRUNC = 0x20,
+	MG_MSG_ERRQUEUE = 0x2000,
 	MG_READ_SIDE = 1 << 30,	/* in mg_stream_key.slot */
 	MG_TO_VALUE = 12,	/* from the name `method` to the first letters of its value */
 };
@@ -105,11 +110,12 @@ struct in6_addr___mg {
 struct sock_common___tcp {
 	unsigned short skc_family;
 	__u32 skc_daddr;
+	__u32 skc_rcv_saddr;
 	__u16 skc_dport;	/* network byte order */
 	__u16 skc_num;
 	struct {
 		__u8 bytes[16];
-	} skc_v6_daddr;
+	} skc_v6_daddr, skc_v6_rcv_saddr;
 };
 
 struct sock___tcp {
@@ -350,13 +356,15 @@ static long mg_send_on(__u32 index, void *data)
 
 /* --- what a connection is, by its first bytes --- */
 
+enum mg_found { MG_FOUND_MCP = 1, MG_FOUND_EVENTS = 2 };
+
 struct mg_reading {
 	__u64 window;	/* the last eight bytes, in small letters */
 	__u64 name;
 	__u32 at;	/* where JSON has got to: 0 nothing, 1 an object, 2 in its first name, 3 the name is known */
 	__u8 first;
 	__u8 other;	/* it begins with something else */
-	__u8 found;	/* what only MCP has, and JSON-RPC */
+	__u8 found;	/* enum mg_found, or-ed */
 	__u8 line;	/* a line has ended */
 	__u8 says;	/* enum mg_says, or-ed */
 	__u8 depth;	/* of objects and lists */
@@ -471,9 +479,10 @@ __noinline int mg_read_one(struct mg_reading *reading, __u32 index, __u32 byte)
 	}
 	reading->window = reading->window << 8 | (byte & 0xff) | 0x20;
 	if ((reading->window & 0xffffffffffffffull) == MG_WORD(0, 'j', 's', 'o', 'n', 'r', 'p', 'c') ||
-	    reading->window == MG_WORD('e', 'v', 'e', 'n', 't', '-', 's', 't') ||
 	    (reading->window & 0xffffffffffull) == MG_WORD(0, 0, 0, '*', 'm', 'c', 'p', '-'))
-		reading->found = 1;
+		reading->found |= MG_FOUND_MCP;
+	if (reading->window == MG_WORD('e', 'v', 'e', 'n', 't', '-', 's', 't'))
+		reading->found |= MG_FOUND_EVENTS;
 	if (!reading->line) {
 		mg_nest(reading, byte & 0xff);
 		mg_read_names(reading, index);
@@ -488,30 +497,44 @@ struct mg_look {
 	struct mg_reading reading;
 };
 
+static __always_inline int mg_begins_http(const struct mg_reading *reading)
+{
+	return reading->first == 'P' || reading->first == 'G' || reading->first == 'H';
+}
+
 static long mg_read_byte(__u32 index, void *data)
 {
 	struct mg_look *look = data;
 
-	if (index >= look->length || (look->reading.other && look->channel != MG_LOOPBACK))
+	if (index >= look->length || (look->reading.other && !(look->channel == MG_LOOPBACK && mg_begins_http(&look->reading))))
 		return 1;
 	mg_read_one(&look->reading, index, look->scratch->record[(sizeof(struct mg_message) + index) & MG_RECORD_MASK]);
 	return 0;
 }
 
-/* Is it HTTP as MCP uses it? Requests name a stream of events or hold JSON-RPC; answers follow requests. */
-static __always_inline enum mg_guess mg_guess_http(const struct mg_reading *reading, __u32 length, int asked)
+/* What is known of a connection before its first bytes are looked at, or-ed. */
+enum mg_known { MG_WAS_ASKED = 1, MG_IS_RECEIVED = 2 };
+
+/* Is it HTTP as MCP uses it? Requests name a stream of events or hold JSON-RPC; answers follow requests. Who asked for what is received
+ * was seen, mostly, and other servers (of models) answer in streams, too.
+ */
+static __always_inline enum mg_guess mg_guess_http(const struct mg_reading *reading, __u32 length, int known)
 {
-	if (reading->first != 'P' && reading->first != 'G' && reading->first != 'H')
+	__u32 found = reading->found;
+
+	if (!mg_begins_http(reading))
 		return MG_NO;
-	if (reading->found || (reading->first == 'H' && asked))
+	if (reading->first == 'H' && known & MG_IS_RECEIVED)
+		found &= MG_FOUND_MCP;
+	if (found || (reading->first == 'H' && known & MG_WAS_ASKED))
 		return MG_YES;
 	return length < MG_HEAD_BYTES ? MG_MORE : MG_NO;
 }
 
-static __always_inline enum mg_guess mg_guess_of(const struct mg_reading *reading, __u32 length, int channel, int asked)
+static __always_inline enum mg_guess mg_guess_of(const struct mg_reading *reading, __u32 length, int channel, int known)
 {
 	if (reading->other)
-		return channel == MG_LOOPBACK ? mg_guess_http(reading, length, asked) : MG_NO;
+		return channel == MG_LOOPBACK ? mg_guess_http(reading, length, known) : MG_NO;
 	if (reading->at < 3)
 		return length < MG_HEAD_BYTES ? MG_MORE : MG_NO;
 	if (mg_is_known_name(reading->name) || reading->found)
@@ -520,14 +543,14 @@ static __always_inline enum mg_guess mg_guess_of(const struct mg_reading *readin
 }
 
 /* What the first bytes in the buffer show, the very first of them in the second byte, and what they say in the third. */
-__noinline int mg_look_at(struct mg_scratch *scratch, __u32 length, __u32 channel, __u32 asked)
+__noinline int mg_look_at(struct mg_scratch *scratch, __u32 length, __u32 channel, __u32 known)
 {
 	struct mg_look look = { .scratch = scratch, .length = length, .channel = channel };
 
 	if (!scratch)
 		return MG_NO;
 	bpf_loop(MG_HEAD_BYTES, mg_read_byte, &look, 0);
-	return mg_guess_of(&look.reading, length, channel, asked) | (__u32)look.reading.first << 8 |
+	return mg_guess_of(&look.reading, length, channel, known) | (__u32)look.reading.first << 8 |
 	       (__u32)look.reading.says << 16;
 }
 
@@ -585,6 +608,7 @@ __noinline int mg_gather(struct mg_scratch *scratch, const struct mg_head_bytes 
 struct mg_end {
 	struct mg_stream_key key;
 	__u64 far;
+	__u64 sk;	/* of TCP */
 	__u16 port;
 	__u16 far_port;
 	__u8 channel;
@@ -623,6 +647,7 @@ static __always_inline int mg_socket_end(struct file *file, struct mg_end *end)
 	if ((family != MG_INET && family != MG_INET6) || !mg_is_loopback(sk, family))
 		return 0;
 	end->channel = MG_LOOPBACK;
+	end->sk = (__u64)sk;
 	end->port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	end->far_port = __builtin_bswap16(BPF_CORE_READ(sk, __sk_common.skc_dport));
 	return 1;
@@ -646,6 +671,12 @@ __noinline int mg_end_of(__u64 fd, struct mg_end *end)
 	return 1;
 }
 
+/* Is it looked at for what is received there? */
+static __always_inline int mg_is_reading(const struct mg_end *end)
+{
+	return !!(end->key.slot & MG_READ_SIDE);
+}
+
 /* The fixed part of a record in the buffer. */
 __noinline int mg_fill_message(struct mg_scratch *scratch, const struct mg_end *end)
 {
@@ -663,20 +694,34 @@ __noinline int mg_fill_message(struct mg_scratch *scratch, const struct mg_end *
 	record->input = BPF_CORE_READ(inode, i_ino);
 	record->device = end->key.device;
 	record->input_device = BPF_CORE_READ(inode, i_sb, s_dev);
-	record->port = end->port;
-	record->far_port = end->far_port;
+	record->port = mg_is_reading(end) ? end->far_port : end->port;
+	record->far_port = mg_is_reading(end) ? end->port : end->far_port;
 	record->channel = end->channel;
+	record->fate = mg_is_reading(end) ? MG_HEARD : MG_GOES_ON;
 	inode = BPF_CORE_READ(output, f_inode);
 	record->output = BPF_CORE_READ(inode, i_ino) == end->key.own &&
 			 BPF_CORE_READ(inode, i_sb, s_dev) == end->key.device;
 	return 0;
 }
 
-static __always_inline int mg_was_asked(const struct mg_session *session, const struct mg_end *end)
+/* Where it is noted that one of the two asks: who sends here, or who is sent to. */
+static __always_inline struct mg_asked_key mg_asked_by(const struct mg_session *session, const struct mg_end *end, int sender)
 {
-	struct mg_asked_key asked = { .slot = session->slot, .port = end->far_port, .far_port = end->port };
+	int own = sender != mg_is_reading(end);
 
-	return end->channel == MG_LOOPBACK && bpf_map_lookup_elem(&mg_asked, &asked);
+	return (struct mg_asked_key){
+		.slot = session->slot,
+		.port = own ? end->port : end->far_port,
+		.far_port = own ? end->far_port : end->port,
+	};
+}
+
+static __always_inline int mg_known_of(const struct mg_session *session, const struct mg_end *end)
+{
+	struct mg_asked_key asked = mg_asked_by(session, end, 0);
+	int known = mg_is_reading(end) ? MG_IS_RECEIVED : 0;
+
+	return end->channel == MG_LOOPBACK && bpf_map_lookup_elem(&mg_asked, &asked) ? known | MG_WAS_ASKED : known;
 }
 
 /* What is sent to this end; 0: nothing was seen. */
@@ -718,24 +763,42 @@ static __always_inline void mg_end_around(const struct mg_session *session, stru
 		stream->ended = !bpf_send_signal(MG_SIGKILL);
 }
 
+/* What is received at an end was left alone, perhaps: it is looked at again, as MCP is sent there. */
+static __always_inline void mg_expect_answers(const struct mg_end *end)
+{
+	struct mg_stream_key key = end->key;
+	struct mg_stream *receiving;
+
+	key.slot |= MG_READ_SIDE;
+	receiving = bpf_map_lookup_elem(&mg_streams, &key);
+	if (!receiving || receiving->state != MG_IGNORED)
+		return;
+	receiving->tries = 0;
+	receiving->state = MG_UNDECIDED;
+}
+
 /* All that follows is wanted. The first bytes are in the buffer: tell those that were held. */
 static __always_inline void mg_begin(const struct mg_session *session, struct mg_scratch *scratch, struct mg_stream *stream,
 				     const struct mg_end *end, __u8 first, __u32 says)
 {
-	struct mg_asked_key asked = { .slot = session->slot, .port = end->port, .far_port = end->far_port };
+	struct mg_asked_key asked = mg_asked_by(session, end, 1);
 	struct mg_message *record = (void *)scratch->record;
 	__u32 held = stream->held, one = 1;
 
 	stream->state = MG_SPEAKS;
-	mg_end_around(session, stream, says);
+	if (!mg_is_reading(end))
+		mg_end_around(session, stream, says);
 	stream->held = 0;
 	if (end->channel == MG_LOOPBACK && first != 'H')
 		bpf_map_update_elem(&mg_asked, &asked, &one, BPF_ANY);
+	if (end->channel == MG_LOOPBACK && !mg_is_reading(end))
+		mg_expect_answers(end);
 	if (!held || held > MG_HEAD_BYTES)
 		return;
 	mg_fill_message(scratch, end);
 	record->length = held;
-	record->fate = stream->ended ? MG_ENDED : MG_GOES_ON;
+	if (stream->ended)
+		record->fate = MG_ENDED;
 	mg_send_piece(session, scratch, held);
 	stream->offset = held;
 }
@@ -746,8 +809,13 @@ static __always_inline int mg_decide(const struct mg_session *session, struct mg
 {
 	/* Looked up here: Linux 6.1 takes no argument of a function of its own for a key. */
 	const struct mg_head_bytes *head = bpf_map_lookup_elem(&mg_heads, &end->key);
-	__u32 length = mg_gather(scratch, head, stream->held);
-	__u32 shown = mg_look_at(scratch, length, end->channel, mg_was_asked(session, end));
+	__u32 known = mg_known_of(session, end), length, shown;
+
+	/* The end of an earlier answer, cut where it looked like something else. */
+	if (known == (MG_IS_RECEIVED | MG_WAS_ASKED) && head && head->bytes[0] != 'H')
+		stream->held = 0;
+	length = mg_gather(scratch, head, stream->held);
+	shown = mg_look_at(scratch, length, end->channel, known);
 
 	if ((shown & 0xff) == MG_YES) {
 		mg_begin(session, scratch, stream, end, shown >> 8, shown >> 16);
@@ -785,7 +853,8 @@ static __always_inline void mg_tell(const struct mg_session *session, struct mg_
 	struct mg_message *record = (void *)scratch->record;
 
 	mg_fill_message(scratch, end);
-	record->fate = stream->ended ? MG_ENDED : MG_GOES_ON;
+	if (stream->ended)
+		record->fate = MG_ENDED;
 	cursor->offset = begin;
 	cursor->budget = MG_STREAM_BYTES;
 	bpf_loop(MG_STEPS, mg_send_on, &sending, 0);
@@ -905,7 +974,7 @@ static __noinline int mg_sent(const struct mg_session *session, void *registers,
 	return 0;
 }
 
-/* --- who reads a question --- */
+/* --- what is received --- */
 
 static __always_inline enum mg_way mg_way_of_reading(__u64 number)
 {
@@ -924,16 +993,69 @@ static __always_inline enum mg_way mg_way_of_reading(__u64 number)
 	return MG_NOTHING;
 }
 
-/* Whether what was received is left to be received again. */
-static __always_inline int mg_only_looks(void *registers, __u64 number)
+static __always_inline __u64 mg_flags_of_reading(void *registers, __u64 number)
 {
 	switch (number) {
 	case __NR_recvfrom:
 	case __NR_recvmmsg:
-		return mg_fourth(registers) & MG_MSG_PEEK;
+		return mg_fourth(registers);
 	case __NR_recvmsg:
-		return mg_third(registers) & MG_MSG_PEEK;
+		return mg_third(registers);
 	}
+	return 0;
+}
+
+/* Is the other end of a connection on loopback the session's own? */
+static __always_inline int mg_is_within(const struct mg_session *session, const struct mg_end *end)
+{
+	struct mg_own_end other = { .slot = session->slot, .port = end->far_port, .far_port = end->port };
+	struct sock___tcp *sk = (void *)end->sk;
+	__u32 words[4] = {};
+
+	other.net = mg_net_of((struct sock *)sk);
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == MG_INET) {
+		other.address = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+		other.far_address = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+	} else {
+		bpf_core_read(words, sizeof(words), &sk->__sk_common.skc_v6_daddr);
+		other.address = words[3];
+		bpf_core_read(words, sizeof(words), &sk->__sk_common.skc_v6_rcv_saddr);
+		other.far_address = words[3];
+	}
+	return !!bpf_map_lookup_elem(&mg_own_ends, &other);
+}
+
+/* What the current task has received over loopback from outside of the session, or moved on unread. */
+static __noinline int mg_heard(const struct mg_session *session, void *registers, __u64 number, struct mg_end *end, __u64 result)
+{
+	__u64 flags = mg_flags_of_reading(registers, number), got;
+	enum mg_way way = mg_way_of_reading(number);
+	struct mg_scratch *scratch;
+	struct mg_stream *stream;
+
+	/* No part of the stream, or one that is received again. */
+	if (flags & (MG_MSG_OOB | MG_MSG_PEEK | MG_MSG_ERRQUEUE))
+		return 0;
+	end->key.slot = session->slot | MG_READ_SIDE;
+	stream = mg_stream_of(&end->key);
+	if (!stream || stream->state == MG_IGNORED || (way == MG_NOTHING && stream->state != MG_SPEAKS))
+		return 0;
+	if (stream->state == MG_UNDECIDED && mg_is_within(session, end)) {
+		stream->state = MG_IGNORED;
+		return 0;
+	}
+	scratch = mg_claim_quietly();
+	if (!scratch) {
+		__sync_fetch_and_add(&stream->offset, result);
+		mg_lose_pieces(session, 1, 0);
+		return 0;
+	}
+	got = mg_point(scratch, way, mg_second(registers), mg_third(registers), result);
+	if (flags & MG_MSG_TRUNC) /* thrown away: the program's buffer holds something else */
+		__builtin_memset(&mg_work_in(scratch)->cursor, 0, sizeof(struct mg_cursor));
+	if (stream->state == MG_SPEAKS || mg_decide(session, scratch, stream, end, got))
+		mg_tell(session, scratch, stream, end, got);
+	mg_release(scratch);
 	return 0;
 }
 
@@ -997,9 +1119,10 @@ static __always_inline int mg_reads_question(struct mg_scratch *scratch, struct 
 	return 0;
 }
 
-/* What the current task has received from a descriptor, or moved on unread, where a gate stands before all servers.
+/* What the current task has received from a descriptor, or moved on unread.
  *
- * The agent itself is nobody's server. A connection is held up once: what comes after the first question was judged with it.
+ * Where a gate stands before all servers, who reads a question is held. The agent itself is nobody's server. A connection is held up
+ * once: what comes after the first question was judged with it.
  */
 static __noinline int mg_received(const struct mg_session *session, void *registers, __u64 number, __u64 fd, __u64 result)
 {
@@ -1012,8 +1135,12 @@ static __noinline int mg_received(const struct mg_session *session, void *regist
 	__u32 length = 0;
 	int question;
 
-	if (!counters || !counters->gated || bpf_get_current_pid_tgid() >> 32 == counters->agent || !mg_end_of(fd, &end) ||
-	    end.channel == MG_LOOPBACK || !mg_is_of_tree(mg_own_file((__u32)fd)))
+	if (!mg_end_of(fd, &end))
+		return 0;
+	if (end.channel == MG_LOOPBACK)
+		return mg_heard(session, registers, number, &end, result);
+	if (!counters || !counters->gated || bpf_get_current_pid_tgid() >> 32 == counters->agent ||
+	    !mg_is_of_tree(mg_own_file((__u32)fd)))
 		return 0;
 	end.key.slot = session->slot | MG_READ_SIDE;
 	stream = mg_stream_of(&end.key);
@@ -1029,7 +1156,7 @@ static __noinline int mg_received(const struct mg_session *session, void *regist
 		question = asking && asking->question;
 	} else {
 		result = mg_point(scratch, way, mg_second(registers), mg_third(registers), result);
-		question = mg_reads_question(scratch, stream, &end, result, mg_only_looks(registers, number), &length);
+		question = mg_reads_question(scratch, stream, &end, result, !!(mg_flags_of_reading(registers, number) & MG_MSG_PEEK), &length);
 	}
 	if (question) {
 		stream->state = MG_IGNORED;

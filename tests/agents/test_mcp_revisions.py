@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from urllib.parse import urlsplit
 
 import pytest
 from harness import SYSTEM_PYTHON, Finished, Json, mcpguard_command, need_root, sandbox
@@ -232,6 +233,32 @@ def test_a_server_of_each_revision_over_http(box: Box) -> None:
     assert paired(events) == verdicts * len(conversations)
     transports = {(event["mcp"]["server"], event["mcp"]["transport"]) for event in events}
     assert transports == {("new", "http"), ("old", "sse")}
+
+
+def test_where_no_gate_stands_a_server_of_each_revision_over_http_is_on_record_with_its_answers(box: Box) -> None:
+    """It runs outside of the session, and the client talks to it by itself."""
+    claude = box.inside.world.project / "claude"
+    claude.write_text(CLIENT)
+    claude.chmod(0o755)
+    conversations = [["old", "2024-11-05"], *(["new", one] for one in (*REVISIONS[1:], "2025-11-25"))]
+    with ExitStack() as stack:
+        new = f"{stack.enter_context(everything('streamableHttp'))}/mcp"
+        old = f"{stack.enter_context(everything('sse'))}/sse"
+        declared = {"mcpServers": {"new": {"type": "http", "url": new}, "old": {"type": "sse", "url": old}}}
+        words = [claude, "--mcp-config", json.dumps(declared), json.dumps(conversations)]
+        free = list(told(box.inside.control(words)))
+        box.inside.profile = "dev-tools"
+        options = [word for url in (new, old) for word in ("--net", f"127.0.0.1:{urlsplit(url).port}")]
+        watched = list(told(box.inside.run(words, options=options)))
+    assert [revision for revision, _ in watched] == [revision for revision, _ in free]
+    # The client repeats the answers on its own output.
+    events = [event for event in box.mcp_events() if event["mcp"]["server"] != "claude"]
+    assert paired(events) == [(name, "allow") for name, _ in CALLS] * len(conversations)
+    assert not any("peer" in event["mcp"] for event in events)
+    answered = [
+        event["mcp"] for event in events if event["op"] == "response" and event["mcp"]["method"] == "tools/call"
+    ]
+    assert {one["transport"] for one in answered} == {"sse"} and all(one["result_bytes"] > 0 for one in answered)
 
 
 def approve(box: Box, name: str, url: str) -> None:

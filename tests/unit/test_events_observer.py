@@ -612,6 +612,34 @@ def test_the_old_transport_answers_on_another_connection() -> None:
     assert [len(ops) for ops in calls(world.events).values()] == [2]
 
 
+@pytest.mark.parametrize("outside", ["server", "client"])
+def test_who_is_outside_of_the_session_has_no_process(outside: str) -> None:
+    """What was received has the end, and the process, of who received it."""
+    world = World()
+    pid = AGENT if outside == "server" else SERVER_PID
+    near, far = ((5000, 9000), (9000, 5000)) if outside == "server" else ((9000, 5000), (5000, 9000))
+    sent = world.sender(pid, 200, 0, channel="tcp", ports=near)
+    received = world.sender(pid, 200, 0, channel="tcp", ports=far, heard=True)
+    client, server = (sent, received) if outside == "server" else (received, sent)
+    world.see(client.say(post(ask(1, name="a")), [7]), server.say(reply(answer(1)), [9]))
+    world.see(server.say(stream(event(ask(0, "ping")))), client.say(post(answer(0))))
+    assert told(world.end()) == [
+        (op, sender, method, id, tool, "http://localhost:9000/mcp")
+        for op, sender, method, id, tool in (
+            ("request", "client", "tools/call", "1", "a"),
+            ("response", "server", "tools/call", "1", "a"),
+            ("request", "server", "ping", "0", None),
+            ("response", "client", "ping", "0", None),
+        )
+    ]
+    assert [len(ops) for ops in calls(world.events).values()] == [2, 2]
+    for one in world.events:
+        assert one.mcp is not None
+        here, there = (one.mcp.client, one.mcp.peer) if outside == "server" else (one.mcp.peer, one.mcp.client)
+        assert there is None and here is not None and here.pid == pid
+        assert one.pid == (None if one.mcp.sender == outside else pid)
+
+
 def test_other_http_and_broken_http_are_left_out_until_the_next_request() -> None:
     world = World()
     client, server = http(world)

@@ -60,7 +60,7 @@ _Held = tuple[Head, dict[str, Any], int, str]
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """What is sent from one end of a connection.
+    """What is sent from one end of a connection, or received at one from outside of the session.
 
     Attributes:
         framing: None until the first bytes tell which.
@@ -70,6 +70,7 @@ class _Stream:
         back, back_bytes: messages that are held back, and their size, since when.
         early: answers whose question is not seen yet, each with the time.
         heard: somebody was seen who has it as standard input; when that was looked for last.
+        outside: it was received; `head` is of who did, and nobody knows who sent it.
         reader: who has it as standard input, where it is let go before anybody answered; 0: nobody, or it is not clear.
     """
 
@@ -80,6 +81,7 @@ class _Stream:
     head: Head
     input: End
     output: bool
+    outside: bool = False
     order: Order = field(default_factory=Order)
     framing: Lines | Http | None = None
     partner: _Stream | None = None
@@ -142,7 +144,8 @@ class Observer:
         self._epoch_of = epoch_of
         self._now_ns = now_ns
         self._who = who
-        self._streams: OrderedDict[End, _Stream] = OrderedDict()
+        # By the end, and whether it is what was received there.
+        self._streams: OrderedDict[tuple[End, bool], _Stream] = OrderedDict()
         self._skipped: dict[End | None, int] = {}
         self._skipped_ports: set[int] = set()
         # HTTP: by the server's port and the session, for answers that come on another connection.
@@ -217,18 +220,20 @@ class Observer:
     def _stream(self, record: MessageRecord) -> _Stream | None:
         if record.channel == "tcp" and not self._skipped_ports.isdisjoint(record.ports):
             return None
+        place = record.own, record.heard
         if self._is_skipped(record.own) or self._is_skipped(record.far):
-            self._streams.pop(record.own, None)
+            self._streams.pop(place, None)
             return None
-        stream = self._streams.get(record.own)
+        stream = self._streams.get(place)
         if stream is None:
             stream = _Stream(
-                *(record.channel, record.own, record.far, record.ports, record.head, record.input, record.output)
+                *(record.channel, record.own, record.far, record.ports, record.head, record.input, record.output),
+                outside=record.heard,
             )
-            self._streams[record.own] = stream
+            self._streams[place] = stream
             self._pair(stream)
         else:
-            self._streams.move_to_end(record.own)
+            self._streams.move_to_end(place)
         stream.head, stream.input, stream.output = record.head, record.input, record.output
         stream.far = record.far or stream.far
         if stream.foreign >= MOST_FOREIGN and not stream.spoke:
@@ -480,12 +485,15 @@ class Observer:
 
     def _talk(self, stream: _Stream, head: Head, transport: str) -> Talk:
         other = stream.partner
-        there = self._peer(other.head) if other is not None else None
+        there = self._sender(other) if other is not None else None
         if there is None and stream.reader and stream.role == CLIENT:
             there = Peer(stream.reader, self.exe_of(stream.reader))
-        here = self._peer(head)
+        here = None if stream.outside else self._peer(head)
         client, server = (here, there) if stream.role == CLIENT else (there, here)
         return Talk(self._session, self._server(stream, server), transport, client, server)
+
+    def _sender(self, stream: _Stream) -> Peer | None:
+        return None if stream.outside else self._peer(stream.head)
 
     def exe_of(self, pid: int) -> str | None:
         """The program of a process, as far as it is known."""

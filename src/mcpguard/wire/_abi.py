@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 13
+ABI_VERSION: Final = 14
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -164,6 +164,7 @@ MG_KINDRED_DEVPTS: Final = 3
 MG_GOES_ON: Final = 0
 MG_ENDED: Final = 1
 MG_HELD: Final = 2
+MG_HEARD: Final = 3
 
 MG_HOST_NONE: Final = 0
 MG_HOST_NAMED: Final = 1

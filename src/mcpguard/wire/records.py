@@ -224,7 +224,7 @@ class UnixRecord:
 
 @dataclass(frozen=True, slots=True)
 class MessageRecord:
-    """Bytes that a process sent on a connection on which JSON-RPC is spoken.
+    """Bytes that a process sent on a connection on which JSON-RPC is spoken, or received there from outside of the session.
 
     Attributes:
         offset: of the first byte in the stream.
@@ -239,6 +239,8 @@ class MessageRecord:
         ended: the kernel has ended the sender for it, as a server that the agent started by itself.
         held: nobody has sent this. The process of `head` has read it at the end `own`, and is stopped until somebody says how
             it goes on; `data` is where it begins, and empty where it moved on what nobody has seen.
+        heard: TCP: somebody outside of the session has sent this. The process of `head` has received it, or those that are
+            lost, at the end `own`.
     """
 
     head: Head
@@ -254,6 +256,7 @@ class MessageRecord:
     output: bool
     ended: bool = False
     held: bool = False
+    heard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
