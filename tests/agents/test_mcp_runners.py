@@ -17,7 +17,7 @@ from harness import SYSTEM_PYTHON, Json, need_root, sandbox
 from mcp_box import PROFILE, Box
 from real_agent import CACHE
 from test_mcp_gate import CALLING
-from test_mcp_servers import EVERYTHING, PYPI, answers, everything_by_npx, fetched, names, new_era, old_era
+from test_mcp_servers import EVERYTHING, NPM, PYPI, answers, by_npx, everything_by_npx, fetched, names, new_era, old_era
 
 pytestmark = [pytest.mark.kernel, pytest.mark.agent, pytest.mark.timeout(400)]
 
@@ -227,6 +227,52 @@ def test_an_approved_server_of_uvx_is_what_uv_installed(box: Box) -> None:
         "what was run elsewhere meanwhile is no change"
     )
     assert f"{home}/.local/share/uv/tools/mcp-server-time/bin/mcp-server-time" in started["detail"]
+
+
+UTC_TO_TOKYO = {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"}
+
+
+@pytest.mark.parametrize("name", ["time", "filesystem"])
+def test_what_an_approval_advises_to_keep_a_server_to_works_for_it(name: str, box: Box) -> None:
+    """Its lines are put into the profile as they are shown. The control is the same conversation without them."""
+    project, home = box.inside.world.project, box.inside.world.home
+    # What works, and what does not; and what the latter would change.
+    calls: list[tuple[str, Json]] = {
+        "time": [("convert_time", UTC_TO_TOKYO), ("get_current_time", {"timezone": "UTC"})],
+        "filesystem": [
+            *(("read_text_file", {"path": str(project / "app.py")}), ("list_directory", {"path": str(project)})),
+            ("write_file", {"path": str(project / "made"), "content": "x"}),
+        ],
+    }[name]
+    works = [1, 2]
+    if name == "filesystem":
+        command = [*by_npx(f"@modelcontextprotocol/server-filesystem@{NPM[name]}", home), str(project)]
+        box.inside.variables["npm_config_offline"] = "true"
+    else:
+        with_uv(box)
+        package = f"mcp-server-time=={PYPI['mcp-server-time']}"
+        uv_installs(box, ["uv", "tool", "install", "--link-mode", "copy", "--compile-bytecode", package])
+        command = ["uvx", package]
+        box.inside.variables |= {**VARIABLES, "UV_OFFLINE": "1"}
+    declared = {"command": command[0], "args": command[1:]}
+    (home / ".claude.json").write_text(json.dumps({"mcpServers": {"s": declared}}))
+    told = box.inside.mcpguard("mcp", "approve", "--yes", "s")
+    assert told.code == 0, told
+    advice, _, lines = told.out.partition("advice")[2].partition("\n")
+    assert "mcp:" in lines and "confine: {s: mcp-server}" in lines, told
+    free = answers(box.talk("s", *old_era(*calls), command=command).out)
+    assert not any(json.loads(line)["result"].get("isError") for key, line in free.items() if key in (1, 2, 3)), free
+    (project / "made").unlink(missing_ok=True)
+    (line,) = [line.strip() for line in lines.splitlines() if "confine" in line]
+    box.inside.write_profile("gated", f"{PROFILE}  {line}\n")
+    kept = box.talk("s", *old_era(*calls), command=command)
+    through = answers(kept.out)
+    assert not any(json.loads(through[number])["result"].get("isError") for number in works), kept
+    if name == "time":
+        assert "all of its tools" in advice and through[1] == free[1]
+    else:
+        assert {number: through[number] for number in works} == {number: free[number] for number in works}
+        assert "write nothing" in advice and json.loads(through[3])["result"]["isError"] is True, kept
 
 
 ONE_OF_OURS = """

@@ -14,12 +14,14 @@ import typer
 from mcpguard.catalogue import approved, clients, starting
 from mcpguard.catalogue.approved import Entry
 from mcpguard.catalogue.findings import Finding
-from mcpguard.catalogue.identity import MISSING, in_place_of, unknown_runner
+from mcpguard.catalogue.identity import MISSING, Identity, in_place_of, unknown_runner
 from mcpguard.catalogue.survey import Row, Survey, chosen, masked_words, survey
 from mcpguard.cli import exit_codes, render
 from mcpguard.cli.mcp_scan import findings, scan
 from mcpguard.errors import UsageError
 from mcpguard.events.format import shorten
+from mcpguard.mcp import policy
+from mcpguard.mcp.classes import confinement_of
 
 _HELP = """See which MCP servers your agents' settings declare, what each really runs, and approve those that may start.
 
@@ -264,7 +266,23 @@ def _approve(row: Row, told: Sequence[Finding], *, yes: bool) -> bool:
         return False
     entry = approved.approve(row.server.name, row.server.place, known, tuple(row.server.env))
     render.line(f"approved  {row.server.name}  {entry.digest}")
+    for line in _with_less(row.server.name, known):
+        render.line(line)
     return True
+
+
+def _with_less(name: str, known: Identity) -> list[str]:
+    """How to keep it to less than its agent has, where that was tried with what its runner installs."""
+    runs = known.installed is not None and known.installed.words and not known.installed.folder
+    package = known.package.name if runs and known.package else ""
+    if (found := confinement_of(package)) is None:
+        return []
+    profile, then = found
+    return [
+        f"advice    it can be kept to less than its agent has ({then}): mcpguard profile edit PROFILE, and there",
+        "            mcp:",
+        f"              confine: {{{policy.server_word(name)}: {profile}}}",
+    ]
 
 
 def _missing(row: Row) -> bool:

@@ -28,6 +28,12 @@ def of_package(package: str) -> Mapping[str, Any]:
     return next((one["tools"] for one in _every() if package in one["packages"]), {})
 
 
+def confinement_of(package: str) -> tuple[str, str] | None:
+    """A built-in profile that a known server works with (`mcp.confine`), and what of it then; None: none is known."""
+    found = next((one["confine"] for one in _every() if package in one["packages"] and "confine" in one), None)
+    return None if found is None else (found[0], found[1])
+
+
 def classes_of(tools: Mapping[str, Any], tool: str, arguments: Mapping[str, Any]) -> frozenset[str]:
     """Classes of a call, empty for an unknown tool.
 
