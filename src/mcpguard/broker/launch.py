@@ -34,15 +34,18 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mcpguard.broker.keeping import Keeping
+    from mcpguard.kernel.keys import Keys
 
 MINIMUM_LANDLOCK = 3
 _MOST_HELD = 8
 PR_SET_CHILD_SUBREAPER = 36
 _ALL_KINDS = 0x40000000  # __WALL of waitpid(2): threads, too
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_KEYS = (signal.SIGINT, signal.SIGQUIT)
+# What stands still would never hear of them.
+_ENDING = (signal.SIGTERM, signal.SIGHUP, *_KEYS)
 # Ctrl-Z stops the agent, if it lets itself be stopped; then we freeze its tree and stop ourselves.
-_FROM_THE_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)
+_FROM_THE_TERMINAL = (*_KEYS, signal.SIGTSTP)
 _DIED: dict[str, Any] = {"failed": "start", "errno": None, "words": "the child died"}
 
 
@@ -111,6 +114,7 @@ class Launch:
         self.keeping: Keeping | None = None
         # Why the tree stands still; empty: it runs.
         self.still = ""
+        self.keys: Keys | None = None
         # The child inherits them. Held open here, so that no other terminal gets their numbers while the session lives.
         self.terminals = terminals.own()
         for terminal in self.terminals:
@@ -213,7 +217,7 @@ class Launch:
                     if number in _FORWARDED:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(child.pid, number)
-                    if self.still and number in _ENDING:  # what stands still would never hear of it
+                    if self.still and number in _ENDING:
                         leaf.kill()
             if wakeup.fileno() in ready or ended in ready:
                 status = _reap(child.pid, leaf, lambda: self._go_on(engine))
@@ -238,9 +242,27 @@ class Launch:
         if why == self.still:
             return
         with contextlib.suppress(OSError):  # the next look tries again
+            self._take_keys() if why else self._give_keys_back()
             self.leaf.freeze(bool(why))
             self.still = why
             self._tell({"still": why})
+
+    def _take_keys(self) -> None:
+        """Have Ctrl-C end what stands still, also where the agent takes keys as they come, or sudo has its own terminal."""
+        for number in _KEYS:
+            signal.signal(number, _noted)
+        if self.keys is None:
+            from mcpguard.kernel.keys import Keys  # seldom needed
+
+            with contextlib.suppress(OSError):  # nobody has a keyboard there
+                self.keys = Keys(self.leaf.pids())
+
+    def _give_keys_back(self) -> None:
+        if self.keys is not None:
+            self.keys.give_back()
+            self.keys = None
+        for number in _KEYS:
+            signal.signal(number, signal.SIG_IGN)
 
     def _go_on(self, engine: Engine) -> None:
         """Somebody stopped us, with the tree frozen, and has continued us: it goes on, unless it would not be judged."""
@@ -419,7 +441,7 @@ def _signals() -> Iterator[socket.socket]:
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
     for number in (*_FORWARDED, signal.SIGCHLD):
-        signal.signal(number, lambda _number, _frame: None)
+        signal.signal(number, _noted)
     for number in _FROM_THE_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     # The user's process blocks signals before it starts us; a mask is inherited.
@@ -428,6 +450,10 @@ def _signals() -> Iterator[socket.socket]:
         yield ours
     finally:
         signal.set_wakeup_fd(-1)  # nobody reads any more that a child has ended
+
+
+def _noted(_number: int, _frame: object) -> None:
+    """The byte that says so is there to be read."""
 
 
 def _reap(pid: int, leaf: cgroup.Leaf, go_on: Callable[[], None]) -> int | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 KERNEL_TESTS = Path(__file__).parents[2] / "kernel"
 # What programs of the tests import: acts that run inside know one another by their own names.
-sys.path[:0] = [str(KERNEL_TESTS), str(KERNEL_TESTS.parent / "actors")]
+sys.path[:0] = [str(KERNEL_TESTS), str(KERNEL_TESTS.parent / "actors"), str(KERNEL_TESTS.parent / "launch")]
 
 from harness import Finished, Json, Sandbox  # noqa: E402
 from matrix import CAPLESS, Duel, Task, equip, perform  # noqa: E402

@@ -5,10 +5,7 @@ All else is kept, although there the programs alone keep what merely no rule all
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,10 +13,9 @@ import arena
 import pytest
 from arena import Duel, Outside, Sandbox, Task, World
 from asked import Lane
-from puppet import Puppet, puppet
+from puppet import puppet
 
-from mcpguard.kernel import cgroup
-from mcpguard.session.coverage import HOOKS_ALONE, TIER_NAMES
+from mcpguard.session.coverage import HOOKS_ALONE
 
 pytestmark = pytest.mark.kernel
 
@@ -179,74 +175,3 @@ def test_what_a_person_allows_is_open_at_the_next_attempt(lane: Lane, tier: int)
     assert ("read /dev/nothing" in outcome.later) == (tier == 2), outcome
     assert [e["verdict"] for e in reads] == ["deny", "allow"]
     assert (reads[1]["rule"]["file"], reads[1]["rule"]["text"]) == ("approved in watch", rules[0])
-
-
-def switches(tier: int, lane: Lane) -> list[tuple[Path, str, str, str]]:
-    """What root can turn outside so that programs are no longer asked: where, to what and back, and how it is told."""
-    asked = (Path("/proc/sys/kernel/ftrace_enabled"), "0", "1", "kernel.ftrace_enabled is 0")
-    preempted = (Path("/sys/kernel/debug/sched/preempt"), "full", lane.preempt, "preempts at will now (full)")
-    return [asked, preempted] if tier == 2 and alone(tier, lane) else [asked]
-
-
-def await_still(held: Puppet, still: bool) -> None:
-    mount = cgroup.unified_mount()
-    path = next(
-        line[3:] for line in Path(f"/proc/{held.pid}/cgroup").read_text().splitlines() if line.startswith("0::")
-    )
-    deadline = time.monotonic() + arena.RUN_SECONDS
-    while f"frozen {still:d}" not in Path(f"{mount}{path}/cgroup.events").read_text():
-        assert time.monotonic() < deadline, f"frozen is not {still:d}"
-        time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def turned(switch: Path, off: str, on: str) -> Iterator[None]:
-    switch.write_text(off)
-    try:
-        yield
-    finally:
-        switch.write_text(on)
-
-
-def test_the_tree_stands_still_while_the_kernel_asks_no_program(lane: Lane, tier: int) -> None:
-    with arena.world_at(lane.places("ext4")[0]) as world:
-        sandbox = Sandbox(world)
-        sandbox.write_profile("matrix", PROFILE)
-        note = world.home / "notes/list"
-        world.plant(note)
-        with puppet(sandbox) as held:
-            for switch, off, on, _told in switches(tier, lane):
-                assert held.ask("read", note) == "EACCES"
-                with turned(switch, off, on):
-                    await_still(held, True)
-                await_still(held, False)
-                assert held.ask("read", note) == "EACCES"
-            code, said = held.end()
-        events = arena.recorded(world, held.session)
-    assert code == 0
-    lost = [event["detail"] for event in events if event["kind"] == "loss"]
-    for *_how, told in switches(tier, lane):
-        assert sum(told in line for line in lost) == 1, lost
-        assert said.count(told) == 2, "at once and at the end"
-    assert said.count("the agent goes on") == len(switches(tier, lane)), said
-    assert [event["op"] for event in events if event["op"] == "thaw"] == ["thaw"] * len(switches(tier, lane))
-
-
-def test_while_no_program_is_asked_a_run_can_be_ended_and_another_has_the_weaker_tier(lane: Lane, tier: int) -> None:
-    """It is not remembered: the next one has the better tier again."""
-    with arena.world_at(lane.places("ext4")[0]) as world:
-        sandbox = Sandbox(world)
-        sandbox.write_profile("matrix", PROFILE)
-        with puppet(sandbox) as held, turned(*switches(tier, lane)[0][:3]):
-            await_still(held, True)
-            held.process.send_signal(signal.SIGTERM)
-            code, _said = held.end()
-            assert code == 128 + signal.SIGKILL
-            if lane.kernel == "6.1":  # its Landlock is too old for tier 3, so nothing is started
-                assert sandbox.run(["true"], timeout=arena.RUN_SECONDS).code == 125
-            else:
-                with puppet(sandbox) as weaker:
-                    assert weaker.end()[0] == 0
-                assert arena.session_of(world).tier == TIER_NAMES[3]
-        assert sandbox.run(["true"], timeout=arena.RUN_SECONDS).code == 0
-        assert arena.session_of(world).tier == TIER_NAMES[tier]
