@@ -5,8 +5,7 @@ Bounded: whatever a program asked for, a line is no longer than LINE_BYTES.
 
 from __future__ import annotations
 
-import json
-
+from mcpguard.model import plain_json as json
 from mcpguard.model.access import Verdict
 from mcpguard.wire.records import Head, LookupRecord
 
