@@ -20,7 +20,7 @@ from bpf_tree import Tree, allow, deny, errno_of, in_child
 from harness import SYSTEM_PYTHON, mcpguard_command, sandbox
 
 from mcpguard.backends import cgroup_bpf, tracing
-from mcpguard.backends.engine import LAYOUT, Engine
+from mcpguard.backends.engine import ANY_CALL, ANY_SEND, LAYOUT, Engine
 from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, pins
 from mcpguard.kernel.beside import Beside
@@ -190,14 +190,27 @@ def test_a_second_run_loads_nothing(tree: Tree) -> None:
         again.close()
 
 
+def runs_of_any_call(engine: Engine) -> int:
+    """How often the programs at the end of every call are asked while a few calls are made here."""
+    programs = [engine.program(name) for name in (ANY_CALL, ANY_SEND) if engine.has(name)]
+    with bpf.counting():
+        before = sum(bpf.program_facts(program).runs for program in programs)
+        for _ in range(20):
+            os.getppid()
+        return sum(bpf.program_facts(program).runs for program in programs) - before
+
+
 def test_the_links_live_as_long_as_a_session(tree: Tree, other: Tree) -> None:
     assert tracing.detach_verify(tree.engine) == []
     other.close()
     assert tracing.detach_verify(tree.engine) == []
     tree.leaf.kill()
     assert tree.leaf.await_empty()
+    assert runs_of_any_call(tree.engine) > 0, "the control"
     assert tree.session.remove()
     if not known(tree.engine):  # somebody else's session keeps them
+        # A kernel may let go of what was pinned a moment later, whoever held it last.
+        assert any(runs_of_any_call(tree.engine) == 0 for _ in range(500))
         assert tree.engine.linked() == set()
 
 

@@ -298,7 +298,7 @@ class Engine:
         """
         for program in self.linked():
             if self._facts["links"].get(program):
-                os.unlink(f"{self._folder}/{pins.LINKS}/{program}")
+                _take_away(f"{self._folder}/{pins.LINKS}/{program}")
 
     def _sweep(self) -> None:
         """Forget sessions whose leaf is gone; without any, take the links away."""
@@ -749,6 +749,19 @@ def _attach(place: str | None, fd: int, program: str) -> int:
     from mcpguard.backends import call_ends
 
     return call_ends.attach(EVENT, fd)
+
+
+def _take_away(link: str) -> None:
+    """Remove the pin of a link, and with it the link.
+
+    One that a pin was the last to hold goes some time later on a busy host, and the next session's would stand beside it: what
+    happens once would be told twice. One that a descriptor holds last is gone when that is closed, where pins let go at once.
+    """
+    held = bpf.pinned(link)
+    try:
+        os.unlink(link)
+    finally:
+        os.close(held)
 
 
 def _check_contract(opened: bpf.Object) -> None:
