@@ -247,8 +247,8 @@ static __always_inline int mg_renamed(const struct mg_session *session, __u64 *c
 	old = mg_given(ctx, 1);
 	new = mg_given(ctx, 3);
 	if (!mg_look_up_both(session->files, old, new, &seen, &other)) {
-		mg_look_up(session->files, old, MG_WRITE, &seen);
-		mg_look_up(session->files, new, MG_WRITE, &other);
+		mg_look_up(session->files, old, MG_WRITE | MG_COMPARES, &seen);
+		mg_look_up(session->files, new, MG_WRITE | MG_COMPARES, &other);
 	}
 	if (mg_missing(session, &seen, MG_WRITE)) {
 		mg_speak();

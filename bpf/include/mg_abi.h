@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 14
+#define MG_ABI_VERSION 15
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -23,6 +23,7 @@ enum mg_limit {
 	MG_SESSIONS_LIMIT = 256,	/* slots for tables on one host; slot 0 is nobody's */
 	MG_LEAVES_LIMIT = 1024,	/* of all sessions, with those below them */
 	MG_PLACES = 4096,	/* of leaves, by the lower bits of their ids; a power of two */
+	MG_SPOKEN_PLACES = 1024,	/* of threads that a hook told of, likewise by their ids */
 	MG_POLICIES_LIMIT = 1024,	/* a session has one of files and one of sockets, and new ones while an edit goes live */
 	MG_FACTORS_LIMIT = 8,
 	MG_PAGE_LINES = 8192,
@@ -346,6 +347,7 @@ struct mg_policy {
 	__u32 protect_from;	/* first rank that protects */
 	__u32 rules;		/* first line of the rule ids, four ranks a line */
 	__u32 guards;		/* first line of the guards' ranks, four a line */
+	__u64 telling[4];	/* bytes, as bits: what a name begins with that can say something to a state which is dull */
 };
 
 /* What the automaton knows at a place. */

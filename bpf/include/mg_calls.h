@@ -233,15 +233,19 @@ static __always_inline __u64 mg_eight_at(const struct mg_scratch *scratch, __u32
  */
 __noinline int mg_may_name_descriptor(struct mg_scratch *scratch, __u32 at)
 {
-	__u64 differ, found = 0;
+	__u64 word, next, differ, found = 0;
 	__u32 i;
 
 	if (!scratch)
 		return 0;
+	next = mg_eight_at(scratch, at);
 #pragma clang loop unroll(disable)
-	for (i = 0; i < MG_DESCRIPTOR_NAME; i += 8) {
-		differ = (mg_eight_at(scratch, at + i) ^ MG_EIGHT('/')) | (mg_eight_at(scratch, at + i + 1) ^ MG_EIGHT('f')) |
-			 (mg_eight_at(scratch, at + i + 2) ^ MG_EIGHT('d')) | (mg_eight_at(scratch, at + i + 3) ^ MG_EIGHT('/'));
+	for (i = 8; i <= MG_DESCRIPTOR_NAME; i += 8) {
+		word = next;
+		next = mg_eight_at(scratch, at + i);
+		/* Each byte, and the three that follow it. */
+		differ = (word ^ MG_EIGHT('/')) | ((word >> 8 | next << 56) ^ MG_EIGHT('f')) |
+			 ((word >> 16 | next << 48) ^ MG_EIGHT('d')) | ((word >> 24 | next << 40) ^ MG_EIGHT('/'));
 		found |= (differ - MG_EIGHT(1)) & ~differ & MG_EIGHT(0x80);
 	}
 	return !!found;
@@ -261,9 +265,9 @@ static __always_inline int mg_named_descriptor(struct mg_scratch *scratch, __u32
 /* /proc/self is the whole process: it does not name the descriptors of a thread that took a table of its own. */
 static __always_inline int mg_shares_descriptors(void)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
+	__u64 task = bpf_get_current_task(), leader = MG_ADDRESS(struct task_struct, task, group_leader);
 
-	return BPF_CORE_READ(task, files) == BPF_CORE_READ(task, group_leader, files);
+	return MG_ADDRESS(struct task_struct, task, files) == MG_ADDRESS(struct task_struct, leader, files);
 }
 
 struct mg_named {

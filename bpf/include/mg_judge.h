@@ -32,10 +32,7 @@ enum { MG_EPERM = 1, MG_EACCES = 13, MG_CAP_SYS_ADMIN = 1 << 21 };
 /* The hook's argument at a place, as a number: an address that says nothing to the verifier and is read with care. */
 static __always_inline __u64 mg_given(__u64 *ctx, __u32 place)
 {
-	__u64 value = 0;
-
-	bpf_probe_read_kernel(&value, sizeof(value), ctx + place);
-	return value;
+	return MG_NUMBER_AT(ctx + place);
 }
 
 /* The session of the calling task, if files and processes are judged here; 0: leave at once. */

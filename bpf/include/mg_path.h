@@ -19,12 +19,14 @@
 
 enum {
 	MG_BLOCK = 8,	/* a power of two, to be masked with */
-	MG_MARKS = 2,	/* another one */
+	MG_MARKS = 1,	/* another one */
+	MG_NOTED = 64,	/* the first positions, of which each has a bit that says whether its name may tell something */
 	MG_CHUNK = 16,
 	MG_LONGEST_NAME = 255,
 	MG_DEEPEST_PATH = 1024,	/* directories and the file */
 	MG_MOST_TRIES = 16,	/* of reading a name while directories are renamed */
 	MG_MOST_STEPS = 1 << 17,
+	MG_NO_PAGE = MG_PAGES_LIMIT,
 	MG_MOST_TURNS = MG_FACTORS_LIMIT * (MG_CHUNK + 1),	/* each takes a byte, or is the last */
 };
 
@@ -36,6 +38,9 @@ enum {
 	MG_DULL_PINNED = 1u << 28,	/* and is pinned */
 	MG_OUT_LINE = MG_DULL_PINNED - 1,
 };
+
+/* Beside enum mg_access, in what is asked. */
+enum { MG_COMPARES = 8 };
 
 enum { MG_SB_NOUSER = 1u << 31, MG_SB_KERNMOUNT = 1 << 22 };
 enum { MG_MAGIC_TMPFS = 0x01021994, MG_MAGIC_PROC = 0x9fa0, MG_MAGIC_DEVPTS = 0x1cd1, MG_MAGIC_HUGETLBFS = 0x958458f6 };
@@ -86,7 +91,7 @@ extern const void rename_lock __ksym __weak;
 
 /* What the policy says about one object. */
 struct mg_seen {
-	__u64 below;		/* equal for two places below which every path is judged alike */
+	__u64 below;		/* equal for two places below which every path is judged alike; filled where MG_COMPARES was asked */
 	__u32 rules[3];		/* that decide read, write, execute; filled where the access was asked and not allowed */
 	__u32 device;
 	__u8 allowed;		/* enum mg_access, or-ed */
@@ -117,6 +122,7 @@ struct mg_lookup {
 	};
 	__u64 leaf;
 	__u64 root;
+	__u64 telling;		/* of the positions below `filled`, the first MG_NOTED */
 	union {
 		__u64 here;	/* while climbing */
 		__u64 name;	/* address of what is left of the current name */
@@ -135,9 +141,7 @@ struct mg_lookup {
 	__u8 settled;		/* factors that no further name can change */
 	__u8 dull;		/* factors that the current name says nothing to */
 	__u8 which;		/* the name that this pass is about */
-	__u8 known;		/* the state counts */
 	__u8 begins;		/* `chunk` begins a name */
-	__u8 going;		/* a pass has begun */
 	__u8 done;
 	/* There is little stack, so what is seldom looked at is packed. */
 	__u8 asked : 3;
@@ -146,6 +150,9 @@ struct mg_lookup {
 	__u8 careful : 1;
 	__u8 moving : 1;	/* something was just being renamed */
 	__u8 halts : 1;		/* at the end of the names, as others may follow */
+	__u8 known : 1;		/* the state counts */
+	__u8 going : 1;		/* a pass has begun */
+	__u8 compares : 1;	/* what lies below is to be compared with what lies below another place */
 	__u8 taken[MG_FACTORS_LIMIT];	/* bytes of the chunk that waiting factors have taken */
 	__u32 waiting;		/* factors that need another turn, in four bits each */
 };
@@ -182,16 +189,33 @@ static __always_inline struct mg_line *mg_line_at(__u32 policy, __u32 at)
 	return page ? &page->lines[at & (MG_PAGE_LINES - 1)] : 0;
 }
 
+/* The page that was read last: most policies have one. */
+struct mg_open_page {
+	struct mg_page *page;
+	__u32 number;
+};
+
+static __always_inline struct mg_line *mg_turn_to(const struct mg_lookup *walk, struct mg_open_page *open, __u32 at)
+{
+	__u32 number = at / MG_PAGE_LINES;
+
+	if (number != open->number) {
+		open->page = mg_page_of(walk->policy, number);
+		open->number = number;
+	}
+	return open->page ? &open->page->lines[at & (MG_PAGE_LINES - 1)] : 0;
+}
+
 static __always_inline struct mg_policy *mg_policy_of(__u32 policy)
 {
 	return bpf_map_lookup_elem(&mg_policies, &policy);
 }
 
 /* What holds from this place on: ranks rise, guards are added. */
-static __always_inline int mg_carry(struct mg_lookup *walk, __u32 row)
+static __always_inline int mg_carry(struct mg_lookup *walk, struct mg_open_page *open, __u32 row)
 {
-	struct mg_line *ranks = mg_line_at(walk->policy, row);
-	struct mg_line *guards = mg_line_at(walk->policy, row + 1);
+	struct mg_line *ranks = mg_turn_to(walk, open, row);
+	struct mg_line *guards = mg_turn_to(walk, open, row + 1);
 
 	if (!ranks || !guards)
 		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
@@ -210,40 +234,33 @@ static __always_inline int mg_carry(struct mg_lookup *walk, __u32 row)
  * another turn, as the cells go on in another page, or at another state that has edges. So the loop has few ways through, and the
  * verifier few to follow: with all of it inside, a program took three times as long to load.
  */
-static __always_inline int mg_take(struct mg_lookup *walk, __u32 index, __u32 byte)
+static __always_inline int mg_take(struct mg_lookup *walk, struct mg_open_page *open, __u32 index, __u32 byte)
 {
-	__u32 at = walk->state.at[index], number = at / MG_PAGE_LINES, base, other, place, dull;
-	struct mg_page *page = mg_page_of(walk->policy, number);
-	struct mg_line *state, *cell;
+	__u32 at = walk->state.at[index], base, other, place, flags, begin;
+	struct mg_line *state = mg_turn_to(walk, open, at), *cell;
 
-	if (!page)
+	if (!state)
 		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
-	state = &page->lines[at & (MG_PAGE_LINES - 1)];
 	base = state->words[0];
 	other = state->words[1];
-	dull = walk->begins && !byte ? state->words[3] : 0;
-	place = (base + walk->chunk[byte & (MG_CHUNK - 1)]) / MG_PAGE_LINES;
-	if (place != number) {
-		number = place;
-		page = mg_page_of(walk->policy, number);
-		if (!page)
-			return mg_refuse(walk, MG_DETAIL_NO_POLICY);
-	}
+	flags = walk->begins && !byte ? state->words[3] : 0;
+	if (!mg_turn_to(walk, open, base + walk->chunk[byte & (MG_CHUNK - 1)]))
+		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
+	begin = open->number * MG_PAGE_LINES;
 	for (; byte < MG_CHUNK; byte++) {
 		if (byte >= walk->bytes)
 			break;
-		place = base + walk->chunk[byte];
-		if (place / MG_PAGE_LINES != number) {
+		place = base + walk->chunk[byte] - begin;
+		if (place >= MG_PAGE_LINES) {
 			walk->state.at[index] = at;
 			walk->taken[index] = byte;
 			return 0;
 		}
-		cell = &page->lines[place & (MG_PAGE_LINES - 1)];
+		cell = &open->page->lines[place];
 		if (cell->words[0] == at) {
 			at = cell->words[1];
 			base = cell->words[2];
 			other = cell->words[3];
-			dull = 0;
 			continue;
 		}
 		if (other == at) {
@@ -251,16 +268,16 @@ static __always_inline int mg_take(struct mg_lookup *walk, __u32 index, __u32 by
 				break;
 			continue;
 		}
-		if (dull & MG_DULL) {
+		if (!byte && flags & MG_DULL) {
 			walk->dull |= 1 << index;
-			if (dull & MG_DULL_PINNED)
+			if (flags & MG_DULL_PINNED)
 				walk->state.pinned = 1;
 			else if (!base)
 				walk->settled |= 1 << index; /* no further name says anything to it */
 			return 1;
 		}
 		at = other;
-		state = mg_line_at(walk->policy, at);
+		state = mg_turn_to(walk, open, at);
 		if (!state)
 			return mg_refuse(walk, MG_DETAIL_NO_POLICY);
 		if (!state->words[0] && state->words[1] == at)
@@ -272,20 +289,21 @@ static __always_inline int mg_take(struct mg_lookup *walk, __u32 index, __u32 by
 	walk->state.at[index] = at;
 	if (walk->left)
 		return 1;
-	state = mg_line_at(walk->policy, at);
+	state = mg_turn_to(walk, open, at);
 	if (!state)
 		return mg_refuse(walk, MG_DETAIL_NO_POLICY);
 	walk->state.at[index] = state->words[2];
 	if (state->words[3] & MG_PINNED)
 		walk->state.pinned = 1;
 	if (state->words[3] & MG_CARRIES)
-		mg_carry(walk, state->words[3] & MG_OUT_LINE);
+		mg_carry(walk, open, state->words[3] & MG_OUT_LINE);
 	return 1;
 }
 
 /* Every factor takes the bytes in `chunk`; one that does not take all is left waiting. */
 __noinline int mg_feed_chunk(struct mg_lookup *walk)
 {
+	struct mg_open_page open = { .number = MG_NO_PAGE };
 	__u32 index;
 
 	if (!walk)
@@ -298,7 +316,7 @@ __noinline int mg_feed_chunk(struct mg_lookup *walk)
 			break;
 		if ((walk->settled | (walk->begins ? 0 : walk->dull)) >> index & 1)
 			continue;
-		if (!mg_take(walk, index, 0))
+		if (!mg_take(walk, &open, index, 0))
 			walk->waiting = walk->waiting << 4 | 8 | index;
 	}
 	return 0;
@@ -308,8 +326,9 @@ static long mg_take_more(__u32 turn, void *data)
 {
 	struct mg_lookup *walk = *(struct mg_lookup **)data;
 	__u32 index = walk->waiting & (MG_FACTORS_LIMIT - 1);
+	struct mg_open_page open = { .number = MG_NO_PAGE };
 
-	if (mg_take(walk, index, walk->taken[index]))
+	if (mg_take(walk, &open, index, walk->taken[index]))
 		walk->waiting >>= 4;
 	return !walk->waiting;
 }
@@ -357,11 +376,7 @@ static __always_inline __u64 mg_parent(__u64 dentry)
 
 static __always_inline __u32 mg_sequence(void)
 {
-	__u32 sequence = 0;
-
-	if (&rename_lock)
-		bpf_probe_read_kernel(&sequence, sizeof(sequence), &rename_lock);
-	return sequence;
+	return &rename_lock ? MG_READ(struct seqcount, &rename_lock, sequence) : 0;
 }
 
 /* Each directory has a count of its own, too. */
@@ -380,6 +395,48 @@ static __always_inline void mg_keep_name(struct mg_lookup *walk, __u32 position,
 	walk->lengths[position] = entry->length > MG_LONGEST_NAME ? 0 : entry->length;
 }
 
+static __always_inline __u8 mg_byte_at(__u64 address)
+{
+	union {
+		__u64 word;
+		__u8 first;
+	} read = {};
+
+	if (MG_READS_FREELY)
+		read.word = MG_NUMBER_AT(address);
+	else
+		bpf_probe_read_kernel(&read.first, 1, (void *)address);
+	return read.first;
+}
+
+/* Can the kept name at a position say anything to a dull state? One that cannot be read does. */
+static __always_inline int mg_tells(const struct mg_lookup *walk, const struct mg_policy *policy, __u32 position)
+{
+	__u8 first;
+
+	position &= MG_BLOCK - 1;
+	if (!walk->lengths[position] || !walk->chain[position])
+		return 1;
+	first = mg_byte_at(walk->chain[position]);
+	return policy->telling[first / 64] >> (first & 63) & 1;
+}
+
+/* A block is climbed and another one takes its place: note which of its names may tell something. No function of its own: the
+ * chain of calls that ends here has no stack left for one.
+ */
+static __always_inline void mg_note_telling(struct mg_lookup *walk, __u32 first)
+{
+	struct mg_policy *policy = mg_policy_of(walk->policy);
+	__u32 position;
+
+	if (!policy)
+		return;
+#pragma clang loop unroll(disable)
+	for (position = 0; position < MG_BLOCK; position++)
+		if (mg_tells(walk, policy, position))
+			walk->telling |= 1ull << ((first + position) & (MG_NOTED - 1));
+}
+
 /* The next MG_BLOCK positions. A loop's data must lie on the stack of who calls it, so these two get the address of a pointer. */
 static long mg_climb(__u32 index, void *data)
 {
@@ -387,8 +444,12 @@ static long mg_climb(__u32 index, void *data)
 	struct mg_entry entry = {};
 	__u32 position;
 
+	if (walk->here == walk->root)
+		return 1;
 	if (index && index - 1 < MG_MARKS)
 		walk->marks[(index - 1) & (MG_MARKS - 1)] = walk->here;
+	if (index && index <= MG_NOTED / MG_BLOCK)
+		mg_note_telling(walk, (index - 1) * MG_BLOCK);
 #pragma unroll
 	for (position = 0; position < MG_BLOCK; position++) {
 		if (walk->here == walk->root)
@@ -416,6 +477,7 @@ __noinline int mg_measure(struct mg_lookup *walk)
 	walk->moving = walk->sequence & 1;
 	walk->here = walk->leaf;
 	walk->depth = 0;
+	walk->telling = 0;
 	bpf_loop(MG_DEEPEST_PATH / MG_BLOCK, mg_climb, &walk, 0);
 	walk->filled = walk->depth > MG_BLOCK ? walk->depth - MG_BLOCK : 0;
 	if (!walk->done && walk->here != walk->root)
@@ -479,7 +541,7 @@ static __always_inline void mg_meet(struct mg_lookup *walk, const struct mg_plac
 	if (walk->which >= walk->met && walk->which - walk->met < place->names) {
 		walk->state = other ? other->state : place->state;
 		walk->known = 1;
-		walk->settled = 0;
+		walk->settled = walk->dull = 0;
 	}
 	walk->met += place->names;
 	walk->node = place->node;
@@ -604,6 +666,21 @@ __noinline int mg_highest(__u64 bits)
 	return bits ? place + 1 : 0;
 }
 
+/* Add what the name says of all that lies below it. */
+static __always_inline void mg_conclude_below(const struct mg_lookup *walk, struct mg_seen *seen)
+{
+	__u64 below = seen->below;
+	__u32 index;
+
+#pragma unroll
+	for (index = 0; index < 3; index++)
+		below = mg_mix(below, walk->state.ranks[index]);
+#pragma unroll
+	for (index = 0; index < MG_FACTORS_LIMIT; index++)
+		below = mg_mix(below, walk->state.at[index]);
+	seen->below = mg_mix(mg_mix(mg_mix(below, walk->state.matched), walk->state.excepted), walk->node);
+}
+
 /* Add what one name of the object says. A rule that protects wins over what any name allows. */
 static __always_inline void mg_conclude(struct mg_lookup *walk, struct mg_seen *seen)
 {
@@ -617,7 +694,6 @@ static __always_inline void mg_conclude(struct mg_lookup *walk, struct mg_seen *
 	}
 	for (index = 0; index < 3; index++) {
 		rank = walk->state.ranks[index];
-		seen->below = mg_mix(seen->below, rank);
 		guards = walk->state.matched & ~walk->state.excepted & policy->guard_masks[index];
 		if (guards) {
 			guard = mg_word(walk->policy, policy->guards, mg_highest(guards) - 1);
@@ -637,9 +713,8 @@ static __always_inline void mg_conclude(struct mg_lookup *walk, struct mg_seen *
 		if (walk->asked >> index & 1 && (rank || !seen->rules[index]))
 			seen->rules[index] = mg_word(walk->policy, policy->rules, rank);
 	}
-	for (index = 0; index < MG_FACTORS_LIMIT; index++)
-		seen->below = mg_mix(seen->below, walk->state.at[index]);
-	seen->below = mg_mix(mg_mix(mg_mix(seen->below, walk->state.matched), walk->state.excepted), walk->node);
+	if (walk->compares)
+		mg_conclude_below(walk, seen);
 	/* What is mounted elsewhere and lies below is known by its way there. */
 	if (walk->state.pinned || walk->node)
 		seen->pinned = 1;
@@ -703,6 +778,38 @@ static __always_inline int mg_end(struct mg_lookup *walk, struct mg_seen *seen)
 	return walk->done;
 }
 
+/* The last name said nothing to any factor; so neither does one that begins with a byte that is no edge of such states. */
+static __always_inline int mg_is_quiet(const struct mg_lookup *walk)
+{
+	return (walk->settled | walk->dull) == (1 << walk->factors) - 1;
+}
+
+/* Pass over names that say nothing. A function of its own, for the stack of who calls it. */
+__noinline int mg_pass_over(struct mg_lookup *walk)
+{
+	struct mg_policy *policy;
+	__u32 turn, next;
+
+	if (!walk)
+		return 0;
+	policy = mg_policy_of(walk->policy);
+	if (!policy)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (turn = 0; turn < MG_BLOCK; turn++) {
+		next = (__u32)walk->todo - 1;
+		if (next - walk->filled >= MG_BLOCK)
+			break;
+		if (mg_tells(walk, policy, next))
+			return 0;
+		walk->todo = next;
+	}
+	next = walk->todo;
+	if (next && next == walk->filled && next <= MG_NOTED) /* the bits below it */
+		walk->todo = mg_highest(walk->telling & ~0ull >> ((MG_NOTED - next) & (MG_NOTED - 1)));
+	return 0;
+}
+
 /* The next piece of a name: at most MG_CHUNK bytes of one component. */
 static long mg_feed(__u32 index, void *data)
 {
@@ -717,6 +824,8 @@ static long mg_feed(__u32 index, void *data)
 			mg_at_root(walk);
 		walk->going = 1;
 	}
+	if (!walk->left && !walk->node && mg_is_quiet(walk) && !walk->done)
+		mg_pass_over(walk);
 	if (walk->done || (!walk->left && !walk->todo))
 		return walk->halts || (mg_end_pass(walk, looking->seen) && mg_end(walk, looking->seen));
 	if (!walk->left) {
@@ -744,6 +853,8 @@ static long mg_feed(__u32 index, void *data)
 		mg_feed_chunk(walk);
 		if (walk->waiting)
 			mg_feed_rest(walk);
+		if (mg_is_quiet(walk))
+			walk->left = 0;
 	}
 	walk->begins = 0;
 	return 0;
@@ -799,11 +910,11 @@ __noinline int mg_begin(struct mg_lookup *walk)
 }
 
 /* Judge the object that a dentry stands for; it need not exist yet. In `seen`: what is allowed, and the rules of those
- * accesses in `asked` that are not.
+ * accesses in `asked` that are not. With MG_COMPARES in it `below` is filled, too.
  */
 __noinline int mg_look_up(__u32 policy, __u64 object, __u32 asked, struct mg_seen *seen)
 {
-	struct mg_lookup walk = { .leaf = object, .policy = policy, .asked = asked };
+	struct mg_lookup walk = { .leaf = object, .policy = policy, .asked = asked, .compares = !!(asked & MG_COMPARES) };
 
 	if (!seen)
 		return 0;
@@ -847,7 +958,8 @@ static __always_inline int mg_look_below(struct mg_lookup *walk, __u64 object, s
  */
 __noinline int mg_look_up_both(__u32 policy, __u64 one, __u64 other, struct mg_seen *seen, struct mg_seen *seen_other)
 {
-	struct mg_lookup walk = { .leaf = mg_parent(one), .policy = policy, .asked = MG_WRITE, .halts = 1 };
+	struct mg_lookup walk = { .leaf = mg_parent(one), .policy = policy, .asked = MG_WRITE, .halts = 1,
+				  .compares = 1 };
 
 	if (!seen || !seen_other || mg_parent(other) != walk.leaf || !mg_begin(&walk))
 		return 0;

@@ -39,16 +39,21 @@ static __always_inline struct mg_counters *mg_count(const struct mg_session *ses
 
 static __always_inline void mg_fill_head(struct mg_head *head, __u32 kind)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
+	__u64 task = bpf_get_current_task(), comm = task + bpf_core_field_offset(struct task_struct, comm);
 
 	head->when_ns = bpf_ktime_get_ns();
 	head->kind = kind;
 	head->lost_before = 0;
-	head->pid = BPF_CORE_READ(task, tgid);
-	head->tid = BPF_CORE_READ(task, pid);
-	head->ppid = BPF_CORE_READ(task, real_parent, tgid);
+	head->pid = MG_READ(struct task_struct, task, tgid);
+	head->tid = MG_READ(struct task_struct, task, pid);
+	head->ppid = MG_READ(struct task_struct, MG_READ(struct task_struct, task, real_parent), tgid);
 	head->said = 0;
-	bpf_core_read(&head->comm, sizeof(head->comm), &task->comm);
+	if (MG_READS_FREELY) {
+		((__u64 *)head->comm)[0] = MG_NUMBER_AT(comm);
+		((__u64 *)head->comm)[1] = MG_NUMBER_AT(comm + sizeof(__u64));
+	} else {
+		bpf_probe_read_kernel(&head->comm, sizeof(head->comm), (void *)comm);
+	}
 }
 
 /* One program in one process: a reused PID or another program in the same process starts new aggregates. */

@@ -143,16 +143,13 @@ static __always_inline __u32 mg_put_walk(const struct mg_walk *walk, __u32 offse
 __noinline int mg_put_path(struct mg_scratch *scratch, __u64 place, __u32 offset, __u8 *cut)
 {
 	struct mg_walk walk = { .scratch = scratch, .at = MG_PATH_BYTES };
-	struct path path = {};
 
 	if (!scratch || !cut)
 		return 0;
-	bpf_core_read(&path.mnt, sizeof(path.mnt), &((struct path *)place)->mnt);
-	bpf_core_read(&path.dentry, sizeof(path.dentry), &((struct path *)place)->dentry);
-	if (!path.dentry)
+	walk.mount = mg_mount_of((void *)MG_ADDRESS(struct path, place, mnt));
+	walk.dentry = (void *)MG_ADDRESS(struct path, place, dentry);
+	if (!walk.dentry)
 		return 0;
-	walk.mount = mg_mount_of(path.mnt);
-	walk.dentry = path.dentry;
 	bpf_loop(MG_DEEPEST, mg_step, &walk, 0);
 	return mg_put_walk(&walk, offset, cut);
 }

@@ -16,21 +16,43 @@ struct {
 	__type(value, __u32);	/* number of the call */
 } mg_spoken SEC(".maps");
 
+/* Not 0 at the places of threads that a word was ever said of, so that others are told by a read. Never cleared: a word that is
+ * missed could be taken for one about a later call.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MG_SPOKEN_PLACES);
+	__type(key, __u32);
+	__type(value, __u32);
+} mg_spoken_places SEC(".maps");
+
+static __always_inline __u32 *mg_spoken_place(__u32 tid)
+{
+	__u32 place = tid & (MG_SPOKEN_PLACES - 1);
+
+	return bpf_map_lookup_elem(&mg_spoken_places, &place);
+}
+
 /* Say that the call which the current thread is in is on record. */
 static __always_inline void mg_speak(void)
 {
 	__u32 tid = bpf_get_current_pid_tgid(), number = mg_number(mg_entry_registers());
+	__u32 *place = mg_spoken_place(tid);
 
+	if (place)
+		*place = 1;
 	bpf_map_update_elem(&mg_spoken, &tid, &number, BPF_ANY);
 }
 
 /* Is this call of the current thread on record? The word counts once. */
 static __always_inline int mg_was_told(__u32 number)
 {
-	__u32 tid = bpf_get_current_pid_tgid();
-	__u32 *found = bpf_map_lookup_elem(&mg_spoken, &tid);
+	__u32 tid = bpf_get_current_pid_tgid(), *place = mg_spoken_place(tid), *found;
 	int told;
 
+	if (!place || !*place)
+		return 0;
+	found = bpf_map_lookup_elem(&mg_spoken, &tid);
 	if (!found)
 		return 0;
 	told = *found == number;

@@ -26,7 +26,7 @@ static long mg_ask_once(__u32 index, void *data)
 {
 	struct mg_asking *asking = data;
 
-	mg_look_up(asking->policy, asking->dentry, asking->access, &asking->seen);
+	mg_look_up(asking->policy, asking->dentry, asking->access | MG_COMPARES, &asking->seen);
 	return 0;
 }
 

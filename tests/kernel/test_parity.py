@@ -127,6 +127,33 @@ def test_a_file_is_judged_by_its_name_when_it_is_made_and_when_it_is_gone(parity
         os.close(fd)
 
 
+@pytest.mark.parametrize("depth", [1, 6, 7, 8, 9, 15, 16, 17, 30, 63, 64, 65, 72, 73, 100, 200])
+def test_a_name_that_says_something_is_not_passed_over_among_names_that_do_not(
+    parity: Parity, tree: Tree, depth: int
+) -> None:
+    """The kernel passes over names that begin with no byte of any pattern, eight at a time and, further down, by a bit each."""
+    rules = [
+        PathRule(Effect.ALLOW, ALL, "/work", (), 1),
+        PathRule(Effect.DENY, ALL, "/work/**/.env*", (), 2),
+        PathRule(Effect.DENY, ALL, "/**/\udcff*", (), 3),
+        PathRule(Effect.READONLY, WRITE, "/**/@*", (), 4),
+        PathRule(Effect.READONLY, WRITE, "/**/?locked", (), 5),
+        PathRule(Effect.DENY, ALL, "/**/k*/below", (), 6),
+    ]
+    for chosen in (rules[:4], rules):  # with the last two every byte says something
+        automaton = Automaton.build(chosen)
+        parity.place(automaton, [tree.mounted_at("/")])
+        quiet = ["quiet", "q", ".git", "x" * 16, "y" * 40]
+        assert ask(parity, tree, "/work" + "/quiet" * (depth - 1)).allowed == ALL
+        for name in (".env", "\udcff", "@", "xlocked", "@" * 20, "k/below", ".en", "\udcfe", "?", "locked"):
+            for place in sorted({0, 1, depth // 2, depth - 2, depth - 1}):
+                if 0 <= place < depth:
+                    names = [quiet[n % len(quiet)] for n in range(depth)]
+                    names[place] = name
+                    path = "/work/" + "/".join(names)
+                    assert not differences(automaton, path, ask(parity, tree, path)), path
+
+
 # --- random rules, random trees ---------------------------------------------------------------------------------
 
 
@@ -656,7 +683,9 @@ def test_broken_tables_end_and_allow_nothing_where_there_are_none(parity: Parity
         lines = chance.choice([1, 2, 7, 64, 400])
         factors = chance.choice([0, 1, 3, 8, 9, 200, 256, 1 << 32 - 1])
         masks = tuple(chance.getrandbits(64) for _ in range(3))
-        head = encode.policy_head(masks, factors, *(chance.randrange(2 * lines) for _ in range(3)))
+        head = encode.policy_head(
+            masks, factors, *(chance.randrange(2 * lines) for _ in range(3)), telling=chance.getrandbits(256)
+        )
         places = [numbers(_abi.MG_PLACE.size // 4, 2 * lines) for _ in range(6)]
         names = [encode.root_key(0, device, number)[4:] for number in range(3)]
         nodes = [encode.branch_key(0, device, node, b"abcdefgh")[4:] for node in range(3)]

@@ -66,6 +66,7 @@ class Image:
         protect_from: the first rank whose rule is readonly or deny.
         rules, guards: first line of the rule ids and of the guards' ranks.
         factors: first state line of each factor.
+        telling: the bytes, as bits, with which a name can say something to a state that is dull.
     """
 
     lines: bytes
@@ -74,6 +75,7 @@ class Image:
     rules: int
     guards: int
     factors: tuple[int, ...]
+    telling: int
 
     def place(self, state: State) -> Place:
         """A state of the automaton as the kernel holds it."""
@@ -90,10 +92,10 @@ class Image:
 def image_of(tables: Tables) -> Image:
     """Lay tables out."""
     words = array("I", bytes(_LONELY_LINES * LINE_BYTES))
-    firsts = []
+    firsts, telling = [], 0
     for factor in tables.factors:
         firsts.append(len(words) // _WORDS)
-        _append_factor(words, factor)
+        telling |= _append_factor(words, factor)
     rules = _append(words, tables.rules)
     guards = _append(words, [rank for rank, _access in tables.guards])
     masks = [
@@ -101,7 +103,9 @@ def image_of(tables: Tables) -> Image:
     ]
     if sys.byteorder == "big":
         words.byteswap()
-    return Image(words.tobytes(), (masks[0], masks[1], masks[2]), tables.protect_from, rules, guards, tuple(firsts))
+    return Image(
+        words.tobytes(), (masks[0], masks[1], masks[2]), tables.protect_from, rules, guards, tuple(firsts), telling
+    )
 
 
 def _append(words: array[int], values: Sequence[int]) -> int:
@@ -112,7 +116,8 @@ def _append(words: array[int], values: Sequence[int]) -> int:
     return first
 
 
-def _append_factor(words: array[int], factor: Factor) -> None:
+def _append_factor(words: array[int], factor: Factor) -> int:
+    """Its lines; returns the bytes that say something to a dull state of it."""
     states = len(words) // _WORDS
     cells = states + len(factor.base)
     rows = cells + len(factor.owner)
@@ -127,7 +132,10 @@ def _append_factor(words: array[int], factor: Factor) -> None:
         carries |= dull.get(state, 0)
         bases.append(0 if lonely[state] else cells + base)
         words.extend((bases[-1], states + other, states + slash, carries | rows + 2 * out))
-    for owner, following in zip(factor.owner, factor.next, strict=True):
+    telling = 0
+    for cell, (owner, following) in enumerate(zip(factor.owner, factor.next, strict=True)):
+        if owner in dull:
+            telling |= 1 << cell - factor.base[owner]
         if owner < len(factor.base):
             words.extend((states + owner, states + following, bases[following], states + factor.other[following]))
         else:
@@ -135,6 +143,7 @@ def _append_factor(words: array[int], factor: Factor) -> None:
     for at in range(0, len(factor.outputs), _ROW):
         read, write, execute, low, high, except_low, except_high, flags = factor.outputs[at : at + _ROW]
         words.extend((read, write, execute, flags, low, high, except_low, except_high))
+    return telling
 
 
 def _without_edges(factor: Factor) -> list[bool]:

@@ -66,7 +66,9 @@ def table_plan(automaton: Automaton, tmp: str, mounted: Sequence[mounts.Mount]) 
         roots.append(encode.root_key(0, device)[_INDEX_BYTES:] + _value(automaton, image, path))
     return TablePlan(
         lines=image.lines,
-        head=encode.policy_head(image.guard_masks, len(image.factors), image.protect_from, image.rules, image.guards),
+        head=encode.policy_head(
+            image.guard_masks, len(image.factors), image.protect_from, image.rules, image.guards, image.telling
+        ),
         roots=b"".join(roots),
         branches=b"".join(branches),
         **{field: _value(automaton, image, point) for point, field in OWN_PLACES.items()},

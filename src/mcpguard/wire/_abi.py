@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 14
+ABI_VERSION: Final = 15
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -22,6 +22,7 @@ MG_UNIX_RULES_LIMIT: Final = 64
 MG_SESSIONS_LIMIT: Final = 256
 MG_LEAVES_LIMIT: Final = 1024
 MG_PLACES: Final = 4096
+MG_SPOKEN_PLACES: Final = 1024
 MG_POLICIES_LIMIT: Final = 1024
 MG_FACTORS_LIMIT: Final = 8
 MG_PAGE_LINES: Final = 8192
@@ -221,8 +222,8 @@ MG_LINE: Final = struct.Struct("=16s")
 # lines
 MG_PAGE: Final = struct.Struct("=131072s")
 
-# guard_masks factors protect_from rules guards
-MG_POLICY: Final = struct.Struct("=24sIIII")
+# guard_masks factors protect_from rules guards telling
+MG_POLICY: Final = struct.Struct("=24sIIII32s")
 
 # at ranks pinned matched excepted
 MG_STATE: Final = struct.Struct("=32s12sIQQ")

@@ -163,10 +163,13 @@ def configured_version(value: bytes) -> int:
     return int(_abi.MG_CONFIG.unpack(value)[0])
 
 
-def policy_head(guard_masks: tuple[int, int, int], factors: int, protect_from: int, rules: int, guards: int) -> bytes:
+def policy_head(
+    guard_masks: tuple[int, int, int], factors: int, protect_from: int, rules: int, guards: int, telling: int
+) -> bytes:
     """Value of the map `mg_policies`; see `policy.image.Image`."""
     masks = b"".join(mask.to_bytes(8, sys.byteorder) for mask in guard_masks)
-    return _abi.MG_POLICY.pack(masks, factors, protect_from, rules, guards)
+    bits = b"".join((telling >> at & (1 << 64) - 1).to_bytes(8, sys.byteorder) for at in range(0, 256, 64))
+    return _abi.MG_POLICY.pack(masks, factors, protect_from, rules, guards, bits)
 
 
 def place(
