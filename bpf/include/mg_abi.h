@@ -415,6 +415,7 @@ enum mg_fate {
 	MG_ENDED = 1,	/* it answered: see mg_counters.agent */
 	MG_HELD = 2,	/* stopped: it has read the bytes, at the end `own`: see mg_counters.gated */
 	MG_HEARD = 3,	/* nothing: it has received the bytes, at the end `own`; the ports are those of who sent them, and its own */
+	MG_HELD_UNSEEN = 4,	/* the same, but nobody saw what it has read: who sent it has to tell */
 };
 
 /* Map mg_counters, one for each session: one value, readable by mmap. `pending` moves into the next record's lost_before. */

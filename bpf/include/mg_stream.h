@@ -19,7 +19,8 @@ enum {
 	MG_STEPS = 2048,		/* vectors and pieces of one call */
 	MG_HEAD_BYTES = 1024,		/* from which a connection is known */
 	MG_TRIES = 64,			/* sends that show nothing, before a connection is ignored */
-	MG_GATHERED = 64,		/* steps to the first bytes: three for each vector at most */
+	MG_GATHERED = 4096,		/* steps to the first bytes: three for each vector at most, of which a call takes 1024 */
+	MG_UNSEEN = 16,			/* of MG_TRIES, for who was stopped though nobody knows what it has read */
 	MG_FIFO = 0x1000,
 	MG_SOCK = 0xc000,
 	MG_TYPE = 0xf000,
@@ -422,14 +423,21 @@ static __always_inline void mg_nest(struct mg_reading *reading, __u32 byte)
 		reading->quoted = byte != '"';
 	} else if (byte == '"') {
 		reading->quoted = 1;
-	} else if (byte == '{' || byte == '[') {
+	} else if (byte == '{' || (byte == '[' && reading->depth)) {	/* several messages in one stand in a list of their own */
 		reading->depth++;
-	} else if (byte == '}' || byte == ']') {
+	} else if ((byte == '}' || byte == ']') && reading->depth) {
 		reading->depth--;
 	}
 }
 
-/* What the first message says, by the names of the outermost object: a text inside of it may hold the same words. */
+/* Of what follows the first message it only counts whether it asks. */
+static __always_inline void mg_say(struct mg_reading *reading, __u8 what)
+{
+	if (!reading->line || what == MG_ASKS)
+		reading->says |= what;
+}
+
+/* What a message says, by the names of the outermost object: a text inside of it may hold the same words. */
 __noinline int mg_read_names(struct mg_reading *reading, __u32 index)
 {
 	__u64 window, seven;
@@ -444,23 +452,23 @@ __noinline int mg_read_names(struct mg_reading *reading, __u32 index)
 	    index - reading->revision <= 7)
 		reading->dated = 1;
 	if (reading->begins && reading->dated)
-		reading->says |= MG_ASKS;
+		mg_say(reading, MG_ASKS);
 	if (reading->depth != 1)
 		return 0;
 	if (!reading->quoted && window == MG_WORD('"', 'm', 'e', 't', 'h', 'o', 'd', '"')) {
-		reading->says |= MG_NAMES_METHOD;
+		mg_say(reading, MG_NAMES_METHOD);
 		reading->value = index;
 	}
 	if (!reading->quoted && (window == MG_WORD('"', 'r', 'e', 's', 'u', 'l', 't', '"') ||
 				 seven == MG_WORD(0, '"', 'e', 'r', 'r', 'o', 'r', '"')))
-		reading->says |= MG_ANSWERS;
+		mg_say(reading, MG_ANSWERS);
 	if (!reading->value || index - reading->value > MG_TO_VALUE)
 		return 0;
 	if (window == MG_WORD('"', 'i', 'n', 'i', 't', 'i', 'a', 'l'))
 		reading->begins = 1;
 	if (seven == MG_WORD(0, '"', 't', 'o', 'o', 'l', 's', '/') || window == MG_WORD('"', 'p', 'r', 'o', 'm', 'p', 't', 's') ||
 	    window == MG_WORD('"', 'r', 'e', 's', 'o', 'u', 'r', 'c') || window == MG_WORD('"', 's', 'e', 'r', 'v', 'e', 'r', '/'))
-		reading->says |= MG_ASKS;
+		mg_say(reading, MG_ASKS);
 	return 0;
 }
 
@@ -476,6 +484,8 @@ __noinline int mg_read_one(struct mg_reading *reading, __u32 index, __u32 byte)
 	if (byte == '\n' && reading->at == 3) {
 		reading->line = 1;
 		reading->says |= MG_IS_WHOLE;
+		reading->depth = reading->quoted = reading->escaped = reading->begins = reading->dated = 0;
+		reading->value = 0;
 	}
 	reading->window = reading->window << 8 | (byte & 0xff) | 0x20;
 	if ((reading->window & 0xffffffffffffffull) == MG_WORD(0, 'j', 's', 'o', 'n', 'r', 'p', 'c') ||
@@ -483,10 +493,8 @@ __noinline int mg_read_one(struct mg_reading *reading, __u32 index, __u32 byte)
 		reading->found |= MG_FOUND_MCP;
 	if (reading->window == MG_WORD('e', 'v', 'e', 'n', 't', '-', 's', 't'))
 		reading->found |= MG_FOUND_EVENTS;
-	if (!reading->line) {
-		mg_nest(reading, byte & 0xff);
-		mg_read_names(reading, index);
-	}
+	mg_nest(reading, byte & 0xff);
+	mg_read_names(reading, index);
 	return 0;
 }
 
@@ -744,6 +752,12 @@ static __noinline int mg_is_asked(const struct mg_session *session)
 	return asking && asking->asks;
 }
 
+/* Whether a first message is too long for what is looked at, and has not shown yet what it says. */
+static __always_inline int mg_may_ask(__u32 says)
+{
+	return !(says & (MG_NAMES_METHOD | MG_ANSWERS | MG_IS_WHOLE));
+}
+
 /* An agent asks its servers by way of the gate, which is outside of the tree. So a process of the tree that answers it is a server
  * that it started by itself, and was not held when it read the question. It is ended before it can read another: user space would
  * come later. What merely looks like messages, as a file with some that a program is given to read, comes out as questions or not
@@ -754,11 +768,11 @@ static __always_inline void mg_end_around(const struct mg_session *session, stru
 	const struct mg_counters *counters = mg_count(session);
 	__u64 agent = counters ? counters->agent : 0;
 
-	stream->question = !!(says & MG_ASKS);
+	stream->question = says & MG_ASKS || mg_may_ask(says);
 	if (!agent)
 		return;
 	if (bpf_get_current_pid_tgid() >> 32 == agent)
-		stream->asks = stream->question;
+		stream->asks = !!(says & MG_ASKS);
 	else if (says & MG_ANSWERS && !(says & MG_NAMES_METHOD) && mg_is_asked(session))
 		stream->ended = !bpf_send_signal(MG_SIGKILL);
 }
@@ -830,6 +844,21 @@ static __always_inline int mg_decide(const struct mg_session *session, struct mg
 	stream->held = 0;
 	if (++stream->tries >= MG_TRIES)
 		stream->state = MG_IGNORED;
+	return 0;
+}
+
+/* A question may come behind other messages. */
+static __noinline int mg_look_for_question(const struct mg_session *session, struct mg_scratch *scratch, struct mg_stream *stream)
+{
+	const struct mg_counters *counters = mg_count(session);
+
+	if (!counters || !counters->gated || stream->question || stream->tries >= MG_TRIES)
+		return 0;
+	stream->tries++;
+	if (!(mg_look_at(scratch, mg_gather(scratch, 0, 0), MG_PIPE, 0) >> 16 & MG_ASKS))
+		return 0;
+	stream->question = 1;
+	stream->asks = bpf_get_current_pid_tgid() >> 32 == counters->agent;
 	return 0;
 }
 
@@ -968,6 +997,8 @@ static __noinline int mg_sent(const struct mg_session *session, void *registers,
 		return 0;
 	}
 	sent = mg_point(scratch, way, mg_second(registers), mg_third(registers), result);
+	if (stream->state == MG_SPEAKS && way != MG_MOVED && end.channel != MG_LOOPBACK)
+		mg_look_for_question(session, scratch, stream);
 	if (stream->state == MG_SPEAKS || mg_decide(session, scratch, stream, &end, sent))
 		mg_tell(session, scratch, stream, &end, sent);
 	mg_release(scratch);
@@ -1071,11 +1102,14 @@ static __always_inline int mg_is_of_tree(struct file *file)
 	return !MG_ADDRESS(struct cred, cred, cap_bset) || MG_READ(struct user_namespace, MG_READ(struct cred, cred, user_ns), level);
 }
 
+/* What is known of what was read: nothing that matters, it asks, or the one who sent it has to tell. */
+enum mg_read { MG_READS_OTHER = 0, MG_READS_QUESTION = 1, MG_READS_UNSEEN = 2 };
+
 /* Stop the current process before it can do anything with what it has read, and have user space say whether it goes on: who asks, and
  * whether this is data, is not known here. `length` bytes of it are in the buffer.
  */
 static __always_inline void mg_hold(const struct mg_session *session, struct mg_scratch *scratch, const struct mg_end *end,
-				    __u32 length)
+				    __u32 length, enum mg_read what)
 {
 	struct mg_message *record = (void *)scratch->record;
 	const struct mg_stream *asking;
@@ -1084,7 +1118,7 @@ static __always_inline void mg_hold(const struct mg_session *session, struct mg_
 		return;
 	mg_fill_message(scratch, end);
 	record->length = length;
-	record->fate = MG_HELD;
+	record->fate = what == MG_READS_QUESTION ? MG_HELD : MG_HELD_UNSEEN;
 	if (!mg_send_piece(session, scratch, length))
 		return;
 	/* Nobody will say so. */
@@ -1092,8 +1126,8 @@ static __always_inline void mg_hold(const struct mg_session *session, struct mg_
 	bpf_send_signal(asking && asking->asks ? MG_SIGKILL : MG_SIGCONT);
 }
 
-/* Look at the first bytes that are read of a connection; 1: they are a question, and its bytes, `*length` of them, are in the buffer. */
-static __always_inline int mg_reads_question(struct mg_scratch *scratch, struct mg_stream *stream, const struct mg_end *end, __u64 got,
+/* Look at the first bytes that are read of a connection; of a question `*length` of them are in the buffer. */
+static __always_inline enum mg_read mg_reads(struct mg_scratch *scratch, struct mg_stream *stream, const struct mg_end *end, __u64 got,
 					     int looks, __u32 *length)
 {
 	const struct mg_head_bytes *head = bpf_map_lookup_elem(&mg_heads, &end->key);
@@ -1103,20 +1137,23 @@ static __always_inline int mg_reads_question(struct mg_scratch *scratch, struct 
 	shown = mg_look_at(scratch, *length, end->channel, 0);
 	guess = shown & 0xff;
 	if (shown >> 16 & MG_ASKS)
-		return 1;
+		return MG_READS_QUESTION;
 	if (guess == MG_YES && !(shown >> 16 & MG_IS_WHOLE) && *length < MG_HEAD_BYTES)
 		guess = MG_MORE;
 	if (looks)
-		return 0;
+		return MG_READS_OTHER;
+	/* What is not in memory any more when the call ends was seen by somebody else. */
+	if ((*length < stream->held + got && *length < MG_HEAD_BYTES) || (guess == MG_YES && mg_may_ask(shown >> 16)))
+		return MG_READS_UNSEEN;
 	if (guess == MG_MORE && *length == stream->held + got) {
 		bpf_map_update_elem(&mg_heads, &end->key, &scratch->record[sizeof(struct mg_message)], BPF_ANY);
 		stream->held = *length;
-		return 0;
+		return MG_READS_OTHER;
 	}
 	stream->held = 0;
 	if (++stream->tries >= MG_TRIES)
 		stream->state = MG_IGNORED;
-	return 0;
+	return MG_READS_OTHER;
 }
 
 /* What the current task has received from a descriptor, or moved on unread.
@@ -1132,8 +1169,9 @@ static __noinline int mg_received(const struct mg_session *session, void *regist
 	struct mg_scratch *scratch;
 	const struct mg_stream *asking;
 	struct mg_stream *stream;
+	enum mg_read what = MG_READS_OTHER;
+	int looks = !!(mg_flags_of_reading(registers, number) & MG_MSG_PEEK);
 	__u32 length = 0;
-	int question;
 
 	if (!mg_end_of(fd, &end))
 		return 0;
@@ -1151,16 +1189,19 @@ static __noinline int mg_received(const struct mg_session *session, void *regist
 		mg_lose_pieces(session, 1, 0);
 		return 0;
 	}
-	if (way == MG_NOTHING) {
-		asking = mg_sent_to(session, &end);
-		question = asking && asking->question;
-	} else {
+	if (way != MG_NOTHING) {
 		result = mg_point(scratch, way, mg_second(registers), mg_third(registers), result);
-		question = mg_reads_question(scratch, stream, &end, result, !!(mg_flags_of_reading(registers, number) & MG_MSG_PEEK), &length);
+		what = mg_reads(scratch, stream, &end, result, looks, &length);
 	}
-	if (question) {
-		stream->state = MG_IGNORED;
-		mg_hold(session, scratch, &end, length);
+	asking = mg_sent_to(session, &end);
+	/* However it is read, in pieces, from its middle or not at all: who sent it was seen to ask, or its call has not ended yet. */
+	if (what == MG_READS_OTHER && (asking ? asking->question : way == MG_NOTHING || looks))
+		what = MG_READS_UNSEEN;
+	if (what != MG_READS_OTHER) {
+		stream->tries += MG_UNSEEN;
+		if (what == MG_READS_QUESTION || (asking && asking->question) || stream->tries >= MG_TRIES)
+			stream->state = MG_IGNORED;
+		mg_hold(session, scratch, &end, length, what);
 	}
 	mg_release(scratch);
 	return 0;
@@ -1171,6 +1212,9 @@ static __always_inline int mg_send_ended(const struct mg_session *session, void 
 {
 	__u64 from = mg_first(registers), to = from;
 
+	/* From a pipe into memory, where that is its end for reading. */
+	if (number == __NR_vmsplice && !(MG_READ(struct file, mg_own_file((__u32)from), f_mode) & MG_FMODE_WRITE))
+		return mg_received(session, registers, number, from, result);
 	if (number == __NR_splice)
 		to = mg_third(registers);
 	if (number == __NR_tee)

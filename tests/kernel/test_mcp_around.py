@@ -16,30 +16,76 @@ from mcpguard.session.gate import SHIM
 pytestmark = pytest.mark.kernel
 
 # How the server (tests/actors/at_once.c) reads its question.
-WAYS = ("read", "elsewhere", "reopened", "bytes", "readv", "preadv2", "splice", "tee")
-SOCKET_WAYS = ("read", "recv", "peek", "recvmsg", "recvmmsg", "splice")
+WAYS = (
+    *("read", "elsewhere", "reopened", "bytes", "readv", "preadv2", "splice", "tee"),
+    *("tiny", "pieces", "thread", "vmsplice", "splice-now", "tee-now", "file"),
+)
+SOCKET_WAYS = (
+    *("read", "recv", "peek", "recvmsg", "recvmmsg", "splice"),
+    *("tiny", "pieces", "thread", "splice-now", "offset", "peekmsg"),
+)
+# What an agent says first, in one call or more, and how its server reads it.
+FORMS = {
+    "notification": "until",
+    "notification-apart": "until",
+    "answer": "until",
+    "batch": "read",
+    "batch-second": "read",
+    "long-id": "read",
+    "params-first": "read",
+    "long-id-spliced": "splice-now",
+    "notification-pieces": "pieces",
+}
+# What is no question of MCP, and whoever reads it in whatever way is no server.
+OTHERS = ("json", "records", "logs", "lsp", "dap", "acp", "answers", "text")
 
 # A client: its first words are a call. `start` is what begins the server.
 CLIENT = r"""
 import json, os, socket, subprocess, sys
 
 CALL = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "x", "arguments": {}}})
+TOLD = json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"})
+LONG = "x" * 3000
+FRAMED = lambda text: f"Content-Length: {len(text)}\r\n\r\n{text}\n"
+ACP = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {"protocolVersion": 1, "more": LONG}}
+FORMS = {
+    "call": [CALL],
+    "notification": [TOLD + "\n" + CALL],
+    "notification-apart": [TOLD, CALL],
+    "notification-pieces": [TOLD, TOLD, CALL],
+    "answer": [json.dumps({"jsonrpc": "2.0", "id": 7, "result": {}}) + "\n" + CALL],
+    "batch": [f"[{CALL}]"],
+    "batch-second": [f"[{TOLD}, {CALL}]"],
+    "long-id": [json.dumps({"jsonrpc": "2.0", "id": LONG} | json.loads(CALL) | {"id": LONG})],
+    "params-first": [json.dumps({"params": {"name": LONG}, "jsonrpc": "2.0", "id": 1, "method": "tools/call"})],
+    "json": [json.dumps({"name": "a", "text": LONG, "method": "tools/call"})],
+    "records": [json.dumps({"id": n, "method": "GET", "path": LONG}) for n in range(3)],
+    "logs": [json.dumps({"id": LONG, "level": "info", "message": CALL}) + "\n" + json.dumps({"id": 2, "level": "info"})],
+    "lsp": [FRAMED(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"rootUri": LONG}}))],
+    "dap": [FRAMED(json.dumps({"seq": 1, "type": "request", "command": "initialize", "arguments": {"x": LONG}}))],
+    "acp": [json.dumps(ACP)],
+    "answers": [json.dumps({"id": LONG, "jsonrpc": "2.0", "result": {"method": "tools/call"}})],
+    "text": ["some words"],
+}
 
-def call(words, ends):
+def call(words, ends, form="call"):
     one, other = socket.socketpair()
     its = (subprocess.PIPE, subprocess.PIPE) if ends == "pipes" else (other, other)
     server = subprocess.Popen(words, stdin=its[0], stdout=its[1])
     other.close()
     more = b" " * 4096 if words[-1] in ("splice", "tee") else b""
+    texts = [text.encode() + b"\n" for text in FORMS[form.replace("-spliced", "")]]
     answer = b""
     try:
         if ends == "pipes":
-            os.write(server.stdin.fileno(), CALL.encode() + b"\n")
+            for text in texts:
+                os.write(server.stdin.fileno(), text)
             more and os.write(server.stdin.fileno(), more)
             answer = server.stdout.readline()
             server.stdin.close()
         else:
-            one.sendall(CALL.encode() + b"\n")
+            for text in texts:
+                one.sendall(text)
             more and one.sendall(more)
             answer = one.makefile("rb").readline()
             one.shutdown(socket.SHUT_WR)
@@ -49,7 +95,14 @@ def call(words, ends):
     return {"answered": bool(answer), "killed": code in (-9, 137)}
 
 if __name__ == "__main__":
-    print(json.dumps(call(json.loads(sys.argv[1]), sys.argv[2])), flush=True)
+    print(json.dumps(call(json.loads(sys.argv[1]), *sys.argv[2:])), flush=True)
+"""
+MANY = """
+import json, os, sys
+sys.path.insert(0, os.getcwd())
+import client
+for one in json.loads(sys.argv[1]):
+    print(json.dumps(client.call(*one)), flush=True)
 """
 # Starts others of its kind, each of which calls a server of its own.
 AGENT = r"""
@@ -107,6 +160,31 @@ def test_a_first_call_is_not_answered_however_it_is_read(ends: str, way: str, bo
     assert told["exe"] == server[0]
     assert [line.split()[0] for line in finished.err.splitlines()[-4:]] == ["mcpguard:", "why", "do", "code"]
     assert "the MCP server server around the gate" in finished.err and "mcp.around-gate" in finished.err
+
+
+@pytest.mark.parametrize("ends", ["pipes", "sockets"])
+@pytest.mark.parametrize("form", FORMS)
+def test_nor_is_one_that_comes_in_another_form_or_behind_something_else(form: str, ends: str, box: Box) -> None:
+    project = box.inside.world.project
+    words = [str(project / "opencode"), json.dumps([str(project / "server"), FORMS[form]]), ends, form]
+    assert box.inside.control(words).json_lines() == [DONE]
+    finished = box.inside.run(words, options=box.options)
+    assert finished.json_lines() == [REFUSED], finished
+    assert len(ended(box)) == 1
+
+
+# Each with a way to read that nobody can look at, and with a plain one.
+@pytest.mark.parametrize("ends", ["pipes", "sockets"])
+def test_who_reads_something_else_is_left_alone(ends: str, box: Box) -> None:
+    """Data, records, logs, language servers, debug adapters, other protocols in JSON-RPC: they go on, and are answered."""
+    project = box.inside.world.project
+    agent = project / "opencode"
+    ways = ("read", "tiny", "splice-now", "vmsplice" if ends == "pipes" else "peekmsg")
+    asked = [([str(project / "server"), way], ends, form) for form in OTHERS for way in ways]
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{MANY}")
+    finished = box.inside.run([str(agent), json.dumps(asked)], options=box.options)
+    assert finished.json_lines() == [DONE] * len(asked), finished
+    assert not ended(box)
 
 
 @pytest.mark.parametrize("ends", ["pipes", "sockets"])

@@ -369,9 +369,12 @@ def test_who_sends_to_an_end_is_known_from_its_first_piece_on() -> None:
     world.see(world.client.say(ask(1)[:20]))
     found = world.observer.sender_to((PIPES, 1))
     assert found is not None and (found.peer.pid, found.peer.exe, found.sent) == (AGENT, "/usr/bin/agent", 20)
+    assert found.unfinished and not found.asks
     world.see(world.client.say(ask(1)[20:]), world.server.say(answer(1)))
     assert (found := world.observer.sender_to((PIPES, 1))) is not None and found.sent == len(ask(1))
+    assert found.asks and not found.unfinished, "it is whole, and a question of MCP"
     assert (found := world.observer.sender_to((PIPES, 2))) is not None and found.peer.pid == SERVER_PID
+    assert not found.asks, "an answer"
 
 
 def test_where_there_is_a_gate_what_was_asked_waits_longer_for_its_word() -> None:

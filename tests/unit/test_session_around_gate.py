@@ -42,13 +42,19 @@ AGENT = Sender(Peer(os.getpid(), "/agent"), len(CALL))
 
 
 def read_by(
-    pid: int, end: tuple[int, int], *, text: bytes = CALL, age_ns: int = 0, channel: str = "pipe"
+    pid: int,
+    end: tuple[int, int],
+    *,
+    text: bytes = CALL,
+    age_ns: int = 0,
+    channel: str = "pipe",
+    unseen: bool = False,
 ) -> MessageRecord:
     """The kernel has stopped a process that read this there."""
     os.kill(pid, signal.SIGSTOP)
     until(pid, "T")
     head = Head(time.monotonic_ns() - age_ns, pid, pid, 1, "server", 0)
-    return MessageRecord(head, 0, end, end, end, text, 0, (0, 0), channel, False, False, held=True)
+    return MessageRecord(head, 0, end, end, end, text, 0, (0, 0), channel, False, False, held=True, unseen=unseen)
 
 
 def until(pid: int, state: str) -> None:
@@ -186,6 +192,67 @@ def test_where_nobody_was_seen_to_ask_an_agent_that_has_it_open_counts(pipe: tup
         around.hold(read_by(server.pid, end_of(pipe[0])), None)
         assert around.judge(lambda _end: None) == [] and around.holds
         assert len(around.judge(lambda _end: None, last=True)) == 1 and server.wait(30) == -9
+
+
+SETTLED_NS, ASKED = 200_000_000, Sender(AGENT.peer, len(CALL), asks=True)
+# What of the sender is known when a process was stopped of which nobody saw what it has read, and for how long it was; and
+# whether it is ended, waits, or goes on.
+UNSEEN = {
+    "an agent has asked": (ASKED, GIVEN_NS, "ended"),
+    "an agent has asked, and may close its end": (ASKED, 0, "waits"),
+    "an agent has sent something else": (AGENT, SETTLED_NS, "goes on"),
+    "an agent has sent something else, or is not told yet": (AGENT, 0, "waits"),
+    "an agent is in the midst of a message": (Sender(AGENT.peer, 9, unfinished=True), SETTLED_NS, "waits"),
+    "an agent does not end its message": (Sender(AGENT.peer, 9, unfinished=True), GIVEN_NS, "goes on"),
+    "another program has asked": (Sender(Peer(1 << 30, "/usr/bin/pytest"), len(CALL), asks=True), GIVEN_NS, "goes on"),
+    "an agent's call has not ended": (None, SETTLED_NS, "waits"),
+    "an agent's call does not end": (None, GIVEN_NS, "goes on"),
+}
+
+
+@pytest.mark.parametrize("case", UNSEEN)
+def test_of_what_nobody_saw_who_sent_it_tells_whether_it_asks(case: str, pipe: tuple[int, int], tmp_path: Path) -> None:
+    sender, age_ns, then = UNSEEN[case]
+    with reading(pipe[0]) as (server,):
+        around = around_of(tmp_path, os.getpid(), server.pid)
+        around.hold(read_by(server.pid, end_of(pipe[0]), text=b"", age_ns=age_ns, unseen=True), None)
+        assert len(around.judge(lambda _end: sender)) == (then == "ended")
+        assert around.holds == (then == "waits")
+        if then == "goes on":
+            until(server.pid, "S")
+
+
+def test_where_no_agent_has_the_end_open_nobody_waits_for_what_nobody_saw(
+    pipe: tuple[int, int], tmp_path: Path
+) -> None:
+    """As in a pipeline of a shell."""
+    with reading(pipe[0]) as (server,):
+        around = around_of(tmp_path, server.pid)
+        around.hold(read_by(server.pid, end_of(pipe[0]), text=b"", unseen=True), None)
+        assert around.judge(lambda _end: None) == [] and not around.holds
+        until(server.pid, "S")
+
+
+@pytest.mark.parametrize(
+    ("text", "asks"),
+    [
+        (b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n' + CALL, True),
+        (b'{"jsonrpc":"2.0","id":1,"result":{}}\n{"jsonrpc":"2.0","method":"tools/ca', True),
+        (b"[" + CALL.strip() + b"]\n", True),
+        (b'[{"jsonrpc":"2.0","method":"notifications/initialized"},' + CALL.strip() + b"]", True),
+        (b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n', False),
+        (b'[{"jsonrpc":"2.0","method":"resource"}]\n[]\n1\n', False),
+    ],
+)
+def test_a_question_may_stand_behind_other_messages_and_in_a_batch(
+    text: bytes, asks: bool, pipe: tuple[int, int], tmp_path: Path
+) -> None:
+    with reading(pipe[0]) as (server,):
+        around = around_of(tmp_path, server.pid)
+        around.hold(read_by(server.pid, end_of(pipe[0]), text=text, age_ns=GIVEN_NS), None)
+        assert len(around.judge(lambda _end: AGENT)) == asks
+        if not asks:
+            until(server.pid, "S")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "unix"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 
 from mcpguard.mcp.masking import bounded, masked_text
@@ -35,6 +36,11 @@ _NAMED = {
     "resources/subscribe": "uri",
     "resources/unsubscribe": "uri",
 }
+
+
+# Revisions of MCP are dates; other protocols that begin with `initialize` count theirs.
+_REVISION = re.compile(r"\d{4}-\d\d-\d\d")
+_ASKED = ("tools/", "resources/", "prompts/", "server/discover")
 
 
 def call_id() -> str:
@@ -210,3 +216,13 @@ def _id(id: str | int) -> str:
 def _name(text: str) -> str:
     """Bounded, and with halves of characters as JSON has them."""
     return text[:_LONGEST_NAME].encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def asks(method: object, params: object) -> bool:
+    """Whether a message of this method is what clients of MCP ask servers first, and no other protocol has."""
+    if not isinstance(method, str):
+        return False
+    if method != "initialize":
+        return method.startswith(_ASKED)
+    said = params.get("protocolVersion") if isinstance(params, dict) else None
+    return isinstance(said, str) and _REVISION.fullmatch(said) is not None

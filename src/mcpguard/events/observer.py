@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mcpguard.events.mcp import CLIENT, SERVER, UNKNOWN, Talk, call_id
+from mcpguard.events.mcp import CLIENT, SERVER, UNKNOWN, Talk, asks, call_id
 from mcpguard.events.processes import Process
 from mcpguard.events.server_names import server_name
 from mcpguard.events.streams import Lines, Missing, Order
@@ -72,6 +72,7 @@ class _Stream:
         heard: somebody was seen who has it as standard input; when that was looked for last.
         outside: it was received; `head` is of who did, and nobody knows who sent it.
         reader: who has it as standard input, where it is let go before anybody answered; 0: nobody, or it is not clear.
+        asks: a question of MCP was among its messages.
     """
 
     channel: str
@@ -97,6 +98,7 @@ class _Stream:
     heard: bool = False
     looked_ns: int = 0
     reader: int = 0
+    asks: bool = False
 
     @property
     def http(self) -> Http | None:
@@ -106,10 +108,17 @@ class _Stream:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who sends to an end, and how many bytes that were until now."""
+    """Who sends to an end, and how many bytes that were until now.
+
+    Attributes:
+        asks: with a question of MCP among them.
+        unfinished: the last message has not come to its end.
+    """
 
     peer: Peer
     sent: int
+    asks: bool = False
+    unfinished: bool = False
 
 
 class Observer:
@@ -208,7 +217,10 @@ class Observer:
         """Who sends to this end of a pipe or socket; None: nobody was seen to, in JSON-RPC."""
         found = (stream for stream in reversed(self._streams.values()) if stream.far == end and stream.channel != "tcp")
         stream = next(found, None)
-        return Sender(self._peer(stream.head), stream.order.reached) if stream is not None else None
+        if stream is None:
+            return None
+        unfinished = stream.order.waits or (stream.framing is not None and bool(stream.framing.held))
+        return Sender(self._peer(stream.head), stream.order.reached, stream.asks, unfinished)
 
     def take_lost(self) -> dict[str, int]:
         """What was lost since the last time."""
@@ -388,6 +400,7 @@ class Observer:
         stream.spoke = True
         for message in messages:
             key = _key(message)
+            stream.asks = stream.asks or asks(message.get("method"), message.get("params"))
             if key is not None and "method" in message:
                 stream.ids.add(key)
                 if len(stream.ids) > MOST_WAITING:

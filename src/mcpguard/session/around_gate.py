@@ -25,7 +25,7 @@ from pathlib import Path
 
 from mcpguard.errors import HostError
 from mcpguard.events.ends import End, Ends
-from mcpguard.events.mcp import CLIENT, RESPONSE
+from mcpguard.events.mcp import CLIENT, RESPONSE, asks
 from mcpguard.events.told_errors import detail_of
 from mcpguard.kernel import cgroup, proc
 from mcpguard.model.access import Verdict
@@ -40,17 +40,16 @@ if TYPE_CHECKING:
     from mcpguard.wire.records import MessageRecord
 
 RULE = Origin("mcpguard", "builtin", 0, "mcp gate: servers start by way of the gate")
-# Revisions of MCP are dates; other protocols that begin with `initialize` count theirs.
-_REVISION = re.compile(r"\d{4}-\d\d-\d\d")
 _MOST_LOOKS = 100
 # For so long an agent may take to close its end behind what it gives a program to read, as a host may be busy; who waits for an
 # answer does not close it. Who sends that much at once does not wait for one.
 GIVEN_NS = 1_000_000_000
 GIVEN_BYTES = 1 << 15
+# What was sent may be told after what was read of it.
+_TOLD_NS = 100_000_000
 # What a question says of itself where the rest of its line was not seen.
 _INITIALIZE = re.compile(rb'"method"\s*:\s*"initialize"')
 _DATED = re.compile(rb'"protocolVersion"\s*:\s*"\d{4}-\d\d-\d\d"')
-_METHODS = ("tools/", "resources/", "prompts/", "server/discover")
 # For so long after the start it is looked what a launcher launches, and how often: before that asks its first server.
 FOLLOWED_S = 10.0
 _FOLLOW_S = 0.01
@@ -64,6 +63,7 @@ class _Held:
         process: descriptor of it.
         end: where it read.
         since_ns: CLOCK_MONOTONIC.
+        unseen: only who sent it can tell what it has read.
     """
 
     pid: int
@@ -72,6 +72,7 @@ class _Held:
     end: End
     channel: str
     since_ns: int
+    unseen: bool
 
 
 class AroundGate:
@@ -106,8 +107,8 @@ class AroundGate:
             if message is None or message.transport != "stdio" or not _is_mcp(message):
                 continue
             # Who asked, and not who is taken for the client: an agent may begin with what only servers ask.
-            asks = (message.sender == CLIENT) is (event.op != RESPONSE)
-            asking, answering = (message.client, message.peer) if asks else (message.peer, message.client)
+            is_client = (message.sender == CLIENT) is (event.op != RESPONSE)
+            asking, answering = (message.client, message.peer) if is_client else (message.peer, message.client)
             if asking is None or answering is None or answering.pid in self._ended:
                 continue
             if not self._is_agent(asking.pid, asking.exe):
@@ -146,8 +147,9 @@ class AroundGate:
         pid = record.head.pid
         with contextlib.suppress(OSError):
             process = os.pidfd_open(pid)
-            held = _Held(pid, process, exe or _exe_of(pid), record.own, record.channel, record.head.when_ns)
-            if _is_question(record.data):
+            exe = exe or _exe_of(pid)
+            held = _Held(pid, process, exe, record.own, record.channel, record.head.when_ns, record.unseen)
+            if record.unseen or _is_question(record.data):
                 self._held.append(held)
             else:
                 self._let_go(held)
@@ -178,10 +180,14 @@ class AroundGate:
         """Whether an agent waits for what this process says to its question; None: that cannot be said yet."""
         if sender is None:
             # A call that sends may end after another process has read what it sent.
+            if held.unseen:
+                return None if age_ns < GIVEN_NS and self._is_open_to_agents(held) else False
             return None if age_ns < GIVEN_NS else self._is_open_to_agents(held)
         asking = sender.peer
         if asking.pid == held.pid or held.pid == self.agent or not self._is_agent(asking.pid, asking.exe):
             return False
+        if held.unseen and not sender.asks:
+            return None if age_ns < (GIVEN_NS if sender.unfinished else _TOLD_NS) else False
         if self._ends.is_finished(asking.pid, held.end, held.channel):
             return False
         return None if age_ns < GIVEN_NS else sender.sent < GIVEN_BYTES
@@ -375,23 +381,22 @@ def _is_mcp(message: McpMessage) -> bool:
     params = {}
     with contextlib.suppress(ValueError):
         params = json.loads(message.arguments or "{}")
-    return _asks(message.method, params)
+    return asks(message.method, params)
 
 
 def _is_question(text: bytes) -> bool:
-    """Whether what was read begins with a question of MCP; where it was not seen whole the kernel's word for it counts."""
-    line = text.lstrip().partition(b"\n")[0]
-    try:
-        message = json.loads(line)
-    except (ValueError, RecursionError):
-        return not _INITIALIZE.search(line) or bool(_DATED.search(line))
-    return isinstance(message, dict) and _asks(message.get("method"), message.get("params"))
+    """Whether a question of MCP is among what was read; of what was not seen whole the kernel's word for it counts."""
+    unsure = not text
+    for line in filter(None, text.split(b"\n")):
+        try:
+            messages = _each(json.loads(line))
+        except (ValueError, RecursionError):
+            unsure |= not _INITIALIZE.search(line) or bool(_DATED.search(line))
+            continue
+        if any(isinstance(one, dict) and asks(one.get("method"), one.get("params")) for one in messages):
+            return True
+    return unsure
 
 
-def _asks(method: object, params: object) -> bool:
-    if not isinstance(method, str):
-        return False
-    if method != "initialize":
-        return method.startswith(_METHODS)
-    said = params.get("protocolVersion") if isinstance(params, dict) else None
-    return isinstance(said, str) and _REVISION.fullmatch(said) is not None
+def _each(message: object) -> list[object]:
+    return message if isinstance(message, list) else [message]

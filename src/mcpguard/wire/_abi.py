@@ -166,6 +166,7 @@ MG_GOES_ON: Final = 0
 MG_ENDED: Final = 1
 MG_HELD: Final = 2
 MG_HEARD: Final = 3
+MG_HELD_UNSEEN: Final = 4
 
 MG_HOST_NONE: Final = 0
 MG_HOST_NAMED: Final = 1

@@ -347,7 +347,8 @@ def message(sample: bytes) -> MessageRecord:
         return MessageRecord(
             *(head, offset, (device, own), (device, far) if far else None, (input_device, input)),
             *(_Tail(sample, _abi.MG_MESSAGE.size).take(length), lost, (port, far_port), _CHANNELS[channel]),
-            *(bool(ends_line), bool(output), fate == _abi.MG_ENDED, fate == _abi.MG_HELD, fate == _abi.MG_HEARD),
+            *(bool(ends_line), bool(output), fate == _abi.MG_ENDED, fate in (_abi.MG_HELD, _abi.MG_HELD_UNSEEN)),
+            *(fate == _abi.MG_HEARD, fate == _abi.MG_HELD_UNSEEN),
         )
     except (KeyError, struct.error) as error:
         raise ValueError(f"not a message of this version: {error!r}") from None

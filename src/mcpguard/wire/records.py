@@ -241,6 +241,7 @@ class MessageRecord:
             it goes on; `data` is where it begins, and empty where it moved on what nobody has seen.
         heard: TCP: somebody outside of the session has sent this. The process of `head` has received it, or those that are
             lost, at the end `own`.
+        unseen: it is held, but nobody saw what it has read: who sent that has to tell.
     """
 
     head: Head
@@ -257,6 +258,7 @@ class MessageRecord:
     ended: bool = False
     held: bool = False
     heard: bool = False
+    unseen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
