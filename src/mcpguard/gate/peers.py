@@ -11,7 +11,7 @@ import stat
 import struct
 import time
 
-from mcpguard.kernel import cgroup
+from mcpguard.kernel import cgroup, proc
 from mcpguard.model.values import dataclass
 
 _CREDENTIALS = struct.Struct("iII")
@@ -111,6 +111,15 @@ def hear(line: socket.socket, most: int) -> tuple[bytes, list[int]]:
         close_all(found)
         raise Stranger("a packet that no shim sends")
     return data, found
+
+
+def has_its_starter(pid: int, leaf: str) -> bool:
+    """Whether the process that a process comes from lives in the session, so that it is not the session's first one.
+
+    Args:
+        leaf: of the session, as `kernel.cgroup.place_of` tells it.
+    """
+    return f"{cgroup.place_of(proc.parent_of(pid))}/".startswith(f"{leaf}/")
 
 
 def stop_at_its_end(line: socket.socket, pid: int) -> None:

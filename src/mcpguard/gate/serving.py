@@ -379,7 +379,9 @@ class Gate:
                 with contextlib.suppress(OSError):  # an account may have used up its share
                     fcntl.fcntl(number, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             entrant.look(lambda: self._workers.say(lambda: self._serve_one(entrant, self._executed)))
-            peers.stop_at_its_end(entrant.line, entrant.peer.pid)
+            # The session's first process is not stopped: its broker would take that for the person's Ctrl-Z.
+            if peers.has_its_starter(entrant.peer.pid, self._leaf):
+                peers.stop_at_its_end(entrant.line, entrant.peer.pid)
             packet = json.dumps({"go": admission.order()}).encode("utf-8", "surrogateescape")
             socket.send_fds(entrant.line, [packet], [theirs_in, theirs_out], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError as error:
