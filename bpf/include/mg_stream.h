@@ -976,6 +976,18 @@ __noinline __u64 mg_point(struct mg_scratch *scratch, __u32 way, __u64 second, _
 	return result;
 }
 
+/* A buffer for what passed on a connection; null: none is free, and that much of the stream is lost. */
+static __always_inline struct mg_scratch *mg_claim_or_lose(const struct mg_session *session, struct mg_stream *stream, __u64 bytes)
+{
+	struct mg_scratch *scratch = mg_claim_quietly();
+
+	if (!scratch) {
+		__sync_fetch_and_add(&stream->offset, bytes);
+		mg_lose_pieces(session, 1, 0);
+	}
+	return scratch;
+}
+
 /* A descriptor of the current task was sent to by a call that has ended well. */
 static __noinline int mg_sent(const struct mg_session *session, void *registers, __u32 way, __u64 fd, __u64 result)
 {
@@ -990,12 +1002,9 @@ static __noinline int mg_sent(const struct mg_session *session, void *registers,
 	stream = mg_stream_of(&end.key);
 	if (!stream || stream->state == MG_IGNORED || (way == MG_MOVED && stream->state != MG_SPEAKS))
 		return 0;
-	scratch = mg_claim_quietly();
-	if (!scratch) {
-		__sync_fetch_and_add(&stream->offset, result);
-		mg_lose_pieces(session, 1, 0);
+	scratch = mg_claim_or_lose(session, stream, result);
+	if (!scratch)
 		return 0;
-	}
 	sent = mg_point(scratch, way, mg_second(registers), mg_third(registers), result);
 	if (stream->state == MG_SPEAKS && way != MG_MOVED && end.channel != MG_LOOPBACK)
 		mg_look_for_question(session, scratch, stream);
@@ -1075,12 +1084,9 @@ static __noinline int mg_heard(const struct mg_session *session, void *registers
 		stream->state = MG_IGNORED;
 		return 0;
 	}
-	scratch = mg_claim_quietly();
-	if (!scratch) {
-		__sync_fetch_and_add(&stream->offset, result);
-		mg_lose_pieces(session, 1, 0);
+	scratch = mg_claim_or_lose(session, stream, result);
+	if (!scratch)
 		return 0;
-	}
 	got = mg_point(scratch, way, mg_second(registers), mg_third(registers), result);
 	if (flags & MG_MSG_TRUNC) /* thrown away: the program's buffer holds something else */
 		__builtin_memset(&mg_work_in(scratch)->cursor, 0, sizeof(struct mg_cursor));
