@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -207,21 +207,29 @@ def everything(kind: str) -> Iterator[str]:
             server.terminate()
 
 
+# What is talked to, and in which revision.
+CONVERSATIONS = [["old", "2024-11-05"], *(["new", one] for one in (*REVISIONS[1:], "2025-11-25"))]
+
+
+@contextmanager
+def both_ways() -> Iterator[tuple[str, str, dict[str, object]]]:
+    """A server of the new way over HTTP and one of the old one: their addresses, and how a client declares them."""
+    with everything("streamableHttp") as new, everything("sse") as old:
+        new, old = f"{new}/mcp", f"{old}/sse"
+        yield new, old, {"mcpServers": {"new": {"type": "http", "url": new}, "old": {"type": "sse", "url": old}}}
+
+
 def test_a_server_of_each_revision_over_http(box: Box) -> None:
     """Streamable HTTP since 2025-03-26, and the way of 2024-11-05."""
     world = box.inside.world
     claude = world.project / "claude"
     claude.write_text(CLIENT)
     claude.chmod(0o755)
-    conversations = [["old", "2024-11-05"], *(["new", one] for one in (*REVISIONS[1:], "2025-11-25"))]
-    with ExitStack() as stack:
-        new = f"{stack.enter_context(everything('streamableHttp'))}/mcp"
-        old = f"{stack.enter_context(everything('sse'))}/sse"
-        declared = {"mcpServers": {"new": {"type": "http", "url": new}, "old": {"type": "sse", "url": old}}}
+    with both_ways() as (new, old, declared):
         (world.home / ".claude.json").write_text(json.dumps(declared))
-        last = json.dumps(conversations)
+        last = json.dumps(CONVERSATIONS)
         free = list(told(box.inside.control([claude, "--mcp-config", json.dumps(declared), last])))
-        assert [revision for revision, _ in free] == [revision for _, revision in conversations]
+        assert [revision for revision, _ in free] == [revision for _, revision in CONVERSATIONS]
         box.inside.write_profile("gated", PROFILE.replace("*/forbidden", f"*/{DENIED}"))
         for name, url in (("new", new), ("old", old)):
             approve(box, name, url)
@@ -230,7 +238,7 @@ def test_a_server_of_each_revision_over_http(box: Box) -> None:
     # The client repeats the answers on its own output.
     events = [event for event in box.mcp_events() if event["mcp"]["server"] != "claude"]
     verdicts = [(name, "deny" if name == DENIED else "allow") for name, _ in CALLS]
-    assert paired(events) == verdicts * len(conversations)
+    assert paired(events) == verdicts * len(CONVERSATIONS)
     transports = {(event["mcp"]["server"], event["mcp"]["transport"]) for event in events}
     assert transports == {("new", "http"), ("old", "sse")}
 
@@ -240,12 +248,8 @@ def test_where_no_gate_stands_a_server_of_each_revision_over_http_is_on_record_w
     claude = box.inside.world.project / "claude"
     claude.write_text(CLIENT)
     claude.chmod(0o755)
-    conversations = [["old", "2024-11-05"], *(["new", one] for one in (*REVISIONS[1:], "2025-11-25"))]
-    with ExitStack() as stack:
-        new = f"{stack.enter_context(everything('streamableHttp'))}/mcp"
-        old = f"{stack.enter_context(everything('sse'))}/sse"
-        declared = {"mcpServers": {"new": {"type": "http", "url": new}, "old": {"type": "sse", "url": old}}}
-        words = [claude, "--mcp-config", json.dumps(declared), json.dumps(conversations)]
+    with both_ways() as (new, old, declared):
+        words = [claude, "--mcp-config", json.dumps(declared), json.dumps(CONVERSATIONS)]
         free = list(told(box.inside.control(words)))
         box.inside.profile = "dev-tools"
         options = [word for url in (new, old) for word in ("--net", f"127.0.0.1:{urlsplit(url).port}")]
@@ -253,7 +257,7 @@ def test_where_no_gate_stands_a_server_of_each_revision_over_http_is_on_record_w
     assert [revision for revision, _ in watched] == [revision for revision, _ in free]
     # The client repeats the answers on its own output.
     events = [event for event in box.mcp_events() if event["mcp"]["server"] != "claude"]
-    assert paired(events) == [(name, "allow") for name, _ in CALLS] * len(conversations)
+    assert paired(events) == [(name, "allow") for name, _ in CALLS] * len(CONVERSATIONS)
     assert not any("peer" in event["mcp"] for event in events)
     answered = [
         event["mcp"] for event in events if event["op"] == "response" and event["mcp"]["method"] == "tools/call"

@@ -62,6 +62,21 @@ def outside(serve: Served, family: int = socket.AF_INET, port: int = 0) -> Itera
             thread.join()
 
 
+def answer_once(port: int) -> int:
+    """A server in a session that answers one question of MCP; the inode number of its end.
+
+    Args:
+        port: descriptor that is told the server's port.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        os.write(port, str(listener.getsockname()[1]).encode())
+        line, _ = listener.accept()
+        hear(line, len(ASKED))
+        line.sendall(ANSWER)
+        line.recv(1)
+        return os.fstat(line.fileno()).st_ino
+
+
 def once(*parts: bytes, asked: int = len(ASKED)) -> Served:
     """Hears so many bytes, and says these before each of which it hears one more byte; waits until the other has read all."""
 
@@ -181,12 +196,7 @@ def test_who_comes_from_outside_is_told_where_the_tree_receives_it(tree: Tree) -
     reader, writer = os.pipe()
 
     def act() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            os.write(writer, str(listener.getsockname()[1]).encode())
-            line, _ = listener.accept()
-            hear(line, len(ASKED))
-            line.sendall(ANSWER)
-            line.recv(1)
+        answer_once(writer)
 
     def come() -> None:
         with connected(int(os.read(reader, 6))) as line:
@@ -207,13 +217,7 @@ def test_of_two_sessions_each_has_what_its_own_end_sends_and_receives(tree: Tree
     reader, writer = os.pipe()
 
     def serve() -> int:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            os.write(writer, str(listener.getsockname()[1]).encode())
-            line, _ = listener.accept()
-            hear(line, len(ASKED))
-            line.sendall(ANSWER)
-            line.recv(1)
-            return os.fstat(line.fileno()).st_ino
+        return answer_once(writer)
 
     def ask() -> int:
         with connected(int(os.read(reader, 6))) as line:
