@@ -133,8 +133,8 @@ def test_a_name_that_says_something_is_not_passed_over_among_names_that_do_not(
 ) -> None:
     """The kernel passes over names that begin with no byte of any pattern, eight at a time and, further down, by a bit each."""
     rules = [
-        PathRule(Effect.ALLOW, ALL, "/work", (), 1),
-        PathRule(Effect.DENY, ALL, "/work/**/.env*", (), 2),
+        PathRule(Effect.ALLOW, ALL, "/srv", (), 1),
+        PathRule(Effect.DENY, ALL, "/srv/**/.env*", (), 2),
         PathRule(Effect.DENY, ALL, "/**/\udcff*", (), 3),
         PathRule(Effect.READONLY, WRITE, "/**/@*", (), 4),
         PathRule(Effect.READONLY, WRITE, "/**/?locked", (), 5),
@@ -144,13 +144,13 @@ def test_a_name_that_says_something_is_not_passed_over_among_names_that_do_not(
         automaton = Automaton.build(chosen)
         parity.place(automaton, [tree.mounted_at("/")])
         quiet = ["quiet", "q", ".git", "x" * 16, "y" * 40]
-        assert ask(parity, tree, "/work" + "/quiet" * (depth - 1)).allowed == ALL
+        assert ask(parity, tree, "/srv" + "/quiet" * (depth - 1)).allowed == ALL
         for name in (".env", "\udcff", "@", "xlocked", "@" * 20, "k/below", ".en", "\udcfe", "?", "locked"):
             for place in sorted({0, 1, depth // 2, depth - 2, depth - 1}):
                 if 0 <= place < depth:
                     names = [quiet[n % len(quiet)] for n in range(depth)]
                     names[place] = name
-                    path = "/work/" + "/".join(names)
+                    path = "/srv/" + "/".join(names)
                     assert not differences(automaton, path, ask(parity, tree, path)), path
 
 
