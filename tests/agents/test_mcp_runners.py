@@ -115,7 +115,8 @@ def test_an_approved_server_of_npx_is_what_was_approved(box: Box) -> None:
         box.approve(f"other{at}", other)
         assert answers(box.talk(f"other{at}", *LINES, command=other).out)[1] == free[1]
         (started,) = [event for event in box.mcp_events() if event["op"] == "start"]
-        assert started["detail"].startswith(f"{modules}/"), started
+        node, script, *_ = started["detail"].split()
+        assert node.endswith("/node") and script.startswith(f"{modules}/"), started
     # Nobody of the session changes it; without a gate somebody can, and then it does not start.
     (inside.world.project / "acts.py").write_text(TAMPERING)
     acts = [SYSTEM_PYTHON, "acts.py", str(modules)]
