@@ -9,6 +9,8 @@ PROGRAM = r"""
 import os, signal, subprocess, sys
 from mcpguard.session.signals import SignalWatch
 
+for one in ("SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP"):  # nohup's are ignored, and a shell cannot change that
+    signal.signal(getattr(signal, one), signal.SIG_DFL)
 watch = SignalWatch()
 watch.start(0)
 heeds = "trap 'echo heard' TERM INT HUP QUIT; echo ready; while :; do sleep 0.05; done"
