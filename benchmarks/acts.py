@@ -1,7 +1,8 @@
-"""What guarding costs a single act, beside bare and Landlock, by depth and number of rules.
+"""What guarding costs a single act, beside bare, Landlock, bubblewrap and sandlock, by depth and number of rules.
 
 Each arm is one process that measures all acts in small rounds, in turns over the arms: a slow moment of the host hits all of
-them. Without a session: bare, and Landlock with as many grants as the profile has rules. While sessions live that do nothing:
+them. Without a session: bare, Landlock and sandlock with as many grants as the profile has rules, and bubblewrap with one bind
+mount of the workspace; peers that cannot be had are named, and left out in guests. While sessions live that do nothing:
 unguarded. In sessions, with all that writing the record costs beside them: every tier that the host gives. These kinds take
 turns in blocks, with new sessions in each. Prints medians, and ratios to bare of the medians and of the calmest rounds, and
 writes them with the quartiles as JSON; judges nothing. Other sessions on the host make bare slower, too.
@@ -23,6 +24,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import socket
 import statistics
 import struct
@@ -39,6 +41,14 @@ ZERO = os.open("/dev/zero", os.O_RDONLY)
 REPOSITORY = Path(__file__).resolve().parent.parent
 NULL = os.open("/dev/null", os.O_WRONLY)
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: an end that leaves nothing behind
+# Paths to grant, port of loopback, command: with its standard streams, unlike the peer of the other benchmarks.
+SANDLOCK = """
+import json, sys
+from sandlock import Sandbox
+grants, port = json.load(open(sys.argv[1])), sys.argv[2]
+sandbox = Sandbox(fs_readable=grants, fs_writable=grants, net_allow=[f"127.0.0.1:{port}"])
+sys.exit(sandbox.run_interactive(sys.argv[3:]))
+"""
 # On loopback, of what answers; the copy that the arms run has it.
 PORT = 0
 # Whether instructions are counted in place of time; the copy of a guest that does has it.
@@ -211,8 +221,32 @@ def mcpguard() -> list[str]:
 Seen = dict[tuple[int, str, str], list[float]]
 
 
+def peers(folder: Path) -> dict[str, list[str]]:
+    """What stands before the words of an actor, for each peer that this host can have; names the others."""
+    from peers import sandlock_package  # beside this file; a copy of it that is an arm has no such neighbour
+
+    work, found = str(folder / "work"), {}
+    if shutil.which("bwrap"):
+        mounts = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--bind", work, work]
+        found["bubblewrap"] = ["bwrap", *mounts, "--"]
+    package = sandlock_package(folder)
+    if package:
+        grants = str(folder / "grants.json")
+        found["sandlock"] = ["env", f"PYTHONPATH={package}", sys.executable, "-c", SANDLOCK, grants, str(PORT)]
+    for name in {"bubblewrap", "sandlock"} - found.keys():
+        print(f"left out: {name} is not installed", flush=True)
+    return found
+
+
 def measure(
-    rules: int, depths: list[int], blocks: int, rounds: int, folder: Path, tiers: list[int], chosen_acts: list[str]
+    rules: int,
+    depths: list[int],
+    blocks: int,
+    rounds: int,
+    folder: Path,
+    tiers: list[int],
+    chosen_acts: list[str],
+    others: dict[str, list[str]],
 ) -> list[dict[str, Any]]:
     work = folder / "work"
     environment = {"MCPGUARD_HOME": str(folder / "home"), "PYTHONPATH": str(REPOSITORY / "src")}
@@ -228,6 +262,7 @@ def measure(
         Path(there, "file").write_text("x")
     chosen = str(profile(folder, rules))
     quiet = {"bare": [*actor, "serve"], "landlock": [*actor, "landlock", str(folder / "grants.json")]}
+    quiet |= {name: [*before, *actor, "serve"] for name, before in others.items()}
     live = {
         f"tier {tier}": [
             *mcpguard(),
@@ -291,7 +326,7 @@ def in_guest(lane: str, arguments: argparse.Namespace) -> int:
     kernel, lsm = lane.split("-")
     words = ["--blocks", arguments.blocks, "--rounds", arguments.rounds, "--rules", *arguments.rules]
     words += ["--depths", *arguments.depths, "--tiers", {"bpf": 1, "plain": 2}[lsm], "--acts", *arguments.acts]
-    words += ["--count"] if arguments.count else []
+    words += ["--no-peers", *(["--count"] if arguments.count else [])]
     script = 'exec "$@" --base /vmtmp --json "$MCPGUARD_LANE_OUT/acts.json"'
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "tests/vm/lane.py", "run", "--kernel", kernel, "--lsm", lsm, "--timeout", "6000"]
@@ -364,6 +399,7 @@ def main() -> int:
     parser.add_argument("--acts", nargs="+", default=list(ACTS), choices=ACTS)
     parser.add_argument("--guest", choices=["6.12-bpf", "6.12-plain", "6.1-bpf", "6.1-plain"])
     parser.add_argument("--count", action="store_true", help="instructions in place of time; with --guest")
+    parser.add_argument("--no-peers", action="store_true", help="no bubblewrap, no sandlock")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--base", type=Path, default=None, help="where to work; a tmpfs or disk of its own")
     arguments = parser.parse_args()
@@ -382,11 +418,12 @@ def main() -> int:
         environment = {"MCPGUARD_HOME": str(folder / "home"), "PYTHONPATH": str(REPOSITORY / "src")}
         tiers = [tier for tier in arguments.tiers if able(tier, folder, environment)]
         print(f"tiers of this host: {tiers or 'none'}", flush=True)
+        others = {} if arguments.no_peers else peers(folder)
         rows = [
             cell
             for rules in arguments.rules
             for cell in measure(
-                rules, arguments.depths, arguments.blocks, arguments.rounds, folder, tiers, arguments.acts
+                rules, arguments.depths, arguments.blocks, arguments.rounds, folder, tiers, arguments.acts, others
             )
         ]
     show(rows)

@@ -93,10 +93,17 @@ def _installed(program: str, name: str, *options: str) -> Peer | None:
     return Peer(name, (program, *options)) if shutil.which(program) else None
 
 
-def _sandlock(folder: Path, workspace: Path) -> Peer | None:
+def sandlock_package(folder: Path) -> Path | None:
+    """Install the package of the Python index below a scratch folder; where it is, None when that fails."""
     target = folder / "sandlock"
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), "sandlock"]
-    if subprocess.run(command, capture_output=True, check=False, timeout=300).returncode:
+    done = subprocess.run(command, capture_output=True, check=False, timeout=300)
+    return None if done.returncode else target
+
+
+def _sandlock(folder: Path, workspace: Path) -> Peer | None:
+    target = sandlock_package(folder)
+    if target is None:
         return None
     words = (sys.executable, "-c", SANDLOCK, str(workspace))
     return Peer("sandlock", words, {"PYTHONPATH": str(target)})
