@@ -197,7 +197,7 @@ def profile(folder: Path, rules: int) -> Path:
     lines = ["name: bench", "files:", "  read:", "    - /etc", "    - /proc", "    - /dev", "    - /usr"]
     lines += [f"    - {folder}/nothing/number-{n:05d}/deeper" for n in range(max(0, rules - 9))]
     lines += ["  execute: [/usr]", '  write: ["{workspace}", /dev/null]']
-    lines += ['  deny: ["{workspace}/**/.env*"]', f'network: {{allow: ["localhost:{PORT}"]}}']
+    lines += ['  deny: ["{workspace}/**/.env*"]', f'network: {{allow: ["localhost:{PORT or 9}"]}}']
     path = folder / f"bench-{rules}.yaml"
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -4,7 +4,7 @@ The automaton is asked by system call, many times in one, about a real file (tes
 host will do. Landlock has no such question: its cost is what an open and close take longer in a process that it confines than
 in one that it does not, in small rounds, in turns. Both are given the same workspace and as many other rules. Prints medians
 and what the calmest rounds say, in ns, and writes them with the quartiles as JSON; judges nothing. On a busy host compare the
-calm ones.
+calm ones. Before that, how long a profile of as many rules takes from YAML to tables, and how large those are.
 
 usage: benchmarks/decision.py [--rounds 40] [--rules 10 1000 10000] [--depths 5 9 30] [--json FILE]
 Needs root and clang.
@@ -25,15 +25,19 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY / "src"), str(REPOSITORY / "tests/kernel")]
 
+import acts  # noqa: E402
 from parity import Parity  # noqa: E402
 
 from mcpguard.kernel import landlock, mounts, privileges  # noqa: E402
 from mcpguard.model.access import Access, Effect  # noqa: E402
 from mcpguard.model.policy import PathRule  # noqa: E402
 from mcpguard.policy.automaton import Automaton  # noqa: E402
+from mcpguard.profile.load import load  # noqa: E402
+from mcpguard.session.policy import compile_for  # noqa: E402
 
 ALL = Access.READ | Access.WRITE | Access.EXECUTE
 DECISIONS, OPENS = 3000, 1000  # in a round
+COMPILATIONS = 15
 
 
 def automaton(work: str, rules: int) -> Automaton:
@@ -50,6 +54,23 @@ def automaton(work: str, rules: int) -> Automaton:
     above = os.path.dirname(work)
     made += [PathRule(Effect.ALLOW, ALL, f"{above}/other/number-{n:05d}", (), n) for n in range(7, rules + 1)]
     return Automaton.build(made)
+
+
+def sizes(folder: Path, numbers: list[int]) -> list[dict[str, Any]]:
+    """By number of rules: ms from a profile to a policy, and bytes of its tables, which is what the kernel gets."""
+    profiles = {rules: str(acts.profile(folder, rules)) for rules in numbers}
+    rows: list[dict[str, Any]] = [{"rules": rules, "compile_ms": []} for rules in numbers]
+    for _ in range(COMPILATIONS):
+        for row in rows:
+            begin = time.perf_counter_ns()
+            policy = compile_for(load(profiles[row["rules"]]), str(folder / "work"))
+            row["compile_ms"].append((time.perf_counter_ns() - begin) / 1e6)
+            row["bytes"] = len(policy.tables)
+    for row in rows:
+        print(
+            f"{row['rules']:>6} rules: compiled in {statistics.median(row['compile_ms']):.1f} ms to {row['bytes']:,} bytes"
+        )
+    return rows
 
 
 def opens(path: str) -> float:
@@ -167,13 +188,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mg", dir=arguments.base) as name:
         folder = Path(name).resolve()
         (folder / "work").mkdir()
+        compiled = sizes(folder, arguments.rules)
         parity = Parity(folder)
         for rules in arguments.rules:
             rows += measure(parity, folder, rules, arguments.depths, arguments.rounds)
         parity.close()
     show(rows)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"kernel": os.uname().release, "rows": rows}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"sizes": compiled, "rows": rows}, indent=1) + "\n")
     return 0
 
 

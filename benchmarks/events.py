@@ -2,11 +2,12 @@
 
 1. Opens: processes of the tree open few files as fast as they can. The kernel sums equal opens up: few records stand for many.
    Beside them the same under Landlock alone, with grants like the session's: what tier 3 cannot go below.
-2. Changes: each makes and removes a file of its own name, which nothing sums up. At growing paces, until some are lost.
+2. Changes: each makes and removes a file of its own name, which nothing sums up. At growing paces, in turns; the actor has a
+   processor for itself, and all of ours shares another.
 3. Flood: a million opens of many files with one denial in their midst, which must be on record.
 Each run is compared with what the actor counted: what the store and its losses do not account for is said.
 
-usage: benchmarks/events.py [--repetitions 15] [--paces 2000 ...] [--seconds 3] [--json FILE]
+usage: benchmarks/events.py [--repetitions 15] [--paces 2000 ...] [--seconds 2] [--json FILE]
 Needs root and a C compiler.
 """
 
@@ -31,7 +32,7 @@ from peers import mcpguard
 
 LEAST_REPETITIONS = 15
 FILES, FLOOD_FILES, FLOOD = 64, 4_000, 1_000_000
-PACES = [2_000, 5_000, 10_000, 20_000, 40_000]
+PACES = [2_000, 5_000, 10_000, 20_000]
 # actor opens FOLDER FILES PROCESSES OPENS [SECRET]: opens in all, with a look at the secret half-way.
 # actor changes FOLDER PACE SECONDS: pairs of create and unlink, so many a second.
 # Prints: how many acts, seconds.
@@ -156,11 +157,11 @@ class Bench:
     def under_landlock(self, words: list[str]) -> dict[str, Any]:
         return self.bare([sys.executable, "-c", UNDER_LANDLOCK, str(self.workspace), *words])
 
-    def guarded(self, words: list[str]) -> dict[str, Any]:
-        """What the actor counted, what is on record, and what our processes took."""
+    def guarded(self, words: list[str], before: tuple[str, ...] = ()) -> dict[str, Any]:
+        """What the actor counted, what is on record, and what our processes took; `before` stands before our own words."""
         shutil.rmtree(self.folder / "home", ignore_errors=True)
         process = subprocess.Popen(
-            [*mcpguard(), "run", "-q", "--", *words],
+            [*before, *mcpguard(), "run", "-q", "--", *words],
             cwd=self.workspace, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         seen: dict[str, dict[str, float]] = {}
@@ -233,11 +234,16 @@ def opens(bench: Bench, repetitions: int) -> list[dict[str, Any]]:
 
 
 def changes(bench: Bench, paces: list[int], seconds: float, repetitions: int) -> list[dict[str, Any]]:
-    rows = []
+    processors = sorted(os.sched_getaffinity(0))
+    its, actors = (("taskset", "-c", str(number)) for number in (processors[0], processors[-1]))
+    chance, rows = random.Random(1), list[dict[str, Any]]()
+    for _ in range(repetitions):
+        for pace in chance.sample(paces, len(paces)):
+            words = [*actors, *bench.act("changes", pace // 2, seconds)]
+            rows.append({"pace": pace, **bench.guarded(words, its)})
     print(f"{'paced at':>9} {'made/s':>8} {'lost':>8} {'ended later by':>15} {'supervisor peak':>16}")
     for pace in paces:
-        runs = [bench.guarded(bench.act("changes", pace // 2, seconds)) for _ in range(repetitions)]
-        rows += [{"pace": pace, **run} for run in runs]
+        runs = [row for row in rows if row["pace"] == pace]
         made = statistics.median(run["acts"] / run["seconds"] for run in runs)
         lost = statistics.median(run["lost"] / run["acts"] for run in runs)
         late = statistics.median(run["whole"] - run["seconds"] for run in runs)
@@ -273,14 +279,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=LEAST_REPETITIONS)
     parser.add_argument("--paces", type=int, nargs="+", default=PACES)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mcpguard-events-", dir=Path.home()) as name:
         bench = Bench(Path(name))
         found = {
             "opens": opens(bench, arguments.repetitions),
-            "changes": changes(bench, arguments.paces, arguments.seconds, max(1, arguments.repetitions // 5)),
+            "changes": changes(bench, arguments.paces, arguments.seconds, arguments.repetitions),
             "flood": flood(bench, arguments.repetitions),
         }
     if arguments.json:

@@ -1,6 +1,6 @@
 """What a guarded launch costs, beside the neighbours that do a similar job, and where its time goes.
 
-Runs `true` bare, under `mcpguard run`, under bubblewrap, under firejail with its profile and under the npm package
+Runs `true` bare, under `mcpguard run`, bubblewrap, firejail with its profile, sandlock, strace and the npm package
 @anthropic-ai/sandbox-runtime, in turns whose order changes, so that a slow moment of the host hits all of them. Prints medians
 and ratios; judges nothing.
 The phases of `mcpguard run` are measured in runs of their own. The package is compiled before, as pip does it.
@@ -26,7 +26,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from peers import NPM_PACKAGE, mcpguard, npm_runtime
+from peers import NPM_PACKAGE, SANDLOCK, mcpguard, npm_runtime, sandlock_package
 
 OURS = "mcpguard run -- true"
 LEAST_REPETITIONS = 15
@@ -91,6 +91,16 @@ def contenders(folder: Path) -> tuple[list[Contender], list[str]]:
         candidates.append(Contender("firejail true (its profile)", ["firejail", "--quiet", "true"], {}))
     else:
         missing.append("firejail: not installed (apt-get install firejail)")
+    if shutil.which("strace"):
+        candidates.append(Contender("strace -f true", ["strace", "-f", "-qq", "-o", "/dev/null", "true"], {}))
+    else:
+        missing.append("strace: not installed (apt-get install strace)")
+    package = sandlock_package(folder)
+    if package:
+        words = [sys.executable, "-c", SANDLOCK, str(folder / "workspace"), "true"]
+        candidates.append(Contender("sandlock", words, {"PYTHONPATH": str(package)}))
+    else:
+        missing.append("sandlock: pip could not install it")
     if shutil.which("npm"):
         runtime = npm_runtime(folder)
         if runtime:

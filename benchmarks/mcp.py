@@ -4,7 +4,7 @@ One client talks to two servers in turns, one direct and one by way of the gate,
 The gate is the process that sessions have, with its store and the user's catalogue; only the sandbox around the tree is left
 out, for it costs both alike. Prints medians and differences; judges nothing.
 
-usage: benchmarks/mcp.py [--calls 300] [--starts 10] [--json FILE]
+usage: benchmarks/mcp.py [--calls 300] [--starts 15] [--json FILE]
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ class Client:
         self._process.communicate()
 
 
-def measure(calls: int, starts: int) -> dict[str, dict[str, float]]:
-    """Medians, by what was measured and by way."""
+def measure(calls: int, starts: int) -> dict[str, dict[str, list[float]]]:
+    """All values, by what was measured and by way."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["MCPGUARD_HOME"] = str(folder / "mcpguard")
@@ -148,7 +148,7 @@ def measure(calls: int, starts: int) -> dict[str, dict[str, float]]:
         shim = [sys.executable, "-I", "-S", "-B", str(PACKAGE / "gate" / "shim.py"), address, "bench", "--", *server]
         ways = {"direct": server, "gate": shim}
         first = Client(shim, environment, folder)
-        found: dict[str, dict[str, float]] = {"first start, ms": {"gate": first.first_answer()}}
+        found = {"first start, ms": {"gate": [first.first_answer()]}}
         first.end()
         times: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(starts):
@@ -156,14 +156,14 @@ def measure(calls: int, starts: int) -> dict[str, dict[str, float]]:
                 client = Client(words, environment, folder)
                 times[way].append(client.first_answer())
                 client.end()
-        found["start, ms"] = {way: statistics.median(values) for way, values in times.items()}
+        found["start, ms"] = times
         clients = {way: Client(words, environment, folder) for way, words in ways.items()}
         for size, length in SIZES.items():
             times = {way: [] for way in ways}
             for number in range(calls):
                 for way, client in clients.items():
                     times[way].append(client.call("x" * length, number))
-            found[f"call of {size}, µs"] = {way: statistics.median(values) for way, values in times.items()}
+            found[f"call of {size}, µs"] = times
         for client in clients.values():
             client.end()
         gate.communicate()
@@ -173,13 +173,14 @@ def measure(calls: int, starts: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=300)
-    parser.add_argument("--starts", type=int, default=10)
+    parser.add_argument("--starts", type=int, default=15)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = measure(options.calls, options.starts)
     if options.json:
         options.json.write_text(json.dumps(found) + "\n")
-    for what, by_way in found.items():
+    for what, values in found.items():
+        by_way = {way: statistics.median(one) for way, one in values.items()}
         direct, gate = by_way.get("direct"), by_way["gate"]
         more = "" if direct is None else f"   direct {direct:8.1f}   more {gate - direct:8.1f}"
         print(f"{what:22} gate {gate:8.1f}{more}")

@@ -2,9 +2,10 @@
 
 In the session a program waits for words: to ask for a name and start an MCP server by way of the gate, then to open, change,
 ask and call as fast as it can for some seconds. Prints MiB of each of our processes, of the session's own maps and of what the
-engine holds for all sessions; the highest of each is the kernel's own count. Judges nothing.
+engine holds for all sessions, medians over sessions of which one follows the other; the highest of each is the kernel's own
+count. Judges nothing.
 
-usage: benchmarks/memory.py [--seconds 5] [--json FILE]
+usage: benchmarks/memory.py [--seconds 3] [--repetitions 15] [--json FILE]
 Needs root and a C compiler.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -115,9 +117,8 @@ def held(supervisor: int) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, seconds: float) -> dict[str, Any]:
-    """By state, in the order of time."""
-    environment = prepared(folder)
+def measure(folder: Path, seconds: float, environment: dict[str, str]) -> dict[str, Any]:
+    """One session: by state, in the order of time."""
     workspace = folder / "workspace"
     words = [PYTHON, str(workspace / "inside.py"), str(workspace), str(seconds)]
     words += [json.dumps(SHIM_WORDS), json.dumps(server(folder))]
@@ -142,17 +143,23 @@ def measure(folder: Path, seconds: float) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mcpguard-memory-", dir=Path.home()) as name:
-        states = measure(Path(name), arguments.seconds)
-    for state, one in states.items():
-        engine = ", ".join(f"{kind} {size:.1f}" for kind, size in one["engine"].items())
-        print(f"{state}: maps of the session {one['maps']:.1f} MiB; the engine's own: {engine} MiB")
-        for role, memory in one["processes"].items():
-            told = ", ".join(f"{kind} {memory[kind]:.0f}" for kind in ("rss", "pss", "own", "peak"))
-            print(f"       {role:12} {told} MiB")
+        environment = prepared(Path(name))
+        sessions = [measure(Path(name), arguments.seconds, environment) for _ in range(arguments.repetitions)]
+    states = {state: [session[state] for session in sessions] for state in sessions[0]}
+    for state, all_ in states.items():
+        kinds = all_[0]["engine"]
+        engine = ", ".join(f"{kind} {statistics.median(one['engine'][kind] for one in all_):.1f}" for kind in kinds)
+        print(f"{state}: maps of the session {statistics.median(one['maps'] for one in all_):.1f} MiB; ", end="")
+        print(f"the engine's own: {engine} MiB")
+        for role in all_[0]["processes"]:
+            found = [one["processes"][role] for one in all_ if role in one["processes"]]
+            told = (f"{kind} {statistics.median(one[kind] for one in found):.0f}" for kind in found[0])
+            print(f"       {role:12} {', '.join(told)} MiB")
     if arguments.json:
         arguments.json.write_text(json.dumps(states) + "\n")
     return 0

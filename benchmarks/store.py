@@ -1,7 +1,9 @@
 """Whether a long record slows anything down: the same commands on a store of 10 thousand and of 10 million events.
 
 Makes both in a temporary folder (the large one takes some 2 GB and minutes), a hundred sessions each, one event in a thousand
-a refusal; then asks in turns. `first events` is what `mcpguard watch` reads before its first screen. Prints medians and ratios.
+a refusal; then asks in turns. `first events` is what `mcpguard watch` reads before its first screen, `first screen` the whole
+of it with the start of Python, without a terminal. At last the large one is more than its limit: ends of runs forget some of it
+for a moment each, then it is brought to half at once. Prints medians and ratios.
 
 usage: benchmarks/store.py [--events 10000000] [--repetitions 15] [--json FILE]
 """
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from watch import policy
 
@@ -74,6 +77,11 @@ def first_events(path: Path, session: str) -> Callable[[], None]:
     return run
 
 
+def first_screen(path: Path) -> Callable[[], None]:
+    words = [sys.executable, str(Path(__file__).with_name("watch.py")), "--open", str(path)]
+    return lambda: subprocess.run(words, check=True) and None
+
+
 def tidy(path: Path) -> Callable[[], None]:
     """What the end of each run asks."""
 
@@ -82,6 +90,24 @@ def tidy(path: Path) -> Callable[[], None]:
             retention.tidy(store, retention.Limits(None, 365 * 86_400), time.time_ns())
 
     return run
+
+
+def forget_half(path: Path, ends: int) -> dict[str, Any]:
+    """ms of each end of a run; s until half is forgotten, and until the file is written anew; MiB of it before and after."""
+    before, took = path.stat().st_size, list[float]()
+    began = time.perf_counter()
+    with Store.open(path, create=False) as store:
+        kept = retention.Limits(store.size() // 2, None)
+        for _ in range(ends):
+            end = time.perf_counter()
+            retention.tidy(store, kept, time.time_ns())
+            took.append((time.perf_counter() - end) * 1000)
+        retention.tidy(store, kept, time.time_ns(), budget_s=None)
+        forgotten = time.perf_counter()
+        store.give_back(whole=True)
+        written = time.perf_counter()
+    sizes = {"before_mib": before / (1 << 20), "after_mib": path.stat().st_size / (1 << 20)}
+    return {"ends_ms": took, "forgotten_s": forgotten - began, "written_s": written - forgotten, **sizes}
 
 
 def main() -> None:
@@ -103,6 +129,7 @@ def main() -> None:
                 "log --verdict deny --path GLOB": command(home, "log", "--verdict", "deny", "--path", "*.py"),
                 "sessions": command(home, "sessions"),
                 "watch: first events": first_events(path, session),
+                "watch: first screen": first_screen(path),
                 "end of a run: is it too much?": tidy(path),
             }
             size = path.stat().st_size / (1 << 20)
@@ -119,8 +146,15 @@ def main() -> None:
             quartiles = statistics.quantiles(took["large"], n=4)
             rows.append({"what": what, "small_ms": small, "large_ms": large, "quartiles_ms": quartiles})
             print(f"{what:<34}{small:10.1f} ms {large:10.1f} ms {large / small:8.2f}x")
+        kept = forget_half(path, LEAST_REPETITIONS)
+        print(
+            f"half of {kept['before_mib']:.0f} MiB is forgotten in {kept['forgotten_s']:.1f} s, by ends of runs of "
+            f"{statistics.median(kept['ends_ms']):.0f} ms first; written anew in {kept['written_s']:.1f} s: "
+            f"{kept['after_mib']:.0f} MiB"
+        )
     if arguments.json:
-        arguments.json.write_text(json.dumps({"events": arguments.events, "rows": rows}, indent=1) + "\n")
+        found = {"events": arguments.events, "rows": rows, "retention": kept}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,11 @@ def _launch(found: Found) -> Iterator[Line]:
 
 
 def _decision(found: Found) -> Iterator[Line]:
+    fewest = statistics.median(found["sizes"][0]["compile_ms"])
+    for place, row in enumerate(found["sizes"]):
+        what, took = f"{row['rules']} rules", row["compile_ms"]
+        yield Line(what, "profile to tables", spread(took, "ms"), statistics.median(took) / fewest if place else None)
+        yield Line(what, "tables in the kernel", f"{row['bytes'] / 1024:,.0f} KiB")
     for cell, landlock in zip(found["rows"][::2], found["rows"][1::2], strict=True):
         what = f"{cell['rules']} rules, depth {cell['depth']}"
         for one, ratio in ((landlock, None), (cell, cell["calm_ns"] / landlock["calm_ns"])):
@@ -92,8 +97,11 @@ def _events(found: Found) -> Iterator[Line]:
     lost = sum(row["lost"] for row in found["flood"])
     rate = spread([row["acts"] / row["seconds"] for row in found["flood"]], "/s", 0)
     yield Line("flood, one denial", f"on record in {denied} of {len(found['flood'])}; {lost} records lost", rate)
-    for case in ("opens", "flood"):
-        runs = [row["memory"] for row in found[case] if "memory" in row]
+    cases = {case: found[case] for case in ("opens", "flood")}
+    for row in found["changes"]:
+        cases.setdefault(f"changes paced at {row['pace']:,} a second", []).append(row)
+    for case, rows in cases.items():
+        runs = [row["memory"] for row in rows if "memory" in row]
         for role in dict.fromkeys(role for run in runs for role in run):
             peaks = [run[role]["peak"] for run in runs if role in run]
             yield Line(f"{case}, resident at most", role, spread(peaks, "MiB", 0))
@@ -111,12 +119,14 @@ def _scale(found: Found) -> Iterator[Line]:
 
 
 def _memory(found: Found) -> Iterator[Line]:
-    for state, held in found.items():
-        for role, one in held["processes"].items():
-            yield Line(state, role, f"rss {one['rss']:.0f}, pss {one['pss']:.0f}, own {one['own']:.0f} MiB")
-        engine = ", ".join(f"{kind} {size:.1f}" for kind, size in held["engine"].items())
-        yield Line(state, "kernel, maps of the session", f"{held['maps']:.1f} MiB")
-        yield Line(state, "kernel, the engine's own", f"{engine} MiB")
+    for state, sessions in found.items():
+        for role in sessions[0]["processes"]:
+            for kind in ("rss", "pss", "own"):
+                values = [one["processes"][role][kind] for one in sessions if role in one["processes"]]
+                yield Line(state, f"{role}, {kind}", spread(values, "MiB"))
+        yield Line(state, "kernel, maps of the session", spread([one["maps"] for one in sessions], "MiB"))
+        for kind in sessions[0]["engine"]:
+            yield Line(state, f"kernel, {kind} of all", spread([one["engine"][kind] for one in sessions], "MiB"))
 
 
 def _names(found: Found) -> Iterator[Line]:
@@ -126,9 +136,8 @@ def _names(found: Found) -> Iterator[Line]:
 
 def _mcp(found: Found) -> Iterator[Line]:
     for what, ways in found.items():
-        direct = ways.get("direct")
-        for way, value in ways.items():
-            yield Line(what, way, f"{value:,.1f}", value / direct if direct and way != "direct" else None)
+        name, unit = what.rsplit(", ", 1)
+        yield from _compared(name, ways, unit)
 
 
 def _store(found: Found) -> Iterator[Line]:
@@ -137,6 +146,11 @@ def _store(found: Found) -> Iterator[Line]:
         yield Line(row["what"], "10,000 events", f"{row['small_ms']:.1f} ms")
         large = f"{row['large_ms']:.1f} ms ({low:.1f} to {high:.1f})"
         yield Line(row["what"], f"{found['events']:,} events", large, row["large_ms"] / row["small_ms"])
+    kept = found["retention"]
+    yield Line("end of a run that leaves too much", "forgets for a moment", spread(kept["ends_ms"], "ms"))
+    size = f"{kept['before_mib']:.0f} to {kept['after_mib']:.0f} MiB"
+    yield Line("half of the record forgotten", f"{found['events']:,} events", f"{kept['forgotten_s']:.1f} s")
+    yield Line("the rest written anew", size, f"{kept['written_s']:.1f} s")
 
 
 def _watch(found: Found) -> Iterator[Line]:

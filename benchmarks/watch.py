@@ -160,7 +160,20 @@ async def measure(path: Path, session: str, rate: int, seconds: int) -> list[tup
     return rows
 
 
+async def open_screen(path: Path) -> None:
+    """The screen on the latest session, until its first events are there; then the process ends."""
+    with Store.open(path, create=False) as store:
+        app = WatchApp(lambda: Store.open(path, create=False), store.sessions()[0], "/home/u")
+    async with app.run_test(size=(120, 40)):
+        stream = app.query_one(EventStream)
+        while not len(stream):
+            await asyncio.sleep(0.001)
+        os._exit(0)
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--open"]:
+        asyncio.run(open_screen(Path(sys.argv[2])))
     if sys.argv[1:2] == ["--rush"]:
         path, session, rate, seconds = sys.argv[2:]
         rush(Path(path), session, int(rate), int(seconds))
