@@ -50,6 +50,18 @@ def test_a_pattern_is_a_subtree_and_never_a_sibling_with_the_same_beginning() ->
     assert allowed("/p", rule) == Access.NONE
 
 
+@pytest.mark.parametrize("first", ["lib", "libx", "li", "l", "library", "secret.pem"])
+def test_one_name_is_judged_by_itself_whichever_with_the_same_beginning_was_asked_before(first: str) -> None:
+    rules = allow("/w"), deny("/w/lib"), deny("/**/li*x", rule=4), deny("/**/*.pem", rule=5)
+    asked = Automaton.build(rules)
+    names = ("lib", "libx", "li", "l", "library", "linux", "secret.pem", "secret.txt", "se", "other", "ot")
+    for name in (first, *names, *names):
+        found = asked.decision(asked.walk(f"/w/{name}")).allowed
+        assert found == allowed(f"/w/{name}", *rules), name
+    seen = {name for name in names if asked.decision(asked.walk(f"/w/{name}")).allowed}
+    assert seen == {*names} - {"lib", "libx", "linux", "secret.pem"}
+
+
 def test_the_root_pattern_covers_the_root_and_everything() -> None:
     assert allowed("/", allow("/")) == READ
     assert allowed("/a/b", allow("/")) == READ

@@ -49,6 +49,8 @@ _BY_BITS = [Access(bits) for bits in range(8)]
 State = tuple[int, ...]
 Listed = tuple[int, set[bytes]]
 _CARRIED = 5
+# So many bytes of a name lead nearly all names to where the rest of it changes nothing.
+_BEGINNING = 2
 # A name that no sensible pattern names.
 NOBODYS_NAME = "\x01"
 _LAST_ASCII = 0x7F
@@ -103,6 +105,8 @@ class Automaton:
         self._rows = [factor.rows() for factor in tables.factors]
         self._stepping = [(factor.step, factor.sinks()) for factor in tables.factors]
         self._carried: dict[State, State] = {}
+        # A directory's state and the beginning of a name -> where all such names lead; empty: it depends on the rest.
+        self._begun: dict[tuple[State, bytes], State] = {}
         self._decisions: dict[State, Decision] = {}
         self._allowed: dict[State, Access] = {}
         self._walked: dict[bytes, State] = {}
@@ -170,6 +174,24 @@ class Automaton:
         raw = _raw(name)
         if raw in (b"", b".", b"..") or b"/" in raw or b"\0" in raw:
             raise ValueError(f"not a file name: {name!r}")
+        beginning = state, raw[:_BEGINNING]
+        known = self._begun.get(beginning)
+        if known:
+            return known
+        reached = self._reach(state, raw)
+        if known is None and len(raw) >= _BEGINNING:
+            if len(self._begun) >= MAX_REMEMBERED:
+                self._begun.clear()
+            self._begun[beginning] = reached if self._is_enough(*beginning) else ()
+        return reached
+
+    def _is_enough(self, state: State, beginning: bytes) -> bool:
+        """Whether all names that begin so lead to one state: no factor goes on with what comes behind."""
+        return all(
+            step(at, beginning, sinks) in sinks for (step, sinks), at in zip(self._stepping, state, strict=False)
+        )
+
+    def _reach(self, state: State, raw: bytes) -> State:
         states = [step(at, raw, sinks) for (step, sinks), at in zip(self._stepping, state, strict=False)]
         reached = (*states, *state[-_CARRIED:])
         known = self._carried.get(reached)
