@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from mcpguard.session.signals import SignalWatch
 
 FAILED = 125
+# Objects that a run makes between looks for garbage: its record is thousands of events at a time, of which none is.
+GARBAGE_AFTER = 20_000
 # What a run takes later, in this order.
 _LATER = (
     *("mcpguard.session.recording", "mcpguard.events.recorder", "mcpguard.events.pump", "mcpguard.events.listener"),
@@ -138,6 +140,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         start.resolver.start(policy, broker.descriptors, kept, ask=options.ask)
         watch.agent_started(int(facts["pid"]))
         gc.freeze()  # or its first look goes through all of that, while the agent starts
+        gc.set_threshold(GARBAGE_AFTER)
         gc.enable()
         if guarded:
             if guarded.gate.port is not None:
