@@ -41,15 +41,20 @@ class FakeClock(Clock):
 
     def __init__(self) -> None:
         self.now_ns = 100 * SECOND
+        self.set_ns = 0
 
     def epoch_ns(self) -> int:
-        return START_EPOCH_NS + self.now_ns - 100 * SECOND
+        return START_EPOCH_NS + self.set_ns + self.now_ns - 100 * SECOND
 
     def monotonic_ns(self) -> int:
         return self.now_ns
 
     def forward(self, seconds: float) -> None:
         self.now_ns += int(seconds * SECOND)
+
+    def set(self, seconds: float) -> None:
+        """Put the clock on the wall forward, and that alone."""
+        self.set_ns += int(seconds * SECOND)
 
 
 def me() -> User:

@@ -116,6 +116,16 @@ def test_a_folder_that_a_rule_allows_but_that_was_not_there_is_advice_and_no_ala
     )
 
 
+@pytest.mark.parametrize(
+    "way", ["/w/secret/k", "/w/./secret/k", "/w//secret/k", "/w/a/../secret/k", "/w/secret/k/", "/w/secret/."]
+)
+def test_a_path_is_judged_alike_however_it_is_spelt(way: str) -> None:
+    rules = (PathRule(Effect.ALLOW, ALL, "/w", (), 1), PathRule(Effect.DENY, ALL, "/w/secret", (), 2))
+    judge = Judge(Automaton.build(rules), rules)
+    assert judge.answer("/w/other", READ) == (Access.NONE, 1), "the control"
+    assert judge.answer(way, READ) == (READ, 2)
+
+
 def test_only_the_refused_part_of_an_access_is_reported(place: Place) -> None:
     found = place.judge(refused("open", place.root / "ro/file", errno.EROFS, access=READ | WRITE))
     assert found is not None

@@ -147,6 +147,14 @@ def test_an_event_has_the_time_of_its_record(bench: Bench) -> None:
     assert bench.events()[0].time_ns == START_EPOCH_NS + 3 * SECOND
 
 
+def test_a_clock_that_was_set_counts_from_the_next_records_on(bench: Bench) -> None:
+    bench.feed(refused("open", "/ws/secret/a", errno.EACCES))
+    bench.clock.set(5)
+    bench.feed(refused("open", "/ws/secret/b", errno.EACCES))
+    first, second = bench.events()
+    assert second.time_ns - first.time_ns == 5 * SECOND
+
+
 def test_the_kernels_verdict_on_a_destination_is_kept_with_rule_and_host(bench: Bench) -> None:
     bench.names["192.0.2.7"] = "evil.example"
     bench.feed(connection("192.0.2.7", Verdict.DENY, rule=2))

@@ -17,7 +17,7 @@ from mcpguard.events.finding import BELOW, LISTED, NOT_STOPPED, NOT_THERE, QUIET
 from mcpguard.events.habits import EVERY_PROCESS, habit, looks_at_all_processes
 from mcpguard.events.hostpath import Caller, Folders, caller_of, resolve
 from mcpguard.events.interpreter import interpreters
-from mcpguard.events.judge import Judge, Refusal, answer
+from mcpguard.events.judge import Judge, Refusal
 from mcpguard.events.links import Links
 from mcpguard.events.mounted import MountedPlaces
 from mcpguard.events.processes import ProcessTable
@@ -153,8 +153,7 @@ class Attributor:
             return None
         if record.kind in ("memfd", "other") or not record.path.startswith("/"):
             return Finding(Kind.FILE, _op_of(record), Verdict.ALLOW, _word(access), record.path)
-        decision = self._judge.decide(record.path)
-        refused, rule = answer(decision, access)
+        refused, rule = self._judge.answer(record.path, access)
         op = _op_of(record)
         if not refused:
             return Finding(Kind.FILE, op, Verdict.ALLOW, _word(access), record.path, None, self._origin(rule))

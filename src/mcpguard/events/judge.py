@@ -18,6 +18,7 @@ from mcpguard.policy.patterns import quote
 # Every path of a busy build is asked for several times within seconds; one entry is about 300 bytes.
 CACHED_PATHS = 8_192
 CACHED_FOLDERS = 2_048
+CACHED_ANSWERS = 4_096
 _BITS = (Access.READ, Access.WRITE, Access.EXECUTE)
 
 
@@ -45,6 +46,7 @@ class Judge:
         self._decide = lru_cache(maxsize=CACHED_PATHS)(self._look_up)
         # A program that reads a tree asks for one folder after the other: of most paths only the last name is new.
         self._folder = lru_cache(maxsize=CACHED_FOLDERS)(automaton.walk)
+        self._answers: dict[tuple[int, Access], tuple[Decision, tuple[Access, int | None]]] = {}
         self._automaton = automaton
         self._protecting = [rule for rule in paths if rule.effect is not Effect.ALLOW]
 
@@ -52,9 +54,22 @@ class Judge:
         """The policy's decision on an absolute path."""
         return self._decide(path)
 
+    def answer(self, path: str, access: Access) -> tuple[Access, int | None]:
+        """(the part of `access` that is refused, the rule that decides, whatever it decides; None when no access is asked)."""
+        decision = self._decide(path)
+        # Few decisions are behind many paths, and the automaton hands out the same objects. One that is kept stays the only one
+        # with its number.
+        known = self._answers.get((id(decision), access))
+        if known is None:
+            if len(self._answers) >= CACHED_ANSWERS:
+                self._answers.clear()
+            refused = access & ~decision.allowed
+            known = self._answers[id(decision), access] = decision, (refused, _rule(decision, refused or access))
+        return known[1]
+
     def rule_for(self, path: str, access: Access) -> int | None:
         """The rule that decides `access` on `path`, whatever it decides; None when no access is asked."""
-        return answer(self.decide(path), access)[1]
+        return self.answer(path, access)[1]
 
     def takes_away(self, rule: int | None) -> bool:
         """Whether it is a deny or readonly rule, and not the default."""
@@ -76,7 +91,8 @@ class Judge:
         return found
 
     def _look_up(self, path: str) -> Decision:
-        path = posixpath.normpath(path)
+        if "/." in path or "//" in path or path.endswith("/"):
+            path = posixpath.normpath(path)
         folder, _, name = path.rpartition("/")
         state = self._automaton.child(self._folder(folder), name) if folder and name else self._automaton.walk(path)
         return self._automaton.decision(state)
@@ -101,14 +117,6 @@ class Judge:
         inside = quote(path.rstrip("/")) + "/"
         rule = next((r.rule for r in self._protecting if r.pattern.startswith(inside)), None)
         return Refusal(path, Access.WRITE, rule, below=True)
-
-
-# Few decisions and accesses are behind many paths: work on flags is done once for each.
-@lru_cache(maxsize=4_096)
-def answer(decision: Decision, access: Access) -> tuple[Access, int | None]:
-    """(the part of `access` that is refused, the rule that decides, whatever it decides)."""
-    refused = access & ~decision.allowed
-    return refused, _rule(decision, refused or access)
 
 
 def _rule(decision: Decision, access: Access) -> int | None:

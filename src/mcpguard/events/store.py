@@ -151,10 +151,12 @@ class Store:
             with self._write() as connection:
                 number, seq = self._last(session)
                 rows = []
+                rules: dict[int, int | None] = {id(None): None}  # by object: few are behind many events
                 for event in events:
                     seq = event.seq or seq + 1
-                    rule = None if event.rule is None else self._rule_number(session, event.rule)
-                    rows.append(schema.event_row(event, number, seq, rule))
+                    if id(event.rule) not in rules and event.rule is not None:
+                        rules[id(event.rule)] = self._rule_number(session, event.rule)
+                    rows.append(schema.event_row(event, number, seq, rules[id(event.rule)]))
                 connection.executemany(schema.INSERT_EVENT, rows)
         except BaseException:
             if known is None:

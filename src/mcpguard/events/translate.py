@@ -74,6 +74,8 @@ class Translator:
         self._hosts = Hosts(names)
         self._own_names = OwnNames.of_this_host()
         self._epoch_ns = epoch_ns
+        # Of a batch, the clocks are looked at once.
+        self._since_epoch_ns = epoch_ns(0)
         self._judge = Judge(automaton_of(policy.tables), policy.paths)
         self._attributor = Attributor(policy, self._judge, self.processes)
         self._sockets = SocketJudge(policy, self._judge, began_ns)
@@ -92,6 +94,7 @@ class Translator:
     def begin_batch(self) -> None:
         """What comes now was made later than all before."""
         self._attributor.look_again()
+        self._since_epoch_ns = self._epoch_ns(0)
 
     def event(self, record: Record) -> Event | None:
         """The event of a record; None: the kernel refused by ordinary permissions or for an ordinary reason."""
@@ -233,7 +236,7 @@ class Translator:
     def _event(self, head: Head, finding: Finding, error: int = 0, count: int = 1) -> Event:
         process = self.processes.seen(head)
         return Event(
-            time_ns=self._epoch_ns(head.when_ns),
+            time_ns=self._since_epoch_ns + head.when_ns,
             session=self._session,
             kind=finding.kind,
             op=finding.op,

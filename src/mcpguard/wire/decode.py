@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 
 from mcpguard.model.access import Access, Verdict
 from mcpguard.wire import _abi
@@ -30,6 +31,7 @@ from mcpguard.wire.records import (
 )
 
 _VERDICTS = {_abi.MG_ALLOW: Verdict.ALLOW, _abi.MG_DENY: Verdict.DENY, _abi.MG_AUDIT: Verdict.AUDIT}
+_ACCESSES = {bits: Access(bits) for bits in range(8)}
 _FILE_KINDS = {
     _abi.MG_REGULAR: "file",
     _abi.MG_DIRECTORY: "directory",
@@ -148,7 +150,13 @@ def record(sample: bytes) -> Record:
 
 def _head(fields: tuple[int, int, int, int, int, int, int, bytes]) -> Head:
     when, _kind, lost, pid, tid, ppid, said, comm = fields
-    return Head(when, pid, tid, ppid, _text(comm.partition(b"\0")[0]), lost, said)
+    return Head(when, pid, tid, ppid, _comm(comm), lost, said)
+
+
+# Few programs make many records.
+@lru_cache(maxsize=256)
+def _comm(value: bytes) -> str:
+    return _text(value.partition(b"\0")[0])
 
 
 def _text(value: bytes) -> str:
@@ -197,7 +205,7 @@ def _exec(sample: bytes, head: Head) -> ExecRecord:
 def _open(sample: bytes, head: Head) -> OpenRecord:
     _, series, count, fd, _, length, access, kind, created, cut = _abi.MG_OPEN.unpack_from(sample)
     path = _Tail(sample, _abi.MG_OPEN.size).text(length)
-    return OpenRecord(head, path, Access(access), _FILE_KINDS[kind], bool(created), count, bool(cut), series, fd)
+    return OpenRecord(head, path, _ACCESSES[access], _FILE_KINDS[kind], bool(created), count, bool(cut), series, fd)
 
 
 def _path_call(sample: bytes, head: Head) -> PathCallRecord:
