@@ -47,7 +47,7 @@ bpf: $(STAMPS)/packages-build ## compile the BPF programs into the package
 	@/usr/bin/env python3 tools/build_objects.py
 	mkdir -p $(STAMPS) && touch $(STAMPS)/objects
 
-bench: $(STAMPS)/test-installed $(STAMPS)/objects ## every benchmark, for most of an hour (BENCH_ARGS=--quick: less), into benchmarks/results.json
+bench: $(STAMPS)/test-installed $(STAMPS)/objects ## every benchmark, for some 40 minutes (BENCH_ARGS=--quick: less), into benchmarks/results.json
 	@tools/packages.sh bench || true # the table says what is missing
 	@$(PYTHON) benchmarks/all.py $(BENCH_ARGS)
 

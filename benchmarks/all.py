@@ -3,8 +3,7 @@
 `make bench` runs this.
 
 Peers that are missing are named (`make bench` installs what can be had). A script that takes longer than MOST_S is ended, and
-the others go on. Takes the better part of an hour on a small machine and wants it for itself: what runs beside it is in the
-numbers.
+the others go on. Takes some 40 minutes on a small machine and wants it for itself: what runs beside it is in the numbers.
 
 usage: benchmarks/all.py [--only NAME...] [--quick] [--out benchmarks/results.json]
 """

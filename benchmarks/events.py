@@ -32,7 +32,7 @@ from peers import mcpguard
 
 LEAST_REPETITIONS = 15
 FILES, FLOOD_FILES, FLOOD = 64, 4_000, 1_000_000
-PACES = [2_000, 5_000, 10_000, 20_000]
+PACES = [2_000, 10_000, 20_000, 40_000]
 # actor opens FOLDER FILES PROCESSES OPENS [SECRET]: opens in all, with a look at the secret half-way.
 # actor changes FOLDER PACE SECONDS: pairs of create and unlink, so many a second.
 # Prints: how many acts, seconds.
