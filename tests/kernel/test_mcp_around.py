@@ -97,6 +97,75 @@ def call(words, ends, form="call"):
 if __name__ == "__main__":
     print(json.dumps(call(json.loads(sys.argv[1]), *sys.argv[2:])), flush=True)
 """
+# A server of many processes: of two that take the next question one reads it, and the other sees that in the memory of both
+# and answers. None of them answers twice.
+TEAM = r"""
+import ctypes, json, mmap, os, signal, sys, time
+
+way, SIZE, SECONDS, SET_DUMPABLE = sys.argv[1], 1 << 14, 8, 4
+shared = mmap.mmap(-1, 32 * SIZE)  # whose turn it is, then room for each question
+reads, writes = os.dup(0), os.dup(1)
+nothing = os.open("/dev/null", os.O_RDWR)
+for number in (2,) if way == "input" else (0, 1, 2):
+    os.dup2(nothing, number)
+
+def another():
+    if os.fork():
+        return False
+    if way in ("apart", "hidden"):
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+    signal.alarm(SECONDS)
+    way == "hidden" and ctypes.CDLL(None).prctl(SET_DUMPABLE, 0, 0, 0, 0)
+    return True
+
+signal.alarm(SECONDS)
+for turn in range(6):
+    room = memoryview(shared)[SIZE * (turn + 1) : SIZE * (turn + 2)]
+    if another():
+        way == "closed" and os.close(writes)
+        while shared[0] != turn:
+            time.sleep(0.0002)
+        os.readv(reads, [room])
+        time.sleep(SECONDS)
+    if another():
+        way == "closed" and os.close(reads)
+        while shared[0] != turn or not room[0]:
+            time.sleep(0.0002)
+        time.sleep(0.001)
+        asked = [json.loads(line) for line in bytes(room).partition(b"\0")[0].splitlines()]
+        shared[0] = turn + 1
+        for one in asked:
+            if "id" in one:
+                os.write(writes, json.dumps({"jsonrpc": "2.0", "id": one["id"], "result": {}}).encode() + b"\n")
+        time.sleep(SECONDS)
+time.sleep(SECONDS)
+"""
+# A client that says what agents say first, and has a model think before it calls a tool.
+THINKS = r"""
+import json, os, subprocess, sys, time
+
+def say(text, **params):
+    os.write(server.stdin.fileno(), json.dumps({"jsonrpc": "2.0", **json.loads(text), **params}).encode() + b"\n")
+
+server = subprocess.Popen(json.loads(sys.argv[1]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+answered = []
+try:
+    say('{"id": 0, "method": "initialize"}', params={"protocolVersion": "2025-11-25", "capabilities": {}})
+    answered.append(server.stdout.readline())
+    say('{"method": "notifications/initialized"}')
+    say('{"id": 1, "method": "tools/list"}')
+    answered.append(server.stdout.readline())
+    for number in (2, 3):
+        time.sleep(0.5)
+        say(json.dumps({"id": number, "method": "tools/call"}), params={"name": "x", "arguments": {}})
+        answered.append(server.stdout.readline())
+except (BrokenPipeError, ConnectionResetError):
+    pass
+server.kill()
+print(json.dumps({"calls": sum(b'"id": %d,' % number in line for line in answered for number in (2, 3))}), flush=True)
+"""
 MANY = """
 import json, os, sys
 sys.path.insert(0, os.getcwd())
@@ -196,6 +265,21 @@ def test_nor_is_that_of_any_agent_that_another_starts(ends: str, box: Box) -> No
     finished = box.inside.run(words, options=box.options)
     assert finished.json_lines() == [REFUSED] * 4, finished
     assert len(ended(box)) == 4
+
+
+@pytest.mark.parametrize("way", ["input", "elsewhere", "apart", "closed", "hidden"])
+def test_nor_is_a_call_by_a_server_of_many_processes(way: str, box: Box) -> None:
+    """With the same standard input or none of it, away from their parents, without the end that others read, hidden."""
+    project = box.inside.world.project
+    agent, server = project / "opencode", project / "team.py"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{THINKS}")
+    server.write_text(TEAM)
+    words = [str(agent), json.dumps([SYSTEM_PYTHON, str(server), way])]
+    assert box.inside.control(words).json_lines() == [{"calls": 2}]
+    finished = box.inside.run(words, options=box.options)
+    assert finished.json_lines() == [{"calls": 0}], finished
+    found = ended(box)
+    assert found and all(one["rule"]["text"].startswith("mcp gate") for one in found)
 
 
 @pytest.mark.parametrize("ends", ["pipes", "sockets"])

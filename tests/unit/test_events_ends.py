@@ -21,7 +21,7 @@ def end_of(descriptor: int) -> tuple[int, int]:
 def ends(tmp_path: Path) -> Ends:
     (tmp_path / "procs").write_text("")
     made = Ends(str(tmp_path))
-    made._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+    made.living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
     return made
 
 

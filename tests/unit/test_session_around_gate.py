@@ -119,7 +119,7 @@ def reading(*descriptors: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 def around_of(tmp_path: Path, *pids: int, agent: int | None = None) -> AroundGate:
     """Of a session of these processes."""
     around = AroundGate("s", agent or os.getpid(), HERE)
-    around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+    around._ends.living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
     (tmp_path / "procs").write_text("".join(f"{pid}\n" for pid in pids))
     return around
 
@@ -279,7 +279,7 @@ def test_who_is_given_data_to_read_goes_on(kind: str, tmp_path: Path) -> None:
 def test_nobody_of_another_session_is_ended_or_woken(pipe: tuple[int, int], tmp_path: Path) -> None:
     with reading(pipe[0]) as (stranger,):
         around = AroundGate("s", os.getpid(), "/mcpguard/another")
-        around._ends._living = list
+        around._ends.living = list
         for sender in (AGENT, Sender(Peer(1 << 30), 1)):
             around.hold(read_by(stranger.pid, end_of(pipe[0]), age_ns=GIVEN_NS), None)
             assert around.judge(lambda _end, sender=sender: sender) == [] and not around.holds
@@ -318,7 +318,7 @@ def test_what_the_kernel_ended_is_told_once_and_what_started_it_is_ended_too(tmp
     theirs, ours = os.pipe()
     with subprocess.Popen(["/bin/sleep", "60"], stdin=theirs) as runner:
         around = AroundGate("s", os.getpid(), HERE)
-        around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+        around._ends.living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
         (tmp_path / "procs").write_text(f"{runner.pid}\n{os.getpid()}\n")
         gone, other = around.ended(1 << 30, "/usr/bin/node", end_of(theirs))
         assert (gone.pid, gone.comm) == (1 << 30, "node") and other.pid == runner.pid
@@ -385,15 +385,15 @@ def test_whom_a_runner_starts_while_it_is_ended_is_ended_too(tmp_path: Path) -> 
         (tmp_path / "procs").write_text("".join(f"{one.pid}\n" for one in started))
 
     class WhileItForks(AroundGate):
-        def _end(self, pid: int, end: tuple[int, int] | None = None) -> bool:
+        def _signal(self, pid: int, what: signal.Signals) -> int | None:
             if len(started) < 4:
                 start()
-            return super()._end(pid, end)
+            return super()._signal(pid, what)
 
     start()
     start()
     around = WhileItForks("s", os.getpid(), HERE)
-    around._ends._living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+    around._ends.living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
     around.hold(read_by(started[0].pid, end_of(theirs), age_ns=GIVEN_NS), None)
     told = around.judge(lambda _end: AGENT)
     try:

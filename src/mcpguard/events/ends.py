@@ -40,21 +40,21 @@ class Ends:
     """
 
     def __init__(self, leaf: str, input: End | None = None) -> None:
-        self._living: Callable[[], list[int]] = partial(cgroup.processes, leaf)
+        self.living: Callable[[], list[int]] = partial(cgroup.processes, leaf)
         self.input = input
 
     def readers(self, end: End) -> list[int]:
         """Processes that have this end as their standard input."""
         found = []
         with contextlib.suppress(OSError, ValueError):
-            for pid in self._living():
+            for pid in self.living():
                 if self.reads(pid, end):
                     found.append(pid)
         return found
 
     def holders(self, end: End) -> Iterator[int]:
         """Processes that have this end open under any number, as far as they show that. Raises OSError, ValueError."""
-        return (pid for pid in self._living() if self.holds(pid, end))
+        return (pid for pid in self.living() if self.holds(pid, end))
 
     @staticmethod
     def reads(pid: int, end: End) -> bool:

@@ -19,8 +19,8 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mcpguard.errors import HostError
@@ -64,6 +64,7 @@ class _Held:
         end: where it read.
         since_ns: CLOCK_MONOTONIC.
         unseen: only who sent it can tell what it has read.
+        others: number and descriptor of what belongs to it, and stands still with it; None: an agent was not seen to ask yet.
     """
 
     pid: int
@@ -73,6 +74,7 @@ class _Held:
     channel: str
     since_ns: int
     unseen: bool
+    others: tuple[tuple[int, int], ...] | None = None
 
 
 class AroundGate:
@@ -119,6 +121,7 @@ class AroundGate:
                 if self._end(answering.pid):
                     name = message.server if answering is message.peer else _name_of(answering.exe)
                     found.append(self._told(name, answering.pid, answering.exe))
+                found += self._end_others(answering.pid)
         return found
 
     def _is_given_data(self, client: int, server: int) -> bool:
@@ -131,11 +134,11 @@ class AroundGate:
         return False
 
     def ended(self, pid: int, exe: str | None, input: tuple[int, int]) -> list[Event]:
-        """The kernel has ended a server as soon as it answered. Say so, and end those that have the same standard input."""
+        """The kernel has ended a server as soon as it answered. Say so, and end what belongs to it."""
         if pid in self._ended:
             return []
         self._ended.add(pid)
-        return [self._told(_name_of(exe), pid, exe), *self._end_readers(input, pid)]
+        return [self._told(_name_of(exe), pid, exe), *self._end_others(pid, input)]
 
     @property
     def holds(self) -> bool:
@@ -162,19 +165,26 @@ class AroundGate:
             sender_to: who was seen to send to an end.
             last: it is not asked again.
         """
-        waiting, self._held = self._held, []
         now_ns = time.monotonic_ns()
-        found = []
-        for one in waiting:
-            age_ns = GIVEN_NS if last else now_ns - one.since_ns
-            is_server = self._is_server(one, sender_to(one.end), age_ns)
+        found, waiting = [], []
+        for one in self._held:
+            sender = sender_to(one.end)
+            is_server = self._is_server(one, sender, GIVEN_NS if last else now_ns - one.since_ns)
             if is_server is None:
-                self._held.append(one)
+                waiting.append(self._with_others(one, sender))
             elif is_server:
                 found += self._end_held(one)
             else:
                 self._let_go(one)
+        self._held = waiting
         return found
+
+    def _with_others(self, held: _Held, sender: Sender | None) -> _Held:
+        """Where an agent asks, what belongs to the process stands still as well: it may see what that has read, and answer."""
+        if held.others is not None or sender is None or not self._is_agent(sender.peer.pid, sender.peer.exe):
+            return held
+        others = self._take_others(held.pid, held.end, signal.SIGSTOP)
+        return replace(held, others=tuple(others))
 
     def _is_server(self, held: _Held, sender: Sender | None, age_ns: int) -> bool | None:
         """Whether an agent waits for what this process says to its question; None: that cannot be said yet."""
@@ -199,6 +209,8 @@ class AroundGate:
         return True
 
     def _end_held(self, held: _Held) -> list[Event]:
+        for _, process in held.others or ():
+            os.close(process)
         try:
             if not self._is_ours(held.pid):
                 return []
@@ -208,44 +220,90 @@ class AroundGate:
         finally:
             os.close(held.process)
         self._ended.add(held.pid)
-        return [self._told(_name_of(held.exe), held.pid, held.exe), *self._end_readers(held.end, held.pid)]
+        return [self._told(_name_of(held.exe), held.pid, held.exe), *self._end_others(held.pid, held.end)]
 
     def _let_go(self, held: _Held) -> None:
-        try:
+        with contextlib.suppress(OSError):
             if self._is_ours(held.pid):
                 signal.pidfd_send_signal(held.process, signal.SIGCONT)
-        except OSError:
-            pass
-        finally:
-            os.close(held.process)
+        by_themselves = {one.pid for one in self._held}
+        for pid, process in held.others or ():
+            with contextlib.suppress(OSError):
+                if pid not in by_themselves:
+                    signal.pidfd_send_signal(process, signal.SIGCONT)
+            os.close(process)
+        os.close(held.process)
 
-    def _end_readers(self, end: End, ended: int) -> list[Event]:
-        """What has the same standard input as a server that was ended: what started it, and what that starts in its place."""
+    def _end_others(self, ended: int, end: End | None = None) -> list[Event]:
+        """What belongs to a server that was ended, and is told one by one."""
         found = []
-        for other in self._reading(end):
-            if other not in (self.agent, ended) and not _is_shim(other):
-                found += self._end_reader(other, end)
+        for pid, process in self._take_others(ended, end, signal.SIGKILL):
+            exe = _exe_of(pid)
+            os.close(process)
+            if pid not in self._ended:
+                self._ended.add(pid)
+                found.append(self._told(_name_of(exe), pid, exe))
         return found
 
-    def _end_reader(self, pid: int, end: tuple[int, int]) -> list[Event]:
-        exe = _exe_of(pid)
-        if pid in self._ended or not self._end(pid, end):
-            return []
-        self._ended.add(pid)
-        return [self._told(_name_of(exe), pid, exe)]
+    def _take_others(self, server: int, end: End | None, what: signal.Signals) -> list[tuple[int, int]]:
+        """Signal all that belongs to a server: what an agent started with it, and what has open where it read. Its numbers and
+        descriptors. A server may be many processes, of which one sees what another reads.
 
-    def _reading(self, end: tuple[int, int]) -> Iterator[int]:
-        """Processes of the session that have this end as their standard input, each once.
-
-        It looks again until there is no other: who is about to be ended may have started one that inherits it.
+        Those that it comes from or that come from it are known at once, and so are first. It looks again until there is no
+        other: who is about to be ended may have started one.
         """
-        seen: set[int] = set()
+        start = self._start_of(server)
+        seen = {self.agent, server}
+        found = self._signal_each(lambda pid: self._comes_from(pid, start), what, seen)
+        if end is not None:
+            found += self._signal_each(lambda pid: self._is_at(pid, end), what, seen)
+        return found
+
+    def _signal_each(
+        self, belongs: Callable[[int], bool], what: signal.Signals, seen: set[int]
+    ) -> list[tuple[int, int]]:
+        found = []
         for _ in range(_MOST_LOOKS):
-            found = [pid for pid in self._ends.readers(end) if pid not in seen]
-            if not found:
+            others: list[int] = []
+            with contextlib.suppress(OSError, ValueError):
+                others = [pid for pid in self._ends.living() if pid not in seen and belongs(pid)]
+            if not others:
                 break
-            seen.update(found)
-            yield from found
+            seen.update(others)
+            for pid in others:
+                # A shim that was about to ask the gate is another when it has become a server.
+                if not _is_shim(pid) and belongs(pid) and (process := self._signal(pid, what)) is not None:
+                    found.append((pid, process))
+        return found
+
+    def _is_at(self, pid: int, end: End) -> bool:
+        return bool(self._ends.holds(pid, end)) and not self._is_agent(pid, None)
+
+    def _comes_from(self, pid: int, start: int) -> bool:
+        for _ in range(_MOST_LOOKS):
+            if pid == start:
+                return True
+            if pid in (0, 1, self.agent):
+                break
+            pid = self._parent_of(pid)
+        return False
+
+    def _start_of(self, pid: int) -> int:
+        """Of those that a process comes from the one that an agent started; itself where none is known to."""
+        above = pid
+        for _ in range(_MOST_LOOKS):
+            parent = self._parent_of(above)
+            if parent == self.agent or self._is_agent(parent, None):
+                return above
+            if parent in (0, 1):
+                break
+            above = parent
+        return pid
+
+    def _parent_of(self, pid: int) -> int:
+        """As the record has it: who has left its parent has another one now."""
+        known = self.agents.who(pid)
+        return known.ppid if known is not None else proc.parent_of(pid)
 
     def follow(self, mark: Callable[[int], None]) -> None:
         """Have it told, in a thread, which process takes the place of a first one that only launches the agent.
@@ -289,27 +347,25 @@ class AroundGate:
         mine, its = (_programs(Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")) for one in (self.agent, pid))
         return not mine or bool(mine & its)
 
-    def _end(self, pid: int, end: tuple[int, int] | None = None) -> bool:
-        """Only a process of this session, and surely the one that was looked at.
-
-        Args:
-            end: it is ended for reading there. One that does not do so any more was a shim, and has become its server.
-        """
-        try:
-            held = os.pidfd_open(pid)
-        except OSError:
+    def _end(self, pid: int) -> bool:
+        process = self._signal(pid, signal.SIGKILL)
+        if process is None:
             return False
-        try:
-            if not self._is_ours(pid):
-                return False
-            if end is not None and not self._ends.reads(pid, end):
-                return False
-            signal.pidfd_send_signal(held, signal.SIGKILL)
-        except OSError:
-            return False
-        finally:
-            os.close(held)
+        os.close(process)
         return True
+
+    def _signal(self, pid: int, what: signal.Signals) -> int | None:
+        """Only a process of this session, and surely the one that was looked at: its descriptor."""
+        try:
+            process = os.pidfd_open(pid)
+        except OSError:
+            return None
+        with contextlib.suppress(OSError):
+            if self._is_ours(pid):
+                signal.pidfd_send_signal(process, what)
+                return process
+        os.close(process)
+        return None
 
     def _is_ours(self, pid: int) -> bool:
         """Raises OSError where there is no such process."""
