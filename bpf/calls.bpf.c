@@ -119,11 +119,34 @@ static __always_inline int mg_look(__u64 *ctx, void *further, struct mg_shape sh
 	return 0;
 }
 
-static __always_inline int mg_look_moved(__u64 *ctx, void *further, enum mg_further next)
+/* Reads and writes of files, which are most of all, need no session to be of no interest. Where each word of the kernel's is a call,
+ * telling them here takes connections as much time again.
+ */
+static __always_inline int mg_is_file(__u64 *ctx, __u32 number)
+{
+	struct file *file;
+
+	if (!MG_READS_FREELY)
+		return 0;
+	switch (number) {
+	case __NR_read:
+	case __NR_readv:
+	case __NR_preadv2:
+	case __NR_write:
+	case __NR_writev:
+	case __NR_pwritev2:
+		file = mg_own_file((__u32)mg_first((void *)ctx[0]));
+		return !mg_connection_type((void *)MG_ADDRESS(struct file, file, f_inode));
+	}
+	return 0;
+}
+
+/* The compiler knows the number. */
+static __always_inline int mg_look_moved(__u64 *ctx, void *further, enum mg_further next, __u32 number)
 {
 	const struct mg_session *session;
 
-	if ((long)ctx[1] <= 0 || !mg_may_have_session(mg_current_leaf()))
+	if ((long)ctx[1] <= 0 || !mg_may_have_session(mg_current_leaf()) || mg_is_file(ctx, number))
 		return 0;
 	bpf_tail_call(ctx, further, next);
 	session = mg_current_session();
@@ -141,8 +164,8 @@ MG_SHARED(MG_SECOND)
 	MG_CALL_PROGRAM(MG_SECOND_NAMED(function, number), function,					\
 			mg_look(ctx, &mg_further__2, (struct mg_shape)__VA_ARGS__, number))
 #define MG_TWO_MOVED(way, function, name, next)										\
-	MG_CALL_PROGRAM(MG_NAMED(way##_##function, name), function, mg_look_moved(ctx, &mg_further, next))		\
-	MG_CALL_PROGRAM(MG_SECOND_NAMED(way##_##function, name), function, mg_look_moved(ctx, &mg_further__2, next))
+	MG_CALL_PROGRAM(MG_NAMED(way##_##function, name), function, mg_look_moved(ctx, &mg_further, next, name))		\
+	MG_CALL_PROGRAM(MG_SECOND_NAMED(way##_##function, name), function, mg_look_moved(ctx, &mg_further__2, next, name))
 #define MG_SECOND_NAMED(function, number) mg_call_##function##_##number##__2
 
 /* The number is expanded before it is made part of a name. */

@@ -661,14 +661,22 @@ static __always_inline int mg_socket_end(struct file *file, struct mg_end *end)
 	return 1;
 }
 
+/* Pipe or socket? 0: nothing that is looked at. */
+static __always_inline __u16 mg_connection_type(struct inode *inode)
+{
+	__u16 type = MG_READ(struct inode, inode, i_mode) & MG_TYPE;
+
+	return type == MG_FIFO || type == MG_SOCK ? type : 0;
+}
+
 /* Which connection a descriptor is an end of; 0: none of those that are looked at. */
 __noinline int mg_end_of(__u64 fd, struct mg_end *end)
 {
 	struct file *file = mg_own_file((__u32)fd);
 	struct inode *inode = (void *)MG_ADDRESS(struct file, file, f_inode);
-	__u16 type = MG_READ(struct inode, inode, i_mode) & MG_TYPE;
+	__u16 type = mg_connection_type(inode);
 
-	if (!end || (type != MG_FIFO && type != MG_SOCK))
+	if (!end || !type)
 		return 0;
 	end->key.own = MG_READ(struct inode, inode, i_ino);
 	end->key.device = MG_READ(struct super_block, MG_READ(struct inode, inode, i_sb), s_dev);
