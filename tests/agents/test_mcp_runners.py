@@ -230,50 +230,92 @@ def test_an_approved_server_of_uvx_is_what_uv_installed(box: Box) -> None:
     assert f"{home}/.local/share/uv/tools/mcp-server-time/bin/mcp-server-time" in started["detail"]
 
 
+TRIES = """
+def tried():
+    import sys
+    try:
+        open("{}").close()
+        sys.stderr.write("SECRET read\\n")
+    except OSError:
+        sys.stderr.write("SECRET not read\\n")
+tried()
+"""
+TRIES_IN_NODE = """
+import { readFileSync } from "node:fs";
+try {
+  readFileSync("{}");
+  console.error("SECRET read");
+} catch {
+  console.error("SECRET not read");
+}
+"""
 UTC_TO_TOKYO = {"source_timezone": "UTC", "time": "12:00", "target_timezone": "Asia/Tokyo"}
 
 
-@pytest.mark.parametrize("name", ["time", "filesystem"])
-def test_what_an_approval_advises_to_keep_a_server_to_works_for_it(name: str, box: Box) -> None:
-    """Its lines are put into the profile as they are shown. The control is the same conversation without them."""
+@pytest.mark.parametrize("name", ["time", "filesystem", "git"])
+def test_a_known_server_is_kept_to_what_it_needs(name: str, box: Box) -> None:
+    """Its tools work as without that, and what it does not need is closed to it. The control has the word that leaves it."""
     project, home = box.inside.world.project, box.inside.world.home
-    # What works, and what does not; and what the latter would change.
+    if name == "git":
+        (project / "app.py").write_text("first = 1\n")
+        (home / ".gitconfig").write_text("[user]\n\tname = someone\n\temail = someone@example.com\n")
     calls: list[tuple[str, Json]] = {
         "time": [("convert_time", UTC_TO_TOKYO), ("get_current_time", {"timezone": "UTC"})],
         "filesystem": [
             *(("read_text_file", {"path": str(project / "app.py")}), ("list_directory", {"path": str(project)})),
             ("write_file", {"path": str(project / "made"), "content": "x"}),
         ],
+        "git": [
+            ("git_add", {"repo_path": str(project), "files": ["app.py"]}),
+            ("git_commit", {"repo_path": str(project), "message": "one"}),
+            ("git_create_branch", {"repo_path": str(project), "branch_name": "other"}),
+            ("git_status", {"repo_path": str(project)}),
+        ],
     }[name]
-    works = [1, 2]
     if name == "filesystem":
         command = [*by_npx(f"@modelcontextprotocol/server-filesystem@{NPM[name]}", home), str(project)]
         box.inside.variables["npm_config_offline"] = "true"
+        (code,) = home.glob(".npm/_npx/*/node_modules/@modelcontextprotocol/server-filesystem/dist/index.js")
+        tries = TRIES_IN_NODE
     else:
         with_uv(box)
-        package = f"mcp-server-time=={PYPI['mcp-server-time']}"
+        package = f"mcp-server-{name}=={PYPI[f'mcp-server-{name}']}"
         uv_installs(box, ["uv", "tool", "install", "--link-mode", "copy", "--compile-bytecode", package])
         command = ["uvx", package]
         box.inside.variables |= {**VARIABLES, "UV_OFFLINE": "1"}
+        (code,) = home.glob(
+            f".local/share/uv/tools/mcp-server-{name}/lib/python3*/site-packages/mcp_server_{name}/__init__.py"
+        )
+        tries = TRIES
+    # What it would do if it were another one, as it was when it was approved.
+    secret = home / ".config/thing/settings"
+    secret.parent.mkdir(parents=True)
+    secret.write_text("mine")
+    code.write_text(code.read_text() + "\n" + tries.replace("{}", str(secret)) + "\n")
     declared = {"command": command[0], "args": command[1:]}
     (home / ".claude.json").write_text(json.dumps({"mcpServers": {"s": declared}}))
     told = box.inside.mcpguard("mcp", "approve", "--yes", "s")
-    assert told.code == 0, told
-    advice, _, lines = told.out.partition("advice")[2].partition("\n")
-    assert "mcp:" in lines and "confine: {s: mcp-server}" in lines, told
-    free = answers(box.talk("s", *old_era(*calls), command=command).out)
-    assert not any(json.loads(line)["result"].get("isError") for key, line in free.items() if key in (1, 2, 3)), free
+    assert told.code == 0 and "kept to" in told.out and "confine: {s: as-agent}" in told.out, told
+    options = ("--read", str(secret))
+    box.inside.write_profile("gated", PROFILE + "  confine: {s: as-agent}\n")
+    box.options = (*box.options, *options)
+    free = box.talk("s", *old_era(*calls), command=command)
+    assert "SECRET read" in free.err and not failed(free.out), free
+    if name == "git":
+        (project / "app.py").write_text("second = 2\n")
+        subprocess.run(["git", "-C", str(project), "branch", "-D", "other"], check=True, capture_output=True)
     (project / "made").unlink(missing_ok=True)
-    (line,) = [line.strip() for line in lines.splitlines() if "confine" in line]
-    box.inside.write_profile("gated", f"{PROFILE}  {line}\n")
+    box.inside.write_profile("gated", PROFILE)
     kept = box.talk("s", *old_era(*calls), command=command)
-    through = answers(kept.out)
-    assert not any(json.loads(through[number])["result"].get("isError") for number in works), kept
-    if name == "time":
-        assert "all of its tools" in advice and through[1] == free[1]
-    else:
-        assert {number: through[number] for number in works} == {number: free[number] for number in works}
-        assert "write nothing" in advice and json.loads(through[3])["result"]["isError"] is True, kept
+    assert "SECRET not read" in kept.err and not failed(kept.out), kept
+    assert len(answers(kept.out)) == len(answers(free.out)) > len(calls)
+    assert [one for one in box.inside.denials() if one.get("path") == str(secret)], box.inside.denials()
+
+
+def failed(out: str) -> bool:
+    return any(
+        "error" in (found := json.loads(line)) or found["result"].get("isError") for line in answers(out).values()
+    )
 
 
 ONE_OF_OURS = """

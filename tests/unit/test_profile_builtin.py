@@ -255,3 +255,14 @@ def test_the_profile_for_kept_servers_opens_the_project_and_programs_alone() -> 
     policy = policy_of("mcp-server")
     assert not policy.names and decide_connect(policy, "127.0.0.1", 80).verdict is Verdict.DENY
     assert decide_listen(policy, "127.0.0.1", 8000).verdict is Verdict.DENY
+
+
+def test_the_one_for_servers_that_work_on_the_project_opens_that_and_the_settings_of_git_besides() -> None:
+    for path in ("{workspace}/src/app.py", "{workspace}/.git/HEAD"):
+        assert verdict("mcp-server-workspace", Access.WRITE, path) is Verdict.ALLOW
+    assert verdict("mcp-server-workspace", Access.READ, "~/.gitconfig") is Verdict.ALLOW
+    for path in ("~/.gitconfig", "~/.npm/_npx/1f/node_modules/x/index.js", "~/notes.txt", "{tmp}/x"):
+        assert verdict("mcp-server-workspace", Access.WRITE, path) is Verdict.DENY
+    for path in ("~/.git-credentials", "~/.ssh/id_ed25519", "~/notes.txt", "~/.claude.json"):
+        assert verdict("mcp-server-workspace", Access.READ, path) is Verdict.DENY
+    assert not policy_of("mcp-server-workspace").names

@@ -21,7 +21,7 @@ from mcpguard.cli.mcp_scan import findings, scan
 from mcpguard.errors import UsageError
 from mcpguard.events.format import shorten
 from mcpguard.mcp import policy
-from mcpguard.mcp.classes import confinement_of
+from mcpguard.session import known_servers
 
 _HELP = """See which MCP servers your agents' settings declare, what each really runs, and approve those that may start.
 
@@ -146,6 +146,7 @@ def _print(row: Row, told: Sequence[Finding]) -> None:
     pairs = [("server", server.name), ("declared", f"{server.client}, {server.scope}: {place}"), ("starts", row.starts)]
     if known:
         pairs += _facts(known.facts())
+        pairs += _kept_to(server.name, known)
         pairs.append(("digest", known.digest))
     pairs.append(("state", _state(row)))
     pairs += [("changed", text) for text in row.state.differences]
@@ -266,22 +267,20 @@ def _approve(row: Row, told: Sequence[Finding], *, yes: bool) -> bool:
         return False
     entry = approved.approve(row.server.name, row.server.place, known, tuple(row.server.env))
     render.line(f"approved  {row.server.name}  {entry.digest}")
-    for line in _with_less(row.server.name, known):
-        render.line(line)
     return True
 
 
-def _with_less(name: str, known: Identity) -> list[str]:
-    """How to keep it to less than its agent has, where that was tried with what its runner installs."""
-    runs = known.installed is not None and known.installed.words and not known.installed.folder
-    package = known.package.name if runs and known.package else ""
-    if (found := confinement_of(package)) is None:
+def _kept_to(name: str, known: Identity) -> list[tuple[str, str]]:
+    """To what it is kept where no rule says it."""
+    if (profile := known_servers.kept_to(known.facts())) is None:
         return []
-    profile, then = found
+    as_agent = f"mcp: {{confine: {{{policy.server_word(name)}: {policy.AS_AGENT}}}}}"
     return [
-        f"advice    it can be kept to less than its agent has ({then}): mcpguard profile edit PROFILE, and there",
-        "            mcp:",
-        f"              confine: {{{policy.server_word(name)}: {profile}}}",
+        (
+            "kept to",
+            f"{profile}, where no rule of mcp.confine names it, nor its words a place outside of the workspace",
+        ),
+        ("", f"{as_agent} in the agent's profile leaves it what its agent has"),
     ]
 
 

@@ -28,10 +28,10 @@ def of_package(package: str) -> Mapping[str, Any]:
     return next((one["tools"] for one in _every() if package in one["packages"]), {})
 
 
-def confinement_of(package: str) -> tuple[str, str] | None:
-    """A built-in profile that a known server works with (`mcp.confine`), and what of it then; None: none is known."""
-    found = next((one["confine"] for one in _every() if package in one["packages"] and "confine" in one), None)
-    return None if found is None else (found[0], found[1])
+def kept_to(package: str) -> str | None:
+    """The built-in profile that a server is kept to where no rule of `mcp.confine` names it, as all of its tools work with it;
+    None: it is not known to need less than its agent has."""
+    return next((one["kept_to"] for one in _every() if package in one["packages"] and "kept_to" in one), None)
 
 
 def classes_of(tools: Mapping[str, Any], tool: str, arguments: Mapping[str, Any]) -> frozenset[str]:

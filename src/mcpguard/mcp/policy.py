@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 UNKNOWN = "unknown"
+# In the place of a profile's name in `mcp.confine`: what its agent has.
+AS_AGENT = "as-agent"
 # What a server offers; the other kinds are named or not covered. These can be asked for: what a server asks, and methods that
 # nobody knows, have no words that would tell a person what they answer to.
 _OFFERED = (McpKind.TOOL, McpKind.RESOURCE, McpKind.PROMPT)
@@ -100,6 +102,10 @@ class McpPolicy:
     confined: tuple[Kept, ...] = ()
     flow: Origin | None = None
     servers: tuple[str, ...] | None = None
+
+    def keeps(self, word: str) -> bool:
+        """Whether a rule says what a server is kept to, by its name as rules see it."""
+        return any(fnmatch.fnmatchcase(word, one.server) for one in self.confined)
 
     def may_start(self, name: str) -> bool:
         """Whether a server of this name may start, if the user approved it."""

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import glob
 import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mcpguard.errors import HostError
 from mcpguard.kernel import landlock
 from mcpguard.mcp.policy import Kept
-from mcpguard.mcp.policy import load as load_rules
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.plan import KeptPlan
 from mcpguard.model.policy import NameEntry, NetEntry, PathRule, Policy
@@ -69,14 +67,14 @@ class Confined:
         return KeptPlan(self.rule, {name: rows for name, rows in tables.items() if name != "unix"})
 
 
-def confined(policy: Policy) -> tuple[Policy, list[Confined]]:
-    """The policy with the rules that keep servers to a profile, and what each of them leaves.
+def confined(policy: Policy, rules: Iterable[Kept]) -> tuple[Policy, list[Confined]]:
+    """The policy with these rules that keep servers to a profile, and what each of them leaves.
 
     Raises:
         McpguardError: a profile is not there or broken, or says what cannot be enforced for one server.
     """
     found: list[Confined] = []
-    for kept in load_rules(json.loads(policy.mcp)).confined:
+    for kept in rules:
         policy, one = _confinement(policy, kept)
         found.append(one)
     return policy, found

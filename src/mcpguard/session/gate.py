@@ -56,11 +56,8 @@ class Gate:
         keeping: the broker's end of the line on which servers are kept to less than the agent has; None: none are.
     """
 
-    def __init__(self, session: str, *, keeps: bool = False) -> None:
+    def __init__(self, session: str) -> None:
         """
-        Args:
-            keeps: there are rules that keep servers to a profile.
-
         Raises:
             HostError: it cannot have its socket, so that no server could start.
         """
@@ -83,12 +80,14 @@ class Gate:
         self._holds: socket.socket | None = None
         self.keeping: socket.socket | None = None
         self._keeps: socket.socket | None = None
-        if keeps:
-            self.keeping, self._keeps = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._watched = False
         self._lock = threading.Lock()  # of what the process is told
         self._heard = threading.Event()
         self._keeper: threading.Thread | None = None
+
+    def keep(self) -> None:
+        """There are servers that are kept to less than the agent has."""
+        self.keeping, self._keeps = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def _bind(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -20,6 +20,7 @@ from mcpguard.model.rule import Origin
 from mcpguard.model.values import dataclass, replace
 from mcpguard.policy.decide import decide_unix
 from mcpguard.policy.network import mapped
+from mcpguard.session import known_servers
 from mcpguard.session.agents import tell
 from mcpguard.session.gate import Gate, plain
 
@@ -66,9 +67,13 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
         McpguardError: the gate cannot be had, the catalogue or a configuration that the command line names cannot be read.
     """
     catalogue = approved.load()
-    policy, kept = _confined(policy)
-    gate = Gate(session, keeps=bool(kept))
+    rules = mcp_policy.load(json.loads(policy.mcp))
+    gate = Gate(session)
     told = tell(command, {**environment, SOCKET_VARIABLE: gate.address}, policy.workspace, gate)
+    names = {one.name for one in told.servers if one.kind == STDIO} if told.known else None
+    policy, kept = _confined(policy, [*rules.confined, *known_servers.kept(rules, catalogue, names, policy.workspace)])
+    if kept:
+        gate.keep()
     gate.facts |= {
         "environment": environment,
         "workspace": policy.workspace,
@@ -78,7 +83,6 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
         "confined": [one.for_gate() for one in kept],
         "servers": [plain(one) for one in told.servers if one.kind == STDIO],
     }
-    rules = mcp_policy.load(json.loads(policy.mcp))
     mine = [one.name for one in told.servers if rules.may_start(one.name)]
     waiting = _waiting(name for name in mine if not catalogue.named(name))
     note = waiting if told.known else _unknown(command[0])
@@ -105,12 +109,13 @@ def _reaching(policy: Policy, port: int | None) -> Policy:
     return replace(policy, rules=rules, reasons=reasons, connect=(*policy.connect, entry))
 
 
-def _confined(policy: Policy) -> tuple[Policy, list[Confined]]:
-    if not json.loads(policy.mcp)["confined"]:
+def _confined(policy: Policy, rules: Sequence[mcp_policy.Kept]) -> tuple[Policy, list[Confined]]:
+    wanted = [one for one in rules if one.profile != mcp_policy.AS_AGENT]
+    if not wanted:
         return policy, []
     from mcpguard.session.confinement import confined  # it compiles profiles
 
-    return confined(policy)
+    return confined(policy, wanted)
 
 
 def _unknown(program: str) -> str:

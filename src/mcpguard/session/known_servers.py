@@ -1,0 +1,61 @@
+"""Approved MCP servers whose needs are known: they are kept to a small profile of ours where no rule names them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+
+from mcpguard.catalogue.approved import Catalogue
+from mcpguard.kernel import landlock
+from mcpguard.mcp import classes
+from mcpguard.mcp.policy import Kept, McpPolicy, server_word
+from mcpguard.model.rule import Origin
+
+# What installs them where the profile expects their programs.
+_RUNNERS = ("npx", "uvx")
+# Each takes a leaf of the session's.
+_MOST = 8
+
+
+def kept(rules: McpPolicy, catalogue: Catalogue, names: Collection[str] | None, workspace: str) -> list[Kept]:
+    """What `mcp.confine` would say of them.
+
+    Args:
+        names: of the servers that the agent may start; None: nobody knows.
+        workspace: absolute.
+    """
+    if landlock.abi() < 1:  # files are taken away with it
+        return []
+    wanted: dict[str, set[str | None]] = {}
+    for entry in catalogue.entries:
+        wanted.setdefault(server_word(entry.name), set()).add(kept_to(entry.facts, workspace))
+    words = wanted.keys() if names is None else {server_word(name) for name in names}
+    found = []
+    for word, profiles in sorted(wanted.items()):
+        profile, *others = profiles
+        if word in words and profile and not others and not rules.keeps(word):
+            origin = Origin("mcpguard", "builtin", 0, f"mcp confine {word} {profile}: a known server")
+            found.append(Kept(word, profile, origin))
+    return found[:_MOST]
+
+
+def kept_to(facts: Mapping[str, str], workspace: str | None = None) -> str | None:
+    """Name of the profile for a server as it was approved; None: none is known, or it names a place outside of the workspace.
+
+    Args:
+        facts: of its identity.
+        workspace: None: any.
+    """
+    runner, name, *_ = (*facts.get("package", "").split(), "", "")
+    if runner not in _RUNNERS or "installed" not in facts:
+        return None
+    if workspace is not None and any(_is_outside(word, workspace) for word in facts["command"].split()[1:]):
+        return None
+    return classes.kept_to(name)
+
+
+def _is_outside(word: str, workspace: str) -> bool:
+    path = os.path.expanduser(word.partition("=")[2] if word.startswith("-") else word)
+    return path.startswith(("/", "..", "~")) and os.path.commonpath(
+        [os.path.realpath(os.path.join(workspace, path)), os.path.realpath(workspace)]
+    ) != os.path.realpath(workspace)
