@@ -11,7 +11,10 @@ from mcpguard.catalogue.approved import Catalogue, Entry
 from mcpguard.kernel import landlock
 from mcpguard.mcp.policy import AS_AGENT, Kept, McpPolicy
 from mcpguard.model.rule import Origin
+from mcpguard.profile.parse import parse
+from mcpguard.session import servers
 from mcpguard.session.known_servers import kept, kept_to
+from mcpguard.session.policy import compile_for
 
 TIME = {"command": "uvx mcp-server-time", "package": "uvx mcp-server-time 2026.1.26", "installed": "2026.1.26"}
 FILES = "@modelcontextprotocol/server-filesystem"
@@ -105,3 +108,18 @@ def test_only_servers_that_the_agent_was_told_of_take_a_place() -> None:
 def test_a_host_that_cannot_take_files_away_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landlock, "abi", lambda: 0)
     assert found(("clock", TIME)) == []
+
+
+def test_a_profile_of_the_users_in_the_place_of_ours_that_does_not_fit_is_told_and_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path))
+    policy = compile_for(parse("name: x\nfiles: {read: [/usr]}\n", "x.yaml", name="x").profile, str(tmp_path))
+    rule = Kept("clock", "mcp-server", Origin("mcpguard", "builtin", 0, "mcp confine clock mcp-server"))
+    _, (one,), failed = servers._known(policy, [rule])
+    assert one.server == "clock" and not failed
+    own = tmp_path / "config/profiles/mcp-server.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("name: mcp-server\nextends: [mcp-server]\nfiles: {deny: [/usr/secret]}\n")
+    _, kept_anyway, (told,) = servers._known(policy, [rule])
+    assert kept_anyway == [] and "clock has what its agent has" in told and "/usr/secret" in told

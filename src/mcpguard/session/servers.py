@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mcpguard.catalogue import approved
 from mcpguard.catalogue.server import STDIO
+from mcpguard.errors import McpguardError
 from mcpguard.events.format import printable
 from mcpguard.gate import containers
 from mcpguard.gate.line import SOCKET_VARIABLE
@@ -71,7 +72,9 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
     gate = Gate(session)
     told = tell(command, {**environment, SOCKET_VARIABLE: gate.address}, policy.workspace, gate)
     names = {one.name for one in told.servers if one.kind == STDIO} if told.known else None
-    policy, kept = _confined(policy, [*rules.confined, *known_servers.kept(rules, catalogue, names, policy.workspace)])
+    policy, kept = _confined(policy, rules.confined)
+    policy, by_default, failed = _known(policy, known_servers.kept(rules, catalogue, names, policy.workspace))
+    kept += by_default
     if kept:
         gate.keep()
     gate.facts |= {
@@ -85,7 +88,7 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
     }
     mine = [one.name for one in told.servers if rules.may_start(one.name)]
     waiting = _waiting(name for name in mine if not catalogue.named(name))
-    note = waiting if told.known else _unknown(command[0])
+    note = "; ".join(filter(None, (waiting if told.known else _unknown(command[0]), *failed)))
     return Servers(gate, _reaching(policy, gate.port), told.command, told.environment, note, told.known, tuple(kept))
 
 
@@ -116,6 +119,19 @@ def _confined(policy: Policy, rules: Sequence[mcp_policy.Kept]) -> tuple[Policy,
     from mcpguard.session.confinement import confined  # it compiles profiles
 
     return confined(policy, wanted)
+
+
+def _known(policy: Policy, rules: Sequence[mcp_policy.Kept]) -> tuple[Policy, list[Confined], list[str]]:
+    """The same where nobody asked for it, and why some are not: a profile of the user's in the place of ours may not fit."""
+    kept: list[Confined] = []
+    failed = []
+    for rule in rules:
+        try:
+            policy, one = _confined(policy, [rule])
+            kept += one
+        except McpguardError as problem:
+            failed.append(f"the MCP server {rule.server} has what its agent has ({problem.why or problem.what})")
+    return policy, kept, failed
 
 
 def _unknown(program: str) -> str:
