@@ -124,13 +124,13 @@ signal.alarm(SECONDS)
 for turn in range(6):
     room = memoryview(shared)[SIZE * (turn + 1) : SIZE * (turn + 2)]
     if another():
-        way == "closed" and os.close(writes)
+        way in ("closed", "woken") and os.close(writes)
         while shared[0] != turn:
             time.sleep(0.0002)
         os.readv(reads, [room])
         time.sleep(SECONDS)
     if another():
-        way == "closed" and os.close(reads)
+        way in ("closed", "woken") and os.close(reads)
         while shared[0] != turn or not room[0]:
             time.sleep(0.0002)
         time.sleep(0.001)
@@ -149,7 +149,18 @@ import json, os, subprocess, sys, time
 def say(text, **params):
     os.write(server.stdin.fileno(), json.dumps({"jsonrpc": "2.0", **json.loads(text), **params}).encode() + b"\n")
 
-server = subprocess.Popen(json.loads(sys.argv[1]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+WAKES = '''
+import os, signal, sys, time
+until = time.monotonic() + 8
+while time.monotonic() < until:
+    os.killpg(int(sys.argv[1]), signal.SIGCONT)
+    time.sleep(0.001)
+'''
+
+server = subprocess.Popen(json.loads(sys.argv[1]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0)
+if sys.argv[2] == "woken":
+    nobody = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    subprocess.Popen([sys.executable, "-c", WAKES, str(server.pid)], **nobody)
 answered = []
 try:
     say('{"id": 0, "method": "initialize"}', params={"protocolVersion": "2025-11-25", "capabilities": {}})
@@ -158,7 +169,7 @@ try:
     say('{"id": 1, "method": "tools/list"}')
     answered.append(server.stdout.readline())
     for number in (2, 3):
-        time.sleep(0.5)
+        time.sleep(1)
         say(json.dumps({"id": number, "method": "tools/call"}), params={"name": "x", "arguments": {}})
         answered.append(server.stdout.readline())
 except (BrokenPipeError, ConnectionResetError):
@@ -267,14 +278,15 @@ def test_nor_is_that_of_any_agent_that_another_starts(ends: str, box: Box) -> No
     assert len(ended(box)) == 4
 
 
-@pytest.mark.parametrize("way", ["input", "elsewhere", "apart", "closed", "hidden"])
+@pytest.mark.parametrize("way", ["input", "elsewhere", "apart", "closed", "hidden", "woken"])
 def test_nor_is_a_call_by_a_server_of_many_processes(way: str, box: Box) -> None:
-    """With the same standard input or none of it, away from their parents, without the end that others read, hidden."""
+    """With the same standard input or none of it, away from their parents, without the end that others read, hidden, and while
+    another process of the agent's has all of them go on."""
     project = box.inside.world.project
     agent, server = project / "opencode", project / "team.py"
     agent.write_text(f"#!{SYSTEM_PYTHON}\n{THINKS}")
     server.write_text(TEAM)
-    words = [str(agent), json.dumps([SYSTEM_PYTHON, str(server), way])]
+    words = [str(agent), json.dumps([SYSTEM_PYTHON, str(server), way]), way]
     assert box.inside.control(words).json_lines() == [{"calls": 2}]
     finished = box.inside.run(words, options=box.options)
     assert finished.json_lines() == [{"calls": 0}], finished

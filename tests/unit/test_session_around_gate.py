@@ -139,6 +139,20 @@ def test_who_has_read_the_question_of_an_agent_that_waits_is_ended_with_all_that
     os.close(other)
 
 
+def test_who_is_woken_meanwhile_is_ended_at_once(pipe: tuple[int, int], tmp_path: Path) -> None:
+    """Somebody of the tree had it go on, and it may answer. One that stands still has its time."""
+    with reading(pipe[0], pipe[0]) as (woken, still):
+        for server, waits in ((still, True), (woken, False)):
+            around = around_of(tmp_path, server.pid)
+            around.hold(read_by(server.pid, end_of(pipe[0]), age_ns=GIVEN_NS // 2), "/bin/server")
+            assert around.judge(lambda _end: AGENT) == [] and around.holds
+            if not waits:
+                os.kill(server.pid, signal.SIGCONT)
+                until(server.pid, "S")
+            assert bool(around.judge(lambda _end: AGENT)) is not waits and around.holds is waits
+        assert woken.wait(30) == -9 and still.poll() is None
+
+
 def test_it_is_told_with_what_had_its_input(pipe: tuple[int, int], tmp_path: Path) -> None:
     with reading(pipe[0], pipe[0]) as (server, runner):
         around = around_of(tmp_path, server.pid, runner.pid)

@@ -45,6 +45,8 @@ _MOST_LOOKS = 100
 # answer does not close it. Who sends that much at once does not wait for one.
 GIVEN_NS = 1_000_000_000
 GIVEN_BYTES = 1 << 15
+# So soon a process that was stopped stands still, also on a busy host.
+_STOPS_NS = 100_000_000
 # What was sent may be told after what was read of it.
 _TOLD_NS = 100_000_000
 # What a question says of itself where the rest of its line was not seen.
@@ -200,6 +202,9 @@ class AroundGate:
             return None if age_ns < (GIVEN_NS if sender.unfinished else _TOLD_NS) else False
         if self._ends.is_finished(asking.pid, held.end, held.channel):
             return False
+        # Somebody of the tree woke them, so that they could answer.
+        if age_ns > _STOPS_NS and any(map(_was_woken, (held.pid, *(pid for pid, _ in held.others or ())))):
+            return True
         return None if age_ns < GIVEN_NS else sender.sent < GIVEN_BYTES
 
     def _is_open_to_agents(self, held: _Held) -> bool:
@@ -386,6 +391,11 @@ class AroundGate:
             rule=RULE,
             detail=detail_of(error),
         )
+
+
+def _was_woken(pid: int) -> bool:
+    """Whether a process that was stopped goes on; one that waits for the kernel (`D`) cannot stop yet."""
+    return proc.stat_of(pid)[proc.STATE :][:1] in (["R"], ["S"])
 
 
 def _has_the_same(one: int, other: int, *numbers: int) -> bool:
