@@ -79,6 +79,9 @@ def test_a_rule_of_the_users_wins() -> None:
         (["~/notes"], False),
         (["--root=/srv"], False),
         (["/srv/project-other"], False),
+        (["$HOME/notes"], False),
+        (["--root=${HOME}/notes"], False),
+        (["/srv/my", "project"], False),
     ],
 )
 def test_one_whose_words_name_places_outside_of_the_workspace_is_not(words: list[str], fits: bool) -> None:
@@ -90,7 +93,9 @@ def test_a_link_in_the_workspace_is_where_it_leads(tmp_path: Path) -> None:
     (tmp_path / "project/out").symlink_to(tmp_path)
     project = str(tmp_path / "project")
     assert kept_to(files(project), project) == "mcp-server-workspace"
-    assert kept_to(files(f"{project}/out"), project) is None
+    for word in (f"{project}/out", "out", "./out", "out/.."):
+        assert kept_to(files(word), project) is None
+    assert kept_to({**files("."), "folder": "/srv"}, project) is None
 
 
 def test_one_name_for_different_servers_is_left_alone() -> None:

@@ -9,6 +9,7 @@ from mcpguard.catalogue.approved import Catalogue
 from mcpguard.kernel import landlock
 from mcpguard.mcp import classes
 from mcpguard.mcp.policy import Kept, McpPolicy, server_word
+from mcpguard.model.paths import is_below
 from mcpguard.model.rule import Origin
 
 # What installs them where the profile expects their programs.
@@ -49,13 +50,19 @@ def kept_to(facts: Mapping[str, str], workspace: str | None = None) -> str | Non
     runner, name, *_ = (*facts.get("package", "").split(), "", "")
     if runner not in _RUNNERS or "installed" not in facts:
         return None
-    if workspace is not None and any(_is_outside(word, workspace) for word in facts["command"].split()[1:]):
+    if workspace is not None and not all(_is_inside(word, workspace, facts) for word in facts["command"].split()[1:]):
         return None
     return classes.kept_to(name)
 
 
-def _is_outside(word: str, workspace: str) -> bool:
-    path = os.path.expanduser(word.partition("=")[2] if word.startswith("-") else word)
-    return path.startswith(("/", "..", "~")) and os.path.commonpath(
-        [os.path.realpath(os.path.join(workspace, path)), os.path.realpath(workspace)]
-    ) != os.path.realpath(workspace)
+def _is_inside(word: str, workspace: str, facts: Mapping[str, str]) -> bool:
+    """Whether a word of a command names no place, or one in the workspace. The words were joined without quotes: of a path with
+    spaces they are parts. What an agent puts into a word, and what begins at another folder, nobody knows here."""
+    value = word.partition("=")[2] if word.startswith("-") else word
+    if "$" in value or "%" in value:
+        return False
+    path = os.path.join(workspace, os.path.expanduser(value))
+    if not value.startswith(("/", ".", "~")) and not os.path.lexists(path):
+        return True
+    root = os.path.realpath(workspace)
+    return "folder" not in facts and is_below(os.path.realpath(path), root)
