@@ -15,6 +15,7 @@ from events_help import AGENT, call, forked
 from mcpguard.events.calls import judge_call
 from mcpguard.events.finding import QUIET, UNEXPLAINED, Finding
 from mcpguard.events.processes import ProcessTable
+from mcpguard.kernel import cgroup
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Kind
 from mcpguard.model.profile import SystemSwitches
@@ -27,12 +28,17 @@ NO_PROCESS = 4_194_305
 
 
 def judge(
-    record: CallRecord, *, uid: int = UID, own: tuple[int, ...] = (), switches: SystemSwitches = CLOSED
+    record: CallRecord,
+    *,
+    uid: int = UID,
+    own: tuple[int, ...] = (),
+    switches: SystemSwitches = CLOSED,
+    keeps: bool = False,
 ) -> Finding | None:
     table = ProcessTable(AGENT)
     for pid in own:
         table.forked(forked(pid))
-    return judge_call(record, table, uid, switches)
+    return judge_call(record, table, uid, switches, keeps=keeps)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +155,25 @@ def test_a_signal_inside_the_tree_is_refused_by_the_kernels_own_rules() -> None:
 def test_a_probe_of_a_process_of_the_same_user_is_a_quiet_denial() -> None:
     found = judge(call("signal", errno.EPERM, os.getpid(), 0))
     assert found is not None and (found.detail or "").startswith(QUIET)
+
+
+def test_a_signal_inside_the_tree_is_a_kept_servers_also_when_all_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a refusal is not on record where the host was too busy to read of it at once."""
+    places = {AGENT.pid: "/mcpguard/s/kept-1", 7: "/mcpguard/s", 8: "/mcpguard/s/kept-1", 9: "/mcpguard/other"}
+    monkeypatch.setattr(cgroup, "place_of", lambda pid: places.get(pid, ""))
+    refused = call("signal", errno.EPERM, 7, signal.SIGWINCH)
+
+    def kept(target: int, *, keeps: bool = True) -> bool:
+        found = judge(dataclasses.replace(refused, argument=target), own=(target,), keeps=keeps)
+        assert found is None or (found.rule is not None and "a server that is kept" in found.rule.text)
+        return found is not None
+
+    assert kept(7) and not kept(8) and not kept(9) and not kept(7, keeps=False)
+    assert kept(6), "whom it was for has ended"
+    places[AGENT.pid] = "/mcpguard/s"
+    assert not kept(8) and not kept(6), "the agent is kept from nobody"
+    places.clear()
+    assert kept(7) and not kept(7, keeps=False)
 
 
 def test_a_signal_to_a_process_that_is_gone_is_reported_because_it_cannot_be_told() -> None:

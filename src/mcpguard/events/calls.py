@@ -53,17 +53,20 @@ _BTRFS = 0x94
 _SOCKET_TYPE = 0xF
 
 
-def judge_call(record: CallRecord, processes: ProcessTable, uid: int, switches: SystemSwitches) -> Finding | None:
+def judge_call(
+    record: CallRecord, processes: ProcessTable, uid: int, switches: SystemSwitches, *, keeps: bool = False
+) -> Finding | None:
     """The finding of a refused call; None: it is the kernel's ordinary answer.
 
     Args:
         uid: the user of the guarded tree.
         switches: what the profile permits; a permitted call that fails was refused by the kernel itself.
+        keeps: servers of the tree are kept to less than it has.
     """
     if record.op == "socket":
         return _socket(record)
     if record.op == "signal":
-        return _signal(record, processes, uid)
+        return _signal(record, processes, uid, keeps=keeps)
     if record.op in ("unshare", "clone") and switches.user_namespaces:
         return None
     if record.op == "identity" and uid != 0:
@@ -91,7 +94,7 @@ def _debugs_the_tree(record: CallRecord, processes: ProcessTable, uid: int) -> b
     # A thread's number; 0: whoever asked means itself.
     target = record.argument
     if target <= 0 or target in processes:
-        return not _is_kept_from(record, target)
+        return not _is_kept_from(record, target, gone=False)
     process = _status(target).get("Tgid", [])
     return bool(process and int(process[0]) in processes) or (uid != 0 and _of_another_user(target, uid))
 
@@ -128,7 +131,7 @@ def _socket_name(family_number: int, type_number: int) -> str:
     return f"{'packet socket' if family == 'AF_PACKET' else word} ({family}, {kind})"
 
 
-def _signal(record: CallRecord, processes: ProcessTable, uid: int) -> Finding | None:
+def _signal(record: CallRecord, processes: ProcessTable, uid: int, *, keeps: bool) -> Finding | None:
     if record.result not in _REFUSALS:
         return None
     rule = system_rule("no signals to processes outside")
@@ -138,7 +141,7 @@ def _signal(record: CallRecord, processes: ProcessTable, uid: int) -> Finding | 
         return Finding(Kind.PROCESS, "signal", Verdict.DENY, rule=rule, detail=f"{name} to a process")
     target = record.argument & 0xFFFFFFFF
     target -= 1 << 32 if target >= 1 << 31 else 0
-    if target in processes and _is_kept_from(record, target):
+    if target in processes and keeps and _is_kept_from(record, target, gone=True):
         rule, name = system_rule(_KEPT), "a signal" if record.number in _TGKILL else name
         return Finding(Kind.PROCESS, "signal", Verdict.DENY, rule=rule, detail=f"{name} to process {target}")
     if target in processes or _of_another_user(target, uid):
@@ -161,13 +164,20 @@ def _of_another_user(pid: int, uid: int) -> bool:
     return len(users) == 4 and uid not in (int(users[0]), int(users[2]))
 
 
-def _is_kept_from(record: CallRecord, target: int) -> bool:
-    """Whether a server asked that is kept to a leaf of its own, and meant a process elsewhere in the tree. What has ended
-    cannot be told; whoever started it lives where it did."""
+def _is_kept_from(record: CallRecord, target: int, *, gone: bool) -> bool:
+    """Whether a server asked that is kept to a leaf of its own, and meant a process elsewhere in the tree. Whoever started it
+    lives where it did.
+
+    Args:
+        gone: the answer where one of them has ended, so that nobody can tell where it lived. In a tree of one user, who becomes
+            no other, nobody else is refused a signal; a debugger may be refused for other reasons.
+    """
     mine = cgroup.place_of(record.head.pid) or cgroup.place_of(record.head.ppid)
-    session = mine.rpartition("/")[0]
     other = cgroup.place_of(target)
-    return session.startswith(f"/{cgroup.PARENT}/") and cgroup.is_in(other, session) and not cgroup.is_in(other, mine)
+    session = mine.rpartition("/")[0]
+    if mine and not session.startswith(f"/{cgroup.PARENT}/"):
+        return False
+    return gone if not (mine and other) else cgroup.is_in(other, session) and not cgroup.is_in(other, mine)
 
 
 def _status(pid: int) -> dict[str, list[str]]:

@@ -72,6 +72,7 @@ class Translator:
         self._session = session
         self._policy = policy
         self._hosts = Hosts(names)
+        self._keeps = any(rule.text.startswith("mcp confine ") for rule in policy.rules)
         self._own_names = OwnNames.of_this_host()
         self._epoch_ns = epoch_ns
         # Of a batch, the clocks are looked at once.
@@ -115,7 +116,8 @@ class Translator:
             case PathCallRecord():
                 return self._refusable(record, self._attributor.path_call(record))
             case CallRecord():
-                finding = judge_call(record, self.processes, self._policy.user.uid, self._policy.system)
+                user, system = self._policy.user, self._policy.system
+                finding = judge_call(record, self.processes, user.uid, system, keeps=self._keeps)
                 return self._refusable(record, finding)
             case NetRecord():
                 return self._net(record)
