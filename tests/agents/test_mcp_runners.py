@@ -254,22 +254,35 @@ UTC_TO_TOKYO = {"source_timezone": "UTC", "time": "12:00", "target_timezone": "A
 
 @pytest.mark.parametrize("name", ["time", "filesystem", "git"])
 def test_a_known_server_is_kept_to_what_it_needs(name: str, box: Box) -> None:
-    """Its tools work as without that, and what it does not need is closed to it. The control has the word that leaves it."""
+    """All of its tools work as without that, and what it does not need is closed. The control has the word that leaves it."""
     project, home = box.inside.world.project, box.inside.world.home
+    made = project / "made"
     if name == "git":
         (project / "app.py").write_text("first = 1\n")
         (home / ".gitconfig").write_text("[user]\n\tname = someone\n\temail = someone@example.com\n")
     calls: list[tuple[str, Json]] = {
         "time": [("convert_time", UTC_TO_TOKYO), ("get_current_time", {"timezone": "UTC"})],
         "filesystem": [
-            *(("read_text_file", {"path": str(project / "app.py")}), ("list_directory", {"path": str(project)})),
-            ("write_file", {"path": str(project / "made"), "content": "x"}),
+            *((f"read_{kind}", {"path": str(project / "app.py")}) for kind in ("text_file", "media_file")),
+            *(("read_multiple_files", {"paths": [str(project / "app.py")]}), ("list_allowed_directories", {})),
+            *(
+                (kind, {"path": str(project)})
+                for kind in ("list_directory", "list_directory_with_sizes", "get_file_info")
+            ),
+            *(("directory_tree", {"path": str(project)}), ("search_files", {"path": str(project), "pattern": "*.py"})),
+            *(("create_directory", {"path": str(made)}), ("write_file", {"path": str(made / "a"), "content": "x"})),
+            ("edit_file", {"path": str(made / "a"), "edits": [{"oldText": "x", "newText": "y"}]}),
+            ("move_file", {"source": str(made / "a"), "destination": str(made / "b")}),
         ],
         "git": [
-            ("git_add", {"repo_path": str(project), "files": ["app.py"]}),
-            ("git_commit", {"repo_path": str(project), "message": "one"}),
-            ("git_create_branch", {"repo_path": str(project), "branch_name": "other"}),
-            ("git_status", {"repo_path": str(project)}),
+            (tool, {"repo_path": str(project), **arguments})
+            for tool, arguments in (
+                *(("git_diff_unstaged", {}), ("git_add", {"files": ["app.py"]}), ("git_diff_staged", {})),
+                *(("git_commit", {"message": "one"}), ("git_create_branch", {"branch_name": "other"})),
+                *(("git_checkout", {"branch_name": "other"}), ("git_checkout", {"branch_name": "main"})),
+                *(("git_diff", {"target": "HEAD~1"}), ("git_log", {}), ("git_show", {"revision": "HEAD"})),
+                *(("git_branch", {"branch_type": "local"}), ("git_status", {}), ("git_reset", {})),
+            )
         ],
     }[name]
     if name == "filesystem":
@@ -304,7 +317,7 @@ def test_a_known_server_is_kept_to_what_it_needs(name: str, box: Box) -> None:
     if name == "git":
         (project / "app.py").write_text("second = 2\n")
         subprocess.run(["git", "-C", str(project), "branch", "-D", "other"], check=True, capture_output=True)
-    (project / "made").unlink(missing_ok=True)
+    shutil.rmtree(made, ignore_errors=True)
     box.inside.write_profile("gated", PROFILE)
     kept = box.talk("s", *old_era(*calls), command=command)
     assert "SECRET not read" in kept.err and not failed(kept.out), kept
