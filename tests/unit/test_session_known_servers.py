@@ -60,6 +60,7 @@ def test_a_rule_of_the_users_wins() -> None:
         return Kept(server, profile, Origin("mine", "mine.yaml", 1, "mcp confine"))
 
     assert found(("clock", TIME), rules=(rule("clock", AS_AGENT),)) == []
+    assert found(("clock", TIME), ("files", files()), rules=(rule("*", AS_AGENT),)) == []
     assert found(("clock", TIME), rules=(rule("cl*", "own"),)) == []
     assert found(("clock", TIME), rules=(rule("files", "own"),)) == ["clock mcp-server"]
 
