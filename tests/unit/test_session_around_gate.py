@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import resource
 import shlex
 import signal
 import socket
@@ -19,7 +21,7 @@ from mcpguard.events.mcp import CLIENT, SERVER, Talk
 from mcpguard.events.observer import Sender
 from mcpguard.kernel import cgroup, proc
 from mcpguard.model.event import Event, Peer
-from mcpguard.session.around_gate import GIVEN_BYTES, GIVEN_NS, AroundGate
+from mcpguard.session.around_gate import GIVEN_BYTES, GIVEN_NS, AroundGate, _Member
 from mcpguard.wire.records import Head, MessageRecord
 
 HERE = Path("/proc/self/cgroup").read_text().rstrip().rpartition("\n")[2].partition("::")[2]
@@ -137,6 +139,34 @@ def test_who_has_read_the_question_of_an_agent_that_waits_is_ended_with_all_that
         assert (server.wait(30), runner.wait(30)) == (-9, -9) and stranger.poll() is None and not around.holds
     os.close(nobodys)
     os.close(other)
+
+
+@pytest.mark.parametrize("then", ["ended", "goes on"])
+def test_a_family_larger_than_the_descriptors_that_we_may_have_stands_still_whole(
+    then: str, pipe: tuple[int, int], tmp_path: Path
+) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with reading(*[pipe[0]] * 40) as family:
+        pids = [one.pid for one in family]
+        around = around_of(tmp_path, *pids)
+        taken = set(map(int, os.listdir("/proc/self/fd")))
+        free = (number for number in itertools.count() if number not in taken)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next(itertools.islice(free, 16, None)), limit[1]))
+        try:
+            around.hold(read_by(pids[0], end_of(pipe[0])), "/bin/server")
+            assert around.judge(lambda _end: AGENT) == [] and around.holds
+            for pid in pids:
+                until(pid, "T")
+            sender = AGENT if then == "ended" else Sender(Peer(1 << 30, "/usr/bin/pytest"), len(CALL))
+            told = around.judge(lambda _end: sender, last=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        if then == "ended":
+            assert [one.wait(30) for one in family] == [-9] * 40 and len(told) == 40
+        else:
+            for pid in pids:
+                until(pid, "S")
+            assert told == []
 
 
 def test_who_is_woken_meanwhile_is_ended_at_once(pipe: tuple[int, int], tmp_path: Path) -> None:
@@ -399,10 +429,10 @@ def test_whom_a_runner_starts_while_it_is_ended_is_ended_too(tmp_path: Path) -> 
         (tmp_path / "procs").write_text("".join(f"{one.pid}\n" for one in started))
 
     class WhileItForks(AroundGate):
-        def _signal(self, pid: int, what: signal.Signals) -> int | None:
+        def _signal(self, pid: int, what: signal.Signals, began: str | None = None) -> _Member | None:
             if len(started) < 4:
                 start()
-            return super()._signal(pid, what)
+            return super()._signal(pid, what, began)
 
     start()
     start()

@@ -58,6 +58,19 @@ _FOLLOW_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
+class _Member:
+    """A process of a server's; `began` tells it from another one of the same number.
+
+    Attributes:
+        began: clock ticks since the boot, as /proc has it.
+    """
+
+    pid: int
+    began: str
+    exe: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Held:
     """A process that has read what may be a question.
 
@@ -66,7 +79,8 @@ class _Held:
         end: where it read.
         since_ns: CLOCK_MONOTONIC.
         unseen: only who sent it can tell what it has read.
-        others: number and descriptor of what belongs to it, and stands still with it; None: an agent was not seen to ask yet.
+        others: what belongs to it, and stands still with it; None: an agent was not seen to ask yet. There may be thousands, so
+            no descriptors of them are kept.
     """
 
     pid: int
@@ -76,7 +90,7 @@ class _Held:
     channel: str
     since_ns: int
     unseen: bool
-    others: tuple[tuple[int, int], ...] | None = None
+    others: tuple[_Member, ...] | None = None
 
 
 class AroundGate:
@@ -203,7 +217,7 @@ class AroundGate:
         if self._ends.is_finished(asking.pid, held.end, held.channel):
             return False
         # Somebody of the tree woke them, so that they could answer.
-        if age_ns > _STOPS_NS and any(map(_was_woken, (held.pid, *(pid for pid, _ in held.others or ())))):
+        if age_ns > _STOPS_NS and any(map(_was_woken, (held.pid, *(one.pid for one in held.others or ())))):
             return True
         return None if age_ns < GIVEN_NS else sender.sent < GIVEN_BYTES
 
@@ -214,8 +228,6 @@ class AroundGate:
         return True
 
     def _end_held(self, held: _Held) -> list[Event]:
-        for _, process in held.others or ():
-            os.close(process)
         try:
             if not self._is_ours(held.pid):
                 return []
@@ -231,28 +243,21 @@ class AroundGate:
         with contextlib.suppress(OSError):
             if self._is_ours(held.pid):
                 signal.pidfd_send_signal(held.process, signal.SIGCONT)
-        by_themselves = {one.pid for one in self._held}
-        for pid, process in held.others or ():
-            with contextlib.suppress(OSError):
-                if pid not in by_themselves:
-                    signal.pidfd_send_signal(process, signal.SIGCONT)
-            os.close(process)
         os.close(held.process)
+        by_themselves = {one.pid for one in self._held}
+        for other in held.others or ():
+            if other.pid not in by_themselves:
+                self._signal(other.pid, signal.SIGCONT, other.began)
 
     def _end_others(self, ended: int, end: End | None = None) -> list[Event]:
         """What belongs to a server that was ended, and is told one by one."""
-        found = []
-        for pid, process in self._take_others(ended, end, signal.SIGKILL):
-            exe = _exe_of(pid)
-            os.close(process)
-            if pid not in self._ended:
-                self._ended.add(pid)
-                found.append(self._told(_name_of(exe), pid, exe))
-        return found
+        found = [one for one in self._take_others(ended, end, signal.SIGKILL) if one.pid not in self._ended]
+        self._ended.update(one.pid for one in found)
+        return [self._told(_name_of(one.exe), one.pid, one.exe) for one in found]
 
-    def _take_others(self, server: int, end: End | None, what: signal.Signals) -> list[tuple[int, int]]:
-        """Signal all that belongs to a server: what an agent started with it, and what has open where it read. Its numbers and
-        descriptors. A server may be many processes, of which one sees what another reads.
+    def _take_others(self, server: int, end: End | None, what: signal.Signals) -> list[_Member]:
+        """Signal all that belongs to a server: what an agent started with it, and what has open where it read. A server may be
+        many processes, of which one sees what another reads.
 
         Those that it comes from or that come from it are known at once, and so are first. It looks again until there is no
         other: who is about to be ended may have started one.
@@ -264,9 +269,7 @@ class AroundGate:
             found += self._signal_each(lambda pid: self._is_at(pid, end), what, seen)
         return found
 
-    def _signal_each(
-        self, belongs: Callable[[int], bool], what: signal.Signals, seen: set[int]
-    ) -> list[tuple[int, int]]:
+    def _signal_each(self, belongs: Callable[[int], bool], what: signal.Signals, seen: set[int]) -> list[_Member]:
         found = []
         for _ in range(_MOST_LOOKS):
             others: list[int] = []
@@ -277,8 +280,8 @@ class AroundGate:
             seen.update(others)
             for pid in others:
                 # A shim that was about to ask the gate is another when it has become a server.
-                if not _is_shim(pid) and belongs(pid) and (process := self._signal(pid, what)) is not None:
-                    found.append((pid, process))
+                if not _is_shim(pid) and belongs(pid) and (member := self._signal(pid, what)) is not None:
+                    found.append(member)
         return found
 
     def _is_at(self, pid: int, end: End) -> bool:
@@ -353,22 +356,20 @@ class AroundGate:
         return not mine or bool(mine & its)
 
     def _end(self, pid: int) -> bool:
-        process = self._signal(pid, signal.SIGKILL)
-        if process is None:
-            return False
-        os.close(process)
-        return True
+        return self._signal(pid, signal.SIGKILL) is not None
 
-    def _signal(self, pid: int, what: signal.Signals) -> int | None:
-        """Only a process of this session, and surely the one that was looked at: its descriptor."""
+    def _signal(self, pid: int, what: signal.Signals, began: str | None = None) -> _Member | None:
+        """Only a process of this session, and surely the one that was looked at."""
         try:
             process = os.pidfd_open(pid)
         except OSError:
             return None
-        with contextlib.suppress(OSError):
-            if self._is_ours(pid):
+        with contextlib.suppress(OSError, IndexError):
+            member = _Member(pid, proc.stat_of(pid)[proc.START], _exe_of(pid))
+            if self._is_ours(pid) and began in (None, member.began):
                 signal.pidfd_send_signal(process, what)
-                return process
+                os.close(process)
+                return member
         os.close(process)
         return None
 
