@@ -512,14 +512,16 @@ static __always_inline int mg_filter_refuses(__u32 request)
 	return 0;
 }
 
-/* Sockets that the cgroup program judged are on record already; clone and ioctl matter only for some arguments. */
+/* Sockets that the cgroup program judged are on record already; its answer is EPERM, and that of the filter of servers that are
+ * kept without a network is EACCES. Clone and ioctl matter only for some arguments.
+ */
 static __always_inline int mg_uninteresting(const struct mg_syscall *call, const struct mg_shape *shape, __u64 argument)
 {
 	__u32 type = call->args[1] & 0xf, number = argument; /* of numbers the kernel reads half */
 
 	switch (shape->op) {
 	case MG_CALL_SOCKET:
-		return (number == 2 || number == 10) && (type == 1 || type == 2);
+		return (number == 2 || number == 10) && (type == 1 || type == 2) && call->result == -MG_EPERM;
 	case MG_CALL_CLONE:
 		return !(argument & MG_CLONE_NEW);
 	case MG_CALL_IOCTL:

@@ -232,12 +232,16 @@ def test_an_approved_server_of_uvx_is_what_uv_installed(box: Box) -> None:
 
 TRIES = """
 def tried():
-    import sys
+    import socket, sys
     try:
         open("{}").close()
         sys.stderr.write("SECRET read\\n")
     except OSError:
         sys.stderr.write("SECRET not read\\n")
+    try:
+        socket.socket().close()
+    except OSError:
+        sys.stderr.write("NO NETWORK\\n")
 tried()
 """
 TRIES_IN_NODE = """
@@ -322,7 +326,13 @@ def test_a_known_server_is_kept_to_what_it_needs(name: str, box: Box) -> None:
     kept = box.talk("s", *old_era(*calls), command=command)
     assert "SECRET not read" in kept.err and not failed(kept.out), kept
     assert len(answers(kept.out)) == len(answers(free.out)) > len(calls)
-    assert [one for one in box.inside.denials() if one.get("path") == str(secret)], box.inside.denials()
+    assert ("NO NETWORK" in free.err, "NO NETWORK" in kept.err) == (False, name != "filesystem")
+    denied = box.inside.denials()
+    (read,) = [one for one in denied if one.get("path") == str(secret)]
+    sockets = [one for one in denied if one["op"] == "socket"]
+    assert bool(sockets) is (name != "filesystem")
+    for one in (read, *sockets):
+        assert one["rule"]["text"].startswith("mcp confine s mcp-server"), one
 
 
 def failed(out: str) -> bool:

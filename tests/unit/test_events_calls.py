@@ -157,6 +157,23 @@ def test_a_probe_of_a_process_of_the_same_user_is_a_quiet_denial() -> None:
     assert found is not None and (found.detail or "").startswith(QUIET)
 
 
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_an_ordinary_socket_is_refused_only_to_servers_that_are_kept(family: int) -> None:
+    """What keeps them is found by where they live. A raw one is refused to all; what a tree refuses itself is its own."""
+    assert judge(call("socket", errno.EACCES, family, socket.SOCK_STREAM)) is None
+    for kind, keeps, is_system in (
+        (socket.SOCK_STREAM, True, False),
+        (socket.SOCK_STREAM | socket.SOCK_CLOEXEC, True, False),
+        (socket.SOCK_RAW, True, True),
+        (socket.SOCK_RAW, False, True),
+    ):
+        found = judge(call("socket", errno.EACCES, family, kind), keeps=keeps)
+        assert found is not None and (found.op, found.verdict) == ("socket", Verdict.DENY)
+        assert (found.rule is not None) is is_system
+    other = judge(call("socket", errno.EACCES, socket.AF_VSOCK, socket.SOCK_STREAM), keeps=True)
+    assert other is not None and other.rule is not None
+
+
 def test_a_signal_inside_the_tree_is_a_kept_servers_also_when_all_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a refusal is not on record where the host was too busy to read of it at once."""
     places = {AGENT.pid: "/mcpguard/s/kept-1", 7: "/mcpguard/s", 8: "/mcpguard/s/kept-1", 9: "/mcpguard/other"}

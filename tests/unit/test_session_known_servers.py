@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from mcpguard.catalogue.approved import Catalogue, Entry
-from mcpguard.kernel import landlock
+from mcpguard.errors import UsageError
+from mcpguard.kernel import cgroup, landlock
 from mcpguard.mcp.policy import AS_AGENT, Kept, McpPolicy
+from mcpguard.model.access import Access, Verdict
+from mcpguard.model.event import Event, Kind
 from mcpguard.model.rule import Origin
 from mcpguard.profile.parse import parse
 from mcpguard.session import servers
 from mcpguard.session.known_servers import kept, kept_to
+from mcpguard.session.offers import offer
 from mcpguard.session.policy import compile_for
 
 TIME = {"command": "uvx mcp-server-time", "package": "uvx mcp-server-time 2026.1.26", "installed": "2026.1.26"}
@@ -129,3 +133,28 @@ def test_a_profile_of_the_users_in_the_place_of_ours_that_does_not_fit_is_told_a
     own.write_text("name: mcp-server\nextends: [mcp-server]\nfiles: {deny: [/usr/secret]}\n")
     _, kept_anyway, (told,) = servers._known(policy, [rule])
     assert kept_anyway == [] and "clock has what its agent has" in told and "/usr/secret" in told
+
+
+def test_what_is_refused_to_a_kept_server_is_opened_by_no_rule_for_its_agent(tmp_path: Path) -> None:
+    rule = Origin("mcpguard", "builtin", 0, "mcp confine clock mcp-server: a known server")
+    event = Event(1, "s", Kind.FILE, "open", Verdict.DENY, Access.READ, "/srv/thing", rule=rule)
+    with pytest.raises(UsageError) as refused:
+        offer(event, str(tmp_path))
+    assert refused.value.code == "allow.kept" and "as-agent" in refused.value.do
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        ("/mcpguard/20260101-000000-aaaa/17", 17),
+        ("/mcpguard/20260101-000000-aaaa", None),
+        ("/mcpguard/20260101-000000-aaaa/x", None),
+        ("/user.slice/20260101-000000-aaaa/17", None),
+        ("", None),
+    ],
+)
+def test_the_place_where_a_process_lives_names_the_rule_that_keeps_it(
+    place: str, number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "place_of", lambda _pid: place)
+    assert cgroup.kept_by(1) == number

@@ -64,7 +64,7 @@ def judge_call(
         keeps: servers of the tree are kept to less than it has.
     """
     if record.op == "socket":
-        return _socket(record)
+        return _socket(record, keeps=keeps)
     if record.op == "signal":
         return _signal(record, processes, uid, keeps=keeps)
     if record.op in ("unshare", "clone") and switches.user_namespaces:
@@ -108,12 +108,16 @@ def _io_uring(record: CallRecord, switches: SystemSwitches) -> Finding | None:
     return Finding(Kind.PROCESS, op, Verdict.DENY, rule=system_rule(words), detail=detail)
 
 
-def _socket(record: CallRecord) -> Finding | None:
-    """Only the filter answers EPERM or EACCES here: the tree has no capability, so raw and packet sockets are closed
-    twice."""
+def _socket(record: CallRecord, *, keeps: bool) -> Finding | None:
+    """Only filters answer EPERM or EACCES here: the tree has no capability, so raw and packet sockets are closed twice. Those
+    of the internet are closed to nobody but servers that are kept without a network."""
     if record.result not in _REFUSALS:
         return None
-    rule = system_rule("no raw sockets, no other families")
+    raw = record.argument2 & _SOCKET_TYPE == socket.SOCK_RAW
+    internet = record.argument in (socket.AF_INET, socket.AF_INET6) and not raw
+    if internet and not keeps:  # a filter of the tree's own
+        return None
+    rule = None if internet else system_rule("no raw sockets, no other families")
     return Finding(Kind.NET, "socket", Verdict.DENY, rule=rule, detail=_socket_name(record.argument, record.argument2))
 
 

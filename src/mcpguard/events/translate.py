@@ -18,6 +18,7 @@ from mcpguard.events.hosts import Hosts
 from mcpguard.events.judge import Judge
 from mcpguard.events.processes import Process, ProcessTable
 from mcpguard.events.sockets import SocketJudge
+from mcpguard.kernel import cgroup
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind
 from mcpguard.model.plan import KEPT_CANARY
@@ -72,7 +73,7 @@ class Translator:
         self._session = session
         self._policy = policy
         self._hosts = Hosts(names)
-        self._keeps = any(rule.text.startswith("mcp confine ") for rule in policy.rules)
+        self._keeps = any(rule.confines for rule in policy.rules)
         self._own_names = OwnNames.of_this_host()
         self._epoch_ns = epoch_ns
         # Of a batch, the clocks are looked at once.
@@ -250,11 +251,20 @@ class Translator:
             ppid=process.ppid or head.ppid or None,
             exe=process.exe or None,
             comm=head.comm or process.comm or None,
-            rule=finding.rule,
+            rule=finding.rule or (self._kept_by(head.pid) if finding.verdict is Verdict.DENY else None),
             count=count,
             errno=errno.errorcode.get(error, str(error)) if error else None,
             detail=finding.detail if finding.verdict is Verdict.ALLOW else self._with_chain(finding.detail, head.pid),
         )
+
+    def _kept_by(self, pid: int) -> Origin | None:
+        """The rule that leaves a server less than its agent has, where nothing else explains a refusal. Whoever has ended lived
+        where its nearest parent lives that has not."""
+        if not self._keeps:
+            return None
+        living = (one.pid for one in self.processes.chain(pid) if cgroup.place_of(one.pid))
+        number = cgroup.kept_by(next(living, 0))
+        return None if number is None or number >= len(self._policy.rules) else self._policy.rules[number]
 
     def _with_chain(self, detail: str | None, pid: int) -> str | None:
         """Who started it, nearest first: what a person asks about a refusal."""

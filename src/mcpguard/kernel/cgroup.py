@@ -177,6 +177,13 @@ def place_of(pid: int) -> str:
     return places[0] if len(places) == 1 else ""
 
 
+def kept_by(pid: int) -> int | None:
+    """The number of the rule that a process lives by, in a leaf of its own below its session's; None: it lives in the session's
+    leaf or in none, or has ended."""
+    parts = place_of(pid).split("/")
+    return int(parts[3]) if len(parts) == 4 and parts[1] == PARENT and parts[3].isdecimal() else None
+
+
 def in_tree(leaf: str) -> str:
     """The path of a leaf as `place_of` tells it."""
     return leaf[max(leaf.rfind(f"/{PARENT}/"), 0) :]

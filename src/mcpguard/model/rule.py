@@ -7,6 +7,9 @@ import enum
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.values import dataclass
 
+# So begins the text of a rule of `mcp.confine`.
+CONFINES = "mcp confine"
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -28,6 +31,11 @@ class Origin:
     def place(self) -> str:
         """`file:line`, as editors understand it."""
         return f"{self.file}:{self.line}" if self.line else self.file
+
+    @property
+    def confines(self) -> bool:
+        """Whether it keeps MCP servers to less than their agent has."""
+        return self.text.startswith(f"{CONFINES} ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.access import Access, Effect
 from mcpguard.model.mcp import AfterTaint, Condition, Confinement, McpRule, Starting, Test, ToolClass
 from mcpguard.model.profile import SniMode
-from mcpguard.model.rule import GRANTS, FileException, FileRule, NetDirection, NetRule, SocketRule
+from mcpguard.model.rule import CONFINES, GRANTS, FileException, FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
 from mcpguard.profile.draft import Draft, Parent, Raw, Word, items, keys, text, unquoted, words, wrong_type
 from mcpguard.profile.effective import NO_SERVERS, command_text, setting_text
@@ -383,7 +383,7 @@ def _read_confined(draft: Draft, key: Key, node: yaml.Node) -> None:
             why = "a server is confined by a profile of its own, in your folder or built in"
             draft.refuse(profile.line, "name", f'"{profile.text}" is no profile\'s name', why, "write SERVER: PROFILE")
             continue
-        origin = draft.origin(server.line, f"mcp confine {server.text} {profile.text}")
+        origin = draft.origin(server.line, f"{CONFINES} {server.text} {profile.text}")
         draft.confined.append(Confinement(server.text, profile.text, origin))
 
 

@@ -10,7 +10,7 @@ from mcpguard.kernel import landlock
 from mcpguard.mcp import classes
 from mcpguard.mcp.policy import Kept, McpPolicy, server_word
 from mcpguard.model.paths import is_below
-from mcpguard.model.rule import Origin
+from mcpguard.model.rule import CONFINES, Origin
 
 # What installs them where the profile expects their programs.
 _RUNNERS = ("npx", "uvx")
@@ -35,7 +35,7 @@ def kept(rules: McpPolicy, catalogue: Catalogue, names: Collection[str] | None, 
     for word, profiles in sorted(wanted.items()):
         profile, *others = profiles
         if word in words and profile and not others and not rules.keeps(word):
-            origin = Origin("mcpguard", "builtin", 0, f"mcp confine {word} {profile}: a known server")
+            origin = Origin("mcpguard", "builtin", 0, f"{CONFINES} {word} {profile}: a known server")
             found.append(Kept(word, profile, origin))
     return found[:_MOST]
 

@@ -69,7 +69,7 @@ class Offer:
 def purpose(event: Event) -> Purpose | None:
     """The rule that refused on purpose; None where merely no rule allowed it."""
     rule = event.rule
-    if rule is None or rule.file == "default":
+    if rule is None or rule.file == "default" or rule.confines:
         return None
     if rule.profile == "mcpguard":
         return Purpose(Refuser.MCPGUARD, rule, builtin=True)
@@ -114,6 +114,13 @@ def offer(event: Event, workspace: str) -> Offer:
             why=f"{found.rule.place}: a deny or readonly rule wins over whatever is added",
             do="if you must, use a profile that does not extend it; `mcpguard profile show --resolved` tells who does",
             code="allow.on-purpose",
+        )
+    if event.rule is not None and event.rule.confines:
+        raise UsageError(
+            "the MCP server is kept to less than its agent has",
+            why=f"{event.rule.place} {event.rule.text}: a rule for the agent opens nothing to it",
+            do="open it in the profile that the server is kept to, or write `mcp: {confine: {NAME: as-agent}}` in the agent's",
+            code="allow.kept",
         )
     if event.rule is not None and event.rule.file != "default":
         raise UsageError(
