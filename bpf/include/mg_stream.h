@@ -144,7 +144,8 @@ struct mg_stream {
 	__u8 asks;	/* the agent asks on it, in MCP */
 	__u8 ended;	/* who sends on it was ended */
 	__u8 question;	/* somebody asks on it, in MCP */
-	__u8 reserved[5];
+	__u8 judged;	/* of an end where is read: who has it was held for a question */
+	__u32 sender;	/* the process that sent last */
 };
 
 /* The oldest make room; a connection that is forgotten is looked at anew, and its stream begins anew. */
@@ -855,19 +856,51 @@ static __always_inline int mg_decide(const struct mg_session *session, struct mg
 	return 0;
 }
 
-/* A question may come behind other messages. */
+/* Who reads there is held again, though much else was read before: unless somebody asks anew, not who was held for a question. */
+static __always_inline void mg_expect_reader(const struct mg_session *session, const struct mg_end *end, int anew)
+{
+	struct mg_stream_key key = { .own = end->far, .device = end->key.device, .slot = session->slot | MG_READ_SIDE };
+	struct mg_stream *reading = end->far ? bpf_map_lookup_elem(&mg_streams, &key) : 0;
+
+	if (!reading || (reading->judged && !anew))
+		return;
+	reading->tries = 0;
+	reading->state = MG_UNDECIDED;
+	reading->judged = 0;
+}
+
+/* A question may come behind other messages, and the agent's behind one of somebody else. */
 static __noinline int mg_look_for_question(const struct mg_session *session, struct mg_scratch *scratch, struct mg_stream *stream)
 {
 	const struct mg_counters *counters = mg_count(session);
+	int is_agent;
 
-	if (!counters || !counters->gated || stream->question || stream->tries >= MG_TRIES)
+	if (!counters || !counters->gated || stream->tries >= MG_TRIES)
+		return 0;
+	is_agent = bpf_get_current_pid_tgid() >> 32 == counters->agent;
+	if (stream->question && (stream->asks || !is_agent))
 		return 0;
 	stream->tries++;
 	if (!(mg_look_at(scratch, mg_gather(scratch, 0, 0), MG_PIPE, 0) >> 16 & MG_ASKS))
 		return 0;
 	stream->question = 1;
-	stream->asks = bpf_get_current_pid_tgid() >> 32 == counters->agent;
+	stream->asks = is_agent;
 	return 0;
+}
+
+/* What one process has sent says nothing of another one: whoever is about to be asked may have sent there itself. */
+static __always_inline void mg_look_anew(const struct mg_session *session, struct mg_stream *stream, const struct mg_end *end)
+{
+	const struct mg_counters *counters = mg_count(session);
+	__u32 sender = bpf_get_current_pid_tgid() >> 32;
+
+	if (stream->sender == sender || !counters || !counters->gated || end->channel == MG_LOOPBACK)
+		return;
+	stream->sender = sender;
+	stream->tries = 0;
+	if (stream->state == MG_IGNORED)
+		stream->state = MG_UNDECIDED;
+	mg_expect_reader(session, end, sender == counters->agent && !stream->asks);
 }
 
 static __always_inline struct mg_stream *mg_stream_of(const struct mg_stream_key *key)
@@ -996,6 +1029,94 @@ static __always_inline struct mg_scratch *mg_claim_or_lose(const struct mg_sessi
 	return scratch;
 }
 
+/* Is this read from, and was it made or opened within the tree? What the gate gives to its servers was not: in the tree nobody has
+ * any capability left to be given, but in a user namespace of its own.
+ */
+static __always_inline int mg_is_of_tree(struct file *file)
+{
+	__u64 cred = MG_ADDRESS(struct file, file, f_cred);
+
+	if (!(MG_READ(struct file, file, f_mode) & MG_FMODE_READ))
+		return 0;
+	return !MG_ADDRESS(struct cred, cred, cap_bset) || MG_READ(struct user_namespace, MG_READ(struct cred, cred, user_ns), level);
+}
+
+/* What is known of what was read: nothing that matters, it asks, or the one who sent it has to tell. */
+enum mg_read { MG_READS_OTHER = 0, MG_READS_QUESTION = 1, MG_READS_UNSEEN = 2 };
+
+/* Stop the current process before it can do anything with what it has read, and have user space say whether it goes on: who asks, and
+ * whether this is data, is not known here. `length` bytes of it are in the buffer.
+ */
+static __always_inline void mg_hold(const struct mg_session *session, struct mg_scratch *scratch, const struct mg_end *end,
+				    __u32 length, enum mg_read what)
+{
+	struct mg_message *record = (void *)scratch->record;
+	const struct mg_stream *asking;
+
+	if (bpf_send_signal(MG_SIGSTOP))
+		return;
+	mg_fill_message(scratch, end);
+	record->length = length;
+	record->fate = what == MG_READS_QUESTION ? MG_HELD : MG_HELD_UNSEEN;
+	if (!mg_send_piece(session, scratch, length))
+		return;
+	/* Nobody will say so. */
+	asking = mg_sent_to(session, end);
+	bpf_send_signal(asking && asking->asks ? MG_SIGKILL : MG_SIGCONT);
+}
+
+/* Is what is sent to this socket for somebody of the tree? */
+static __always_inline int mg_stays_in_tree(struct file *file)
+{
+	struct socket___end *socket = BPF_CORE_READ(file, private_data), *other;
+	struct unix_sock___pair *own = (void *)BPF_CORE_READ(socket, sk);
+	struct sock___tcp *peer = BPF_CORE_READ(own, peer);
+
+	other = BPF_CORE_READ(peer, sk_socket);
+	return mg_is_of_tree(BPF_CORE_READ(other, file));
+}
+
+/* The current process has sent what nobody can look at, or what is no message. An answer may be in it, to a question that it was not
+ * seen to read: where it is asked, it is held as if it had read that.
+ */
+static __noinline int mg_hold_unread(const struct mg_session *session, __u64 fd, const struct mg_end *end)
+{
+	const struct mg_counters *counters = mg_count(session);
+	struct file *file = mg_own_file((__u32)fd);
+	const struct mg_stream *asking = 0;
+	struct mg_end asked = {};
+	struct mg_scratch *scratch;
+	struct mg_stream *reading;
+
+	if (!end || end->channel == MG_LOOPBACK || !counters || !counters->gated ||
+	    bpf_get_current_pid_tgid() >> 32 == counters->agent)
+		return 0;
+	if (end->channel == MG_UNIX_STREAM && !mg_stays_in_tree(file))
+		return 0;
+	if (end->channel == MG_UNIX_STREAM) {
+		asked = *end;
+		asking = mg_sent_to(session, &asked);
+	}
+	if (!asking || !asking->question) {
+		if (!mg_end_of(0, &asked) || asked.channel == MG_LOOPBACK || !mg_is_of_tree(mg_own_file(0)))
+			return 0;
+		asking = mg_sent_to(session, &asked);
+	}
+	if (!asking || !asking->question)
+		return 0;
+	asked.key.slot = session->slot | MG_READ_SIDE;
+	reading = mg_stream_of(&asked.key);
+	if (!reading || reading->judged)
+		return 0;
+	scratch = mg_claim_quietly();
+	if (!scratch)
+		return 0;
+	reading->judged = 1;
+	mg_hold(session, scratch, &asked, 0, MG_READS_UNSEEN);
+	mg_release(scratch);
+	return 0;
+}
+
 /* A descriptor of the current task was sent to by a call that has ended well. */
 static __noinline int mg_sent(const struct mg_session *session, void *registers, __u32 way, __u64 fd, __u64 result)
 {
@@ -1008,8 +1129,11 @@ static __noinline int mg_sent(const struct mg_session *session, void *registers,
 		return 0;
 	end.key.slot = session->slot;
 	stream = mg_stream_of(&end.key);
-	if (!stream || stream->state == MG_IGNORED || (way == MG_MOVED && stream->state != MG_SPEAKS))
+	if (!stream)
 		return 0;
+	mg_look_anew(session, stream, &end);
+	if (stream->state == MG_IGNORED || (way == MG_MOVED && stream->state != MG_SPEAKS))
+		return mg_hold_unread(session, fd, &end);
 	scratch = mg_claim_or_lose(session, stream, result);
 	if (!scratch)
 		return 0;
@@ -1019,7 +1143,7 @@ static __noinline int mg_sent(const struct mg_session *session, void *registers,
 	if (stream->state == MG_SPEAKS || mg_decide(session, scratch, stream, &end, sent))
 		mg_tell(session, scratch, stream, &end, sent);
 	mg_release(scratch);
-	return 0;
+	return way == MG_MOVED || stream->state != MG_SPEAKS ? mg_hold_unread(session, fd, &end) : 0;
 }
 
 /* --- what is received --- */
@@ -1104,42 +1228,6 @@ static __noinline int mg_heard(const struct mg_session *session, void *registers
 	return 0;
 }
 
-/* Is this read from, and was it made or opened within the tree? What the gate gives to its servers was not: in the tree nobody has
- * any capability left to be given, but in a user namespace of its own.
- */
-static __always_inline int mg_is_of_tree(struct file *file)
-{
-	__u64 cred = MG_ADDRESS(struct file, file, f_cred);
-
-	if (!(MG_READ(struct file, file, f_mode) & MG_FMODE_READ))
-		return 0;
-	return !MG_ADDRESS(struct cred, cred, cap_bset) || MG_READ(struct user_namespace, MG_READ(struct cred, cred, user_ns), level);
-}
-
-/* What is known of what was read: nothing that matters, it asks, or the one who sent it has to tell. */
-enum mg_read { MG_READS_OTHER = 0, MG_READS_QUESTION = 1, MG_READS_UNSEEN = 2 };
-
-/* Stop the current process before it can do anything with what it has read, and have user space say whether it goes on: who asks, and
- * whether this is data, is not known here. `length` bytes of it are in the buffer.
- */
-static __always_inline void mg_hold(const struct mg_session *session, struct mg_scratch *scratch, const struct mg_end *end,
-				    __u32 length, enum mg_read what)
-{
-	struct mg_message *record = (void *)scratch->record;
-	const struct mg_stream *asking;
-
-	if (bpf_send_signal(MG_SIGSTOP))
-		return;
-	mg_fill_message(scratch, end);
-	record->length = length;
-	record->fate = what == MG_READS_QUESTION ? MG_HELD : MG_HELD_UNSEEN;
-	if (!mg_send_piece(session, scratch, length))
-		return;
-	/* Nobody will say so. */
-	asking = mg_sent_to(session, end);
-	bpf_send_signal(asking && asking->asks ? MG_SIGKILL : MG_SIGCONT);
-}
-
 /* Look at the first bytes that are read of a connection; of a question `*length` of them are in the buffer. */
 static __always_inline enum mg_read mg_reads(struct mg_scratch *scratch, struct mg_stream *stream, const struct mg_end *end, __u64 got,
 					     int looks, __u32 *length)
@@ -1213,7 +1301,8 @@ static __noinline int mg_received(const struct mg_session *session, void *regist
 		what = MG_READS_UNSEEN;
 	if (what != MG_READS_OTHER) {
 		stream->tries += MG_UNSEEN;
-		if (what == MG_READS_QUESTION || (asking && asking->question) || stream->tries >= MG_TRIES)
+		stream->judged |= what == MG_READS_QUESTION || (asking && asking->question);
+		if (stream->judged || stream->tries >= MG_TRIES)
 			stream->state = MG_IGNORED;
 		mg_hold(session, scratch, &end, length, what);
 	}

@@ -177,6 +177,124 @@ except (BrokenPipeError, ConnectionResetError):
 server.kill()
 print(json.dumps({"calls": sum(b'"id": %d,' % number in line for line in answered for number in (2, 3))}), flush=True)
 """
+# Another client, which waits until its server has begun and passes over what is no answer.
+WAITS = r"""
+import json, os, socket, subprocess, sys
+
+words, ends = json.loads(sys.argv[1]), sys.argv[2]
+one, other = socket.socketpair()
+its = (subprocess.PIPE, subprocess.PIPE) if ends == "pipes" else (other, other)
+server = subprocess.Popen(words, stdin=its[0], stdout=its[1])
+other.close()
+said = server.stdin.fileno() if ends == "pipes" else one.fileno()
+lines = server.stdout if ends == "pipes" else one.makefile("rb")
+answered = []
+try:
+    lines.readline()
+    for number, method in enumerate(("initialize", "tools/call", "tools/call")):
+        params = {"protocolVersion": "2025-11-25", "capabilities": {}} if number == 0 else {"name": "x"}
+        asked = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+        os.write(said, json.dumps(asked).encode() + b"\n")
+        line = lines.readline()
+        while line and b'"id"' not in line:
+            line = lines.readline()
+        answered += [number] if line else []
+except (BrokenPipeError, ConnectionResetError):
+    pass
+server.kill()
+print(json.dumps({"calls": sum(number > 0 for number in answered)}), flush=True)
+"""
+# Its server: has made sure that nobody looks at what it reads, or does not read and only counts, or its reading never ends; and
+# what it answers is no message by itself, or is moved.
+COUNTS = r"""
+import ctypes, fcntl, json, mmap, os, socket, sys, termios, threading, time
+
+way = sys.argv[1]
+text = mmap.mmap(-1, 1 << 16)
+nothing, answers = b"nothing\n", os.memfd_create("answers")
+
+def waiting():
+    return int.from_bytes(fcntl.ioctl(0, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+def read_all():
+    socket.socket(fileno=os.dup(0)).recv_into(text, len(text), socket.MSG_WAITALL)
+
+class Call(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_uint64), ("key", ctypes.c_uint64), ("op", ctypes.c_uint16), ("more", ctypes.c_int16),
+                ("fd", ctypes.c_uint32), ("at", ctypes.c_uint64), ("length", ctypes.c_uint64), ("rest", ctypes.c_int64 * 3)]
+
+libc = ctypes.CDLL(None, use_errno=True)
+context = ctypes.c_ulong()
+SETUP, SUBMIT, TAKE = (206, 209, 208) if os.uname().machine == "x86_64" else (0, 2, 4)
+
+def asynchronous(op, fd, buffer, length):
+    call, done = Call(op=op, fd=fd, at=ctypes.addressof(buffer), length=length), (ctypes.c_int64 * 4)()
+    each = (ctypes.c_void_p * 1)(ctypes.addressof(call))
+    if libc.syscall(SUBMIT, context, ctypes.c_long(1), each) != 1:
+        sys.exit(1)
+    libc.syscall(TAKE, context, ctypes.c_long(1), ctypes.c_long(1), done, None)
+    return done[2]
+
+if way == "poisoned":
+    own = os.open("/proc/self/fd/0", os.O_WRONLY)
+    for _ in range(70):
+        os.write(own, nothing)
+        os.read(0, len(nothing))
+if way.startswith("whole"):
+    threading.Thread(target=read_all, daemon=True).start()
+if way == "asynchronous":
+    libc.syscall(SETUP, ctypes.c_long(4), ctypes.byref(context))
+buffer = ctypes.create_string_buffer(1 << 16)
+os.write(1, nothing)
+for number in range(3):
+    if way == "poisoned":
+        os.read(0, 4096)
+    elif way == "asynchronous":
+        asynchronous(0, 0, buffer, len(buffer))
+    elif way.startswith("whole"):
+        while text[:].count(b"\n") <= number:
+            time.sleep(0.001)
+    else:
+        before = 0 if number == 0 else before
+        while waiting() <= before:
+            time.sleep(0.001)
+        before = waiting()
+    answer = json.dumps({"jsonrpc": "2.0", "id": number, "result": {"content": []}}).encode() + b"\n"
+    if way.endswith("moved"):
+        os.pwrite(answers, answer, 0)
+        os.sendfile(1, answers, 0, len(answer))
+    elif way == "asynchronous":
+        ctypes.memmove(buffer, answer, len(answer))
+        asynchronous(1, 1, buffer, len(answer))
+    else:
+        os.write(1, answer if way == "poisoned" else nothing + answer)
+time.sleep(5)
+"""
+# Says something and then copies what it is given, unread.
+COPIES = r"""
+import os, sys
+
+os.write(1, b"copying\n")
+while os.splice(0, 1, 1 << 16) if sys.argv[1] == "pipes" else os.write(1, os.read(0, 1 << 16)):
+    pass
+os.write(1, b"copied\n")
+"""
+GIVES = r"""
+import json, socket, subprocess, sys
+
+asked = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "x"}}).encode() + b"\n"
+words, ends = json.loads(sys.argv[1]), sys.argv[2]
+given, its = socket.socketpair() if ends != "pipes" else (None, subprocess.PIPE)
+program = subprocess.Popen(words, stdin=its, stdout=subprocess.PIPE)
+if given:
+    its.close()
+    given.sendall(asked)
+    given.shutdown(socket.SHUT_WR)
+else:
+    program.stdin.write(asked)
+    program.stdin.close()
+print(json.dumps({"whole": program.stdout.read() == b"copying\n" + asked + b"copied\n", "code": program.wait()}), flush=True)
+"""
 MANY = """
 import json, os, sys
 sys.path.insert(0, os.getcwd())
@@ -292,6 +410,38 @@ def test_nor_is_a_call_by_a_server_of_many_processes(way: str, box: Box) -> None
     assert finished.json_lines() == [{"calls": 0}], finished
     found = ended(box)
     assert found and all(one["rule"]["text"].startswith("mcp gate") for one in found)
+
+
+@pytest.mark.parametrize(
+    ("ends", "way"),
+    [
+        *(("pipes", way) for way in ("poisoned", "blind", "blind-moved")),
+        *(("sockets", way) for way in ("blind", "blind-moved", "whole", "whole-moved")),
+    ],
+)
+def test_nor_is_a_call_that_is_not_seen_to_be_read_by_what_does_not_look_like_an_answer(
+    ends: str, way: str, box: Box
+) -> None:
+    project = box.inside.world.project
+    agent, server = project / "opencode", project / "counts.py"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{WAITS}")
+    server.write_text(COUNTS)
+    words = [str(agent), json.dumps([SYSTEM_PYTHON, str(server), way]), ends]
+    assert box.inside.control(words).json_lines() == [{"calls": 2}]
+    finished = box.inside.run(words, options=box.options)
+    assert finished.json_lines() == [{"calls": 0}], finished
+    assert len(ended(box)) == 1
+
+
+@pytest.mark.parametrize("ends", ["pipes", "sockets"])
+def test_who_says_something_and_copies_a_question_that_it_was_given_is_left_alone(ends: str, box: Box) -> None:
+    project = box.inside.world.project
+    agent, program = project / "opencode", project / "copies.py"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{GIVES}")
+    program.write_text(COPIES)
+    words = [str(agent), json.dumps([SYSTEM_PYTHON, str(program), ends]), ends]
+    assert box.inside.run(words, options=box.options).json_lines() == [{"whole": True, "code": 0}]
+    assert not ended(box)
 
 
 @pytest.mark.parametrize("ends", ["pipes", "sockets"])

@@ -168,7 +168,8 @@ class AroundGate:
             process = os.pidfd_open(pid)
             exe = exe or _exe_of(pid)
             held = _Held(pid, process, exe, record.own, record.channel, record.head.when_ns, record.unseen)
-            if record.unseen or _is_question(record.data):
+            # A shim that says why a server does not start has not read what it is asked.
+            if not (record.unseen and _is_shim(pid)) and (record.unseen or _is_question(record.data)):
                 self._held.append(held)
             else:
                 self._let_go(held)
@@ -236,6 +237,8 @@ class AroundGate:
             return []
         finally:
             os.close(held.process)
+        if held.pid in self._ended:  # stopped twice: what it read, and what it sent or what another thread of it read
+            return []
         self._ended.add(held.pid)
         return [self._told(_name_of(held.exe), held.pid, held.exe), *self._end_others(held.pid, held.end)]
 
