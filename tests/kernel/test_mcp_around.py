@@ -445,6 +445,19 @@ def test_who_says_something_and_copies_a_question_that_it_was_given_is_left_alon
 
 
 @pytest.mark.parametrize("ends", ["pipes", "sockets"])
+def test_nor_is_one_by_asynchronous_calls(ends: str, box: Box) -> None:
+    """Which end before what they read or write is looked at: there are none."""
+    project = box.inside.world.project
+    agent, server = project / "opencode", project / "counts.py"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{WAITS}")
+    server.write_text(COUNTS)
+    words = [str(agent), json.dumps([SYSTEM_PYTHON, str(server), "asynchronous"]), ends]
+    assert box.inside.control(words).json_lines() == [{"calls": 2}]
+    assert box.inside.run(words, options=box.options).json_lines() == [{"calls": 0}]
+    assert "io_uring" in {event["op"] for event in box.inside.denials()}
+
+
+@pytest.mark.parametrize("ends", ["pipes", "sockets"])
 def test_the_same_by_way_of_the_gate_and_of_a_program_that_is_no_agent(ends: str, box: Box) -> None:
     project = box.inside.world.project
     server = [str(project / "server")]

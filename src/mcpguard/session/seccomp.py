@@ -58,8 +58,8 @@ DEBUGGING = ("process_vm_readv", "process_vm_writev", "ptrace")
 # clone3 hides its flags in memory that a filter cannot read, and with them it can put a child of root's into another cgroup,
 # which is out of the tree. C libraries fall back to clone.
 CLONE3 = "clone3"
-# Programs try these first and do without them.
-MISSING = ("io_uring_setup", "io_uring_enter", "io_uring_register")
+# Programs try these first and do without them. What they read and write so ends no call of theirs.
+MISSING = ("io_uring_setup", "io_uring_enter", "io_uring_register", "io_setup", "io_submit")
 
 
 def cached_filter(switches: SystemSwitches, directory: str, *, mounts: bool = False) -> bytes:
