@@ -60,6 +60,7 @@ COMPILE = (".venv/bin/python", "-m", "compileall", "-q", "src", "demo", "tests")
 # what may differ there. The rest of the matrix takes too long for every change.
 CHOSEN = ("6.12-plain-voluntary", "6.1-bpf-voluntary", "6.12-bpf-voluntary-hooks")
 RESULTS = REPOSITORY / ".cache" / "vm"
+SAID_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,11 @@ class Report:
     @property
     def ok(self) -> bool:
         return not self.problem and not self.failed
+
+    def summary(self) -> str:
+        """What failed and what pytest said of it, in few lines: of a long log often only its end is kept."""
+        told = [f"{case.name}: {case.outcome}\n{_said(case.text)}" for case in self.failed]
+        return "\n".join([f"{len(self.failed)} tests failed in the guest", *told, *filter(None, [self.problem])])
 
     def lines(self) -> list[str]:
         """One line for each test, then what is wrong, then one for the lane."""
@@ -246,6 +252,13 @@ def judge(lane: Lane, ended: Ended, junit: Path, output: str) -> Report:
     if problem:
         problem = f"{problem}\nthe guest's last output:\n{output[-3000:]}"
     return Report(lane, cases, problem, ended.seconds, ended.release)
+
+
+def _said(text: str) -> str:
+    """Pytest's own lines of a failure, or what there is if there are none, and no more than some of either."""
+    lines = text.splitlines()
+    said = [line for line in lines if line.startswith("E ")] or lines
+    return "\n".join(said[:SAID_LINES])
 
 
 def _cases(junit: Path) -> tuple[Case, ...]:

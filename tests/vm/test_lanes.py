@@ -45,7 +45,7 @@ def test_lane(lane: Lane, running: dict[Lane, Future[suite.Report]], capfd: pyte
     report = running[lane].result()
     with capfd.disabled():
         print("", *report.lines(), sep="\n")
-    assert report.ok, f"{len(report.failed)} tests failed in the guest; {report.problem}"
+    assert report.ok, report.summary()
 
 
 def test_a_lane_whose_tests_pass_is_ok(tmp_path: Path) -> None:
@@ -55,6 +55,18 @@ def test_a_lane_whose_tests_pass_is_ok(tmp_path: Path) -> None:
 def test_a_failed_or_skipped_test_fails_the_lane(tmp_path: Path) -> None:
     assert [case.text for case in judged(tmp_path, PASSED, FAILED, code=1).failed] == ["it broke"]
     assert [case.text for case in judged(tmp_path, PASSED, SKIPPED).failed] == ["no tool"]
+
+
+def test_the_summary_says_what_failed_and_why(tmp_path: Path) -> None:
+    failure = "def test_two():\n>   assert 1 == 2\nE   assert 1 == 2"
+    case = f'<testcase classname="c" name="two"><failure message="m">{failure}</failure></testcase>'
+    assert judged(tmp_path, PASSED, case, SKIPPED, code=1).summary().splitlines() == [
+        "2 tests failed in the guest",
+        "c::two: failed",
+        "E   assert 1 == 2",
+        "c::three: skipped",
+        "no tool",
+    ]
 
 
 def test_no_tests_no_results_and_an_exit_code_fail_the_lane(tmp_path: Path) -> None:
