@@ -295,6 +295,7 @@ else:
     program.stdin.close()
 print(json.dumps({"whole": program.stdout.read() == b"copying\n" + asked + b"copied\n", "code": program.wait()}), flush=True)
 """
+REAPS = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execvp(sys.argv[1], sys.argv[1:])"
 MANY = """
 import json, os, sys
 sys.path.insert(0, os.getcwd())
@@ -455,6 +456,22 @@ def test_nor_is_one_by_asynchronous_calls(ends: str, box: Box) -> None:
     assert box.inside.control(words).json_lines() == [{"calls": 2}]
     assert box.inside.run(words, options=box.options).json_lines() == [{"calls": 0}]
     assert "io_uring" in {event["op"] for event in box.inside.denials()}
+
+
+@pytest.mark.parametrize("hoppers", ["1", "4"])
+def test_nor_is_one_by_processes_that_each_start_the_next(hoppers: str, box: Box) -> None:
+    """Whoever is looked for is another one when it is found, unless all of them stand still meanwhile."""
+    project = box.inside.world.project
+    agent, server = project / "opencode", project / "hops"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{THINKS}")
+    shutil.copy(static_acts("hops"), server)
+    words = [str(agent), json.dumps([str(server), hoppers]), hoppers]
+    # Without us nobody takes thousands of ended ones away, nor ends the last one.
+    reaping = [*("unshare", "--fork", "--pid", "--kill-child"), SYSTEM_PYTHON, "-c", REAPS, *words]
+    assert box.inside.control(reaping).json_lines() == [{"calls": 2}]
+    finished = box.inside.run(words, options=box.options)
+    assert finished.json_lines() == [{"calls": 0}], finished
+    assert ended(box)
 
 
 @pytest.mark.parametrize("ends", ["pipes", "sockets"])

@@ -18,12 +18,15 @@ from mcpguard.model.values import dataclass, field
 TYPE_CHECKING = False  # as `typing` has it, which takes longer than all of this
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from mcpguard.broker.protocol import LaunchRequest
     from mcpguard.model.plan import GuardPlan
 
 _SUDO = ("/usr/bin/sudo", "/bin/sudo", "/usr/local/bin/sudo", "/run/wrappers/bin/sudo")
+# So long it may take until the tree stands still, and until the broker, which may have something else to do, has said so.
+PAUSE_S = 0.3
 _PROMPT = "mcpguard loads its sandbox as root, then drops it. Password for %u: "
 
 
@@ -173,19 +176,7 @@ class Broker:
         Raises:
             HostError: it was refused; nothing changed. With the code `broker.no-answer` that is not known.
         """
-        with self._answered:
-            self._asked += 1
-            number = self._asked
-            self._answers[number] = {} if self._over else None
-        try:
-            self.send_update(network, plan, number)
-            with self._answered:
-                self._answered.wait_for(lambda: self._answers[number] is not None, wait_s)
-                answer = self._answers[number]
-        except OSError:
-            answer = None
-        finally:
-            self._answers.pop(number, None)
+        answer = self._ask(lambda number: self.send_update(network, plan, number), wait_s)
         if not answer:
             raise HostError(
                 "the session's broker did not take the new rules",
@@ -197,6 +188,33 @@ class Broker:
             from mcpguard.broker.protocol import error_from_json
 
             raise error_from_json(answer)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing of the tree goes on, as far as it can be had at once, or nothing more where the broker does not answer.
+        `answer` must be called meanwhile, by another thread."""
+        self._ask(lambda number: self.channel.send({"pause": True, "number": number}), PAUSE_S)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self.channel.send({"pause": False})
+
+    def _ask(self, send: Callable[[int], None], wait_s: float) -> dict[str, Any] | None:
+        """Send what has this number, and wait for its answer; None: there was none yet; empty: there will be none."""
+        with self._answered:
+            self._asked += 1
+            number = self._asked
+            self._answers[number] = {} if self._over else None
+        try:
+            send(number)
+            with self._answered:
+                self._answered.wait_for(lambda: self._answers[number] is not None, wait_s)
+                return self._answers[number]
+        except OSError:
+            return None
+        finally:
+            self._answers.pop(number, None)
 
     def answer(self, message: dict[str, Any]) -> None:
         """An answer came to one of `update`."""

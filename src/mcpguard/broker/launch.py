@@ -44,6 +44,8 @@ _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _KEYS = (signal.SIGINT, signal.SIGQUIT)
 # What stands still would never hear of them.
 _ENDING = (signal.SIGTERM, signal.SIGHUP, *_KEYS)
+# So long somebody who looks at the tree waits for one that does not stand still at once.
+_PAUSE_S = 0.2
 # Ctrl-Z stops the agent, if it lets itself be stopped; then we freeze its tree and stop ourselves.
 _FROM_THE_TERMINAL = (*_KEYS, signal.SIGTSTP)
 _DIED: dict[str, Any] = {"failed": "start", "errno": None, "words": "the child died"}
@@ -114,6 +116,7 @@ class Launch:
         self.keeping: Keeping | None = None
         # Why the tree stands still; empty: it runs.
         self.still = ""
+        self.paused = False
         self.keys: Keys | None = None
         # The child inherits them. Held open here, so that no other terminal gets their numbers while the session lives.
         self.terminals = terminals.own()
@@ -233,6 +236,8 @@ class Launch:
             if self.keeping is not None and self.keeping.fileno() in ready and not self.keeping.serve():
                 self.keeping.close()
                 self.keeping = None
+            if self.client_gone and self.paused:
+                self._pause(False)
             if self.client_gone and engine.resolver:
                 with contextlib.suppress(KernelError):
                     engine.drop_resolver()
@@ -270,6 +275,14 @@ class Launch:
         if not self.still:
             self.leaf.freeze(False)
 
+    def _pause(self, paused: bool) -> None:
+        """Have the tree do nothing for a moment, in which the user's process looks at all of it."""
+        self.paused = paused
+        with contextlib.suppress(OSError):  # the leaf is gone with its last process
+            self.leaf.freeze(paused or bool(self.still))
+            if paused:
+                self.leaf.await_frozen(_PAUSE_S)
+
     def _restore(self, covers: Covers) -> None:
         restored: list[str] = []
         with contextlib.suppress(OSError):  # no memory for a moment: the next look tries again
@@ -290,6 +303,8 @@ class Launch:
             os.close(fd)
         refused: dict[str, Any] = {}
         try:
+            if "pause" in message:
+                self._pause(bool(message["pause"]))
             _update(message, engine, covers)
         except McpguardError as error:  # what was decided before still counts
             refused = error_to_json(error)

@@ -67,6 +67,15 @@ class Leaf:
         with open(f"{self.path}/cgroup.freeze", "wb", buffering=0) as freeze:
             freeze.write(b"1" if still else b"0")
 
+    def await_frozen(self, timeout_s: float) -> bool:
+        """Wait until all stand still; one that waits for a device in the kernel may take longer. True when it is so."""
+        deadline = time.monotonic() + timeout_s
+        while b"frozen 1" not in _events(self.fd):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.0002)
+        return True
+
     def await_empty(self, timeout_s: float = 2.0) -> bool:
         """Wait until no process lives here any more. True when it is so."""
         deadline = time.monotonic() + timeout_s
@@ -216,13 +225,15 @@ def _kill_frozen(path: str) -> None:
 def is_populated(fd: int) -> bool:
     """Whether any process lives in the cgroup of this open directory, or below; one that was removed has none."""
     try:
-        events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
+        return b"populated 1" in _events(fd)
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENODEV)
+
+
+def _events(fd: int) -> bytes:
+    events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
     try:
-        return b"populated 1" in os.read(events, 256)
-    except OSError as error:
-        return error.errno != errno.ENODEV
+        return os.read(events, 256)
     finally:
         os.close(events)
 

@@ -19,6 +19,11 @@ def stat_of(pid: int) -> list[str]:
         return []
 
 
+def has_ended(pid: int) -> bool:
+    """Whether there is no such process, or one that only waits for its parent to hear of its end."""
+    return stat_of(pid)[STATE:][:1] in ([], ["Z"], ["X"])
+
+
 def parent_of(pid: int) -> int:
     """PID of the process that started it or took it over; 0 when there is no such process."""
     found = stat_of(pid)

@@ -20,6 +20,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,6 +82,7 @@ class _Held:
         unseen: only who sent it can tell what it has read.
         others: what belongs to it, and stands still with it; None: an agent was not seen to ask yet. There may be thousands, so
             no descriptors of them are kept.
+        still_ns: CLOCK_MONOTONIC, since when they do.
     """
 
     pid: int
@@ -91,6 +93,7 @@ class _Held:
     since_ns: int
     unseen: bool
     others: tuple[_Member, ...] | None = None
+    still_ns: int = 0
 
 
 class AroundGate:
@@ -102,11 +105,21 @@ class AroundGate:
         agents: which other processes are.
     """
 
-    def __init__(self, session: str, agent: int, leaf: str, program: str | None = None, *, told: bool = True) -> None:
+    def __init__(
+        self,
+        session: str,
+        agent: int,
+        leaf: str,
+        program: str | None = None,
+        *,
+        told: bool = True,
+        paused: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         """
         Args:
             leaf: path of the session's cgroup leaf.
             program: what the agent was started as.
+            paused: nobody there does anything meanwhile.
         """
         self._session = session
         self.agent = agent
@@ -114,6 +127,7 @@ class AroundGate:
         self.agents = Agents(program)
         self._ends = Ends(leaf)
         self._leaf = leaf
+        self._paused = paused
         self._ended: set[int] = set()
         self._held: list[_Held] = []
 
@@ -133,11 +147,10 @@ class AroundGate:
                 continue
             # Who prints what it was given to read says questions, too, but no answers to them.
             if event.op == RESPONSE or not self._is_given_data(asking.pid, answering.pid):
+                name = message.server if answering is message.peer else _name_of(answering.exe)
+                ended = self._signal_all(answering.pid, None, signal.SIGKILL)
+                found += self._tell_of(ended, answering.pid, name, answering.exe)
                 self._ended.add(answering.pid)
-                if self._end(answering.pid):
-                    name = message.server if answering is message.peer else _name_of(answering.exe)
-                    found.append(self._told(name, answering.pid, answering.exe))
-                found += self._end_others(answering.pid)
         return found
 
     def _is_given_data(self, client: int, server: int) -> bool:
@@ -154,7 +167,7 @@ class AroundGate:
         if pid in self._ended:
             return []
         self._ended.add(pid)
-        return [self._told(_name_of(exe), pid, exe), *self._end_others(pid, input)]
+        return [self._told(_name_of(exe), pid, exe), *self._tell_of(self._signal_all(pid, input, signal.SIGKILL))]
 
     @property
     def holds(self) -> bool:
@@ -200,8 +213,9 @@ class AroundGate:
         """Where an agent asks, what belongs to the process stands still as well: it may see what that has read, and answer."""
         if held.others is not None or sender is None or not self._is_agent(sender.peer.pid, sender.peer.exe):
             return held
-        others = self._take_others(held.pid, held.end, signal.SIGSTOP)
-        return replace(held, others=tuple(others))
+        stopped = self._signal_all(held.pid, held.end, signal.SIGSTOP)
+        others = tuple(one for one in stopped if one.pid != held.pid)
+        return replace(held, others=others, still_ns=time.monotonic_ns())
 
     def _is_server(self, held: _Held, sender: Sender | None, age_ns: int) -> bool | None:
         """Whether an agent waits for what this process says to its question; None: that cannot be said yet."""
@@ -218,7 +232,8 @@ class AroundGate:
         if self._ends.is_finished(asking.pid, held.end, held.channel):
             return False
         # Somebody of the tree woke them, so that they could answer.
-        if age_ns > _STOPS_NS and any(map(_was_woken, (held.pid, *(one.pid for one in held.others or ())))):
+        still_ns = age_ns - max(0, held.still_ns - held.since_ns)
+        if still_ns > _STOPS_NS and any(map(_was_woken, (held.pid, *(one.pid for one in held.others or ())))):
             return True
         return None if age_ns < GIVEN_NS else sender.sent < GIVEN_BYTES
 
@@ -229,18 +244,10 @@ class AroundGate:
         return True
 
     def _end_held(self, held: _Held) -> list[Event]:
-        try:
-            if not self._is_ours(held.pid):
-                return []
-            signal.pidfd_send_signal(held.process, signal.SIGKILL)
-        except OSError:
-            return []
-        finally:
-            os.close(held.process)
-        if held.pid in self._ended:  # stopped twice: what it read, and what it sent or what another thread of it read
-            return []
-        self._ended.add(held.pid)
-        return [self._told(_name_of(held.exe), held.pid, held.exe), *self._end_others(held.pid, held.end)]
+        """It, and all that was stopped with it, also where something has ended it before."""
+        found = self._signal_all(held.pid, held.end, signal.SIGKILL, held.others or ())
+        os.close(held.process)
+        return self._tell_of(found, held.pid, _name_of(held.exe), held.exe)
 
     def _let_go(self, held: _Held) -> None:
         with contextlib.suppress(OSError):
@@ -252,43 +259,62 @@ class AroundGate:
             if other.pid not in by_themselves:
                 self._signal(other.pid, signal.SIGCONT, other.began)
 
-    def _end_others(self, ended: int, end: End | None = None) -> list[Event]:
-        """What belongs to a server that was ended, and is told one by one."""
-        found = [one for one in self._take_others(ended, end, signal.SIGKILL) if one.pid not in self._ended]
-        self._ended.update(one.pid for one in found)
-        return [self._told(_name_of(one.exe), one.pid, one.exe) for one in found]
+    def _tell_of(
+        self, ended: Iterable[_Member], server: int = 0, name: str = "", exe: str | None = None
+    ) -> list[Event]:
+        """Of each that was not told of yet.
 
-    def _take_others(self, server: int, end: End | None, what: signal.Signals) -> list[_Member]:
-        """Signal all that belongs to a server: what an agent started with it, and what has open where it read. A server may be
-        many processes, of which one sees what another reads.
-
-        Those that it comes from or that come from it are known at once, and so are first. It looks again until there is no
-        other: who is about to be ended may have started one.
+        Args:
+            server: of one that has this name and this program, whatever it has executed since.
         """
-        start = self._start_of(server)
-        seen = {self.agent, server}
-        found = self._signal_each(lambda pid: self._comes_from(pid, start), what, seen)
-        if end is not None:
-            found += self._signal_each(lambda pid: self._is_at(pid, end), what, seen)
+        found = [one for one in ended if one.pid not in self._ended]
+        self._ended.update(one.pid for one in found)
+        return [
+            self._told(name, server, exe) if one.pid == server else self._told(_name_of(one.exe), one.pid, one.exe)
+            for one in found
+        ]
+
+    def _signal_all(
+        self, server: int, end: End | None, what: signal.Signals, known: Iterable[_Member] = ()
+    ) -> list[_Member]:
+        """Signal a server and all that belongs to it: what an agent started with it, and what has open where it read. A server
+        may be many processes, of which one sees what another reads.
+
+        Nobody there starts another one meanwhile, or each would be gone when its turn comes. Those that it comes from or that
+        come from it are known at once, and so are first. It looks again until there is no other, for who did not stand still.
+        """
+        with self._paused():
+            start, seen = self._start_of(server), {self.agent}
+            found = self._signal_each(lambda pid: self._comes_from(pid, start), what, seen, server)
+            if end is not None:
+                found += self._signal_each(lambda pid: self._is_at(pid, end), what, seen)
+            again = (self._signal(one.pid, what, one.began) for one in known if one.pid not in seen)
+            found += [one for one in again if one is not None]
         return found
 
-    def _signal_each(self, belongs: Callable[[int], bool], what: signal.Signals, seen: set[int]) -> list[_Member]:
+    def _signal_each(
+        self, belongs: Callable[[int], bool], what: signal.Signals, seen: set[int], first: int | None = None
+    ) -> list[_Member]:
         found = []
+        others = {} if first is None else {first: _began(first)}
         for _ in range(_MOST_LOOKS):
-            others: list[int] = []
             with contextlib.suppress(OSError, ValueError):
-                others = [pid for pid in self._ends.living() if pid not in seen and belongs(pid)]
+                others |= {pid: _began(pid) for pid in self._ends.living() if pid not in seen and belongs(pid)}
             if not others:
                 break
             seen.update(others)
-            for pid in others:
-                # A shim that was about to ask the gate is another when it has become a server.
-                if not _is_shim(pid) and belongs(pid) and (member := self._signal(pid, what)) is not None:
+            # All are known before the first one has ended: whom it has started would be somebody else's then.
+            for pid, began in others.items():
+                if (member := self._signal(pid, what, began)) is not None:
                     found.append(member)
+            others = {}
         return found
 
     def _is_at(self, pid: int, end: End) -> bool:
-        return bool(self._ends.holds(pid, end)) and not self._is_agent(pid, None)
+        if not self._ends.holds(pid, end) or self._is_agent(pid, None):
+            return False
+        # What an agent starts next may have it, too, until it asks the gate; a server can make itself look like that.
+        return not (_is_shim(pid) and self._is_agent(self._parent_of(pid), None))
 
     def _comes_from(self, pid: int, start: int) -> bool:
         for _ in range(_MOST_LOOKS):
@@ -358,18 +384,15 @@ class AroundGate:
         mine, its = (_programs(Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")) for one in (self.agent, pid))
         return not mine or bool(mine & its)
 
-    def _end(self, pid: int) -> bool:
-        return self._signal(pid, signal.SIGKILL) is not None
-
     def _signal(self, pid: int, what: signal.Signals, began: str | None = None) -> _Member | None:
         """Only a process of this session, and surely the one that was looked at."""
         try:
             process = os.pidfd_open(pid)
         except OSError:
             return None
-        with contextlib.suppress(OSError, IndexError):
-            member = _Member(pid, proc.stat_of(pid)[proc.START], _exe_of(pid))
-            if self._is_ours(pid) and began in (None, member.began):
+        with contextlib.suppress(OSError):
+            member = _Member(pid, _began(pid), _exe_of(pid))
+            if self._is_ours(pid) and began in (None, member.began) and not proc.has_ended(pid):
                 signal.pidfd_send_signal(process, what)
                 os.close(process)
                 return member
@@ -395,6 +418,11 @@ class AroundGate:
             rule=RULE,
             detail=detail_of(error),
         )
+
+
+def _began(pid: int) -> str:
+    """Empty: there is no such process."""
+    return "".join(proc.stat_of(pid)[proc.START : proc.START + 1])
 
 
 def _was_woken(pid: int) -> bool:

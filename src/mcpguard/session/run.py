@@ -147,7 +147,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
                 recording.skip_port(guarded.gate.port)
             leaf = str(facts["cgroup"])
             guarded.gate.start(leaf, recording.skip_messages, recording.gate_cut_off, ask=options.ask)
-            recording.show_messages(guarded.around(session, int(facts["pid"]), leaf))
+            recording.show_messages(guarded.around(session, int(facts["pid"]), leaf, broker.paused))
         if later:
             later.start()
         if hooks:

@@ -26,6 +26,9 @@ from mcpguard.session.agents import tell
 from mcpguard.session.gate import Gate, plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from mcpguard.session.around_gate import AroundGate
     from mcpguard.session.confinement import Confined
 
@@ -52,13 +55,15 @@ class Servers:
     known: bool
     kept: tuple[Confined, ...] = ()
 
-    def around(self, session: str, agent: int, leaf: str) -> AroundGate:
+    def around(
+        self, session: str, agent: int, leaf: str, paused: Callable[[], AbstractContextManager[None]]
+    ) -> AroundGate:
         """What is to see every message that the gate does not judge. Where the command is no agent that was told of the gate,
         what it starts is its own, as the servers are that a suite of tests starts; what agents start below it is not."""
         from mcpguard.session.around_gate import AroundGate  # nobody who starts an agent waits for it
 
         program = _found(self.command[0], self.environment.get("PATH", "")) if self.known else None
-        return AroundGate(session, agent, leaf, program, told=self.known)
+        return AroundGate(session, agent, leaf, program, told=self.known, paused=paused)
 
 
 def begin(policy: Policy, session: str, command: Sequence[str], environment: dict[str, str]) -> Servers:
