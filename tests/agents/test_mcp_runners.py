@@ -313,6 +313,9 @@ def test_a_known_server_is_kept_to_what_it_needs(name: str, box: Box) -> None:
     (home / ".claude.json").write_text(json.dumps({"mcpServers": {"s": declared}}))
     told = box.inside.mcpguard("mcp", "approve", "--yes", "s")
     assert told.code == 0 and "kept to" in told.out and "confine: {s: as-agent}" in told.out, told
+    listed = box.inside.mcpguard("mcp", "list", "--format", "json")
+    (kept_to,) = (row["kept_to"] for row in json.loads(listed.out) if row["name"] == "s")
+    assert f"{kept_to} where no rule" in box.inside.mcpguard("mcp", "list").err
     options = ("--read", str(secret))
     box.inside.write_profile("gated", PROFILE + "  confine: {s: as-agent}\n")
     box.options = (*box.options, *options)

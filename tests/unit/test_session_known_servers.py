@@ -87,6 +87,11 @@ def test_a_rule_of_the_users_wins() -> None:
         (["$HOME/notes"], False),
         (["--root=${HOME}/notes"], False),
         (["/srv/my", "project"], False),
+        (["/srv/project", "other"], False),
+        (["/srv/project/a", "b", "c"], True),
+        (["/srv/project/a", "b/../../../x"], False),
+        (["--root=/srv/project", "other"], False),
+        (["/srv/project", "--verbose", "other"], True),
     ],
 )
 def test_one_whose_words_name_places_outside_of_the_workspace_is_not(words: list[str], fits: bool) -> None:

@@ -94,8 +94,14 @@ def _notes(found: Survey) -> None:
         render.note(f"not read: {file.path}: {file.problem}; its servers are not known")
     if not found.rows:
         render.note(f"no client declares an MCP server for you or for {found.inventory.project}")
-    if names := sorted({entry.name for entry in found.undeclared()}):
-        render.note(f"approved and not declared here: {', '.join(names)}")
+    if undeclared := sorted({entry.name for entry in found.undeclared()}):
+        render.note(f"approved and not declared here: {', '.join(undeclared)}")
+    kept: dict[str, set[str]] = {}
+    for row in found.rows:
+        if row.identity and (profile := known_servers.kept_to(row.identity.facts())):
+            kept.setdefault(profile, set()).add(row.server.name)
+    for profile, names in sorted(kept.items()):
+        render.note(f"kept to {profile} where no rule of mcp.confine names them: {', '.join(sorted(names))}")
 
 
 def _as_json(row: Row) -> dict[str, object]:
@@ -117,6 +123,7 @@ def _as_json(row: Row) -> dict[str, object]:
         "differences": row.state.differences or None,
         "digest": known.digest if known else None,
         "identity": known.facts() if known else None,
+        "kept_to": known_servers.kept_to(known.facts()) if known else None,
         "notes": known.notes or None if known else None,
     }
     return {key: value for key, value in values.items() if value is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from mcpguard.catalogue.approved import Catalogue
 from mcpguard.kernel import landlock
@@ -50,14 +50,27 @@ def kept_to(facts: Mapping[str, str], workspace: str | None = None) -> str | Non
     runner, name, *_ = (*facts.get("package", "").split(), "", "")
     if runner not in _RUNNERS or "installed" not in facts:
         return None
-    if workspace is not None and not all(_is_inside(word, workspace, facts) for word in facts["command"].split()[1:]):
+    if workspace is not None and not all(_is_inside(word, workspace, facts) for word in _words(facts["command"])):
         return None
     return classes.kept_to(name)
 
 
+def _words(command: str) -> Iterator[str]:
+    """The words behind the first. They were joined without quotes: one that names no place by itself may be the rest of the
+    one before, so it is told as both."""
+    before = ""
+    for word in command.split()[1:]:
+        yield word
+        if before and not word.startswith(("/", ".", "~", "-")):
+            before = f"{before} {word}"
+            yield before
+        else:
+            before = word if "/" in word or word.startswith((".", "~")) else ""
+
+
 def _is_inside(word: str, workspace: str, facts: Mapping[str, str]) -> bool:
-    """Whether a word of a command names no place, or one in the workspace. The words were joined without quotes: of a path with
-    spaces they are parts. What an agent puts into a word, and what begins at another folder, nobody knows here."""
+    """Whether a word of a command names no place, or one in the workspace. What an agent puts into a word, and what begins at
+    another folder, nobody knows here."""
     value = word.partition("=")[2] if word.startswith("-") else word
     if "$" in value or "%" in value:
         return False
