@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
 
 import pytest
-from harness import SYSTEM_PYTHON, Json, mcpguard_command, need_root, sandbox
+from harness import SYSTEM_PYTHON, Json, execute, mcpguard_command, need_root, sandbox
 from matrix import static_acts
 from mcp_box import Box, write_launched_agent
 
@@ -296,6 +299,21 @@ else:
 print(json.dumps({"whole": program.stdout.read() == b"copying\n" + asked + b"copied\n", "code": program.wait()}), flush=True)
 """
 REAPS = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execvp(sys.argv[1], sys.argv[1:])"
+# Ends as by `kill -9` while it has the tree stand still.
+KILLED_MEANWHILE = """
+import os, signal, sys
+from pathlib import Path
+from mcpguard.cli.main import main
+from mcpguard.session.recording import Recording
+
+def look(self, around):
+    with around._paused():
+        print(Path(around._leaf, "cgroup.events").read_text(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Recording.show_messages = look
+sys.exit(main())
+"""
 MANY = """
 import json, os, sys
 sys.path.insert(0, os.getcwd())
@@ -342,7 +360,18 @@ def box() -> Iterator[Box]:
 def ended(box: Box) -> list[Json]:
     found = [event for event in box.inside.denials() if event["op"] == "end"]
     assert all("around the gate" in event["detail"] for event in found)
+    assert all(event["rule"]["text"].startswith("mcp gate") for event in found)
     return found
+
+
+def refuse_both_calls(box: Box, client: str, server: Sequence[str], word: str, control: Sequence[str] = ()) -> None:
+    """Two calls that an agent makes of a server are answered outside, by way of `control`, and not inside."""
+    agent = box.inside.world.project / "opencode"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{client}")
+    words = [str(agent), json.dumps(server), word]
+    assert box.inside.control([*control, *words]).json_lines() == [{"calls": 2}]
+    finished = box.inside.run(words, options=box.options)
+    assert finished.json_lines() == [{"calls": 0}], finished
 
 
 @pytest.mark.parametrize(
@@ -401,16 +430,10 @@ def test_nor_is_that_of_any_agent_that_another_starts(ends: str, box: Box) -> No
 def test_nor_is_a_call_by_a_server_of_many_processes(way: str, box: Box) -> None:
     """With the same standard input or none of it, away from their parents, without the end that others read, hidden, and while
     another process of the agent's has all of them go on."""
-    project = box.inside.world.project
-    agent, server = project / "opencode", project / "team.py"
-    agent.write_text(f"#!{SYSTEM_PYTHON}\n{THINKS}")
+    server = box.inside.world.project / "team.py"
     server.write_text(TEAM)
-    words = [str(agent), json.dumps([SYSTEM_PYTHON, str(server), way]), way]
-    assert box.inside.control(words).json_lines() == [{"calls": 2}]
-    finished = box.inside.run(words, options=box.options)
-    assert finished.json_lines() == [{"calls": 0}], finished
-    found = ended(box)
-    assert found and all(one["rule"]["text"].startswith("mcp gate") for one in found)
+    refuse_both_calls(box, THINKS, [SYSTEM_PYTHON, str(server), way], way)
+    assert ended(box)
 
 
 @pytest.mark.parametrize(
@@ -423,14 +446,9 @@ def test_nor_is_a_call_by_a_server_of_many_processes(way: str, box: Box) -> None
 def test_nor_is_a_call_that_is_not_seen_to_be_read_by_what_does_not_look_like_an_answer(
     ends: str, way: str, box: Box
 ) -> None:
-    project = box.inside.world.project
-    agent, server = project / "opencode", project / "counts.py"
-    agent.write_text(f"#!{SYSTEM_PYTHON}\n{WAITS}")
+    server = box.inside.world.project / "counts.py"
     server.write_text(COUNTS)
-    words = [str(agent), json.dumps([SYSTEM_PYTHON, str(server), way]), ends]
-    assert box.inside.control(words).json_lines() == [{"calls": 2}]
-    finished = box.inside.run(words, options=box.options)
-    assert finished.json_lines() == [{"calls": 0}], finished
+    refuse_both_calls(box, WAITS, [SYSTEM_PYTHON, str(server), way], ends)
     assert len(ended(box)) == 1
 
 
@@ -448,30 +466,34 @@ def test_who_says_something_and_copies_a_question_that_it_was_given_is_left_alon
 @pytest.mark.parametrize("ends", ["pipes", "sockets"])
 def test_nor_is_one_by_asynchronous_calls(ends: str, box: Box) -> None:
     """Which end before what they read or write is looked at: there are none."""
-    project = box.inside.world.project
-    agent, server = project / "opencode", project / "counts.py"
-    agent.write_text(f"#!{SYSTEM_PYTHON}\n{WAITS}")
+    server = box.inside.world.project / "counts.py"
     server.write_text(COUNTS)
-    words = [str(agent), json.dumps([SYSTEM_PYTHON, str(server), "asynchronous"]), ends]
-    assert box.inside.control(words).json_lines() == [{"calls": 2}]
-    assert box.inside.run(words, options=box.options).json_lines() == [{"calls": 0}]
-    assert "io_uring" in {event["op"] for event in box.inside.denials()}
+    refuse_both_calls(box, WAITS, [SYSTEM_PYTHON, str(server), "asynchronous"], ends)
+    (rule,) = {event["rule"]["text"] for event in box.inside.denials() if event["op"] == "io_uring"}
+    assert rule == "system: io_uring: false"
 
 
 @pytest.mark.parametrize("hoppers", ["1", "4"])
 def test_nor_is_one_by_processes_that_each_start_the_next(hoppers: str, box: Box) -> None:
     """Whoever is looked for is another one when it is found, unless all of them stand still meanwhile."""
-    project = box.inside.world.project
-    agent, server = project / "opencode", project / "hops"
-    agent.write_text(f"#!{SYSTEM_PYTHON}\n{THINKS}")
+    server = box.inside.world.project / "hops"
     shutil.copy(static_acts("hops"), server)
-    words = [str(agent), json.dumps([str(server), hoppers]), hoppers]
     # Without us nobody takes thousands of ended ones away, nor ends the last one.
-    reaping = [*("unshare", "--fork", "--pid", "--kill-child"), SYSTEM_PYTHON, "-c", REAPS, *words]
-    assert box.inside.control(reaping).json_lines() == [{"calls": 2}]
-    finished = box.inside.run(words, options=box.options)
-    assert finished.json_lines() == [{"calls": 0}], finished
+    reaping = [*("unshare", "--fork", "--pid", "--kill-child"), SYSTEM_PYTHON, "-c", REAPS]
+    refuse_both_calls(box, THINKS, [str(server), hoppers], hoppers, reaping)
     assert ended(box)
+
+
+def test_the_tree_goes_on_when_who_looked_at_it_is_killed_meanwhile(box: Box) -> None:
+    project = box.inside.world.project
+    agent = ["sh", "-c", "sleep 1; echo done >done"]
+    run = ["run", "-p", "gated", "-w", str(project), *box.options, "--", *agent]
+    finished = execute([sys.executable, "-P", "-c", KILLED_MEANWHILE, *run], project, box.inside._environment())
+    assert finished.code == 128 + signal.SIGKILL and "frozen 1" in finished.out, finished
+    deadline = time.monotonic() + 60
+    while not (project / "done").exists():
+        assert time.monotonic() < deadline, "the tree stands still"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("ends", ["pipes", "sockets"])
