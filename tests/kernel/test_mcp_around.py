@@ -180,22 +180,23 @@ except (BrokenPipeError, ConnectionResetError):
 server.kill()
 print(json.dumps({"calls": sum(b'"id": %d,' % number in line for line in answered for number in (2, 3))}), flush=True)
 """
-# Another client, which waits until its server has begun and passes over what is no answer.
+# Another client, which waits until its server has begun and passes over what is no answer; a slow one has a model think.
 WAITS = r"""
-import json, os, socket, subprocess, sys
+import json, os, socket, subprocess, sys, time
 
 words, ends = json.loads(sys.argv[1]), sys.argv[2]
 one, other = socket.socketpair()
-its = (subprocess.PIPE, subprocess.PIPE) if ends == "pipes" else (other, other)
+its = (subprocess.PIPE, subprocess.PIPE) if "pipes" in ends else (other, other)
 server = subprocess.Popen(words, stdin=its[0], stdout=its[1])
 other.close()
-said = server.stdin.fileno() if ends == "pipes" else one.fileno()
-lines = server.stdout if ends == "pipes" else one.makefile("rb")
+said = server.stdin.fileno() if "pipes" in ends else one.fileno()
+lines = server.stdout if "pipes" in ends else one.makefile("rb")
 answered = []
 try:
     lines.readline()
     for number, method in enumerate(("initialize", "tools/call", "tools/call")):
         params = {"protocolVersion": "2025-11-25", "capabilities": {}} if number == 0 else {"name": "x"}
+        time.sleep(1 if "slow" in ends and number else 0)
         asked = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
         os.write(said, json.dumps(asked).encode() + b"\n")
         line = lines.readline()
@@ -208,16 +209,20 @@ server.kill()
 print(json.dumps({"calls": sum(number > 0 for number in answered)}), flush=True)
 """
 # Its server: has made sure that nobody looks at what it reads, or does not read and only counts, or its reading never ends; and
-# what it answers is no message by itself, or is moved.
+# what it answers is no message by itself, or is moved. It may have another number than 0 where it counts, and hide what it has.
 COUNTS = r"""
 import ctypes, fcntl, json, mmap, os, socket, sys, termios, threading, time
 
 way = sys.argv[1]
 text = mmap.mmap(-1, 1 << 16)
 nothing, answers = b"nothing\n", os.memfd_create("answers")
+asked_at, SET_DUMPABLE = 0, 4
+if "away" in way:
+    asked_at = os.dup(0)
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
 
 def waiting():
-    return int.from_bytes(fcntl.ioctl(0, termios.FIONREAD, bytes(4)), sys.byteorder)
+    return int.from_bytes(fcntl.ioctl(asked_at, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 def read_all():
     socket.socket(fileno=os.dup(0)).recv_into(text, len(text), socket.MSG_WAITALL)
@@ -227,6 +232,7 @@ class Call(ctypes.Structure):
                 ("fd", ctypes.c_uint32), ("at", ctypes.c_uint64), ("length", ctypes.c_uint64), ("rest", ctypes.c_int64 * 3)]
 
 libc = ctypes.CDLL(None, use_errno=True)
+"hidden" in way and libc.prctl(SET_DUMPABLE, 0, 0, 0, 0)
 context = ctypes.c_ulong()
 SETUP, SUBMIT, TAKE = (206, 209, 208) if os.uname().machine == "x86_64" else (0, 2, 4)
 
@@ -449,6 +455,15 @@ def test_nor_is_a_call_that_is_not_seen_to_be_read_by_what_does_not_look_like_an
     server = box.inside.world.project / "counts.py"
     server.write_text(COUNTS)
     refuse_both_calls(box, WAITS, [SYSTEM_PYTHON, str(server), way], ends)
+    assert len(ended(box)) == 1
+
+
+@pytest.mark.parametrize("way", ["blind-away", "blind-away-moved", "blind-away-hidden-moved"])
+def test_nor_is_one_where_who_is_asked_has_moved_that_end_away(way: str, box: Box) -> None:
+    """Nothing of what it does tells the kernel that it is asked: who has the end is looked for."""
+    server = box.inside.world.project / "counts.py"
+    server.write_text(COUNTS)
+    refuse_both_calls(box, WAITS, [SYSTEM_PYTHON, str(server), way], "slow pipes")
     assert len(ended(box)) == 1
 
 

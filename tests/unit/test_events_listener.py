@@ -14,6 +14,7 @@ from events_help import OPEN_POLICY, make_policy
 from mcpguard.events import listener as listening
 from mcpguard.events import query
 from mcpguard.events.listener import DROPPED, TOO_MANY, UNREADABLE, Listener
+from mcpguard.events.observer import Asked
 from mcpguard.events.processes import Process
 from mcpguard.events.recorder import Recorder
 from mcpguard.events.store import Store
@@ -118,6 +119,7 @@ def test_what_somebody_else_tells_is_left_out_when_they_say_so_later(world: Worl
 def test_what_comes_before_there_is_somebody_to_show_it_to_is_shown_then(world: World) -> None:
     """The agent has started, and who ends its servers has not yet."""
     seen: list[int] = []
+    sought: list[int] = []
 
     class Around:
         def look(self, events: Iterable[Event]) -> list[Event]:
@@ -128,6 +130,9 @@ def test_what_comes_before_there_is_somebody_to_show_it_to_is_shown_then(world: 
         def hold(self, record: MessageRecord, exe: str | None) -> list[Event]:
             seen.append(-record.head.pid)
             return []
+
+        def seek(self, asked: Iterable[Asked]) -> None:
+            sought.extend(one.sender.peer.pid for one in asked)
 
         def judge(self, sender_to: Callable[[tuple[int, int]], object], *, last: bool = False) -> list[Event]:
             return []
@@ -141,5 +146,5 @@ def test_what_comes_before_there_is_somebody_to_show_it_to_is_shown_then(world: 
     until(lambda: len(world.listener._unseen) == 2)
     world.listener.show(Around())
     events = world.end()
-    assert seen == [10, -10]
+    assert seen == [10, -10] and set(sought) == {10}
     assert len([event for event in events if event.mcp]) == 1, "what was read was told when it was sent"

@@ -377,6 +377,15 @@ def test_who_sends_to_an_end_is_known_from_its_first_piece_on() -> None:
     assert not found.asks, "an answer"
 
 
+def test_where_questions_are_sent_to_is_known_until_somebody_else_tells_of_it() -> None:
+    world = World()
+    world.see(world.client.say(ask(1)), world.server.say(answer(1)))
+    (asked,) = world.observer.asked()
+    assert (asked.end, asked.channel, asked.sender) == ((PIPES, 1), "pipe", world.observer.sender_to((PIPES, 1)))
+    world.observer.skip([(os.makedev(0, PIPES), 1)])
+    assert world.observer.asked() == []
+
+
 def test_where_there_is_a_gate_what_was_asked_waits_longer_for_its_word() -> None:
     """A shim that comes late, or that the gate looks at for long, is no reason to tell what was said to it twice."""
     world = World(gated=True)

@@ -20,6 +20,9 @@ def test_a_child_runs_its_parents_program_until_it_executes_another() -> None:
     git = table.get(1001)
     assert git is not None
     assert (git.exe, git.argv, git.comm, git.ppid) == ("/usr/bin/git", ("git", "status"), "git", AGENT.pid)
+    table.executed(executed(1001, "/usr/bin/less", "less"))
+    assert git.executed == 1 and table.forked(forked(1002)).executed == 0
+    assert [one.executed for one in (table.get(1001), table.get(1002)) if one] == [2, 0]
 
 
 def test_what_a_child_executed_is_seen_before_the_record_of_it_is_read() -> None:

@@ -17,11 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.events.ends import Ends
 from mcpguard.events.mcp import CLIENT, SERVER, Talk
-from mcpguard.events.observer import Sender
+from mcpguard.events.observer import Asked, Sender
+from mcpguard.events.processes import Process
 from mcpguard.kernel import cgroup, proc
 from mcpguard.model.event import Event, Peer
 from mcpguard.session.around_gate import GIVEN_BYTES, GIVEN_NS, AroundGate, _Member
+from mcpguard.session.gate import SHIM_WORDS
 from mcpguard.wire.records import Head, MessageRecord
 
 HERE = Path("/proc/self/cgroup").read_text().rstrip().rpartition("\n")[2].partition("::")[2]
@@ -122,8 +125,13 @@ def around_of(tmp_path: Path, *pids: int, agent: int | None = None) -> AroundGat
     """Of a session of these processes."""
     around = AroundGate("s", agent or os.getpid(), HERE)
     around._ends.living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
+    around.agents.who = executed
     (tmp_path / "procs").write_text("".join(f"{pid}\n" for pid in pids))
     return around
+
+
+def executed(pid: int, *argv: str, times: int = 1) -> Process:
+    return Process(pid, proc.parent_of(pid), argv=argv, executed=times)
 
 
 def test_who_has_read_the_question_of_an_agent_that_waits_is_ended_with_all_that_read_there(
@@ -302,6 +310,98 @@ def test_a_question_may_stand_behind_other_messages_and_in_a_batch(
             until(server.pid, "S")
 
 
+SHIM_SAYS = (*SHIM_WORDS, "s", "--", "server")
+# What was executed last by who has the end where an agent asks, how often it executed something, for how many seconds the agent
+# has asked, and what comes of it.
+SOUGHT = {
+    "a program": (("sleep",), 1, 0, "stands still"),
+    "a shim that an agent has executed": (SHIM_SAYS, 1, 30, "goes on"),
+    "a shim that waits longer than one does": (SHIM_SAYS, 1, 36, "stands still"),
+    "what was something else before": (SHIM_SAYS, 2, 6, "stands still"),
+    "what is about to start a shim": (("sh", "-c", " ".join(SHIM_SAYS)), 1, 4, "goes on"),
+    "what does not start a shim": (("sh", "-c", " ".join(SHIM_SAYS)), 1, 6, "stands still"),
+    "nobody told yet what it is": ((), 0, 4, "goes on"),
+    "nobody tells what it is": ((), 0, 6, "stands still"),
+}
+
+
+@pytest.mark.parametrize("case", SOUGHT)
+def test_who_has_the_end_where_an_agent_asks_is_stopped_unless_it_asks_the_gate(
+    case: str, pipe: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv, times, seconds, then = SOUGHT[case]
+    with reading(pipe[0]) as (server,):
+        until(server.pid, "S")
+        around = around_of(tmp_path, os.getpid(), server.pid)
+        around.agents.who = lambda pid: executed(pid, *argv, times=times)
+        asked = [Asked(end_of(pipe[0]), "pipe", ASKED)]
+        now_ns = time.monotonic_ns()
+        for age_s in (0, seconds):
+            monkeypatch.setattr(time, "monotonic_ns", lambda age_s=age_s: now_ns + age_s * 10**9)
+            around.seek(asked)
+        monkeypatch.undo()
+        if then == "stands still":
+            until(server.pid, "T")
+            assert len(around.judge(lambda _end: ASKED, last=True)) == 1 and server.wait(30) == -9
+        else:
+            assert proc.stat_of(server.pid)[proc.STATE] == "S" and around.judge(lambda _end: ASKED, last=True) == []
+
+
+def test_who_was_stopped_goes_on_when_the_gate_serves_that_end(pipe: tuple[int, int], tmp_path: Path) -> None:
+    with reading(pipe[0]) as (server,):
+        around = around_of(tmp_path, os.getpid(), server.pid)
+        around.seek([Asked(end_of(pipe[0]), "pipe", ASKED)])
+        until(server.pid, "T")
+        assert around.judge(lambda _end: None) == [] and not around.holds
+        until(server.pid, "S")
+
+
+@pytest.mark.parametrize("reader", [True, False])
+def test_who_hides_what_it_has_is_stopped_only_where_somebody_reads(
+    reader: bool, pipe: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may have ended before it answered; agents of keys hide what they have, too."""
+    nobodys, other = os.pipe()
+    with reading(pipe[0] if reader else nobodys) as (hidden,):
+        until(hidden.pid, "S")
+        around, end = around_of(tmp_path, os.getpid(), hidden.pid), end_of(pipe[1])
+        os.close(pipe[0])
+        holds = around._ends.holds
+        monkeypatch.setattr(
+            Ends, "holds", staticmethod(lambda pid, end: None if pid == hidden.pid else holds(pid, end))
+        )
+        assert around._ends.is_read(os.getpid(), end) is reader
+        for passed_ns in (0, 2 * SETTLED_NS):
+            now_ns = time.monotonic_ns() + passed_ns
+            with monkeypatch.context() as later:
+                later.setattr(time, "monotonic_ns", lambda now_ns=now_ns: now_ns)
+                around.seek([Asked(end, "pipe", ASKED)])
+            assert [one.pid for one in around._held] == [hidden.pid] * (reader and passed_ns > 0)
+        around.judge(lambda _end: ASKED, last=True)
+        assert (hidden.wait(30) == -9) if reader else (hidden.poll() is None)
+    os.close(nobodys)
+    os.close(other)
+
+
+@pytest.mark.parametrize("why", ["another program asks", "an agent has closed its end", "it was judged"])
+def test_nobody_is_stopped_where_no_agent_waits(why: str, pipe: tuple[int, int], tmp_path: Path) -> None:
+    with reading(pipe[0]) as (server,):
+        until(server.pid, "S")
+        around = around_of(tmp_path, os.getpid(), server.pid)
+        end, sender = end_of(pipe[0]), ASKED
+        if why == "another program asks":
+            sender = Sender(Peer(1 << 30, "/usr/bin/pytest"), len(CALL), asks=True)
+        elif why == "an agent has closed its end":
+            os.close(pipe[0])
+            os.close(pipe[1])
+        else:
+            around.hold(read_by(server.pid, end, age_ns=GIVEN_NS), None)
+            assert around.judge(lambda _end: Sender(AGENT.peer, GIVEN_BYTES)) == []
+            until(server.pid, "S")
+        around.seek([Asked(end, "pipe", sender)])
+        assert proc.stat_of(server.pid)[proc.STATE] == "S" and not around.holds
+
+
 @pytest.mark.parametrize("kind", ["pipe", "unix"])
 def test_who_is_given_data_to_read_goes_on(kind: str, tmp_path: Path) -> None:
     """A file may hold a call; whoever hands it to a program closes its end behind it, and a client waits for the answer."""
@@ -364,9 +464,7 @@ def test_what_an_agent_forked_is_not_what_it_launched_in_its_place(
 def test_what_the_kernel_ended_is_told_once_and_what_started_it_is_ended_too(tmp_path: Path) -> None:
     theirs, ours = os.pipe()
     with subprocess.Popen(["/bin/sleep", "60"], stdin=theirs) as runner:
-        around = AroundGate("s", os.getpid(), HERE)
-        around._ends.living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
-        (tmp_path / "procs").write_text(f"{runner.pid}\n{os.getpid()}\n")
+        around = around_of(tmp_path, runner.pid, os.getpid())
         gone, other = around.ended(1 << 30, "/usr/bin/node", end_of(theirs))
         assert (gone.pid, gone.comm) == (1 << 30, "node") and other.pid == runner.pid
         assert runner.wait(60) == -9
@@ -440,6 +538,7 @@ def test_whom_a_runner_starts_while_it_is_ended_is_ended_too(tmp_path: Path) -> 
     start()
     start()
     around = WhileItForks("s", os.getpid(), HERE)
+    around.agents.who = executed
     around._ends.living = lambda: [int(line) for line in (tmp_path / "procs").read_text().split()]
     around.hold(read_by(started[0].pid, end_of(theirs), age_ns=GIVEN_NS), None)
     told = around.judge(lambda _end: AGENT)

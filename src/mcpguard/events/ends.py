@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -69,6 +70,18 @@ class Ends:
         except OSError:
             return None
 
+    @staticmethod
+    def is_read(pid: int, end: End) -> bool:
+        """Whether anybody can still read from the pipe that a process has open here, be it shown or not."""
+        with contextlib.suppress(OSError):
+            for path in _descriptors(pid):
+                if _is(path, end):
+                    with open(path, "wb", buffering=0, opener=_without_waiting) as writing:
+                        poll = select.poll()
+                        poll.register(writing, 0)
+                        return not poll.poll(0)  # an error: nobody reads there
+        return False
+
     @classmethod
     def is_finished(cls, pid: int, end: End, channel: str) -> bool:
         """Whether a process that wrote to this end has closed its side, so that whoever reads there gets no more. Of one that
@@ -95,6 +108,10 @@ def standard_input() -> End | None:
 def _descriptors(pid: int) -> Iterator[str]:
     with os.scandir(f"/proc/{pid}/fd") as found:
         return iter([entry.path for entry in found])
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags & ~(os.O_CREAT | os.O_TRUNC) | os.O_NONBLOCK)
 
 
 def _is(path: str, end: End) -> bool:

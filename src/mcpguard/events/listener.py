@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from mcpguard.events.ends import Ends
-    from mcpguard.events.observer import Observer, Sender
+    from mcpguard.events.observer import Asked, Observer, Sender
 
     class Ring(Protocol):
         """A ring buffer that can be waited for."""
@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 
         def hold(self, record: MessageRecord, exe: str | None) -> list[Event]:
             """The kernel has stopped who read a question."""
+            ...
+
+        def seek(self, asked: Iterable[Asked]) -> None:
+            """Have those stand still that have an end where an agent asks, though nobody was seen to read there."""
             ...
 
         def judge(self, sender_to: Callable[[tuple[int, int]], Sender | None], *, last: bool = False) -> list[Event]:
@@ -205,6 +209,7 @@ class Listener:
         if self._around is not None:
             unseen, self._unseen = self._unseen, []
             events += [event for show in unseen for event in show(self._around)]
+            self._around.seek(observer.asked())
             if self._around.holds:
                 events += self._around.judge(observer.sender_to)
         self._tell(events, lost | observer.take_lost())

@@ -121,6 +121,19 @@ class Sender:
     unfinished: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An end to which a question of MCP was sent, and by whom.
+
+    Attributes:
+        channel: `pipe` or `unix`.
+    """
+
+    end: End
+    channel: str
+    sender: Sender
+
+
 class Observer:
     """Takes pieces, gives events. One thread at a time.
 
@@ -217,8 +230,18 @@ class Observer:
         """Who sends to this end of a pipe or socket; None: nobody was seen to, in JSON-RPC."""
         found = (stream for stream in reversed(self._streams.values()) if stream.far == end and stream.channel != "tcp")
         stream = next(found, None)
-        if stream is None:
-            return None
+        return None if stream is None else self._sender_on(stream)
+
+    def asked(self) -> list[Asked]:
+        """Where questions of MCP are sent to that nobody else tells of."""
+        return [
+            Asked(stream.far, stream.channel, self._sender_on(stream))
+            for stream in self._streams.values()
+            if stream.asks and stream.channel != "tcp" and stream.far is not None
+            if not self._is_skipped(stream.own) and not self._is_skipped(stream.far)
+        ]
+
+    def _sender_on(self, stream: _Stream) -> Sender:
         unfinished = stream.order.waits or (stream.framing is not None and bool(stream.framing.held))
         return Sender(self._peer(stream.head), stream.order.reached, stream.asks, unfinished)
 

@@ -25,6 +25,7 @@ class Process:
     Attributes:
         pid, ppid: what people call the PID (the kernel's tgid).
         exe: path of the program it last executed; empty when unknown.
+        executed: how often it was seen to execute something.
         start_ns: CLOCK_MONOTONIC nanoseconds of its fork; 0 when unknown.
         ended_ns: the same for its exit; None while it lives.
     """
@@ -36,6 +37,7 @@ class Process:
     comm: str = ""
     start_ns: int = 0
     ended_ns: int | None = None
+    executed: int = 0
 
 
 class ProcessTable:
@@ -81,7 +83,7 @@ class ProcessTable:
         """Note that a process runs another program now."""
         known = self.seen(record.head)
         comm = record.head.comm or record.exe.rsplit("/", 1)[-1][:15]
-        process = replace(known, exe=record.exe, argv=record.argv, comm=comm)
+        process = replace(known, exe=record.exe, argv=record.argv, comm=comm, executed=known.executed + 1)
         self._put(process)
         return process
 

@@ -33,11 +33,11 @@ from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind, McpMessage
 from mcpguard.model.rule import Origin
 from mcpguard.session.agent_programs import Agents
-from mcpguard.session.gate import SHIM_WORDS
+from mcpguard.session.gate import SHIM, SHIM_WORDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from mcpguard.events.observer import Sender
+    from mcpguard.events.observer import Asked, Sender
     from mcpguard.wire.records import MessageRecord
 
 RULE = Origin("mcpguard", "builtin", 0, "mcp gate: servers start by way of the gate")
@@ -50,6 +50,8 @@ GIVEN_BYTES = 1 << 15
 _STOPS_NS = 100_000_000
 # What was sent may be told after what was read of it.
 _TOLD_NS = 100_000_000
+# For so long a shim waits for the gate, and whoever starts one takes to do that.
+_SHIM_NS, _LAUNCH_NS = 35_000_000_000, 5_000_000_000
 # What a question says of itself where the rest of its line was not seen.
 _INITIALIZE = re.compile(rb'"method"\s*:\s*"initialize"')
 _DATED = re.compile(rb'"protocolVersion"\s*:\s*"\d{4}-\d\d-\d\d"')
@@ -80,6 +82,7 @@ class _Held:
         end: where it read.
         since_ns: CLOCK_MONOTONIC.
         unseen: only who sent it can tell what it has read.
+        sought: it was not seen to read, and has the end where an agent asks.
         others: what belongs to it, and stands still with it; None: an agent was not seen to ask yet. There may be thousands, so
             no descriptors of them are kept.
         still_ns: CLOCK_MONOTONIC, since when they do.
@@ -92,6 +95,7 @@ class _Held:
     channel: str
     since_ns: int
     unseen: bool
+    sought: bool = False
     others: tuple[_Member, ...] | None = None
     still_ns: int = 0
 
@@ -130,6 +134,9 @@ class AroundGate:
         self._paused = paused
         self._ended: set[int] = set()
         self._held: list[_Held] = []
+        # Where an agent asks: since when nobody is found there, and those that were judged, each with who asked.
+        self._sought: dict[End, int] = {}
+        self._judged: set[tuple[End, int]] = set()
 
     def look(self, events: Iterable[Event]) -> list[Event]:
         """End the servers that messages are from or for; what is to be told of it."""
@@ -171,8 +178,8 @@ class AroundGate:
 
     @property
     def holds(self) -> bool:
-        """Whether a process waits to be judged."""
-        return bool(self._held)
+        """Whether a process waits to be judged, or is looked for."""
+        return bool(self._held) or any(time.monotonic_ns() - since < _LAUNCH_NS for since in self._sought.values())
 
     def hold(self, record: MessageRecord, exe: str | None) -> list[Event]:
         """The kernel has stopped who read this."""
@@ -181,12 +188,76 @@ class AroundGate:
             process = os.pidfd_open(pid)
             exe = exe or _exe_of(pid)
             held = _Held(pid, process, exe, record.own, record.channel, record.head.when_ns, record.unseen)
-            # A shim that says why a server does not start has not read what it is asked.
-            if not (record.unseen and _is_shim(pid)) and (record.unseen or _is_question(record.data)):
+            if record.unseen or _is_question(record.data):
                 self._held.append(held)
             else:
                 self._let_go(held)
         return []
+
+    def seek(self, asked: Iterable[Asked]) -> None:
+        """Stop who has an end where an agent asks, though it was not seen to read there: it may count what comes, and answer.
+
+        What is on its way through the gate is waited for; whom the gate serves is not among those that are asked.
+        """
+        before, self._sought = self._sought, {}
+        places, now_ns = list(asked), time.monotonic_ns()
+        self._judged.intersection_update((one.end, one.sender.peer.pid) for one in places)
+        for one in places:
+            asking = one.sender.peer
+            if (one.end, asking.pid) in self._judged or any(held.end == one.end for held in self._held):
+                continue
+            if not self._is_agent(asking.pid, asking.exe) or self._ends.is_finished(asking.pid, one.end, one.channel):
+                self._judged.add((one.end, asking.pid))
+                continue
+            since_ns = before.get(one.end, now_ns)
+            found = self._found_at(one, now_ns - since_ns)
+            for pid in found:
+                self._stop(pid, one.end, one.channel, now_ns)
+            if not found:
+                self._sought[one.end] = since_ns
+
+    def _found_at(self, asked: Asked, age_ns: int) -> list[int]:
+        """Who has this end and is no agent; empty as well while one of these asks the gate. Where somebody has a pipe and
+        nobody shows it for a while, who does not show what it has."""
+        found = self._those_at(asked.end)
+        if not found and age_ns < _SHIM_NS:
+            with self._paused():
+                found = self._those_at(asked.end)
+                if not found and age_ns > _TOLD_NS and asked.channel == "pipe":
+                    is_read = self._ends.is_read(asked.sender.peer.pid, asked.end)
+                    found = self._those_at(asked.end, shown=False) if is_read else []
+        return [] if any(self._asks_the_gate(pid, age_ns) is not False for pid in found) else found
+
+    def _those_at(self, end: End, *, shown: bool = True) -> list[int]:
+        with contextlib.suppress(OSError, ValueError):
+            living = [pid for pid in self._ends.living() if pid != self.agent]
+            at = [pid for pid in living if self._ends.holds(pid, end) is (True if shown else None)]
+            return [pid for pid in at if not proc.has_ended(pid) and not self._is_agent(pid, None)]
+        return []
+
+    def _stop(self, pid: int, end: End, channel: str, now_ns: int) -> None:
+        with contextlib.suppress(OSError):
+            process = os.pidfd_open(pid)
+            if self._signal(pid, signal.SIGSTOP) is None:
+                os.close(process)
+            else:
+                self._held.append(_Held(pid, process, _exe_of(pid), end, channel, now_ns, unseen=False, sought=True))
+
+    def _asks_the_gate(self, pid: int, age_ns: int) -> bool | None:
+        """Whether a process is about to ask the gate: then it becomes an approved server, or ends. What was executed tells, as
+        it was then; what a process shows of itself it can change. Of what an agent has executed right away the words are the
+        agent's; whatever else says that it starts a shim has a moment for that. None: it is not told yet what it has executed.
+
+        Args:
+            age_ns: for how long an agent waits for it.
+        """
+        known = self.agents.who(pid)
+        if known is None or not known.executed:
+            return None if age_ns < _LAUNCH_NS else False
+        if not any(SHIM in word for word in known.argv):
+            return False
+        is_shim = known.argv[: len(SHIM_WORDS)] == SHIM_WORDS and known.executed <= 1
+        return age_ns < (_SHIM_NS if is_shim and self._is_agent(known.ppid, None) else _LAUNCH_NS)
 
     def judge(self, sender_to: Callable[[End], Sender | None], *, last: bool = False) -> list[Event]:
         """Have those that are held go on, or end them, as soon as it is known which.
@@ -196,7 +267,7 @@ class AroundGate:
             last: it is not asked again.
         """
         now_ns = time.monotonic_ns()
-        found, waiting = [], []
+        found, waiting, going = [], [], []
         for one in self._held:
             sender = sender_to(one.end)
             is_server = self._is_server(one, sender, GIVEN_NS if last else now_ns - one.since_ns)
@@ -205,8 +276,12 @@ class AroundGate:
             elif is_server:
                 found += self._end_held(one)
             else:
-                self._let_go(one)
+                if sender is not None and not one.unseen:
+                    self._judged.add((one.end, sender.peer.pid))
+                going.append(one)
         self._held = waiting
+        for one in going:
+            self._let_go(one)
         return found
 
     def _with_others(self, held: _Held, sender: Sender | None) -> _Held:
@@ -219,6 +294,12 @@ class AroundGate:
 
     def _is_server(self, held: _Held, sender: Sender | None, age_ns: int) -> bool | None:
         """Whether an agent waits for what this process says to its question; None: that cannot be said yet."""
+        # A shim that says why a server does not start has not read what it is asked.
+        asks_the_gate = self._asks_the_gate(held.pid, age_ns) if held.unseen else False
+        if asks_the_gate is not False:
+            return False if asks_the_gate else None
+        if sender is None and held.sought:
+            return False
         if sender is None:
             # A call that sends may end after another process has read what it sent.
             if held.unseen:
@@ -250,11 +331,11 @@ class AroundGate:
         return self._tell_of(found, held.pid, _name_of(held.exe), held.exe)
 
     def _let_go(self, held: _Held) -> None:
+        by_themselves = {one.pid for one in self._held}
         with contextlib.suppress(OSError):
-            if self._is_ours(held.pid):
+            if held.pid not in by_themselves and self._is_ours(held.pid):
                 signal.pidfd_send_signal(held.process, signal.SIGCONT)
         os.close(held.process)
-        by_themselves = {one.pid for one in self._held}
         for other in held.others or ():
             if other.pid not in by_themselves:
                 self._signal(other.pid, signal.SIGCONT, other.began)
@@ -314,7 +395,7 @@ class AroundGate:
         if not self._ends.holds(pid, end) or self._is_agent(pid, None):
             return False
         # What an agent starts next may have it, too, until it asks the gate; a server can make itself look like that.
-        return not (_is_shim(pid) and self._is_agent(self._parent_of(pid), None))
+        return not (self._asks_the_gate(pid, 0) is not False and self._is_agent(self._parent_of(pid), None))
 
     def _comes_from(self, pid: int, start: int) -> bool:
         for _ in range(_MOST_LOOKS):
@@ -444,25 +525,6 @@ def _programs(words: Sequence[bytes]) -> set[bytes]:
     """What a command line may have an interpreter run: words that are paths, and what follows `-m`."""
     paths = {word for word in words[1:] if b"/" in word and not word.startswith(b"-")}
     return paths | {word for before, word in itertools.pairwise(words) if before == b"-m"}
-
-
-def _is_shim(pid: int) -> bool:
-    """Whether it is about to ask the gate: then it becomes an approved server, or ends."""
-    with contextlib.suppress(OSError):
-        if Path(f"/proc/{pid}/exe").samefile(SHIM_WORDS[0]):
-            words = _words_of(pid)
-            return words[1 : len(SHIM_WORDS)] == [os.fsencode(word) for word in SHIM_WORDS[1:]]
-    return False
-
-
-def _words_of(pid: int) -> list[bytes]:
-    """Of its command line, which is empty for a moment in the midst of an exec; nobody gets more time than that."""
-    path = Path(f"/proc/{pid}/cmdline")
-    for _ in range(10):
-        if words := path.read_bytes():
-            return words.split(b"\0")
-        time.sleep(0.001)
-    return []
 
 
 def _exe_of(pid: int) -> str | None:
