@@ -37,6 +37,12 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 ALL = '{allow: ["*"]}'
 
 
+@pytest.fixture(autouse=True)
+def nothing_goes_on() -> Iterator[None]:
+    yield
+    Way.end_all()
+
+
 def sdk_server() -> MCPServer:
     server = MCPServer("far", instructions="be kind")
 

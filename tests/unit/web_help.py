@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 from events_help import OPEN_POLICY, make_policy
@@ -42,6 +42,8 @@ def listener() -> socket.socket:
 class Way:
     """The way to one server; `url` is what an agent is told."""
 
+    _begun: ClassVar[list[Way]] = []
+
     def __init__(self, tmp_path: Path, upstream: str, rules: str, *, old: bool = False, **remote: Any) -> None:
         self._path = tmp_path / "events.db"
         with Store.open(self._path) as store:
@@ -50,17 +52,31 @@ class Way:
         self._rules = compile_rules(parse(f"name: x\nmcp: {rules}\n", "x", name="x").profile.mcp, VARIABLES)
         self._taint = Taint({})
         self._pins: dict[str, str] = {}
-        self.told, line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.held = Held(line)
+        self.told, self._line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.held = Held(self._line)
         self._ledger: Ledger | None = None
         socket_ = listener()
         self.url = f"http://127.0.0.1:{socket_.getsockname()[1]}/far"
         self._web = Web(socket_, TOKEN, {"far": Remote(upstream, old=old, **remote)}.get, self._open, self._flush)
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._begun.append(self)
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Else each would go on writing what it noted, five times a second."""
+        while cls._begun:
+            one = cls._begun.pop()
+            one._web.end()
+            one._thread.join(60)
+            assert not one._thread.is_alive()
+            one.told.close()
+            one._line.close()
 
     def _run(self) -> None:
-        self._ledger = Ledger(Store.open(self._path), "s")
-        self._web.run()
+        with Store.open(self._path) as store:
+            self._ledger = Ledger(store, "s")
+            self._web.run()
 
     def _flush(self) -> None:
         if self._ledger is not None:
