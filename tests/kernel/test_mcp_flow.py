@@ -108,8 +108,13 @@ def test_a_reading_tool_that_writes_or_sends_or_opens_another_file_is_a_mismatch
         if one["op"] == "request":
             assert one["mcp"]["classes"] == "read"
             said = box.inside.mcpguard("log", "--call", one["mcp"]["call"]).err
-            told.append([line for line in said.splitlines() if "mismatch" in line])
+            told.append([line.removeprefix("mismatch: ") for line in said.splitlines() if "mismatch" in line])
+            marked = box.inside.mcpguard("log", "--call", one["mcp"]["call"], "--format", "json").json_lines()
+            assert {event["mismatch"] for event in marked if "mismatch" in event} == set(told[-1])
     assert told[0] == []
     assert len(told[1]) == 1 and "changed: a tool that only reads changed it" in told[1][0]
     assert len(told[2]) == 1 and f"127.0.0.1:{port}: a tool that only reads sent something" in told[2][0]
     assert len(told[3]) == 1 and "b.txt: the call does not name it" in told[3][0], told
+    reported = json.loads(box.inside.mcpguard("report", "--format", "json").out)["mismatches"]
+    assert [one["words"] for one in reported] == [line for lines in told for line in lines]
+    assert "mismatch in call" in box.inside.mcpguard("report").out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from mcpguard.events.mcp import CLIENT, Talk
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind, Peer
+from mcpguard.model.rule import Origin
 
+RULE = Origin("claude-code", "builtin", 3, "~/.ssh")
 BEGAN = 1_760_000_000_000_000_000
 AGENT, SERVER, CHILD, GRANDCHILD, STRANGER = 10, 20, 21, 22, 30
 
@@ -28,6 +31,18 @@ def opened(at: int, pid: int, path: str, access: str = "read", verdict: Verdict 
 
 def connected(at: int, pid: int, host: str) -> Event:
     return Event(BEGAN + at, "s", Kind.NET, "connect", Verdict.ALLOW, host=host, address="192.0.2.1", port=443, pid=pid)
+
+
+def refused(path: str, access: str = "read") -> Event:
+    return opened(5, SERVER, path, access, Verdict.DENY)
+
+
+def asked_for(at: int, pid: int, host: str) -> Event:
+    return Event(BEGAN + at, "s", Kind.DNS, "query", Verdict.ALLOW, host=host, pid=pid)
+
+
+def spoken_to(at: int, pid: int, path: str) -> Event:
+    return Event(BEGAN + at, "s", Kind.UNIX, "connect", Verdict.ALLOW, path=path, pid=pid)
 
 
 def call(
@@ -129,11 +144,24 @@ READS = frozenset({"read"})
         ({"path": "/a.txt"}, READS, opened(5, SERVER, "/b.txt"), "does not name it"),
         ({"path": "/etc/hosts"}, READS, opened(5, SERVER, "/etc/ld.so.cache"), ""),
         ({"path": "a.txt"}, READS, opened(5, SERVER, "/project/b.txt", verdict=Verdict.DENY), ""),
+        ({"path": "a.txt"}, READS, replace(refused("/home/u/.ssh/id"), rule=RULE), "does not name it, refused"),
+        ({"path": "a.txt"}, READS, refused("/home/u/.bashrc", "write"), "tried to change it"),
+        ({"text": "hello"}, READS, opened(5, SERVER, "/tmp/x", "write"), ""),
         ({"path": "a.txt"}, READS, opened(5, SERVER, "/project/a.txt", "read+write"), "only reads changed it"),
         ({"path": "a.txt"}, frozenset(), opened(5, SERVER, "/project/a.txt", "write"), ""),
         ({"path": "a.txt"}, frozenset({"write"}), opened(5, SERVER, "/project/a.txt", "write"), ""),
         ({"path": "a.txt"}, READS, connected(5, SERVER, "evil.test"), "sent something"),
+        ({"path": "a.txt"}, READS, replace(connected(5, SERVER, "evil.test"), verdict=Verdict.DENY), "tried to send"),
+        (
+            {"path": "a.txt"},
+            READS,
+            asked_for(5, SERVER, "key.evil.test"),
+            "query key.evil.test: a tool that only reads sent",
+        ),
+        ({"path": "a.txt"}, READS, spoken_to(5, SERVER, "/run/user/1000/bus"), "sent something"),
+        ({"path": "a.txt"}, READS, spoken_to(5, SERVER, "/run/systemd/userdb/io.systemd.Multiplexer"), ""),
         ({"url": "x"}, frozenset({"read", "open"}), connected(5, SERVER, "good.test"), ""),
+        ({"url": "x"}, frozenset({"read", "open"}), asked_for(5, SERVER, "good.test"), ""),
     ],
 )
 def test_what_is_not_as_it_was_said_is_marked(
@@ -141,4 +169,4 @@ def test_what_is_not_as_it_was_said_is_marked(
 ) -> None:
     (one,) = recorded(tmp_path, [*call(1, 9, "aa", arguments, classes), effect])
     assert one.effects == [one.effects[0]]
-    assert (len(one.mismatches), said in "".join(one.mismatches)) == (1 if said else 0, True)
+    assert [(told.effect, said in told.words) for told in one.mismatches] == [(one.effects[0], True)] * bool(said)

@@ -128,6 +128,11 @@ def test_an_agent_reaches_its_model_over_tls_only(profile: str, host: str) -> No
 
 
 @pytest.mark.parametrize("profile", BUILTIN)
+def test_servers_of_an_account_that_nobody_approved_are_not_reached(profile: str) -> None:
+    assert decide_name(policy_of(profile), "mcp-proxy.anthropic.com", 443).verdict is Verdict.DENY
+
+
+@pytest.mark.parametrize("profile", BUILTIN)
 def test_no_built_in_profile_names_a_host_with_a_wildcard(profile: str) -> None:
     assert [entry.pattern for entry in policy_of(profile).names if "*" in entry.pattern] == []
 

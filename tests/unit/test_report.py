@@ -101,6 +101,26 @@ def test_the_timeline_holds_every_event_once(recorded: Recorded) -> None:
     assert (sum(one.allowed for one in pieces), sum(one.denied for one in pieces)) == (300, 7)
 
 
+def test_calls_that_did_something_else_than_they_said_are_told(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = Talk(recorded.id, "files", "stdio", Peer(9, "/usr/bin/agent"), Peer(10, "/usr/bin/server"))
+    read = talk.request(
+        BEGAN_NS, "client", "tools/call", {"name": "<read>", "arguments": {"path": "/ws/a"}}, id=1, call="c1"
+    )
+    recorded.store.add(recorded.id, [read])
+    for path in ("/ws/a", "/ws/b", "/ws/b"):
+        recorded.add(Kind.FILE, "open", access="read", path=path)
+    found = recorded.read()
+    words = "open /ws/b: the call does not name it"
+    assert [one._asdict() for one in found.mismatches] == [
+        {"call": "c1", "server": "files", "tool": "<read>", "words": words}
+    ]
+    assert f"&lt;read&gt;</td><td class=audit>{words}" in page(found, "/home/u")
+    monkeypatch.setattr(reports, "_MOST_READ", 1)
+    assert recorded.read().mismatches == () and "something else" not in page(recorded.read(), "/home/u")
+
+
 class Page(HTMLParser):
     """The elements and attributes of a page."""
 

@@ -106,16 +106,22 @@ def log(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _write_call(store: Store, session: str, id: str, format: str, home: str) -> None:
+def _write_call(store: Store, session: str, call: str, format: str, home: str) -> None:
     """A call, its effects, its response; and below, what is not as it was said."""
     from mcpguard.events.effects import calls
 
-    (told,) = calls(store, session, only=id)
-    _write([told.request, *told.effects, *([told.response] if told.response else [])], format, home)
+    (told,) = calls(store, session, only=call)
+    events = [told.request, *told.effects, *([told.response] if told.response else [])]
+    if format == "json":
+        mismatches = {id(one.effect): {"mismatch": one.words} for one in told.mismatches}
+        for event in events:
+            sys.stdout.write(json_line(event, **mismatches.get(id(event), {})) + "\n")
+    else:
+        _write(events, format, home)
     if format == "table" and told.response and (error := error_of(told.response.detail or "")):
         render.error(error)
-    for line in told.mismatches:
-        render.note(f"mismatch: {printable(line)}")
+    for words in dict.fromkeys(one.words for one in told.mismatches):
+        render.note(f"mismatch: {printable(words)}")
     if told.overlaps:
         render.note(f"what is told here may belong to {', '.join(told.overlaps)}, which overlapped with this call")
 

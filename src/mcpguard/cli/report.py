@@ -111,6 +111,10 @@ def _print_spoken(found: Report) -> None:
         words = ", ".join(note for note in notes if note)
         render.line(f"           {printable(one.server)}  {printable(f'{asked} {one.tool}'.rstrip())}  {words}")
     _rest(len(ordered) + found.left_out.get("mcp", 0) - len(ordered[:_SHOWN]))
+    for unlike in found.mismatches[:_SHOWN]:
+        what = printable(f"{unlike.server} {unlike.tool}: {unlike.words}")
+        render.line(f"           mismatch in call {unlike.call}: {what}")
+    _rest(len(found.mismatches) + found.left_out.get("mismatches", 0) - len(found.mismatches[:_SHOWN]))
 
 
 def _rest(number: int) -> None:
@@ -139,6 +143,7 @@ def _json(found: Report, home: str) -> dict[str, object]:
         "not_stopped": [_group(group) for group in found.not_stopped],
         "would_be_denied": [_group(group) for group in found.would_be_denied],
         "mcp": [one._asdict() for one in found.spoken],
+        "mismatches": [one._asdict() for one in found.mismatches],
         "approvals": [_approval(one) for one in found.approvals],
         "later": [_later(one) for one in found.later],
         "left_out": found.left_out,

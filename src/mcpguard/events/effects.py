@@ -10,6 +10,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from mcpguard.errors import UsageError
 from mcpguard.events import query
@@ -33,6 +34,17 @@ _INSTALLED = re.compile(
 _MANIFESTS = frozenset(("package.json", "pyvenv.cfg", ".npmrc", ".gitconfig", ".nvmrc"))
 _CHANGES = frozenset(("write", "destructive"))
 _MOST_NAMED = 200
+# What programs write for themselves.
+_SCRATCH = ("/dev/", "/proc/", "/tmp/", "/var/tmp/")
+# Who the C library asks for a user's name, and where it logs.
+_OF_THE_LIBRARY = ("/run/systemd/userdb/", "/run/systemd/journal/", "/run/nscd/", "/var/run/nscd/", "/dev/log")
+
+
+class Mismatch(NamedTuple):
+    """What a call did, and why that is not what it said, in words."""
+
+    effect: Event
+    words: str
 
 
 @dataclass(slots=True)
@@ -44,14 +56,14 @@ class Call:
         response: that of its response; None: none was seen.
         effects: what the server's processes did meanwhile, by time.
         overlaps: other calls of the same server that were open at some time of this one.
-        mismatches: where effects are not what the call said, one line each.
+        mismatches: where effects are not what the call said.
     """
 
     request: Event
     response: Event | None = None
     effects: list[Event] = field(default_factory=list)
     overlaps: list[str] = field(default_factory=list)
-    mismatches: list[str] = field(default_factory=list)
+    mismatches: list[Mismatch] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -96,29 +108,49 @@ def calls(store: Store, session: str, *, only: str | None = None) -> list[Call]:
     return found
 
 
-def mismatches(call: Call) -> list[str]:
-    """Where what happened is not what was asked for: a file that the call does not name, a change by a tool that only reads."""
+def mismatches(call: Call) -> list[Mismatch]:
+    """Where what happened is not what was asked for: a file that the call does not name, a change by a tool that only reads.
+    What was refused counts as well: a server does not know what a profile allows."""
     message = call.request.mcp
     if message is None or message.method != "tools/call":
         return []
-    said: dict[str, None] = {}
+    found = []
     named = list(_paths(json.loads(message.arguments or "null")))
     classes = set((message.classes or "").split("+")) - {""}
     only_reads = "read" in classes and not classes & _CHANGES
     for event in call.effects:
-        if event.verdict is Verdict.DENY or is_quiet(event):
+        if is_quiet(event):
             continue
-        path = event.path
+        path, refused = event.path, event.verdict is Verdict.DENY
+        what = ""
         if event.kind is Kind.FILE and path is not None:
             writes = "write" in (event.access or "")
-            if only_reads and writes and not path.startswith(("/dev/", "/proc/", "/tmp/", "/var/tmp/")):
-                said[f"{event.op} {path}: a tool that only reads changed it"] = None
-            elif named and not message.cut and _is_data(path, named) and not _is_named(path, named):
-                said[f"{event.op} {path}: the call does not name it"] = None
-        elif event.kind is Kind.NET and event.op in ("connect", "sendmsg") and only_reads and "open" not in classes:
-            where = event.host or event.address or "?"
-            said[f"{event.op} {where}:{event.port}: a tool that only reads sent something"] = None
-    return [*said]
+            if only_reads and writes and not path.startswith(_SCRATCH):
+                what = f"{path}: a tool that only reads {'tried to change' if refused else 'changed'} it"
+            # Programs try many a name that no rule speaks of; one that a rule closes is what somebody is after.
+            elif not (refused and event.rule is None) and _is_another(path, named, message.cut):
+                what = f"{path}: the call does not name it{', refused' * refused}"
+        elif only_reads and "open" not in classes:
+            what = _sent(event, refused)
+        if what:
+            found.append(Mismatch(event, f"{event.op} {what}"))
+    return found
+
+
+def _is_another(path: str, named: list[str], cut: bool) -> bool:
+    return bool(named) and not cut and _is_data(path, named) and not _is_named(path, named)
+
+
+def _sent(event: Event, refused: bool) -> str:
+    """Where a tool that only reads sent something, as a question for a name does, too; empty: it did not."""
+    how = f"a tool that only reads {'tried to send' if refused else 'sent'} something"
+    if event.kind is Kind.NET and event.op in ("connect", "sendmsg"):
+        return f"{event.host or event.address or '?'}:{event.port}: {how}"
+    if event.kind is Kind.DNS:
+        return f"{event.host or '?'}: {how}"
+    if event.kind is Kind.UNIX and event.op in ("connect", "sendmsg"):
+        return "" if (event.path or "").startswith(_OF_THE_LIBRARY) else f"{event.path or '?'}: {how}"
+    return ""
 
 
 def _pairs(events: Iterable[Event]) -> list[Call]:

@@ -68,10 +68,14 @@ def _mcp(message: McpMessage) -> dict[str, object]:
     return found
 
 
-def json_line(event: Event) -> str:
-    """The event as one line of JSON, without the line's end."""
+def json_line(event: Event, **more: str) -> str:
+    """The event as one line of JSON, without the line's end.
+
+    Args:
+        more: keys that are not of the event itself.
+    """
     # Once more, for halves of characters in a message: as escapes they are JSON.
-    return clean(json.dumps(as_json(event), ensure_ascii=False, separators=(",", ":")))
+    return clean(json.dumps(as_json(event) | more, ensure_ascii=False, separators=(",", ":")))
 
 
 def csv_row(event: Event) -> list[str]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from mcpguard.events import activity, totals
 from mcpguard.events.activity import Reached, Span, Spoken, Started
+from mcpguard.events.effects import calls
 from mcpguard.events.sessions import Session
 from mcpguard.events.store import Store
 from mcpguard.events.totals import Group
@@ -26,6 +27,7 @@ from mcpguard.session.summary import Summary, summarise
 
 Row = TypeVar("Row")
 MOST = 500
+_MOST_READ = 500_000
 # Columns of the timeline.
 SLICES = 120
 # An open for writing may change nothing, but a person wants to know of it.
@@ -62,6 +64,15 @@ class Slice:
     denied: int
 
 
+class Unlike(NamedTuple):
+    """A call of an MCP tool that did something else than it said."""
+
+    call: str
+    server: str
+    tool: str
+    words: str
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """One session. Lists hold at most MOST rows; `left_out` says how many more there were, by list."""
@@ -80,6 +91,7 @@ class Report:
     left_out: dict[str, int]
     approvals: tuple[Approval, ...] = ()
     spoken: tuple[Spoken, ...] = ()
+    mismatches: tuple[Unlike, ...] = ()
 
     @property
     def outside_workspace(self) -> tuple[Change, ...]:
@@ -117,6 +129,7 @@ def report(store: Store, session: str) -> Report:
         later=tuple(_looked_at(store, session, one) for one in _bounded("later", run_later(store, session), left_out)),
         left_out=left_out,
         spoken=_bounded("mcp", activity.spoken(store, span), left_out),
+        mismatches=_bounded("mismatches", _mismatches(store, session, span), left_out),
         approvals=_bounded("approvals", approvals(store, session, MOST * 2), left_out),
     )
 
@@ -142,6 +155,19 @@ def _groups(name: str, store: Store, session: str, condition: str, left_out: dic
     if kinds > len(found):
         left_out[name] = kinds - len(found)
     return tuple(found)
+
+
+def _mismatches(store: Store, session: str, span: Span) -> list[Unlike]:
+    """Each once for a call. A record that holds very much is not gone through for it."""
+    if span.last - span.after > _MOST_READ:
+        return []
+    found: dict[Unlike, None] = {}
+    for call in calls(store, session):
+        if (message := call.request.mcp) is None:
+            continue
+        for one in call.mismatches:
+            found[Unlike(call.id, message.server or "", message.tool or "", one.words)] = None
+    return [*found]
 
 
 def _changes(store: Store, span: Span) -> list[Change]:

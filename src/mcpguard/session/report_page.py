@@ -66,6 +66,7 @@ def page(report: Report, home: str) -> str:
         _changes(report, home),
         _destinations(report),
         _spoken(report),
+        _mismatches(report),
         _programs(report, home),
         f"<h2>Processes</h2><ul class=tree>{''.join(_process(report, pid) for pid in report.processes.roots)}</ul>",
     ]
@@ -218,6 +219,16 @@ def _spoken(report: Report) -> str:
     ]
     head = ("server", "over", "method", "tool", "asked by", "times", "refused", "failed")
     return f"<h2>MCP</h2>{_table(head, rows)}{_more(report.left_out.get('mcp', 0))}" if rows else ""
+
+
+def _mismatches(report: Report) -> str:
+    rows = [
+        f"<tr><td class=m>{_text(one.call)}</td><td class=m>{_text(one.server)}</td><td class=m>{_text(one.tool)}</td>"
+        f"<td class=audit>{_text(one.words)}</td></tr>"
+        for one in report.mismatches
+    ]
+    table = _table(("call", "server", "tool", "what it did"), rows) + _more(report.left_out.get("mismatches", 0))
+    return f"<h2>Calls that did something else than they said</h2>{table}" if rows else ""
 
 
 def _programs(report: Report, home: str) -> str:
