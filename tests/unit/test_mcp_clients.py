@@ -98,6 +98,7 @@ ELSEWHERE: tuple[tuple[str, str, str, object], ...] = (
     ("qwen-code", "managed", "machine/etc/qwen-code/system-defaults.json", {"mcpServers": ONE}),
     ("cursor", "plugin", "home/.cursor/plugins/cache/a/mcp.json", {"mcpServers": ONE}),
     ("cursor", "plugin", "home/.cursor/plugins/local/a/.mcp.json", ONE),
+    ("cursor", "user", "home/.config/cursor/cli-config.json", {"mcpServers": ONE}),
     ("cursor", "project", ".cursor/mcp.json", {"mcpServers": ONE}),
     ("vscode", "user", "home/.config/Code/User/profiles/1a/mcp.json", JSONC % "servers"),
     ("vscode", "user", "home/.config/Code - Insiders/User/mcp.json", {"servers": ONE}),

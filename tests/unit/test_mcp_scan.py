@@ -65,6 +65,7 @@ def of(world: World, server: dict[str, Any]) -> list[tuple[str, str]]:
         ({"command": "x", "env": {"T": "ghp_" + "Zr4xxx9YourTq2todoP8s"}}, "literal-secret", "variable T …oP8s"),
         ({"command": "x", "env": {"SOMETHING": AWS}}, "literal-secret", "variable SOMETHING …3N5V"),
         ({"command": "x", "env": {"DB_PASSWORD": "correcthorse"}}, "literal-secret", "variable DB_PASSWORD ***"),
+        ({"command": "x", "env": {"DB_PASSWORD": "hunter2"}}, "literal-secret", "variable DB_PASSWORD ***"),
         ({"command": "x", "env": {"API_KEY": RANDOM}}, "literal-secret", "variable API_KEY ***"),
         ({"command": "x", "env": {"URL": "postgres://me:h4nter22@db/x"}}, "literal-secret", "variable URL ***"),
         ({"command": "x", "args": ["--api-key", RANDOM]}, "literal-secret", "--api-key ***"),

@@ -109,6 +109,7 @@ PLACES: tuple[Place, ...] = (
     Place("cursor", "plugin", "~/.cursor/plugins/**/mcp.json", (("mcpServers",), ())),
     Place("cursor", "plugin", "~/.cursor/plugins/**/.mcp.json", (("mcpServers",), ())),
     Place("cursor", "user", "~/.cursor/cli-config.json"),
+    Place("cursor", "user", f"{_CONFIG}/cursor/cli-config.json"),
     Place("cursor", "project", "{project}/.cursor/cli.json"),
     *_code("Code"),
     *_code("Code - Insiders"),

@@ -47,6 +47,8 @@ _WELL_KNOWN = {
     "optional",
 }
 _SHORTEST = 8
+# People choose their passwords themselves.
+_SHORTEST_PASSWORD = 5
 
 
 def in_pairs(pairs: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -93,12 +95,14 @@ def _named(name: str, value: str) -> str:
     """The value, where its name says that it is a secret and it looks like one; else empty."""
     name = name.lstrip("-")
     value = _SCHEME.sub("", value[:LOOKED_AT].strip())
-    if not is_secret_name(name) or _ABOUT.search(name) or len(value) < _SHORTEST or " " in value:
+    is_password = name.lower().endswith(("password", "passwd"))
+    shortest = _SHORTEST_PASSWORD if is_password else _SHORTEST
+    if not is_secret_name(name) or _ABOUT.search(name) or len(value) < shortest or " " in value:
         return ""
     if _is_placeholder(value) or _PATH.match(value) or "://" in value or value.lower() in _WELL_KNOWN:
         return ""
     telling = any(char.isdigit() for char in value) and not value.isdigit()
-    return value if telling or len(value) >= 16 or name.lower().endswith(("password", "passwd")) else ""
+    return value if telling or len(value) >= 16 or is_password else ""
 
 
 def _is_placeholder(text: str) -> bool:
