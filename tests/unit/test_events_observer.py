@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -384,6 +385,63 @@ def test_where_questions_are_sent_to_is_known_until_somebody_else_tells_of_it() 
     assert (asked.end, asked.channel, asked.sender) == ((PIPES, 1), "pipe", world.observer.sender_to((PIPES, 1)))
     world.observer.skip([(os.makedev(0, PIPES), 1)])
     assert world.observer.asked() == []
+
+
+NOTE = b'{"jsonrpc":"2.0","method":"notifications/message","params":{}}\n'
+
+
+def as_sent_by(pid: int, records: list[MessageRecord]) -> list[MessageRecord]:
+    return [replace(one, head=replace(one.head, pid=pid)) for one in records]
+
+
+@pytest.mark.parametrize(
+    "before", [NOTE, NOTE[:30], b'{"id": 1, "a": 2}\n' * (observing.MOST_FOREIGN + 1), b"x" * 70_000, b""]
+)
+def test_what_others_send_there_hides_no_question(before: bytes) -> None:
+    """Not what is no message, nor what does not end, and they do not stand for who asks."""
+    world = World()
+    lines = before.splitlines(keepends=True)
+    world.see(*(as_sent_by(OTHER, world.client.say(line)) for line in lines), world.client.say(ask(1)))
+    world.see(as_sent_by(OTHER, world.client.say(NOTE)))
+    (asked,) = world.observer.asked()
+    assert (asked.sender.peer.pid, asked.sender.asks, asked.sender.sent) == (AGENT, True, len(ask(1)))
+    last = world.observer.sender_to((PIPES, 1))
+    assert last is not None and (last.peer.pid, last.asks) == (OTHER, False)
+    assert [(one.peer.pid, one.asks) for one in last.others] == [(AGENT, True)]
+
+
+def test_senders_are_bounded_and_who_asks_is_kept() -> None:
+    world = World()
+    world.see(world.client.say(ask(1)))
+    for pid in range(1_000, 1_000 + 2 * observing.MOST_SENDERS):
+        world.see(as_sent_by(pid, world.client.say(NOTE)))
+    last = world.observer.sender_to((PIPES, 1))
+    assert last is not None and len(last.others) == observing.MOST_SENDERS - 1 and last.others[-1].peer.pid == AGENT
+
+
+@pytest.mark.parametrize(
+    ("then", "answered"),
+    [
+        (NOTE, False),
+        (ask(0, "initialize", protocolVersion="2025-11-25"), False),
+        (b'{"jsonrpc":"2.0","method":"notifications/initialized"}\n', True),
+        (ask(1), True),
+    ],
+)
+def test_what_a_client_says_shows_that_it_was_answered(then: bytes, answered: bool) -> None:
+    world = World()
+    world.see(world.client.say(ask(0, "initialize", protocolVersion="2025-11-25")), world.client.say(then))
+    (asked,) = world.observer.asked()
+    assert asked.sender.answered is answered
+
+
+def test_a_gate_that_refuses_a_server_hides_no_question() -> None:
+    """Whoever is asked could be refused as often as it wants."""
+    world = World(gated=True)
+    world.see(world.client.say(ask(1)))
+    world.observer.skip([(os.makedev(0, PIPES), 1)], served=False)
+    world.see(world.client.say(ask(2)))
+    assert [one.end for one in world.observer.asked()] == [(PIPES, 1)] and world.end() == []
 
 
 def test_where_there_is_a_gate_what_was_asked_waits_longer_for_its_word() -> None:

@@ -10,11 +10,12 @@ and go through pipes: what a program writes to its own standard output, unasked 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mcpguard.events.mcp import CLIENT, SERVER, UNKNOWN, Talk, asks, call_id
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 MOST_STREAMS = 2_048
 MOST_HELD = 32 << 20
 MOST_WAITING = 4_096
+# Who sends on one of them.
+MOST_SENDERS = 256
 # How long a message waits for the other direction to show who the server is. Where there is a gate, it may still be the gate's
 # own: a shim waits half a minute for that, and both take time to start.
 HOLD_NS, GATED_HOLD_NS = 5_000_000_000, 60_000_000_000
@@ -58,6 +61,32 @@ _LOOK_NS = 200_000_000
 _Held = tuple[Head, dict[str, Any], int, str]
 
 
+@dataclass(slots=True)
+class _Said:
+    """What one process has sent on a connection.
+
+    Attributes:
+        sent: bytes.
+        asks: a question of MCP was among it.
+        begun, answered: as is `initialize`; and what clients say only when that was answered.
+    """
+
+    head: Head
+    sent: int = 0
+    asks: bool = False
+    begun: bool = False
+    answered: bool = False
+
+    def note(self, messages: Iterable[object]) -> None:
+        for one in messages:
+            method = one.get("method") if isinstance(one, dict) and one.get("jsonrpc") == "2.0" else None
+            begins = method == "initialize"
+            is_question = isinstance(one, dict) and asks(method, one.get("params"))
+            self.asks |= is_question
+            self.answered |= self.begun and not begins and (is_question or method == "notifications/initialized")
+            self.begun |= begins
+
+
 @dataclass(slots=True, eq=False)
 class _Stream:
     """What is sent from one end of a connection, or received at one from outside of the session.
@@ -72,7 +101,7 @@ class _Stream:
         heard: somebody was seen who has it as standard input; when that was looked for last.
         outside: it was received; `head` is of who did, and nobody knows who sent it.
         reader: who has it as standard input, where it is let go before anybody answered; 0: nobody, or it is not clear.
-        asks: a question of MCP was among its messages.
+        said: by process, who sent last at the end.
     """
 
     channel: str
@@ -98,7 +127,12 @@ class _Stream:
     heard: bool = False
     looked_ns: int = 0
     reader: int = 0
-    asks: bool = False
+    said: OrderedDict[int, _Said] = field(default_factory=OrderedDict)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is left alone, as long as the same process sends."""
+        return self.foreign >= MOST_FOREIGN and not self.spoke
 
     @property
     def http(self) -> Http | None:
@@ -113,12 +147,16 @@ class Sender:
     Attributes:
         asks: with a question of MCP among them.
         unfinished: the last message has not come to its end.
+        answered: it has said what clients say when their first question was answered.
+        others: who sent there before.
     """
 
     peer: Peer
     sent: int
     asks: bool = False
     unfinished: bool = False
+    answered: bool = False
+    others: tuple[Sender, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,23 +265,31 @@ class Observer:
         return events
 
     def sender_to(self, end: End) -> Sender | None:
-        """Who sends to this end of a pipe or socket; None: nobody was seen to, in JSON-RPC."""
+        """Who sends to this end of a pipe or socket, the last one; None: nobody was seen to, in JSON-RPC."""
         found = (stream for stream in reversed(self._streams.values()) if stream.far == end and stream.channel != "tcp")
         stream = next(found, None)
-        return None if stream is None else self._sender_on(stream)
+        last, *others = self._senders_on(stream) if stream is not None else [None]
+        return last and replace(last, others=tuple(filter(None, others)))
 
     def asked(self) -> list[Asked]:
         """Where questions of MCP are sent to that nobody else tells of."""
         return [
-            Asked(stream.far, stream.channel, self._sender_on(stream))
+            Asked(stream.far, stream.channel, sender)
             for stream in self._streams.values()
-            if stream.asks and stream.channel != "tcp" and stream.far is not None
-            if not self._is_skipped(stream.own) and not self._is_skipped(stream.far)
+            if stream.channel != "tcp" and stream.far is not None
+            if any(said.asks for said in stream.said.values())
+            if _FOR_EVER not in (self._skipped.get(stream.own), self._skipped.get(stream.far))
+            for sender in self._senders_on(stream)
+            if sender.asks
         ]
 
-    def _sender_on(self, stream: _Stream) -> Sender:
+    def _senders_on(self, stream: _Stream) -> list[Sender]:
+        """The last one first."""
         unfinished = stream.order.waits or (stream.framing is not None and bool(stream.framing.held))
-        return Sender(self._peer(stream.head), stream.order.reached, stream.asks, unfinished)
+        return [
+            Sender(self._peer(said.head), said.sent, said.asks, unfinished, said.answered)
+            for said in reversed(stream.said.values())
+        ]
 
     def take_lost(self) -> dict[str, int]:
         """What was lost since the last time."""
@@ -256,7 +302,7 @@ class Observer:
         if record.channel == "tcp" and not self._skipped_ports.isdisjoint(record.ports):
             return None
         place = record.own, record.heard
-        if self._is_skipped(record.own) or self._is_skipped(record.far):
+        if _FOR_EVER in (self._skipped.get(record.own), self._skipped.get(record.far)):
             self._streams.pop(place, None)
             return None
         stream = self._streams.get(place)
@@ -269,9 +315,11 @@ class Observer:
             self._pair(stream)
         else:
             self._streams.move_to_end(place)
+        if record.head.pid != stream.head.pid and stream.is_foreign:
+            stream.order, stream.framing, stream.foreign = Order(), None, 0
         stream.head, stream.input, stream.output = record.head, record.input, record.output
         stream.far = record.far or stream.far
-        if stream.foreign >= MOST_FOREIGN and not stream.spoke:
+        if stream.is_foreign:
             return None
         return stream
 
@@ -373,6 +421,8 @@ class Observer:
     # Bytes to messages.
 
     def _part(self, stream: _Stream, part: bytes | Missing, head: Head) -> Iterator[Event]:
+        if stream.channel != "tcp":
+            self._note(stream, part, head)
         if isinstance(part, Missing):
             if stream.framing is None:
                 stream.framing = self._framing(stream, b"")
@@ -389,6 +439,21 @@ class Observer:
                 self._name_session(stream, payload.text)
                 continue
             yield from self._text(stream, head, payload.text, "sse" if payload.event else "http")
+
+    @staticmethod
+    def _note(stream: _Stream, part: bytes | Missing, head: Head) -> None:
+        said = stream.said.setdefault(head.pid, _Said(head))
+        stream.said.move_to_end(head.pid)
+        said.head = head
+        said.sent += part.count if isinstance(part, Missing) else len(part)
+        # What others have begun there does not hide what it says.
+        if isinstance(part, bytes) and len(stream.said) > 1:
+            for line in part.split(b"\n"):
+                with contextlib.suppress(ValueError, RecursionError):
+                    said.note(_each(json.loads(line)))
+        if len(stream.said) > MOST_SENDERS:
+            quiet = (pid for pid, one in stream.said.items() if not one.asks and pid != head.pid)
+            del stream.said[next(quiet, next(iter(stream.said)))]
 
     @staticmethod
     def _name_session(stream: _Stream, url: bytes) -> None:
@@ -415,15 +480,16 @@ class Observer:
             if stream.spoke and text[:1] in (b"{", b"["):
                 self.lost[NOT_READ] += 1
             return
-        found = value if isinstance(value, list) else [value]
+        found = _each(value)
         messages = [one for one in found if isinstance(one, dict) and one.get("jsonrpc") == "2.0"]
         if not messages:
             stream.foreign += 1
             return
         stream.spoke = True
+        if head.pid in stream.said:
+            stream.said[head.pid].note(messages)
         for message in messages:
             key = _key(message)
-            stream.asks = stream.asks or asks(message.get("method"), message.get("params"))
             if key is not None and "method" in message:
                 stream.ids.add(key)
                 if len(stream.ids) > MOST_WAITING:
@@ -436,6 +502,8 @@ class Observer:
     def _message(
         self, stream: _Stream, head: Head, message: dict[str, Any], size: int, transport: str
     ) -> Iterator[Event]:
+        if self._is_skipped(stream.own) or self._is_skipped(stream.far):
+            return
         if self._is_settled(stream) and not stream.back:
             other = stream.partner
             if other is not None and other.back:
@@ -611,6 +679,11 @@ def _answers(server: _Stream, client: _Stream) -> bool:
 def _device(number: int) -> int:
     """A device as the kernel numbers it inside."""
     return os.major(number) << 20 | os.minor(number)
+
+
+def _each(message: object) -> list[Any]:
+    """The messages of one text, which may be a batch."""
+    return message if isinstance(message, list) else [message]
 
 
 def _key(message: dict[str, Any]) -> Key | None:
