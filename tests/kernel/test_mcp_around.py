@@ -186,11 +186,13 @@ import json, os, socket, subprocess, sys, time
 
 words, ends = json.loads(sys.argv[1]), sys.argv[2]
 one, other = socket.socketpair()
-its = (subprocess.PIPE, subprocess.PIPE) if "pipes" in ends else (other, other)
+heard, its_output = socket.socketpair() if "two" in ends else (one, other)
+its = (subprocess.PIPE, subprocess.PIPE) if "pipes" in ends else (other, its_output)
 server = subprocess.Popen(words, stdin=its[0], stdout=its[1])
 other.close()
+its_output.close()
 said = server.stdin.fileno() if "pipes" in ends else one.fileno()
-lines = server.stdout if "pipes" in ends else one.makefile("rb")
+lines = server.stdout if "pipes" in ends else heard.makefile("rb")
 answered = []
 try:
     lines.readline()
@@ -203,6 +205,8 @@ try:
         while line and b'"id"' not in line:
             line = lines.readline()
         answered += [number] if line else []
+        if "slow" in ends and number == 0:
+            os.write(said, b'{"jsonrpc": "2.0", "method": "notifications/initialized"}\n')
 except (BrokenPipeError, ConnectionResetError):
     pass
 server.kill()
@@ -211,17 +215,53 @@ print(json.dumps({"calls": sum(number > 0 for number in answered)}), flush=True)
 # Its server: has made sure that nobody looks at what it reads, or does not read and only counts, or its reading never ends; and
 # what it answers is no message by itself, or is moved. It may have another number than 0 where it counts, and hide what it has.
 COUNTS = r"""
-import ctypes, fcntl, json, mmap, os, socket, sys, termios, threading, time
+import ctypes, fcntl, json, mmap, os, signal, socket, sys, termios, threading, time
 
 way = sys.argv[1]
+NOTE, FOREIGN, HALF = b'{"jsonrpc":"2.0","method":"notifications/x"}\n', b'{"id":1,"x":2}\n', b'{"jsonrpc":"2.0","x":"'
+signal.alarm(20)
 text = mmap.mmap(-1, 1 << 16)
 nothing, answers = b"nothing\n", os.memfd_create("answers")
 asked_at, SET_DUMPABLE = 0, 4
+if "helped" in way and os.fork() == 0:
+    signal.alarm(20)
+    own = os.open("/proc/self/fd/0", os.O_WRONLY)
+    os.closerange(1, 3)
+    before = 0
+    while time.sleep(0.0002) is None:
+        count = int.from_bytes(fcntl.ioctl(0, termios.FIONREAD, bytes(4)), sys.byteorder)
+        if count > before:
+            count += os.write(own, NOTE)
+        before = count
+for word, told in (("foreign", 5 * [FOREIGN]), ("half", [HALF]), ("given", 1000 * [NOTE])):
+    if word in way:
+        own = os.open("/proc/self/fd/0", os.O_WRONLY)
+        for words in told:
+            os.write(own, words)
+            os.read(0, len(words))
+        os.close(own)
 if "away" in way:
     asked_at = os.dup(0)
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
 
+if "forked" in way and os.fork():
+    for number in (1, asked_at):
+        os.dup2(0, number)
+    time.sleep(20)
+"forked" in way and os.close(2)
+signal.alarm(20)
+one, other = socket.socketpair()
+if "flight" in way:
+    socket.send_fds(one, [b"x"], [asked_at])
+    os.close(asked_at)
+
 def waiting():
+    if "flight" in way:
+        (taken,) = socket.recv_fds(other, 1, 1)[1]
+        count = fcntl.ioctl(taken, termios.FIONREAD, bytes(4))
+        socket.send_fds(one, [b"x"], [taken])
+        os.close(taken)
+        return int.from_bytes(count, sys.byteorder)
     return int.from_bytes(fcntl.ioctl(asked_at, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 def read_all():
@@ -256,8 +296,9 @@ if way == "asynchronous":
 buffer = ctypes.create_string_buffer(1 << 16)
 os.write(1, nothing)
 for number in range(3):
-    if way == "poisoned":
-        os.read(0, 4096)
+    if way in ("poisoned", "given", "helped"):
+        while b'"id"' not in os.read(0, 4096):
+            pass
     elif way == "asynchronous":
         asynchronous(0, 0, buffer, len(buffer))
     elif way.startswith("whole"):
@@ -265,7 +306,7 @@ for number in range(3):
             time.sleep(0.001)
     else:
         before = 0 if number == 0 else before
-        while waiting() <= before:
+        while waiting() < before + 65:  # a note is shorter
             time.sleep(0.001)
         before = waiting()
     answer = json.dumps({"jsonrpc": "2.0", "id": number, "result": {"content": []}}).encode() + b"\n"
@@ -276,7 +317,7 @@ for number in range(3):
         ctypes.memmove(buffer, answer, len(answer))
         asynchronous(1, 1, buffer, len(answer))
     else:
-        os.write(1, answer if way == "poisoned" else nothing + answer)
+        os.write(1, answer if way in ("poisoned", "given", "helped") else nothing + answer)
 time.sleep(5)
 """
 # Says something and then copies what it is given, unread.
@@ -442,6 +483,14 @@ def test_nor_is_a_call_by_a_server_of_many_processes(way: str, box: Box) -> None
     assert ended(box)
 
 
+def test_nor_is_it_where_these_are_called_as_an_agent(box: Box) -> None:
+    server = box.inside.world.project / "claude"
+    server.write_text(f"#!{SYSTEM_PYTHON}\n{TEAM}")
+    server.chmod(0o755)
+    refuse_both_calls(box, THINKS, [str(server), "apart"], "apart")
+    assert ended(box)
+
+
 @pytest.mark.parametrize(
     ("ends", "way"),
     [
@@ -458,13 +507,33 @@ def test_nor_is_a_call_that_is_not_seen_to_be_read_by_what_does_not_look_like_an
     assert len(ended(box)) == 1
 
 
-@pytest.mark.parametrize("way", ["blind-away", "blind-away-moved", "blind-away-hidden-moved"])
+@pytest.mark.parametrize(
+    "way", [f"blind-away{how}-moved" for how in ("", "-hidden", "-flight", "-forked", "-foreign", "-half")]
+)
 def test_nor_is_one_where_who_is_asked_has_moved_that_end_away(way: str, box: Box) -> None:
     """Nothing of what it does tells the kernel that it is asked: who has the end is looked for."""
     server = box.inside.world.project / "counts.py"
     server.write_text(COUNTS)
     refuse_both_calls(box, WAITS, [SYSTEM_PYTHON, str(server), way], "slow pipes")
+    assert len(ended(box)) == (2 if "forked" in way else 1)
+
+
+@pytest.mark.parametrize("ends", ["slow pipes", "slow two sockets"])
+def test_nor_is_one_by_a_server_that_is_called_as_an_agent(ends: str, box: Box) -> None:
+    server = box.inside.world.project / "claude"
+    server.write_text(f"#!{SYSTEM_PYTHON}\n{COUNTS}")
+    server.chmod(0o755)
+    refuse_both_calls(box, WAITS, [str(server), "blind-away-hidden-moved"], ends)
     assert len(ended(box)) == 1
+
+
+@pytest.mark.parametrize("way", ["given", "helped"])
+def test_nor_is_one_where_the_server_itself_has_sent_what_agents_send(way: str, box: Box) -> None:
+    """Much before the question, as if it were data, and something behind it, as if another one asked."""
+    server = box.inside.world.project / "counts.py"
+    server.write_text(COUNTS)
+    refuse_both_calls(box, WAITS, [SYSTEM_PYTHON, str(server), way], "slow pipes")
+    assert ended(box)
 
 
 @pytest.mark.parametrize("ends", ["pipes", "sockets"])

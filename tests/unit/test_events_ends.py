@@ -58,3 +58,36 @@ def test_a_socket_is_finished_when_its_other_end_says_so(how: str, ends: Ends) -
     ours.close()
     theirs.close()
     assert not ends.is_finished(os.getpid(), end, "unix"), "what is not there is not known"
+
+
+def test_of_a_pipe_only_who_has_the_end_for_reading_can_read(ends: Ends) -> None:
+    reader, writer = os.pipe()
+    end = end_of(reader)
+    with (
+        subprocess.Popen(["/bin/sleep", "60"], pass_fds=[reader]) as reads,
+        subprocess.Popen(["/bin/sleep", "60"], pass_fds=[writer]) as writes,
+    ):
+        assert (ends.holds(reads.pid, end), ends.holds(writes.pid, end)) == (True, True)
+        assert (ends.can_read(reads.pid, end), ends.can_read(writes.pid, end)) == (True, False)
+        reads.kill()
+        writes.kill()
+    assert ends.can_read(reads.pid, end) is None
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_socket_is_read_as_long_as_somebody_has_its_end_be_it_on_its_way() -> None:
+    with socket.socketpair()[0] as nobodys:
+        assert not Ends.carries(os.getpid())
+        ours, theirs = socket.socketpair()
+        carrier, other = socket.socketpair()
+        end = end_of(theirs.fileno())
+        socket.send_fds(carrier, [b"x"], [theirs.fileno()])
+        theirs.close()
+        assert Ends.can_read(os.getpid(), end) is False
+        assert Ends.is_read(os.getpid(), end, "unix") and Ends.carries(os.getpid())
+        other.close()
+        carrier.close()
+        assert not Ends.is_read(os.getpid(), end, "unix") and not Ends.carries(os.getpid())
+        ours.close()
+        assert nobodys

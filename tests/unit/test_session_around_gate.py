@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -261,6 +263,7 @@ def test_where_nobody_was_seen_to_ask_an_agent_that_has_it_open_counts(pipe: tup
 
 
 SETTLED_NS, ASKED = 200_000_000, Sender(AGENT.peer, len(CALL), asks=True)
+ANSWERED = replace(ASKED, answered=True)
 # What of the sender is known when a process was stopped of which nobody saw what it has read, and for how long it was; and
 # whether it is ended, waits, or goes on.
 UNSEEN = {
@@ -325,7 +328,8 @@ SHIM_SAYS = (*SHIM_WORDS, "s", "--", "server")
 # What was executed last by who has the end where an agent asks, how often it executed something, for how many seconds the agent
 # has asked, and what comes of it.
 SOUGHT = {
-    "a program": (("sleep",), 1, 0, "stands still"),
+    "a program": (("sleep",), 1, 6, "stands still"),
+    "what may start a shim by now": (("sleep",), 1, 4, "goes on"),
     "a shim that an agent has executed": (SHIM_SAYS, 1, 30, "goes on"),
     "a shim that waits longer than one does": (SHIM_SAYS, 1, 36, "stands still"),
     "what was something else before": (SHIM_SAYS, 2, 6, "stands still"),
@@ -361,7 +365,7 @@ def test_who_has_the_end_where_an_agent_asks_is_stopped_unless_it_asks_the_gate(
 def test_who_was_stopped_goes_on_when_the_gate_serves_that_end(pipe: tuple[int, int], tmp_path: Path) -> None:
     with reading(pipe[0]) as (server,):
         around = around_of(tmp_path, os.getpid(), server.pid)
-        around.seek([Asked(end_of(pipe[0]), "pipe", ASKED)])
+        around.seek([Asked(end_of(pipe[0]), "pipe", ANSWERED)])
         until(server.pid, "T")
         assert around.judge(lambda _end: None) == [] and not around.holds
         until(server.pid, "S")
@@ -377,16 +381,16 @@ def test_who_hides_what_it_has_is_stopped_only_where_somebody_reads(
         until(hidden.pid, "S")
         around, end = around_of(tmp_path, os.getpid(), hidden.pid), end_of(pipe[1])
         os.close(pipe[0])
-        holds = around._ends.holds
+        can_read = around._ends.can_read
         monkeypatch.setattr(
-            Ends, "holds", staticmethod(lambda pid, end: None if pid == hidden.pid else holds(pid, end))
+            Ends, "can_read", staticmethod(lambda pid, end: None if pid == hidden.pid else can_read(pid, end))
         )
-        assert around._ends.is_read(os.getpid(), end) is reader
+        assert around._ends.is_read(os.getpid(), end, "pipe") is reader
         for passed_ns in (0, 2 * SETTLED_NS):
             now_ns = time.monotonic_ns() + passed_ns
             with monkeypatch.context() as later:
                 later.setattr(time, "monotonic_ns", lambda now_ns=now_ns: now_ns)
-                around.seek([Asked(end, "pipe", ASKED)])
+                around.seek([Asked(end, "pipe", ANSWERED)])
             assert [one.pid for one in around._held] == [hidden.pid] * (reader and passed_ns > 0)
         around.judge(lambda _end: ASKED, last=True)
         assert (hidden.wait(30) == -9) if reader else (hidden.poll() is None)
@@ -394,14 +398,94 @@ def test_who_hides_what_it_has_is_stopped_only_where_somebody_reads(
     os.close(other)
 
 
+@pytest.mark.parametrize("who", ["a child of what was executed", "a shim", "one called as an agent"])
+def test_nothing_spares_who_has_the_end_where_an_agent_was_answered(
+    who: str, pipe: tuple[int, int], tmp_path: Path
+) -> None:
+    """What others have forked has executed what these have; a shim does not answer; agents have other names, too."""
+    program = tmp_path / "claude"
+    shutil.copy("/bin/sleep", program)
+    words = [str(program) if who == "one called as an agent" else "/bin/sleep", "60"]
+    with subprocess.Popen(words, stdin=pipe[0]) as server:
+        until(server.pid, "S")
+        around = around_of(tmp_path, os.getpid(), server.pid)
+        if who == "a shim":
+            around.agents.who = lambda pid: executed(pid, *SHIM_SAYS)
+            around.seek([Asked(end_of(pipe[0]), "pipe", ASKED)])
+            assert proc.stat_of(server.pid)[proc.STATE] == "S"
+        elif who == "a child of what was executed":
+            around.agents.who = lambda pid: Process(pid, 1 << 30, argv=("server",))
+        around.seek([Asked(end_of(pipe[0]), "pipe", ANSWERED)])
+        until(server.pid, "T")
+        assert len(around.judge(lambda _end: ANSWERED, last=True)) == 1 and server.wait(30) == -9
+
+
+def test_what_much_data_is_given_to_is_not_ended_for_the_questions_in_it(pipe: tuple[int, int], tmp_path: Path) -> None:
+    """While it is not known what it is, and when it was judged; an answer tells a server all the same."""
+    with reading(pipe[0]) as (reader,):
+        around = around_of(tmp_path, os.getpid(), reader.pid)
+        end, much = end_of(pipe[0]), replace(ASKED, sent=GIVEN_BYTES)
+        around.hold(read_by(reader.pid, end, age_ns=GIVEN_NS), None)
+        around.seek([Asked(end, "pipe", much)])
+        assert around.look([message(reader.pid)]) == []
+        assert around.judge(lambda _end: much) == [] and not around.holds
+        around.seek([Asked(end, "pipe", much)])
+        assert around.look([message(reader.pid)]) == [] and reader.poll() is None
+        around.seek([])
+        assert len(around.look([message(reader.pid)])) == 1 and reader.wait(30) == -9
+
+
+def test_who_has_only_the_other_end_of_an_agents_pipe_goes_on(pipe: tuple[int, int], tmp_path: Path) -> None:
+    """Agents leak descriptors into what they start."""
+    with reading(pipe[0]) as (server,), subprocess.Popen(["/bin/sleep", "60"], pass_fds=[pipe[1]]) as other:
+        until(other.pid, "S")
+        around = around_of(tmp_path, os.getpid(), server.pid, other.pid)
+        around.seek([Asked(end_of(pipe[0]), "pipe", ANSWERED)])
+        until(server.pid, "T")
+        assert len(around.judge(lambda _end: ANSWERED, last=True)) == 1
+        assert server.wait(30) == -9 and other.poll() is None
+        other.kill()
+
+
+@pytest.mark.parametrize("how", ["after it", "with much before it"])
+def test_what_others_send_where_an_agent_asks_spares_nobody(how: str, pipe: tuple[int, int], tmp_path: Path) -> None:
+    other = Sender(Peer(1 << 30, "/bin/server"), 2 * GIVEN_BYTES)
+    last = replace(other, others=(ASKED,)) if how == "after it" else replace(ASKED, others=(other,))
+    with reading(pipe[0]) as (server,):
+        around = around_of(tmp_path, os.getpid(), server.pid)
+        around.hold(read_by(server.pid, end_of(pipe[0]), age_ns=GIVEN_NS), None)
+        assert len(around.judge(lambda _end: last)) == 1 and server.wait(30) == -9
+
+
+def test_who_has_descriptors_on_their_way_to_it_is_taken_for_who_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os, socket, time; one, other = socket.socketpair(); "
+    code += "socket.send_fds(one, [b'x'], [0]); os.dup2(1, 0); print(flush=True); time.sleep(60)"
+    theirs, ours = os.pipe()
+    words = [sys.executable, "-c", code]
+    with subprocess.Popen(words, stdin=theirs, stdout=subprocess.PIPE) as server, reading(ours) as (stranger,):
+        os.close(theirs)
+        assert server.stdout is not None and server.stdout.readline()
+        around, end = around_of(tmp_path, os.getpid(), server.pid, stranger.pid), end_of(ours)
+        for passed_ns in (0, 2 * SETTLED_NS):
+            now_ns = time.monotonic_ns() + passed_ns
+            with monkeypatch.context() as later:
+                later.setattr(time, "monotonic_ns", lambda now_ns=now_ns: now_ns)
+                around.seek([Asked(end, "pipe", ANSWERED)])
+            assert [one.pid for one in around._held] == [server.pid] * (passed_ns > 0)
+        assert around.judge(lambda _end: ASKED, last=True) and server.wait(30) == -9 and stranger.poll() is None
+    os.close(ours)
+
+
 @pytest.mark.parametrize("why", ["another program asks", "an agent has closed its end", "it was judged"])
 def test_nobody_is_stopped_where_no_agent_waits(why: str, pipe: tuple[int, int], tmp_path: Path) -> None:
     with reading(pipe[0]) as (server,):
         until(server.pid, "S")
         around = around_of(tmp_path, os.getpid(), server.pid)
-        end, sender = end_of(pipe[0]), ASKED
+        end, sender = end_of(pipe[0]), ANSWERED
         if why == "another program asks":
-            sender = Sender(Peer(1 << 30, "/usr/bin/pytest"), len(CALL), asks=True)
+            sender = replace(ANSWERED, peer=Peer(1 << 30, "/usr/bin/pytest"))
         elif why == "an agent has closed its end":
             os.close(pipe[0])
             os.close(pipe[1])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import socket
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from mcpguard.kernel import cgroup, proc
 
@@ -71,8 +74,23 @@ class Ends:
             return None
 
     @staticmethod
-    def is_read(pid: int, end: End) -> bool:
-        """Whether anybody can still read from the pipe that a process has open here, be it shown or not."""
+    def can_read(pid: int, end: End) -> bool | None:
+        """Whether a process can read there: of a pipe not who has only the other end. None: it has ended, or hides that."""
+        try:
+            return any(_is(path, end) and _is_readable(path) for path in _descriptors(pid))
+        except OSError:
+            return None
+
+    @staticmethod
+    def is_read(pid: int, end: End, channel: str) -> bool:
+        """Whether anybody can still read there, be it shown or not.
+
+        Args:
+            pid: who sends there; of a pipe it has the other end.
+            channel: `pipe` or `unix`.
+        """
+        if channel != "pipe":
+            return bool(_told_of(end[1]))
         with contextlib.suppress(OSError):
             for path in _descriptors(pid):
                 if _is(path, end):
@@ -80,6 +98,13 @@ class Ends:
                         poll = select.poll()
                         poll.register(writing, 0)
                         return not poll.poll(0)  # an error: nobody reads there
+        return False
+
+    @staticmethod
+    def carries(pid: int) -> bool:
+        """Whether a process has a socket with descriptors that it may take, as far as it shows that."""
+        with contextlib.suppress(OSError):
+            return any(_carries(path.replace("/fd/", "/fdinfo/")) for path in _descriptors(pid))
         return False
 
     @classmethod
@@ -118,6 +143,13 @@ def _is(path: str, end: End) -> bool:
     return _end_of(path) == end
 
 
+def _is_readable(path: str) -> bool:
+    """Whether what is open there is open for reading."""
+    with contextlib.suppress(OSError):
+        return bool(os.lstat(path).st_mode & stat.S_IRUSR)
+    return False
+
+
 def _end_of(path: str) -> End | None:
     with contextlib.suppress(OSError):
         state = os.stat(path)
@@ -129,8 +161,15 @@ def _lives(pid: int) -> bool:
     return proc.stat_of(pid)[proc.STATE :][:1] not in ([], ["Z"], ["X"])
 
 
-def _is_shut(inode: int) -> bool:
-    """Whether nothing more can come to a unix socket; False as well where the kernel does not tell."""
+def _carries(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        words = Path(path).read_text(errors="replace").split()
+        return any(int(number) > 0 for word, number in itertools.pairwise(words) if word == "scm_fds:")
+    return False
+
+
+def _told_of(inode: int) -> bytes:
+    """What the kernel tells of a unix socket; empty where there is none, or it does not tell."""
     request = _REQUEST.pack(socket.AF_UNIX, 0, 0, _ANY, inode & _ANY, 0, _ANY, _ANY)
     header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
     try:
@@ -138,9 +177,14 @@ def _is_shut(inode: int) -> bool:
             line.send(header + request)
             answer = line.recv(1 << 12, socket.MSG_DONTWAIT)  # it is there when the request was sent
     except OSError:
-        return False
-    if len(answer) < _HEADER.size or _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
-        return False
+        return b""
+    is_answer = len(answer) >= _HEADER.size and _HEADER.unpack_from(answer)[1] == _SOCK_DIAG_BY_FAMILY
+    return answer if is_answer else b""
+
+
+def _is_shut(inode: int) -> bool:
+    """Whether nothing more can come to a unix socket; False as well where the kernel does not tell."""
+    answer = _told_of(inode)
     at = _HEADER.size + _ANSWER_BYTES
     while at + _ATTRIBUTE.size <= len(answer):
         length, kind = _ATTRIBUTE.unpack_from(answer, at)

@@ -52,6 +52,8 @@ _STOPS_NS = 100_000_000
 _TOLD_NS = 100_000_000
 # For so long a shim waits for the gate, and whoever starts one takes to do that.
 _SHIM_NS, _LAUNCH_NS = 35_000_000_000, 5_000_000_000
+# For so long whoever has an end is looked for more often.
+_SOUGHT_NS = 2 * _LAUNCH_NS
 # What a question says of itself where the rest of its line was not seen.
 _INITIALIZE = re.compile(rb'"method"\s*:\s*"initialize"')
 _DATED = re.compile(rb'"protocolVersion"\s*:\s*"\d{4}-\d\d-\d\d"')
@@ -83,6 +85,7 @@ class _Held:
         since_ns: CLOCK_MONOTONIC.
         unseen: only who sent it can tell what it has read.
         sought: it was not seen to read, and has the end where an agent asks.
+        asking: that agent, as far as it is known.
         others: what belongs to it, and stands still with it; None: an agent was not seen to ask yet. There may be thousands, so
             no descriptors of them are kept.
         still_ns: CLOCK_MONOTONIC, since when they do.
@@ -96,6 +99,7 @@ class _Held:
     since_ns: int
     unseen: bool
     sought: bool = False
+    asking: int | None = None
     others: tuple[_Member, ...] | None = None
     still_ns: int = 0
 
@@ -134,9 +138,10 @@ class AroundGate:
         self._paused = paused
         self._ended: set[int] = set()
         self._held: list[_Held] = []
-        # Where an agent asks: since when nobody is found there, and those that were judged, each with who asked.
+        # Where an agent asks: since when nobody is found there, those that were judged, each with who asked, and all of them.
         self._sought: dict[End, int] = {}
         self._judged: set[tuple[End, int]] = set()
+        self._asked: set[End] = set()
 
     def look(self, events: Iterable[Event]) -> list[Event]:
         """End the servers that messages are from or for; what is to be told of it."""
@@ -155,17 +160,19 @@ class AroundGate:
             # Who prints what it was given to read says questions, too, but no answers to them.
             if event.op == RESPONSE or not self._is_given_data(asking.pid, answering.pid):
                 name = message.server if answering is message.peer else _name_of(answering.exe)
-                ended = self._signal_all(answering.pid, None, signal.SIGKILL)
+                ended = self._signal_all(answering.pid, None, signal.SIGKILL, asking=asking.pid)
                 found += self._tell_of(ended, answering.pid, name, answering.exe)
                 self._ended.add(answering.pid)
         return found
 
     def _is_given_data(self, client: int, server: int) -> bool:
-        """Whether the one has closed its side of what the other has as standard input."""
+        """Whether the one has closed its side of what the other has as standard input; or that was judged, or soon is."""
         with contextlib.suppress(OSError):
             state = Path(f"/proc/{server}/fd/0").stat()
             channel = "pipe" if stat.S_ISFIFO(state.st_mode) else "unix" if stat.S_ISSOCK(state.st_mode) else ""
             end = os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino
+            if (end, client) in self._judged or any(held.end == end for held in self._held):
+                return True
             return bool(channel) and self._ends.is_finished(client, end, channel)
         return False
 
@@ -179,7 +186,7 @@ class AroundGate:
     @property
     def holds(self) -> bool:
         """Whether a process waits to be judged, or is looked for."""
-        return bool(self._held) or any(time.monotonic_ns() - since < _LAUNCH_NS for since in self._sought.values())
+        return bool(self._held) or any(time.monotonic_ns() - since < _SOUGHT_NS for since in self._sought.values())
 
     def hold(self, record: MessageRecord, exe: str | None) -> list[Event]:
         """The kernel has stopped who read this."""
@@ -201,6 +208,7 @@ class AroundGate:
         """
         before, self._sought = self._sought, {}
         places, now_ns = list(asked), time.monotonic_ns()
+        self._asked = {one.end for one in places}
         self._judged.intersection_update((one.end, one.sender.peer.pid) for one in places)
         for one in places:
             asking = one.sender.peer
@@ -217,22 +225,35 @@ class AroundGate:
                 self._sought[one.end] = since_ns
 
     def _found_at(self, asked: Asked, age_ns: int) -> list[int]:
-        """Who has this end and is no agent; empty as well while one of these asks the gate. Where somebody has a pipe and
-        nobody shows it for a while, who does not show what it has."""
-        found = self._those_at(asked.end)
-        if not found and age_ns < _SHIM_NS:
+        """Who can read at this end; empty as well while one of these may start a shim or asks the gate: but where the agent was
+        answered. Where somebody reads and nobody shows it for a while, who does not show what it has, or has descriptors on
+        their way to it."""
+        if age_ns < _LAUNCH_NS and not asked.sender.answered:
+            return []
+        asking = asked.sender.peer.pid
+        found = self._those_at(asked.end, asking)
+        if not found and age_ns < _SHIM_NS and self._ends.is_read(asking, asked.end, asked.channel):
             with self._paused():
-                found = self._those_at(asked.end)
-                if not found and age_ns > _TOLD_NS and asked.channel == "pipe":
-                    is_read = self._ends.is_read(asked.sender.peer.pid, asked.end)
-                    found = self._those_at(asked.end, shown=False) if is_read else []
-        return [] if any(self._asks_the_gate(pid, age_ns) is not False for pid in found) else found
+                found = self._those_at(asked.end, asking)
+                if not found and age_ns > _TOLD_NS:
+                    found = self._those_who_may_be_at(asked.end, asking)
+        if asked.sender.answered:
+            return found
+        return [] if any(self._asks_the_gate(pid, age_ns, asking) is not False for pid in found) else found
 
-    def _those_at(self, end: End, *, shown: bool = True) -> list[int]:
+    def _those_at(self, end: End, asking: int) -> list[int]:
+        """Agents as well: a server may have the name or the program of one."""
+        return [pid for pid in self._living_but(asking) if self._ends.can_read(pid, end)]
+
+    def _those_who_may_be_at(self, end: End, asking: int) -> list[int]:
+        """Where they do not show it; other agents than the asking one's own are not among them."""
+        living = self._living_but(asking)
+        found = [pid for pid in living if self._ends.can_read(pid, end) is None or self._ends.carries(pid)]
+        return [pid for pid in found if self._comes_from(pid, asking) or not self._is_agent(pid, None)]
+
+    def _living_but(self, asking: int) -> list[int]:
         with contextlib.suppress(OSError, ValueError):
-            living = [pid for pid in self._ends.living() if pid != self.agent]
-            at = [pid for pid in living if self._ends.holds(pid, end) is (True if shown else None)]
-            return [pid for pid in at if not proc.has_ended(pid) and not self._is_agent(pid, None)]
+            return [pid for pid in self._ends.living() if pid not in (self.agent, asking) and not proc.has_ended(pid)]
         return []
 
     def _stop(self, pid: int, end: End, channel: str, now_ns: int) -> None:
@@ -243,21 +264,24 @@ class AroundGate:
             else:
                 self._held.append(_Held(pid, process, _exe_of(pid), end, channel, now_ns, unseen=False, sought=True))
 
-    def _asks_the_gate(self, pid: int, age_ns: int) -> bool | None:
+    def _asks_the_gate(self, pid: int, age_ns: int, asking: int | None = None) -> bool | None:
         """Whether a process is about to ask the gate: then it becomes an approved server, or ends. What was executed tells, as
         it was then; what a process shows of itself it can change. Of what an agent has executed right away the words are the
         agent's; whatever else says that it starts a shim has a moment for that. None: it is not told yet what it has executed.
 
         Args:
             age_ns: for how long an agent waits for it.
+            asking: that agent; None: any.
         """
         known = self.agents.who(pid)
-        if known is None or not known.executed:
+        by_agent = known is not None and (self._is_agent(known.ppid, None) if asking is None else known.ppid == asking)
+        # What others have forked goes on with what these have executed.
+        if known is None or (by_agent and not known.executed):
             return None if age_ns < _LAUNCH_NS else False
         if not any(SHIM in word for word in known.argv):
             return False
-        is_shim = known.argv[: len(SHIM_WORDS)] == SHIM_WORDS and known.executed <= 1
-        return age_ns < (_SHIM_NS if is_shim and self._is_agent(known.ppid, None) else _LAUNCH_NS)
+        is_shim = known.argv[: len(SHIM_WORDS)] == SHIM_WORDS and known.executed == 1
+        return age_ns < (_SHIM_NS if is_shim and by_agent else _LAUNCH_NS)
 
     def judge(self, sender_to: Callable[[End], Sender | None], *, last: bool = False) -> list[Event]:
         """Have those that are held go on, or end them, as soon as it is known which.
@@ -276,8 +300,8 @@ class AroundGate:
             elif is_server:
                 found += self._end_held(one)
             else:
-                if sender is not None and not one.unseen:
-                    self._judged.add((one.end, sender.peer.pid))
+                if not one.unseen:
+                    self._judged.update((one.end, by.peer.pid) for by in _each_of(sender))
                 going.append(one)
         self._held = waiting
         for one in going:
@@ -286,25 +310,33 @@ class AroundGate:
 
     def _with_others(self, held: _Held, sender: Sender | None) -> _Held:
         """Where an agent asks, what belongs to the process stands still as well: it may see what that has read, and answer."""
-        if held.others is not None or sender is None or not self._is_agent(sender.peer.pid, sender.peer.exe):
+        peers = (one.peer for one in _each_of(sender) if one.peer.pid != held.pid)
+        asking = next((peer.pid for peer in peers if self._is_agent(peer.pid, peer.exe)), None)
+        if held.others is not None or asking is None:
             return held
-        stopped = self._signal_all(held.pid, held.end, signal.SIGSTOP)
+        stopped = self._signal_all(held.pid, held.end, signal.SIGSTOP, asking=asking)
         others = tuple(one for one in stopped if one.pid != held.pid)
-        return replace(held, others=others, still_ns=time.monotonic_ns())
+        return replace(held, asking=asking, others=others, still_ns=time.monotonic_ns())
 
     def _is_server(self, held: _Held, sender: Sender | None, age_ns: int) -> bool | None:
         """Whether an agent waits for what this process says to its question; None: that cannot be said yet."""
         # A shim that says why a server does not start has not read what it is asked.
-        asks_the_gate = self._asks_the_gate(held.pid, age_ns) if held.unseen else False
+        may_be_shim = held.unseen and not any(one.answered for one in _each_of(sender))
+        asks_the_gate = may_be_shim and self._asks_the_gate(held.pid, age_ns)
         if asks_the_gate is not False:
             return False if asks_the_gate else None
-        if sender is None and held.sought:
+        if held.sought and (sender is None or held.end not in self._asked):
             return False
         if sender is None:
             # A call that sends may end after another process has read what it sent.
             if held.unseen:
                 return None if age_ns < GIVEN_NS and self._is_open_to_agents(held) else False
             return None if age_ns < GIVEN_NS else self._is_open_to_agents(held)
+        found = {self._is_waited_for(held, one, age_ns) for one in _each_of(sender)}
+        return True if True in found else None if None in found else False
+
+    def _is_waited_for(self, held: _Held, sender: Sender, age_ns: int) -> bool | None:
+        """The same of one that has sent there: whoever else does says nothing of an agent that asks."""
         asking = sender.peer
         if asking.pid == held.pid or held.pid == self.agent or not self._is_agent(asking.pid, asking.exe):
             return False
@@ -326,7 +358,7 @@ class AroundGate:
 
     def _end_held(self, held: _Held) -> list[Event]:
         """It, and all that was stopped with it, also where something has ended it before."""
-        found = self._signal_all(held.pid, held.end, signal.SIGKILL, held.others or ())
+        found = self._signal_all(held.pid, held.end, signal.SIGKILL, held.others or (), held.asking)
         os.close(held.process)
         return self._tell_of(found, held.pid, _name_of(held.exe), held.exe)
 
@@ -356,7 +388,12 @@ class AroundGate:
         ]
 
     def _signal_all(
-        self, server: int, end: End | None, what: signal.Signals, known: Iterable[_Member] = ()
+        self,
+        server: int,
+        end: End | None,
+        what: signal.Signals,
+        known: Iterable[_Member] = (),
+        asking: int | None = None,
     ) -> list[_Member]:
         """Signal a server and all that belongs to it: what an agent started with it, and what has open where it read. A server
         may be many processes, of which one sees what another reads.
@@ -365,10 +402,10 @@ class AroundGate:
         come from it are known at once, and so are first. It looks again until there is no other, for who did not stand still.
         """
         with self._paused():
-            start, seen = self._start_of(server), {self.agent}
+            start, seen = self._start_of(server, asking), {self.agent, asking or self.agent}
             found = self._signal_each(lambda pid: self._comes_from(pid, start), what, seen, server)
             if end is not None:
-                found += self._signal_each(lambda pid: self._is_at(pid, end), what, seen)
+                found += self._signal_each(lambda pid: self._is_at(pid, end, asking), what, seen)
             again = (self._signal(one.pid, what, one.began) for one in known if one.pid not in seen)
             found += [one for one in again if one is not None]
         return found
@@ -391,11 +428,13 @@ class AroundGate:
             others = {}
         return found
 
-    def _is_at(self, pid: int, end: End) -> bool:
-        if not self._ends.holds(pid, end) or self._is_agent(pid, None):
+    def _is_at(self, pid: int, end: End, asking: int | None) -> bool:
+        if not self._ends.can_read(pid, end):
             return False
         # What an agent starts next may have it, too, until it asks the gate; a server can make itself look like that.
-        return not (self._asks_the_gate(pid, 0) is not False and self._is_agent(self._parent_of(pid), None))
+        parent = self._parent_of(pid)
+        by_agent = self._is_agent(parent, None) if asking is None else parent == asking
+        return not (by_agent and self._asks_the_gate(pid, 0, asking) is not False)
 
     def _comes_from(self, pid: int, start: int) -> bool:
         for _ in range(_MOST_LOOKS):
@@ -406,17 +445,22 @@ class AroundGate:
             pid = self._parent_of(pid)
         return False
 
-    def _start_of(self, pid: int) -> int:
-        """Of those that a process comes from the one that an agent started; itself where none is known to."""
-        above = pid
+    def _start_of(self, pid: int, asking: int | None) -> int:
+        """Of those that a process comes from the one that the agent that asks has started, else any agent: a server may look
+        like one. Itself where none is known to."""
+        found = None if asking is None else self._started_by(lambda parent: parent == asking, pid)
+        found = found or self._started_by(lambda parent: parent == self.agent or self._is_agent(parent, None), pid)
+        return found or pid
+
+    def _started_by(self, starts: Callable[[int], bool], pid: int) -> int | None:
         for _ in range(_MOST_LOOKS):
-            parent = self._parent_of(above)
-            if parent == self.agent or self._is_agent(parent, None):
-                return above
+            parent = self._parent_of(pid)
+            if starts(parent):
+                return pid
             if parent in (0, 1):
                 break
-            above = parent
-        return pid
+            pid = parent
+        return None
 
     def _parent_of(self, pid: int) -> int:
         """As the record has it: who has left its parent has another one now."""
@@ -542,6 +586,10 @@ def _is_mcp(message: McpMessage) -> bool:
     with contextlib.suppress(ValueError):
         params = json.loads(message.arguments or "{}")
     return asks(message.method, params)
+
+
+def _each_of(sender: Sender | None) -> tuple[Sender, ...]:
+    return () if sender is None else (sender, *sender.others)
 
 
 def _is_question(text: bytes) -> bool:
