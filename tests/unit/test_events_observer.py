@@ -459,6 +459,14 @@ def test_where_there_is_a_gate_what_was_asked_waits_longer_for_its_word() -> Non
     assert [row[3] for row in told(world.observer.tick())] == ["1"]
 
 
+def test_a_key_in_the_address_of_a_server_is_masked() -> None:
+    world = World()
+    client = world.sender(AGENT, 60, 0, channel="tcp", ports=(5000, 9000))
+    world.see(client.say(post(ask(7, name="read"), f"/s/ghp_{'Zq8LmN3rT7' * 4}/mcp")))
+    world.clock.now_ns += observing.HOLD_NS
+    assert [row[5] for row in told(world.observer.tick())] == ["http://localhost:9000/s/***/mcp"]
+
+
 def test_what_is_asked_of_a_server_outside_the_tree_waits_for_no_gate() -> None:
     """Its answers are not seen, and ports of a gate are known beforehand."""
     world = World(gated=True)

@@ -89,7 +89,7 @@ def test_every_agent_reaches_a_remote_server_by_the_gate_and_holds_no_key_of_it(
     assert (declared["type"], declared["url"]) == ("sse" if old else "http", way)
     assert declared["headers"] == {"Authorization": "Bearer ${MCPGUARD_GATE_TOKEN}"}
     codex = told(tmp_path, ["codex"])
-    server = tomllib.loads(codex.command[2])["mcp_servers"]["web"]
+    server = tomllib.loads(codex.command[4])["mcp_servers"]["web"]
     assert server == {"url": way, "bearer_token_env_var": "MCPGUARD_GATE_TOKEN"}
     settings = told(tmp_path, ["gemini"])
     written = Path(settings.environment["GEMINI_CLI_SYSTEM_SETTINGS_PATH"]).read_text()
@@ -129,13 +129,17 @@ def test_many_servers_go_into_a_file(tmp_path: Path) -> None:
     assert len(json.loads(Path(found.command[2]).read_text())["mcpServers"]) == 200
 
 
+def test_codex_uses_no_server_of_its_account(tmp_path: Path) -> None:
+    assert told(tmp_path, ["codex", "exec", "x"]).command == ("codex", "-c", "features.apps=false", "exec", "x")
+
+
 def test_codex_gets_an_option_for_each(tmp_path: Path) -> None:
     write(
         tmp_path / ".codex/config.toml", '[mcp_servers.fs]\ncommand="npx"\nargs=["-y", "server@1.0.0", "a \\"b\\""]\n'
     )
     found = told(tmp_path, ["codex", "exec", "x"])
-    assert found.command[0] == "codex" and found.command[1] == "-c" and found.command[3:] == ("exec", "x")
-    server = tomllib.loads(found.command[2])["mcp_servers"]["fs"]
+    assert found.command[:4] == ("codex", "-c", "features.apps=false", "-c") and found.command[5:] == ("exec", "x")
+    server = tomllib.loads(found.command[4])["mcp_servers"]["fs"]
     assert_is_shim([server["command"], *server["args"]])
 
 

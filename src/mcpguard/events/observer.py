@@ -22,6 +22,7 @@ from mcpguard.events.mcp import CLIENT, SERVER, UNKNOWN, Talk, asks, call_id
 from mcpguard.events.processes import Process
 from mcpguard.events.server_names import server_name
 from mcpguard.events.streams import Lines, Missing, Order
+from mcpguard.mcp.masking import masked_text
 from mcpguard.model.event import Event, Peer
 from mcpguard.wire.records import Head, MessageRecord
 
@@ -611,7 +612,7 @@ class Observer:
         if stream.channel == "tcp":
             asking = stream if stream.role == CLIENT else stream.partner
             if asking is not None and asking.http is not None and asking.http.url:
-                return asking.http.url
+                return masked_text(asking.http.url)
             return f"http://localhost:{stream.ports[stream.role == CLIENT]}"
         process = self._who(server.pid) if server is not None else None
         return server_name(process.exe, process.argv) if process is not None else UNKNOWN

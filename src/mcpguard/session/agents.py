@@ -174,8 +174,9 @@ def _from_argument(text: str, client: str) -> list[Server]:
 
 
 def _codex(command: tuple[str, ...], environment: dict[str, str], found: list[Server], gate: Keeps) -> Told:
-    """`-c` has precedence over its files; JSON's strings and lists are TOML's as well."""
-    options: list[str] = []
+    """`-c` has precedence over its files; JSON's strings and lists are TOML's as well. What it calls apps is an MCP server that
+    its account brings, at an address of the model's: nobody approved that, and no network rule could tell it."""
+    options = ["-c", "features.apps=false"]
     for one in _reached(found):
         if one.kind == STDIO:
             first, *rest = _shim(one, gate)
