@@ -88,6 +88,13 @@ def test_approve_show_change_revoke(tmp_path: Path, mcp: Mcp) -> None:
     assert "not approved" in mcp("list")[1]
 
 
+def test_of_a_server_whose_tools_are_known_to_delete_it_is_said_how_that_is_refused(tmp_path: Path, mcp: Mcp) -> None:
+    declare(tmp_path, **{"my gh": {"type": "http", "url": "https://api.githubcopilot.com/mcp/"}})
+    assert 'mcp: {deny: ["my_gh/@destructive"]} refuses what deletes' in mcp("show", "my gh")[1]
+    declare(tmp_path, other={"type": "http", "url": "https://unknown.example/mcp/"})
+    assert "@destructive" not in mcp("show", "other")[1]
+
+
 def test_a_package_that_is_not_installed_is_told_with_what_installs_it(tmp_path: Path, mcp: Mcp) -> None:
     program = write(tmp_path / "bin/npx", "#!/bin/sh\n")
     program.chmod(0o755)

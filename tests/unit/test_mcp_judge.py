@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mcpguard.catalogue.identity import of_remote
 from mcpguard.errors import ProfileError
 from mcpguard.mcp import classes
 from mcpguard.mcp.judge import BLOCKED, MOST_PINS, Judge, Taint, digest_of, refusal
@@ -1017,6 +1018,13 @@ GITHUB = {
         "create_or_update_file",
     ),
 }
+
+
+@pytest.mark.parametrize("url", ["https://api.githubcopilot.com/mcp/", "https://API.githubcopilot.com:443/mcp/x"])
+def test_a_remote_server_is_known_by_its_origin(url: str) -> None:
+    found = classes.of_package(of_remote(url).origin)
+    assert classes.classes_of(found, "delete_file", {}) == {"write", "destructive", "open"}
+    assert classes.of_package(of_remote("http://api.githubcopilot.com/mcp/").origin) == {}
 
 
 def test_of_github_what_lists_and_describes_passes_and_what_creates_deletes_and_runs_does_not() -> None:

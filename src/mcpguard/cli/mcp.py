@@ -20,7 +20,7 @@ from mcpguard.cli import exit_codes, render
 from mcpguard.cli.mcp_scan import findings, scan
 from mcpguard.errors import UsageError
 from mcpguard.events.format import shorten
-from mcpguard.mcp import policy
+from mcpguard.mcp import classes, policy
 from mcpguard.session import known_servers
 
 _HELP = """See which MCP servers your agents' settings declare, what each really runs, and approve those that may start.
@@ -154,6 +154,7 @@ def _print(row: Row, told: Sequence[Finding]) -> None:
     if known:
         pairs += _facts(known.facts())
         pairs += _kept_to(server.name, known)
+        pairs += _classed(server.name, known)
         pairs.append(("digest", known.digest))
     pairs.append(("state", _state(row)))
     pairs += [("changed", text) for text in row.state.differences]
@@ -288,6 +289,19 @@ def _kept_to(name: str, known: Identity) -> list[tuple[str, str]]:
             f"{profile}, where no rule of mcp.confine names it, nor its words a place outside of the workspace",
         ),
         ("", f"{as_agent} in the agent's profile leaves it what its agent has"),
+    ]
+
+
+def _classed(name: str, known: Identity) -> list[tuple[str, str]]:
+    """What a rule can say of tools that are known to change things; the shipped profiles have none."""
+    tools = classes.of_package(known.package.name if known.package else known.origin)
+    if not classes.changes(tools):
+        return []
+    word = policy.server_word(name)
+    return [
+        ("tools", "known by class, and all of them may be called unless a rule says less; in a profile"),
+        ("", f'mcp: {{deny: ["{word}/@destructive"]}} refuses what deletes, overwrites and runs'),
+        ("", f'mcp: {{ask: ["{word}/@write"]}} with `run --ask` asks you in `mcpguard watch` about every change'),
     ]
 
 

@@ -28,6 +28,18 @@ def of_package(package: str) -> Mapping[str, Any]:
     return next((one["tools"] for one in _every() if package in one["packages"]), {})
 
 
+def changes(tools: Mapping[str, Any]) -> bool:
+    """Whether one of the tools is known to change something.
+
+    Args:
+        tools: as `of_package` gives them.
+    """
+    lists = (
+        one if isinstance(one, list) else [word for _, words in one["by"] for word in words] for one in tools.values()
+    )
+    return any("destructive" in words for words in lists)
+
+
 def kept_to(package: str) -> str | None:
     """The built-in profile that a server is kept to where no rule of `mcp.confine` names it, as all of its tools work with it;
     None: it is not known to need less than its agent has."""
