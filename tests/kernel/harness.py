@@ -134,6 +134,20 @@ class Sandbox:
         """The recorded denials of a session."""
         return self.events(session, "--verdict", "deny")
 
+    def assert_told(self, end: str, rule: str | None = "") -> None:
+        """The latest session recorded a denial of a path that ends so, with the program and the rule.
+
+        Args:
+            rule: a part of its text; None: rules allow it, and the session's own view of the host does not have it.
+        """
+        denials = self.denials()
+        found = [event for event in denials if event.get("path", "").endswith(end)]
+        if rule is not None:
+            found = [event for event in found if rule in event.get("rule", {}).get("text", "")]
+        assert found, denials
+        assert rule is None or found[0]["rule"]["file"], found
+        assert found[0]["pid"] > 0 and found[0]["exe"].startswith("/"), found
+
     def _environment(self) -> dict[str, str]:
         return self.world.environment(**self.variables)
 

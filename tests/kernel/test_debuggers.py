@@ -171,6 +171,7 @@ def test_a_program_looks_into_its_child_and_leaves_no_denial(box: Sandbox) -> No
 def test_without_the_switch_it_is_refused(box: Sandbox) -> None:
     box.write_profile("closed", CLOSED)
     box.profile = "closed"
+    assert box.control([PYTHON, "-c", LOOK]).code == 0
     ran = box.run([PYTHON, "-c", LOOK])
     assert ran.code != 0
     (denial,) = [event for event in box.denials() if event["op"] == "ptrace"]

@@ -98,6 +98,7 @@ def test_a_shorter_way_to_it_opens_nothing(box: Sandbox) -> None:
         back.rename(box.world.project.joinpath("pit", *"d" * up))
         answer = told(box.run(words))
         assert answer["refused"] == "EACCES", answer
+        assert [event for event in box.denials() if event.get("path", "").endswith("/d/d/d")]
         assert back.exists()
         back.rename(box.world.project.joinpath("pit", *"d" * up))
 

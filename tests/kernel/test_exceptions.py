@@ -49,12 +49,28 @@ def run(world: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def denied(world: Path) -> set[str]:
+    """What the latest run refused by a rule, of the user's files."""
+    places = {"HOME": world / "home", "MCPGUARD_HOME": world / "guard", "TMPDIR": world / "tmp"}
+    told = subprocess.run(
+        [sys.executable, "-m", "mcpguard", "log", "--verdict", "deny", "--format", "json"],
+        env=dict(os.environ) | {name: str(place) for name, place in places.items()},
+        capture_output=True,
+        check=True,
+    ).stdout.splitlines()
+    events = [event for event in map(json.loads, told) if event.get("path", "").startswith(f"{world}/home/")]
+    assert all(event["rule"]["text"] for event in events), events
+    return {event["path"] for event in events}
+
+
 def test_an_exception_opens_its_path_for_what_is_allowed_and_nothing_else(world: Path) -> None:
     unguarded = [(world / "home" / name).read_text() for name in FILES]
     assert unguarded == [f"{name}\n" for name in FILES]
     assert run(world).stdout.split() == ["refused"] * 3
+    assert denied(world) == {str(world / "home" / name) for name in FILES}
     (world / "guard/config/profiles/default.yaml").write_text(EXCEPTION)
     assert run(world).stdout.split() == [".ssh/id_ci", "refused", "refused"]
+    assert denied(world) == {str(world / "home" / name) for name in FILES}  # the first one for the writing
     assert (world / "home/.ssh/id_ci").read_text() == ".ssh/id_ci\n"
 
 

@@ -106,6 +106,7 @@ def test_a_denied_file_cannot_be_read_from_a_thread_a_daemon_or_through_a_flippi
     place: str, way: str, readers: Duel
 ) -> None:
     assert_secret_kept(readers, f"{place} {way}")
+    readers.assert_recorded(f"{place} {way}", PLACES[place])
 
 
 @pytest.mark.parametrize("id", [".env", "unnamed", "sibling"])
@@ -121,6 +122,7 @@ def test_a_denied_program_cannot_be_executed(readers: Duel) -> None:
 
 def test_io_uring_is_refused_unless_the_profile_asks_for_it(readers: Duel) -> None:
     readers.assert_refused("ring")
+    readers.assert_recorded("ring", "io_uring: false")
 
 
 def ring_tasks(world: World) -> Sequence[Task]:

@@ -107,11 +107,12 @@ def test_nothing_is_left_when_the_run_could_not_start(box: Sandbox) -> None:
 
 
 def test_beside_the_agents_folder_the_home_stays_closed(box: Sandbox) -> None:
-    for act in (
-        ["mkdir", "-p", str(box.world.home / ".local/share/applications")],
-        ["touch", str(box.world.home / "x")],
+    for made, act in (
+        (".local", ["mkdir", "-p", str(box.world.home / ".local/share/applications")]),
+        ("x", ["touch", str(box.world.home / "x")]),
     ):
         assert box.run(act).code != 0
+        box.assert_told(f"{box.world.home}/{made}", "no rule allows it")
         assert box.control(act).code == 0
 
 
@@ -120,6 +121,7 @@ def test_a_symlink_in_its_place_is_not_followed(box: Sandbox) -> None:
     (box.world.home / ".codex").symlink_to(elsewhere)
     act = ["mkdir", "-p", str(elsewhere)]
     assert box.run(act).code != 0
+    box.assert_told(str(elsewhere))
     assert not elsewhere.exists()
     assert box.control(act).code == 0
 

@@ -20,6 +20,7 @@ from test_escapes import (
     OPENED,
     PROFILE,
     READS_SECRET,
+    UNRECORDED,
     every_task,
     leaked,
     remove_cgroups,
@@ -32,6 +33,8 @@ REFUSED = (
     *(*ON_VICTIM, *OPENED, *READS_SECRET, *LEAVES, *MORE_NAMESPACES, *(f"guard {how}" for how in GUARD)),
     *(*KERNEL_CALLS, *KERNEL_FILES, *KERNEL_DOORS, "device", "capability", "profiles", "state", "remove state"),
 )
+# What test_escapes.py does not find on record either.
+NOT_TOLD = (*OPENED, *UNRECORDED, "setpriv", "device", "capability")
 # Honest work first; then what an agent does that was talked into widening its next profile.
 AUDITED = r"""
 mkdir -p ~/.tool && echo x > ~/.tool/a && echo x > ~/.tool/b && cat ~/notes/*
@@ -81,6 +84,8 @@ def escapes() -> Iterator[Duel]:
 @pytest.mark.parametrize("id", REFUSED)
 def test_an_act_is_refused_after_learning_as_before(id: str, escapes: Duel) -> None:
     escapes.assert_refused(id)
+    if id not in NOT_TOLD:
+        escapes.assert_recorded(id)
 
 
 @pytest.mark.parametrize("id", [*READS_SECRET, *LEAKS_CANARY])

@@ -115,6 +115,8 @@ def test_an_audited_task_writes_where_no_rule_leads(world: Path) -> None:
         task = ("--", "sh", "-c", f"echo x > {elsewhere}/made; cat .env")
         assert mcpguard(world, "run", "-p", "narrow", *task, check=False).returncode != 0
         assert not Path(elsewhere, "made").exists()
+        told = {event["path"]: event["rule"]["text"] for event in log(world, "--verdict", "deny") if event.get("rule")}
+        assert told[f"{elsewhere}/made"] == "no rule allows it" and ".env" in told[str(world / "project/.env")]
         done = mcpguard(world, "run", "--audit", "-p", "narrow", *task, check=False)
         assert Path(elsewhere, "made").read_text() == "x\n"
     assert "TOKEN" not in done.stdout
@@ -133,3 +135,5 @@ def test_what_was_learned_opens_no_key_and_no_start_up_file(world: Path) -> None
     done = mcpguard(world, "run", "-p", "learned", "--", "bash", "-c", greedy, check=False)
     assert "secret" not in done.stdout and "note" in done.stdout
     assert not (world / "home/.bashrc").exists()
+    told = {event.get("path") for event in log(world, "--verdict", "deny")}
+    assert {str(world / "home" / name) for name in (".ssh/id_ed25519", ".bashrc")} <= told

@@ -234,6 +234,7 @@ def test_what_no_rule_can_name_is_refused(act: str, network: Network) -> None:
     assert network.duel.guarded[act].errno in ("EPERM", "EACCES"), network.duel.guarded[act]
     assert network.arrived(act, guarded=False) or act == "ping"  # the kernel at the far end answers it, no listener
     assert not network.arrived(act, guarded=True)
+    network.duel.assert_recorded(act)
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -250,6 +251,7 @@ def test_a_socket_of_a_kind_that_no_rule_covers_is_refused(family: str, network:
     if network.duel.control[family].errno != "EAFNOSUPPORT":
         network.duel.assert_refused(family)
     assert network.duel.guarded[family].errno in ("EPERM", "EACCES"), network.duel.guarded[family]
+    network.duel.assert_recorded(family)
 
 
 def test_a_program_that_wants_several_ways_at_once_is_told_that_there_is_no_such_protocol(network: Network) -> None:
@@ -274,9 +276,13 @@ def test_listening_is_open_at_home_and_refused_outside(network: Network) -> None
 
 def test_listening_everywhere_never_opens_more_than_home(network: Network) -> None:
     assert network.duel.control["listen everywhere"].out == "0.0.0.0"
-    assert network.duel.guarded["listen everywhere"].out in ("127.0.0.1", "")
+    assert network.duel.guarded["listen everywhere"].out == "127.0.0.1"
+    pid = network.duel.guarded["listen everywhere"].pid
+    told = [e for e in network.duel.events if e["op"] == "bind" and e.get("pid") == pid]
+    assert [e["detail"].partition(";")[0] for e in told] == ["narrowed"], told
 
 
 def test_nobody_outside_comes_in_to_a_port_that_the_kernel_picked(network: Network) -> None:
     assert network.duel.control["be reached"].out == "hello"
     network.duel.assert_refused("be reached")
+    network.duel.assert_recorded("be reached")

@@ -118,6 +118,7 @@ def test_a_host_without_the_folder_is_no_trouble_and_a_second_place_is_taken_awa
         act = ["sh", "-c", f"echo fake prompt > {second}/{name.rpartition('/')[2]}"]
         assert box.control(act).code == 0
         assert box.run(act).code != 0
+        box.assert_told(f"second/{name.rpartition('/')[2]}", None)
     assert box.run(["sh", "-c", "echo honest"]).out == "honest\n"
 
 
@@ -129,6 +130,7 @@ def test_the_hosts_terminals_in_a_second_place_are_taken_away_too(box: Sandbox) 
         act = ["sh", "-c", f"echo fake prompt > {second}/{name.rpartition('/')[2]}"]
         assert box.control(act).code == 0
         assert box.run(act).code != 0
+        box.assert_told(f"second/{name.rpartition('/')[2]}", None)
         assert box.run(["ls", "second"]).out == ""
 
 
