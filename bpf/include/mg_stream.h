@@ -898,6 +898,7 @@ static __always_inline void mg_look_anew(const struct mg_session *session, struc
 		return;
 	stream->sender = sender;
 	stream->tries = 0;
+	stream->held = 0;
 	if (stream->state == MG_IGNORED)
 		stream->state = MG_UNDECIDED;
 	mg_expect_reader(session, end, sender == counters->agent && !stream->asks);

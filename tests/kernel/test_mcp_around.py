@@ -219,6 +219,7 @@ import ctypes, fcntl, json, mmap, os, signal, socket, sys, termios, threading, t
 
 way = sys.argv[1]
 NOTE, FOREIGN, HALF = b'{"jsonrpc":"2.0","method":"notifications/x"}\n', b'{"id":1,"x":2}\n', b'{"jsonrpc":"2.0","x":"'
+BLANK, READS = b" " * 1020, ("poisoned", "given", "helped", "blank")
 signal.alarm(20)
 text = mmap.mmap(-1, 1 << 16)
 nothing, answers = b"nothing\n", os.memfd_create("answers")
@@ -233,13 +234,16 @@ if "helped" in way and os.fork() == 0:
         if count > before:
             count += os.write(own, NOTE)
         before = count
-for word, told in (("foreign", 5 * [FOREIGN]), ("half", [HALF]), ("given", 1000 * [NOTE])):
-    if word in way:
-        own = os.open("/proc/self/fd/0", os.O_WRONLY)
-        for words in told:
-            os.write(own, words)
-            os.read(0, len(words))
-        os.close(own)
+
+def say_to_itself(*told):
+    own = os.open("/proc/self/fd/0", os.O_WRONLY)
+    for words in told:
+        os.write(own, words)
+        os.read(0, len(words))
+    os.close(own)
+
+for word, told in (("foreign", 5 * [FOREIGN]), ("half", [HALF]), ("given", 1000 * [NOTE]), ("blank", [BLANK])):
+    word in way and say_to_itself(*told)
 if "away" in way:
     asked_at = os.dup(0)
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
@@ -296,9 +300,10 @@ if way == "asynchronous":
 buffer = ctypes.create_string_buffer(1 << 16)
 os.write(1, nothing)
 for number in range(3):
-    if way in ("poisoned", "given", "helped"):
+    if way in READS:
         while b'"id"' not in os.read(0, 4096):
             pass
+        way == "blank" and say_to_itself(BLANK)
     elif way == "asynchronous":
         asynchronous(0, 0, buffer, len(buffer))
     elif way.startswith("whole"):
@@ -317,7 +322,7 @@ for number in range(3):
         ctypes.memmove(buffer, answer, len(answer))
         asynchronous(1, 1, buffer, len(answer))
     else:
-        os.write(1, answer if way in ("poisoned", "given", "helped") else nothing + answer)
+        os.write(1, answer if way in READS else nothing + answer)
 time.sleep(5)
 """
 # Says something and then copies what it is given, unread.
@@ -344,6 +349,13 @@ else:
     program.stdin.write(asked)
     program.stdin.close()
 print(json.dumps({"whole": program.stdout.read() == b"copying\n" + asked + b"copied\n", "code": program.wait()}), flush=True)
+"""
+GIVES_MUCH = r"""
+import json, subprocess
+
+asked = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "x"}}).encode() + b"\n"
+found = subprocess.run(["/bin/sh", "-c", "sleep 2; cat"], input=asked * 2000, stdout=subprocess.PIPE)
+print(json.dumps({"whole": found.stdout == asked * 2000, "code": found.returncode}), flush=True)
 """
 REAPS = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execvp(sys.argv[1], sys.argv[1:])"
 # Ends as by `kill -9` while it has the tree stand still.
@@ -527,12 +539,12 @@ def test_nor_is_one_by_a_server_that_is_called_as_an_agent(ends: str, box: Box) 
     assert len(ended(box)) == 1
 
 
-@pytest.mark.parametrize("way", ["given", "helped"])
-def test_nor_is_one_where_the_server_itself_has_sent_what_agents_send(way: str, box: Box) -> None:
-    """Much before the question, as if it were data, and something behind it, as if another one asked."""
+@pytest.mark.parametrize("way", ["given", "helped", "blank"])
+def test_nor_is_one_where_the_server_itself_sends_there(way: str, box: Box) -> None:
+    """Much before the question, as if it were data; something behind it, as if another asked; before each one blanks."""
     server = box.inside.world.project / "counts.py"
     server.write_text(COUNTS)
-    refuse_both_calls(box, WAITS, [SYSTEM_PYTHON, str(server), way], "slow pipes")
+    refuse_both_calls(box, WAITS, [SYSTEM_PYTHON, str(server), way], "pipes")
     assert ended(box)
 
 
@@ -544,6 +556,15 @@ def test_who_says_something_and_copies_a_question_that_it_was_given_is_left_alon
     program.write_text(COPIES)
     words = [str(agent), json.dumps([SYSTEM_PYTHON, str(program), ends]), ends]
     assert box.inside.run(words, options=box.options).json_lines() == [{"whole": True, "code": 0}]
+    assert not ended(box)
+
+
+def test_who_is_slow_to_read_much_data_of_an_agent_gets_all_of_it(box: Box) -> None:
+    """More than a pipe takes: the agent cannot close its end before that is read, and it is full of questions."""
+    agent = box.inside.world.project / "opencode"
+    agent.write_text(f"#!{SYSTEM_PYTHON}\n{GIVES_MUCH}")
+    finished = box.inside.run([str(agent)], options=box.options)
+    assert finished.json_lines() == [{"whole": True, "code": 0}], finished
     assert not ended(box)
 
 
@@ -588,6 +609,12 @@ def test_the_same_by_way_of_the_gate_and_of_a_program_that_is_no_agent(ends: str
     shim = f'exec {mcpguard_command()[0]} -I -S -B {SHIM} "$MCPGUARD_GATE" s -- {server[0]}'
     finished = box.inside.run(
         [str(project / "opencode"), json.dumps(["/bin/sh", "-c", shim]), ends], options=box.options
+    )
+    assert finished.json_lines() == [DONE], finished
+    script = project / "starts.sh"
+    script.write_text(f"sleep 2\n{shim}\n")
+    finished = box.inside.run(
+        [str(project / "opencode"), json.dumps(["/bin/sh", str(script)]), ends], options=box.options
     )
     assert finished.json_lines() == [DONE], finished
     tests_of_a_server = [SYSTEM_PYTHON, "client.py", json.dumps(server), ends]
