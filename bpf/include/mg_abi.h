@@ -143,7 +143,7 @@ enum mg_call_op {
 	MG_CALL_CHROOT = 16,
 	MG_CALL_HANDLE = 17,
 	MG_CALL_IDENTITY = 18,
-	MG_CALL_PROCESS = 19,	/* refused by a hook: priority, scheduling or memory of another process, signals by a file */
+	MG_CALL_PROCESS = 19,	/* limits, priority, scheduling or memory of another process, signals by a file */
 	MG_CALL_HOST = 20,	/* what configures the host, or watches all of it */
 };
 

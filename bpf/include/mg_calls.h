@@ -513,7 +513,7 @@ static __always_inline int mg_filter_refuses(__u32 request)
 }
 
 /* Sockets that the cgroup program judged are on record already; its answer is EPERM, and that of the filter of servers that are
- * kept without a network is EACCES. Clone and ioctl matter only for some arguments.
+ * kept without a network is EACCES. Clone and ioctl matter only for some arguments, limits only of a process that is named.
  */
 static __always_inline int mg_uninteresting(const struct mg_syscall *call, const struct mg_shape *shape, __u64 argument)
 {
@@ -526,6 +526,8 @@ static __always_inline int mg_uninteresting(const struct mg_syscall *call, const
 		return !(argument & MG_CLONE_NEW);
 	case MG_CALL_IOCTL:
 		return !mg_filter_refuses(number);
+	case MG_CALL_PROCESS:
+		return !argument;
 	}
 	return 0;
 }

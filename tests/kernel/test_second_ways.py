@@ -170,6 +170,12 @@ def test_limits_of_a_process_outside_cannot_be_set(box: Sandbox) -> None:
             refused = box.run([SYSTEM_PYTHON, "-c", act, str(victim.pid)])
             assert refused.code != 0
             assert "PermissionError" in refused.err
+            (told,) = [event for event in box.denials() if event["op"] == "process"]
+            assert told["rule"]["text"] == "system: no control of other processes"
+            # Its own it may look at and lower; what the kernel refuses is no refusal of ours.
+            own = "import resource as r; r.prlimit(0, r.RLIMIT_CORE, (0, 0)); r.prlimit(0, r.RLIMIT_CORE, (1, 1))"
+            assert "PermissionError" in box.run([SYSTEM_PYTHON, "-c", own]).err
+            assert box.denials() == []
         finally:
             victim.kill()
 

@@ -58,6 +58,7 @@ def judge(
         ("module", "module"),
         ("host", "host"),
         ("ioctl", "ioctl"),
+        ("process", "process"),
     ],
 )
 def test_what_the_filter_refuses_is_a_denial_by_a_system_rule(name: str, op: str) -> None:
