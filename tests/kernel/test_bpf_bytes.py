@@ -100,6 +100,7 @@ def test_datagrams_are_counted_and_refused_ones_are_not(tree: Tree) -> None:
 
         assert in_child(send) == "sent"
         assert tree.run(send) == "refused"
+    assert [(r.op, r.rule) for r in tree.net_denials()] == [("sendmsg", 0)]
     assert [(one.address, one.port, one.protocol, one.sent, one.received) for one in flows(tree).grown()] == [
         ("127.0.0.1", port, "udp", 1028, 0)
     ]

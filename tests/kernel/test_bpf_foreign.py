@@ -144,5 +144,7 @@ def test_nobody_sends_in_the_name_of_another_service_of_this_host(tree: Tree) ->
                 return [honest, lie, asked, seemed_to]
 
         assert tree.run(act) == [0, errno.EPERM, 0, errno.EPERM]
+        refused = {(r.op, r.address, r.port) for r in tree.net_denials()}
+        assert ("sendmsg", "127.0.0.1", port) in refused, refused
         assert in_child(act) == [0, 0, 0, 0]
         assert service.recv(16) == b"x"

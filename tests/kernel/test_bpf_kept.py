@@ -162,7 +162,9 @@ def test_a_denied_connect_leaves_no_way_for_what_is_sent_next(kept: Kept, ports:
             refused = errno_of(lambda: sock.connect((V4, ports.ours)))
             return [refused, errno_of(lambda: sock.send(b"x")), errno_of(lambda: sock.sendto(b"x", (V4, ports.ours)))]
 
+    assert kept.tree.run(insist) == [0, 0, 0]
     assert kept.run(insist) == [errno.EPERM, errno.EDESTADDRREQ, errno.EPERM]
+    assert kept.refusals() == [(ports.ours, KEEPER)] * 2
 
 
 def test_it_stays_kept_whatever_it_becomes(kept: Kept, ports: Ports) -> None:
@@ -191,6 +193,8 @@ def test_it_stays_kept_whatever_it_becomes(kept: Kept, ports: Ports) -> None:
 
     assert kept.tree.run(deep) == dict.fromkeys(("itself", "child", "session", "orphan"), 0)
     assert kept.run(deep) == dict.fromkeys(("itself", "child", "session", "orphan"), errno.EPERM)
+    assert set(kept.refusals()) == {(ports.ours, KEEPER)}
+    assert len({one.head.pid for one in kept.tree.net_denials()}) == 4
 
 
 @pytest.mark.parametrize("kind", [TCP, UDP])
@@ -206,18 +210,20 @@ def test_a_socket_that_the_agent_made_is_kept_with_who_uses_it(kept: Kept, ports
     assert in_child(lambda: handed_down(lambda: None), kept.tree.leaf.enter)[0] == 0
     first, second, third = in_child(lambda: handed_down(kept.below.enter), kept.tree.leaf.enter)
     assert (first, second, third) == (errno.EPERM, 0, 0)
+    assert kept.refusals() == [(ports.ours, KEEPER)]
 
 
 def test_what_was_let_through_for_the_agent_is_not_for_who_is_kept(kept: Kept, ports: Ports) -> None:
     """An unconnected datagram socket, connected by the agent, and used by name from below."""
 
-    def hand_down() -> list[int]:
+    def hand_down(enter: Callable[[], None]) -> int:
         with socket.socket(socket.AF_INET6, UDP) as sock:
             sock.connect((MAPPED, ports.ours))
-            below = in_child(lambda: errno_of(lambda: sock.sendto(b"x", (MAPPED, ports.ours))), kept.below.enter)
-            return [errno_of(lambda: sock.send(b"x")), below]
+            return in_child(lambda: errno_of(lambda: sock.sendto(b"x", (MAPPED, ports.ours))), enter)
 
-    assert in_child(hand_down, kept.tree.leaf.enter)[1] == errno.EPERM
+    assert in_child(lambda: hand_down(lambda: None), kept.tree.leaf.enter) == 0
+    assert in_child(lambda: hand_down(kept.below.enter), kept.tree.leaf.enter) == errno.EPERM
+    assert kept.refusals() == [(ports.ours, KEEPER)]
 
 
 def test_a_conversation_of_the_agent_is_not_for_who_is_kept(tree: Tree, ports: Ports) -> None:
@@ -233,6 +239,7 @@ def test_a_conversation_of_the_agent_is_not_for_who_is_kept(tree: Tree, ports: P
             return [again, in_child(lambda: errno_of(lambda: sock.sendto(b"x", (V4, ports.both))), kept.below.enter)]
 
     assert tree.run(hand_down) == [0, errno.EPERM]
+    assert kept.refusals() == [(ports.both, KEEPER)]
 
 
 def test_listeners_of_its_own_and_of_the_agent(kept: Kept, ports: Ports) -> None:
@@ -260,7 +267,9 @@ def test_listeners_of_its_own_and_of_the_agent(kept: Kept, ports: Ports) -> None
     assert meet(agent, agent) == 0
     assert meet(below, below) == 0
     assert meet(below, agent) == 0
+    before = kept.refusals()
     assert meet(agent, below) == errno.EPERM
+    assert [rule for _, rule in kept.refusals()[len(before) :]] == [KEEPER]
 
 
 def _connect_soon(port: int) -> None:
@@ -321,8 +330,10 @@ def test_rules_that_the_agent_gets_while_it_runs(kept: Kept, ports: Ports) -> No
     every = (ports.both, ports.ours, ports.theirs, ports.denied)
     tried = [kept.errno(lambda port=port: connect(socket.AF_INET, TCP, V4, port)) for port in every]
     assert tried == [0, errno.EPERM, 0, errno.EPERM]
+    assert kept.refusals() == [(ports.ours, KEEPER), (ports.denied, THEIRS_DENIED)]
     kept.tree.network.update_connect([])
     assert kept.errno(lambda: connect(socket.AF_INET, TCP, V4, ports.both)) == errno.EPERM
+    assert kept.refusals()[-1] == (ports.both, 0)
 
 
 NAMED = {"hosts": [("", [(0, 65535, 3, "allow", 0)]), ("ok.test", [(0, 65535, 3, "allow", THEIRS)])]}

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from bpf_tree import Tree, allow, deny, errno_of, in_child
+from bpf_tree import Tree, allow, deny, each, errno_of, in_child
 
 from mcpguard.wire.encode import NetRow
 from mcpguard.wire.records import NetRecord
@@ -145,8 +145,10 @@ def test_a_bind_without_a_rule_is_refused(
 def test_a_wildcard_bind_without_any_rule_is_refused(tree: Tree) -> None:
     port = free_port()
     tree.guard()
-    assert tree.run(lambda: errno_of(lambda: bound_to(TCP4, "0.0.0.0", port))) == errno.EPERM
-    assert tree.run(lambda: errno_of(lambda: bound_to(TCP6, "::", port))) == errno.EPERM
+    for kind, anywhere in ((TCP4, "0.0.0.0"), (TCP6, "::")):
+        act = lambda kind=kind, anywhere=anywhere: bound_to(kind, anywhere, port)  # noqa: E731
+        assert dict(each(tree, act)) == {"outside": 0, "inside": errno.EPERM}
+    assert [(r.op, r.port, r.rule) for r in tree.net_denials()] == [("bind", port, 0)] * 2
 
 
 def test_a_client_may_bind_any_address_without_a_port(tree: Tree, address: str) -> None:
@@ -168,7 +170,9 @@ def test_a_client_may_bind_any_address_without_a_port(tree: Tree, address: str) 
 def test_an_ephemeral_port_on_an_allowed_address_is_allowed(tree: Tree) -> None:
     tree.guard(listen=(allow("127.0.0.1", 32, 1, ports=(3000, 3999)),))
     assert tree.run(lambda: bound_to(TCP4, "127.0.0.1", 0)) == "127.0.0.1"
-    assert tree.run(lambda: errno_of(lambda: bound_to(TCP4, "127.0.0.1", 4000))) == errno.EPERM
+    port = free_port()  # of those that the kernel gives out, which begin far above
+    assert dict(each(tree, lambda: bound_to(TCP4, "127.0.0.1", port))) == {"outside": 0, "inside": errno.EPERM}
+    assert [(r.op, r.port, r.rule) for r in tree.net_denials()] == [("bind", port, 0)]
 
 
 @pytest.mark.parametrize("bind_first", [False, True])
@@ -226,7 +230,8 @@ def test_a_datagram_server_answers_who_asked_and_nobody_else(tree: Tree, address
         with make_datagram("0.0.0.0") as sock:
             sock.sendto(b"x", (address, 9))
 
-    assert tree.run(lambda: errno_of(unasked)) == errno.EPERM
+    assert dict(each(tree, unasked)) == {"outside": 0, "inside": errno.EPERM}
+    assert [(r.op, r.address, r.port, r.rule) for r in tree.net_denials()] == [("sendmsg", address, 9, 0)]
 
 
 @pytest.mark.parametrize("kind", ["stream", "datagram"])
@@ -261,9 +266,11 @@ def test_a_deny_rule_also_covers_own_listeners(tree: Tree) -> None:
     tree.guard(listen=LOOPBACK, connect=(deny("127.0.0.1", 32, 5, ports=(port, port)),))
     server = Server(tree, echo_stream, lambda: socket.create_server(("127.0.0.1", port)))
     try:
-        assert tree.run(lambda: errno_of(lambda: ask_stream("127.0.0.1", port))) == errno.EPERM
+        act = lambda: ask_stream("127.0.0.1", port)  # noqa: E731
+        assert dict(each(tree, act)) == {"outside": 0, "inside": errno.EPERM}
     finally:
         server.stop()
+    assert [(r.op, r.port, r.rule) for r in tree.net_denials()] == [("connect", port, 5)]
 
 
 def test_an_own_wildcard_listener_opens_no_other_host(tree: Tree, address: str) -> None:
@@ -276,6 +283,7 @@ def test_an_own_wildcard_listener_opens_no_other_host(tree: Tree, address: str) 
         assert tree.run(lambda: ask_stream("127.0.0.1", port)) == "hello"
     finally:
         server.stop()
+    assert [(r.address, r.port, r.rule) for r in tree.net_denials()] == [("198.51.100.1", port, 0)]
 
 
 def test_a_foreign_listener_on_a_port_that_we_used_is_foreign(tree: Tree) -> None:
@@ -285,4 +293,6 @@ def test_a_foreign_listener_on_a_port_that_we_used_is_foreign(tree: Tree) -> Non
     assert tree.run(lambda: ask_stream("127.0.0.1", port)) == "hello"
     server.stop()
     with socket.create_server(("127.0.0.1", port)):
-        assert tree.run(lambda: errno_of(lambda: ask_stream("127.0.0.1", port))) == errno.EPERM
+        act = lambda: socket.create_connection(("127.0.0.1", port)).close()  # noqa: E731
+        assert dict(each(tree, act)) == {"outside": 0, "inside": errno.EPERM}
+    assert [(r.op, r.port, r.rule) for r in tree.net_denials()] == [("connect", port, 0)]

@@ -152,6 +152,7 @@ def test_the_resolver_itself_is_no_way_out_for_other_traffic(tree: Tree, answere
 
     assert in_child(lambda: errno_of(straight)) == 0
     assert tree.run(lambda: errno_of(straight)) == errno.EPERM
+    assert [(r.op, r.port, r.rule) for r in tree.net_denials()] == [("connect", answerer.port, 0)]
 
 
 def test_a_socket_that_goes_elsewhere_after_a_question_shows_where_it_is(
@@ -243,6 +244,8 @@ def test_a_socket_that_was_connected_before_the_resolver_began_is_cut_off(
             return [errno_of(lambda: sock.send(b"late"))]
 
     assert neighbour.run(act) == [errno.EPERM]
+    refused = neighbour.await_denial(lambda one: isinstance(one, NetRecord) and one.port == answerer.port)
+    assert isinstance(refused, NetRecord) and refused.verdict is Verdict.DENY
     assert all(data != b"late" for data, _ in answerer.came)
 
 
@@ -273,6 +276,7 @@ def test_a_port_is_free_when_the_next_session_begins_and_the_leaf_is_gone(
     assert ports.get(key, 8) is not None
     assert soon_gone.remove()
     assert neighbour.run(lambda: errno_of(lambda: _speak(*DOORS["udp4"], answerer.port, connected=True))) == errno.EPERM
+    assert [r.detail for r in neighbour.net_denials()] == ["it answers names of another session"]
     Engine.open().close()
     assert ports.get(key, 8) is None
     assert neighbour.run(lambda: errno_of(lambda: _speak(*DOORS["udp4"], answerer.port, connected=True))) == 0
@@ -304,6 +308,7 @@ def test_sessions_of_another_build_or_tier_have_no_use_of_it_either(
         newer.guard(connect=LOOPBACK)
         assert newer.engine.map("mg_sessions").get(tree.leaf.id.to_bytes(8, sys.byteorder), 24) is None
         assert newer.run(lambda: errno_of(lambda: _speak(*DOORS["udp4"], answerer.port, connected=True))) == errno.EPERM
+        assert [r.detail for r in newer.net_denials()] == ["it answers names of another session"]
         newer.session.set_state(newer.flags, resolver=1)
         assert tree.engine.map("mg_resolvers").get((1).to_bytes(4, sys.byteorder), 8) is not None
     finally:
@@ -375,6 +380,7 @@ def test_a_learned_address_is_open_for_its_protocols_only(tree: Tree, served: in
     learn(tree, served, protocols=1)
     assert tree.run(lambda: errno_of(lambda: reach(served, TCP))) == 0
     assert tree.run(lambda: errno_of(lambda: reach(served, UDP))) == errno.EPERM
+    assert [(r.protocol, r.port, r.rule) for r in tree.net_denials()] == [("udp", served, 0)]
 
 
 def test_a_rule_that_denies_the_address_wins(tree: Tree, served: int) -> None:
@@ -419,6 +425,8 @@ def test_what_began_in_time_goes_on(tree: Tree, served: int, kind: int, connecte
             return [errno_of(say), errno_of(lambda: reach(served, kind))]
 
     assert tree.run(act) == [0, errno.EPERM]
+    refused = tree.await_denial(lambda one: isinstance(one, NetRecord) and one.port == served)
+    assert isinstance(refused, NetRecord) and refused.detail == "looked up too long ago"
 
 
 def test_a_datagram_socket_that_chooses_the_way_to_a_learned_address_may(tree: Tree, served: int) -> None:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 import pytest
-from bpf_tree import Tree, allow, deny, errno_of, in_child
+from bpf_tree import Tree, allow, deny, each, errno_of, in_child
 
 from mcpguard.model.access import Verdict
 from mcpguard.wire.records import NetRecord
@@ -146,6 +146,7 @@ def test_a_deny_inside_an_allow_names_its_rule(way: str, tree: Tree, tcp: int, u
     # As the policy's table does it: the exact prefix repeats what the wide one says, the deny first.
     both = (narrow[0], narrow[1], [*narrow[2], *wide[1][2]])
     tree.guard(connect=(wide[1], both))
+    assert in_child(lambda: errno_of(lambda: act(port))) == 0, "the control must work"
     assert tree.run(lambda: errno_of(lambda: act(port))) == errno.EPERM
     assert [r.rule for r in tree.net_denials()] == [8]
 
@@ -155,6 +156,8 @@ def test_ports_and_protocols_of_a_rule_are_kept(tree: Tree, tcp: int, udp: int) 
     assert tree.run(lambda: errno_of(lambda: connect(socket.AF_INET, socket.SOCK_STREAM, V4, tcp))) == 0
     assert tree.run(lambda: errno_of(lambda: connect(socket.AF_INET, socket.SOCK_STREAM, V4, tcp - 1))) == errno.EPERM
     assert tree.run(lambda: errno_of(lambda: send_to(socket.AF_INET, V4, tcp))) == errno.EPERM
+    refused = [(r.op, r.port, r.rule) for r in tree.net_denials()]
+    assert refused == [("connect", tcp - 1, 0), ("sendmsg", tcp, 0)]
 
 
 @contextlib.contextmanager
@@ -269,6 +272,7 @@ def test_destinations_can_be_replaced_while_the_tree_runs(tree: Tree, tcp: int) 
     assert tree.run(lambda: errno_of(act)) == 0
     tree.network.update_connect([allow("10.0.0.0", 8, 6)])
     assert tree.run(lambda: errno_of(act)) == errno.EPERM
+    assert [(r.address, r.port, r.rule) for r in tree.net_denials()] == [(V4, tcp, 0)] * 2
 
 
 def test_an_established_connection_survives_a_change_of_names(tree: Tree, tcp: int) -> None:
@@ -335,7 +339,9 @@ def test_enforcement_stays_when_we_are_gone(tree: Tree, tcp: int) -> None:
     assert tree.network is not None
     assert tree.network.detach_verify() == []
     tree.let_go()
-    assert tree.run(lambda: errno_of(lambda: connect(socket.AF_INET, socket.SOCK_STREAM, V4, tcp))) == errno.EPERM
+    act = lambda: connect(socket.AF_INET, socket.SOCK_STREAM, V4, tcp)  # noqa: E731
+    assert dict(each(tree, act)) == {"outside": 0, "inside": errno.EPERM}
+    assert [(r.op, r.port, r.rule) for r in tree.net_denials()] == [("connect", tcp, 0)]
 
 
 def test_no_request_slips_through_a_storm(tree: Tree, tcp: int) -> None:

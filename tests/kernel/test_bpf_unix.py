@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from bpf_tree import Tree, errno_of, in_child
+from bpf_tree import Tree, each, errno_of, in_child
 
 from mcpguard.model.access import Effect, Verdict
 from mcpguard.wire.records import UnixRecord
@@ -79,7 +79,9 @@ def test_a_subtree_is_allowed_at_component_boundaries(tree: Tree, tmp_path: Path
     guard(tree, (f"{inside}/**", Effect.ALLOW, 3))
     with serve(str(inside / "s")), serve(str(beside / "s")):
         assert tree.run(lambda: errno_of(lambda: connect(str(inside / "s")))) == 0
-        assert tree.run(lambda: errno_of(lambda: connect(str(beside / "s")))) == errno.EPERM
+        act = lambda: connect(str(beside / "s"))  # noqa: E731
+        assert dict(each(tree, act)) == {"outside": 0, "inside": errno.EPERM}
+    assert [(r.path, r.rule) for r in tree.unix_denials()] == [(str(beside / "s"), 0)]
     assert [r.rule for r in tree.activity() if isinstance(r, UnixRecord)] == [3]
 
 
@@ -87,23 +89,25 @@ def test_a_deny_inside_an_allow_wins_whatever_the_order(tree: Tree, tmp_path: Pa
     name = str(tmp_path / "s")
     guard(tree, (str(tmp_path), Effect.ALLOW, 3), (name, Effect.DENY, 4))
     with serve(name):
-        assert tree.run(lambda: errno_of(lambda: connect(name))) == errno.EPERM
+        assert dict(each(tree, lambda: connect(name))) == {"outside": 0, "inside": errno.EPERM}
     assert [r.rule for r in tree.unix_denials()] == [4]
 
 
 def test_a_beginning_is_allowed_by_a_star(tree: Tree) -> None:
-    name = abstract()
+    name, other = abstract(), abstract()
     guard(tree, (f"@{name[1:-2]}*", Effect.ALLOW, 3))
-    with serve(name):
+    with serve(name), serve(other):
         assert tree.run(lambda: errno_of(lambda: connect(name))) == 0
-    assert tree.run(lambda: errno_of(lambda: connect(abstract()))) == errno.EPERM
+        assert dict(each(tree, lambda: connect(other))) == {"outside": 0, "inside": errno.EPERM}
+    assert [(r.path, r.rule) for r in tree.unix_denials()] == [(other.replace("\0", "@"), 0)]
 
 
 def test_an_exact_abstract_name_is_not_a_beginning(tree: Tree) -> None:
     name = abstract()
     guard(tree, (f"@{name[1:-1]}", Effect.ALLOW, 3))
     with serve(name):
-        assert tree.run(lambda: errno_of(lambda: connect(name))) == errno.EPERM
+        assert dict(each(tree, lambda: connect(name))) == {"outside": 0, "inside": errno.EPERM}
+    assert [(r.path, r.rule) for r in tree.unix_denials()] == [(name.replace("\0", "@"), 0)]
 
 
 @pytest.mark.parametrize("twist", ["{0}/../{1}/s", "{0}/./s", "{0}//s", "/proc/self/root{0}/s", "s", "../{1}/s"])
@@ -130,7 +134,10 @@ def test_relative_paths_can_be_let_through(tree: Tree, tmp_path: Path) -> None:
             return errno_of(lambda: connect(name))
 
         assert tree.run(lambda: act("s")) == 0
-        assert tree.run(lambda: act(f"../{tmp_path.name}/s")) == errno.EPERM
+        other = f"../{tmp_path.name}/s"
+        assert in_child(lambda: act(other)) == 0
+        assert tree.run(lambda: act(other)) == errno.EPERM
+    assert [r.path for r in tree.unix_denials()] == [other]
 
 
 @pytest.mark.parametrize("kind", [STREAM, DATAGRAM])
@@ -146,7 +153,9 @@ def test_the_tree_reaches_its_own_abstract_sockets_while_they_live(kind: int, tr
     assert tree.run(act) == [0, errno.EPERM]
     assert [r.detail for r in tree.activity() if isinstance(r, UnixRecord)] == ["own"]
     with serve(name, kind):
-        assert tree.run(lambda: errno_of(lambda: connect(name, kind))) == errno.EPERM, "the name is foreign now"
+        found = dict(each(tree, lambda: connect(name, kind)))
+    assert found == {"outside": 0, "inside": errno.EPERM}, "the name is foreign now"
+    assert [(r.path, r.rule) for r in tree.unix_denials()] == [(name.replace("\0", "@"), 0)] * 2
 
 
 def test_own_names_of_one_type_say_nothing_about_another(tree: Tree) -> None:
@@ -158,7 +167,9 @@ def test_own_names_of_one_type_say_nothing_about_another(tree: Tree) -> None:
             with serve(name, STREAM):
                 return errno_of(lambda: connect(name, DATAGRAM))
 
+        assert in_child(act) == 0
         assert tree.run(act) == errno.EPERM
+    assert [(r.path, r.rule) for r in tree.unix_denials()] == [(name.replace("\0", "@"), 0)]
 
 
 def test_socket_pairs_need_no_rule(tree: Tree) -> None:

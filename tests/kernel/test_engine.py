@@ -25,6 +25,7 @@ from mcpguard.errors import HostError, KernelError
 from mcpguard.kernel import bpf, cgroup, pins
 from mcpguard.kernel.beside import Beside
 from mcpguard.kernel.cgroup import Leaf
+from mcpguard.model.access import Verdict
 from mcpguard.session import recording
 from mcpguard.wire import _abi
 from mcpguard.wire.records import OpenRecord, PathCallRecord
@@ -94,6 +95,7 @@ def test_new_rules_of_one_session_change_nothing_for_the_other(tree: Tree, other
     other.network.update_connect([allow(V4, 32, 5)])
     assert tree.run(lambda: connect(tcp)) == errno.EPERM
     assert other.run(lambda: connect(tcp)) == 0
+    assert [[said.rule for said in one.net_denials()] for one in (tree, other)] == [[0], []]
 
 
 def test_audit_of_one_session_is_no_audit_of_the_other(tree: Tree, other: Tree, tcp: int) -> None:
@@ -101,6 +103,8 @@ def test_audit_of_one_session_is_no_audit_of_the_other(tree: Tree, other: Tree, 
     other.guard()
     assert tree.run(lambda: connect(tcp)) == 0
     assert other.run(lambda: connect(tcp)) == errno.EPERM
+    told = [[said.verdict for said in one.net_denials()] for one in (tree, other)]
+    assert told == [[Verdict.AUDIT], [Verdict.DENY]]
 
 
 def test_what_one_session_opens_is_on_its_record_alone(tree: Tree, other: Tree, tmp_path: Path) -> None:
@@ -135,7 +139,9 @@ def test_the_listener_of_one_session_is_not_the_others_own(tree: Tree, other: Tr
             os._exit(1)
     try:
         port = json.loads(os.read(reader, 64))
+        assert connect(port) == 0, "outside"
         assert other.run(lambda: connect(port)) == errno.EPERM
+        assert [(one.port, one.rule) for one in other.net_denials()] == [(port, 0)]
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -411,7 +417,9 @@ def test_a_session_that_somebody_lives_in_cannot_be_removed(tree: Tree, tcp: int
     tree.guard()
     assert not tree.session.remove()
     assert tree.leaf.id in known(tree.engine)
+    assert connect(tcp) == 0, "outside"
     assert tree.run(lambda: connect(tcp)) == errno.EPERM
+    assert [(one.port, one.rule) for one in tree.net_denials()] == [(tcp, 0)]
 
 
 def test_a_socket_outlives_its_session_only_to_finish(tree: Tree, tcp: int) -> None:
@@ -614,6 +622,11 @@ def test_the_pins_cannot_be_read_or_removed_from_inside(tree: Tree) -> None:
         (tried,) = finished.json_lines()
         assert all(tried.values()), tried
         assert set(tried.values()) <= {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
+        told = box.denials()
+        assert [event["rule"]["text"] for event in told if event["op"] == "bpf"] == ["system: no BPF"], told
+        places = [event for event in told if event.get("path", "").startswith(pins.ROOT)]
+        assert {"open", "mkdir", "unlink", "rename"} <= {event["op"] for event in places}, told
+        assert {event["rule"]["text"] for event in places} == {"deny /sys/fs/bpf"}
     assert os.path.exists(f"{folder}/maps/mg_sessions")
     assert os.listdir(pins.ROOT), "the control: outside, root reads it"
     os.mkdir(f"{pins.ROOT}/new-control-0")

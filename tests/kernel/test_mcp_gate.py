@@ -329,6 +329,9 @@ print([
     finished = box.inside.run(["/bin/sh", "-c", f"{talk} && {SYSTEM_PYTHON} acts.py"], options=box.options)
     results = json.loads(finished.out.splitlines()[-1])
     assert results and all(number in (1, 13, 18, 30) for number in results), finished
+    box.inside.assert_told("/config/mcp-servers.json", "readonly")
+    box.inside.assert_told("/other", "readonly")
+    assert {"rename", "signal"} <= {event["op"] for event in box.inside.denials()}
 
 
 @pytest.mark.parametrize("flow", [False, True])
@@ -423,6 +426,15 @@ def test_a_confined_server_reaches_less_than_its_agent(box: Box) -> None:
         answers = [text_of(one) for one in finished.json_lines()[:-1]]
         refused = ["refused" in one for one in answers]
         assert refused == [True, True, False, False, True, True, False] and answers[3] != "0", (answers, finished)
+        told = [(event["op"], event.get("path"), event["rule"]["text"]) for event in box.inside.denials()]
+        project, word = world.project, "mcp confine s kept"
+        for act in (
+            ("open", str(project / "app.py"), word),
+            ("open", str(project / "new"), word),
+            ("connect", None, word),
+        ):
+            assert act in told, told
+        assert ("socket", None, "system: no raw sockets, no other families") in told or ("socket", None, word) in told
         box.inside.write_profile("kept", FREE.format(server=box.server, port=port))
         box.inside.write_profile("gated", PROFILE + "  confine: {s: kept}\n")
         answers = [text_of(one) for one in box.talk("s", *lines).json_lines()[:-1]]
@@ -435,8 +447,11 @@ def test_confinement_never_opens_what_the_agent_has_not(box: Box) -> None:
     secret.write_text("x")
     box.inside.write_profile("kept", f"name: kept\nfiles:\n  read: [{box.server}, {secret}]\n")
     box.inside.write_profile("gated", PROFILE + "  confine: {s: kept}\n")
+    free = box.talk("s", tool("read", path=str(secret)), guarded=False).json_lines()[0]
+    assert text_of(free) == "x", "the control"
     first, *_rest = box.talk("s", tool("read", path=str(secret))).json_lines()
     assert text_of(first) == "refused: 13", first
+    box.inside.assert_told(str(secret), "no rule allows it")
 
 
 def test_what_cannot_be_enforced_for_one_server_stops_the_run(box: Box) -> None:

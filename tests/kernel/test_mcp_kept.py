@@ -357,6 +357,8 @@ await_file("daemon")
         meanwhile.join(RUN_SECONDS)
     before = [["", "EPERM", "EPERM"], ["", "EPERM", "EPERM"]]
     assert found == {"alone": before, "killed": before, "more": [["", "", ""], ["", "EPERM", ""]]}, finished
+    told = {(event["port"], event["rule"]["text"]) for event in box.inside.denials() if event["kind"] == "net"}
+    assert {(ports["ours"], "no rule allows it"), (ports["theirs"], "no rule allows it")} <= told
 
 
 def _told(path: Path) -> Json:
@@ -417,6 +419,8 @@ for name, line in json.loads(sys.argv[1]):
     (moved, why), (same, _none) = third
     assert moved == "" and "mcp.kept-already" in why, third
     assert json.loads(text_of(json.loads(same))) == ["", "EPERM"], third
+    told = [(event["port"], event["rule"]["text"]) for event in box.inside.denials() if event["kind"] == "net"]
+    assert {(ports["two"], "mcp confine s one"), (ports["one"], "mcp confine other two")} <= set(told)
 
 
 def test_a_server_that_two_networks_keep_does_not_start(box: Box) -> None:

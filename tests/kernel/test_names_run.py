@@ -487,6 +487,7 @@ def test_the_hosts_file_counts_where_a_rule_allows_the_name(box: Sandbox) -> Non
     code = f"print(look_up('intern.test')); print(reach({INTERN!r})); print(reach({INTERN!r}, 22))"
     address, reached, other = attempt(box, code)
     assert (address, reached, other.partition(":")[0]) == (INTERN, "HTTP/1.0 200", "PermissionError")
+    assert denied(box, kind="net", address=INTERN, port=22)
 
 
 def test_in_audit_names_are_asked_for_and_what_no_rule_allows_is_told(box: Sandbox) -> None:
@@ -559,6 +560,8 @@ def test_a_rule_without_a_port_opens_no_names_over_tls_and_one_that_names_the_po
         address, page, tls, beside = attempt(box, code)
         assert (address, page) == (OK, "HTTP/1.0 200")
         assert tls.startswith("PermissionError") and beside.startswith("ConnectionRefused")
+        (refused,) = denied(box, kind="net", address=OK)
+        assert refused["port"] == 853 and DOOR in refused["detail"]
         box.write_profile("names", profile.replace('    - "ok.test"\n', '    - "ok.test"\n    - "ok.test:853"\n'))
         assert attempt(box, code)[2].startswith("ConnectionRefused")
     finally:
@@ -599,6 +602,7 @@ print(look_up("a.wild.test"), reach({OK!r}))
     assert closed.startswith("PermissionError")
     assert EVIL not in evil
     assert again == f"{OK} HTTP/1.0 200"
+    assert denied(box, kind="net", address=EVIL, port=PORT) and denied(box, kind="dns", host="evil.test")
 
 
 def test_there_is_a_resolver_from_the_first_question_to_the_end_of_the_session(box: Sandbox) -> None:
@@ -679,6 +683,7 @@ def test_a_name_that_is_allowed_while_the_session_runs_resolves_and_is_reached(b
         assert held.ask("connect", "evil.test", PORT) == ""
         assert held.ask("connect", EVIL, 22) == "EPERM"
         held.end()
+    assert [one["port"] for one in held.events("--kind", "net", "--verdict", "deny")] == [22]
     assert outcome.now == (f"network allow evil.test:{PORT}",)
     told = [(event["verdict"], event["rule"]["text"]) for event in held.events("--kind", "dns")]
     assert told[0] == ("deny", "no rule allows it")

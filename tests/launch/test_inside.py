@@ -98,6 +98,8 @@ def test_what_root_remembers_of_this_host_is_out_of_reach_though_a_rule_opens_it
         assert not {"moved", *words[1:-1]} & set(told)
         assert "tiers.json" not in told
         assert not forged.exists() and remembered(memory) == before
+        log = account.do([*account.mcpguard, "log", "--verdict", "deny", "--format", "json"], cwd=workspace).stdout
+        assert {event.get("path") for event in lines(log)} >= set(words[1:-1])
     finally:
         control.unlink(missing_ok=True)
 

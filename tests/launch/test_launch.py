@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -36,6 +37,7 @@ def test_the_environment_is_kept_and_sudo_leaves_no_trace(account: Account, work
 
 def test_a_secret_variable_is_removed(account: Account, workspace: Path) -> None:
     env = account.env(AWS_SECRET_ACCESS_KEY="planted")
+    assert "planted" in text(account.do(["/usr/bin/env"], cwd=workspace, env=env))
     assert "planted" not in text(account.guarded("env", cwd=workspace, env=env))
 
 
@@ -120,7 +122,9 @@ def test_the_child_has_no_privilege_and_can_gain_none(account: Account, workspac
 def test_sudo_inside_gives_nothing(account: Account, workspace: Path) -> None:
     control = account.do(["sudo", "-n", "id", "-u"], cwd=workspace)
     assert control.stdout == b"0\n"
-    assert account.guarded("sudo", "-n", "id", "-u", cwd=workspace).returncode != 0
+    done = account.guarded("sh", "-c", "echo began; sudo -n id -u", cwd=workspace)
+    # It says no by itself: it can see that it has got nothing by being set-user-id.
+    assert done.returncode == 1 and done.stdout == b"began\n" and b"sudo: " in done.stderr, done
 
 
 def test_sigterm_reaches_the_child_and_its_answer_comes_back(account: Account, workspace: Path) -> None:
@@ -180,5 +184,9 @@ def test_what_an_earlier_session_closed_to_its_owner_is_not_opened_by_a_later_on
     done = account.guarded(*act, cwd=workspace)
     assert done.returncode != 0
     assert b"planted" not in done.stdout
+    told = account.do([*account.mcpguard, "log", "--verdict", "deny", "--format", "json"], cwd=workspace)
+    denied = [json.loads(line) for line in text(told).splitlines()]
+    (hook,) = [event for event in denied if event.get("path") == f"{workspace}/.git/hooks/post-checkout"]
+    assert hook["rule"]["text"] == "readonly {workspace}/**/.git/hooks"
     text(account.do(["chmod", "700", ".git"], cwd=workspace))
     assert list((workspace / ".git/hooks").iterdir()) == []
