@@ -17,6 +17,7 @@ import pytest
 from harness import RUN_SECONDS, Json, Sandbox, mcpguard_command, need_root, sandbox
 
 from mcpguard.broker.__main__ import NAME
+from mcpguard.kernel import cgroup
 
 pytestmark = pytest.mark.kernel
 
@@ -130,6 +131,23 @@ def test_an_undisturbed_run_is_complete(box: Sandbox) -> None:
     assert key_was_refused(box)
     assert losses(box) == []
     assert (session_of(box)["state"], session_of(box)["complete"]) == ("ended", True)
+
+
+def test_a_run_ends_whose_broker_has_ended_while_the_tree_stood_still(box: Sandbox) -> None:
+    """Nobody said that it does, and nobody would have it go on."""
+    with running(box) as process:
+        broker = broker_of(process)
+        (agent,) = broker.children()
+        place = Path(f"/proc/{agent.pid}/cgroup").read_text().rpartition("0::")[2].strip()
+        leaf = Path(f"{cgroup.unified_mount()}{place}")
+        (leaf / "cgroup.freeze").write_text("1")
+        wait_until(lambda: "frozen 1" in (leaf / "cgroup.events").read_text(), "the standstill")
+        broker.kill()
+        try:
+            assert process.wait(RUN_SECONDS) == 125
+            await_words(process, "the broker ended while the agent was running")
+        finally:
+            (leaf / "cgroup.kill").write_text("1")
 
 
 # Opens a readonly file for writing, by the name of a descriptor under another number.

@@ -5,12 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = r"""
 import os, signal, subprocess, sys
 from mcpguard.session.signals import SignalWatch
 
 for one in ("SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP"):  # nohup's are ignored, and a shell cannot change that
     signal.signal(getattr(signal, one), signal.SIG_DFL)
+def waits(number):
+    told = dict(line.split(":", 1) for line in open(f"/proc/{agent.pid}/status"))
+    return int(told["ShdPnd"], 16) >> number - 1 & 1
+
 watch = SignalWatch()
 watch.start(0)
 heeds = "trap 'echo heard' TERM INT HUP QUIT; echo ready; while :; do sleep 0.05; done"
@@ -21,15 +27,34 @@ watch.agent_started(agent.pid)
 number = getattr(signal, sys.argv[1])
 os.kill(os.getpid(), number)
 print(agent.stdout.readline().strip(), flush=True)
+if sys.argv[2] == "before":
+    os.kill(agent.pid, signal.SIGSTOP)  # as frozen, it hears of nothing
+    os.kill(os.getpid(), number)
+    while not waits(number):
+        pass
 watch.stands_still(True)
-os.kill(os.getpid(), number)
+if sys.argv[2] == "after":
+    os.kill(os.getpid(), number)
+if sys.argv[2] == "not":
+    print("lives" if agent.poll() is None else "gone", flush=True)
+    agent.kill()
 print(signal.Signals(-agent.wait(60)).name)
 """
 
 
-def test_what_asks_an_agent_to_end_is_passed_on_and_kills_it_where_it_could_not_hear() -> None:
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"):
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, check=False, timeout=120
-        )
-        assert done.stdout.split() == ["heard", "SIGKILL"], (name, done)
+def said(name: str, when: str) -> list[str]:
+    words = [sys.executable, "-c", PROGRAM, name, when]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("when", ["after", "before"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"])
+def test_what_asks_an_agent_to_end_is_passed_on_and_kills_it_where_it_could_not_hear(name: str, when: str) -> None:
+    """After it was told that it stands still, and before."""
+    assert said(name, when) == ["heard", "SIGKILL"]
+
+
+def test_who_heard_of_it_in_time_goes_on_later() -> None:
+    assert said("SIGTERM", "not") == ["heard", "lives", "SIGKILL"]

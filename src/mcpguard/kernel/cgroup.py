@@ -230,6 +230,13 @@ def is_populated(fd: int) -> bool:
         return error.errno not in (errno.ENOENT, errno.ENODEV)
 
 
+def is_to_stand_still(path: str) -> bool:
+    """Whether the processes of a cgroup stand still, or are about to."""
+    with contextlib.suppress(OSError), open(f"{path}/cgroup.freeze", "rb", buffering=0) as freeze:
+        return freeze.read(1) == b"1"
+    return False
+
+
 def _events(fd: int) -> bytes:
     events = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
     try:

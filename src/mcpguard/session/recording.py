@@ -345,8 +345,9 @@ class Recording:
             recorder.lost("questions for names that were not answered: too many at once", self._lookups.missing())
 
     def wait_for_end(self) -> None:
-        """Wait until the agent's first process has ended, by its descriptor. One that stands still is ended."""
-        if self._still:
+        """Wait until the agent's first process has ended, by its descriptor. One that stands still is ended: the broker, which
+        would have it go on, has ended, perhaps before it could say why it does."""
+        if cgroup.is_to_stand_still(self._leaf):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pid_fd, signal.SIGKILL)
         select.select([self._pid_fd], (), ())

@@ -34,6 +34,7 @@ class SignalWatch:
         self._agent = 0
         self._broker = 0
         self._still = False
+        self._passing = threading.Lock()
         self._early: list[int] = []
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
 
@@ -51,20 +52,26 @@ class SignalWatch:
         self._agent = 0
 
     def stands_still(self, still: bool) -> None:
-        """The agent is frozen, or no longer: until then Ctrl-C and every signal that asks it to end kill it."""
-        self._still = still
+        """The agent is frozen, or no longer: until then Ctrl-C and every signal that asks it to end kill it, also one that came
+        before this was told."""
+        with self._passing:
+            self._still = still
+            if still and self._agent and _would_hear_later(self._agent):
+                self._pass_on(signal.SIGKILL)
 
     def _watch(self) -> None:
         while True:
             info = signal.sigwaitinfo(_WATCHED)
             if info.si_signo == signal.SIGCHLD:
                 self._stop_with_broker()
-            elif self._still and info.si_signo in _ENDING:
-                self._pass_on(signal.SIGKILL)
-            elif info.si_code <= 0 or info.si_signo == signal.SIGHUP:
-                # Sent by a process. Positive codes come from the kernel: the terminal told the whole group, but of its
-                # own end it tells the leader of the session only.
-                self._pass_on(info.si_signo)
+                continue
+            with self._passing:
+                if self._still and info.si_signo in _ENDING:
+                    self._pass_on(signal.SIGKILL)
+                elif info.si_code <= 0 or info.si_signo == signal.SIGHUP:
+                    # Sent by a process. Positive codes come from the kernel: the terminal told the whole group, but of its
+                    # own end it tells the leader of the session only.
+                    self._pass_on(info.si_signo)
 
     def _pass_on(self, number: int) -> None:
         if self._agent:
@@ -85,3 +92,12 @@ class SignalWatch:
             # Awake again. A shell wakes the whole group; whoever woke only us means the agent too.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self._broker, signal.SIGCONT)
+
+
+def _would_hear_later(pid: int) -> bool:
+    """Whether a signal that asks a process to end waits for it to go on."""
+    with contextlib.suppress(OSError, KeyError, ValueError), open(f"/proc/{pid}/status", encoding="utf-8") as file:
+        told = dict(line.split(":", 1) for line in file)
+        waits = int(told["ShdPnd"], 16) & ~int(told["SigBlk"], 16)
+        return any(waits >> number - 1 & 1 for number in _ENDING)
+    return False
