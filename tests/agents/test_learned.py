@@ -34,6 +34,7 @@ class Loop:
 
     agent: Agent
     before: Finished
+    refused: list[Json]
     audited: list[Json]
     told: Finished
     after: list[Json]
@@ -67,16 +68,19 @@ def loop() -> Iterator[Loop]:
         driven.sandbox.write_profile("narrow", NARROW)
         # Without its server it would try for minutes.
         before = work(driven, "narrow", limit="8")
+        refused = driven.sandbox.denials()
         audited = results_of(work(driven, "narrow", "--audit"))
         told = driven.sandbox.mcpguard("profile", "learn", "--install", "--yes", "--name", "learned")
         assert told.code == 0, told.err
         driven.world.git("reset", "-q", "--hard", "HEAD~1")
         after = results_of(work(driven, "learned"))
-        yield Loop(driven, before, audited, told, after, driven.sandbox.events())
+        yield Loop(driven, before, refused, audited, told, after, driven.sandbox.events())
 
 
 def test_the_agent_cannot_work_before_anything_was_learned(loop: Loop) -> None:
     assert loop.before.code != 0 and not loop.before.out, loop.before
+    port = loop.agent.model_port
+    assert [event["rule"]["text"] for event in loop.refused if event.get("port") == port][:1] == ["no rule allows it"]
 
 
 def test_it_does_all_its_work_with_what_was_learned(loop: Loop) -> None:

@@ -138,6 +138,8 @@ def _send_only(family: int, kind: int, host: str) -> None:
 def test_without_a_resolver_a_question_is_judged_as_anything_else(tree: Tree, way: str) -> None:
     act, family, kind, host = WAYS[way]
     tree.guard()
+    # Outside it goes where it says, and nobody answers.
+    assert in_child(lambda: errno_of(lambda: _send_only(family, kind, host))) != errno.EPERM
     assert tree.run(lambda: errno_of(lambda: act(family, kind, host, b"x"))) == errno.EPERM
     tree.await_denial(lambda record: isinstance(record, NetRecord) and record.port == 53)
 

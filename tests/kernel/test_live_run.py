@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from harness import Sandbox, need_root, sandbox
@@ -56,6 +57,11 @@ def listener(address: object, family: int = socket.AF_INET) -> Iterator[socket.s
 def port() -> Iterator[int]:
     with listener(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
+
+
+def errno_outside(place: Path) -> int:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(place))
 
 
 def connects(events: list[dict]) -> list[dict]:
@@ -182,6 +188,7 @@ def test_what_the_kernel_has_no_room_for_changes_nothing_and_is_told(box: Sandbo
 def test_a_socket_that_was_hidden_at_launch_stays_so(box: Sandbox) -> None:
     old, new = box.world.home / "old", box.world.home / "new"
     with listener(str(old), socket.AF_UNIX), puppet(box, options=("--tier", "3")) as held:
+        assert errno_outside(old) == 0
         outcome = held.approve(("sockets", "allow", str(old)), ("sockets", "allow", str(new)))
         with listener(str(new), socket.AF_UNIX):
             assert held.ask("unix", new) == ""
@@ -189,4 +196,5 @@ def test_a_socket_that_was_hidden_at_launch_stays_so(box: Sandbox) -> None:
         held.end()
     assert outcome.now == (f"sockets allow {new}",)
     assert outcome.later == (f"sockets allow {old}",)
+    assert [one["path"] for one in held.events("--kind", "unix", "--verdict", "deny")] == [str(old)]
     assert "hidden" in outcome.why

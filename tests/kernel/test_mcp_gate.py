@@ -181,8 +181,8 @@ def test_what_a_server_says_of_its_own_name_and_tools_opens_nothing(box: Box) ->
     told, listed, refused, echoed, _end = box.talk("s", *lines).json_lines()
     assert told == free[0] and listed["result"]["tools"] == [] and text_of(echoed) == '{"a": 1}'
     assert "blocked by policy" in refused["error"]["message"]
-    asked = [event["mcp"]["server"] for event in box.mcp_events() if event["op"] == "request"]
-    assert asked == ["s"] * len(lines)
+    asked = [(event["mcp"]["server"], event["verdict"]) for event in box.mcp_events() if event["op"] == "request"]
+    assert asked == [("s", verdict) for verdict in ("allow", "allow", "deny", "allow")]
 
 
 def test_a_server_that_a_server_starts_has_no_more_than_that_one(box: Box) -> None:
