@@ -144,6 +144,12 @@ def test_what_is_denied_is_refused_and_on_record(world: World) -> None:
     assert [event["verdict"] for event in world.asked()] == ["allow"], "once, though the kernel saw it, too"
 
 
+def refusals(world: World) -> list[tuple[str, str]]:
+    """Servers that were asked for in the latest session and may not be used."""
+    events = world.inside.events(None, "--kind", "mcp")
+    return [(one["mcp"]["server"], one["verdict"]) for one in events if one["op"] == "refuse"]
+
+
 @pytest.mark.parametrize("other", [None, "http://127.0.0.1:9/mcp"])
 def test_a_server_that_is_not_what_was_approved_is_refused(world: World, other: str | None) -> None:
     if other is not None:
@@ -151,6 +157,7 @@ def test_a_server_that_is_not_what_was_approved_is_refused(world: World, other: 
     finished = world.run("echo", "x")
     assert "approved" in finished.json_lines()[0]["error"]["message"], finished
     assert world.heard == []
+    assert refusals(world) == [("far", "deny")]
     world.approve()
     assert world.run("echo", "x").json_lines()[0]["result"], "the control"
 
@@ -162,6 +169,7 @@ def test_an_approved_server_that_the_profile_does_not_name_is_refused(world: Wor
     finished = world.run("echo", "x")
     assert "does not start in this profile" in finished.json_lines()[0]["error"]["message"], finished
     assert world.heard == []
+    assert refusals(world) == [("far", "deny")]
     world.inside.write_profile("gated", PROFILE.replace("  gate: true\n", named.format("f*")))
     assert world.run("echo", "x").json_lines()[0]["result"], "the control"
 

@@ -373,6 +373,7 @@ def test_a_server_that_was_not_approved_is_refused_in_the_clients_words(tmp_path
         status, text, _ = ask(way, CALL)
         assert (status, json.loads(text)["error"]["message"]) == (200, "the MCP server far is not approved")
         assert ask(way, None, method="GET")[0] == 403
+        assert [one.detail for one in way.wait_for("refuse", 2)] == ["the MCP server far is not approved"] * 2
     assert far.asked == []
 
 

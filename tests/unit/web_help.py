@@ -25,7 +25,8 @@ from mcpguard.gate.remote import Remote
 from mcpguard.gate.web import Web
 from mcpguard.mcp.judge import Judge, Taint
 from mcpguard.mcp.policy import compile_rules
-from mcpguard.model.event import Event, Kind
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event, Kind, McpMessage
 from mcpguard.profile.parse import parse
 
 TOKEN = "t0ken"
@@ -57,7 +58,9 @@ class Way:
         self._ledger: Ledger | None = None
         socket_ = listener()
         self.url = f"http://127.0.0.1:{socket_.getsockname()[1]}/far"
-        self._web = Web(socket_, TOKEN, {"far": Remote(upstream, old=old, **remote)}.get, self._open, self._flush)
+        self._web = Web(
+            socket_, TOKEN, {"far": Remote(upstream, old=old, **remote)}.get, self._open, self._flush, self._turn_away
+        )
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._begun.append(self)
@@ -81,6 +84,11 @@ class Way:
     def _flush(self) -> None:
         if self._ledger is not None:
             self._ledger.flush()
+
+    def _turn_away(self, name: str, why: str) -> None:
+        assert self._ledger is not None
+        message = McpMessage(name, "http", "client")
+        self._ledger.note(Event(time.time_ns(), "s", Kind.MCP, "refuse", Verdict.DENY, detail=why, mcp=message))
 
     def wait_for(self, op: str, count: int = 1) -> list[Event]:
         """So many events, once they are on record."""

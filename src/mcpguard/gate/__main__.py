@@ -132,6 +132,7 @@ def _serve_remotes(facts: dict[str, Any], servers: Servers, webs: list[Web], han
         servers.remote,
         lambda key, transport: servers.open_remote(key, transport, ledger),
         ledger.flush,
+        lambda key, why: servers.turn_away(key, why, ledger),
     )
     webs.append(web)
     web.run()

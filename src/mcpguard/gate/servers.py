@@ -12,13 +12,14 @@ import functools
 import json
 import os
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mcpguard.catalogue import approved, identity, starting
 from mcpguard.catalogue.server import STDIO, Server
-from mcpguard.events.mcp import Talk
+from mcpguard.events.mcp import CLIENT, Talk
 from mcpguard.gate import containers, no_network
 from mcpguard.gate.admission import Admission, Grants, Unvetted, forms_of
 from mcpguard.gate.conversation import Conversation
@@ -31,11 +32,14 @@ from mcpguard.gate.remote import Remote
 from mcpguard.gate.words import by_place, may_write_by, words_of
 from mcpguard.mcp import classes, policy
 from mcpguard.mcp.judge import Judge, Taint
-from mcpguard.model.event import Peer
+from mcpguard.model.access import Verdict
+from mcpguard.model.event import Event, Kind, McpMessage, Peer
 from mcpguard.model.mcp import AfterTaint
 
 # Stands for all that an earlier gate may have let the session read.
 STARTED_AGAIN = "what an earlier gate of the session, before the gate was started again, let pass"
+
+_LONGEST_DETAIL = 300
 
 
 class Servers:
@@ -169,6 +173,16 @@ class Servers:
         talk = Talk(self._session, server.name, transport)
         hold, drop = self._held.hold_in_loop, self._held.drop
         return Conversation(judge, talk, ledger, keep_pins=_keeper(judge.pins), hold=hold, drop=drop)
+
+    def turn_away(self, key: str, why: str, ledger: Ledger) -> None:
+        """Put on record that a remote server was asked for that may not be used.
+
+        Args:
+            ledger: of the thread that asks.
+        """
+        message = McpMessage(self._remotes[key].name, "http", CLIENT)
+        detail = " ".join(why.split())[:_LONGEST_DETAIL]
+        ledger.note(Event(time.time_ns(), self._session, Kind.MCP, "refuse", Verdict.DENY, detail=detail, mcp=message))
 
 
 def _keeper(pins: dict[str, str]) -> Callable[[], None] | None:

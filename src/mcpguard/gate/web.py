@@ -84,6 +84,7 @@ class Web:
         find: a server by the name in the address.
         open_: a new conversation with a server of this name, over `http` or `sse`.
         flush: writes what is to be on record soon; called every `SOON_S`, and at the end.
+        turn_away: puts on record that a server was asked for that may not be used, and why not.
     """
 
     def __init__(
@@ -93,12 +94,14 @@ class Web:
         find: Callable[[str], Remote | None],
         open_: Callable[[str, str], Conversation],
         flush: Callable[[], None],
+        turn_away: Callable[[str, str], None],
     ) -> None:
         self._listener = listener
         self._token = token.encode()
         self._find = find
         self._open = open_
         self._flush = flush
+        self._turn_away = turn_away
         self._talks: dict[tuple[str, str], _Talk] = {}
         address, port = listener.getsockname()[:2]
         self._hosts = {f"{address}:{port}", f"localhost:{port}"}
@@ -164,6 +167,7 @@ class Web:
         if remote is None:
             return web.Response(status=404, text="no server of this name was declared when the session began\n")
         if remote.refused:
+            self._turn_away(name, remote.refused)
             return await _refused(request, remote.refused)
         try:
             if request.method == "POST":
