@@ -386,7 +386,7 @@ import json, os, subprocess, sys
 sys.path.insert(0, os.getcwd())
 import client
 
-own, (words, ends) = sys.executable, sys.argv[1:3]
+own, (words, ends) = sys.executable, sys.argv[-2:]  # before these stands what mcpguard tells an agent of this name
 again = [own, "client.py", words, ends]
 subprocess.run(again)
 subprocess.run(["/bin/sh", "-c", '"$@"; :', "sh", *again])

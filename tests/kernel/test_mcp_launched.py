@@ -43,7 +43,7 @@ import json, os, shutil, subprocess, sys
 sys.path.insert(0, os.getcwd())
 import client
 
-own, (command, patience) = sys.executable, sys.argv[1:3]
+own, (command, patience) = sys.executable, sys.argv[-2:]  # before these stands what mcpguard tells an agent of this name
 def words(program, way):
     return [program, "client.py", command, patience, way]
 subprocess.run(["/bin/sh", "-c", '"$@"; :', "sh", *words(own, "by a shell")])
