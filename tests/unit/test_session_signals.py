@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from mcpguard.kernel import proc
-from mcpguard.session import signals
-
 PROGRAM = r"""
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, time
 from mcpguard.session.signals import SignalWatch
 
 for one in ("SIGINT", "SIGQUIT", "SIGTERM", "SIGHUP"):  # nohup's are ignored, and a shell cannot change that
     signal.signal(getattr(signal, one), signal.SIG_DFL)
+def told():
+    return dict(line.split(":", 1) for line in open(f"/proc/{agent.pid}/status"))
+
+def until(fact):
+    deadline = time.monotonic() + 60
+    while not fact():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+broker = subprocess.Popen(["/bin/sleep", "60"])
 watch = SignalWatch()
-watch.start(0)
+watch.start(broker.pid)
 heeds = "trap 'echo heard' TERM INT HUP QUIT; echo ready; while :; do sleep 0.05; done"
 agent = subprocess.Popen(["sh", "-c", heeds], stdout=subprocess.PIPE, text=True, restore_signals=True,
     preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ()))
@@ -29,28 +33,35 @@ watch.agent_started(agent.pid)
 number = getattr(signal, sys.argv[1])
 os.kill(os.getpid(), number)
 print(agent.stdout.readline().strip(), flush=True)
+if sys.argv[2] == "before":
+    os.kill(agent.pid, signal.SIGSTOP)  # as frozen, it hears of nothing
+    until(lambda: told()["State"].split()[0] == "T")  # else it may hear of the other one first
+    os.kill(os.getpid(), number)
+    until(lambda: int(told()["ShdPnd"], 16) >> number - 1 & 1)
 watch.stands_still(True)
-os.kill(os.getpid(), number)
+if sys.argv[2] == "after":
+    os.kill(os.getpid(), number)
+if sys.argv[2] == "not":
+    print("lives" if agent.poll() is None else "gone", flush=True)
+    agent.kill()
 print(signal.Signals(-agent.wait(60)).name)
+broker.kill()
 """
 
 
-def test_what_asks_an_agent_to_end_is_passed_on_and_kills_it_where_it_could_not_hear() -> None:
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"):
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, name], capture_output=True, text=True, check=False, timeout=120
-        )
-        assert done.stdout.split() == ["heard", "SIGKILL"], (name, done)
+def said(name: str, when: str) -> list[str]:
+    words = [sys.executable, "-c", PROGRAM, name, when]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done
+    return done.stdout.split()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_waits_for_an_agent_to_go_on_is_seen(number: signal.Signals) -> None:
-    """One that came between the freeze and our hearing of it; a stopped process hears of nothing either."""
-    with subprocess.Popen(["/bin/sleep", "60"]) as agent:
-        os.kill(agent.pid, signal.SIGSTOP)
-        while proc.stat_of(agent.pid)[proc.STATE] != "T":
-            time.sleep(0.01)
-        assert not signals._would_hear_later(agent.pid)
-        os.kill(agent.pid, number)
-        assert signals._would_hear_later(agent.pid)
-        agent.kill()
+@pytest.mark.parametrize("when", ["after", "before"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"])
+def test_what_asks_an_agent_to_end_is_passed_on_and_kills_it_where_it_could_not_hear(name: str, when: str) -> None:
+    """After it was told that it stands still, and before."""
+    assert said(name, when) == ["heard", "SIGKILL"]
+
+
+def test_who_heard_of_it_in_time_goes_on_later() -> None:
+    assert said("SIGTERM", "not") == ["heard", "lives", "SIGKILL"]
