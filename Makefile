@@ -49,6 +49,7 @@ bpf: $(STAMPS)/packages-build ## compile the BPF programs into the package
 
 bench: $(STAMPS)/test-installed $(STAMPS)/objects ## every benchmark, for some 40 minutes (BENCH_ARGS=--quick: less), into benchmarks/results.json
 	@tools/packages.sh bench || true # the table says what is missing
+	@tools/packages.sh vm || true # for the tiers that only guests have
 	@$(PYTHON) benchmarks/all.py $(BENCH_ARGS)
 
 wheel: $(STAMPS)/test-installed $(STAMPS)/objects ## build the wheel and the source distribution into dist/

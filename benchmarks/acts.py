@@ -428,7 +428,8 @@ def main() -> int:
         ]
     show(rows)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"kernel": os.uname().release, "rows": rows}, indent=1) + "\n")
+        found = {"kernel": os.uname().release, "unit": "instructions" if arguments.count else "ns", "rows": rows}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
 

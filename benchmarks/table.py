@@ -76,7 +76,7 @@ def _acts(found: Found) -> Iterator[Line]:
     for cell in found["rows"]:
         what = f"{cell['act']}, {cell['rules']} rules, depth {cell['depth']}"
         low, high = cell["quartiles_ns"]
-        yield Line(what, cell["arm"], f"{cell['median_ns']:,} ns ({low:,} to {high:,})", cell["ratio"])
+        yield Line(what, cell["arm"], f"{cell['median_ns']:,} {found['unit']} ({low:,} to {high:,})", cell["ratio"])
 
 
 def _work(found: Found) -> Iterator[Line]:
@@ -170,4 +170,6 @@ _READERS: dict[str, Callable[[Found], Iterator[Line]]] = {
     "mcp": _mcp,
     "store": _store,
     "watch": _watch,
+    "acts-tier-1": _acts,
+    "acts-tier-2": _acts,
 }
