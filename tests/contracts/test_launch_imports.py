@@ -54,7 +54,8 @@ BEFORE_THE_REQUEST = (
     *("mcpguard.cli.plain_words", "mcpguard.session.resolver", "mcpguard.session.run"),
 )
 RECORDED = (*BEFORE_THE_REQUEST, "mcpguard.session.recording")
-ALL = (*RECORDED, *LATER_ON)
+# What the record's threads begin with, and what the end of a run takes.
+ALL = (*RECORDED, *LATER_ON, "mcpguard.events.ends", "mcpguard.events.flows")
 BROKER = ("mcpguard.broker.__main__",)
 
 
@@ -78,7 +79,7 @@ def imported(modules: tuple[str, ...]) -> set[str]:
         (BEFORE_THE_BROKER, 14, 58),
         (BEFORE_THE_REQUEST, 63, 122),
         (RECORDED, 73, 138),
-        (ALL, 98, 162),
+        (ALL, 103, 166),
         (BROKER, 45, 106),
     ],
     ids=["before the broker", "before the request", "until it is recorded", "all", "broker"],

@@ -11,7 +11,6 @@ import stat
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 from mcpguard.kernel import cgroup, proc
 
@@ -162,8 +161,8 @@ def _lives(pid: int) -> bool:
 
 
 def _carries(path: str) -> bool:
-    with contextlib.suppress(OSError):
-        words = Path(path).read_text(errors="replace").split()
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as told:
+        words = told.read().split()
         return any(int(number) > 0 for word, number in itertools.pairwise(words) if word == "scm_fds:")
     return False
 

@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib import import_module
 
 from mcpguard.broker import client
 from mcpguard.broker.protocol import LaunchRequest
@@ -245,7 +244,7 @@ def _import_while(waiting: Callable[[], bool]) -> None:
     for name in _LATER:
         if not waiting():
             return
-        import_module(name)
+        __import__(name)
 
 
 def _plan(policy: Policy, start: Start, *, wide: bool = False) -> tuple[FilesPlan, sockets.LaterSockets]:
