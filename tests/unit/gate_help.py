@@ -28,7 +28,7 @@ from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.held import Held
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.pins import Pins
-from mcpguard.gate.servers import _keeper
+from mcpguard.gate.servers import _keeper, _others
 from mcpguard.gate.serving import Gate
 from mcpguard.kernel import cgroup
 from mcpguard.mcp.judge import Judge, Taint
@@ -131,7 +131,8 @@ class World:
 
     def judge(self, name: str, admission: Admission, peer: int, client: int) -> Conversation:
         assert self.ledger is not None
-        judge = Judge(self.policy, name, self.classes, admission.pins, self.taint, os.path.realpath)
+        others = _others(admission.pins)
+        judge = Judge(self.policy, name, self.classes, admission.pins, self.taint, os.path.realpath, others=others)
         pins = _keeper(admission.pins)
         talk = Talk(self.session, name, "stdio")
         return Conversation(judge, talk, self.ledger, keep_pins=pins, hold=self.held.hold, drop=self.held.drop)

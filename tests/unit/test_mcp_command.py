@@ -15,6 +15,7 @@ from mcp_files import copied, npx_installed, write
 
 from mcpguard.catalogue import approved
 from mcpguard.cli import main
+from mcpguard.gate.pins import Pins, of_approval
 
 TOKEN = "ghp_" + "a1B2c3D4e5F6g7H8i9J0" * 2  # put together, so that no scanner takes this file for a leak
 Mcp = Callable[..., tuple[int, str, str]]
@@ -86,6 +87,38 @@ def test_approve_show_change_revoke(tmp_path: Path, mcp: Mcp) -> None:
     assert (code, out) == (0, "revoked  mine  sh server.sh\n")
     assert mcp("revoke", "mine")[0] == 1
     assert "not approved" in mcp("list")[1]
+
+
+def test_a_server_that_says_something_else_since_is_approved_again_by_its_name(tmp_path: Path, mcp: Mcp) -> None:
+    write(tmp_path / "project/server.sh", "one")
+    declare(tmp_path, mine={"command": "sh", "args": ["server.sh"], "env": {"A": "b"}})
+    assert mcp("approve", "--yes", "mine")[0] == 0
+
+    def pinned() -> Pins:
+        (entry,) = approved.load().entries
+        return of_approval(entry.name, entry.digest, entry.approved)
+
+    before = pinned()
+    before |= {"tool:look": "a", "server:instructions": "b"}
+    before.keep()
+    assert "approved already" in mcp("approve", "--yes", "mine")[1] and pinned() == before
+    assert "something else" not in "".join(map(str, mcp("list")))
+    before.others |= {"server:instructions", "tool:lo\x1bok"}
+    before.keep()
+    assert "mine says something else than when it was approved" in mcp("list")[2]
+    (listed,) = json.loads(mcp("list", "--format", "json")[1])
+    assert listed["other_definitions"] == ["its instructions", "tool lo\\x1bok"] and listed["state"] == "approved"
+    assert "changed      its instructions: not what it said when it was approved" in mcp("show", "mine")[1]
+    code, out, err = mcp("approve", "--all", "--yes")
+    assert code == 0 and "approved already" in out and "approve it by its name" in err and pinned() == before
+    assert mcp("approve", "mine")[0] == 2, "nobody is there to be asked"
+    assert pinned() == before
+    code, out, _ = mcp("approve", "--yes", "mine")
+    assert code == 0 and "changed      its instructions" in out and "what it lists next counts" in out
+    assert pinned() == {} and pinned().others == set()
+    assert "approved already" in mcp("approve", "mine")[1]
+    (entry,) = approved.load().entries
+    assert entry.environment == ("A",)
 
 
 def test_of_a_server_whose_tools_are_known_to_delete_it_is_said_how_that_is_refused(tmp_path: Path, mcp: Mcp) -> None:

@@ -372,6 +372,11 @@ def test_definitions_that_changed_after_approval_are_neither_shown_nor_called() 
     )
     assert [allowed(later, name) for name in "abc"] == [True, False, False]
     assert later.from_client(call("b")).reason == "its definition is not one that was approved"
+    assert later.others == {"tool:b", "tool:c"}
+    later.answer("tools/list", response({"tools": [tool("a", "X"), tool("b", "B")]}))
+    assert later.others == {"tool:a", "tool:c"}, "what is as it was approved is no other"
+    later.answer("tools/list", response({"tools": [tool(f"{n}" * 300, "") for n in range(200)]}))
+    assert len(later.others) == 100 and max(map(len, later.others)) == 200
 
 
 def test_prompts_and_templates_are_pinned_and_resources_are_not() -> None:

@@ -78,6 +78,10 @@ class Catalogue:
         """Every approval under a name; each configuration that declares it has one of its own."""
         return tuple(entry for entry in self.entries if entry.name == name)
 
+    def entry(self, name: str, identity: Identity) -> Entry | None:
+        """The approval that counts for exactly this under this name."""
+        return next((entry for entry in self.named(name) if entry.digest == identity.digest), None)
+
     def state(self, name: str, identity: Identity) -> State:
         """Whether exactly this was approved under this name."""
         entries = self.named(name)
@@ -157,7 +161,8 @@ def approve(name: str, declared_in: str, identity: Identity, environment: Sequen
     Raises:
         HostError: the catalogue cannot be read or written; it stays as it was.
     """
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    # What belongs to one approval is found by it, so the next one has another.
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     entry = Entry(name, declared_in, identity.digest, identity.facts(), tuple(sorted(environment)), now)
     with _changing() as entries:
         entries[:] = [one for one in entries if (one.name, one.declared_in) != (name, declared_in)] + [entry]

@@ -12,14 +12,15 @@ from typing import Annotated, Literal
 import typer
 
 from mcpguard.catalogue import approved, clients, starting
-from mcpguard.catalogue.approved import Entry
+from mcpguard.catalogue.approved import Catalogue, Entry
 from mcpguard.catalogue.findings import Finding
 from mcpguard.catalogue.identity import MISSING, Identity, in_place_of, unknown_runner
 from mcpguard.catalogue.survey import Row, Survey, chosen, masked_words, survey
 from mcpguard.cli import exit_codes, render
 from mcpguard.cli.mcp_scan import findings, scan
 from mcpguard.errors import UsageError
-from mcpguard.events.format import shorten
+from mcpguard.events.format import printable, shorten
+from mcpguard.gate import pins
 from mcpguard.mcp import classes, policy
 from mcpguard.session import known_servers
 
@@ -27,7 +28,11 @@ _HELP = """See which MCP servers your agents' settings declare, what each really
 
 list shows them all, scan what is wrong with them, show all that is known of one. Nothing is started to find out.
 
-approve remembers exactly one program with its words; when anything of it changes, it has to be approved again."""
+approve remembers exactly one program with its words; when anything of it changes, it has to be approved again. So it has when
+the server says something else of its tools than it did when it was first used after that."""
+
+
+_SAYS_OTHER = "says something else than when it was approved, which no agent is shown"
 
 
 def _declared(incomplete: str) -> list[str]:
@@ -71,7 +76,7 @@ def list_(format: Format = "table") -> None:
     """
     found = _survey()
     if format == "json":
-        render.as_json([_as_json(row) for row in found.rows])
+        render.as_json([_as_json(row, found.catalogue) for row in found.rows])
     else:
         home = str(Path.home())
         headers = ("server", "client", "scope", "state", "starts")
@@ -100,11 +105,21 @@ def _notes(found: Survey) -> None:
     for row in found.rows:
         if row.identity and (profile := known_servers.kept_to(row.identity.facts())):
             kept.setdefault(profile, set()).add(row.server.name)
+    for name in sorted({row.server.name for row in found.rows if _others(row, found.catalogue)}):
+        render.note(f"{name} {_SAYS_OTHER}; look: mcpguard mcp show {shlex.quote(name)}")
     for profile, names in sorted(kept.items()):
         render.note(f"kept to {profile} where no rule of mcp.confine names them: {', '.join(sorted(names))}")
 
 
-def _as_json(row: Row) -> dict[str, object]:
+def _others(row: Row, catalogue: Catalogue) -> tuple[str, ...]:
+    """What a server that is approved said otherwise, or anew, since: no session shows it to an agent."""
+    entry = catalogue.entry(row.server.name, row.identity) if row.identity else None
+    if entry is None:
+        return ()
+    return tuple(map(printable, pins.other_since(entry.name, entry.digest, entry.approved)))
+
+
+def _as_json(row: Row, catalogue: Catalogue) -> dict[str, object]:
     """One server as an object; keys without a meaning are absent, keys are only ever added."""
     server, known = row.server, row.identity
     values: dict[str, object | None] = {
@@ -121,6 +136,7 @@ def _as_json(row: Row) -> dict[str, object]:
         "enabled": server.enabled,
         "state": row.state.word if known else None,
         "differences": row.state.differences or None,
+        "other_definitions": _others(row, catalogue) or None,
         "digest": known.digest if known else None,
         "identity": known.facts() if known else None,
         "kept_to": known_servers.kept_to(known.facts()) if known else None,
@@ -135,18 +151,18 @@ def show(name: Name, client: Client = "", format: Format = "table") -> None:
     rows, entries = chosen(found, name, client), found.catalogue.named(name)
     if format == "json":
         known = [{"declared_in": one.declared_in, "digest": one.digest, "approved": one.approved} for one in entries]
-        render.as_json({"name": name, "declared": [_as_json(row) for row in rows], "approved": known})
+        render.as_json({"name": name, "declared": [_as_json(row, found.catalogue) for row in rows], "approved": known})
         return
     told = findings(found)
     for row in rows:
-        _print(row, told)
+        _print(row, told, found.catalogue)
     for entry in entries:
         render.line(f"approved     {entry.approved}  {entry.digest}")
         render.line(f"  as         {entry.facts.get('command') or entry.facts.get('origin', '')}")
         render.line(f"  from       {entry.declared_in}")
 
 
-def _print(row: Row, told: Sequence[Finding]) -> None:
+def _print(row: Row, told: Sequence[Finding], catalogue: Catalogue) -> None:
     """What would be trusted, for a person to read."""
     server, known = row.server, row.identity
     place = f"{server.project} in {server.file}" if server.project else server.file
@@ -158,6 +174,7 @@ def _print(row: Row, told: Sequence[Finding]) -> None:
         pairs.append(("digest", known.digest))
     pairs.append(("state", _state(row)))
     pairs += [("changed", text) for text in row.state.differences]
+    pairs += [("changed", f"{text}: not what it said when it was approved") for text in _others(row, catalogue)]
     pairs += [("note", text) for text in _caveats(row)]
     pairs += [
         ("finding", f"{one.rule.owasp} {one.rule.name}: {one.rule.says}: {one.detail}")
@@ -233,7 +250,7 @@ def approve(
     if yes and not all_:
         _one_each(rows, client)
     told = findings(found)
-    outcomes = [_approve(row, told, yes=yes) for row in rows]
+    outcomes = [_approve(row, told, yes=yes, again=not all_) for row in rows]
     if not rows:
         render.note("no server is declared here that could be approved")
     raise typer.Exit(exit_codes.DONE if all(outcomes) else exit_codes.NEGATIVE)
@@ -253,13 +270,21 @@ def _one_each(rows: Sequence[Row], client: str) -> None:
             )
 
 
-def _approve(row: Row, told: Sequence[Finding], *, yes: bool) -> bool:
-    """Whether it is approved in the end."""
-    if row.state.allowed:
+def _approve(row: Row, told: Sequence[Finding], *, yes: bool, again: bool) -> bool:
+    """Whether it is approved in the end.
+
+    Args:
+        again: also one that is approved and says something else since.
+    """
+    catalogue, known = approved.load(), row.identity
+    entry = catalogue.entry(row.server.name, known) if known else None
+    others = _others(row, catalogue)
+    if entry is not None and not (others and again):
         render.line(f"{row.server.name} is approved already, as {row.server.client} declares it")
+        if others:
+            render.note(f"{row.server.name} {_SAYS_OTHER}; approve it by its name")
         return True
-    _print(row, told)
-    known = row.identity
+    _print(row, told, catalogue)
     if known is not None and known.found and (runner := unknown_runner(known)):
         why = f"only {runner} knows what it would fetch and run. Instead: {in_place_of(runner, known)}"
         render.note(f"{row.server.name} cannot be approved: {why}")
@@ -273,8 +298,11 @@ def _approve(row: Row, told: Sequence[Finding], *, yes: bool) -> bool:
     if not yes and not _confirmed(row.server.name):
         render.note(f"{row.server.name} was not approved")
         return False
-    entry = approved.approve(row.server.name, row.server.place, known, tuple(row.server.env))
-    render.line(f"approved  {row.server.name}  {entry.digest}")
+    place, environment = (entry.declared_in, entry.environment) if entry else (row.server.place, tuple(row.server.env))
+    made = approved.approve(row.server.name, place, known, environment)
+    if others:
+        render.line("what it lists next counts as approved")
+    render.line(f"approved  {row.server.name}  {made.digest}")
     return True
 
 

@@ -1,11 +1,12 @@
 """What a server said of its tools, prompts and resource templates when it was first used after its approval.
 
 A description is what a model reads: whoever changes it later says something that nobody approved. Kept per approval, so a new
-one begins anew.
+one begins anew. What was listed otherwise since stands beside it, for whoever is to approve it again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -14,10 +15,14 @@ from mcpguard.errors import HostError
 from mcpguard.profile import store
 
 _MOST_BYTES = 4 << 20
+_IN_WORDS = {"server:instructions": "its instructions", "server:serverInfo": "what it calls itself"}
 
 
 class Pins(dict[str, str]):
     """Digests by `kind:name`, written down as soon as there are new ones.
+
+    Attributes:
+        others: what was listed otherwise since, or is new, as `kind:name`.
 
     Raises:
         HostError: there are some that cannot be read: without them, whatever the server says now would count as approved.
@@ -38,6 +43,8 @@ class Pins(dict[str, str]):
                 code="mcp.pins",
             ) from None
         self._written = len(self)
+        self.others = _others(path)
+        self._told = frozenset(self.others)
 
     def keep(self) -> None:
         """Write down what is new; raises HostError.
@@ -55,6 +62,10 @@ class Pins(dict[str, str]):
                 )
             store.replace(self._path, written)
             self._written = len(self)
+        if self.others != self._told:
+            with contextlib.suppress(HostError):  # it is not shown all the same
+                store.replace(_beside(self._path), json.dumps(sorted(self.others)).encode())
+                self._told = frozenset(self.others)
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -68,7 +79,31 @@ def _read(path: Path) -> dict[str, str]:
     return {str(name): str(digest) for name, digest in found.items()}
 
 
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.others.json")
+
+
+def _others(path: Path) -> set[str]:
+    """What cannot be read was not told: the next listing tells it again."""
+    try:
+        with _beside(path).open("rb") as file:
+            found = json.loads(file.read(_MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return {one for one in found if isinstance(one, str)} if isinstance(found, list) else set()
+
+
 def of_approval(name: str, digest: str, approved: str) -> Pins:
     """Those of one approval."""
+    return Pins(_place(name, digest, approved))
+
+
+def other_since(name: str, digest: str, approved: str) -> tuple[str, ...]:
+    """What the server listed otherwise since this approval, or anew, in words: `tool look`, `instructions`."""
+    found = sorted(_others(_place(name, digest, approved)))
+    return tuple(_IN_WORDS.get(one) or one.replace(":", " ", 1) for one in found)
+
+
+def _place(name: str, digest: str, approved: str) -> Path:
     key = hashlib.sha256(json.dumps([name, digest, approved]).encode()).hexdigest()[:32]
-    return Pins(store.state_directory() / "mcp-pins" / f"{key}.json")
+    return store.state_directory() / "mcp-pins" / f"{key}.json"

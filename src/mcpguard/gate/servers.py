@@ -131,12 +131,11 @@ class Servers:
     def judge(self, name: str, admission: Admission, peer: int, client: int) -> Judges:
         """What judges the messages of a server that was admitted."""
         resolve = functools.partial(_real_path, admission.cwd)
-        judge = Judge(self._policy, name, admission.tools, admission.pins, self._taint, resolve)
+        pins = admission.pins
+        judge = Judge(self._policy, name, admission.tools, pins, self._taint, resolve, others=_others(pins))
         talk = Talk(self._session, name, "stdio", _peer(client), _peer(peer))
         held = self._held
-        return Conversation(
-            judge, talk, self._ledger, keep_pins=_keeper(admission.pins), hold=held.hold, drop=held.drop
-        )
+        return Conversation(judge, talk, self._ledger, keep_pins=_keeper(pins), hold=held.hold, drop=held.drop)
 
     def remote(self, key: str) -> Remote | None:
         """A remote server by its place in the address; the catalogue is asked each time."""
@@ -169,7 +168,9 @@ class Servers:
             pins = of_approval(server.name, entry.digest, entry.approved)
             resolve = functools.partial(_real_path, str(self._workspace))
             tools = classes.of_package(found.origin if found is not None else "")
-            judge = self._judges[key] = Judge(self._policy, server.name, tools, pins, self._taint, resolve)
+            judge = self._judges[key] = Judge(
+                self._policy, server.name, tools, pins, self._taint, resolve, others=pins.others
+            )
         talk = Talk(self._session, server.name, transport)
         hold, drop = self._held.hold_in_loop, self._held.drop
         return Conversation(judge, talk, ledger, keep_pins=_keeper(judge.pins), hold=hold, drop=drop)
@@ -187,6 +188,10 @@ class Servers:
 
 def _keeper(pins: dict[str, str]) -> Callable[[], None] | None:
     return pins.keep if isinstance(pins, Pins) else None
+
+
+def _others(pins: dict[str, str]) -> set[str] | None:
+    return pins.others if isinstance(pins, Pins) else None
 
 
 def _real_path(cwd: str, path: str) -> str:
