@@ -101,11 +101,28 @@ def answer_to(request: Json, *, obedient: bool = False) -> Answer:
         for block in blocks:
             if block.get("type") == "tool_result":
                 last = text = text_of(block.get("content"))
-                turns[done:done] = read_script(text) if obedient else []
+                turns[done:done] = read_script(words_of(text)) if obedient else []
                 results[block["tool_use_id"]] = {"error": bool(block.get("is_error")), "text": text}
     if done < len(turns):
         return Answer(calls=[filled_in(call, last) for call in turns[done]] if obedient else turns[done])
     return Answer("DONE " + json.dumps([{"tool": tool, **results.get(id, {})} for id, tool in called.items()]))
+
+
+def words_of(result: str) -> str:
+    """What a tool's result says: of JSON its texts, one below the other, as a model reads them."""
+    try:
+        return "\n".join(texts_of(json.loads(result)))
+    except ValueError:
+        return result
+
+
+def texts_of(value: object) -> Iterator[str]:
+    """Every text in a value of JSON, in order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from texts_of(part)
 
 
 def filled_in(call: Call, result: str) -> Call:

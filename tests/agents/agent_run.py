@@ -74,11 +74,12 @@ def results_of(finished: Finished) -> list[Json]:
 
 
 @contextlib.contextmanager
-def agent(*, obedient: bool = False) -> Iterator[Agent]:
+def agent(*, obedient: bool = False, prefix: tuple[str, ...] = ()) -> Iterator[Agent]:
     """An agent in a new world. Where the agent cannot be had, the test fails: it is what the product is for.
 
     Args:
         obedient: its model does what results of tools ask for.
+        prefix: what it and its model are started by, such as what enters a network of its own.
     """
     try:
         binary = claude_binary()
@@ -87,14 +88,14 @@ def agent(*, obedient: bool = False) -> Iterator[Agent]:
     with World.create() as world:
         put_in_home(binary, world.home)
         requests = world.root / "requests.jsonl"
-        command = [sys.executable, str(REPOSITORY / "demo" / "fake_model.py"), "--log", str(requests)]
+        command = [*prefix, sys.executable, str(REPOSITORY / "demo" / "fake_model.py"), "--log", str(requests)]
         command += ["--obedient"] if obedient else []
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as model:
             assert model.stdout is not None
             port = int(model.stdout.readline())
             variables = {**QUIET, "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{port}"}
             try:
-                yield Agent(Sandbox(world, "claude-code", variables), port, requests)
+                yield Agent(Sandbox(world, "claude-code", variables, prefix), port, requests)
             finally:
                 model.terminate()
 
