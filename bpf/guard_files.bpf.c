@@ -5,6 +5,7 @@
  * lacks are left out by the loader; without the path_* hooks (CONFIG_SECURITY_PATH) it takes the inode_* ones in their place.
  */
 #include "mg_judge.h"
+#include "mg_refused.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -442,6 +443,15 @@ static __always_inline int mg_changes_file_system(__u32 group, __u32 number)
 	return (group << 8 | number) == MG_OCFS2_REFLINK;
 }
 
+/* Whom a socket's signals go to is checked by user alone, so nobody may be named; whom a call names lies in the program's memory.
+ * A function of its own, for the room on the stack.
+ */
+static __noinline int mg_refuse_owner(const struct mg_session *session)
+{
+	mg_tell_own_call(session, MG_EPERM, MG_CALL_PROCESS);
+	return -MG_EPERM;
+}
+
 MG_HOOK(file_ioctl)
 {
 	struct mg_session *session = mg_guarded();
@@ -451,7 +461,9 @@ MG_HOOK(file_ioctl)
 	if (!session)
 		return 0;
 	command = mg_given(ctx, 1);
-	if (command == MG_TIOCSTI || command == MG_TIOCLINUX || command == MG_FIOSETOWN || command == MG_SIOCSPGRP)
+	if (command == MG_FIOSETOWN || command == MG_SIOCSPGRP)
+		return mg_refuse_owner(session);
+	if (command == MG_TIOCSTI || command == MG_TIOCLINUX)
 		return -MG_EPERM;
 	group = command >> 8 & 0xff;
 	number = command & 0xff;

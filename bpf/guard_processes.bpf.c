@@ -14,11 +14,7 @@ enum { MG_F_SETOWN = 8, MG_F_SETOWN_EX = 15, MG_F_SETSIG = 10 };
 /* Refuse, and put the call that the thread is in on record. */
 static __always_inline int mg_refuse_told(const struct mg_session *session)
 {
-	struct mg_syscall call = {};
-	void *registers = mg_entry_registers();
-
-	mg_arguments(registers, &call);
-	mg_tell_refused(session, mg_number(registers), MG_EPERM, MG_CALL_PROCESS, call.args[0], call.args[1]);
+	mg_tell_own_call(session, MG_EPERM, MG_CALL_PROCESS);
 	return -MG_EPERM;
 }
 

@@ -50,4 +50,14 @@ static __always_inline void mg_tell_refused(const struct mg_session *session, __
 		mg_send(session, &record, sizeof(record), 1);
 }
 
+/* The same of the call that the thread is in, by a hook: for calls that the record of system calls does not tell of. */
+static __always_inline void mg_tell_own_call(const struct mg_session *session, __u32 result, __u8 op)
+{
+	struct mg_syscall call = {};
+	void *registers = mg_entry_registers();
+
+	mg_arguments(registers, &call);
+	mg_tell_refused(session, mg_number(registers), result, op, call.args[0], call.args[1]);
+}
+
 #endif

@@ -38,6 +38,7 @@ FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, NODUMP, XFLAG_NODUMP = 0x80086601, 0x40086602,
 FS_IOC_SETVERSION, FAT_IOCTL_SET_ATTRIBUTES, EXT4_IOC_ALLOC_DA_BLKS = 0x40087602, 0x40047211, 0x660C
 FS_IOC_SET_ENCRYPTION_POLICY, FS_IOC_ADD_ENCRYPTION_KEY = 0x800C6613, 0xC0506617
 FICLONE, FIDEDUPERANGE, SUBVOL_CREATE, SNAP_CREATE_V2 = 0x40049409, 0xC0189436, 0x5000940E, 0x50009417
+FIOSETOWN, SIOCSPGRP = 0x8901, 0x8902
 READ_IMPLIES_EXEC = 0x0400000
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
 WAIT_SECONDS = 180
@@ -316,6 +317,12 @@ def snapshot(subvolume: str, folder: str, below: str) -> str:
     return by_python(f"{folder}/snap/{below}")
 
 
+def name_owner(request: int, pid: int) -> None:
+    """Have a process get the signals of a socket, by a command to it."""
+    with socket.socket(socket.AF_UNIX) as line:
+        fcntl.ioctl(line, request, struct.pack("i", pid))
+
+
 OTHERS: dict[str, Callable[[int], object]] = {
     "kill": lambda pid: os.kill(pid, 0),
     "setpriority": lambda pid: os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid) + 1),
@@ -324,6 +331,8 @@ OTHERS: dict[str, Callable[[int], object]] = {
     "ioprio_set": lambda pid: call(SYS_IOPRIO_SET, 1, pid, 2 << 13 | 7),
     "setown": lambda pid: fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, pid),
     "setown_ex": lambda pid: fcntl.fcntl(os.pipe()[0], 15, struct.pack("ii", 1, pid)),
+    "fiosetown": lambda pid: name_owner(FIOSETOWN, pid),
+    "siocspgrp": lambda pid: name_owner(SIOCSPGRP, pid),
 }
 
 

@@ -307,6 +307,8 @@ HOST: dict[str, Act] = {
     "task_movememory": on_host(lambda scene: lambda: call(SYS_MOVE_PAGES, scene.victim, 0, None, None, None, 0)),
     "file_fcntl": on_host(to_victim("setown"), told=True),
     "file_fcntl, another way": on_host(to_victim("setown_ex"), told=True),
+    "file_ioctl, an owner": on_host(to_victim("fiosetown"), told=True),
+    "file_ioctl, a group": on_host(to_victim("siocspgrp"), told=True),
     "bpf": on_host(lambda _scene: load_bpf_map),
     "perf_event_open": on_host(lambda _scene: open_perf),
     "kernel_module_request": on_host(ask_for_module, unguarded=ENODEV, flags=NAMESPACES),

@@ -42,7 +42,10 @@ files:
 """
 STREAM, DGRAM = int(socket.SOCK_STREAM), int(socket.SOCK_DGRAM)
 ATTRIBUTES = ("fchmod", "fchown", "futimes", "fsetxattr", "acl", "flags")
-OTHERS = ("kill", "setpriority", "sched_setaffinity", "sched_setscheduler", "ioprio_set", "setown", "setown_ex")
+OTHERS = (
+    *("kill", "setpriority", "sched_setaffinity", "sched_setscheduler", "ioprio_set"),
+    *("setown", "setown_ex", "fiosetown", "siocspgrp"),
+)
 MEMORY, MAPPED = "a program that exists in memory only", "mapped as code"
 BELOW, RECEIVED = "a protected path lies below it", "a descriptor that another process sent"
 TOO_DEEP_TOLD = "it lies deeper than names can be followed"
