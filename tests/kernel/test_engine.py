@@ -474,6 +474,28 @@ def test_a_stale_session_is_swept_and_takes_the_links_with_it(leaf: Leaf) -> Non
             os.close(ring.fd)
 
 
+def test_what_a_killed_session_of_another_tier_attached_goes_with_the_next_run(leaf: Leaf) -> None:
+    """Every process of the host pays for it, and there may never be a run in that tier again."""
+    tree = Tree.plant(leaf, Engine.open(kind="-of-another-tier")).guard().trace()
+    folder = tree.engine._folder
+    attached = tree.engine.linked()
+    tree.let_go()
+    try:
+        Engine.open().close()
+        assert set(os.listdir(f"{folder}/{pins.LINKS}")) == attached != set(), "its leaf is there, so it is somebody's"
+        leaf.kill()
+        assert leaf.await_empty()
+        os.rmdir(leaf.path)
+        Engine.open().close()
+        assert os.listdir(f"{folder}/{pins.LINKS}") == []
+    finally:
+        for ring in tree.rings.values():
+            ring.close()
+            os.close(ring.fd)
+        with pins.locked():
+            pins.remove(folder)
+
+
 def test_a_leaf_is_known_to_exist_by_its_id_alone(leaf: Leaf) -> None:
     mount = cgroup.unified_mount()
     assert mount is not None

@@ -154,12 +154,18 @@ class Engine:
             raise
 
     @classmethod
-    def open(cls, more: Callable[[], Iterable[ObjectSpec]] = tuple, kind: str = "") -> Engine:
+    def open(
+        cls,
+        more: Callable[[], Iterable[ObjectSpec]] = tuple,
+        kind: str = "",
+        forget: Callable[[Engine, int], None] = lambda _engine, _slot: None,
+    ) -> Engine:
         """Find the engine of this build or load it, then clear away what sessions and other builds left behind.
 
         Args:
             more: the objects besides OBJECTS, loaded before them, asked for only when there is something to load.
             kind: names engines of one build that differ in those.
+            forget: what those keep of the session of a slot, to be taken out when nobody lives in it any more.
 
         Raises:
             HostError: an object is missing or of another contract, or the pins cannot be had.
@@ -175,10 +181,11 @@ class Engine:
                 _load((*more(), *OBJECTS), name)
             engine = cls(folder)
             try:
-                engine._sweep()
+                engine._sweep(forget)
             except BaseException:
                 engine.close()
                 raise
+            _rest_kin(build, name)
         return engine
 
     @property
@@ -300,11 +307,14 @@ class Engine:
             if self._facts["links"].get(program):
                 _take_away(f"{self._folder}/{pins.LINKS}/{program}")
 
-    def _sweep(self) -> None:
+    def _sweep(self, forget: Callable[[Engine, int], None]) -> None:
         """Forget sessions whose leaf is gone; without any, take the links away."""
         sessions = self._sessions()
         for leaf_id in _gone(sessions):
-            self._clear(leaf_id, *_slots(sessions.pop(leaf_id)))
+            slot, kept = _slots(sessions.pop(leaf_id))
+            if not kept:
+                forget(self, slot)  # first: who is interrupted here finds the session again
+            self._clear(leaf_id, slot, kept)
         self._free_ports(sessions)
         if not sessions:
             self._unlink()
@@ -807,6 +817,21 @@ def _remove_others(build: str) -> None:
         if pins.is_unfinished(folder) or not (pins.is_held(folder) or _has_sessions(folder)):
             with contextlib.suppress(OSError):  # whatever it is, it is not in our way
                 pins.remove(folder)
+
+
+def _rest_kin(build: str, name: str) -> None:
+    """Take from this build's engines for other tiers the links to tracepoints that killed sessions left there.
+
+    Every process pays for those, and there may never be a run in that tier again; the rest waits for one.
+    """
+    for folder in pins.folders():
+        kin = os.path.basename(folder)
+        if kin == name or not kin.startswith(build):
+            continue
+        with contextlib.suppress(HostError, KernelError, OSError), contextlib.closing(Engine(folder)) as engine:
+            sessions = engine._sessions()
+            if len(_gone(sessions)) == len(sessions):
+                engine._unlink()
 
 
 def _has_sessions(folder: str) -> bool:

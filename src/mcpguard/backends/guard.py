@@ -182,7 +182,7 @@ def open_engine(way: str) -> Engine:
         HostError: a hook that the tier needs is missing.
         KernelError: the kernel refuses such programs.
     """
-    return Engine.open(lambda: _specs(choose(way)), f"-{way}")
+    return Engine.open(lambda: _specs(choose(way)), f"-{way}", _forget)
 
 
 def _specs(choice: Choice) -> tuple[ObjectSpec, ...]:
@@ -267,6 +267,12 @@ def clear_policy(map_of: Callable[[str], bpf.Map], index: int) -> None:
                 table.delete(key)
 
 
+def _forget(engine: Engine, slot: int) -> None:
+    """Remove the policies of a session that nobody lives in any more."""
+    for index in range(slot * _PER_SLOT, (slot + 1) * _PER_SLOT):
+        clear_policy(engine.map, index)
+
+
 # --- one session ------------------------------------------------------------------------------------------------
 
 
@@ -276,7 +282,7 @@ class Guard:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._misses = self._count_misses()
-        session.at_removal(self._forget)
+        session.at_removal(partial(_forget, session.engine, session.slot))
 
     def set_policy(self, plan: GuardPlan) -> tuple[int, int]:
         """Write both automata where no decision looks yet; returns their indices, for `Session.set_state`.
@@ -302,11 +308,6 @@ class Guard:
     def missed(self) -> int:
         """How often the kernel skipped a program of ours since the session began, for whatever process (`recursion_misses`)."""
         return self._count_misses() - self._misses
-
-    def _forget(self) -> None:
-        """Remove what no session needs any more."""
-        for index in range(self.session.slot * _PER_SLOT, (self.session.slot + 1) * _PER_SLOT):
-            clear_policy(self.session.engine.map, index)
 
     def _count_misses(self) -> int:
         return self.session.engine.misses(_programs(self.session.engine))
