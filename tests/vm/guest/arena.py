@@ -82,10 +82,10 @@ def fight(
 
 
 @contextlib.contextmanager
-def store_of(world: World) -> Iterator[Store]:
-    """What mcpguard has on record in a world."""
+def store_at(home: Path) -> Iterator[Store]:
+    """What mcpguard has on record in a home of its own."""
     before = os.environ.get("MCPGUARD_HOME")
-    os.environ["MCPGUARD_HOME"] = str(world.state)
+    os.environ["MCPGUARD_HOME"] = str(home)
     try:
         with Store.open(create=False) as store:
             yield store
@@ -97,14 +97,19 @@ def store_of(world: World) -> Iterator[Store]:
 
 def recorded(world: World, session: str | None = None) -> list[Json]:
     """The events of a session, the latest when none is named."""
-    with store_of(world) as store:
+    return recorded_at(world.state, session)
+
+
+def recorded_at(home: Path, session: str | None = None) -> list[Json]:
+    """The same in a home of mcpguard's."""
+    with store_at(home) as store:
         chosen = store.session(session).id
         return [json.loads(json_line(event)) for event in query.events(store, chosen, query.Filter())]
 
 
 def session_of(world: World) -> Session:
     """The latest session of a world."""
-    with store_of(world) as store:
+    with store_at(world.state) as store:
         return store.session(None)
 
 
@@ -162,7 +167,7 @@ def stand(world: World, signal: str) -> None:
 
 def look_for(world: World, name: str) -> None:
     """Fail unless a refusal of this file of the project is on record; content where nothing is guarded."""
-    with contextlib.suppress(StoreError), store_of(world) as store:
+    with contextlib.suppress(StoreError), store_at(world.state) as store:
         path = str(world.project / name)
         assert store.read("SELECT 1 FROM events WHERE verdict = 'deny' AND path = ?", (path,)), (
             f"{name} is not told yet"

@@ -1,6 +1,6 @@
 """What a guarded tree of root's tries to get out, to be judged by another name, or to run what it may not.
 
-Each act of the attacker says what came of it; the controls show that it would succeed unguarded or where a rule allows it.
+Each act of the attacker says what came of it. The same attacker does them unguarded first, without capabilities.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from arena import CAPLESS, Json, recorded_at
 from asked import Lane
+
+from mcpguard.kernel import pins
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -143,23 +146,51 @@ def scene(lane: Lane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         subprocess.run(["umount", name], check=False)
 
 
+# The act, what a guarded attacker may be told, and what the record must name: an end of the path, or a part of the detail.
+REFUSED = {
+    "read.fifth-name": (("EACCES",), "/secret"),
+    "cgroup.clone3": (("ENOSYS",), ""),
+    "cgroup.write": (("EACCES", "EROFS"), "/cgroup.procs"),
+    "pins.write": (("EACCES", "EROFS"), "/made"),
+    "execute.script": (("EACCES",), "/script"),
+    "execute.program": (("EACCES",), "/program"),
+    "execute.memory": (("EACCES",), "a program that exists in memory only"),
+    "map.personality": (("EACCES",), "mapped as code"),
+    "ring.alg": (("EPERM",), ""),
+}
+
+
 @pytest.fixture(scope="module")
-def acts(lane: Lane, scene: dict[str, Path]) -> dict[str, str]:
-    """What came of each act of one guarded attacker, in the tier of this lane's hooks."""
-    folder = scene["folder"]
-    profile = folder / "attacked.yaml"
-    profile.write_text(PROFILE.format(python=sys.base_prefix, fifth=scene["fifth"]))
+def attacker(scene: dict[str, Path]) -> list[str]:
+    """The command that does it all."""
     place = {
-        "allowed": str(folder / "allowed"),
+        "allowed": str(scene["folder"] / "allowed"),
         "fifth": str(scene["through"]),
         "script": str(scene["tools"] / "script"),
         "program": str(scene["tools"] / "program"),
     }
-    tier = "1" if lane.lsm == "bpf" else "2"
-    python = os.path.realpath(sys.executable)
-    command = ["run", "--tier", tier, "-p", str(profile), "--", python, "-I", "-S", "-c", ATTACKER, json.dumps(place)]
+    return [os.path.realpath(sys.executable), "-I", "-S", "-c", ATTACKER, json.dumps(place)]
+
+
+@pytest.fixture(scope="module")
+def unguarded(attacker: list[str]) -> dict[str, str]:
+    """What comes of each act where nobody guards."""
+    os.makedirs(pins.ROOT, mode=0o700, exist_ok=True)
+    done = subprocess.run([*CAPLESS, *attacker], capture_output=True, text=True, check=False, timeout=240)
+    os.rmdir(f"{pins.ROOT}/made")
+    assert done.stdout, done.stderr
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def acts(lane: Lane, tier: int, scene: dict[str, Path], attacker: list[str]) -> dict[str, str]:
+    """What came of each act of one guarded attacker, in the tier of this lane's hooks."""
+    folder = scene["folder"]
+    profile = folder / "attacked.yaml"
+    profile.write_text(PROFILE.format(python=sys.base_prefix, fifth=scene["fifth"]))
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "mcpguard", *command],
+        [sys.executable, "-P", "-m", "mcpguard", "run", "--tier", str(tier), "-p", str(profile), "--", *attacker],
         cwd=folder / "workspace",
         env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "MCPGUARD_HOME": str(folder / "home")},
         capture_output=True,
@@ -172,24 +203,25 @@ def acts(lane: Lane, scene: dict[str, Path]) -> dict[str, str]:
     return found
 
 
+@pytest.fixture(scope="module")
+def denials(acts: dict[str, str], scene: dict[str, Path]) -> list[Json]:
+    """What of it is on record."""
+    return [event for event in recorded_at(scene["folder"] / "home") if event["verdict"] == "deny"]
+
+
 @pytest.mark.parametrize("act", ["read.allowed", "execute.allowed", "ring.inet"])
 def test_what_is_allowed_is_done(acts: dict[str, str], act: str) -> None:
     assert acts[act] == "done"
 
 
-@pytest.mark.parametrize(
-    ("act", "refusals"),
-    [
-        ("read.fifth-name", ("EACCES",)),
-        ("cgroup.clone3", ("ENOSYS",)),
-        ("cgroup.write", ("EACCES", "EROFS")),
-        ("pins.write", ("EACCES", "EROFS")),
-        ("execute.script", ("EACCES",)),
-        ("execute.program", ("EACCES",)),
-        ("execute.memory", ("EACCES",)),
-        ("map.personality", ("EACCES",)),
-        ("ring.alg", ("EPERM",)),
-    ],
-)
-def test_what_would_lead_out_is_refused(acts: dict[str, str], act: str, refusals: tuple[str, ...]) -> None:
-    assert acts[act] in refusals
+@pytest.mark.parametrize("act", REFUSED)
+def test_what_would_lead_out_is_refused(acts: dict[str, str], unguarded: dict[str, str], act: str) -> None:
+    """A kernel need not have AF_ALG; `guest/each_hook` has a ring that asks for another family."""
+    assert unguarded[act] in ("done", "left") or (act, unguarded[act]) == ("ring.alg", "EAFNOSUPPORT")
+    assert acts[act] in REFUSED[act][0]
+
+
+@pytest.mark.parametrize("act", [act for act, (_answers, told) in REFUSED.items() if told])
+def test_what_was_refused_is_on_record(denials: list[Json], act: str) -> None:
+    told = REFUSED[act][1]
+    assert [e for e in denials if e.get("path", "").endswith(told) or told in e.get("detail", "")], denials
