@@ -10,7 +10,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from acts import act
 from acts_file import by_python, checked, libc, output_of
@@ -309,12 +309,12 @@ def open_by_handle(path: str, folder: str) -> str:
 
 
 @act
-def execute_memory(program: str) -> str:
-    """Run a program that lies in no file system."""
+def execute_memory(program: str, words: Sequence[str] = ()) -> str:
+    """Run a program that lies in no file system, with these arguments."""
     fd = os.memfd_create("nameless", 0)
     with open(program, "rb") as source:
         os.sendfile(fd, source.fileno(), 0, os.fstat(source.fileno()).st_size)
-    return output_of(f"/proc/{os.getpid()}/fd/{fd}")
+    return output_of(f"/proc/{os.getpid()}/fd/{fd}", *words)
 
 
 @act

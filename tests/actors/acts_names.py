@@ -39,7 +39,7 @@ FS_IOC_SETVERSION, FAT_IOCTL_SET_ATTRIBUTES, EXT4_IOC_ALLOC_DA_BLKS = 0x40087602
 FS_IOC_SET_ENCRYPTION_POLICY, FS_IOC_ADD_ENCRYPTION_KEY = 0x800C6613, 0xC0506617
 FICLONE, FIDEDUPERANGE, SUBVOL_CREATE, SNAP_CREATE_V2 = 0x40049409, 0xC0189436, 0x5000940E, 0x50009417
 FIOSETOWN, SIOCSPGRP = 0x8901, 0x8902
-READ_IMPLIES_EXEC = 0x0400000
+READ_IMPLIES_EXEC, MS_REMOUNT = 0x0400000, 32
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
 WAIT_SECONDS = 180
 
@@ -406,9 +406,17 @@ def outcome(path: str) -> str:
 def enter_own_namespaces() -> None:
     uid, gid = os.getuid(), os.getgid()
     checked(libc.unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID), "unshare")
+    map_own_ids(uid, gid)
+    make_mounts_private()
+
+
+def map_own_ids(uid: int, gid: int) -> None:
     for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+
+
+def make_mounts_private() -> None:
     checked(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "mount / private")
 
 
@@ -420,16 +428,12 @@ def do_mount(source: str, target: str, kind: str | None, flags: int = 0, options
 
 @act
 def own_sandbox(folder: str, vault: str, locked: str) -> str:
-    """Make namespaces, bind mounts, a new root, tmpfs and proc, as agents' own sandboxes do; reach for files by all of them.
+    """Make namespaces, bind mounts, a new root, tmpfs and proc, as agents' own sandboxes do; reach for files by all of them,
+    and by taking off or changing what is mounted over them.
 
     Returns what became of each: of what must work, and of what must not.
     """
-    enter_own_namespaces()
-    pid = os.fork()
-    if pid:
-        os.waitpid(pid, 0)
-        with open(f"{folder}/told") as file:
-            return file.read()
+    uid, gid = os.getuid(), os.getgid()
     told: dict[str, str] = {}
 
     def note(name: str, work: Callable[[], object]) -> None:
@@ -438,8 +442,21 @@ def own_sandbox(folder: str, vault: str, locked: str) -> str:
         except OSError as refused:
             told[name] = f"{os.strerror(refused.errno or 0)}: {refused.filename or refused}"
 
+    new_file(f"{folder}/told")  # in a namespace whose ids are not mapped nobody makes one
+    checked(libc.unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID), "unshare")
+    note("ids", lambda: map_own_ids(uid, gid))
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        with open(f"{folder}/told") as file:
+            return file.read()
     with open(f"{folder}/told", "w") as file:
         root, new = f"{folder}/root", f"{folder}/new"
+        note("private mounts", make_mounts_private)
+        note("cover off", lambda: unmount(os.path.dirname(vault)))
+        note("vault without cover", lambda: by_python(vault))
+        note("locked mounted anew", lambda: do_mount("none", os.path.dirname(locked), None, MS_REMOUNT | MS_BIND))
+        note("write locked mounted anew", lambda: new_file(locked))
         note("bind of the vault", lambda: do_mount(os.path.dirname(vault), f"{folder}/bound", None, MS_BIND | MS_REC))
         note("vault by bind", lambda: by_python(f"{folder}/bound/{os.path.basename(vault)}"))
         note("bind of a file", lambda: do_mount(vault, f"{folder}/onto", None, MS_BIND))

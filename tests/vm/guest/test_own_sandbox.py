@@ -1,6 +1,6 @@
-"""Agents that make sandboxes of their own: namespaces, bind mounts, a new root. It works, and opens nothing.
+"""Agents that make sandboxes of their own: namespaces, bind mounts, a new root. It opens nothing.
 
-Only in tier 1: below Landlock, which tier 2 stands on, no mount can be made at all.
+It works in tier 1. Below Landlock, which tier 2 stands on, no mount can be made, taken off or changed, in no namespace.
 """
 
 from __future__ import annotations
@@ -42,11 +42,27 @@ WORKS = (
 OPENS_NOTHING = (
     *("vault by bind", "vault by bound file", "vault by new proc", "vault by new root's name"),
     *("vault after pivot", "vault by old root", "write locked by bind", "create in locked by bind"),
-    *("write locked after pivot", "vault by overlay"),
+    *("write locked after pivot", "vault by overlay", "vault without cover", "write locked mounted anew"),
 )
+# Where nothing can be mounted the other names lead nowhere, or into the workspace.
+BY_OWN_NAME = ("vault without cover", "write locked mounted anew", "vault after pivot", "write locked after pivot")
+MOUNTS = (
+    *("private mounts", "bind of the vault", "bind of a file", "bind of locked", "tmpfs", "overlay"),
+    *("bind of everything", "new proc", "pivot"),
+)
+# Nothing lies over these where nobody guards, or in tier 1.
+COVERS = ("cover off", "locked mounted anew")
 BWRAP = ("bwrap", "--dev-bind", "/", "/", "--proc", "/proc", "--tmpfs", "/tmp", "--unshare-all")
-REFUSED = {"bwrap vault": "vault", "bwrap vault bound": "vault", "bwrap locked": "locked"}
-ALLOWED = ("bwrap true", "bwrap free", "bwrap write", "bwrap terminal", "memory program", "own oom_score_adj")
+REFUSED = {
+    "bwrap vault": "vault",
+    "bwrap vault bound": "vault",
+    "bwrap locked": "locked",
+    "bwrap from memory vault": "vault",
+}
+ALLOWED = (
+    *("bwrap true", "bwrap free", "bwrap write", "bwrap terminal", "bwrap from memory free"),
+    *("memory program", "own oom_score_adj"),
+)
 # Files of processes of the same user that are outside of the tree: the kernel lets both be written.
 OUTSIDERS = ("outside uid_map", "outside oom_score_adj")
 
@@ -87,6 +103,10 @@ def tasks(world: World, outside: Outside, unmapped: int, mapped: int, uid: int) 
         "bwrap locked": [*BWRAP, "sh", "-c", f"echo planted >>{locked}"],
     }
     acts = [Task(id, "run_program", {"command": command}) for id, command in commands.items()]
+    # As codex does, which brings its own.
+    for id, path in (("free", f"{project}/free"), ("vault", vault)):
+        words = {"program": "/usr/bin/bwrap", "words": [*BWRAP[1:], "cat", path]}
+        acts.append(Task(f"bwrap from memory {id}", "execute_memory", words))
     sandbox = Task("own", "own_sandbox", {"folder": f"{project}/own", "vault": vault, "locked": locked})
     written = {
         # A namespace that its maker has not mapped yet: whoever is the same user may do it first.
@@ -102,8 +122,6 @@ def tasks(world: World, outside: Outside, unmapped: int, mapped: int, uid: int) 
 
 @pytest.fixture(scope="module")
 def boxes(lane: Lane) -> Iterator[Duel]:
-    if lane.lsm != "bpf":
-        lane.not_here("tier 2 stands on Landlock, and below that nothing can be mounted")
     # Who was root outside may not be root inside without a capability.
     with arena.somebody() as user, contextlib.ExitStack() as stack:
         others = stack.enter_context(Terminals(("setpriv", "--reuid", user, "--regid", user, "--init-groups")))
@@ -138,19 +156,36 @@ def told(boxes: Duel, *, guarded: bool) -> dict[str, str]:
     return found
 
 
+@pytest.fixture
+def mountable(lane: Lane) -> None:
+    """What is about mounts that are made inside."""
+    if lane.lsm != "bpf":
+        lane.not_here("tier 2 stands on Landlock, and below that nothing can be mounted")
+
+
 @pytest.mark.parametrize("id", WORKS)
-def test_what_an_own_sandbox_is_made_of_works(id: str, boxes: Duel) -> None:
+def test_what_an_own_sandbox_is_made_of_works(id: str, boxes: Duel, mountable: None) -> None:
     for guarded in (False, True):
         answer = told(boxes, guarded=guarded)[id]
         assert answer in ("done", "planted", "Name:"), answer
 
 
 @pytest.mark.parametrize("id", OPENS_NOTHING)
-def test_an_own_sandbox_opens_nothing(id: str, boxes: Duel) -> None:
+def test_an_own_sandbox_opens_nothing(id: str, boxes: Duel, tier: int) -> None:
     canaries = boxes.free.canaries.values()
     answer = told(boxes, guarded=False)[id]
     assert answer == "done" or any(canary in answer for canary in canaries), answer
-    assert told(boxes, guarded=True)[id].startswith("Permission denied"), told(boxes, guarded=True)[id]
+    guarded = told(boxes, guarded=True)[id]
+    if tier == 1 or id in BY_OWN_NAME:
+        assert guarded.startswith(("Permission denied", "Read-only file system")), guarded
+    assert not any(canary in guarded for canary in boxes.caged.canaries.values())
+
+
+@pytest.mark.parametrize("id", (*MOUNTS, *COVERS))
+def test_mounts_are_made_in_tier_1_and_none_is_changed_in_tier_2(id: str, boxes: Duel, tier: int) -> None:
+    expected = ("Operation not permitted",) if tier == 2 else ("Invalid argument",) if id in COVERS else ("done",)
+    assert told(boxes, guarded=True)[id].startswith(expected), told(boxes, guarded=True)[id]
+    assert id in COVERS or told(boxes, guarded=False)[id] == "done"
 
 
 def test_the_refusals_inside_are_on_record(boxes: Duel) -> None:
@@ -161,16 +196,18 @@ def test_the_refusals_inside_are_on_record(boxes: Duel) -> None:
     assert [text for text in rules if "vault" in text]
     assert [text for text in rules if "locked" in text]
     assert (boxes.caged.project / "locked/file").read_text() == "original\n"
+    assert [path.name for path in (boxes.caged.project / "locked").iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("id", REFUSED)
-def test_bubblewrap_opens_nothing(id: str, boxes: Duel) -> None:
+def test_bubblewrap_opens_nothing(id: str, boxes: Duel, tier: int) -> None:
+    """Where it cannot mount it does not come so far as to ask for a file."""
     boxes.assert_refused(id)
-    boxes.assert_recorded(id, REFUSED[id])
+    boxes.assert_recorded(id, REFUSED[id] if tier == 1 else "")
 
 
 @pytest.mark.parametrize("id", ALLOWED)
-def test_bubblewrap_and_programs_in_memory_work(id: str, boxes: Duel) -> None:
+def test_bubblewrap_and_programs_in_memory_work(id: str, boxes: Duel, mountable: None) -> None:
     assert boxes.control[id].ok, boxes.control[id]
     assert boxes.guarded[id].ok, (boxes.guarded[id], boxes.denials(id))
 
