@@ -21,6 +21,7 @@ from mcpguard.events.processes import ProcessTable
 from mcpguard.model.access import Access, Effect, Verdict
 from mcpguard.model.event import Kind
 from mcpguard.model.policy import PathRule, User
+from mcpguard.model.profile import SystemSwitches
 from mcpguard.policy.automaton import Automaton
 from mcpguard.wire.records import OUTSIDER, FileRecord, OpenRecord, PathCallRecord
 
@@ -35,6 +36,7 @@ class Place:
         self.root = root
         self.uid, self.gid, self.groups = os.geteuid(), os.getegid(), tuple(os.getgroups())
         self.audit = False
+        self.system = SystemSwitches()
         self.rules: list[tuple[Effect, Access, str]] = []
         self.table = ProcessTable(AGENT)
 
@@ -63,7 +65,7 @@ class Place:
             *self.rules,
         ]
         user = User(self.uid, self.gid, self.groups, "somebody", "/nowhere")
-        policy = make_policy(*rules, user=user, audit=self.audit)
+        policy = replace(make_policy(*rules, user=user, audit=self.audit), system=self.system)
         return Attributor(policy, Judge(Automaton.from_bytes(policy.tables), policy.paths), self.table)
 
     def become_stranger(self) -> None:
@@ -440,6 +442,15 @@ def test_a_memfd_is_not_judged_by_a_path(place: Place) -> None:
 
 def test_a_program_start_is_judged_by_its_path(place: Place) -> None:
     assert place.executed(place.root / "free/tool").verdict is Verdict.ALLOW
+    assert place.executed(place.root / "secret/tool").verdict is Verdict.AUDIT
+
+
+def test_a_program_in_memory_is_against_the_policy_unless_its_switch_permits_it(place: Place) -> None:
+    found = place.executed("/memfd:x (deleted)")
+    assert found.verdict is Verdict.AUDIT
+    place.system = SystemSwitches(memory_programs=True)
+    found = place.executed("/memfd:x (deleted)")
+    assert (found.verdict, rule_text(found)) == (Verdict.ALLOW, "system: memory_programs: true")
     assert place.executed(place.root / "secret/tool").verdict is Verdict.AUDIT
 
 

@@ -41,6 +41,8 @@ _ATTRIBUTES = frozenset({"chmod", "chown", "utimes", "xattr"})
 OUTSIDE = system_rule("no look into processes outside")
 CHANGE_OUTSIDE = system_rule("no change of processes outside")
 OTHER_TERMINALS = system_rule("no terminals of others")
+# What the kernel calls the file of a program that lies in none, and the switch that permits such programs.
+_MEMORY, _MEMORY_PROGRAMS = "/memfd:", system_rule("memory_programs: true")
 _TERMINAL = r"/dev/pts/\d+"
 PRIVATE = re.compile(
     r"/proc/(?P<pid>\d+)(?:/task/\d+)?/(?P<what>environ|auxv|mem|maps|smaps|smaps_rollup|numa_maps|map_files|pagemap|"
@@ -186,6 +188,8 @@ class Attributor:
 
     def executed(self, path: str) -> Finding:
         """The finding of a program that was started."""
+        if path.startswith(_MEMORY) and self._policy.system.memory_programs:
+            return Finding(Kind.EXEC, "exec", Verdict.ALLOW, Access.EXECUTE.word, path, None, _MEMORY_PROGRAMS)
         refused = Access.EXECUTE & ~self._judge.decide(path).allowed if path.startswith("/") else Access.NONE
         rule = self._origin(self._judge.rule_for(path, Access.EXECUTE)) if path.startswith("/") else None
         detail = _not_stopped("exec", False) if refused and not self._policy.audit else None

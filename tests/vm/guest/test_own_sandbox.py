@@ -212,6 +212,12 @@ def test_bubblewrap_and_programs_in_memory_work(id: str, boxes: Duel, mountable:
     assert boxes.guarded[id].ok, (boxes.guarded[id], boxes.denials(id))
 
 
+def test_permitted_programs_in_memory_are_told_as_that(boxes: Duel) -> None:
+    told = [e for e in boxes.events if e["kind"] == "exec" and e["path"].startswith("/memfd:")]
+    assert len(told) >= 3
+    assert {(e["verdict"], e["rule"]["text"]) for e in told} == {("allow", "system: memory_programs: true")}
+
+
 @pytest.mark.parametrize("id", OUTSIDERS)
 def test_what_a_rule_opens_in_proc_is_open_for_processes_of_the_tree_only(id: str, boxes: Duel) -> None:
     boxes.assert_refused(id)
