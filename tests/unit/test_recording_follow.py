@@ -82,7 +82,7 @@ def test_what_is_needed_later_is_imported_while_somebody_is_waited_for_and_no_lo
     silences: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imported: list[str] = []
-    monkeypatch.setattr(run, "import_module", imported.append)
+    monkeypatch.setattr(run, "__import__", imported.append, raising=False)
     answers = iter([True] * silences + [False])
     run._import_while(lambda: next(answers))
     assert imported == list(run._LATER[:silences])
