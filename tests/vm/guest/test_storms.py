@@ -197,8 +197,6 @@ def test_programs_that_the_kernel_skipped_are_told(weather: Duel, tier: int, lan
     count = sum(event.get("count", 1) for event in told)
     assert count <= skipped_meanwhile[-1]
     assert bool(count) == bool(skipped_meanwhile[-1])
-    # A storm on one processor has this kernel skip them, so that "none" would mean that nobody counts.
-    assert skipped_meanwhile[-1] > 0 or not (tier == 2 and lane.preempt == "full")
     # Where they can be skipped, the record is made by a tracepoint, or by its event on newer kernels.
     assert not (lane.keeps_tracepoints and untold(weather.events))
 
