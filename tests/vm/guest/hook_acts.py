@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import signal
@@ -45,7 +46,7 @@ NAMESPACES, IO_URING = _abi.MG_SESSION_NAMESPACES, _abi.MG_SESSION_IO_URING
 SYS_MOVE_PAGES = 279 if os.uname().machine == "x86_64" else 239
 OPEN_TREE, MOVE_MOUNT, FSCONFIG, FSPICK = 428, 429, 431, 433
 OPEN_TREE_CLONE, MOVE_MOUNT_EMPTY_PATH, RECONFIGURE = 1, 4, 7
-PTRACE_TRACEME = 0
+PTRACE_TRACEME, TIOCSTI = 0, 0x5412
 RING_SETUP, RING_ENTER, RING_REGISTER, REGISTER_PERSONALITY = 425, 426, 427, 9
 SETUP_SQPOLL, SQ_WAKEUP, GETEVENTS = 2, 2, 1
 OP_NOP, OP_OPENAT, OP_SOCKET, OP_URING_CMD = 0, 18, 45, 46
@@ -280,6 +281,12 @@ def command_to_device(_scene: Scene) -> Doing:
     return lambda: ring.checked(OP_URING_CMD, fd)
 
 
+def type_ahead(_scene: Scene) -> Doing:
+    """Put a letter where the person's own come from."""
+    _ours, terminal = os.openpty()
+    return lambda: fcntl.ioctl(terminal, TIOCSTI, b"x")
+
+
 def connect(scene: Scene) -> Doing:
     def do() -> None:
         with socket.socket(socket.AF_UNIX) as line:
@@ -307,6 +314,7 @@ HOST: dict[str, Act] = {
     "task_movememory": on_host(lambda scene: lambda: call(SYS_MOVE_PAGES, scene.victim, 0, None, None, None, 0)),
     "file_fcntl": on_host(to_victim("setown"), told=True),
     "file_fcntl, another way": on_host(to_victim("setown_ex"), told=True),
+    "file_ioctl, typing": on_host(type_ahead),
     "file_ioctl, an owner": on_host(to_victim("fiosetown"), told=True),
     "file_ioctl, a group": on_host(to_victim("siocspgrp"), told=True),
     "bpf": on_host(lambda _scene: load_bpf_map),
