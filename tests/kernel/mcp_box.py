@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import signal
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from harness import SYSTEM_PYTHON, Finished, Json, Sandbox, mcpguard_command
+from harness import RUN_SECONDS, SYSTEM_PYTHON, Finished, Json, Sandbox, mcpguard_command
 
 from mcpguard.catalogue import approved, starting
 from mcpguard.catalogue.server import STDIO, Server
+from mcpguard.kernel import proc
 from mcpguard.session.gate import SHIM
 
 PROFILE = """\
@@ -80,6 +84,19 @@ def text_of(answer: Json) -> str:
     return str(answer["result"]["content"][0]["text"])
 
 
+def wait_until(state: Callable[[], object]) -> None:
+    """For something that comes, as long as a run may take."""
+    deadline = time.monotonic() + RUN_SECONDS
+    while not state():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def stands(pid: int) -> bool:
+    """Whether a process was stopped, and does not go on."""
+    return proc.stat_of(pid)[proc.STATE :][:1] == ["T"]
+
+
 class Box:
     """A world with a server and a client in its project."""
 
@@ -118,6 +135,21 @@ class Box:
             json.dumps(lines),
         ]
         return self.inside.run(words, options=self.options) if guarded else self.inside.control(words)
+
+    def gates(self) -> list[int]:
+        """Gates of this world's sessions that live now."""
+        home, found = f"MCPGUARD_HOME={self.inside.world.state}".encode(), []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                is_gate = b"gate/__main__.py" in (process / "cmdline").read_bytes()
+                if is_gate and home in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(int(process.name))
+        return found
+
+    def kill_the_gate(self) -> None:
+        """From outside, for nobody inside can."""
+        for gate in self.gates():
+            os.kill(gate, signal.SIGKILL)
 
     def mcp_events(self) -> list[Json]:
         return self.inside.events(None, "--kind", "mcp")

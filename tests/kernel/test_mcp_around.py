@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness import SYSTEM_PYTHON, Json, execute, mcpguard_command, need_root, sandbox
 from matrix import static_acts
-from mcp_box import Box, write_launched_agent
+from mcp_box import Box, stands, wait_until, write_launched_agent
 
+from mcpguard.kernel import cgroup
 from mcpguard.session.gate import SHIM
 
 pytestmark = pytest.mark.kernel
@@ -189,6 +192,7 @@ one, other = socket.socketpair()
 heard, its_output = socket.socketpair() if "two" in ends else (one, other)
 its = (subprocess.PIPE, subprocess.PIPE) if "pipes" in ends else (other, its_output)
 server = subprocess.Popen(words, stdin=its[0], stdout=its[1])
+open("asked-pid", "w").write(f"{server.pid} ")
 other.close()
 its_output.close()
 said = server.stdin.fileno() if "pipes" in ends else one.fileno()
@@ -201,6 +205,7 @@ try:
         time.sleep(1 if "slow" in ends and number else 0)
         asked = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
         os.write(said, json.dumps(asked).encode() + b"\n")
+        open(f"asked-{number}", "w").close()
         line = lines.readline()
         while line and b'"id"' not in line:
             line = lines.readline()
@@ -395,6 +400,46 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 print(json.dumps(client.call(json.loads(words), ends)), flush=True)
+"""
+# What an agent does before the one above, and after it: has an approved server answer, and another one when the first has
+# lost its gate. The third word starts it.
+OUTLIVES = (
+    r"""
+import json, os, subprocess, sys, time
+
+def begin():
+    server = subprocess.Popen(json.loads(sys.argv[3]), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "echo", "arguments": {}}}
+    os.write(server.stdin.fileno(), json.dumps(asked).encode() + b"\n")
+    return server
+
+def is_answered(server):
+    return b'"result"' in server.stdout.readline()
+
+def wait_for(name):
+    while not os.path.exists(name):
+        time.sleep(0.005)
+
+open("agent", "w").write(f"{os.getpid()} ")
+served = begin()
+first = is_answered(served)
+""",
+    r"""
+served.stdin.close()
+served.wait()
+second = is_answered(begin())
+open("over", "w").close()
+wait_for("seen")
+print(json.dumps({"answered": [first, second]}), flush=True)
+""",
+)
+# And one that starts the other when the gate stands still.
+OUTWAITS = r"""
+open("ready", "w").close()
+wait_for("still")
+waiting = begin()
+open("asked", "w").close()
+print(json.dumps({"waited": is_answered(waiting)}), flush=True)
 """
 REFUSED = {"answered": False, "killed": True}
 DONE = {"answered": True, "killed": False}
@@ -619,4 +664,78 @@ def test_the_same_by_way_of_the_gate_and_of_a_program_that_is_no_agent(ends: str
     assert finished.json_lines() == [DONE], finished
     tests_of_a_server = [SYSTEM_PYTHON, "client.py", json.dumps(server), ends]
     assert box.inside.run(tests_of_a_server, options=box.options).json_lines() == [DONE]
+    assert not ended(box)
+
+
+def nobody_stands(box: Box) -> None:
+    """Of a whole tree, whose agent has said which one it is."""
+    place = cgroup.place_of(int((box.inside.world.project / "agent").read_text()))
+    assert place, "it lives in its leaf"
+    wait_until(lambda: not any(map(stands, cgroup.processes(f"{cgroup.unified_mount()}{place}"))))
+
+
+def outlive(box: Box, code: str, words: Sequence[str], meanwhile: Callable[[], None]) -> list[Json]:
+    """What an agent says that has an approved server before and after it does this, while the gate is killed from outside."""
+    project = box.inside.world.project
+    box.approve("s", box.command)
+    (project / "opencode").write_text(f"#!{SYSTEM_PYTHON}\n{code.join(OUTLIVES)}")
+    shim = [mcpguard_command()[0], "-I", "-S", "-B", SHIM]
+    through = ["/bin/sh", "-c", f'exec {" ".join(shim)} "$MCPGUARD_GATE" s -- {" ".join(box.command)}']
+
+    def outside() -> None:
+        try:
+            meanwhile()
+            wait_until((project / "over").exists)
+            nobody_stands(box)
+        finally:
+            for name in ("still", "seen"):
+                (project / name).touch()
+
+    with ThreadPoolExecutor(1) as thread:
+        seen = thread.submit(outside)
+        finished = box.inside.run([str(project / "opencode"), *words, json.dumps(through)], options=box.options)
+        seen.result(60)
+    return finished.json_lines()
+
+
+@pytest.mark.parametrize("moment", ["asked", "stands"])
+def test_who_is_looked_for_is_ended_though_the_gate_is_killed_meanwhile(moment: str, box: Box) -> None:
+    """When it has been asked, and when it was found and stands still. The next shim gets the next gate."""
+    project = box.inside.world.project
+    server = project / "counts.py"
+    server.write_text(COUNTS)
+    words = [json.dumps([SYSTEM_PYTHON, str(server), "blind-away-hidden-moved"]), "slow pipes"]
+    (project / "opencode").write_text(f"#!{SYSTEM_PYTHON}\n{WAITS}")
+    assert box.inside.control([str(project / "opencode"), *words]).json_lines() == [{"calls": 2}]
+    for name in ("asked-pid", "asked-0"):
+        (project / name).unlink()
+    killed: list[int] = []
+
+    def kill_the_gate() -> None:
+        wait_until((project / "asked-0").exists)
+        if moment == "stands":
+            wait_until(lambda: stands(int((project / "asked-pid").read_text())))
+        killed.extend(box.gates())
+        box.kill_the_gate()
+
+    assert outlive(box, WAITS, words, kill_the_gate) == [{"calls": 0}, {"answered": [True, True]}]
+    assert len(killed) == 1
+    assert len(ended(box)) == 1
+
+
+def test_who_waits_for_a_gate_that_is_killed_gets_the_next_one(box: Box) -> None:
+    """Its agent has asked it already, and whoever has that end is looked for."""
+    project = box.inside.world.project
+
+    def kill_the_gate() -> None:
+        wait_until((project / "ready").exists)
+        (gate,) = box.gates()
+        os.kill(gate, signal.SIGSTOP)
+        wait_until(lambda: stands(gate))
+        (project / "still").touch()
+        wait_until((project / "asked").exists)
+        time.sleep(2)  # the shim asks, and nobody hears it
+        os.kill(gate, signal.SIGKILL)
+
+    assert outlive(box, OUTWAITS, ["", ""], kill_the_gate) == [{"waited": True}, {"answered": [True, True]}]
     assert not ended(box)

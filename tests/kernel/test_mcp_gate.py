@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -11,11 +10,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from harness import SYSTEM_PYTHON, Json, mcpguard_command, need_root, sandbox
-from mcp_box import PROFILE, SERVER, Box, text_of, tool
+from mcp_box import PROFILE, SERVER, Box, stands, text_of, tool, wait_until
 
 from mcpguard.session.gate import SHIM
 from mcpguard.session.recording import CUT_OFF
@@ -361,12 +360,7 @@ print(say(start()), flush=True)
     def kill_the_gate() -> None:
         while not (box.inside.world.project / "ready").exists():
             time.sleep(0.05)
-        home = f"MCPGUARD_HOME={box.inside.world.state}".encode()
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                is_gate = b"gate/__main__.py" in (process / "cmdline").read_bytes()
-                if is_gate and home in (process / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(process.name), signal.SIGKILL)
+        box.kill_the_gate()
 
     outside = threading.Thread(target=kill_the_gate)
     outside.start()
@@ -383,6 +377,75 @@ print(say(start()), flush=True)
     assert told == [("start", "allow"), ("request", "allow"), ("start", "allow"), ("request", asked)]
     losses = [e["detail"] for e in box.inside.events(None, "--kind", "loss")]
     assert losses.count(CUT_OFF) == 1, "of the one that was killed, and not of the one that ended with the session"
+
+
+# What an agent starts: a shim that waits before it becomes what it was let become.
+WAITING_SHIM = f"""
+import json, os, sys, time
+sys.modules["mcpguard"] = package = type(sys)("mcpguard")
+package.__path__ = [{SHIM!r}.rpartition("/gate/")[0]]
+from mcpguard.gate import shim
+
+order, descriptors, line = shim._ask(os.environ["MCPGUARD_GATE"], "s", json.loads(sys.argv[1]))
+open("told", "w").close()
+while not os.path.exists("execute"):
+    time.sleep(0.01)
+shim._become(order, descriptors, line)
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_who_stands_still_for_a_gate_that_is_killed_does_not_for_ever(killed: bool, box: Box) -> None:
+    """An executed server does nothing before the gate has seen it, and that one never will: it is ended, and on record. The
+    control has the gate go on."""
+    box.approve("s", box.command)
+    project = box.inside.world.project
+    shim = [mcpguard_command()[0], "-I", "-S", "-B", "-c", WAITING_SHIM, json.dumps(box.command)]
+    code = f"""
+import json, os, subprocess
+def start():
+    return subprocess.Popen({shim!r}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def say(server):
+    server.stdin.write(({tool("echo", a=1)!r} + "\\n").encode())
+    server.stdin.flush()
+    return server.stdout.readline().decode().strip()
+first = start()
+open("begun", "w").write(f"{{first.pid}} ")
+if {killed}:
+    print(json.dumps({{"rest": first.stdout.read().decode(), "code": first.wait()}}), flush=True)
+else:
+    print(say(first), flush=True)
+print(say(start()), flush=True)
+"""
+    project.joinpath("agent.py").write_text(code)
+
+    def meanwhile() -> None:
+        try:
+            wait_until((project / "told").exists)
+            wait_until(lambda: (project / "begun").read_text().endswith(" "))
+            (gate,) = box.gates()
+            os.kill(gate, signal.SIGSTOP)
+            wait_until(lambda: stands(gate))
+            (project / "execute").touch()
+            wait_until(lambda: stands(int((project / "begun").read_text())))
+            os.kill(gate, signal.SIGKILL if killed else signal.SIGCONT)
+        finally:
+            (project / "execute").touch()
+
+    with ThreadPoolExecutor(1) as outside:
+        told = outside.submit(meanwhile)
+        finished = box.inside.run([SYSTEM_PYTHON, "agent.py"], options=box.options)
+        told.result(60)
+    first, second = finished.json_lines()
+    assert text_of(second) == '{"a": 1}', finished
+    refused = [event for event in box.mcp_events() if event["op"] == "refuse"]
+    if not killed:
+        assert text_of(first) == '{"a": 1}' and not refused, finished
+        return
+    assert first == {"rest": "", "code": -signal.SIGKILL}, finished
+    (event,) = refused
+    assert "mcp.gate-ended" in event["detail"] and event["mcp"]["server"] == "s" and event["exe"], event
+    assert "mcp.gate-ended" in finished.err
 
 
 KEPT = """\

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import threading
@@ -20,6 +21,7 @@ from gate_help import PYTHON, SERVER, World, call, gate, wait_until
 from mcpguard.gate import peers, serving
 from mcpguard.gate.admission import Admission
 from mcpguard.gate.line import MOST_BYTES, VERSION
+from mcpguard.kernel import proc
 
 pytestmark = pytest.mark.timeout(60)
 GOOD = {"version": VERSION, "name": "s", "argv": ["/bin/cat"]}
@@ -287,6 +289,26 @@ os.execve({PYTHON!r}, {words!r}, order["environment"])
     assert b"a title" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
     for one in (process, slow):
         one.communicate(timeout=30)
+
+
+def test_who_stands_still_when_the_gate_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was executed, and nobody will see what it is."""
+    may_look, look = threading.Event(), peers.executed
+
+    def when_it_may(pid: int) -> peers.Executed:
+        assert may_look.wait(60)
+        return look(pid)
+
+    monkeypatch.setattr(peers, "executed", when_it_may)
+    with gate(tmp_path) as world:
+        process = forge(world, HONEST, ["/bin/cat", "-"])
+        wait_until(lambda: proc.stat_of(process.pid)[proc.STATE] == "T")
+    try:
+        assert process.wait(30) == -signal.SIGKILL
+    finally:
+        may_look.set()
+        process.kill()
+        process.communicate()
 
 
 class Reading:

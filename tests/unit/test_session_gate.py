@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from mcpguard.kernel import cgroup, proc
+from mcpguard.model.access import Verdict
 from mcpguard.session import gate as keeping
 from mcpguard.session.gate import Gate
 
@@ -111,3 +116,41 @@ def test_a_gate_that_ends_without_having_handed_over_all_is_told(
     assert told.first.wait(60)
     gate.close()
     assert len(losses) == lost
+
+
+@contextlib.contextmanager
+def standing() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that was stopped, as the kernel stops a server that was executed."""
+    with subprocess.Popen(["/bin/sleep", "100"]) as process:
+        process.send_signal(signal.SIGSTOP)
+        until = time.monotonic() + 60
+        while proc.stat_of(process.pid)[proc.STATE] != "T":
+            assert time.monotonic() < until
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("end", ["killed", "by itself"])
+def test_who_stands_still_for_a_gate_that_is_gone_is_ended(
+    end: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not one that goes on since, nor another process that has the number of one by now."""
+    told, losses, found = Told(), threading.Event(), []
+    with standing() as stays, standing() as went_on, standing() as another:
+        began = {one.pid: proc.stat_of(one.pid)[proc.START] for one in (stays, went_on)} | {another.pid: "1"}
+        lines = [{"stands": pid, "began": since, "name": "s"} for pid, since in began.items()] + [{"goes": went_on.pid}]
+        says = "".join(json.dumps(line) + "\n" for line in lines)
+        program = (
+            _BEGINNING + f"os.write(1, {says.encode()!r})\n" + ("os.kill(os.getpid(), 9)" if end == "killed" else "")
+        )
+        stand_in(monkeypatch, program)
+        gate.start(cgroup.place_of(os.getpid()), told, losses.set, found.extend)
+        assert told.first.wait(60) and losses.wait(60)
+        assert stays.wait(60) == -signal.SIGKILL
+        gate.close()
+        assert [proc.stat_of(one.pid)[proc.STATE] for one in (went_on, another)] == ["T", "T"]
+    events = {(event.pid, event.verdict, event.op) for event in found}
+    assert events == {(stays.pid, Verdict.DENY, "refuse")}
+    assert "mcp.gate-ended" in str(found[0].detail)

@@ -32,6 +32,7 @@ from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.line import ALL, HEARD, PATIENCE_S
 from mcpguard.gate.servers import Servers
 from mcpguard.gate.serving import Gate
+from mcpguard.kernel import proc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +62,18 @@ def _tell_ends(ends: Sequence[int], served: bool) -> None:
     line = json.dumps([served, [[state.st_dev, state.st_ino] for state in states]]).encode() + b"\n"
     with contextlib.suppress(OSError):
         os.write(_STANDARD_OUTPUT, line)
+
+
+def _tell_still(pid: int, name: str, still: bool) -> None:
+    """Say which process stands still for us from now on, or goes on: when we are gone nobody else would have it go on.
+
+    Raises:
+        OSError: nobody hears that, or there is no such process.
+    """
+    told: dict[str, Any] = (
+        {"stands": pid, "began": proc.stat_of(pid)[proc.START], "name": name} if still else {"goes": pid}
+    )
+    os.write(_STANDARD_OUTPUT, json.dumps(told).encode() + b"\n")
 
 
 def _say(word: bytes) -> None:
@@ -96,7 +109,10 @@ def main() -> None:
         thread.start()
     keeper = Keeper(socket.socket(fileno=facts["keeps"]) if facts["keeps"] >= 0 else None)
     heard = functools.partial(_say, HEARD)
-    gate = Gate(facts["session"], facts["leaf"], listener, servers, ledger, _tell_ends, held, heard, keeper)
+    gate = Gate(
+        *(facts["session"], facts["leaf"], listener, servers, ledger, _tell_ends, held, heard, keeper),
+        tell_still=_tell_still,
+    )
     handed_over.append(gate.serve(_STANDARD_INPUT, rest))
     for web in webs:
         web.end()

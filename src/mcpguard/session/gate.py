@@ -1,8 +1,8 @@
 """The gate of a session, as the supervising process keeps it: its socket, and that there is one when a shim asks.
 
 The socket is bound before anything is guarded and stays ours, so a gate that ended leaves nobody a place to stand in for it. A
-gate that ends takes its connections along: the pipes break, and what goes on goes on without those servers. The next shim
-gets the next gate.
+gate that ends takes its connections along: the pipes break, and what goes on goes on without those servers. Who stood still
+until that gate had looked at it is ended, for nobody will. The next shim gets the next gate.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,13 @@ from mcpguard.catalogue import starting
 from mcpguard.catalogue.server import Server
 from mcpguard.errors import HostError
 from mcpguard.gate.line import ALL, HEARD, PATIENCE_S
-from mcpguard.kernel import cgroup
+from mcpguard.kernel import cgroup, proc
 from mcpguard.mcp.policy import server_word
 from mcpguard.profile.store import gate_directory, state_directory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mcpguard.model.event import Event
 
 _ENTRY = f"{mcpguard.__path__[0]}/gate/__main__.py"
 SHIM = f"{mcpguard.__path__[0]}/gate/shim.py"
@@ -64,6 +70,7 @@ class Gate:
         self.facts: dict[str, Any] = {}
         self._tell_ends: Callable[[Sequence[tuple[int, int]], bool], None] = lambda _ends, _served: None
         self._session = session
+        self._leaf = ""
         self._folder = gate_directory() / session
         self.address = str(self._folder / "socket")
         self._listener = self._bind()
@@ -76,6 +83,9 @@ class Gate:
         self._said = b""  # of a line of the process's, so far
         self._handed_over = False  # it said so
         self._tell_lost: Callable[[], None] = lambda: None
+        self._put_on_record: Callable[[Sequence[Event]], None] = lambda _events: None
+        # Who stands still for the process, by PID: since when that lives, and as which server.
+        self._still: dict[int, tuple[str, str]] = {}
         self.held: socket.socket | None = None
         self._holds: socket.socket | None = None
         self.keeping: socket.socket | None = None
@@ -160,6 +170,7 @@ class Gate:
         leaf: str,
         tell_ends: Callable[[Sequence[tuple[int, int]], bool], None],
         tell_lost: Callable[[], None] = lambda: None,
+        tell: Callable[[Sequence[Event]], None] = lambda _events: None,
         *,
         ask: bool = False,
     ) -> None:
@@ -170,16 +181,18 @@ class Gate:
             tell_ends: called by another thread with the device and inode numbers of pipes and sockets whose messages the gate
                 puts on record, and True; or of a conversation that it refused, and False.
             tell_lost: called by that thread when the gate's process ended before all that it knew was on record.
+            tell: called by that thread with what else is to be on record.
             ask: calls that need a person's word may be held, while `watched`.
         """
         if ask:
             self.held, self._holds = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self.held.setblocking(False)
-        self._tell_ends, self._tell_lost = tell_ends, tell_lost
+        self._tell_ends, self._tell_lost, self._put_on_record = tell_ends, tell_lost, tell
+        self._leaf = cgroup.in_tree(leaf)
         handed = {
             **self.facts,
             "session": self._session,
-            "leaf": cgroup.in_tree(leaf),
+            "leaf": self._leaf,
             "listener": self._listener.fileno(),
             "web": self._web_facts(),
             "held": self._holds.fileno() if self._holds else -1,
@@ -230,12 +243,53 @@ class Gate:
         self._hear_rest(process)
         if not self._handed_over:
             self._tell_lost()
+        if not stopped:
+            self._clear_up()
         return stopped
+
+    def _clear_up(self) -> None:
+        """The process has ended by itself: nobody will look at what those were executed as who stand still for it."""
+        still, self._still = self._still, {}
+        ended = [self._end(pid, began, name) for pid, (began, name) in still.items()]
+        if told := [event for event in ended if event is not None]:
+            self._put_on_record(told)
+
+    def _end(self, pid: int, began: str, name: str) -> Event | None:
+        """End a process of the session, if it is still the one that began then; what is to be told of it."""
+        with contextlib.suppress(OSError), _held(pid) as process:
+            is_same = proc.stat_of(pid)[proc.START :][:1] == [began] and not proc.has_ended(pid)
+            if is_same and cgroup.is_in(cgroup.place_of(pid), self._leaf):
+                program = proc.program_of(pid)
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                return self._told_of(pid, program[0] if program else None, name)
+        return None
+
+    def _told_of(self, pid: int, exe: str | None, name: str) -> Event:
+        from mcpguard.events.mcp import CLIENT
+        from mcpguard.events.told_errors import detail_of
+        from mcpguard.model.access import Verdict
+        from mcpguard.model.event import Event, Kind, McpMessage, Peer
+
+        error = HostError(
+            f"the MCP server {name} was ended before it was asked anything",
+            why="the gate was ended before it had seen what was executed",
+            do="start the server again: it gets the next gate",
+            code="mcp.gate-ended",
+        )
+        return Event(
+            *(time.time_ns(), self._session, Kind.MCP, "refuse", Verdict.DENY),
+            pid=pid,
+            exe=exe,
+            comm=exe.rpartition("/")[2][:15] if exe else None,
+            detail=detail_of(error),
+            mcp=McpMessage(name, "stdio", CLIENT, peer=Peer(pid, exe)),
+        )
 
     def _hear(self, process: subprocess.Popen[bytes], held: int) -> bool:
         """Pass on which pipes and sockets its conversations use, until it ends or is to end; True for the latter."""
         waited = [held, self._stop]
         self._said, self._handed_over = b"", False
+        self._still = {}
         if process.stdout is not None:
             waited.append(process.stdout.fileno())
         while True:
@@ -256,9 +310,20 @@ class Gate:
             if line == ALL:
                 self._handed_over = True
                 continue
-            served, ends = json.loads(line)
+            told = json.loads(line)
+            if isinstance(told, dict):
+                self._hear_of_still(told)
+                continue
+            served, ends = told
             self._tell_ends([(int(device), int(inode)) for device, inode in ends], bool(served))
         return bool(more)
+
+    def _hear_of_still(self, told: Mapping[str, Any]) -> None:
+        """Somebody stands still from now on, until the process has looked at it, or goes on."""
+        if "goes" in told:
+            self._still.pop(int(told["goes"]), None)
+        else:
+            self._still[int(told["stands"])] = str(told["began"]), str(told["name"])
 
     def _hear_rest(self, process: subprocess.Popen[bytes]) -> None:
         """What it said before it ended counts, or what was sent there would be told a second time."""

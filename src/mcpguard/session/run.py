@@ -145,7 +145,7 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
             if guarded.gate.port is not None:
                 recording.skip_port(guarded.gate.port)
             leaf = str(facts["cgroup"])
-            guarded.gate.start(leaf, recording.skip_messages, recording.gate_cut_off, ask=options.ask)
+            guarded.gate.start(leaf, recording.skip_messages, recording.gate_cut_off, recording.tell, ask=options.ask)
             recording.show_messages(guarded.around(session, int(facts["pid"]), leaf, broker.paused))
         if later:
             later.start()
