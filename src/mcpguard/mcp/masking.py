@@ -103,7 +103,8 @@ def holds_credential(value: object) -> bool:
             waiting += one
         elif isinstance(one, dict):
             for name, item in one.items():
-                if isinstance(item, str) and _is_random(item) and is_secret_name(name):
+                # The name before the value: that may be long.
+                if isinstance(item, str) and len(item) >= _RANDOM and is_secret_name(name) and _is_random(item):
                     return True
                 if name == _BYTES and isinstance(item, str):
                     texts.append(_decoded(item))
