@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.journal import Journal, recover
 from mcpguard.gate.ledger import Ledger
 from mcpguard.mcp.judge import Judge, Taint
+from mcpguard.mcp.masking import bounded
 from mcpguard.mcp.policy import McpPolicy
 from mcpguard.model.access import Effect
 from mcpguard.model.event import Event, Peer
@@ -268,3 +270,24 @@ def test_a_link_in_its_place_is_not_followed(store: Store, session: str, tmp_pat
     (journal.folder() / "s.x").symlink_to(other)
     recover()
     assert other.read_text() == "{}"
+
+
+def test_of_long_messages_that_wait_to_be_stored_little_is_kept(store: Store, session: str) -> None:
+    """And what is stored of them is the same."""
+    ledger = Ledger(store, session, Journal(session))
+    talk = conversation(session, ledger)
+    text, told = "x" * 900_000, "it failed " * 90_000
+    tracemalloc.start()
+    for number in (1, 2):
+        assert talk.take(0, call("echo", {"text": text, "more": [text, 1]}, id=number).strip())[0]
+        result = {"content": [{"type": "text", "text": told}], "isError": True}
+        assert talk.take(1, json.dumps({"jsonrpc": "2.0", "id": number, "result": result}).encode())[0]
+        assert ledger.behind
+    waits, _most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert waits < len(text) // 2
+    ledger.flush()
+    asked, answered, _, _ = sorted(kept(store, session), key=lambda event: event.time_ns)
+    assert asked.mcp and answered.mcp
+    assert (asked.mcp.arguments, asked.mcp.cut) == bounded({"text": text, "more": [text, 1]})
+    assert answered.mcp.error == told[:256] and answered.mcp.result_bytes and answered.mcp.result_bytes > len(told)

@@ -1,16 +1,17 @@
 """What a record keeps of arguments: bounded JSON, and nothing that looks like a secret."""
 
 import base64
+import functools
 import itertools
 import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mcpguard.mcp import masking
-from mcpguard.mcp.masking import LIMIT, LOOKED_AT, bounded, holds_credential, masked_text
+from mcpguard.mcp.masking import LIMIT, LOOKED_AT, beginning, bounded, holds_credential, masked_text
 
 # Put together here, so that no scanner takes this file for a leak.
 KEY = "ghp_" + "a1B2c3D4e5F6g7H8i9J0" * 2
@@ -72,6 +73,33 @@ def test_whatever_it_is_the_rest_is_json_within_the_bound(value: object) -> None
     assert len(text.encode("utf-8", "surrogatepass")) <= LIMIT
     json.loads(text)
     assert cut or json.loads(text) is not None or value is None
+
+
+# Around what is looked at, in strings, in lists and objects, and in depth.
+_LONG = st.tuples(
+    st.sampled_from(["x", "ab ", "token=", KEY, "\u00e9", "-----BEGIN A PRIVATE KEY-----"]),
+    st.sampled_from([0, 1, 20, LOOKED_AT - 1, LOOKED_AT, LOOKED_AT + 1, LOOKED_AT + 40]),
+).map(lambda one: (one[0] * one[1])[: one[1]])
+_WIDE = st.sampled_from([0, 1, 2, 49, 50, 51, 52])
+_LARGE = st.recursive(
+    _LONG | st.integers() | st.none(),
+    lambda inner: (
+        st.tuples(inner, _WIDE).map(lambda one: [one[0]] * one[1])
+        | st.tuples(_LONG, inner, _WIDE).map(lambda one: {one[0]: 1} | {f"{n}": one[1] for n in range(one[2])})
+        | st.tuples(inner, st.integers(1, 14)).map(
+            lambda one: functools.reduce(lambda made, _: [made], range(one[1]), one[0])
+        )
+    ),
+    max_leaves=3,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(_LARGE)
+@example(PEM * 100)
+def test_of_its_beginning_the_same_is_kept(value: object) -> None:
+    assert bounded(beginning(value)) == bounded(value)
+    assert bounded({"a": beginning(value)}) == bounded({"a": value})
 
 
 @pytest.mark.timeout(60)

@@ -19,6 +19,7 @@ from mcpguard.gate.relay import CLIENT, SERVER
 from mcpguard.mcp import messages
 from mcpguard.mcp.framing import TooLong
 from mcpguard.mcp.judge import Judge, Judgement, refusal
+from mcpguard.mcp.masking import LOOKED_AT, beginning
 from mcpguard.mcp.messages import Batch, Kind, Message, NotCanonical
 from mcpguard.mcp.pairs import Pairs, Waiting
 from mcpguard.mcp.policy import UNKNOWN
@@ -132,7 +133,7 @@ class Conversation:
         lines = {"code": FAILED, "message": "\n".join(error.lines())}
         message = Message(Kind.RESPONSE, b"", id, error={**lines, "message": error.what})
         judged = Judgement(Verdict.ALLOW, McpKind.METHOD, waiting.method, said)
-        self._ledger.note(functools.partial(self._answer, self._now_ns(), waiting.note, message, judged))
+        self._note_answer(waiting.note, message, judged)
         return messages.write({"jsonrpc": "2.0", "id": id, "error": lines})
 
     def broken(self, side: int, why: str) -> None:
@@ -214,7 +215,7 @@ class Conversation:
                     Verdict.DENY, McpKind.METHOD, waiting.method, "what was approved cannot be written down"
                 )
         asked: _Asked = waiting.note
-        self._ledger.note(functools.partial(self._answer, self._now_ns(), asked, message, judged), len(message.raw))
+        self._note_answer(asked, message, judged)
         if judged is not None and not judged.allowed:
             return refusal(message.id, judged, asked.call)
         return onward
@@ -228,17 +229,30 @@ class Conversation:
             return False
         return True
 
-    def _answer(self, now_ns: int, asked: _Asked, message: Message, judged: Judgement | None) -> Event:
+    def _note_answer(self, asked: _Asked, message: Message, judged: Judgement | None) -> None:
+        """Put an answer on record soon. What it said is let go at once: of megabytes that wait, others would have to be fetched
+        from the kernel for the next."""
         error = None
         if message.error is not None:
             code = message.error.get("code")
-            error = (code if isinstance(code, int) else None, str(message.error.get("message", "")))
+            error = (code if isinstance(code, int) else None, str(message.error.get("message", ""))[:LOOKED_AT])
         elif isinstance(message.result, dict) and message.result.get("isError") is True:
-            error = (None, _first_text(message.result))
+            error = (None, _first_text(message.result)[:LOOKED_AT])
+        result_bytes = None if message.error is not None else len(message.raw) or None
+        self._ledger.note(functools.partial(self._answer, self._now_ns(), asked, result_bytes, error, judged))
+
+    def _answer(
+        self,
+        now_ns: int,
+        asked: _Asked,
+        result_bytes: int | None,
+        error: tuple[int | None, str] | None,
+        judged: Judgement | None,
+    ) -> Event:
         return self._talk.response(
             now_ns,
             asked.event(),
-            result_bytes=None if message.error is not None else len(message.raw) or None,
+            result_bytes=result_bytes,
             error=error,
             verdict=judged.verdict if judged else Verdict.ALLOW,
             rule=judged.origin if judged else None,
@@ -274,9 +288,7 @@ class Conversation:
     def _refused_answer(self, waiting: Waiting, id: str | int | None, judged: Judgement) -> bytes:
         """What whoever asked gets in place of an answer that is not passed on; on record it is the answer all the same."""
         asked: _Asked = waiting.note
-        self._ledger.note(
-            functools.partial(self._answer, self._now_ns(), asked, Message(Kind.RESPONSE, b"", id), judged)
-        )
+        self._note_answer(asked, Message(Kind.RESPONSE, b"", id), judged)
         return refusal(id, judged, asked.call)
 
     def _batch(self, side: int, batch: Batch) -> _Passage:
@@ -325,6 +337,11 @@ class _Asked:
     ) -> None:
         self.call = call
         self._made: Event | None = None
+        # Without its bytes, and of what is long only what comes on record: memory that waits is not there for the next message.
+        params = message.params
+        if len(message.raw) > LOOKED_AT:
+            params = {name: beginning(one) for name, one in params.items()}
+        message = Message(message.kind, b"", message.id, message.method, params)
         self._of: tuple[Conversation, int, int, Message, Judgement] | None = (
             *(conversation, now_ns, side),
             *(message, judged),

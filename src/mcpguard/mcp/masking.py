@@ -166,6 +166,21 @@ def bounded(value: object, limit: int = LIMIT) -> tuple[str, bool]:
     return json.dumps("…"), True
 
 
+def beginning(value: Any, depth: int = 0) -> Any:
+    """As much of a value as `bounded` looks at, so that the rest need not be kept for it."""
+    if isinstance(value, str):
+        return value[: LOOKED_AT + 1]
+    if depth > _DEEPEST:
+        return value
+    if isinstance(value, list):
+        return [beginning(one, depth + 1) for one in value[: _MOST + 1]]
+    if isinstance(value, dict):
+        items = list(value.items())[: _MOST + 1]
+        # Names are kept whole, or two might become one.
+        return {name: beginning(one, depth + 1) for name, one in items}
+    return value
+
+
 class _Masked:
     """Texts without their secrets. Each is looked at once, and together they are so many that none waits for it long."""
 
