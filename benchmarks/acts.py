@@ -3,9 +3,10 @@
 Each arm is one process that measures all acts in small rounds, in turns over the arms: a slow moment of the host hits all of
 them. Without a session: bare, Landlock and sandlock with as many grants as the profile has rules, and bubblewrap with one bind
 mount of the workspace; peers that cannot be had are named, and left out in guests. While sessions live that do nothing:
-unguarded. In sessions, with all that writing the record costs beside them: every tier that the host gives. These kinds take
-turns in blocks, with new sessions in each. Prints medians, and ratios to bare of the medians and of the calmest rounds, and
-writes them with the quartiles as JSON; judges nothing. Other sessions on the host make bare slower, too.
+unguarded. In sessions, with all that writing the record costs beside them: every tier that the host gives; for what goes
+through a pipe also with a gate of MCP servers, for which the kernel looks at what is read there, too. These kinds take turns in
+blocks, with new sessions in each. Prints medians, and ratios to bare of the medians and of the calmest rounds, and writes them
+with the quartiles as JSON; judges nothing. Other sessions on the host make bare slower, too.
 
 With --count the guest's clock counts the instructions that it executes, so that no host and no emulator blurs what is seen;
 those of other processes, as the one that stores the record, are left out.
@@ -40,6 +41,9 @@ from typing import IO, Any
 ZERO = os.open("/dev/zero", os.O_RDONLY)
 REPOSITORY = Path(__file__).resolve().parent.parent
 NULL = os.open("/dev/null", os.O_WRONLY)
+# One for all rounds: what goes through a new one is looked at until it is known to be no message.
+PIPE = os.pipe()
+WORDS = b"some words of a text as a program writes them for another one.\n\n"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: an end that leaves nothing behind
 # Paths to grant, port of loopback, command: with its standard streams, unlike the peer of the other benchmarks.
 SANDLOCK = """
@@ -53,12 +57,18 @@ sys.exit(sandbox.run_interactive(sys.argv[3:]))
 PORT = 0
 # Whether instructions are counted in place of time; the copy of a guest that does has it.
 COUNTS = False
-ACTS = ("getppid", "read", "write", "open+close", "stat", "create+unlink", "rename", "fork+exec", "connect", "UDP send")
+PIPED = ("pipe write", "pipe write+read")
+ACTS = (
+    *("getppid", "read", "write", *PIPED, "open+close", "stat", "create+unlink", "rename"),
+    *("fork+exec", "connect", "UDP send"),
+)
 # How many of an act make one round.
 TURNS = {
     "getppid": 10000,
     "read": 10000,
     "write": 10000,
+    "pipe write": 1000,  # they find room
+    "pipe write+read": 10000,
     "open+close": 1000,
     "stat": 1000,
     "create+unlink": 300,
@@ -102,11 +112,21 @@ def acts(folder: str) -> dict[str, Callable[[], object]]:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             stream.connect(("127.0.0.1", PORT))
 
+    def piped() -> None:
+        os.write(PIPE[1], WORDS)
+        os.read(PIPE[0], len(WORDS))
+
+    os.set_blocking(PIPE[0], False)
+    with contextlib.suppress(BlockingIOError):
+        while os.read(PIPE[0], 1 << 16):
+            pass
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     return {
         "getppid": os.getppid,
         "read": lambda: os.read(ZERO, 1),
         "write": lambda: os.write(NULL, b"x"),
+        "pipe write": lambda: os.write(PIPE[1], WORDS),
+        "pipe write+read": piped,
         "open+close": opened,
         "stat": lambda: os.stat(there),
         "create+unlink": created,
@@ -192,13 +212,14 @@ class Arm:
         self.process.wait(60)
 
 
-def profile(folder: Path, rules: int) -> Path:
+def profile(folder: Path, rules: int, *, gate: bool = False) -> Path:
     """A profile with as many rules, most of them about names that are not there; the workspace is what is measured."""
     lines = ["name: bench", "files:", "  read:", "    - /etc", "    - /proc", "    - /dev", "    - /usr"]
     lines += [f"    - {folder}/nothing/number-{n:05d}/deeper" for n in range(max(0, rules - 9))]
     lines += ["  execute: [/usr]", '  write: ["{workspace}", /dev/null]']
     lines += ['  deny: ["{workspace}/**/.env*"]', f'network: {{allow: ["localhost:{PORT or 9}"]}}']
-    path = folder / f"bench-{rules}.yaml"
+    lines += ['mcp: {gate: true, allow: ["*"]}'] if gate else []
+    path = folder / f"bench-{rules}{'-gate' if gate else ''}.yaml"
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -260,28 +281,39 @@ def measure(
     places = {depth: place(str(work), depth) for depth in depths}
     for there in places.values():
         Path(there, "file").write_text("x")
-    chosen = str(profile(folder, rules))
     quiet = {"bare": [*actor, "serve"], "landlock": [*actor, "landlock", str(folder / "grants.json")]}
     quiet |= {name: [*before, *actor, "serve"] for name, before in others.items()}
-    live = {
-        f"tier {tier}": [
-            *mcpguard(),
-            *("run", "-q", "--tier", str(tier), "-p", chosen, "--read", str(folder / "acts.py"), "--"),
-            *(*actor, "serve"),
-        ]
-        for tier in tiers
-    }
+    live, gated = (
+        {
+            f"tier {tier}{', gate' if gate else ''}": [
+                *(*mcpguard(), "run", "-q", "--tier", str(tier), "-p", str(profile(folder, rules, gate=gate))),
+                *("--read", str(folder / "acts.py"), "--", *actor, "serve"),
+            ]
+            for tier in tiers
+        }
+        for gate in (False, True)
+    )
+    piped = [act for act in chosen_acts if act in PIPED]
+    others_chosen = [act for act in chosen_acts if act not in PIPED]
+    unguarded = {"unguarded": quiet["bare"]}
     seen: Seen = {}
     for _ in range(blocks):
         unload()
-        for measured, idle in ((quiet, {}), ({"unguarded": quiet["bare"]}, live), (live, {})):
+        for measured, idle, asked in (
+            (quiet, {}, chosen_acts),
+            (unguarded, live, chosen_acts),
+            (live, {}, others_chosen),
+            (live | gated, {}, piped),
+        ):
+            if not asked:
+                continue
             waiting, arms = (
                 [Arm(name, command, environment, str(work)) for name, command in commands.items()]
                 for commands in (idle, measured)
             )
             for arm in waiting:
                 arm.round("create+unlink", str(work))  # it has begun
-            one_block(arms, places, rounds, seen, chosen_acts)
+            one_block(arms, places, rounds, seen, asked)
             for arm in arms + waiting:
                 arm.close()
     return [row(rules, depth, act, name, times, seen[depth, act, "bare"]) for (depth, act, name), times in seen.items()]

@@ -4,7 +4,9 @@ One client talks to two servers in turns, one direct and one by way of the gate,
 The gate is the process that sessions have, with its store and the user's catalogue; only the sandbox around the tree is left
 out, for it costs both alike. Prints medians and differences; judges nothing.
 
-usage: benchmarks/mcp.py [--calls 300] [--starts 15] [--json FILE]
+With --flow the session has a rule about the flow of data, for which answers are searched for credentials.
+
+usage: benchmarks/mcp.py [--calls 300] [--starts 15] [--flow] [--json FILE]
 """
 
 from __future__ import annotations
@@ -59,15 +61,18 @@ def approve(command: Sequence[str], environment: dict[str, str], folder: Path) -
         approved.approve("bench", "bench", found, ())
 
 
-def start_gate(session: str, environment: dict[str, str], folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+def start_gate(
+    session: str, environment: dict[str, str], folder: Path, *, flow: bool = False
+) -> tuple[subprocess.Popen[bytes], str]:
     """The gate's process, and the address of its socket."""
     from mcpguard.kernel.cgroup import place_of
     from mcpguard.mcp.policy import McpPolicy, Pattern, Rule, dump
     from mcpguard.model.access import Effect
-    from mcpguard.model.mcp import McpKind
+    from mcpguard.model.mcp import AfterTaint, McpKind
     from mcpguard.model.rule import Origin
 
     rule = Rule(Effect.ALLOW, Pattern("*", (McpKind.TOOL,), "*", ""), (), "", Origin("bench", "bench", 1, "*"))
+    policy = McpPolicy((rule,), gate=True, after_taint=AfterTaint.REFUSE if flow else AfterTaint.ALLOW)
     address = str(folder / "socket")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(address)
@@ -85,7 +90,7 @@ def start_gate(session: str, environment: dict[str, str], folder: Path) -> tuple
         "workspace": str(folder),
         "servers": [],
         "confined": [],
-        "mcp": json.dumps(dump(McpPolicy((rule,), gate=True))),
+        "mcp": json.dumps(dump(policy)),
     }
     gate = subprocess.Popen(
         [sys.executable, "-E", "-P", str(PACKAGE / "gate" / "__main__.py")],
@@ -135,7 +140,7 @@ class Client:
         self._process.communicate()
 
 
-def measure(calls: int, starts: int) -> dict[str, dict[str, list[float]]]:
+def measure(calls: int, starts: int, *, flow: bool = False) -> dict[str, dict[str, list[float]]]:
     """All values, by what was measured and by way."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -144,7 +149,7 @@ def measure(calls: int, starts: int) -> dict[str, dict[str, list[float]]]:
         environment = {"PATH": "/usr/bin:/bin", "HOME": name}
         server = [PYTHON, "-I", "-S", str(folder / "echo.py")]
         approve(server, environment, folder)
-        gate, address = start_gate(begin_session(), environment, folder)
+        gate, address = start_gate(begin_session(), environment, folder, flow=flow)
         shim = [sys.executable, "-I", "-S", "-B", str(PACKAGE / "gate" / "shim.py"), address, "bench", "--", *server]
         ways = {"direct": server, "gate": shim}
         first = Client(shim, environment, folder)
@@ -174,9 +179,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=300)
     parser.add_argument("--starts", type=int, default=15)
+    parser.add_argument("--flow", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = measure(options.calls, options.starts)
+    found = measure(options.calls, options.starts, flow=options.flow)
     if options.json:
         options.json.write_text(json.dumps(found) + "\n")
     for what, values in found.items():
