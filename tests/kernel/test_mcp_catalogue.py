@@ -50,8 +50,8 @@ def test_no_guarded_tree_writes_the_catalogue(profile: str) -> None:
         file = prepared(box.world.state / "config")
         box.variables = {"FILE": str(file), "FOLDER": str(file.parent)}
         # As much as a person may open: everything around the catalogue, but not the folder that holds it. Nothing runs by the
-        # profile for kept servers alone.
-        parents = f"{profile}, base" if profile.startswith("mcp-server") else profile
+        # profiles for servers alone.
+        parents = f"{profile}, base" if profile.startswith("mcp-") else profile
         box.write_profile(
             "open",
             f'name: open\nextends: [{parents}]\nfiles:\n  write: ["{root}"]\n  execute: ["/usr"]\n',

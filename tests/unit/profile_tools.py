@@ -16,6 +16,8 @@ ADA = User(1000, 1000, (1000,), "ada", HOME)
 BUILTIN = ("base", "dev-tools", "default", "claude-code", "codex", "gemini-cli", "opencode", "qwen-code")
 # For what an agent's profile keeps to less; nothing runs under one alone.
 KEPT = ("mcp-server", "mcp-server-workspace")
+# Joined to another one; nothing runs under it alone.
+JOINED = ("mcp-read-only",)
 AGENTS = ("claude-code", "codex", "gemini-cli", "opencode", "qwen-code")
 
 DATA = Path(__file__).parents[1] / "data" / "profiles"

@@ -121,11 +121,24 @@ def test_a_server_that_says_something_else_since_is_approved_again_by_its_name(t
     assert entry.environment == ("A",)
 
 
-def test_of_a_server_whose_tools_are_known_to_delete_it_is_said_how_that_is_refused(tmp_path: Path, mcp: Mcp) -> None:
+def test_of_a_server_is_said_which_rules_leave_it_what_reads(tmp_path: Path, mcp: Mcp) -> None:
     declare(tmp_path, **{"my gh": {"type": "http", "url": "https://api.githubcopilot.com/mcp/"}})
-    assert 'mcp: {deny: ["my_gh/@destructive"]} refuses what deletes' in mcp("show", "my gh")[1]
+    shown = mcp("show", "my gh")[1]
+    assert 'mcp: {deny: ["my_gh/@destructive"]} refuses what deletes' in shown
+    assert "extends: [claude-code, mcp-read-only] refuses what changes anything" in shown
     declare(tmp_path, other={"type": "http", "url": "https://unknown.example/mcp/"})
-    assert "@destructive" not in mcp("show", "other")[1]
+    shown = mcp("show", "other")[1]
+    assert "@destructive" not in shown and "not known by class" in shown
+    assert "extends: [claude-code, mcp-read-only] refuses all of them but" in shown and "{read: [other/TOOL]}" in shown
+    write(tmp_path / "home/.cursor/mcp.json", '{"mcpServers": {"cursors": {"command": "cat"}}}')
+    assert "extends: [AGENT, mcp-read-only]" in mcp("show", "cursors")[1], "no profile is built in for that client"
+    npx_installed(
+        tmp_path / "home", "@modelcontextprotocol/server-memory", "@modelcontextprotocol/server-memory", "1.0.0"
+    )
+    write(tmp_path / "bin/npx", "#!/bin/sh\n").chmod(0o755)
+    for package, says in (("memory", True), ("everything", False)):
+        declare(tmp_path, s={"command": "npx", "args": ["-y", f"@modelcontextprotocol/server-{package}"]})
+        assert ("mcp-read-only" in mcp("show", "s")[1]) is says, "one that changes nothing needs no rule"
 
 
 def test_a_package_that_is_not_installed_is_told_with_what_installs_it(tmp_path: Path, mcp: Mcp) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from profile_tools import ADA, BUILTIN, KEPT, TMP, WORKSPACE, policy_of
+from profile_tools import ADA, BUILTIN, JOINED, KEPT, TMP, WORKSPACE, policy_of
 
 import mcpguard
 from mcpguard.errors import HostError, McpguardError, ProfileError, UsageError
@@ -297,7 +297,7 @@ def test_shipped_profiles_are_read_from_the_installed_package(tmp_path: Path, mo
     assert [entry.source for entry in store.entries()] == ["builtin:only.yaml"]
 
 
-@pytest.mark.parametrize("name", [*BUILTIN, *KEPT])
+@pytest.mark.parametrize("name", [*BUILTIN, *KEPT, *JOINED])
 def test_every_built_in_profile_loads_and_compiles(name: str) -> None:
     policy = policy_of(name)
     assert policy.profile == name
@@ -306,7 +306,7 @@ def test_every_built_in_profile_loads_and_compiles(name: str) -> None:
 
 def test_the_shipped_profiles_are_these_and_each_says_what_it_is_for() -> None:
     shipped = [entry for entry in store.entries() if entry.builtin]
-    assert sorted(entry.name for entry in shipped) == sorted([*BUILTIN, *KEPT])
+    assert sorted(entry.name for entry in shipped) == sorted([*BUILTIN, *KEPT, *JOINED])
     for entry in shipped:
         assert entry.path.read_text().startswith(f"# {entry.name}: ")
         assert load(entry.name).description

@@ -15,6 +15,7 @@ from mcpguard.catalogue import approved, clients, starting
 from mcpguard.catalogue.approved import Catalogue, Entry
 from mcpguard.catalogue.findings import Finding
 from mcpguard.catalogue.identity import MISSING, Identity, in_place_of, unknown_runner
+from mcpguard.catalogue.server import Server
 from mcpguard.catalogue.survey import Row, Survey, chosen, masked_words, survey
 from mcpguard.cli import exit_codes, render
 from mcpguard.cli.mcp_scan import findings, scan
@@ -22,8 +23,11 @@ from mcpguard.errors import UsageError
 from mcpguard.events.format import printable, shorten
 from mcpguard.gate import pins
 from mcpguard.mcp import classes, policy
+from mcpguard.profile import store
 from mcpguard.session import known_servers
 
+# The built-in profile that leaves servers reading.
+_READS = "mcp-read-only"
 _HELP = """See which MCP servers your agents' settings declare, what each really runs, and approve those that may start.
 
 list shows them all, scan what is wrong with them, show all that is known of one. Nothing is started to find out.
@@ -170,7 +174,7 @@ def _print(row: Row, told: Sequence[Finding], catalogue: Catalogue) -> None:
     if known:
         pairs += _facts(known.facts())
         pairs += _kept_to(server.name, known)
-        pairs += _classed(server.name, known)
+        pairs += _classed(server, known)
         pairs.append(("digest", known.digest))
     pairs.append(("state", _state(row)))
     pairs += [("changed", text) for text in row.state.differences]
@@ -320,17 +324,28 @@ def _kept_to(name: str, known: Identity) -> list[tuple[str, str]]:
     ]
 
 
-def _classed(name: str, known: Identity) -> list[tuple[str, str]]:
-    """What a rule can say of tools that are known to change things; the shipped profiles have none."""
+def _classed(server: Server, known: Identity) -> list[tuple[str, str]]:
+    """What a rule can say of its tools; the shipped profiles of agents have none."""
     tools = classes.of_package(known.package.name if known.package else known.origin)
-    if not classes.changes(tools):
-        return []
-    word = policy.server_word(name)
-    return [
-        ("tools", "known by class, and all of them may be called unless a rule says less; in a profile"),
-        ("", f'mcp: {{deny: ["{word}/@destructive"]}} refuses what deletes, overwrites and runs'),
-        ("", f'mcp: {{ask: ["{word}/@write"]}} with `run --ask` asks you in `mcpguard watch` about every change'),
-    ]
+    word = policy.server_word(server.name)
+    agent = server.client if store.builtin(server.client) else "AGENT"
+    reads = f"extends: [{agent}, {_READS}]"
+    if not tools:
+        only = f"mcp: {{classes: {{read: [{word}/TOOL]}}}}"
+        return [
+            ("tools", "not known by class: all of them may be called unless a rule says less; in a profile"),
+            ("", f"{reads} refuses all of them but those that it names as reading: {only}"),
+        ]
+    told = [("tools", "known by class, and all of them may be called unless a rule says less; in a profile")]
+    if classes.changes(tools):
+        told.append(("", f"{reads} refuses what changes anything, of every server"))
+    if classes.destroys(tools):
+        told.append(("", f'mcp: {{deny: ["{word}/@destructive"]}} refuses what deletes, overwrites and runs'))
+    if classes.changes(tools):
+        told.append(
+            ("", f'mcp: {{ask: ["{word}/@write"]}} with `run --ask` asks you in `mcpguard watch` about every change')
+        )
+    return told if len(told) > 1 else []
 
 
 def _missing(row: Row) -> bool:

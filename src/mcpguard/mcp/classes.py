@@ -34,10 +34,19 @@ def changes(tools: Mapping[str, Any]) -> bool:
     Args:
         tools: as `of_package` gives them.
     """
+    return "write" in _said(tools)
+
+
+def destroys(tools: Mapping[str, Any]) -> bool:
+    """Whether what one of the tools changes is known not to be had back; as `changes`."""
+    return "destructive" in _said(tools)
+
+
+def _said(tools: Mapping[str, Any]) -> frozenset[str]:
     lists = (
         one if isinstance(one, list) else [word for _, words in one["by"] for word in words] for one in tools.values()
     )
-    return any("destructive" in words for words in lists)
+    return frozenset(word for words in lists for word in words)
 
 
 def kept_to(package: str) -> str | None:
