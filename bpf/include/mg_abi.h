@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 15
+#define MG_ABI_VERSION 16
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -418,6 +418,13 @@ enum mg_fate {
 	MG_HELD_UNSEEN = 4,	/* the same, but nobody saw what it has read: who sent it has to tell */
 };
 
+/* For whom MCP servers start by way of the gate only. */
+enum mg_gated {
+	MG_NOT_GATED = 0,
+	MG_GATED = 1,		/* for agents */
+	MG_GATED_FOR_ALL = 2,	/* for every program of the tree */
+};
+
 /* Map mg_counters, one for each session: one value, readable by mmap. `pending` moves into the next record's lost_before. */
 struct mg_counters {
 	__u64 series;
@@ -429,7 +436,7 @@ struct mg_counters {
 	__u64 messages_lost;
 	__u64 messages_pending;
 	__u64 said;		/* pieces of messages so far: acts before and after one are told apart, however often they are repeated */
-	__u64 gated;		/* written by the user's process: who reads a question of MCP that came from the tree is held */
+	__u64 gated;		/* enum mg_gated, by the user's process: who reads a question of MCP that came from the tree is held */
 	__u64 agent;		/* written by the user's process: who answers what this process asks in MCP is ended; 0: nobody is */
 };
 

@@ -856,7 +856,9 @@ static __always_inline int mg_decide(const struct mg_session *session, struct mg
 	return 0;
 }
 
-/* Who reads there is held again, though much else was read before: unless somebody asks anew, not who was held for a question. */
+/* Who reads there is held again, though much else was read before: unless somebody asks anew who counts, not who was held for a
+ * question.
+ */
 static __always_inline void mg_expect_reader(const struct mg_session *session, const struct mg_end *end, int anew)
 {
 	struct mg_stream_key key = { .own = end->far, .device = end->key.device, .slot = session->slot | MG_READ_SIDE };
@@ -901,7 +903,7 @@ static __always_inline void mg_look_anew(const struct mg_session *session, struc
 	stream->held = 0;
 	if (stream->state == MG_IGNORED)
 		stream->state = MG_UNDECIDED;
-	mg_expect_reader(session, end, sender == counters->agent && !stream->asks);
+	mg_expect_reader(session, end, sender == counters->agent ? !stream->asks : counters->gated == MG_GATED_FOR_ALL);
 }
 
 static __always_inline struct mg_stream *mg_stream_of(const struct mg_stream_key *key)

@@ -23,7 +23,7 @@ from mcpguard.session.gate import plain
 PYTHON = "/usr/bin/python3"
 EMPTY = (
     '{"rules": [], "classes": [], "untrusted": [], "after_taint": "allow", "flow": null, "gate": true, '
-    '"confined": [], "servers": null}'
+    '"confined": [], "servers": null, "all_clients": null}'
 )
 
 

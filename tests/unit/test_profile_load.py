@@ -89,6 +89,27 @@ def test_of_lists_of_servers_all_names_count_together_and_none_is_another_list_t
     assert [line.text for line in effective(load("c")) if line.text.startswith("mcp servers")] == shown
 
 
+@pytest.mark.parametrize(
+    ("words", "place", "shown"),
+    [
+        (["all", None], "p0.yaml:2", ["mcp clients all"]),
+        (["agents", "all"], "p1.yaml:2", ["mcp clients agents", "mcp clients all"]),
+        (["all", "all"], "p0.yaml:2", ["mcp clients all", "mcp clients all"]),
+        (["agents", None], "", ["mcp clients agents"]),
+        ([None, None], "", []),
+    ],
+)
+def test_where_one_says_that_all_clients_count_they_do(
+    profiles: Path, words: list[str | None], place: str, shown: list[str]
+) -> None:
+    for number, word in enumerate(words):
+        write(profiles, f"p{number}", f"mcp:\n  {'gate: true' if word is None else f'clients: {word}'}\n")
+    write(profiles, "c", "extends: [p1, p0]\n")
+    found = load("c").mcp.all_clients
+    assert (found.place.rpartition("/")[2] if found else "") == place
+    assert [line.text for line in effective(load("c")) if line.text.startswith("mcp clients")] == shown
+
+
 def test_a_rule_from_a_parent_keeps_the_place_in_the_parent(profiles: Path) -> None:
     path = write(profiles, "a", "files:\n  read:\n    - /a\n")
     write(profiles, "b", "extends: [a]\n")

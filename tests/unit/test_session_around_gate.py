@@ -25,6 +25,7 @@ from mcpguard.events.observer import Asked, Sender
 from mcpguard.events.processes import Process
 from mcpguard.kernel import cgroup, proc
 from mcpguard.model.event import Event, Peer
+from mcpguard.model.rule import Origin
 from mcpguard.session.around_gate import GIVEN_BYTES, GIVEN_NS, AroundGate, _Member
 from mcpguard.session.gate import SHIM_WORDS
 from mcpguard.wire.records import Head, MessageRecord
@@ -646,3 +647,86 @@ def test_whom_a_runner_starts_while_it_is_ended_is_ended_too(tmp_path: Path) -> 
             one.wait()
         os.close(theirs)
         os.close(ours)
+
+
+OF_ALL = Origin("strict", "/p/strict.yaml", 7, "mcp clients all")
+OTHER, TOOL = 1 << 30, "/usr/bin/cat"
+# Where a program asks that is no agent and every program counts: whom the reader of its question comes from, what that executes
+# and how often it has executed something; and what comes of it.
+READERS = {
+    "a server": ("above", "/opt/server", 1, "ended"),
+    "a text tool in the pipeline": ("above", TOOL, 1, "goes on"),
+    "what became a text tool": ("above", TOOL, 2, "ended"),
+    "what is called as one": ("above", "/home/ada/cat", 1, "ended"),
+    "a text tool that another has started": ("elsewhere", TOOL, 1, "ended"),
+    "who has started the one that asks": ("asks", "/usr/bin/make", 1, "goes on"),
+    "what is not known to have executed anything yet": ("above", "/opt/server", 0, "waits"),
+}
+
+
+def around_all(tmp_path: Path, processes: list[Process], *pids: int) -> AroundGate:
+    around = around_of(tmp_path, os.getpid(), *pids, agent=os.getppid())
+    around.told, around.all_clients = False, OF_ALL
+    around.agents.who = {one.pid: one for one in processes}.get
+    return around
+
+
+@pytest.mark.parametrize("case", READERS)
+def test_where_every_program_counts_who_reads_its_question_is_ended_at_once(
+    case: str, pipe: tuple[int, int], tmp_path: Path
+) -> None:
+    where, exe, times, then = READERS[case]
+    with reading(pipe[0]) as (reader,):
+        shell = Process(os.getpid(), os.getppid(), executed=1)
+        asks = Process(OTHER, reader.pid if where == "asks" else shell.pid, "/usr/bin/pytest", executed=1)
+        is_below = where in ("above", "asks")
+        known = Process(reader.pid, shell.pid if is_below else OTHER + 1, exe, argv=("cat",), executed=times)
+        around = around_all(tmp_path, [shell, asks, known], reader.pid)
+        around.hold(read_by(reader.pid, end_of(pipe[0])), exe)
+        # It has closed its end, and gives much: both say nothing here.
+        told = around.judge(lambda _end: Sender(Peer(OTHER, "/usr/bin/pytest"), GIVEN_BYTES, asks=True))
+        assert [event.pid for event in told] == ([reader.pid] if then == "ended" else [])
+        assert around.holds is (then == "waits")
+        if then == "ended":
+            assert reader.wait(30) == -9 and told[0].rule == OF_ALL
+            assert "pytest, which is no agent, started" in told[0].detail and "/p/strict.yaml:7" in told[0].detail
+        elif then == "goes on":
+            until(reader.pid, "S")
+        else:
+            assert around.judge(lambda _end: Sender(Peer(OTHER), 1, asks=True), last=True)
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_whom_a_program_asks_is_looked_for_only_where_every_program_counts(
+    every: bool, pipe: tuple[int, int], tmp_path: Path
+) -> None:
+    shell = Process(os.getpid(), os.getppid(), executed=1)
+    sender = Sender(Peer(OTHER), len(CALL), asks=True, answered=True)
+    with reading(pipe[0]) as (server,):
+        until(server.pid, "S")
+        known = [shell, Process(OTHER, shell.pid, executed=1), Process(server.pid, shell.pid, "/opt/x", executed=1)]
+        around = around_all(tmp_path, known, server.pid)
+        around.all_clients = OF_ALL if every else None
+        around.seek([Asked(end_of(pipe[0]), "pipe", sender)])
+        assert [one.pid for one in around._held] == [server.pid] * every
+        assert len(around.judge(lambda _end: sender)) == every
+        assert (server.wait(30) == -9) if every else (server.poll() is None)
+
+
+def test_with_a_server_goes_what_it_has_started_and_not_the_shell_of_both(
+    pipe: tuple[int, int], tmp_path: Path
+) -> None:
+    """Also where another process sends each question, and is gone."""
+    nobodys, other = os.pipe()
+    with reading(pipe[0], nobodys, nobodys) as (server, helper, sibling):
+        shell = Process(os.getpid(), os.getppid(), executed=1)
+        known = [shell, Process(OTHER, shell.pid, "/usr/bin/jq", executed=1)]
+        known += [Process(server.pid, shell.pid, "/opt/x", executed=1), Process(helper.pid, server.pid, executed=1)]
+        known += [Process(sibling.pid, shell.pid, "/usr/bin/sleep", executed=1)]
+        around = around_all(tmp_path, known, server.pid, helper.pid, sibling.pid)
+        around.hold(read_by(server.pid, end_of(pipe[0])), "/opt/x")
+        told = around.judge(lambda _end: Sender(Peer(OTHER), len(CALL), asks=True))
+        assert {event.pid for event in told} == {server.pid, helper.pid}
+        assert (server.wait(30), helper.wait(30), sibling.poll()) == (-9, -9, None)
+    os.close(nobodys)
+    os.close(other)

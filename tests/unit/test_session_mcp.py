@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.errors import HostError
+from mcpguard.errors import HostError, ProfileError
 from mcpguard.mcp.policy import load
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
@@ -40,10 +40,19 @@ def test_they_are_kept_with_a_policy(tmp_path: Path) -> None:
     assert policy_cache.load(tmp_path, "k") == held
 
 
-def test_a_run_that_could_not_hold_them_does_not_start(tmp_path: Path) -> None:
+def test_whose_servers_count_is_told_to_the_session_with_its_place(tmp_path: Path) -> None:
+    every = load(json.loads(policy(PLAIN + "mcp:\n  gate: true\n  clients: all\n", tmp_path).mcp)).all_clients
+    assert every is not None and (every.place, every.text) == ("x.yaml:5", "mcp clients all")
+    assert load(json.loads(policy(PLAIN + "mcp: {gate: true, clients: agents}\n", tmp_path).mcp)).all_clients is None
+    with pytest.raises(ProfileError, match=r'x.yaml:3: "some" is not what mcp.clients can be'):
+        parse(PLAIN + "mcp: {gate: true, clients: some}\n", "x.yaml", name="x")
+
+
+@pytest.mark.parametrize("rules", ["  allow: [fs]\n", "  clients: all\n"])
+def test_a_run_that_could_not_hold_them_does_not_start(rules: str, tmp_path: Path) -> None:
     offer = Offer(3, {}, "voluntary", unix_hook=True)
     insist(of_policy(policy(PLAIN, tmp_path), FilesPlan((), ()), offer), best_effort=False)
-    holds = of_policy(policy(RULES, tmp_path), FilesPlan((), ()), offer)
+    holds = of_policy(policy(f"{PLAIN}mcp:\n{rules}", tmp_path), FilesPlan((), ()), offer)
     with pytest.raises(HostError, match="mcp rules cannot be enforced"):
         insist(holds, best_effort=False)
     insist(holds, best_effort=True)

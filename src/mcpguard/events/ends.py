@@ -76,7 +76,15 @@ class Ends:
     def can_read(pid: int, end: End) -> bool | None:
         """Whether a process can read there: of a pipe not who has only the other end. None: it has ended, or hides that."""
         try:
-            return any(_is(path, end) and _is_readable(path) for path in _descriptors(pid))
+            return any(_is(path, end) and _is_open_for(path, stat.S_IRUSR) for path in _descriptors(pid))
+        except OSError:
+            return None
+
+    @staticmethod
+    def can_write(pid: int, end: End) -> bool | None:
+        """The same of who can send to this end of a pipe."""
+        try:
+            return any(_is(path, end) and _is_open_for(path, stat.S_IWUSR) for path in _descriptors(pid))
         except OSError:
             return None
 
@@ -142,10 +150,10 @@ def _is(path: str, end: End) -> bool:
     return _end_of(path) == end
 
 
-def _is_readable(path: str) -> bool:
-    """Whether what is open there is open for reading."""
+def _is_open_for(path: str, how: int) -> bool:
+    """Whether what is open there is open for reading, or for writing."""
     with contextlib.suppress(OSError):
-        return bool(os.lstat(path).st_mode & stat.S_IRUSR)
+        return bool(os.lstat(path).st_mode & how)
     return False
 
 

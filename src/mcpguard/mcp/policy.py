@@ -92,6 +92,7 @@ class McpPolicy:
         confined: which servers may reach less.
         flow: where `after_taint` is written.
         servers: names, with wildcards, of the approved servers that may start; None: every one.
+        all_clients: where it is written that the servers of every program start by way of the gate only; None: of agents.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -102,6 +103,7 @@ class McpPolicy:
     confined: tuple[Kept, ...] = ()
     flow: Origin | None = None
     servers: tuple[str, ...] | None = None
+    all_clients: Origin | None = None
 
     def keeps(self, word: str) -> bool:
         """Whether a rule says what a server is kept to, by its name as rules see it."""
@@ -137,6 +139,7 @@ def compile_rules(rules: McpRules, variables: Mapping[str, str]) -> McpPolicy:
         tuple(_confined(one) for one in rules.confined),
         rules.flow,
         None if rules.servers is None else tuple(map(_starting, rules.servers)),
+        rules.all_clients,
     )
 
 
@@ -160,6 +163,7 @@ def dump(policy: McpPolicy) -> dict[str, Any]:
         "gate": policy.gate,
         "confined": [[one.server, one.profile, _dump_origin(one.origin)] for one in policy.confined],
         "servers": None if policy.servers is None else list(policy.servers),
+        "all_clients": policy.all_clients and _dump_origin(policy.all_clients),
     }
 
 
@@ -187,6 +191,7 @@ def load(plain: Mapping[str, Any]) -> McpPolicy:
         tuple(Kept(server, profile, Origin(*origin)) for server, profile, origin in plain["confined"]),
         plain["flow"] and Origin(*plain["flow"]),
         None if plain["servers"] is None else tuple(plain["servers"]),
+        plain["all_clients"] and Origin(*plain["all_clients"]),
     )
 
 

@@ -52,6 +52,13 @@ class AfterTaint(enum.StrEnum):
     REFUSE = "refuse"
 
 
+class Clients(enum.StrEnum):
+    """Whose MCP servers have to start by way of the gate: those of agents, or of every program."""
+
+    AGENTS = "agents"
+    ALL = "all"
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """One condition of a rule.
@@ -120,6 +127,7 @@ class McpRules:
         confined: which servers may reach less; of several that match each counts.
         flow: where `after_taint` is written.
         servers: which of the approved servers may start; None: every one.
+        all_clients: where it is written that every program counts as an agent does; None: nowhere.
     """
 
     rules: tuple[McpRule, ...] = ()
@@ -130,3 +138,4 @@ class McpRules:
     confined: tuple[Confinement, ...] = ()
     flow: Origin | None = None
     servers: tuple[Starting, ...] | None = None
+    all_clients: Origin | None = None

@@ -64,6 +64,7 @@ class Draft:
     untrusted: list[McpRule] = field(default_factory=list)
     after_taint: AfterTaint | None = None
     flow: Origin | None = None
+    all_clients: Origin | None = None
     gate: bool | None = None
     confined: list[Confinement] = field(default_factory=list)
     servers: tuple[Starting, ...] | None = None
@@ -109,6 +110,7 @@ class Draft:
                 confined=tuple(self.confined),
                 flow=self.flow,
                 servers=self.servers,
+                all_clients=self.all_clients,
             ),
         )
         return Raw(profile, tuple(self.parents))

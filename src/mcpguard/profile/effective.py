@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mcpguard.model.mcp import AfterTaint
+from mcpguard.model.mcp import AfterTaint, Clients
 from mcpguard.model.profile import Profile, SniMode
 from mcpguard.model.rule import FileRule, Origin
 
@@ -38,6 +38,7 @@ def effective(profile: Profile) -> list[Line]:
         _written(profile, NO_SERVERS) if profile.mcp.servers == () else [],
         *(_written(profile, f"mcp flow then {word}") for word in AfterTaint),
         *(_written(profile, f"mcp gate {word}") for word in ("true", "false")),
+        *(_written(profile, f"mcp clients {word}") for word in Clients),
         *(_written(profile, f"environment remove {name}") for name in profile.environment_remove),
         *(_written(profile, f"environment keep {name}") for name in profile.environment_keep),
         *(_written(profile, setting_text(*setting)) for setting in profile.environment_set),

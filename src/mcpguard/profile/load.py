@@ -238,6 +238,7 @@ def _join_mcp(every: list[McpRules]) -> McpRules:
     then = next((word for word in strictest if word in said), None)
     named = [one.servers for one in every if one.servers is not None]
     places = sorted((one.flow for one in every if one.flow and one.after_taint is then), key=lambda one: one.place)
+    of_all = sorted((one.all_clients for one in every if one.all_clients), key=lambda one: one.place)
     return McpRules(
         _union(one.rules for one in every),
         _union(one.classes for one in every),
@@ -247,6 +248,7 @@ def _join_mcp(every: list[McpRules]) -> McpRules:
         _union(one.confined for one in every),
         places[0] if places else None,
         _union(named) if named else None,
+        of_all[0] if of_all else None,
     )
 
 

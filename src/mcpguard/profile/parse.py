@@ -13,7 +13,7 @@ import yaml
 
 from mcpguard.errors import ProfileError, UsageError
 from mcpguard.model.access import Access, Effect
-from mcpguard.model.mcp import AfterTaint, Condition, Confinement, McpRule, Starting, Test, ToolClass
+from mcpguard.model.mcp import AfterTaint, Clients, Condition, Confinement, McpRule, Starting, Test, ToolClass
 from mcpguard.model.profile import SniMode
 from mcpguard.model.rule import CONFINES, GRANTS, FileException, FileRule, NetDirection, NetRule, SocketRule
 from mcpguard.profile import nodes
@@ -30,7 +30,11 @@ _PLACE = re.compile(r"\{([A-Za-z_]+)\}")
 _PLACES = ("workspace", "tmp", "home")
 _TESTS = tuple(test.value for test in Test)
 _EFFECTS = {"ask": Effect.ASK, "deny": Effect.DENY}
-_AFTER_TAINT = tuple(word.value for word in AfterTaint)
+# Keys that hold one of a few words.
+_WORDS = {
+    "mcp.flow.then": tuple(word.value for word in AfterTaint),
+    "mcp.clients": tuple(word.value for word in Clients),
+}
 _ALL = Access.READ | Access.WRITE | Access.EXECUTE
 
 
@@ -357,16 +361,19 @@ def _read_named_tools(draft: Draft, key: Key, node: yaml.Node) -> None:
 
 
 def _read_word(draft: Draft, key: Key, node: yaml.Node) -> None:
-    """`mcp.flow.then`."""
+    """`mcp.flow.then` and `mcp.clients`."""
     word = text(draft, node, key.path)
     if word is None:
         return
-    if word.text not in _AFTER_TAINT:
+    if word.text not in (known := _WORDS[key.path]):
         what = f'"{word.text}" is not what {key.path} can be'
-        draft.refuse(word.line, "word", what, "it is one of a few words", "write one of " + ", ".join(_AFTER_TAINT))
+        draft.refuse(word.line, "word", what, "it is one of a few words", "write one of " + ", ".join(known))
         return
-    draft.after_taint = AfterTaint(word.text)
-    draft.flow = draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}")
+    origin = draft.origin(word.line, f"{key.path.replace('.', ' ')} {word.text}")
+    if key.path == "mcp.clients":
+        draft.all_clients = origin if word.text == Clients.ALL else None
+    else:
+        draft.after_taint, draft.flow = AfterTaint(word.text), origin
 
 
 def _read_confined(draft: Draft, key: Key, node: yaml.Node) -> None:

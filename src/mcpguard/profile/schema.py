@@ -85,6 +85,7 @@ KEYS = (
     Key("system.debuggers", Type.SWITCH, "programs may trace one another, as gdb, strace and leak checkers do"),
     Key("mcp", Type.SECTION, "MCP servers and their tools"),
     Key("mcp.gate", Type.SWITCH, "servers start by way of the gate only, and only those that you approved"),
+    Key("mcp.clients", Type.WORD, "whose servers that means: of agents, or of all programs of the session"),
     Key("mcp.servers", Type.SERVERS, "of the servers that you approved, those that may start; without it every one"),
     Key("mcp.allow", Type.TOOLS, "may be used: SERVER, SERVER/TOOL, SERVER/@CLASS or SERVER/KIND:NAME"),
     Key("mcp.ask", Type.TOOLS, "each call needs your word in `mcpguard watch`, whatever `allow` says"),

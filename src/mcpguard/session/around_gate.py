@@ -3,9 +3,10 @@
 Nobody judges what an agent and such a server say to each other. What is read tells it: the kernel stops whoever reads a first
 question of the protocol that came from within the tree, before that process can do anything with it. Here is said how it goes
 on: it is ended where an agent asks, and goes on where another program of the tree does, as the tests of a server do, for that
-has the same rights as any other there. Data that a program is given to read may hold the same words: then the agent closes its
-end behind them, and the program is left alone. What is read in ways that the kernel's program does not see is told by its
-answers: the kernel ends who answers the agent's first process, or what that launches in its place; others are ended here.
+has the same rights as any other there; unless the profile has all programs count. Data that a program is given to read may hold
+the same words: then the agent closes its end behind them, and the program is left alone. What is read in ways that the kernel's
+program does not see is told by its answers: the kernel ends who answers the agent's first process, or what that launches in its
+place; others are ended here.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from mcpguard.model.event import Event, Kind, McpMessage
 from mcpguard.model.rule import Origin
 from mcpguard.session.agent_programs import Agents
 from mcpguard.session.gate import SHIM, SHIM_WORDS
+from mcpguard.session.text_tools import is_text_tool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ _TOLD_NS = 100_000_000
 _SHIM_NS, _LAUNCH_NS = 35_000_000_000, 5_000_000_000
 # For so long whoever has an end is looked for more often.
 _SOUGHT_NS = 2 * _LAUNCH_NS
+# How others than agents start a shim.
+_COMMAND = ("mcp", "shim")
 # What a question says of itself where the rest of its line was not seen.
 _INITIALIZE = re.compile(rb'"method"\s*:\s*"initialize"')
 _DATED = re.compile(rb'"protocolVersion"\s*:\s*"\d{4}-\d\d-\d\d"')
@@ -85,7 +89,7 @@ class _Held:
         since_ns: CLOCK_MONOTONIC.
         unseen: only who sent it can tell what it has read.
         sought: it was not seen to read, and has the end where an agent asks.
-        asking: that agent, as far as it is known.
+        asking: who asks, as far as it is known: an agent, or a program that counts as one.
         others: what belongs to it, and stands still with it; None: an agent was not seen to ask yet. There may be thousands, so
             no descriptors of them are kept.
         still_ns: CLOCK_MONOTONIC, since when they do.
@@ -111,6 +115,7 @@ class AroundGate:
         agent: PID of its first process.
         told: that is an agent, which was told of the gate.
         agents: which other processes are.
+        all_clients: rule by which what every program asks counts; None: what agents ask.
     """
 
     def __init__(
@@ -121,6 +126,7 @@ class AroundGate:
         program: str | None = None,
         *,
         told: bool = True,
+        all_clients: Origin | None = None,
         paused: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         """
@@ -133,6 +139,7 @@ class AroundGate:
         self.agent = agent
         self.told = told
         self.agents = Agents(program)
+        self.all_clients = all_clients
         self._ends = Ends(leaf)
         self._leaf = leaf
         self._paused = paused
@@ -155,25 +162,27 @@ class AroundGate:
             asking, answering = (message.client, message.peer) if is_client else (message.peer, message.client)
             if asking is None or answering is None or answering.pid in self._ended:
                 continue
-            if not self._is_agent(asking.pid, asking.exe):
+            by_agent = self._is_agent(asking.pid, asking.exe)
+            # Of another that is not known, or not any more, nobody can say who has started it.
+            if not by_agent and (self.agents.who(asking.pid) is None or not self._may_serve(answering.pid, asking.pid)):
                 continue
             # Who prints what it was given to read says questions, too, but no answers to them.
-            if event.op == RESPONSE or not self._is_given_data(asking.pid, answering.pid):
+            if event.op == RESPONSE or not self._is_given_data(asking.pid, answering.pid, by_agent=by_agent):
                 name = message.server if answering is message.peer else _name_of(answering.exe)
                 ended = self._signal_all(answering.pid, None, signal.SIGKILL, asking=asking.pid)
-                found += self._tell_of(ended, answering.pid, name, answering.exe)
+                found += self._tell_of(ended, answering.pid, name, answering.exe, asking.pid)
                 self._ended.add(answering.pid)
         return found
 
-    def _is_given_data(self, client: int, server: int) -> bool:
-        """Whether the one has closed its side of what the other has as standard input; or that was judged, or soon is."""
+    def _is_given_data(self, client: int, server: int, *, by_agent: bool) -> bool:
+        """Whether an agent has closed its side of what the other has as standard input; or that was judged, or soon is."""
         with contextlib.suppress(OSError):
             state = Path(f"/proc/{server}/fd/0").stat()
             channel = "pipe" if stat.S_ISFIFO(state.st_mode) else "unix" if stat.S_ISSOCK(state.st_mode) else ""
             end = os.major(state.st_dev) << 20 | os.minor(state.st_dev), state.st_ino
             if (end, client) in self._judged or any(held.end == end for held in self._held):
                 return True
-            return bool(channel) and self._ends.is_finished(client, end, channel)
+            return by_agent and bool(channel) and self._ends.is_finished(client, end, channel)
         return False
 
     def ended(self, pid: int, exe: str | None, input: tuple[int, int]) -> list[Event]:
@@ -214,36 +223,48 @@ class AroundGate:
             asking = one.sender.peer
             if (one.end, asking.pid) in self._judged or any(held.end == one.end for held in self._held):
                 continue
-            if not self._is_agent(asking.pid, asking.exe) or self._ends.is_finished(asking.pid, one.end, one.channel):
+            by_agent, since_ns = self._is_agent(asking.pid, asking.exe), before.get(one.end, now_ns)
+            # Whom a program asks that is no agent may answer also when that has closed its end.
+            if by_agent:
+                is_over = self._ends.is_finished(asking.pid, one.end, one.channel)
+            else:
+                is_over = self.all_clients is None or now_ns - since_ns > _SHIM_NS + _LAUNCH_NS
+            if is_over:
                 self._judged.add((one.end, asking.pid))
                 continue
-            since_ns = before.get(one.end, now_ns)
-            found = self._found_at(one, now_ns - since_ns)
+            found = self._found_at(one, now_ns - since_ns, by_agent=by_agent)
             for pid in found:
                 self._stop(pid, one.end, one.channel, now_ns)
             if not found:
                 self._sought[one.end] = since_ns
 
-    def _found_at(self, asked: Asked, age_ns: int) -> list[int]:
+    def _found_at(self, asked: Asked, age_ns: int, *, by_agent: bool) -> list[int]:
         """Who can read at this end; empty as well while one of these may start a shim or asks the gate: but where the agent was
         answered. Where somebody reads and nobody shows it for a while, who does not show what it has, or has descriptors on
         their way to it."""
         if age_ns < _LAUNCH_NS and not asked.sender.answered:
             return []
         asking = asked.sender.peer.pid
-        found = self._those_at(asked.end, asking)
-        if not found and age_ns < _SHIM_NS and self._ends.is_read(asking, asked.end, asked.channel):
+        # A program that is no agent may read there itself, or the session's first process what it prints.
+        others = () if by_agent else (asking, self.agent)
+        shown = self._those_at(asked.end, asking, others)
+        if not shown and age_ns < _SHIM_NS and self._ends.is_read(asking, asked.end, asked.channel):
             with self._paused():
-                found = self._those_at(asked.end, asking)
-                if not found and age_ns > _TOLD_NS:
-                    found = self._those_who_may_be_at(asked.end, asking)
+                shown = self._those_at(asked.end, asking, others)
+                if not shown and age_ns > _TOLD_NS:
+                    shown = self._those_who_may_be_at(asked.end, asking)
+        found = [pid for pid in shown if by_agent or self._may_serve(pid, asking)]
         if asked.sender.answered:
             return found
         return [] if any(self._asks_the_gate(pid, age_ns, asking) is not False for pid in found) else found
 
-    def _those_at(self, end: End, asking: int) -> list[int]:
-        """Agents as well: a server may have the name or the program of one."""
-        return [pid for pid in self._living_but(asking) if self._ends.can_read(pid, end)]
+    def _those_at(self, end: End, asking: int, others: Iterable[int] = ()) -> list[int]:
+        """Who shows that it can read there, but who asks. Agents as well: a server may have the name or the program of one.
+
+        Args:
+            others: are looked at as well.
+        """
+        return [pid for pid in (*others, *self._living_but(asking)) if self._ends.can_read(pid, end)]
 
     def _those_who_may_be_at(self, end: End, asking: int) -> list[int]:
         """Where they do not show it; other agents than the asking one's own are not among them."""
@@ -271,14 +292,14 @@ class AroundGate:
 
         Args:
             age_ns: for how long an agent waits for it.
-            asking: that agent; None: any.
+            asking: that agent, or who counts as one; None: any agent.
         """
         known = self.agents.who(pid)
-        by_agent = known is not None and (self._is_agent(known.ppid, None) if asking is None else known.ppid == asking)
+        by_agent = known is not None and self._is_by(known.ppid, asking)
         # What others have forked goes on with what these have executed.
         if known is None or (by_agent and not known.executed):
             return None if age_ns < _LAUNCH_NS else False
-        if not any(SHIM in word for word in known.argv):
+        if not any(SHIM in word for word in known.argv) and _COMMAND not in itertools.pairwise(known.argv):
             return False
         is_shim = known.argv[: len(SHIM_WORDS)] == SHIM_WORDS and known.executed == 1
         return age_ns < (_SHIM_NS if is_shim and by_agent else _LAUNCH_NS)
@@ -298,7 +319,7 @@ class AroundGate:
             if is_server is None:
                 waiting.append(self._with_others(one, sender))
             elif is_server:
-                found += self._end_held(one)
+                found += self._end_held(one, one.asking or self._other_that_asks(one, sender))
             else:
                 if not one.unseen:
                     self._judged.update((one.end, by.peer.pid) for by in _each_of(sender))
@@ -312,6 +333,9 @@ class AroundGate:
         """Where an agent asks, what belongs to the process stands still as well: it may see what that has read, and answer."""
         peers = (one.peer for one in _each_of(sender) if one.peer.pid != held.pid)
         asking = next((peer.pid for peer in peers if self._is_agent(peer.pid, peer.exe)), None)
+        if asking is None and sender is not None:
+            other = self._other_that_asks(held, sender)
+            asking = None if other is None or self.agents.who(other) is None else other
         if held.others is not None or asking is None:
             return held
         stopped = self._signal_all(held.pid, held.end, signal.SIGSTOP, asking=asking)
@@ -330,18 +354,24 @@ class AroundGate:
         if sender is None:
             # A call that sends may end after another process has read what it sent.
             if held.unseen:
-                return None if age_ns < GIVEN_NS and self._is_open_to_agents(held) else False
-            return None if age_ns < GIVEN_NS else self._is_open_to_agents(held)
+                told = self.all_clients is None or age_ns >= _TOLD_NS
+                return False if told and (age_ns >= GIVEN_NS or not self._is_open_to_agents(held)) else None
+            if age_ns < GIVEN_NS:
+                return None
+            return self._is_open_to_agents(held) or self._other_that_asks(held, None) is not None
         found = {self._is_waited_for(held, one, age_ns) for one in _each_of(sender)}
         return True if True in found else None if None in found else False
 
     def _is_waited_for(self, held: _Held, sender: Sender, age_ns: int) -> bool | None:
         """The same of one that has sent there: whoever else does says nothing of an agent that asks."""
         asking = sender.peer
-        if asking.pid == held.pid or held.pid == self.agent or not self._is_agent(asking.pid, asking.exe):
+        by_agent = self._is_agent(asking.pid, asking.exe)
+        if asking.pid == held.pid or held.pid == self.agent or not (by_agent or self.all_clients):
             return False
         if held.unseen and not sender.asks:
             return None if age_ns < (GIVEN_NS if sender.unfinished else _TOLD_NS) else False
+        if not by_agent:
+            return self._is_server_of_other(held, sender, age_ns)
         if self._ends.is_finished(asking.pid, held.end, held.channel):
             return False
         # Somebody of the tree woke them, so that they could answer.
@@ -350,17 +380,51 @@ class AroundGate:
             return True
         return None if age_ns < GIVEN_NS else sender.sent < GIVEN_BYTES
 
+    def _is_server_of_other(self, held: _Held, sender: Sender, age_ns: int) -> bool | None:
+        """The same where no agent asks, and every program counts. Its questions are no data, also where it closes its end."""
+        asking = sender.peer.pid
+        if not self._may_serve(held.pid, asking):
+            return False
+        # What is recorded of either of them comes by another ring.
+        reader, client = self.agents.who(held.pid), self.agents.who(asking)
+        is_known = sender.asks and client is not None and reader is not None and reader.executed > 0
+        return True if is_known or age_ns >= GIVEN_NS else None
+
+    def _may_serve(self, pid: int, asking: int) -> bool:
+        """Whether who reads where another asks counts as its server. Where an agent asks everybody does; else neither who has
+        started the one that asks, and reads what it prints, nor a text tool that was started beside it, in a pipeline."""
+        if self._is_agent(asking, None):
+            return True
+        if self.all_clients is None:
+            return False
+        above, known = self._above(asking), self.agents.who(pid)
+        if pid == self.agent or pid in above:
+            return False
+        # What it has executed first was chosen by who has started it, and not by what it was before.
+        in_pipeline = known is not None and known.executed == 1 and known.ppid in above
+        return known is None or not in_pipeline or not is_text_tool(known.exe, known.argv)
+
+    def _other_that_asks(self, held: _Held, sender: Sender | None) -> int | None:
+        """Of those that are no agents, and count, the one that has sent a question there; None was seen to: who can."""
+        if self.all_clients is None:
+            return None
+        asking = [one.peer.pid for one in _each_of(sender) if one.asks]
+        if sender is None and held.channel == "pipe":
+            with contextlib.suppress(OSError, ValueError):
+                asking = [pid for pid in self._ends.living() if self._ends.can_write(pid, held.end)]
+        return next((pid for pid in asking if pid != held.pid and self._may_serve(held.pid, pid)), None)
+
     def _is_open_to_agents(self, held: _Held) -> bool:
         """Whether an agent has this end open, too, where nobody was seen to send."""
         with contextlib.suppress(OSError, ValueError):
             return any(self._is_agent(pid, None) for pid in self._ends.holders(held.end) if pid != held.pid)
         return True
 
-    def _end_held(self, held: _Held) -> list[Event]:
+    def _end_held(self, held: _Held, asking: int | None) -> list[Event]:
         """It, and all that was stopped with it, also where something has ended it before."""
-        found = self._signal_all(held.pid, held.end, signal.SIGKILL, held.others or (), held.asking)
+        found = self._signal_all(held.pid, held.end, signal.SIGKILL, held.others or (), asking)
         os.close(held.process)
-        return self._tell_of(found, held.pid, _name_of(held.exe), held.exe)
+        return self._tell_of(found, held.pid, _name_of(held.exe), held.exe, asking)
 
     def _let_go(self, held: _Held) -> None:
         by_themselves = {one.pid for one in self._held}
@@ -373,19 +437,23 @@ class AroundGate:
                 self._signal(other.pid, signal.SIGCONT, other.began)
 
     def _tell_of(
-        self, ended: Iterable[_Member], server: int = 0, name: str = "", exe: str | None = None
+        self,
+        ended: Iterable[_Member],
+        server: int = 0,
+        name: str = "",
+        exe: str | None = None,
+        asking: int | None = None,
     ) -> list[Event]:
         """Of each that was not told of yet.
 
         Args:
             server: of one that has this name and this program, whatever it has executed since.
+            asking: who has asked it; None: an agent.
         """
         found = [one for one in ended if one.pid not in self._ended]
         self._ended.update(one.pid for one in found)
-        return [
-            self._told(name, server, exe) if one.pid == server else self._told(_name_of(one.exe), one.pid, one.exe)
-            for one in found
-        ]
+        named = {one.pid: (name, exe) if one.pid == server else (_name_of(one.exe), one.exe) for one in found}
+        return [self._told(called, pid, program, asking) for pid, (called, program) in named.items()]
 
     def _signal_all(
         self,
@@ -402,7 +470,7 @@ class AroundGate:
         come from it are known at once, and so are first. It looks again until there is no other, for who did not stand still.
         """
         with self._paused():
-            start, seen = self._start_of(server, asking), {self.agent, asking or self.agent}
+            start, seen = self._start_of(server, asking), {self.agent, asking or self.agent, *self._above_other(asking)}
             found = self._signal_each(lambda pid: self._comes_from(pid, start), what, seen, server)
             if end is not None:
                 found += self._signal_each(lambda pid: self._is_at(pid, end, asking), what, seen)
@@ -432,9 +500,27 @@ class AroundGate:
         if not self._ends.can_read(pid, end):
             return False
         # What an agent starts next may have it, too, until it asks the gate; a server can make itself look like that.
-        parent = self._parent_of(pid)
-        by_agent = self._is_agent(parent, None) if asking is None else parent == asking
-        return not (by_agent and self._asks_the_gate(pid, 0, asking) is not False)
+        return not (self._is_by(self._parent_of(pid), asking) and self._asks_the_gate(pid, 0, asking) is not False)
+
+    def _is_by(self, parent: int, asking: int | None) -> bool:
+        """Whether what a process has started was started by who asks; None: by any agent. A program that is no agent may have
+        others ask, and start the server itself."""
+        if asking is None:
+            return self._is_agent(parent, None)
+        return parent == asking or parent in self._above_other(asking)
+
+    def _above_other(self, asking: int | None) -> list[int]:
+        """Who asks and who that comes from, where it is no agent, and counts; else nobody."""
+        is_other = asking is not None and self.all_clients is not None and not self._is_agent(asking, None)
+        return self._above(asking) if asking is not None and is_other else []
+
+    def _above(self, pid: int) -> list[int]:
+        """A process of the session, and those that it comes from."""
+        found: list[int] = []
+        while pid not in (0, 1, *found) and len(found) < _MOST_LOOKS:
+            found.append(pid)
+            pid = 0 if pid == self.agent else self._parent_of(pid)
+        return found
 
     def _comes_from(self, pid: int, start: int) -> bool:
         for _ in range(_MOST_LOOKS):
@@ -447,7 +533,9 @@ class AroundGate:
 
     def _start_of(self, pid: int, asking: int | None) -> int:
         """Of those that a process comes from the one that the agent that asks has started, else any agent: a server may look
-        like one. Itself where none is known to."""
+        like one. Itself where none is known to. Where no agent asks, of those that are not above the one that does."""
+        if above := self._above_other(asking):
+            return self._started_by(lambda parent: parent in above, pid) or pid
         found = None if asking is None else self._started_by(lambda parent: parent == asking, pid)
         found = found or self._started_by(lambda parent: parent == self.agent or self._is_agent(parent, None), pid)
         return found or pid
@@ -528,11 +616,20 @@ class AroundGate:
         """Raises OSError where there is no such process."""
         return cgroup.is_in(cgroup.in_tree(cgroup.place_of(pid)), cgroup.in_tree(self._leaf))
 
-    def _told(self, name: str, pid: int, exe: str | None) -> Event:
+    def _told(self, name: str, pid: int, exe: str | None, asking: int | None = None) -> Event:
+        declared = "outside of the session: declare it where `mcpguard mcp list` finds it, approve it,"
+        rule, who = RULE, "the agent"
+        why, do = "nobody approved what it is", f"{declared} and start the agent again"
+        if asking is not None and self.all_clients is not None and not self._is_agent(asking, None):
+            known = self.agents.who(asking)
+            program = known.exe if known is not None and known.exe else _exe_of(asking)
+            rule, who = self.all_clients, f"{_name_of(program)}, which is no agent,"
+            why = f"`clients: all` ({rule.place}) lets no program of the session do that"
+            do = f"{declared} and have it started as `mcpguard mcp shim NAME -- COMMAND`; or take `clients: all` away"
         error = HostError(
-            f"the agent started the MCP server {name} around the gate; it was ended",
-            why="nobody approved what it is, and nobody judges what is said to it there",
-            do="outside of the session: declare it where `mcpguard mcp list` finds it, approve it, and start the agent again",
+            f"{who} started the MCP server {name} around the gate; it was ended",
+            why=f"{why}, and nobody judges what is said to it there",
+            do=do,
             code="mcp.around-gate",
         )
         return Event(
@@ -540,7 +637,7 @@ class AroundGate:
             pid=pid,
             exe=exe,
             comm=exe.rsplit("/", 1)[-1][:15] if exe else None,
-            rule=RULE,
+            rule=rule,
             detail=detail_of(error),
         )
 

@@ -219,16 +219,17 @@ class Recording:
         if self._listener is not None:
             self._listener.skip(ends, served)
 
-    def guard_messages(self, agent: int) -> None:
+    def guard_messages(self, agent: int, *, all_clients: bool = False) -> None:
         """From now on the kernel holds whoever reads a question of MCP that came from the tree, and ends who answers this
         process within it; what is to be shown by `show_messages` is kept for that. To be called before the agent starts.
 
         Args:
             agent: 0: no process is an agent yet.
+            all_clients: who reads what others ask is held as often as who reads what the agent does.
         """
         if self._listener is not None and self._counters is not None:
             self._listener.expect()
-            self._counters.write(_GATED_AT, 1)
+            self._counters.write(_GATED_AT, _abi.MG_GATED_FOR_ALL if all_clients else _abi.MG_GATED)
             self._counters.write(_AGENT_AT, agent)
 
     def show_messages(self, around: AroundGate) -> None:

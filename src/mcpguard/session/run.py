@@ -231,7 +231,8 @@ def _start(
         recording.attach(broker.descriptors, facts, resolver.feed, fixed.hosts)
         if guarded:
             recording.follow()  # who answers for a server is to be seen from its first word on
-            recording.guard_messages(int(facts["pid"]) if guarded.known else 0)
+            every = guarded.all_clients is not None
+            recording.guard_messages(int(facts["pid"]) if guarded.known else 0, all_clients=every)
         broker.go()
     except BaseException:
         recording.not_started(FAILED)

@@ -44,6 +44,7 @@ class Servers:
         policy: the session's, with the address of the gate where there are remote servers.
         known: the agent was told of the gate.
         kept: what rules leave to servers of their own.
+        all_clients: rule by which the servers of every program start by way of the gate; None: those of agents.
         note: for the person: which servers wait for their word, or that nothing is guarded here; empty: all is well.
     """
 
@@ -54,16 +55,19 @@ class Servers:
     note: str
     known: bool
     kept: tuple[Confined, ...] = ()
+    all_clients: Origin | None = None
 
     def around(
         self, session: str, agent: int, leaf: str, paused: Callable[[], AbstractContextManager[None]]
     ) -> AroundGate:
         """What is to see every message that the gate does not judge. Where the command is no agent that was told of the gate,
-        what it starts is its own, as the servers are that a suite of tests starts; what agents start below it is not."""
+        what it starts is its own, as the servers are that a suite of tests starts; what agents start below it is not, and
+        nothing is where all programs count."""
         from mcpguard.session.around_gate import AroundGate  # nobody who starts an agent waits for it
 
         program = _found(self.command[0], self.environment.get("PATH", "")) if self.known else None
-        return AroundGate(session, agent, leaf, program, told=self.known, paused=paused)
+        known, every = self.known, self.all_clients
+        return AroundGate(session, agent, leaf, program, told=known, all_clients=every, paused=paused)
 
 
 def begin(policy: Policy, session: str, command: Sequence[str], environment: dict[str, str]) -> Servers:
@@ -93,8 +97,10 @@ def begin(policy: Policy, session: str, command: Sequence[str], environment: dic
     }
     mine = [one.name for one in told.servers if rules.may_start(one.name)]
     waiting = _waiting(name for name in mine if not catalogue.named(name))
-    note = "; ".join(filter(None, (waiting if told.known else _unknown(command[0]), *failed)))
-    return Servers(gate, _reaching(policy, gate.port), told.command, told.environment, note, told.known, tuple(kept))
+    unknown = _unknown(command[0], ended=rules.all_clients is not None)
+    note = "; ".join(filter(None, (waiting if told.known else unknown, *failed)))
+    policy, every = _reaching(policy, gate.port), rules.all_clients
+    return Servers(gate, policy, told.command, told.environment, note, told.known, tuple(kept), every)
 
 
 def _found(program: str, folders: str) -> str | None:
@@ -139,12 +145,10 @@ def _known(policy: Policy, rules: Sequence[mcp_policy.Kept]) -> tuple[Policy, li
     return policy, kept, failed
 
 
-def _unknown(program: str) -> str:
+def _unknown(program: str, *, ended: bool) -> str:
     name = printable(program.rpartition("/")[2])
-    return (
-        f"{name} is no agent that mcpguard can tell of the gate: MCP servers that it starts by itself are not judged, "
-        "and those that an agent starts below it are ended"
-    )
+    begins = f"{name} is no agent that mcpguard can tell of the gate: MCP servers that it starts by itself are"
+    return f"{begins} ended" if ended else f"{begins} not judged, and those that an agent starts below it are ended"
 
 
 def _waiting(names: Iterable[str]) -> str:

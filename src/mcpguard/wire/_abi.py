@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 15
+ABI_VERSION: Final = 16
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -167,6 +167,10 @@ MG_ENDED: Final = 1
 MG_HELD: Final = 2
 MG_HEARD: Final = 3
 MG_HELD_UNSEEN: Final = 4
+
+MG_NOT_GATED: Final = 0
+MG_GATED: Final = 1
+MG_GATED_FOR_ALL: Final = 2
 
 MG_HOST_NONE: Final = 0
 MG_HOST_NAMED: Final = 1
