@@ -25,9 +25,17 @@ def until(fact):
 broker = subprocess.Popen(["/bin/sleep", "60"])
 watch = SignalWatch()
 watch.start(broker.pid)
-heeds = "trap 'echo heard' TERM INT HUP QUIT; echo ready; while :; do sleep 0.05; done"
-agent = subprocess.Popen(["sh", "-c", heeds], stdout=subprocess.PIPE, text=True, restore_signals=True,
-    preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, ()))
+# No shell: each blocks all signals for moments, and one that is stopped in such a moment would not hear of any.
+heeds = r'''
+import os, signal, time
+for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(one, lambda *_: os.write(1, b"heard\n"))
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+os.write(1, b"ready\n")
+while True:
+    time.sleep(60)
+'''
+agent = subprocess.Popen([sys.executable, "-I", "-S", "-c", heeds], stdout=subprocess.PIPE, text=True)
 assert agent.stdout.readline() == "ready\n"
 watch.agent_started(agent.pid)
 number = getattr(signal, sys.argv[1])

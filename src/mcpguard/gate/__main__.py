@@ -7,6 +7,7 @@ The package's own parent is put there by hand. It ends when the input ends, so w
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -70,9 +71,12 @@ def _tell_still(pid: int, name: str, still: bool) -> None:
     Raises:
         OSError: nobody hears that, or there is no such process.
     """
-    told: dict[str, Any] = (
-        {"stands": pid, "began": proc.stat_of(pid)[proc.START], "name": name} if still else {"goes": pid}
-    )
+    told: dict[str, Any] = {"goes": pid}
+    if still:
+        fields = proc.stat_of(pid)
+        if not fields:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        told = {"stands": pid, "began": fields[proc.START], "name": name}
     os.write(_STANDARD_OUTPUT, json.dumps(told).encode() + b"\n")
 
 
