@@ -954,6 +954,8 @@ AWS = classes.of_package("awslabs.aws-api-mcp-server")
         ("aws gamelift get-compute-auth-token", "open"),
         ("aws --profile p configure get aws_secret_access_key", "open"),
         ("aws configure export-credentials", "write"),
+        ("aws iot get-registration-code", "write"),
+        ("aws ec2 get-flow-logs-integration-template --flow-log-id f", "write"),
         ("aws iam get-account-password-policy", "read"),
         ("aws iam list-access-keys", "read"),
         ("aws configure list", "read"),
