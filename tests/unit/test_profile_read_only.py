@@ -112,3 +112,10 @@ def test_no_other_rule_opens_what_it_denies(more: str, profiles: Path) -> None:
     policy = joined(profiles, ["claude-code", "mcp-read-only"], f"mcp: {{{more}}}\n")
     found = judged(policy, KNOWN["filesystem"], "write_file")
     assert not found.allowed and not found.ask
+
+
+def test_a_difference_that_would_be_written_into_a_file_is_a_change() -> None:
+    """Older versions of the server hand the target to git as it is."""
+    tools = classes.of_package("mcp-server-git")
+    assert classes.classes_of(tools, "git_diff", {"target": "main"}) == {"read"}
+    assert "write" in classes.classes_of(tools, "git_diff", {"target": "--output=x"})
