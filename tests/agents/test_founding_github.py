@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 from agent_run import WAIT, WAITS, Agent, agent, results_of
 from harness import Finished, Json, need_root
+from test_founding_case import OPEN_FILES
 from test_mcp_servers import NPM, by_npx
 from test_names_run import OK, Town, _enter, town  # noqa: F401 - a fixture
 
@@ -62,12 +63,6 @@ mcp:
   flow:
     untrusted: ["*/@untrusted"]
     then: {then}
-"""
-OPEN_FILES = """\
-files:
-  read: [~/.ssh/id_ed25519]
-  except:
-    - {path: ~/.ssh/id_ed25519, because: this arm is without the rules for files}
 """
 
 
