@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import socket
 import time
 from pathlib import Path
 
@@ -11,10 +14,14 @@ from events_help import OPEN_POLICY, make_policy
 from mcpguard.errors import StoreError
 from mcpguard.events.activity import rules
 from mcpguard.events.ids import new_id
+from mcpguard.events.query import Filter, events
+from mcpguard.events.recorder import FORGOTTEN
 from mcpguard.events.store import Store
 from mcpguard.model.policy import Policy
 from mcpguard.session import run
 from mcpguard.session.recording import Recording
+from mcpguard.session.resolver import Feed
+from mcpguard.wire import _abi
 
 
 class Pump:
@@ -98,3 +105,38 @@ def test_only_where_the_broker_saw_that_nothing_was_exchanged_nobody_looks(
     attached._pump, attached._counters = None, None
     attached.take_final(told)
     assert len(looks) == asked
+
+
+class DrainedRing:
+    """What the child wrote before the word to go, its canary's acts among it; the kernel had not put the ring into its slot
+    when the child began."""
+
+    def __init__(self, *_where: object, **_beginning: object) -> None:
+        self._records = [_abi.MG_HEAD.pack(1, _abi.MG_RECORD_FILE, 0, os.getpid(), 1, 0, 0, b"canary")]
+
+    def drain(self) -> list[bytes]:
+        taken, self._records = self._records, []
+        return taken
+
+
+def test_what_the_child_repeated_before_the_agent_began_is_not_missing(
+    attached: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcpguard.session.recording.Ring", DrainedRing)
+    monkeypatch.setattr("mcpguard.events.flows.read_entries", lambda *_what: [])
+    last_of_child = 60
+    with open(os.memfd_create("counters"), "r+b") as counters, open(os.memfd_create("flows"), "r+b") as flows:
+        counters.write(_abi.MG_COUNTERS.pack(last_of_child, *(0,) * 10).ljust(mmap.PAGESIZE, b"\0"))
+        counters.flush()
+        rings = dict.fromkeys(("mg_denials", "mg_activity"), -1)
+        descriptors = {**rings, "mg_counters": counters.fileno(), "mg_flows": flows.fileno()}
+        facts = {"rings": dict.fromkeys(rings, 4096), "pid": os.getpid(), "cgroup": "/", "canary_pid": os.getpid()}
+        here, there = socket.socketpair()
+        with here, there:
+            attached.attach(descriptors, facts, Feed(here, [], -1), {})
+        attached.follow()
+        attached._pump = None
+        attached.take_final({"sums": [(12, 2), (last_of_child, 1), (last_of_child + 1, 4)]})
+    with Store.open() as store:
+        found = [(one.count, one.detail) for one in events(store, attached.session, Filter())]
+    assert found == [(4, FORGOTTEN)]

@@ -103,8 +103,8 @@ class Recording:
         self._restored: set[str] = set()
         self._still = ""
         self._began = time.monotonic()
-        # Aggregates that began before the agent did.
-        self._before: set[int] = set()
+        # The last aggregate that began before the agent did.
+        self._last_before = 0
 
     @staticmethod
     def begin(
@@ -170,6 +170,8 @@ class Recording:
         self._pid_fd = os.pidfd_open(int(facts["pid"]))
         self._leaf = str(facts["cgroup"])
         self._expect_canary(int(facts["canary_pid"]))
+        # Not from the records: what the child does while the kernel puts the rings into their slots leaves none.
+        self._last_before = _abi.MG_COUNTERS.unpack(self._counters.read())[0]
         self._names = names
         self._first, self._first_ns = int(facts["pid"]), time.monotonic_ns()
         self._flows_fd = os.dup(descriptors["mg_flows"])
@@ -267,10 +269,8 @@ class Recording:
         missing = set(_RECORDS)
         while missing and time.monotonic() < deadline:
             for name in _RECORDS:
-                for who, series in map(author, self._rings[name].drain()):
-                    self._before.add(series)
-                    if who == pid:
-                        missing.discard(name)
+                if any(author(record) == pid for record in self._rings[name].drain()):
+                    missing.discard(name)
         if missing:
             raise HostError(
                 "events do not arrive, so nothing was started",
@@ -326,7 +326,7 @@ class Recording:
             from mcpguard.wire.records import SumRecord
 
             sums = [SumRecord(int(series), int(count)) for series, count in message.get("sums", ())]
-            self._recorder.add_sums(one for one in sums if one.series not in self._before)
+            self._recorder.add_sums(one for one in sums if one.series > self._last_before)
             self._count_last_losses(self._recorder)
             self._recorder.lost(SKIPPED, int(message.get("missed", 0)))
             self._recorder.lost(UNRECORDED, int(message.get("unrecorded", 0)))
