@@ -176,3 +176,12 @@ def test_names_may_be_anything(tmp_path: Path) -> None:
         approved.approve(name, "file", local(tmp_path), [])
         assert approved.load().state(name, local(tmp_path)).allowed
     json.loads(approved.file().read_bytes())
+
+
+def test_an_approval_does_not_count_where_what_comes_before_it_fails() -> None:
+    def fails(_: approved.Entry) -> None:
+        raise OSError
+
+    with pytest.raises(OSError):
+        approved.approve("s", "test", identity.of("sh", (), {}, "/"), (), before=fails)
+    assert approved.load().entries == ()

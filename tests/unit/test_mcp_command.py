@@ -48,6 +48,13 @@ def declare(folder: Path, **servers: object) -> Path:
     return write(folder / "project/.mcp.json", json.dumps({"mcpServers": servers}))
 
 
+def change_of(mcp: Mcp, name: str = "mine") -> str:
+    """What a person says to approve what changed, as `show` tells it."""
+    (row,) = json.loads(mcp("show", name, "--format", "json")[1])["declared"]
+    assert f"changed to   {row['changed_to']}" in mcp("show", name)[1]
+    return str(row["changed_to"])
+
+
 def test_list_shows_every_server_with_its_state(tmp_path: Path, mcp: Mcp) -> None:
     copied(tmp_path)
     code, out, _ = mcp("list")
@@ -77,8 +84,9 @@ def test_approve_show_change_revoke(tmp_path: Path, mcp: Mcp) -> None:
     assert " approved " in mcp("list")[1]
     script.write_text("two")
     assert " changed " in mcp("list")[1]
-    assert "changed      script sha256: " in mcp("show", "mine")[1]
-    assert mcp("approve", "--yes", "mine")[0] == 0
+    shown = mcp("show", "mine")[1]
+    assert "changed      script sha256: " in shown
+    assert mcp("approve", "mine", "--changed", change_of(mcp))[0] == 0
     shown = json.loads(mcp("show", "mine", "--format", "json")[1])
     assert (
         shown["declared"][0]["state"] == "approved" and shown["approved"][0]["digest"] == shown["declared"][0]["digest"]
@@ -103,7 +111,7 @@ def test_a_server_that_says_something_else_since_is_approved_again_by_its_name(t
     before.keep()
     assert "approved already" in mcp("approve", "--yes", "mine")[1] and pinned() == before
     assert "something else" not in "".join(map(str, mcp("list")))
-    before.others |= {"server:instructions", "tool:lo\x1bok"}
+    before.others |= {"server:instructions": "other", "tool:lo\x1bok": "new"}
     before.keep()
     assert "mine says something else than when it was approved" in mcp("list")[2]
     (listed,) = json.loads(mcp("list", "--format", "json")[1])
@@ -113,12 +121,69 @@ def test_a_server_that_says_something_else_since_is_approved_again_by_its_name(t
     assert code == 0 and "approved already" in out and "approve it by its name" in err and pinned() == before
     assert mcp("approve", "mine")[0] == 2, "nobody is there to be asked"
     assert pinned() == before
-    code, out, _ = mcp("approve", "--yes", "mine")
-    assert code == 0 and "changed      its instructions" in out and "what it lists next counts" in out
-    assert pinned() == {} and pinned().others == set()
+    code, out, _ = mcp("approve", "mine", "--changed", change_of(mcp)[:16])
+    assert code == 0 and "changed      its instructions" in out
+    assert "what it says by now counts as approved: its instructions; tool lo\\x1bok" in out
+    assert pinned() == {"tool:look": "a", "server:instructions": "other", "tool:lo\x1bok": "new"}
+    assert pinned().others == {}
     assert "approved already" in mcp("approve", "mine")[1]
     (entry,) = approved.load().entries
     assert entry.environment == ("A",)
+
+
+def test_yes_alone_renews_no_approval_of_what_changed(tmp_path: Path, mcp: Mcp) -> None:
+    """A script that approves at each start would accept whatever a server has become."""
+    script = write(tmp_path / "project/server.sh", "one")
+    declare(tmp_path, mine={"command": "sh", "args": ["server.sh"]})
+    provisioning = ("approve", "--yes", "mine")
+    assert mcp(*provisioning)[0] == mcp(*provisioning)[0] == 0
+    first = approved.load()
+
+    def refused(*words: str, why: str) -> None:
+        code, _, err = mcp(*words)
+        assert code == 1 and approved.load() == first, words
+        assert [line.split()[0] for line in err.splitlines()[-4:]] == ["mcpguard:", "why", "do", "code"]
+        assert why in err and "code  mcp.not-renewed" in err
+        assert f"mcpguard mcp approve mine --changed {change_of(mcp)[:32]}\n" in err
+
+    script.write_text("two")
+    for words in (provisioning, ("approve", "--all", "--yes")):
+        refused(*words, why="script sha256: ")
+    second = change_of(mcp)
+    script.write_text("three")
+    refused(*provisioning, "--changed", second, why="script sha256: ")
+    refused("approve", "mine", "--changed", second, why="script sha256: ")
+    script.write_text("one")
+    (entry,) = first.entries
+    pins = of_approval(entry.name, entry.digest, entry.approved)
+    pins |= {"tool:look": "a", "tool:see": "b"}
+    pins.others["tool:look"] = "evil"
+    pins.keep()
+    refused(*provisioning, why="tool look: not what it said when it was approved")
+    assert mcp("approve", "--all", "--yes")[0] == 0 and approved.load() == first
+    assert of_approval(entry.name, entry.digest, entry.approved) == pins
+    # A change that comes after the look at it is not the one that was seen.
+    evil = change_of(mcp)
+    pins.others["tool:look"] = "worse"
+    pins.keep()
+    refused("approve", "--yes", "mine", "--changed", evil, why="tool look: ")
+    assert mcp("approve", "--yes", "mine", "--changed", change_of(mcp))[0] == 0
+    (entry,) = approved.load().entries
+    assert of_approval(entry.name, entry.digest, entry.approved) == {"tool:look": "worse", "tool:see": "b"}
+    # The same words at the next start: nothing changed since.
+    assert mcp("approve", "--yes", "mine", "--changed", evil)[0] == 0
+
+
+def test_of_many_changes_some_are_told(tmp_path: Path, mcp: Mcp) -> None:
+    write(tmp_path / "project/server.sh", "one")
+    declare(tmp_path, mine={"command": "sh", "args": ["server.sh"]})
+    assert mcp("approve", "--yes", "mine")[0] == 0
+    (entry,) = approved.load().entries
+    pins = of_approval(entry.name, entry.digest, entry.approved)
+    pins["tool:look"] = "a"
+    pins.others |= {f"tool:{at:02}": "new" for at in range(12)}
+    pins.keep()
+    assert "tool 09: not what it said when it was approved; and 2 more\n" in mcp("approve", "--yes", "mine")[2]
 
 
 def test_of_a_server_is_said_which_rules_leave_it_what_reads(tmp_path: Path, mcp: Mcp) -> None:
@@ -210,6 +275,8 @@ def test_a_name_that_means_several_servers_is_not_approved_unseen(tmp_path: Path
         (("approve", "nothing"), "usage.mcp-server"),
         (("show", "min"), "usage.mcp-server"),
         (("approve", "mine"), "usage.mcp"),
+        (("approve", "mine", "--changed", "12ab"), "usage.mcp"),
+        (("approve", "--all", "--changed", "1234567890abcdef"), "usage.mcp"),
     ],
 )
 def test_misuse_is_told_in_four_lines(tmp_path: Path, mcp: Mcp, words: tuple[str, ...], error: str) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,8 +155,17 @@ def _entries(raw: bytes) -> Iterator[Entry]:
         yield Entry(**texts, facts=facts, environment=tuple(environment))
 
 
-def approve(name: str, declared_in: str, identity: Identity, environment: Sequence[str]) -> Entry:
+def approve(
+    name: str,
+    declared_in: str,
+    identity: Identity,
+    environment: Sequence[str],
+    before: Callable[[Entry], object] = lambda _: None,
+) -> Entry:
     """Add an approval; it takes the place of an earlier one of the same declaration.
+
+    Args:
+        before: what has to be done before it counts; when that fails, it does not.
 
     Raises:
         HostError: the catalogue cannot be read or written; it stays as it was.
@@ -165,6 +174,7 @@ def approve(name: str, declared_in: str, identity: Identity, environment: Sequen
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     entry = Entry(name, declared_in, identity.digest, identity.facts(), tuple(sorted(environment)), now)
     with _changing() as entries:
+        before(entry)
         entries[:] = [one for one in entries if (one.name, one.declared_in) != (name, declared_in)] + [entry]
     return entry
 

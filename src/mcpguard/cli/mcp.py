@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +22,7 @@ from mcpguard.catalogue.server import Server
 from mcpguard.catalogue.survey import Row, Survey, chosen, masked_words, survey
 from mcpguard.cli import exit_codes, render
 from mcpguard.cli.mcp_scan import findings, scan
-from mcpguard.errors import UsageError
+from mcpguard.errors import HostError, UsageError
 from mcpguard.events.format import printable, shorten
 from mcpguard.gate import pins
 from mcpguard.mcp import classes, policy
@@ -36,6 +39,10 @@ approve remembers exactly one program with its words; when anything of it change
 the server says something else of its tools than it did when it was first used after that."""
 
 
+# Of a digest: what somebody has to say of it, so that nobody finds another state with the same beginning, and what we say.
+_SHORTEST, _TOLD = 16, 32
+_DIGEST = re.compile(rf"[0-9a-f]{{{_SHORTEST},64}}")
+_MOST_TOLD = 10
 _SAYS_OTHER = "says something else than when it was approved, which no agent is shown"
 
 
@@ -115,17 +122,28 @@ def _notes(found: Survey) -> None:
         render.note(f"kept to {profile} where no rule of mcp.confine names them: {', '.join(sorted(names))}")
 
 
-def _others(row: Row, catalogue: Catalogue) -> tuple[str, ...]:
-    """What a server that is approved said otherwise, or anew, since: no session shows it to an agent."""
+def _others(row: Row, catalogue: Catalogue) -> dict[str, str]:
+    """What a server that is approved said otherwise, or anew, since, as `Pins.others`: no session shows it to an agent."""
     entry = catalogue.entry(row.server.name, row.identity) if row.identity else None
-    if entry is None:
-        return ()
-    return tuple(map(printable, pins.other_since(entry.name, entry.digest, entry.approved)))
+    return {} if entry is None else pins.other_since(entry.name, entry.digest, entry.approved)
+
+
+def _words(others: Mapping[str, str]) -> list[str]:
+    return [printable(pins.in_words(one)) for one in sorted(others)]
+
+
+def _changed_to(row: Row, others: Mapping[str, str]) -> str:
+    """A digest of all that differs from what was approved, as it was seen; empty where nothing does."""
+    if row.identity is None or not (others or row.state.word == approved.CHANGED):
+        return ""
+    whole = json.dumps([row.identity.digest, sorted(others.items())]).encode()
+    return hashlib.sha256(whole).hexdigest()
 
 
 def _as_json(row: Row, catalogue: Catalogue) -> dict[str, object]:
     """One server as an object; keys without a meaning are absent, keys are only ever added."""
     server, known = row.server, row.identity
+    others = _others(row, catalogue)
     values: dict[str, object | None] = {
         "name": server.name,
         "client": server.client,
@@ -140,7 +158,8 @@ def _as_json(row: Row, catalogue: Catalogue) -> dict[str, object]:
         "enabled": server.enabled,
         "state": row.state.word if known else None,
         "differences": row.state.differences or None,
-        "other_definitions": _others(row, catalogue) or None,
+        "other_definitions": _words(others) or None,
+        "changed_to": _changed_to(row, others) or None,
         "digest": known.digest if known else None,
         "identity": known.facts() if known else None,
         "kept_to": known_servers.kept_to(known.facts()) if known else None,
@@ -159,14 +178,14 @@ def show(name: Name, client: Client = "", format: Format = "table") -> None:
         return
     told = findings(found)
     for row in rows:
-        _print(row, told, found.catalogue)
+        _print(row, told, _others(row, found.catalogue))
     for entry in entries:
         render.line(f"approved     {entry.approved}  {entry.digest}")
         render.line(f"  as         {entry.facts.get('command') or entry.facts.get('origin', '')}")
         render.line(f"  from       {entry.declared_in}")
 
 
-def _print(row: Row, told: Sequence[Finding], catalogue: Catalogue) -> None:
+def _print(row: Row, told: Sequence[Finding], others: Mapping[str, str]) -> None:
     """What would be trusted, for a person to read."""
     server, known = row.server, row.identity
     place = f"{server.project} in {server.file}" if server.project else server.file
@@ -178,7 +197,9 @@ def _print(row: Row, told: Sequence[Finding], catalogue: Catalogue) -> None:
         pairs.append(("digest", known.digest))
     pairs.append(("state", _state(row)))
     pairs += [("changed", text) for text in row.state.differences]
-    pairs += [("changed", f"{text}: not what it said when it was approved") for text in _others(row, catalogue)]
+    pairs += [("changed", f"{text}: not what it said when it was approved") for text in _words(others)]
+    if to := _changed_to(row, others):
+        pairs.append(("changed to", to))
     pairs += [("note", text) for text in _caveats(row)]
     pairs += [
         ("finding", f"{one.rule.owasp} {one.rule.name}: {one.rule.says}: {one.detail}")
@@ -237,16 +258,36 @@ def approve(
         bool, typer.Option("--all", help="Every server that is not approved yet, one after the other.")
     ] = False,
     client: Client = "",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Approve without asking.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Approve without asking what was not approved before.")
+    ] = False,
+    changed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--changed",
+            metavar="DIGEST",
+            help="Approve again, without asking, one that changed to exactly this: `changed to` in mcpguard mcp show.",
+        ),
+    ] = None,
 ) -> None:
     """Let a server start in guarded sessions, after a look at what it really is.
 
     Shows the program, its words, its script with their digests, its package, and what a scan finds; then asks. What is
     approved is exactly that: when a word, the program or the script changes, the server is refused until it is approved
-    again. A remote server is approved by its origin. Exits 1 when something was left out.
+    again. So is a tool whose description changes. --yes is for a first approval: what changed since the last one is only
+    approved on a terminal, or by the digest of the change. A remote server is approved by its origin. Exits 1 when something
+    was left out.
     """
     if bool(names) == all_:
         raise _misuse("name the servers, or say --all", "there are none named" if not names else "both were given")
+    seen = tuple(changed or ())
+    if seen and all_:
+        raise _misuse("--changed is for servers that are named", "--all was given", "mcpguard mcp approve NAME")
+    for one in seen:
+        if not _DIGEST.fullmatch(one):
+            raise _misuse(
+                f'"{one}" names no change', f"it takes {_SHORTEST} to 64 digits of its digest", "mcpguard mcp show NAME"
+            )
     found = _survey()
     rows = [row for name in dict.fromkeys(names or ()) for row in chosen(found, name, client)]
     if all_:
@@ -254,7 +295,7 @@ def approve(
     if yes and not all_:
         _one_each(rows, client)
     told = findings(found)
-    outcomes = [_approve(row, told, yes=yes, again=not all_) for row in rows]
+    outcomes = [_approve(row, told, yes=yes, seen=seen, again=not all_) for row in rows]
     if not rows:
         render.note("no server is declared here that could be approved")
     raise typer.Exit(exit_codes.DONE if all(outcomes) else exit_codes.NEGATIVE)
@@ -274,21 +315,24 @@ def _one_each(rows: Sequence[Row], client: str) -> None:
             )
 
 
-def _approve(row: Row, told: Sequence[Finding], *, yes: bool, again: bool) -> bool:
+def _approve(row: Row, told: Sequence[Finding], *, yes: bool, seen: Sequence[str], again: bool) -> bool:
     """Whether it is approved in the end.
 
     Args:
+        yes: without asking, where nothing of that name was approved before.
+        seen: beginnings of digests of changes that are approved without asking.
         again: also one that is approved and says something else since.
     """
     catalogue, known = approved.load(), row.identity
     entry = catalogue.entry(row.server.name, known) if known else None
     others = _others(row, catalogue)
+    changed_to = _changed_to(row, others)
     if entry is not None and not (others and again):
         render.line(f"{row.server.name} is approved already, as {row.server.client} declares it")
         if others:
             render.note(f"{row.server.name} {_SAYS_OTHER}; approve it by its name")
         return True
-    _print(row, told, catalogue)
+    _print(row, told, others)
     if known is not None and known.found and (runner := unknown_runner(known)):
         why = f"only {runner} knows what it would fetch and run. Instead: {in_place_of(runner, known)}"
         render.note(f"{row.server.name} cannot be approved: {why}")
@@ -299,15 +343,40 @@ def _approve(row: Row, told: Sequence[Finding], *, yes: bool, again: bool) -> bo
         why = f"its package is not installed. First: {gets}" if gets else notes or "what it would start is not there"
         render.note(f"{row.server.name} cannot be approved: {why}")
         return False
-    if not yes and not _confirmed(row.server.name):
+    if changed_to and (yes or seen) and not changed_to.startswith(tuple(seen)):
+        render.error(_not_renewed(row, others, changed_to))
+        return False
+    if not (yes or (changed_to and seen)) and not _confirmed(row.server.name):
         render.note(f"{row.server.name} was not approved")
         return False
     place, environment = (entry.declared_in, entry.environment) if entry else (row.server.place, tuple(row.server.env))
-    made = approved.approve(row.server.name, place, known, environment)
+
+    def take_over(made: Entry) -> None:
+        if entry is not None:
+            pins.renew(entry.name, entry.digest, entry.approved, made.approved, others)
+
+    made = approved.approve(row.server.name, place, known, environment, before=take_over)
     if others:
-        render.line("what it lists next counts as approved")
+        render.line(f"what it says by now counts as approved: {_listed(_words(others))}")
     render.line(f"approved  {row.server.name}  {made.digest}")
     return True
+
+
+def _not_renewed(row: Row, others: Mapping[str, str], changed_to: str) -> HostError:
+    """A change that nobody was asked about; a script that approves at each start would take whatever comes."""
+    name = shlex.quote(row.server.name)
+    why = [*row.state.differences, *(f"{text}: not what it said when it was approved" for text in _words(others))]
+    return HostError(
+        f"{row.server.name} was not approved again: it changed since it was approved",
+        why=_listed(why),
+        do=f"look: mcpguard mcp show {name}; where that was you: mcpguard mcp approve {name} --changed {changed_to[:_TOLD]}",
+        code="mcp.not-renewed",
+    )
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f"; and {len(texts) - _MOST_TOLD} more" if len(texts) > _MOST_TOLD else ""
+    return "; ".join(texts[:_MOST_TOLD]) + more
 
 
 def _kept_to(name: str, known: Identity) -> list[tuple[str, str]]:

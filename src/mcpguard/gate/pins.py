@@ -1,7 +1,8 @@
 """What a server said of its tools, prompts and resource templates when it was first used after its approval.
 
-A description is what a model reads: whoever changes it later says something that nobody approved. Kept per approval, so a new
-one begins anew. What was listed otherwise since stands beside it, for whoever is to approve it again.
+A description is what a model reads: whoever changes it later says something that nobody approved. Kept per approval, so one
+of another program begins anew. What was listed otherwise since stands beside it, by name and digest: whoever approves the
+server again approves exactly that, and no more than that is taken over.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from mcpguard.errors import HostError
@@ -22,7 +24,7 @@ class Pins(dict[str, str]):
     """Digests by `kind:name`, written down as soon as there are new ones.
 
     Attributes:
-        others: what was listed otherwise since, or is new, as `kind:name`.
+        others: digests of what was listed otherwise since, or is new, by `kind:name`.
 
     Raises:
         HostError: there are some that cannot be read: without them, whatever the server says now would count as approved.
@@ -44,7 +46,7 @@ class Pins(dict[str, str]):
             ) from None
         self._written = len(self)
         self.others = _others(path)
-        self._told = frozenset(self.others)
+        self._told = dict(self.others)
 
     def keep(self) -> None:
         """Write down what is new; raises HostError.
@@ -64,8 +66,8 @@ class Pins(dict[str, str]):
             self._written = len(self)
         if self.others != self._told:
             with contextlib.suppress(HostError):  # it is not shown all the same
-                store.replace(_beside(self._path), json.dumps(sorted(self.others)).encode())
-                self._told = frozenset(self.others)
+                store.replace(_beside(self._path), json.dumps(self.others, sort_keys=True).encode())
+                self._told = dict(self.others)
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -83,14 +85,12 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.stem}.others.json")
 
 
-def _others(path: Path) -> set[str]:
+def _others(path: Path) -> dict[str, str]:
     """What cannot be read was not told: the next listing tells it again."""
     try:
-        with _beside(path).open("rb") as file:
-            found = json.loads(file.read(_MOST_BYTES))
+        return _read(_beside(path))
     except (OSError, ValueError, RecursionError):
-        return set()
-    return {one for one in found if isinstance(one, str)} if isinstance(found, list) else set()
+        return {}
 
 
 def of_approval(name: str, digest: str, approved: str) -> Pins:
@@ -98,10 +98,29 @@ def of_approval(name: str, digest: str, approved: str) -> Pins:
     return Pins(_place(name, digest, approved))
 
 
-def other_since(name: str, digest: str, approved: str) -> tuple[str, ...]:
-    """What the server listed otherwise since this approval, or anew, in words: `tool look`, `instructions`."""
-    found = sorted(_others(_place(name, digest, approved)))
-    return tuple(_IN_WORDS.get(one) or one.replace(":", " ", 1) for one in found)
+def other_since(name: str, digest: str, approved: str) -> dict[str, str]:
+    """What the server listed otherwise since this approval, or anew, as `Pins.others`."""
+    return _others(_place(name, digest, approved))
+
+
+def in_words(key: str) -> str:
+    """What a `kind:name` is, for a person: `tool look`, `its instructions`."""
+    return _IN_WORDS.get(key) or key.replace(":", " ", 1)
+
+
+def renew(name: str, digest: str, before: str, after: str, others: Mapping[str, str]) -> None:
+    """Pin for a new approval what the earlier one had, and what was listed otherwise since, as somebody looked at it.
+
+    Args:
+        before, after: when the two were approved.
+        others: as `other_since` gave them to whoever was asked; what was listed since counts no more than before.
+
+    Raises:
+        HostError: what was pinned cannot be read, or cannot be written.
+    """
+    pins = of_approval(name, digest, after)
+    pins.update({**of_approval(name, digest, before), **others})
+    pins.keep()
 
 
 def _place(name: str, digest: str, approved: str) -> Path:

@@ -190,7 +190,7 @@ def _keeper(pins: dict[str, str]) -> Callable[[], None] | None:
     return pins.keep if isinstance(pins, Pins) else None
 
 
-def _others(pins: dict[str, str]) -> set[str] | None:
+def _others(pins: dict[str, str]) -> dict[str, str] | None:
     return pins.others if isinstance(pins, Pins) else None
 
 

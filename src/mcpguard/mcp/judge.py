@@ -52,6 +52,7 @@ _PINNED = {"tools": "tool", "prompts": "prompt", "resourceTemplates": "template"
 MOST_PINS = 10_000
 _MOST_TOLD = 20
 _MOST_OTHERS = 100
+_LONGEST_OTHER = 2000
 # Of the name of something that was read: who reads it may choose that.
 _LONGEST_SOURCE = 200
 _INTRODUCTIONS = frozenset(("initialize", "server/discover"))
@@ -135,8 +136,8 @@ class Judge:
             a server that was just approved. Later, what changed or is new is not shown and cannot be called.
         taint: of the session.
         resolve: makes an absolute path of one that an argument names, symlinks followed.
-        others: what was listed otherwise than it is pinned, or is not pinned, by `kind:name`; added to, and taken from when it
-            is as approved again. For a person to look at: nothing is decided by it.
+        others: digests of what was listed otherwise than it is pinned, or is not pinned, by `kind:name`; added to, and taken
+            from when it is as approved again. For a person to look at, who may approve exactly that; nothing is decided here.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class Judge:
         taint: Taint,
         resolve: Resolve,
         *,
-        others: set[str] | None = None,
+        others: dict[str, str] | None = None,
     ) -> None:
         self._policy = policy
         self._server = server_word(server)
@@ -156,7 +157,7 @@ class Judge:
         self._taint = taint
         self._resolve = resolve
         self.pins = pins
-        self.others = set() if others is None else others
+        self.others = {} if others is None else others
         self._pinned = bool(pins)
         self._changed: set[str] = set()
 
@@ -441,11 +442,11 @@ class Judge:
                 self.pins[key] = known = digest
         if known is not None:
             (self._changed.discard if known == digest else self._changed.add)(key)
-        told = key[:_LONGEST_SOURCE]
+        told = key[:_LONGEST_OTHER]
         if known == digest:
-            self.others.discard(told)
-        elif len(self.others) < _MOST_OTHERS:
-            self.others.add(told)
+            self.others.pop(told, None)
+        elif told in self.others or len(self.others) < _MOST_OTHERS:
+            self.others[told] = digest
         return known == digest
 
     def _is_other(self, key: str) -> bool:
