@@ -210,7 +210,7 @@ DROPPED = BECOME.format(argv=["/bin/cat", "-"], environment='{"PATH": order["env
 ELSEWHERE = 'os.chdir("/"); ' + BECOME.format(argv=["/bin/cat", "-"], environment='order["environment"]')
 HONEST = BECOME.format(argv=["/bin/cat", "-"], environment='order["environment"]')
 STAY = "line.close(); time.sleep(30)"
-FORKED = "os.fork() or (line.close(), time.sleep(30)); line.close(); os._exit(0)"
+FORKED = "os.fork() or (line.close(), sys.stdin.read()); line.close(); os._exit(0)"
 
 
 @pytest.mark.parametrize(
@@ -392,8 +392,8 @@ def thread_named(name: str) -> bool:
 
 def test_who_leaves_its_place_to_a_child_is_not_served(world: World) -> None:
     process = forge(world, FORKED, ["/bin/cat", "-"])
-    process.communicate(timeout=60)
     world.wait_for("refuse")
+    process.communicate(timeout=60)
     assert not world.events("start")
 
 
@@ -407,9 +407,9 @@ def test_who_never_becomes_its_server_is_given_up(world: World, monkeypatch: pyt
 
 
 def test_who_goes_on_talking_is_given_up(world: World) -> None:
-    process = forge(world, "line.send(b'more'); time.sleep(20)", ["/bin/cat"])
-    process.communicate(timeout=30)
+    process = forge(world, "line.send(b'more'); sys.stdin.read()", ["/bin/cat"])
     world.wait_for("refuse", "a packet that no shim sends")
+    process.communicate(timeout=30)
 
 
 def test_thousands_of_connections_leave_room_for_the_next_one(world: World) -> None:
