@@ -365,6 +365,66 @@ def test_the_fetch_server_kept_to_that_profile_reaches_the_sites_that_its_own_na
     }
 
 
+KEPT = "  confine: {s: mcp-s}\n"
+
+
+def learn(box: Box) -> None:
+    """Have the server `s` kept to what it was seen to do in the latest session."""
+    learned = box.inside.mcpguard("profile", "learn", "--server", "s", "--install", "--yes")
+    assert learned.code == 0, learned
+    box.inside.write_profile("gated", PROFILE + KEPT)
+
+
+@pytest.mark.timeout(400)
+def test_the_fetch_server_is_kept_to_the_site_that_it_was_seen_to_reach(box: Box) -> None:
+    python = installed_pypi()
+    command = [str(python), "-m", "mcp_server_fetch", "--ignore-robots-txt", "--allow-private-ips"]
+    box.approve("s", command)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Site) as one, ThreadingHTTPServer(("127.0.0.1", 0), Site) as other:
+        for site in (one, other):
+            threading.Thread(target=site.serve_forever, daemon=True).start()
+        places = [f"127.0.0.1:{site.server_port}" for site in (one, other)]
+        box.options = ("--read", str(python.parents[1]), "--net", places[0], "--net", places[1])
+        lines = old_era(*(("fetch", {"url": f"http://{place}/page"}) for place in places))
+        free = answers(box.talk("s", *lines, command=command).out)
+        assert "the page /page" in free[1] and "the page /page" in free[2], free
+        box.talk("s", *lines[:-1], command=command)
+        learn(box)
+        kept = answers(box.talk("s", *lines, command=command).out)
+        for site in (one, other):
+            site.shutdown()
+    assert kept[1] == free[1] and "the page /page" not in kept[2], kept
+    assert [f"{event['address']}:{event['port']}" for event in box.inside.denials() if event.get("port", 9) != 9] == [
+        places[1]
+    ]
+
+
+@pytest.mark.timeout(400)
+def test_the_memory_server_is_kept_to_the_folder_in_which_it_replaces_its_file(box: Box) -> None:
+    memory = box.inside.world.home / "graph/memory.jsonl"
+    memory.parent.mkdir()
+    memory.touch()
+    package = installed_npm("memory")
+    command = ["/usr/bin/env", f"MEMORY_FILE_PATH={memory}", node(), str(package / "dist/index.js")]
+    box.approve("s", command)
+    box.options = ("--read", str(package.parents[2]), "--write", str(memory.parent))
+    someone = {"name": "Ada", "entityType": "person", "observations": ["wrote the first program"]}
+    lines = old_era(("create_entities", {"entities": [someone]}), ("read_graph", {}))
+    free = answers(box.talk("s", *lines, command=command).out)
+    assert not failed(free[1]) and "Ada" in free[2], free
+    learn(box)
+    written = (box.inside.world.state / "config/profiles/mcp-s.yaml").read_text()
+    assert '"~/graph"' in written or "~/graph\n" in written, written
+    memory.write_text("")
+    assert answers(box.talk("s", *lines, command=command).out) == free
+    memory.write_text("")
+    box.inside.write_profile("mcp-s", written.replace("~/graph", "~/another"))
+    box.inside.write_profile("gated", PROFILE + KEPT)
+    assert "Ada" not in box.talk("s", *lines, command=command).out and not memory.read_text()
+    told = {event.get("path"): event["rule"]["text"] for event in box.inside.denials()}
+    assert told.get(str(memory)) == "mcp confine s mcp-s", told
+
+
 def test_resources_and_prompts_of_a_real_server_are_listed_and_read_by_rule(box: Box) -> None:
     made = case("everything", box)
     place = "demo://resource/static/document/{}.md"

@@ -13,6 +13,7 @@ from mcpguard.cli import exit_codes, render
 from mcpguard.errors import UsageError
 from mcpguard.events import totals
 from mcpguard.events.format import shorten
+from mcpguard.events.served import servers
 from mcpguard.events.store import Store
 from mcpguard.model.access import Access
 from mcpguard.profile import store
@@ -20,15 +21,19 @@ from mcpguard.profile.load import load
 from mcpguard.profile.parse import require_name
 from mcpguard.session.amendment import Amendment, is_sound, prepare
 from mcpguard.session.amendment import install as write
+from mcpguard.session.confinement import left_by
 from mcpguard.session.needs import Need, needs, set_apart, unused_rules, workspaces
 from mcpguard.session.policy import compile_for, current_user, temporary_directory
 from mcpguard.session.propose import Proposal, programs, propose
 from mcpguard.session.protected import of_file
+from mcpguard.session.server_needs import of_server
 
 Row = TypeVar("Row")
 # More than a person reads.
 _MOST_RULES = 100
 _MOST_LEFT_OUT = 20
+# What every profile that a server is kept to extends.
+_OF_SERVERS = "mcp-server"
 
 
 def learn(
@@ -37,6 +42,10 @@ def learn(
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Profile to write; the session's own name when left out.")
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option("--server", help="Learn what this MCP server needs, as a profile for `mcp.confine`."),
     ] = None,
     install: Annotated[bool, typer.Option("--install", help="Write it, after the changes were shown.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --install: do not ask.")] = False,
@@ -49,6 +58,8 @@ def learn(
 
     Run a task with `mcpguard run --audit`, then learn from it. The proposal is a profile on stdout; what a rule refuses on
     purpose (keys, start-up files) is listed and left out. Read every rule: a session did what it was told, by whomever.
+
+    With --server NAME the proposal is what one MCP server did, for it to be kept to that and no more.
     """
     with Store.open(create=False) as events:
         chosen = [events.session(one).id for one in sessions] if sessions else [events.session().id]
@@ -56,30 +67,23 @@ def learn(
         if tighten:
             _tighten(events, chosen, format)
             return
-        user = current_user()
-        found = needs(events, chosen, user.home)
-        calls = sum(totals.total(events, one, totals.CALLS_REFUSED) for one in chosen)
         places = workspaces(events, chosen)
-    if len(places) > 1:
-        raise UsageError(
-            "these sessions had different workspaces",
-            why="a path in one is {workspace}/..., in the other it is not: " + ", ".join(places[:3]),
-            do="learn from the sessions of one project at a time",
-            code="learn.workspaces",
-        )
-    target = name or profile
-    require_name(target)
-    if not store.find(target) and not store.find(profile):
-        raise UsageError(
-            f'there is no profile "{profile}" to add to',
-            why="the session's profile was given by its path, or is not there any more",
-            do=f"copy it to {store.user_directory()}, or name one that exists: --name NAME",
-            code="learn.no-profile",
-        )
+        _require_one(places)
+        user = current_user()
+        target = name or (profile if server is None else f"mcp-{server}")
+        require_name(target)
+        parent = target if store.find(target) else profile if server is None else _OF_SERVERS
+        if server is None:
+            _require_profile(parent)
+            found = needs(events, chosen, user.home)
+            calls = sum(totals.total(events, one, totals.CALLS_REFUSED) for one in chosen)
+        else:
+            _require_started(events, chosen, server)
+            found, calls = of_server(events, chosen, server, left_by(parent, places[0])), 0
     variables = {"home": user.home, "workspace": places[0], "tmp": temporary_directory(user.home)}
     set_apart(found, places[0])
-    parent = target if store.find(target) else profile
-    held = load(parent)
+    # A server has what its agent's profile denies denied as well.
+    held = load(profile if server is not None and store.find(profile) else parent)
     refusing = compile_for(held, places[0])
     apart = {need.object for need in found if need.refused and not of_file(refusing, need.object, Access.WRITE)}
     proposals = propose(found, variables, widen="base" in (held.name, *held.ancestors), apart=apart)
@@ -108,8 +112,43 @@ def learn(
             render.note(
                 f"nothing was written yet; the same with --install writes it to {shorten(str(amendment.path), user.home)}"
             )
-    if install:
-        raise typer.Exit(_install(amendment, ask=not yes))
+    code = _install(amendment, ask=not yes) if install else exit_codes.DONE
+    if server is not None and code == exit_codes.DONE:
+        render.note(
+            f"it holds once the agent's profile names it (now {profile}): mcp: {{confine: {{{server}: {target}}}}}"
+        )
+    raise typer.Exit(code)
+
+
+def _require_one(places: Sequence[str]) -> None:
+    if len(places) > 1:
+        raise UsageError(
+            "these sessions had different workspaces",
+            why="a path in one is {workspace}/..., in the other it is not: " + ", ".join(places[:3]),
+            do="learn from the sessions of one project at a time",
+            code="learn.workspaces",
+        )
+
+
+def _require_profile(name: str) -> None:
+    if not store.find(name):
+        raise UsageError(
+            f'there is no profile "{name}" to add to',
+            why="the session's profile was given by its path, or is not there any more",
+            do=f"copy it to {store.user_directory()}, or name one that exists: --name NAME",
+            code="learn.no-profile",
+        )
+
+
+def _require_started(events: Store, sessions: Sequence[str], server: str) -> None:
+    names = sorted({name for one in sessions for name in servers(events, one)})
+    if server not in names:
+        raise UsageError(
+            f'no server "{server}" was started in these sessions',
+            why=f"those that were: {', '.join(names)}" if names else "no local server was started by way of the gate",
+            do="name a session in which the agent used it: mcpguard profile learn SESSION --server NAME",
+            code="learn.no-server",
+        )
 
 
 def _readable(proposals: list[Proposal]) -> tuple[list[Proposal], int]:

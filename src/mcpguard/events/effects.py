@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from mcpguard.errors import UsageError
 from mcpguard.events import query
+from mcpguard.events.ancestors import Ancestors
 from mcpguard.events.finding import is_quiet
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
@@ -178,9 +179,7 @@ def _overlap(one: Call, other: Call) -> bool:
 
 def _find_effects(store: Store, session: str, found: list[Call]) -> None:
     """One pass over the record: the open calls of each server are few, and begin in the order of time."""
-    ancestors = _Ancestors(
-        event for kind in (Kind.PROCESS, Kind.EXEC) for event in query.events(store, session, query.Filter(kind=kind))
-    )
+    ancestors = Ancestors.of_session(store, session)
     by_server: dict[int, list[Call]] = {}
     for call in sorted(found, key=lambda call: call.request.time_ns):
         if call.server is not None and (call.request.verdict is not Verdict.DENY):
@@ -201,37 +200,6 @@ def _find_effects(store: Store, session: str, found: list[Call]) -> None:
     for held in by_server.values():
         for call in held:
             call.effects.sort(key=lambda event: (event.time_ns, event.seq))
-
-
-class _Ancestors:
-    """Who started a process, and so on upwards. A number that is used again begins anew with its fork."""
-
-    def __init__(self, events: Iterable[Event]) -> None:
-        self._forks: dict[int, list[tuple[int, int]]] = {}
-        self._others: dict[int, int] = {}
-        for event in events:
-            if event.pid is None or event.ppid is None:
-                continue
-            if event.op == "fork":
-                self._forks.setdefault(event.pid, []).append((event.time_ns, event.ppid))
-            else:
-                self._others.setdefault(event.pid, event.ppid)
-        for held in self._forks.values():
-            held.sort()
-
-    def of(self, pid: int, time_ns: int) -> frozenset[int]:
-        """The process itself and all above it."""
-        chain = {pid}
-        while (parent := self._parent(pid, time_ns)) is not None and parent not in chain:
-            chain.add(parent)
-            pid = parent
-        return frozenset(chain)
-
-    def _parent(self, pid: int, time_ns: int) -> int | None:
-        held = self._forks.get(pid)
-        if held is None:
-            return self._others.get(pid)
-        return held[max(bisect_right(held, (time_ns, 1 << 62)) - 1, 0)][1]
 
 
 def _paths(value: Any) -> Iterator[str]:

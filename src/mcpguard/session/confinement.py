@@ -83,9 +83,7 @@ def confined(policy: Policy, rules: Iterable[Kept]) -> tuple[Policy, list[Confin
 def _confinement(policy: Policy, kept: Kept) -> tuple[Policy, Confined]:
     if landlock.abi() < 1:
         raise _impossible(kept, "this kernel has no Landlock")
-    own = compile_for(
-        _with_system(load(kept.profile, workspace=policy.workspace)), policy.workspace, audit=policy.audit
-    )
+    own = left_by(kept.profile, policy.workspace, audit=policy.audit)
     for rule in sorted(set(_restrictions(own)) - set(_restrictions(policy))):
         raise _impossible(kept, f"it restricts {rule[2]}, and the agent's own profile does not")
     number = len(policy.rules)
@@ -102,6 +100,15 @@ def _confinement(policy: Policy, kept: Kept) -> tuple[Policy, Confined]:
         names=_moved(own.names, number),
     )
     return extended, Confined(kept.server, number, _grants(own), moved)
+
+
+def left_by(profile: str, workspace: str, *, audit: bool = False) -> Policy:
+    """What a profile leaves to a server that is kept to it, whatever its agent has.
+
+    Raises:
+        McpguardError: the profile is not there or broken.
+    """
+    return compile_for(_with_system(load(profile, workspace=workspace)), workspace, audit=audit)
 
 
 def _moved(entries: Sequence[_Entry], by: int) -> tuple[_Entry, ...]:

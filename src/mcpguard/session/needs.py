@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcpguard.events import doors
 from mcpguard.events.finding import BELOW, LISTED, NOT_STOPPED, QUIET, system_rule
 from mcpguard.events.store import Store
-from mcpguard.model.access import Access
+from mcpguard.model.access import Access, Verdict
+from mcpguard.model.event import Event
 from mcpguard.model.policy import PROTO_TCP, PROTO_UDP, Policy
 from mcpguard.model.rule import Origin
 from mcpguard.session.protected import base_policy, of_address, of_file, of_socket
@@ -75,23 +76,33 @@ def needs(store: Store, sessions: Sequence[str], home: str = "") -> list[Need]:
     Raises:
         StoreError: it cannot be read, or there is no such session.
     """
+    return joined(need for session in sessions for need in _of_session(store, session, home))
+
+
+def of_event(event: Event) -> Iterable[Need]:
+    """What an act that was let happen asked for, as if an audit had let it."""
+    done = (event.kind.value, event.op, Verdict.AUDIT.value, event.access or "", event.path, event.target, event.host)
+    return _of_row(*done, event.address, event.port, event.protocol, event.comm or "?", event.count, *(None,) * 5, 0)
+
+
+def _of_session(store: Store, session: str, home: str) -> Iterator[Need]:
+    for row in _rows(store, session):
+        for need in _of_row(*row):
+            if need.object in _of_pip(home) and need.access == "read" and _asked_by_pip(store, session, need.object):
+                need = Need(need.kind, "write", f"{home}/{_PIPS_CACHE}", need.programs, need.refused, made=True)
+            yield need
+
+
+def joined(needs: Iterable[Need]) -> list[Need]:
+    """Each object once, with all who asked for it."""
     found: dict[tuple[str, str, str, bool], Need] = {}
-    for session in sessions:
-        for row in _rows(store, session):
-            for need in _of_row(*row):
-                if (
-                    need.object in _of_pip(home)
-                    and need.access == "read"
-                    and _asked_by_pip(store, session, need.object)
-                ):
-                    need = Need(need.kind, "write", f"{home}/{_PIPS_CACHE}", need.programs, need.refused, made=True)
-                key = (need.kind, need.access, need.object, need.refused is None)
-                known = found.setdefault(key, need)
-                known.made |= need.made
-                known.partners |= need.partners
-                if known is not need:
-                    for program, times in need.programs.items():
-                        known.programs[program] = known.programs.get(program, 0) + times
+    for need in needs:
+        known = found.setdefault((need.kind, need.access, need.object, need.refused is None), need)
+        known.made |= need.made
+        known.partners |= need.partners
+        if known is not need:
+            for program, times in need.programs.items():
+                known.programs[program] = known.programs.get(program, 0) + times
     return sorted(found.values(), key=lambda need: (need.kind, need.object, need.access))
 
 

@@ -165,6 +165,9 @@ class _Names:
 
     def pattern(self, path: str, access: str) -> tuple[str, str]:
         """The pattern for a path, and its reason."""
+        for name in ("workspace", "tmp"):
+            if path == self._variables[name]:
+                return f"{{{name}}}", CROWD
         places = (place for place in self._variables.values() if is_below(path, place) and path != place)
         base, home = max(places, key=len, default=""), self._variables["home"]
         for name in ("workspace", "tmp"):
@@ -188,13 +191,18 @@ class _Names:
     def _shared_folder(self, path: str, access: str, root: str) -> str | None:
         """The folder of a path when many names of it were asked for; never the root itself or what belongs to many."""
         folder = path.rpartition("/")[0]
-        if folder in ("", root) or folder.count("/") < 2 or folder.rpartition("/")[0] in _ROOTS:
+        if folder == root or belongs_to_many(folder):
             return None
         many = self._in_folder[access][folder] >= MANY
         return folder if many and self._may_widen(folder) else None
 
     def _may_widen(self, folder: str) -> bool:
         return self._widen and folder not in self._closed
+
+
+def belongs_to_many(folder: str) -> bool:
+    """Whether a folder is never meant as a whole, wherever the home and the workspace are."""
+    return folder.count("/") < 2 or folder.rpartition("/")[0] in _ROOTS
 
 
 def _folders(path: str) -> Iterator[str]:

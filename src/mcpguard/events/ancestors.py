@@ -1,0 +1,47 @@
+"""Who started whom in a session, read from its record."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+
+from mcpguard.events import query
+from mcpguard.events.store import Store
+from mcpguard.model.event import Event, Kind
+
+
+class Ancestors:
+    """Who started a process, and so on upwards. A number that is used again begins anew with its fork."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        self._forks: dict[int, list[tuple[int, int]]] = {}
+        self._others: dict[int, int] = {}
+        for event in events:
+            if event.pid is None or event.ppid is None:
+                continue
+            if event.op == "fork":
+                self._forks.setdefault(event.pid, []).append((event.time_ns, event.ppid))
+            else:
+                self._others.setdefault(event.pid, event.ppid)
+        for held in self._forks.values():
+            held.sort()
+
+    @staticmethod
+    def of_session(store: Store, session: str) -> Ancestors:
+        """As the record of a session tells it. Raises StoreError."""
+        kinds = (Kind.PROCESS, Kind.EXEC)
+        return Ancestors(event for kind in kinds for event in query.events(store, session, query.Filter(kind=kind)))
+
+    def of(self, pid: int, time_ns: int) -> frozenset[int]:
+        """The process itself and all above it."""
+        chain = {pid}
+        while (parent := self._parent(pid, time_ns)) is not None and parent not in chain:
+            chain.add(parent)
+            pid = parent
+        return frozenset(chain)
+
+    def _parent(self, pid: int, time_ns: int) -> int | None:
+        held = self._forks.get(pid)
+        if held is None:
+            return self._others.get(pid)
+        return held[max(bisect_right(held, (time_ns, 1 << 62)) - 1, 0)][1]
