@@ -186,6 +186,12 @@ def test_of_many_changes_some_are_told(tmp_path: Path, mcp: Mcp) -> None:
     assert "tool 09: not what it said when it was approved; and 2 more\n" in mcp("approve", "--yes", "mine")[2]
 
 
+def test_of_a_local_server_is_said_what_makes_a_profile_that_keeps_it(tmp_path: Path, mcp: Mcp) -> None:
+    declare(tmp_path, **{"my own": {"command": "cat"}, "far": {"type": "http", "url": "https://unknown.example/mcp/"}})
+    assert "mcpguard profile learn --server 'my own' makes a profile" in mcp("show", "my own")[1]
+    assert "kept to" not in mcp("show", "far")[1], "nothing of it runs here"
+
+
 def test_of_a_server_is_said_which_rules_leave_it_what_reads(tmp_path: Path, mcp: Mcp) -> None:
     declare(tmp_path, **{"my gh": {"type": "http", "url": "https://api.githubcopilot.com/mcp/"}})
     shown = mcp("show", "my gh")[1]

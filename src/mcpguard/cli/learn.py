@@ -15,6 +15,7 @@ from mcpguard.events import totals
 from mcpguard.events.format import shorten
 from mcpguard.events.served import servers
 from mcpguard.events.store import Store
+from mcpguard.mcp.policy import server_word
 from mcpguard.model.access import Access
 from mcpguard.profile import store
 from mcpguard.profile.load import load
@@ -70,7 +71,7 @@ def learn(
         places = workspaces(events, chosen)
         _require_one(places)
         user = current_user()
-        target = name or (profile if server is None else f"mcp-{server}")
+        target = name or (profile if server is None else f"mcp-{server_word(server)}")
         require_name(target)
         parent = target if store.find(target) else profile if server is None else _OF_SERVERS
         if server is None:
@@ -115,7 +116,7 @@ def learn(
     code = _install(amendment, ask=not yes) if install else exit_codes.DONE
     if server is not None and code == exit_codes.DONE:
         render.note(
-            f"it holds once the agent's profile names it (now {profile}): mcp: {{confine: {{{server}: {target}}}}}"
+            f"it holds once the agent's profile names it (now {profile}): mcp: {{confine: {{{server_word(server)}: {target}}}}}"
         )
     raise typer.Exit(code)
 

@@ -381,8 +381,14 @@ def _listed(texts: Sequence[str]) -> str:
 
 def _kept_to(name: str, known: Identity) -> list[tuple[str, str]]:
     """To what it is kept where no rule says it."""
-    if (profile := known_servers.kept_to(known.facts())) is None:
+    if known.origin:
         return []
+    if (profile := known_servers.kept_to(known.facts())) is None:
+        learn = f"once it has worked in a session: mcpguard profile learn --server {shlex.quote(name)}"
+        return [
+            ("kept to", "what its agent has, where no rule of mcp.confine names it; a profile for such a rule,"),
+            ("", learn),
+        ]
     as_agent = f"mcp: {{confine: {{{policy.server_word(name)}: {policy.AS_AGENT}}}}}"
     return [
         (
