@@ -384,10 +384,9 @@ def _kept_to(name: str, known: Identity) -> list[tuple[str, str]]:
     if known.origin:
         return []
     if (profile := known_servers.kept_to(known.facts())) is None:
-        learn = f"once it has worked in a session: mcpguard profile learn --server {shlex.quote(name)}"
         return [
-            ("kept to", "what its agent has, where no rule of mcp.confine names it; a profile for such a rule,"),
-            ("", learn),
+            ("kept to", "what its agent has, where no rule of mcp.confine names it; once it has worked in a session"),
+            ("", f"mcpguard profile learn --server {shlex.quote(name)} makes a profile for such a rule"),
         ]
     as_agent = f"mcp: {{confine: {{{policy.server_word(name)}: {policy.AS_AGENT}}}}}"
     return [
