@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from agent_run import Agent, agent
 from harness import REPOSITORY, Json, need_root
-from test_names_run import EVIL, OK, Town, _enter, town  # noqa: F401
+from netlab import site
+from test_names_run import EVIL, OK, Town, town  # noqa: F401
 from test_names_run import PORT as OPEN_PORT
 
 sys.path.insert(0, str(REPOSITORY / "demo"))
@@ -28,26 +27,12 @@ def driven(town: Town, tmp_path: Path) -> Iterator[Agent]:  # noqa: F811
     """The agent in the town, where the model is at a public address that only a name leads to."""
     need_root()
     town.server.records |= {MODEL: [f"60 A {OK}"], OTHER: [f"60 A {EVIL}"]}
-    served: list[ThreadingHTTPServer] = []
-    ready = threading.Event()
-
-    def serve() -> None:
-        _enter(f"/run/netns/{town.name}")
-        handler = type("LoggingHandler", (Handler,), {"log_path": tmp_path / "requests.jsonl"})
-        with ThreadingHTTPServer((OK, PORT), handler) as server:
-            server.daemon_threads = True
-            served.append(server)
-            ready.set()
-            server.serve_forever()
-
-    threading.Thread(target=serve, daemon=True).start()
-    assert ready.wait(10)
-    with agent() as made:
+    handler = type("LoggingHandler", (Handler,), {"log_path": tmp_path / "requests.jsonl"})
+    with site(town.name, (OK, PORT), handler), agent() as made:
         made.requests = tmp_path / "requests.jsonl"
         made.sandbox.prefix = town.prefix
         made.sandbox.variables["ANTHROPIC_BASE_URL"] = f"http://{MODEL}:{PORT}"
         yield made
-    served[0].shutdown()
 
 
 def test_the_agent_reaches_its_model_by_name_and_nobody_else(town: Town, driven: Agent) -> None:  # noqa: F811

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import base64
 import json
-import ssl
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from agent_run import WAIT, WAITS, Agent, agent, results_of
 from harness import Finished, Json, need_root
+from netlab import certificate, site
 from test_founding_case import OPEN_FILES
 from test_mcp_servers import NPM, by_npx
-from test_names_run import OK, Town, _enter, town  # noqa: F401 - a fixture
+from test_names_run import OK, Town, town  # noqa: F401 - a fixture
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tui"))
 from test_in_a_terminal import MCPGUARD, WAIT_S, Terminal, terminal, wait_for_file  # noqa: F401 - a fixture
@@ -159,31 +157,11 @@ class Forge:
 @pytest.fixture(scope="module")
 def forge(town: Town, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:  # noqa: F811
     folder = tmp_path_factory.mktemp("forge")
-    key, certificate = folder / "key.pem", folder / "ca.pem"
-    name = "-subj /CN=test -addext subjectAltName=DNS:api.github.com"
-    words = (
-        f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 {name} -keyout {key} -out {certificate}"
-    )
-    subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
-    made = Forge(town, certificate)
+    shown = certificate(folder, "api.github.com")
+    made = Forge(town, shown[0])
     town.server.records |= {"api.github.com": [f"60 A {OK}"]}
-    served: list[ThreadingHTTPServer] = []
-    ready = threading.Event()
-
-    def serve() -> None:
-        _enter(f"/run/netns/{town.name}")
-        with ThreadingHTTPServer((OK, 443), type("Noting", (GitHub,), {"came": made.came})) as server:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate, key)
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-            served.append(server)
-            ready.set()
-            server.serve_forever()
-
-    threading.Thread(target=serve, daemon=True).start()
-    assert ready.wait(10)
-    yield made
-    served[0].shutdown()
+    with site(town.name, (OK, 443), type("Noting", (GitHub,), {"came": made.came}), shown):
+        yield made
 
 
 @dataclass

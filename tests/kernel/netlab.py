@@ -6,13 +6,17 @@ The programs under test live in the near namespace, so that ports and addresses 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,60 @@ from harness import ACTORS
 NEAR, FAR, FORBIDDEN = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 NEAR6, FAR6 = "fd77::1", "fd77::2"
 METADATA = "169.254.169.254"
+_CLONE_NEWNET = 0x40000000
+
+
+def enter_network(path: str) -> None:
+    """Move the calling thread into a network namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(path) as namespace:
+        if libc.setns(namespace.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def certificate(folder: Path, *names: str) -> tuple[Path, Path]:
+    """A certificate that a site with these names shows and its clients trust, and its key."""
+    shown, key = folder / "ca.pem", folder / "key.pem"
+    alike = ",".join(f"DNS:{name}" for name in names)
+    words = (
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=test "
+        f"-addext subjectAltName={alike} -keyout {key} -out {shown}"
+    )
+    subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
+    return shown, key
+
+
+@contextlib.contextmanager
+def site(
+    namespace: str,
+    where: tuple[str, int],
+    handler: Callable[..., BaseHTTPRequestHandler],
+    shown: tuple[Path, Path] | None = None,
+) -> Iterator[None]:
+    """A site in the network namespace of that name.
+
+    Args:
+        shown: certificate and key; None: it speaks plain HTTP.
+    """
+    served: list[ThreadingHTTPServer] = []
+    ready = threading.Event()
+
+    def serve() -> None:
+        enter_network(f"/run/netns/{namespace}")
+        with ThreadingHTTPServer(where, handler) as server:
+            server.daemon_threads = True
+            if shown is not None:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(*shown)
+                server.socket = context.wrap_socket(server.socket, server_side=True)
+            served.append(server)
+            ready.set()
+            server.serve_forever()
+
+    threading.Thread(target=serve, daemon=True).start()
+    assert ready.wait(10)
+    yield
+    served[0].shutdown()
 
 
 @dataclass

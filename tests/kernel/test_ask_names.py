@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from harness import RUN_SECONDS, Json, Sandbox
+from netlab import enter_network
 from puppet import Puppet, puppet, watching
-from test_names_run import EVIL, Town, _enter, box, town  # noqa: F401
+from test_names_run import EVIL, Town, box, town  # noqa: F401
 
 from mcpguard.events.store import Store
 from mcpguard.session.approve import Question, Scope, Watch, leave
@@ -58,7 +59,7 @@ def served(town: Town) -> Iterator[list[str]]:  # noqa: F811
     ready = threading.Event()
 
     def serve() -> None:
-        _enter(f"/run/netns/{town.name}")
+        enter_network(f"/run/netns/{town.name}")
         with socket.create_server(("0.0.0.0", HTTPS), backlog=32) as listener:
             opened.append(listener)
             ready.set()

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from harness import Json, Sandbox, sandbox
-from test_names_run import OK, Town, _enter, town  # noqa: F401 - a fixture
+from netlab import certificate, enter_network
+from test_names_run import OK, Town, town  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.kernel
 
@@ -111,32 +111,17 @@ def _serve(listener: socket.socket, front: Front, context: ssl.SSLContext | None
 @pytest.fixture(scope="module")
 def front(town: Town, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:  # noqa: F811
     folder = tmp_path_factory.mktemp("ca")
-    names = "DNS:ok.test,DNS:evil.test,DNS:shut.wild.test,DNS:a.wild.test"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    command += ["-subj", "/CN=mcpguard test", "-addext", f"subjectAltName={names}"]
-    command += ["-keyout", f"{folder}/key.pem", "-out", f"{folder}/ca.pem"]
-    subprocess.run(command, check=True, capture_output=True)
-    made = Front(town, folder / "ca.pem")
+    shown = certificate(folder, "ok.test", "evil.test", "shut.wild.test", "a.wild.test")
+    made = Front(town, shown[0])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "ca.pem", folder / "key.pem")
+    context.load_cert_chain(*shown)
     context.sni_callback = lambda _sock, name, _context: made.asked.append(name)
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
-    _enter(f"/run/netns/{town.name}")
+    enter_network(f"/run/netns/{town.name}")
     try:
         listeners = [socket.create_server((OK, port), backlog=64) for port in (TLS_PORT, PORT)]
     finally:
-        _enter(f"/proc/self/fd/{home}")
+        enter_network(f"/proc/self/fd/{home}")
         os.close(home)
     for listener, how in zip(listeners, (context, None), strict=True):
         threading.Thread(target=_serve, args=(listener, made, how), daemon=True).start()

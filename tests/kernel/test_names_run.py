@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import http.server
 import json
@@ -11,7 +10,6 @@ import os
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import threading
 import time
@@ -22,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 from harness import ACTORS, RUN_SECONDS, Finished, Json, Sandbox, mcpguard_command, need_root, sandbox
-from netlab import ip
+from netlab import certificate, enter_network, ip, site
 from puppet import puppet
 from upstream import HOST, Upstream, upstream
 
@@ -37,7 +35,6 @@ OK6 = "2001:db8:77::1"
 BEHIND_NAT = "64:ff9b::203.0.113.2"
 STUB = "127.0.0.53"
 PORT = 8080
-CLONE_NEWNET = 0x40000000
 PROFILE = f"""\
 name: names
 extends: [dev-tools]
@@ -111,13 +108,6 @@ class Town:
         return ("nsenter", f"--net=/run/netns/{self.name}", "unshare", "-m", "sh", "-c", script, "sh")
 
 
-def _enter(path: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open(path) as namespace:
-        if libc.setns(namespace.fileno(), CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
 def _serve(server: socket.socket, came: list[str]) -> None:
     with contextlib.suppress(OSError):
         while True:
@@ -143,7 +133,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
             ip("-n", name, "address", "add", f"{address}/128", "dev", "lo")
         home = os.open("/proc/self/ns/net", os.O_RDONLY)
         stack.callback(os.close, home)
-        _enter(f"/run/netns/{name}")
+        enter_network(f"/run/netns/{name}")
         try:
             server = stack.enter_context(upstream())
             stub = stack.enter_context(upstream(STUB))
@@ -158,7 +148,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
                 listener.listen(64)
                 threading.Thread(target=_serve, args=(listener, made.came), daemon=True).start()
         finally:
-            _enter(f"/proc/self/fd/{home}")
+            enter_network(f"/proc/self/fd/{home}")
         server.records = stub.records = dict(RECORDS)
         for target, text in (
             ("/etc/resolv.conf", f"nameserver {HOST}\n"),
@@ -272,10 +262,8 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def repository(town: Town, tmp_path: Path) -> Iterator[Path]:
     """A git repository at https://git.wild.test:8443/r.git, as files; the certificate that it shows."""
-    key, certificate, work = tmp_path / "key.pem", tmp_path / "ca.pem", tmp_path / "work"
-    names = "subjectAltName=DNS:git.wild.test,DNS:evil.test"
-    words = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -addext {names} -keyout {key} -out {certificate}"
-    subprocess.run(["openssl", *words.split()], check=True, capture_output=True)
+    work = tmp_path / "work"
+    shown = certificate(tmp_path, "git.wild.test", "evil.test")
     for line in (
         f"git init -q {work}",
         f"git -C {work} -c user.name=n -c user.email=e commit -q --allow-empty -m There",
@@ -283,24 +271,9 @@ def repository(town: Town, tmp_path: Path) -> Iterator[Path]:
         f"git -C {tmp_path}/www/r.git update-server-info",
     ):
         subprocess.run(line.split(), check=True, capture_output=True)
-    served: list[http.server.ThreadingHTTPServer] = []
-    ready = threading.Event()
-
-    def serve() -> None:
-        _enter(f"/run/netns/{town.name}")
-        handler = functools.partial(_Quiet, directory=str(tmp_path / "www"))
-        with http.server.ThreadingHTTPServer(("0.0.0.0", 8443), handler) as server:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate, key)
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-            served.append(server)
-            ready.set()
-            server.serve_forever()
-
-    threading.Thread(target=serve, daemon=True).start()
-    assert ready.wait(10)
-    yield certificate
-    served[0].shutdown()
+    handler = functools.partial(_Quiet, directory=str(tmp_path / "www"))
+    with site(town.name, ("0.0.0.0", 8443), handler, shown):
+        yield shown[0]
 
 
 def test_git_clones_over_https_from_an_allowed_name_only(town: Town, box: Sandbox, repository: Path) -> None:
