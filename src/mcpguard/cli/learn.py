@@ -113,7 +113,7 @@ def learn(
             render.note(
                 f"nothing was written yet; the same with --install writes it to {shorten(str(amendment.path), user.home)}"
             )
-    code = _install(amendment, ask=not yes) if install else exit_codes.DONE
+    code = _install(amendment, ask=not yes, show=format == "text") if install else exit_codes.DONE
     if server is not None and code == exit_codes.DONE:
         render.note(
             f"it holds once the agent's profile names it (now {profile}): mcp: {{confine: {{{server_word(server)}: {target}}}}}"
@@ -202,9 +202,10 @@ def _difference(name: str, amendment: Amendment) -> None:
             render.note(f"{sign} {line}")
 
 
-def _install(amendment: Amendment, *, ask: bool) -> int:
+def _install(amendment: Amendment, *, ask: bool, show: bool) -> int:
     """Show what changes, ask, and write."""
-    render.changes(amendment.removed, amendment.added)
+    if show:
+        render.changes(amendment.removed, amendment.added)
     if not amendment.removed and not amendment.added:
         render.note("no rule changes; nothing was written")
         return exit_codes.DONE

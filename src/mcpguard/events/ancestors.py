@@ -40,6 +40,15 @@ class Ancestors:
             pid = parent
         return frozenset(chain)
 
+    def until(self, pid: int, time_ns: int) -> int:
+        """When a process's number is used again for another one, in ns since the epoch; 1 << 63: in no record.
+
+        Args:
+            time_ns: some time at which the process lives.
+        """
+        later = (time for time, _parent in self._forks.get(pid, ()) if time > time_ns)
+        return next(later, 1 << 63)
+
     def _parent(self, pid: int, time_ns: int) -> int | None:
         held = self._forks.get(pid)
         if held is None:

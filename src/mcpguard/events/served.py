@@ -42,10 +42,11 @@ def acts(store: Store, session: str, server: str) -> Iterator[Event]:
     if not began:
         return
     ancestors = Ancestors.of_session(store, session)
+    lives = [(pid, since, ancestors.until(pid, since)) for pid, since in began.items()]
     for kind in _ACTS:
         for event in query.events(store, session, query.Filter(kind=kind, since_ns=min(began.values()))):
             if event.pid is None:
                 continue
             above = ancestors.of(event.pid, event.time_ns)
-            if any(pid in above and event.time_ns >= since for pid, since in began.items()):
+            if any(pid in above and since <= event.time_ns < until for pid, since, until in lives):
                 yield event

@@ -42,7 +42,7 @@ def of_server(store: Store, sessions: Sequence[str], server: str, floor: Policy)
     """
     did = (event for session in sessions for event in served.acts(store, session, server))
     asked = [_with_its_names(need, event.op, floor) for event in did if _counts(event) for need in of_event(event)]
-    programs = {place for need in asked if need.kind != "net" and (place := _installation(need.object))}
+    programs = {place for need in asked if need.kind != "net" and (place := _installation(need.object, floor))}
     wholes = (_as_a_whole(need, programs) for need in asked)
     return joined(need for need in wholes if not _is_allowed(need, floor))
 
@@ -57,20 +57,25 @@ def _with_its_names(need: Need, op: str, floor: Policy) -> Need:
     if need.kind != "file" or need.access != "write" or not (op in _TAKE_NAMES or not os.path.lexists(need.object)):
         return need
     folder = need.object.rpartition("/")[0]
-    holds_more = belongs_to_many(folder) or any(is_below(one, folder) for one in (floor.user.home, floor.workspace))
-    if holds_more and folder not in (floor.workspace, floor.tmp):
+    if folder not in (floor.workspace, floor.tmp) and _holds_more(folder, floor):
         return need
     return replace(need, object=folder, made=True, partners=set())
 
 
-def _installation(path: str) -> str | None:
+def _holds_more(folder: str, floor: Policy) -> bool:
+    """Whether it is no folder of one thing."""
+    return belongs_to_many(folder) or any(is_below(one, folder) for one in (floor.user.home, floor.workspace))
+
+
+def _installation(path: str, floor: Policy) -> str | None:
     """The folder of all modules that a file is one of; None: it is none."""
     if found := _OF_NODE.match(path):
         return found[1]
     if found := _OF_PYTHON.match(path):
         environment = found["environment"]
         # Without that file it is the folder of many things: ~/.local, /usr/local.
-        return environment if Path(environment, "pyvenv.cfg").is_file() else environment + found["modules"]
+        whole = Path(environment, "pyvenv.cfg").is_file() and not _holds_more(environment, floor)
+        return environment if whole else environment + found["modules"]
     return None
 
 
