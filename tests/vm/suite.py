@@ -40,7 +40,9 @@ PARTS = tuple(
 # These need the hooks for unix sockets, which came with 6.7, or were only tried with them.
 NEWER_PARTS = tuple(f"tests/kernel/test_{name}.py" for name in ("bpf_unix", "network_run", "sockets_run", "supervisor"))
 # What a kernel's own hooks, and its verifier, are asked for one by one: where the rest of a lane was proved on another kernel.
-HOOKS = tuple(f"tests/vm/guest/test_{name}.py" for name in ("lane", "tiers", "each_hook", "builds", "attacks"))
+HOOKS = tuple(
+    f"tests/vm/guest/test_{name}.py" for name in ("lane", "tiers", "each_hook", "builds", "attacks", "lacking_hooks")
+)
 # A real agent takes its time, and more memory than the rest.
 AGENT = ("tests/agents/test_claude_code.py",)
 # A guest's test that says so is reported, and is no failure: some kernels lack what it is about.

@@ -1,7 +1,8 @@
 """Files, programs, processes and unix peers, tiers 1 and 2: verdicts of the path automaton in the kernel's own hooks.
 
 The same bodies are LSM programs (tier 1) and modify-return programs on the functions that call the modules (tier 2). Kernels
-differ in what hooks they have; what a policy cannot do without is required, and a host without it does not get the tier.
+differ in what hooks they have. What no policy can do without is required: a host without it does not get the tier. What only
+some need is told, and those policies do not start.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import takewhile
 
 from mcpguard.backends.engine import Engine, ObjectSpec, Session, on_calls
 from mcpguard.errors import HostError
 from mcpguard.kernel import bpf, btf, libbpf, pins
+from mcpguard.model.coverage import Need
 from mcpguard.model.plan import OWN_PLACES, GuardPlan, TablePlan
 from mcpguard.model.values import dataclass
 from mcpguard.wire import _abi, encode
@@ -38,14 +40,14 @@ class Hook:
     Attributes:
         name: as the kernel's module framework calls it.
         guards: what is open without it, as `doctor` says it.
-        required: no tier without it; else it is used where the kernel has it.
+        needed: by which policies; no tier without one that every policy needs, others are used where the kernel has them.
         instead: set when it only stands in for a path_* hook.
         function: the function that calls the modules, where it is not `security_<name>`.
     """
 
     name: str
     guards: str
-    required: bool = True
+    needed: Need = Need.EVERY
     instead: bool = False
     function: str = ""
 
@@ -65,52 +67,55 @@ UNRECORDED: dict[str, tuple[str, ...]] = {
     ),
 }
 _PATHS = ("mknod", "mkdir", "symlink", "unlink", "rmdir", "link", "rename", "chmod", "chown", "truncate")
+# Needed by none: the system-call filter refuses the same to every process of the tree, or another hook is asked before, or, of
+# access lists and flags by name, older kernels ask another hook about them. What is made past the filter comes from a ring.
 HOOKS: dict[str, tuple[Hook, ...]] = {
     "guard_files": (
         Hook("file_open", "opening"),
         Hook("file_receive", "descriptors sent by others"),
-        Hook("mmap_file", "mapping as code"),
-        Hook("file_mprotect", "mapping as code"),
-        *(Hook(f"path_{name}", f"{name} by name", required=False) for name in _PATHS),
-        *(Hook(f"inode_{name}", f"{name} by name", required=False, instead=True) for name in ("create", *_PATHS[:7])),
+        Hook("mmap_file", "mapping as code", Need.EXECUTE),
+        Hook("file_mprotect", "mapping as code", Need.EXECUTE),
+        # As a whole: without one of the first the second stand in, and those are required then.
+        *(Hook(f"path_{name}", f"{name} by name", Need.NONE) for name in _PATHS),
+        *(Hook(f"inode_{name}", f"{name} by name", Need.NONE, instead=True) for name in ("create", *_PATHS[:7])),
         Hook("inode_setattr", "times"),
         Hook("inode_setxattr", "extended attributes"),
         Hook("inode_removexattr", "extended attributes"),
-        Hook("inode_set_acl", "access lists", required=False),
-        Hook("inode_remove_acl", "access lists", required=False),
-        Hook("inode_file_setattr", "file flags", required=False),
+        Hook("inode_set_acl", "access lists", Need.NONE),
+        Hook("inode_remove_acl", "access lists", Need.NONE),
+        Hook("inode_file_setattr", "file flags", Need.NONE),
         Hook("file_ioctl", "file flags, snapshots, terminal input"),
-        Hook("path_notify", "watching names", required=False),
+        Hook("path_notify", "watching names", Need.READ),
     ),
     "guard_processes": (
         Hook("ptrace_access_check", "looking into other processes"),
-        Hook("ptrace_traceme", "being traced from outside"),
+        Hook("ptrace_traceme", "being traced from outside", Need.DEBUGGERS),
         Hook("task_kill", "signals to other processes"),
         Hook("task_setnice", "priority of other processes"),
         Hook("task_setioprio", "priority of other processes"),
         Hook("task_setscheduler", "scheduling of other processes"),
-        Hook("task_movememory", "memory of other processes", required=False),
+        Hook("task_movememory", "memory of other processes", Need.NONE),
         Hook("file_fcntl", "signals through files"),
-        Hook("bpf", "the bpf system call"),
-        Hook("perf_event_open", "performance events"),
+        Hook("bpf", "the bpf system call", Need.NONE),
+        Hook("perf_event_open", "performance events", Need.NONE),
         Hook("kernel_module_request", "loading modules"),
-        Hook("kernel_load_data", "loading modules", required=False),
-        Hook("uring_override_creds", "io_uring identities", required=False),
-        Hook("uring_cmd", "io_uring device commands", required=False),
-        Hook("uring_sqpoll", "io_uring kernel threads", required=False),
-        Hook("uring_allowed", "io_uring", required=False),
-        Hook("userns_create", "user namespaces", required=False, function="security_create_user_ns"),
-        Hook("sb_mount", "mounts"),
-        Hook("sb_remount", "mounts"),
-        Hook("sb_umount", "mounts"),
-        Hook("sb_pivotroot", "mounts"),
-        Hook("move_mount", "mounts"),
-        Hook("path_chroot", "chroot", required=False),
+        Hook("kernel_load_data", "loading modules", Need.NONE),
+        Hook("uring_override_creds", "io_uring identities", Need.RINGS),
+        Hook("uring_cmd", "io_uring device commands", Need.RINGS),
+        Hook("uring_sqpoll", "io_uring kernel threads", Need.NONE),
+        Hook("uring_allowed", "io_uring", Need.NONE),
+        Hook("userns_create", "user namespaces", Need.NONE, function="security_create_user_ns"),
+        Hook("sb_mount", "mounts", Need.NONE),
+        Hook("sb_remount", "mounts", Need.NONE),
+        Hook("sb_umount", "mounts", Need.NONE),
+        Hook("sb_pivotroot", "mounts", Need.NONE),
+        Hook("move_mount", "mounts", Need.NONE),
+        Hook("path_chroot", "chroot", Need.NONE),
     ),
     "guard_sockets": (
         Hook("unix_stream_connect", "unix sockets"),
         Hook("unix_may_send", "unix datagram sockets"),
-        Hook("socket_create", "other socket families"),
+        Hook("socket_create", "other socket families", Need.RINGS),
     ),
 }
 
@@ -121,7 +126,7 @@ class Choice:
 
     Attributes:
         programs: per object, those to load.
-        absent: hooks that this kernel lacks and the tier can do without.
+        absent: hooks that this kernel lacks and the tier can do without, if not every policy (`lacking`).
         missing: hooks that it lacks and the tier needs; not empty: the tier cannot be had.
         setattr_dentry: place of the dentry among the arguments of inode_setattr.
         inode_hooks: the path_* hooks are missing as a whole and the inode_* ones stand in.
@@ -158,7 +163,7 @@ def choose(way: str, *, without_paths: bool = False) -> Choice:
     wanted = {hook.name for hook in hooks if not (hook.instead and not inode_hooks)}
     if inode_hooks:
         wanted -= named
-    needed = {hook.name for hook in hooks if hook.required or (hook.instead and inode_hooks)}
+    needed = {hook.name for hook in hooks if hook.needed is Need.EVERY or (hook.instead and inode_hooks)}
     needed -= {"inode_truncate", "inode_chmod", "inode_chown"}
     programs = {
         group: tuple(_PREFIX[way] + hook.name for hook in members if hook.name in wanted & there)
@@ -173,6 +178,16 @@ def choose(way: str, *, without_paths: bool = False) -> Choice:
         inode_hooks=inode_hooks,
         names_judged=_UNIX_HOOK in found,
     )
+
+
+def lacking(programs: Iterable[str]) -> dict[Need, tuple[str, ...]]:
+    """Hooks that some policies need and for which there is no program among these, by who needs them."""
+    there = {name.removeprefix(prefix) for name in programs for prefix in _PREFIX.values()}
+    found: dict[Need, tuple[str, ...]] = {}
+    for hook in (hook for group in HOOKS.values() for hook in group):
+        if hook.needed not in (Need.EVERY, Need.NONE) and hook.name not in there:
+            found[hook.needed] = (*found.get(hook.needed, ()), hook.name)
+    return found
 
 
 def open_engine(way: str) -> Engine:

@@ -124,11 +124,17 @@ class Engine:
 
     def offer(self) -> dict[str, Any]:
         """What the user's process must know before it plans."""
+        lacking = {}
+        if self._guard is not None:
+            from mcpguard.backends import guard
+
+            lacking = guard.lacking(self._session.engine.programs)
         return {
             "tier": self.tier,
             "reasons": {str(tier): why for tier, why in self._reasons.items()},
             "preemption": tiers.preemption() if self.tier == 2 else "",
             "files_fixed": self.files_fixed,
+            "lacking": {str(need): list(hooks) for need, hooks in lacking.items()},
             "unix": self._network.unix,
             "tracepoint": tracing.why_everybody_pays(self._session.engine),
         }

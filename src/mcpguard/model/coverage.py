@@ -16,6 +16,19 @@ class Strength(enum.StrEnum):
     NONE = "none"
 
 
+class Need(enum.StrEnum):
+    """Who cannot do without a hook of the kernel's: every policy, those that ask for something, or none, because something else
+    keeps the same.
+    """
+
+    EVERY = "every"
+    READ = "read"
+    EXECUTE = "execute"
+    RINGS = "rings"
+    DEBUGGERS = "debuggers"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Coverage:
     """How well one kind of rule is enforced.

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from mcpguard.errors import HostError
 from mcpguard.kernel import landlock
 from mcpguard.model import plain_json as json
-from mcpguard.model.coverage import SAFE_PREEMPTION, Coverage, Strength
+from mcpguard.model.coverage import SAFE_PREEMPTION, Coverage, Need, Strength
 from mcpguard.model.plan import FilesPlan
 from mcpguard.model.policy import Policy
 from mcpguard.model.profile import SniMode
-from mcpguard.model.values import dataclass
+from mcpguard.model.values import dataclass, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Offer:
         tracepoint: why the record comes from a tracepoint, for which every process of the host pays; empty: it does not.
         terminals: file system and number of those that the agent will be started on.
         files_fixed: why what files may be opened cannot change while the session runs; empty: it can.
+        lacking: hooks that this kernel does not have and some policies need.
     """
 
     tier: int
@@ -88,6 +89,7 @@ class Offer:
     tracepoint: str = ""
     terminals: tuple[tuple[str, int], ...] = ()
     files_fixed: str = ""
+    lacking: Mapping[Need, tuple[str, ...]] = field(default_factory=dict)
 
     @staticmethod
     def from_broker(message: Mapping[str, Any]) -> Offer:
@@ -96,7 +98,11 @@ class Offer:
         own = tuple((str(device), int(index)) for device, index in message["terminals"])
         preemption, tracepoint = str(message["preemption"]), str(message["tracepoint"])
         fixed = str(message["files_fixed"])
-        return Offer(int(message["tier"]), reasons, preemption, bool(message["unix"]), tracepoint, own, fixed)
+        lacking = {Need(need): tuple(map(str, hooks)) for need, hooks in message["lacking"].items()}
+        return Offer(
+            *(int(message["tier"]), reasons, preemption, bool(message["unix"]), tracepoint, own, fixed),
+            lacking=lacking,
+        )
 
     @property
     def words(self) -> str:
@@ -150,7 +156,7 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
         return (tier, files, execute, network, sockets, processes, events, *mcp)
     by = HOOKS[offer.tier]
     by_files = HOOKS_ALONE if plan.wide else by
-    return (
+    held = (
         tier,
         # Nothing is open for what is hidden; but honest work there is refused, and that is to be told.
         Coverage("files", Strength.FULL, by_files, plan.hidden),
@@ -161,6 +167,12 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
         events,
         *mcp,
     )
+    if not offer.lacking:
+        return held
+    from mcpguard.session import hook_needs  # hardly a kernel lacks one
+
+    unmet = hook_needs.unmet(policy, offer.lacking)
+    return tuple(hook_needs.held_without(row, unmet) for row in held)
 
 
 def _mcp(policy: Policy) -> tuple[Coverage, ...]:
@@ -217,8 +229,8 @@ def socket_gaps(abi: int, unix_hook: bool) -> tuple[str, ...]:
     return (first,) if abi >= 6 else (first, ABSTRACT_SOCKETS)
 
 
-def insist(holds: Sequence[Coverage], *, best_effort: bool) -> None:
-    """Stop when a kind of rule is not enforced at all, unless the person accepts that."""
+def insist(holds: Sequence[Coverage], *, best_effort: bool) -> tuple[str, ...]:
+    """Stop when a kind of rule is not enforced at all, unless the person accepts that; the gaps that were accepted."""
     missing = [coverage for coverage in holds if coverage.strength is Strength.NONE]
     if missing and not best_effort:
         first = missing[0]
@@ -228,3 +240,4 @@ def insist(holds: Sequence[Coverage], *, best_effort: bool) -> None:
             do=first.fix or "see `mcpguard doctor`, or accept the gap with --best-effort",
             code="run.not-enforceable",
         )
+    return tuple(f"{one.kind} rules are not enforced: {'; '.join(one.gaps) or one.by}" for one in missing)

@@ -11,7 +11,7 @@ from mcpguard.kernel import probe
 from mcpguard.model.coverage import SAFE_PREEMPTION, Coverage, Strength
 from mcpguard.model.profile import SniMode
 from mcpguard.model.values import dataclass
-from mcpguard.session import canary, coverage, foreign, install
+from mcpguard.session import canary, coverage, foreign, hook_needs, install
 
 LANDLOCK = 3
 OLDEST_LANDLOCK = 3
@@ -99,6 +99,7 @@ def examine() -> Report:
         for tier, result in results.items()
     }
     used = next((tier for tier, good in works.items() if good), LANDLOCK)
+    problems += _hook_problems(used)
     return Report(
         facts=facts,
         tier=coverage.TIER_NAMES[used],
@@ -133,6 +134,20 @@ def _problems(facts: probe.HostFacts) -> list[Problem]:
         found += _privilege_problems(facts)
     found += [Problem(what, fix, stops=False) for what, fix in foreign.namesakes()]
     return found
+
+
+def _hook_problems(tier: int) -> list[Problem]:
+    """Policies that do not start in this tier, for want of a hook that others can do without."""
+    if tier == LANDLOCK:
+        return []
+    from mcpguard.backends import guard
+
+    try:
+        choice = guard.choose(guard.LSM if tier == 1 else guard.MODIFY_RETURN)
+    except McpguardError:  # the tier works, so the kernel was asked by who may
+        return []
+    lacking = guard.lacking(name for names in choice.programs.values() for name in names)
+    return [Problem(words, hook_needs.DO, stops=False) for words in hook_needs.said_of(lacking, tier)]
 
 
 def _said(trouble: str) -> str:

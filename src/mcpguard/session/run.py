@@ -92,13 +92,16 @@ def _guard(options: RunOptions, command: tuple[str, ...], policy: Policy, start:
         plan, later = planned if planned and expected is wide else _plan(policy, start, wide=wide)
     hooks = _hooks(policy, offer, broker) if offer.tier < 3 else None
     holds = coverage.of_policy(policy, plan, offer)
-    coverage.insist(holds, best_effort=options.best_effort)
+    accepted = coverage.insist(holds, best_effort=options.best_effort)
+    for gap in accepted:
+        tell(gap)
     session = new_id(time.time_ns())
     fixed = network.fixed_names(policy)
     environment = scrub(os.environ, policy.environment_remove, policy.environment_keep) | dict(policy.environment_set)
     environment[SESSION_VARIABLE] = session
     guarded = _servers(policy, session, command, environment)
     notes = [
+        *accepted,
         *plan.hidden,
         *_kept_back(policy, environment),
         *(_asking(session, offer, quiet=options.quiet) if options.ask else ()),

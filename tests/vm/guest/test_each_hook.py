@@ -27,6 +27,7 @@ from mcpguard.backends.guard import HOOKS, Choice, Hook
 from mcpguard.broker import tiers
 from mcpguard.errors import HostError
 from mcpguard.kernel import btf, cgroup
+from mcpguard.model.coverage import Need
 
 pytestmark = pytest.mark.kernel
 
@@ -181,8 +182,8 @@ def test_only_what_this_kernel_cannot_have_is_left_out(
 def test_a_kernel_without_a_hook_that_is_needed_does_not_get_the_tier(
     choose_without: Callable[[Iterable[Hook]], Choice],
 ) -> None:
-    needed = [hook for hook in ALL_HOOKS.values() if hook.required]
-    assert len(needed) > 20
+    needed = [hook for hook in ALL_HOOKS.values() if hook.needed is Need.EVERY]
+    assert len(needed) > 10
     for hook in needed:
         choice = choose_without([hook])
         assert choice.missing == (hook.name,)
@@ -195,12 +196,16 @@ def test_a_kernel_without_another_hook_goes_on_without_it(
     choose_without: Callable[[Iterable[Hook]], Choice],
 ) -> None:
     for hook in ALL_HOOKS.values():
-        if hook.required or hook.instead or hook.name in {f"path_{name}" for name in guard._PATHS}:
+        if hook.needed is Need.EVERY or hook.instead or hook.name in {f"path_{name}" for name in guard._PATHS}:
             continue
         choice = choose_without([hook])
         assert choice.missing == ()
         assert hook.name in choice.absent
         assert hook.name not in chosen_hooks(choice)
+        lacking = guard.lacking(name for group in choice.programs.values() for name in group)
+        assert lacking == ({} if hook.needed is Need.NONE else {hook.needed: (hook.name,)}), (
+            "and says which policies do not"
+        )
 
 
 def test_hooks_for_paths_are_used_as_a_whole_or_not_at_all(
