@@ -147,8 +147,8 @@ def test_io_uring_opens_what_the_profile_opens(rings: Duel) -> None:
 
 @pytest.mark.parametrize("id", PLACES)
 def test_io_uring_opens_no_denied_file(id: str, rings: Duel) -> None:
-    """In this tier such an act is no system call that could be on record; the session says so."""
     assert_secret_kept(rings, id)
+    rings.assert_recorded(id, PLACES[id])
 
 
 def test_an_ordinary_file_is_read_as_ever(readers: Duel) -> None:

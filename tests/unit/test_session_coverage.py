@@ -13,6 +13,8 @@ from mcpguard.model.profile import SystemSwitches
 from mcpguard.session.coverage import (
     HOOKS,
     HOOKS_ALONE,
+    NO_RINGS,
+    RINGS,
     SKIPPED_HOOKS,
     TIER_NAMES,
     UNASKED_HOOKS,
@@ -24,25 +26,18 @@ from mcpguard.session.coverage import (
 )
 
 
-@pytest.mark.parametrize(
-    ("tier", "preemption", "io_uring", "whole"),
-    [
-        (3, "full", False, True),
-        (3, "full", True, False),
-        (2, "full", True, False),
-        (2, "voluntary", True, True),
-        (1, "full", True, True),
-    ],
-)
-def test_a_record_that_does_not_see_io_uring_is_no_whole_record(
-    tier: int, preemption: str, io_uring: bool, whole: bool
-) -> None:
-    policy = replace(make_policy(*OPEN_POLICY), system=SystemSwitches(io_uring=io_uring))
-    fixed = "" if (tier, preemption) != (2, "full") else "this kernel preempts at will (full)"
-    holds = of_policy(policy, FilesPlan((), ()), Offer(tier, {}, preemption, unix_hook=True, files_fixed=fixed))
-    (events,) = [held for held in holds if held.kind == "events"]
-    assert (events.strength is Strength.FULL) is whole
-    assert whole or "io_uring" in events.gaps[0]
+@pytest.mark.parametrize("tier", [1, 2, 3])
+def test_a_record_of_what_goes_through_io_uring_is_no_whole_record(tier: int) -> None:
+    offer = Offer(tier, {}, "voluntary", unix_hook=True, files_fixed="" if tier < 3 else "Landlock cannot be widened")
+
+    def events(offer: Offer, *, io_uring: bool) -> Coverage:
+        policy = replace(make_policy(*OPEN_POLICY), system=SystemSwitches(io_uring=io_uring))
+        (held,) = [held for held in of_policy(policy, FilesPlan((), ()), offer) if held.kind == "events"]
+        return held
+
+    assert events(offer, io_uring=False).strength is Strength.FULL
+    assert (events(offer, io_uring=True).strength, events(offer, io_uring=True).gaps) == (Strength.PARTIAL, (NO_RINGS,))
+    assert events(replace(offer, rings=True), io_uring=True).gaps == (RINGS,)
 
 
 @pytest.mark.parametrize(("preemption", "gap"), [("voluntary", UNASKED_HOOKS), ("full", SKIPPED_HOOKS)])

@@ -117,8 +117,8 @@ def test_an_offer_of_the_brokers_says_what_is_lacking() -> None:
         "terminals": [],
         "files_fixed": "",
     }
-    offer = Offer.from_broker({**sent, "lacking": {"rings": ["uring_cmd"]}})
-    assert offer.lacking == {Need.RINGS: ("uring_cmd",)}
+    offer = Offer.from_broker({**sent, "rings": True, "lacking": {"rings": ["uring_cmd"]}})
+    assert (offer.rings, offer.lacking) == (True, {Need.RINGS: ("uring_cmd",)})
 
 
 def test_every_need_has_a_hook_and_every_hook_a_known_need() -> None:

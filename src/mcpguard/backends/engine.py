@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Raise it when what is pinned changes in a way that the objects do not show.
-LAYOUT = 2
+LAYOUT = 3
 DENIALS, ACTIVITY, MESSAGES, COUNTERS = "mg_denials", "mg_activity", "mg_messages", "mg_counters"
 SESSIONS, LEAVES, PLACES = "mg_sessions", "mg_leaves", "mg_leaf_places"
 NAMES, QUESTIONS, RESOLVERS = "mg_names", "mg_questions", "mg_resolvers"
@@ -54,6 +54,8 @@ class ObjectSpec:
             where `prepare` raises HostError.
         links: programs that are attached for the whole host while any session lives; with the name of their raw tracepoint, of
             their event (`group/name`), or None: to the function that they were loaded for (LSM, modify-return, fexit).
+        wanted: programs that are attached so while there is a session that asked for them (`Engine.attach_wanted`); with the
+            names that their raw tracepoint has on one kernel or another.
         traced: what the names of more programs begin with that are attached so, at once and until the next boot; an object that
             cannot be attached as a whole counts as refused.
         rehearse: called with the descriptors of those when they are attached, or else of all that are loaded; HostError counts
@@ -65,11 +67,14 @@ class ObjectSpec:
     prepare: Callable[[bpf.Object], None] = lambda _object: None
     optional: bool = False
     links: Mapping[str, str | None] = field(default_factory=dict)
+    wanted: Mapping[str, Sequence[str]] = field(default_factory=dict)
     traced: str = ""
     rehearse: Callable[[Mapping[str, int]], None] = lambda _programs: None
     spares: tuple[str, ...] = ()
 
 
+# Tells of what is done through io_uring, where the kernel takes it.
+RINGS = ("mg_ring_asked", "mg_ring_done")
 # Sees what processes send to one another, where the kernel takes it.
 ANY_SEND = "mg_any_send"
 # Attach types of the kernel, by program; libbpf learned these later than the kernel.
@@ -135,6 +140,11 @@ OBJECTS: tuple[ObjectSpec, ...] = (
     ),
     _by_event("messages", ANY_SEND),
     ObjectSpec("messages", optional=True, links={ANY_SEND: "sys_exit"}),
+    ObjectSpec(
+        "rings",
+        optional=True,
+        wanted=dict(zip(RINGS, (("io_uring_submit_req", "io_uring_submit_sqe"), ("io_uring_complete",)), strict=True)),
+    ),
 )
 
 
@@ -298,13 +308,30 @@ class Engine:
             finally:
                 os.close(link)
 
+    def attach_wanted(self) -> None:
+        """Attach what is attached only while a session asks for it.
+
+        Raises:
+            KernelError: the kernel refused.
+        """
+        with pins.locked():
+            there = self.linked()
+            for program, places in self._facts["wanted"].items():
+                if program in there:
+                    continue
+                link = _attach_to_one(places, self.program(program))
+                try:
+                    bpf.pin(link, f"{self._folder}/{pins.LINKS}/{program}")
+                finally:
+                    os.close(link)
+
     def _unlink(self) -> None:
         """Take the tracepoint links away, for which every process of the host pays.
 
         Programs on functions stay until the next boot: one look-up each, and to attach them anew would hold up each launch.
         """
         for program in self.linked():
-            if self._facts["links"].get(program):
+            if self._facts["links"].get(program) or program in self._facts["wanted"]:
                 _take_away(f"{self._folder}/{pins.LINKS}/{program}")
 
     def _sweep(self, forget: Callable[[Engine, int], None]) -> None:
@@ -656,7 +683,7 @@ class Session:
 def _load(objects: Iterable[ObjectSpec], name: str) -> None:
     """Load every object and pin what it has, maps of one name once; to be called under the lock."""
     folder = pins.begin(name)
-    facts: dict[str, Any] = {"inner": {}, "programs": [], "links": {}, "absent": {}, "second_best": {}}
+    facts: dict[str, Any] = {"inner": {}, "programs": [], "links": {}, "wanted": {}, "absent": {}, "second_best": {}}
     shared = _of_other_engines()
     spared: set[str] = set()
     try:
@@ -728,6 +755,8 @@ def _load_one(spec: ObjectSpec, opened: bpf.Object, folder: str, facts: dict[str
         facts["programs"].append(name)
         if name in spec.links or name in links:
             facts["links"][name] = spec.links.get(name)
+        if name in spec.wanted:
+            facts["wanted"][name] = list(spec.wanted[name])
     return True
 
 
@@ -759,6 +788,17 @@ def _attach(place: str | None, fd: int, program: str) -> int:
     from mcpguard.backends import call_ends
 
     return call_ends.attach(EVENT, fd)
+
+
+def _attach_to_one(places: Sequence[str], fd: int) -> int:
+    """Attach to the raw tracepoint that has one of these names; returns the link's descriptor."""
+    for place in places[:-1]:
+        try:
+            return bpf.attach_raw_tracepoint(place, fd)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+    return bpf.attach_raw_tracepoint(places[-1], fd)
 
 
 def _take_away(link: str) -> None:

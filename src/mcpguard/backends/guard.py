@@ -27,7 +27,7 @@ _PREFIX = {LSM: "mg_lsm_", MODIFY_RETURN: "mg_mod_"}
 _LAYOUT, _NAMES = ".rodata.layout", ".rodata.names"
 # How many programs on this host may be attached by links that could all go at once: the kernel stands still with 256. The
 # second number is of those that an engine has besides hooks, where another one has the programs on calls.
-LINKS_LIMIT, _OTHER_LINKS = 255, 5
+LINKS_LIMIT, _OTHER_LINKS = 255, 7
 _PAGE = _abi.MG_LINE.size * _abi.MG_PAGE_LINES
 # Two policies of a session and, while an edit goes live, two more.
 _PER_SLOT = _abi.MG_POLICIES_LIMIT // _abi.MG_SESSIONS_LIMIT

@@ -6,7 +6,7 @@ The engine attaches them while any session lives; here is only looked whether it
 
 from __future__ import annotations
 
-from mcpguard.backends.engine import ANY_CALL, ANY_SEND, CALLS, Engine, Session
+from mcpguard.backends.engine import ANY_CALL, ANY_SEND, CALLS, RINGS, Engine, Session
 
 PROCESSES = ("mg_forked", "mg_executed", "mg_exited")
 
@@ -51,4 +51,5 @@ class Tracing:
         return self._count_misses() - self._misses
 
     def _count_misses(self) -> int:
-        return self._engine.misses(programs(self._engine))
+        rings = filter(self._engine.has, RINGS)
+        return self._engine.misses((*programs(self._engine), *rings))

@@ -134,10 +134,23 @@ class Engine:
             "reasons": {str(tier): why for tier, why in self._reasons.items()},
             "preemption": tiers.preemption() if self.tier == 2 else "",
             "files_fixed": self.files_fixed,
+            "rings": self._tells_of_rings(),
             "lacking": {str(need): list(hooks) for need, hooks in lacking.items()},
             "unix": self._network.unix,
             "tracepoint": tracing.why_everybody_pays(self._session.engine),
         }
+
+    def watch_rings(self) -> None:
+        """Put on record what is done through io_uring, on a kernel that takes programs for that.
+
+        Raises:
+            KernelError: the kernel refused what it took before.
+        """
+        if self._tells_of_rings():
+            self._session.engine.attach_wanted()
+
+    def _tells_of_rings(self) -> bool:
+        return all(map(self._session.engine.has, shared.RINGS))
 
     def set_guard(self, plan: GuardPlan, switches: int) -> None:
         """Write the policy of files and sockets where `arm` finds it.

@@ -28,6 +28,7 @@ from mcpguard.kernel.beside import Beside
 from mcpguard.model import plain_json as json
 from mcpguard.model.plan import OWN_PLACES
 from mcpguard.model.values import dataclass, field
+from mcpguard.wire import _abi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,6 +168,8 @@ class Launch:
         self._keep(request, received[1])
         if request.guard is not None:
             engine.set_guard(request.guard, request.switches)
+        if request.switches & _abi.MG_SESSION_IO_URING:
+            engine.watch_rings()
         canary_pid, covers = _confine(child, request, engine, entering)
         target.close()
         _drop_to_idle()

@@ -22,7 +22,13 @@ LATER_NAMES = "a protected name that is created after launch is reported, not st
 NO_GATE = "without `gate: true` nobody stands between agents and their servers"
 AROUND = "a server that is started without the shim, by whatever program, is not judged as MCP"
 REMOTE = "messages to remote MCP servers are not judged; where they go is (network)"
-RINGS = "what programs do through io_uring with files is refused like everything else, but not on record"
+NO_RINGS = (
+    "what programs do through io_uring with files is judged like everything else, but not on record on this kernel"
+)
+RINGS = (
+    "of what programs do through io_uring with files, what is opened into the ring's own table, and what has its result while "
+    "the ring's completions overflow, is not on record"
+)
 MEMORY_PROGRAMS = "a program that exists only in memory (memfd) can be executed; it is on record"
 SHARED_ADDRESSES = "while an address of an allowed name is open, every other name on that address is reached too"
 NAMELESS = "what names no host in its first bytes reaches every name on the address of an allowed one"
@@ -79,6 +85,7 @@ class Offer:
         tracepoint: why the record comes from a tracepoint, for which every process of the host pays; empty: it does not.
         terminals: file system and number of those that the agent will be started on.
         files_fixed: why what files may be opened cannot change while the session runs; empty: it can.
+        rings: what is done through io_uring can be put on record.
         lacking: hooks that this kernel does not have and some policies need.
     """
 
@@ -89,6 +96,7 @@ class Offer:
     tracepoint: str = ""
     terminals: tuple[tuple[str, int], ...] = ()
     files_fixed: str = ""
+    rings: bool = False
     lacking: Mapping[Need, tuple[str, ...]] = field(default_factory=dict)
 
     @staticmethod
@@ -101,6 +109,7 @@ class Offer:
         lacking = {Need(need): tuple(map(str, hooks)) for need, hooks in message["lacking"].items()}
         return Offer(
             *(int(message["tier"]), reasons, preemption, bool(message["unix"]), tracepoint, own, fixed),
+            rings=bool(message["rings"]),
             lacking=lacking,
         )
 
@@ -148,10 +157,10 @@ def of_policy(policy: Policy, plan: FilesPlan, offer: Offer) -> tuple[Coverage, 
     tier = Coverage("tier", Strength.FULL, offer.words)
     record = f"{recorded_by(offer.tracepoint)} and cgroup programs, keyed by the cgroup"
     events = Coverage("events", Strength.FULL, record)
+    if policy.system.io_uring:
+        events = Coverage("events", Strength.PARTIAL, record, (RINGS if offer.rings else NO_RINGS,))
     mcp = _mcp(policy)
     if not offer.hooks_hold:
-        if policy.system.io_uring:
-            events = Coverage("events", Strength.PARTIAL, record, (RINGS,))
         files, execute, sockets, processes = _of_landlock(plan, offer)
         return (tier, files, execute, network, sockets, processes, events, *mcp)
     by = HOOKS[offer.tier]

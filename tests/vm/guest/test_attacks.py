@@ -77,7 +77,7 @@ def map_as_code():
     if address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), "mmap")
 
-def through_ring(family):
+def request(op, fd, off=0, address=0, how=0, *, flags=0):
     facts = ctypes.create_string_buffer(120)
     ring = checked(libc.syscall(425, 8, facts))
     entries, completions = struct.unpack_from("=2I", facts.raw, 0)
@@ -85,7 +85,7 @@ def through_ring(family):
     size = max(submission[6] + entries * 4, completion[5] + completions * 16)
     shared = mmap.mmap(ring, size)
     queue = mmap.mmap(ring, entries * 64, offset=0x10000000)
-    queue[0:64] = struct.pack("=BBHiQQII", 45, 0, 0, family, socket.SOCK_STREAM, 0, 0, 0) + bytes(32)
+    queue[0:64] = struct.pack("=BBHiQQII", op, flags, 0, fd, off, address, 0, how) + bytes(32)
     struct.pack_into("=I", shared, submission[6], 0)
     struct.pack_into("=I", shared, submission[1], 1)
     checked(libc.syscall(426, ring, 1, 1, 1, None, 0))
@@ -93,6 +93,18 @@ def through_ring(family):
     if result < 0:
         raise OSError(-result, "a request")
 
+def through_ring(family):
+    request(45, family, socket.SOCK_STREAM)
+
+def opened_by_ring(path, how=os.O_RDONLY, flags=0):
+    name = ctypes.create_string_buffer(path.encode())
+    request(18, -100, 0, ctypes.addressof(name), how, flags=flags)
+
+def removed_by_ring(path):
+    name = ctypes.create_string_buffer(path.encode())
+    request(36, -100, 0, ctypes.addressof(name))
+
+WORKER = 1 << 4
 act("read.allowed", lambda: open(place["allowed"]).close())
 act("read.fifth-name", lambda: open(place["fifth"]).close())
 act("cgroup.clone3", leave)
@@ -105,9 +117,17 @@ act("execute.memory", lambda: execute(f"/proc/self/fd/{in_memory()}"))
 act("map.personality", map_as_code)
 act("ring.inet", lambda: through_ring(socket.AF_INET))
 act("ring.alg", lambda: through_ring(socket.AF_ALG))
+act("ring.read", lambda: opened_by_ring(place["hidden"]))
+act("ring.read-by-worker", lambda: opened_by_ring(place["hidden-too"], flags=WORKER))
+act("ring.write", lambda: opened_by_ring(place["kept"], os.O_WRONLY))
+act("ring.write-by-worker", lambda: opened_by_ring(place["kept-too"], os.O_WRONLY, WORKER))
+act("ring.unlink", lambda: removed_by_ring(place["kept-three"]))
+act("ring.allowed", lambda: opened_by_ring(place["open"], flags=WORKER))
+act("ring.removed", lambda: removed_by_ring(place["spare"]))
 print(json.dumps(seen))
 """
 
+FILES = ("allowed", "open", "spare", "hidden", "hidden-too", "kept", "kept-too", "kept-three")
 PROFILE = """
 name: attacked
 extends: [base]
@@ -115,7 +135,8 @@ files:
   read: [/]
   write: [/]
   execute: [{python}]
-  deny: [{fifth}/secret]
+  readonly: ["{folder}/kept*"]
+  deny: [{fifth}/secret, "{folder}/hidden*"]
 system:
   user_namespaces: true
   io_uring: true
@@ -140,7 +161,8 @@ def scene(lane: Lane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
     for tool in tools.iterdir():
         tool.chmod(0o755)
     (folder / "workspace").mkdir()
-    (folder / "allowed").write_text("allowed")
+    for name in FILES:
+        (folder / name).write_text(name)
     yield {"folder": folder, "fifth": names[4], "through": names[0] / "secret", "tools": tools}
     for name in reversed(names):
         subprocess.run(["umount", name], check=False)
@@ -157,6 +179,11 @@ REFUSED = {
     "execute.memory": (("EACCES",), "a program that exists in memory only"),
     "map.personality": (("EACCES",), "mapped as code"),
     "ring.alg": (("EPERM",), ""),
+    "ring.read": (("EACCES",), "/hidden"),
+    "ring.read-by-worker": (("EACCES",), "/hidden-too"),
+    "ring.write": (("EACCES", "EROFS"), "/kept"),
+    "ring.write-by-worker": (("EACCES", "EROFS"), "/kept-too"),
+    "ring.unlink": (("EACCES", "EROFS"), "/kept-three"),
 }
 
 
@@ -164,7 +191,7 @@ REFUSED = {
 def attacker(scene: dict[str, Path]) -> list[str]:
     """The command that does it all."""
     place = {
-        "allowed": str(scene["folder"] / "allowed"),
+        **{n: str(scene["folder"] / n) for n in FILES},
         "fifth": str(scene["through"]),
         "script": str(scene["tools"] / "script"),
         "program": str(scene["tools"] / "program"),
@@ -188,7 +215,7 @@ def acts(lane: Lane, tier: int, scene: dict[str, Path], attacker: list[str]) -> 
     """What came of each act of one guarded attacker, in the tier of this lane's hooks."""
     folder = scene["folder"]
     profile = folder / "attacked.yaml"
-    profile.write_text(PROFILE.format(python=sys.base_prefix, fifth=scene["fifth"]))
+    profile.write_text(PROFILE.format(python=sys.base_prefix, fifth=scene["fifth"], folder=folder))
     done = subprocess.run(
         [sys.executable, "-P", "-m", "mcpguard", "run", "--tier", str(tier), "-p", str(profile), "--", *attacker],
         cwd=folder / "workspace",
@@ -204,12 +231,17 @@ def acts(lane: Lane, tier: int, scene: dict[str, Path], attacker: list[str]) -> 
 
 
 @pytest.fixture(scope="module")
-def denials(acts: dict[str, str], scene: dict[str, Path]) -> list[Json]:
+def events(acts: dict[str, str], scene: dict[str, Path]) -> list[Json]:
     """What of it is on record."""
-    return [event for event in recorded_at(scene["folder"] / "home") if event["verdict"] == "deny"]
+    return recorded_at(scene["folder"] / "home")
 
 
-@pytest.mark.parametrize("act", ["read.allowed", "execute.allowed", "ring.inet"])
+@pytest.fixture(scope="module")
+def denials(events: list[Json]) -> list[Json]:
+    return [event for event in events if event["verdict"] == "deny"]
+
+
+@pytest.mark.parametrize("act", ["read.allowed", "execute.allowed", "ring.inet", "ring.allowed", "ring.removed"])
 def test_what_is_allowed_is_done(acts: dict[str, str], act: str) -> None:
     assert acts[act] == "done"
 
@@ -225,3 +257,17 @@ def test_what_would_lead_out_is_refused(acts: dict[str, str], unguarded: dict[st
 def test_what_was_refused_is_on_record(denials: list[Json], act: str) -> None:
     told = REFUSED[act][1]
     assert [e for e in denials if e.get("path", "").endswith(told) or told in e.get("detail", "")], denials
+
+
+@pytest.mark.parametrize(("op", "name"), [("open", "open"), ("unlink", "spare")])
+def test_what_a_ring_does_is_on_record_as_well(op: str, name: str, events: list[Json], scene: dict[str, Path]) -> None:
+    path = str(scene["folder"] / name)
+    (event,) = [event for event in events if event.get("path") == path and event["op"] == op]
+    assert (event["verdict"], event["count"]) == ("allow", 1)
+
+
+@pytest.mark.parametrize("name", ["hidden", "hidden-too", "kept", "kept-too", "kept-three"])
+def test_what_a_ring_is_refused_is_told(name: str, tier: int, denials: list[Json], scene: dict[str, Path]) -> None:
+    """In tier 2 perhaps twice: by the hook that refused, and by the ring."""
+    told = [event for event in denials if event.get("path") == str(scene["folder"] / name)]
+    assert [event["count"] for event in told] == [1] * min(len(told), tier), told
