@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -222,6 +223,26 @@ def test_nothing_can_be_typed_into_the_persons_terminal(box: Sandbox) -> None:
         assert on_a_terminal(box, typing) == 0
     guarded = [*mcpguard_command(), "run", "-p", "matrix", "-w", str(box.world.project), "--", *typing]
     assert on_a_terminal(box, guarded) in (1, 13)
+    (told,) = [e for e in box.denials() if e["op"] == "ioctl"]
+    assert "typing" in told["rule"]["text"]
+
+
+PASTE = """
+import errno, fcntl, sys
+try:
+    fcntl.ioctl(0, 0x541C, bytearray([int(sys.argv[1])]))
+except OSError as error:
+    sys.exit(error.errno)
+"""
+
+
+@pytest.mark.parametrize("what", ["2", "3", "6"], ids=["select", "paste", "ask"])
+def test_nothing_can_be_pasted_into_the_persons_console(what: str, box: Sandbox) -> None:
+    """Only consoles know it; on another terminal the question comes to its driver without us. `guest/attacks` has a console."""
+    pasting = [SYSTEM_PYTHON, "-c", PASTE, what]
+    assert on_a_terminal(box, pasting) == errno.ENOTTY
+    guarded = [*mcpguard_command(), "run", "-p", "matrix", "-w", str(box.world.project), "--", *pasting]
+    assert on_a_terminal(box, guarded) == errno.EPERM
     (told,) = [e for e in box.denials() if e["op"] == "ioctl"]
     assert "typing" in told["rule"]["text"]
 

@@ -10,6 +10,8 @@ import signal
 import socket
 import stat
 import struct
+import termios
+import tty
 from collections.abc import Callable
 from errno import EACCES, ENODEV, ENOEXEC, ENOTTY, EPERM
 
@@ -46,7 +48,8 @@ NAMESPACES, IO_URING = _abi.MG_SESSION_NAMESPACES, _abi.MG_SESSION_IO_URING
 SYS_MOVE_PAGES = 279 if os.uname().machine == "x86_64" else 239
 OPEN_TREE, MOVE_MOUNT, FSCONFIG, FSPICK = 428, 429, 431, 433
 OPEN_TREE_CLONE, MOVE_MOUNT_EMPTY_PATH, RECONFIGURE = 1, 4, 7
-PTRACE_TRACEME, TIOCSTI = 0, 0x5412
+PTRACE_TRACEME, TIOCSTI, TIOCLINUX = 0, 0x5412, 0x541C
+SET_SELECTION, PASTE_SELECTION = 2, 3
 RING_SETUP, RING_ENTER, RING_REGISTER, REGISTER_PERSONALITY = 425, 426, 427, 9
 SETUP_SQPOLL, SQ_WAKEUP, GETEVENTS = 2, 2, 1
 OP_NOP, OP_OPENAT, OP_SOCKET, OP_URING_CMD = 0, 18, 45, 46
@@ -287,6 +290,23 @@ def type_ahead(_scene: Scene) -> Doing:
     return lambda: fcntl.ioctl(terminal, TIOCSTI, b"x")
 
 
+def paste(_scene: Scene) -> Doing:
+    """Put a letter there by a console's selection: one from the screen, pasted as if the person had."""
+    console = os.open("/dev/tty1", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    tty.setraw(console)
+    termios.tcflush(console, termios.TCIFLUSH)
+    os.write(console, b"\x1b[2J\x1b[Hx")
+
+    def do() -> None:
+        # The first letter of the first line, letter by letter.
+        fcntl.ioctl(console, TIOCLINUX, bytearray(struct.pack("=B5H", SET_SELECTION, 1, 1, 1, 1, 0)))
+        fcntl.ioctl(console, TIOCLINUX, bytearray([PASTE_SELECTION]))
+        if os.read(console, 8) != b"x":
+            raise OSError(ENODEV, "nothing was pasted")
+
+    return do
+
+
 def connect(scene: Scene) -> Doing:
     def do() -> None:
         with socket.socket(socket.AF_UNIX) as line:
@@ -315,6 +335,7 @@ HOST: dict[str, Act] = {
     "file_fcntl": on_host(to_victim("setown"), told=True),
     "file_fcntl, another way": on_host(to_victim("setown_ex"), told=True),
     "file_ioctl, typing": on_host(type_ahead),
+    "file_ioctl, pasting": on_host(paste),
     "file_ioctl, an owner": on_host(to_victim("fiosetown"), told=True),
     "file_ioctl, a group": on_host(to_victim("siocspgrp"), told=True),
     "bpf": on_host(lambda _scene: load_bpf_map),

@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[3]
 pytestmark = pytest.mark.kernel
 
 ATTACKER = r"""
-import ctypes, errno, json, mmap, os, socket, struct, subprocess, sys
+import ctypes, errno, fcntl, json, mmap, os, socket, struct, subprocess, sys
 place = json.loads(sys.argv[1])
 libc = ctypes.CDLL(None, use_errno=True)
 seen = {}
@@ -77,6 +77,21 @@ def map_as_code():
     if address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), "mmap")
 
+# What selects on a console, and pastes it as if the person had typed it; here it only asks for the keys that are held.
+def on_a_console():
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        try:
+            console = os.open("/dev/tty1", os.O_RDWR)
+            fcntl.ioctl(console, 0x541C, bytearray([6]))
+        except OSError as error:
+            os._exit(error.errno)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        raise OSError(code, "TIOCLINUX")
+
 def request(op, fd, off=0, address=0, how=0, *, flags=0):
     facts = ctypes.create_string_buffer(120)
     ring = checked(libc.syscall(425, 8, facts))
@@ -115,6 +130,7 @@ act("execute.script", lambda: execute(place["script"]))
 act("execute.program", lambda: execute(place["program"]))
 act("execute.memory", lambda: execute(f"/proc/self/fd/{in_memory()}"))
 act("map.personality", map_as_code)
+act("console", on_a_console)
 act("ring.inet", lambda: through_ring(socket.AF_INET))
 act("ring.alg", lambda: through_ring(socket.AF_ALG))
 act("ring.read", lambda: opened_by_ring(place["hidden"]))
@@ -178,6 +194,7 @@ REFUSED = {
     "execute.program": (("EACCES",), "/program"),
     "execute.memory": (("EACCES",), "a program that exists in memory only"),
     "map.personality": (("EACCES",), "mapped as code"),
+    "console": (("EPERM",), ""),
     "ring.alg": (("EPERM",), ""),
     "ring.read": (("EACCES",), "/hidden"),
     "ring.read-by-worker": (("EACCES",), "/hidden-too"),
@@ -257,6 +274,11 @@ def test_what_would_lead_out_is_refused(acts: dict[str, str], unguarded: dict[st
 def test_what_was_refused_is_on_record(denials: list[Json], act: str) -> None:
     told = REFUSED[act][1]
     assert [e for e in denials if e.get("path", "").endswith(told) or told in e.get("detail", "")], denials
+
+
+def test_what_pastes_into_a_console_is_on_record(denials: list[Json]) -> None:
+    (told,) = [event for event in denials if event["op"] == "ioctl"]
+    assert "typing" in told["rule"]["text"]
 
 
 @pytest.mark.parametrize(("op", "name"), [("open", "open"), ("unlink", "spare")])
