@@ -403,6 +403,15 @@ def test_a_change_of_a_protected_name_that_succeeded_is_on_record_as_not_stopped
     assert found.detail == f"{NOT_STOPPED}: it did not exist at launch"
 
 
+def test_a_change_of_memory_by_its_descriptor_is_no_change_of_a_file(place: Place) -> None:
+    """Browsers cut shared memory to size; a file of such a name is a file."""
+    found = place.judge(refused("truncate", "", 0, access=WRITE, base="/memfd:shared-memory"))
+    assert found is not None
+    assert (found.verdict, found.rule, found.path) == (Verdict.ALLOW, None, "/memfd:shared-memory")
+    by_name = place.judge(refused("truncate", "/memfd:shared-memory", 0, access=WRITE))
+    assert by_name is not None and by_name.verdict is Verdict.AUDIT
+
+
 def test_an_allowed_change_is_allowed_and_names_its_rule(place: Place) -> None:
     found = place.judge(refused("mkdir", place.root / "free/new", 0, access=WRITE))
     assert found is not None

@@ -200,6 +200,8 @@ class Attributor:
         self, record: PathCallRecord, path: str, target: str | None, refusal: Refusal | None
     ) -> Finding | None:
         kind = Kind.EXEC if record.op == "exec" else Kind.FILE
+        if not record.path and path.startswith(_MEMORY):  # by its descriptor: memory, of which no rule speaks
+            return Finding(kind, record.op, Verdict.ALLOW, _word(record.access), path, target)
         if refusal is None:
             rule = self._origin(self._judge.rule_for(target or path, record.access))
             return Finding(kind, record.op, Verdict.ALLOW, _word(record.access), path, target, rule)
