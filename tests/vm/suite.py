@@ -43,6 +43,8 @@ NEWER_PARTS = tuple(f"tests/kernel/test_{name}.py" for name in ("bpf_unix", "net
 HOOKS = tuple(
     f"tests/vm/guest/test_{name}.py" for name in ("lane", "tiers", "each_hook", "builds", "attacks", "lacking_hooks")
 )
+# Calls that only kernels beyond the stock ones have, in a whole session.
+NEW_CALLS = ("tests/kernel/test_new_calls.py",)
 # A real agent takes its time, and more memory than the rest.
 AGENT = ("tests/agents/test_claude_code.py",)
 # A guest's test that says so is reported, and is no failure: some kernels lack what it is about.
@@ -86,7 +88,10 @@ class Lane:
     @property
     def tests(self) -> tuple[str, ...]:
         parts = PARTS if self.kernel == "6.1" else (*PARTS, *NEWER_PARTS)
-        return {"": GUEST_TESTS, "hooks": HOOKS, "spine": SPINE, "parts": parts, "agent": AGENT}[self.suites]
+        new = () if self.kernel in kernels.STOCK else NEW_CALLS
+        return {"": (*GUEST_TESTS, *new), "hooks": (*HOOKS, *new), "spine": SPINE, "parts": parts, "agent": AGENT}[
+            self.suites
+        ]
 
     @property
     def has_headers(self) -> bool:
@@ -158,7 +163,12 @@ def lanes() -> list[Lane]:
     parts = [Lane(kernel, "bpf", "voluntary", "parts") for kernel in kernels.STOCK]
     agent = [Lane(max(kernels.STOCK, key=kernels.number), "bpf", "voluntary", "agent")]
     # The newest kernels no longer know "voluntary".
-    newest = [Lane(kernel, lsm, "default") for kernel in kernels.newer()[-1:] for lsm in ("bpf", "plain")]
+    newest = [
+        Lane(kernel, lsm, "default", suites)
+        for kernel in kernels.newer()[-1:]
+        for lsm in ("bpf", "plain")
+        for suites in ("", "hooks")
+    ]
     return [*stock, *hooks, *spine, *parts, *agent, *newest]
 
 
