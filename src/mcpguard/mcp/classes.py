@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 _FOLDER = Path(__file__).with_name("classes")
+# Of an argument that decides a class, in characters and in members of a list: messages wait while it is looked at, and no
+# command that a server takes is that long.
+_LONGEST = 1 << 16
+_MOST = 100
 
 
 def of_package(package: str) -> Mapping[str, Any]:
@@ -62,7 +66,7 @@ def classes_of(tools: Mapping[str, Any], tool: str, arguments: Mapping[str, Any]
         tools: as `of_package` gives them. A value is a list of classes, or `{"argument": NAME, "by": [[regular expression,
             classes], ...]}`: the first expression that matches the whole argument decides. `<NAME>` in an expression stands for
             what `"parts"` has under that name. Of an argument that is a list each one counts: it only reads where every one of
-            them does.
+            them does. What is longer than `_LONGEST`, or has more than `_MOST` members, is unknown.
     """
     said = tools.get(tool)
     if said is None:
@@ -72,6 +76,8 @@ def classes_of(tools: Mapping[str, Any], tool: str, arguments: Mapping[str, Any]
         return frozenset(said)
     value = arguments.get(said["argument"])
     several = value if isinstance(value, list) else [value]
+    if len(several) > _MOST or sum(len(one) for one in several if isinstance(one, str)) > _LONGEST:
+        return frozenset()
     found = [_of_argument(said, one) for one in several]
     if not all(found):
         return frozenset()

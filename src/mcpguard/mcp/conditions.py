@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import fnmatch
 import ipaddress
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
+# Of the values of one argument together that an expression, a pattern or a host is held against, in characters, and how many
+# values any test looks at: messages wait for it.
+_LONGEST_TEXTS = 1 << 16
+_MOST_VALUES = 20_000
 # Of all paths of one argument together, in characters: each of their parts is looked at on the disk, and messages wait for it.
 _LONGEST_PATHS = 1 << 17
 # The kernel takes no longer one; what a server makes of it is anybody's guess.
@@ -50,9 +55,13 @@ def holds(condition: Condition, arguments: Mapping[str, Any], resolve: Resolve) 
 
     Returns:
         Of a list YES when it holds for each of its members, UNCLEAR for some of them. NO for an argument that is not there.
+        UNCLEAR for what is longer than anybody would wait for.
     """
-    values = list(_values(arguments, condition.argument.split(".")))
-    if condition.test is Test.INSIDE and sum(len(one) for one in values if isinstance(one, str)) > _LONGEST_PATHS:
+    values = list(itertools.islice(_values(arguments, condition.argument.split(".")), _MOST_VALUES + 1))
+    longest = _LONGEST_OF.get(condition.test)
+    if len(values) > _MOST_VALUES or (
+        longest is not None and sum(len(one) for one in values if isinstance(one, str)) > longest
+    ):
         return Answer.UNCLEAR
     answers = {_one(condition, value, resolve) for value in values}
     if not answers:
@@ -164,4 +173,11 @@ _TESTS: dict[Test, Callable[[str, str, Resolve], Answer]] = {
     Test.REGEX: _regex,
     Test.INSIDE: _inside,
     Test.HOST: _host,
+}
+# EQUALS compares, however long it is.
+_LONGEST_OF = {
+    Test.GLOB: _LONGEST_TEXTS,
+    Test.REGEX: _LONGEST_TEXTS,
+    Test.INSIDE: _LONGEST_PATHS,
+    Test.HOST: _LONGEST_TEXTS,
 }
