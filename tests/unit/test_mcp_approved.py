@@ -17,6 +17,7 @@ from mcpguard.catalogue.identity import Identity
 from mcpguard.catalogue.server import of as server_of
 from mcpguard.catalogue.starting import identify
 from mcpguard.errors import HostError
+from mcpguard.gate import pins
 
 pytestmark = pytest.mark.usefixtures("mcpguard_home")
 REST = '"declared_in": "", "digest": "", "approved": ""'
@@ -185,3 +186,49 @@ def test_an_approval_does_not_count_where_what_comes_before_it_fails() -> None:
     with pytest.raises(OSError):
         approved.approve("s", "test", identity.of("sh", (), {}, "/"), (), before=fails)
     assert approved.load().entries == ()
+
+
+def twice(tmp_path: Path, first: dict[str, str], last: dict[str, str]) -> tuple[Identity, tuple[approved.Entry, ...]]:
+    """Two approvals of one server, as two commands at the same moment once made them, and what each was seen to say."""
+    known = local(tmp_path)
+    approved.approve("x", "file", known, ["A"])
+    written = json.loads(approved.file().read_text())
+    (one,) = written["servers"]
+    later = {**one, "declared_in": "elsewhere", "approved": one["approved"].replace("20", "21", 1)}
+    approved.file().write_text(json.dumps({**written, "servers": [one, later]}))
+    same = approved.load().same("x", known)
+    assert [entry.declared_in for entry in same] == ["elsewhere", "file"]
+    for entry, said in zip(same, (last, first), strict=True):
+        kept = pins.of_approval(entry.name, entry.digest, entry.approved)
+        kept |= said
+        kept.keep()
+    return known, same
+
+
+def test_of_two_approvals_of_one_server_what_both_pinned_has_to_hold(tmp_path: Path) -> None:
+    first = {"tool:a": "old", "tool:b": "same", "tool:c": "only once"}
+    known, same = twice(tmp_path, first, {"tool:a": "new", "tool:b": "same", "tool:d": "only here"})
+    both = pins.of_approvals(same)
+    assert both == {"tool:a": "", "tool:b": "same", "tool:c": "only once", "tool:d": "only here"}, (
+        "none passes for tool:a"
+    )
+    assert approved.load().entry("x", known) == same[0]
+    # What was never used pins nothing anew, as the other one had pinned it.
+    both.others["tool:a"] = "seen"
+    both.keep()
+    others = pins.other_since(same[0])
+    made = approved.approve("x", "third", known, [], before=lambda made: pins.renew(same, made, others))
+    assert approved.load().entries == (made,), "it takes the place of both"
+    now = pins.of_approvals(approved.load().same("x", known))
+    assert now == {"tool:a": "seen", "tool:b": "same", "tool:c": "only once", "tool:d": "only here"}
+
+
+def test_an_approval_that_was_never_used_takes_nothing_off_an_earlier_one(tmp_path: Path) -> None:
+    known, same = twice(tmp_path, {"tool:a": "old"}, {})
+    assert pins.of_approvals(same) == {"tool:a": "old"}
+    approved.approve("x", "file", known, [])
+    assert len(approved.load().entries) == 1
+    other = local(tmp_path, "2")
+    approved.approve("x", "elsewhere", other, [])
+    approved.approve("y", "file", known, [])
+    assert len(approved.load().entries) == 3, "what is another server, or has another name, stays"

@@ -78,9 +78,15 @@ class Catalogue:
         """Every approval under a name; each configuration that declares it has one of its own."""
         return tuple(entry for entry in self.entries if entry.name == name)
 
+    def same(self, name: str, identity: Identity) -> tuple[Entry, ...]:
+        """Every approval of exactly this under this name, the last one first. More than one is what two made at the same
+        moment, before they were kept apart."""
+        found = (entry for entry in self.named(name) if entry.digest == identity.digest)
+        return tuple(sorted(found, key=lambda entry: entry.approved, reverse=True))
+
     def entry(self, name: str, identity: Identity) -> Entry | None:
-        """The approval that counts for exactly this under this name."""
-        return next((entry for entry in self.named(name) if entry.digest == identity.digest), None)
+        """The last of these; None: it is not approved."""
+        return next(iter(self.same(name, identity)), None)
 
     def state(self, name: str, identity: Identity) -> State:
         """Whether exactly this was approved under this name."""
@@ -162,7 +168,8 @@ def approve(
     environment: Sequence[str],
     before: Callable[[Entry], object] = lambda _: None,
 ) -> Entry:
-    """Add an approval; it takes the place of an earlier one of the same declaration.
+    """Add an approval; it takes the place of an earlier one of the same declaration, and of one of the very same server under
+    this name: what it said when it was approved is known once.
 
     Args:
         before: what has to be done before it counts; when that fails, it does not.
@@ -175,7 +182,11 @@ def approve(
     entry = Entry(name, declared_in, identity.digest, identity.facts(), tuple(sorted(environment)), now)
     with _changing() as entries:
         before(entry)
-        entries[:] = [one for one in entries if (one.name, one.declared_in) != (name, declared_in)] + [entry]
+        entries[:] = [
+            one
+            for one in entries
+            if one.name != name or (one.declared_in != declared_in and one.digest != entry.digest)
+        ] + [entry]
     return entry
 
 

@@ -125,7 +125,7 @@ def _notes(found: Survey) -> None:
 def _others(row: Row, catalogue: Catalogue) -> dict[str, str]:
     """What a server that is approved said otherwise, or anew, since, as `Pins.others`: no session shows it to an agent."""
     entry = catalogue.entry(row.server.name, row.identity) if row.identity else None
-    return {} if entry is None else pins.other_since(entry.name, entry.digest, entry.approved)
+    return {} if entry is None else pins.other_since(entry)
 
 
 def _words(others: Mapping[str, str]) -> list[str]:
@@ -353,7 +353,7 @@ def _approve(row: Row, told: Sequence[Finding], *, yes: bool, seen: Sequence[str
 
     def take_over(made: Entry) -> None:
         if entry is not None:
-            pins.renew(entry.name, entry.digest, entry.approved, made.approved, others)
+            pins.renew(catalogue.same(row.server.name, known), made, others)
 
     made = approved.approve(row.server.name, place, known, environment, before=take_over)
     if others:

@@ -10,13 +10,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mcpguard.errors import HostError
 from mcpguard.profile import store
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mcpguard.catalogue.approved import Entry
+
 _MOST_BYTES = 4 << 20
+# In place of a digest, where two approvals have two: whatever the server says is looked at again.
+_NEITHER = ""
 _IN_WORDS = {"server:instructions": "its instructions", "server:serverInfo": "what it calls itself"}
 
 
@@ -98,9 +104,23 @@ def of_approval(name: str, digest: str, approved: str) -> Pins:
     return Pins(_place(name, digest, approved))
 
 
-def other_since(name: str, digest: str, approved: str) -> dict[str, str]:
+def of_approvals(same: Sequence[Entry]) -> Pins:
+    """Those of an approval, and of earlier ones of the very same server: all of them have to hold.
+
+    Args:
+        same: as `Catalogue.same` gives them.
+    """
+    last, *earlier = (of_approval(one.name, one.digest, one.approved) for one in same)
+    for pins in earlier:
+        for key, known in pins.items():
+            if last.setdefault(key, known) != known:
+                last[key] = _NEITHER
+    return last
+
+
+def other_since(entry: Entry) -> dict[str, str]:
     """What the server listed otherwise since this approval, or anew, as `Pins.others`."""
-    return _others(_place(name, digest, approved))
+    return _others(_place(entry.name, entry.digest, entry.approved))
 
 
 def in_words(key: str) -> str:
@@ -108,18 +128,18 @@ def in_words(key: str) -> str:
     return _IN_WORDS.get(key) or key.replace(":", " ", 1)
 
 
-def renew(name: str, digest: str, before: str, after: str, others: Mapping[str, str]) -> None:
+def renew(same: Sequence[Entry], made: Entry, others: Mapping[str, str]) -> None:
     """Pin for a new approval what the earlier one had, and what was listed otherwise since, as somebody looked at it.
 
     Args:
-        before, after: when the two were approved.
+        same: the earlier ones, as `Catalogue.same` gives them.
         others: as `other_since` gave them to whoever was asked; what was listed since counts no more than before.
 
     Raises:
         HostError: what was pinned cannot be read, or cannot be written.
     """
-    pins = of_approval(name, digest, after)
-    pins.update({**of_approval(name, digest, before), **others})
+    pins = of_approval(made.name, made.digest, made.approved)
+    pins.update({**of_approvals(same), **others})
     pins.keep()
 
 

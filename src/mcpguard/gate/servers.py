@@ -26,7 +26,7 @@ from mcpguard.gate.conversation import Conversation
 from mcpguard.gate.held import Held
 from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.peers import path_of
-from mcpguard.gate.pins import Pins, of_approval
+from mcpguard.gate.pins import Pins, of_approvals
 from mcpguard.gate.relay import Judges
 from mcpguard.gate.remote import Remote
 from mcpguard.gate.words import by_place, may_write_by, words_of
@@ -107,8 +107,7 @@ class Servers:
         words = words_of(name, found, str(cwd), environment, self._may_write)
         program, words = by_place(name, words, found, environment, str(cwd))
         forms = forms_of(program, words, [code.path for code in found.code])
-        entry = next(one for one in catalogue.named(name) if one.digest == found.digest)
-        pins = of_approval(name, entry.digest, entry.approved)
+        pins = of_approvals(catalogue.same(name, found))
         tools = classes.of_package(found.package.name) if found.package is not None else {}
         narrowing = self._narrowing(name)
         return Admission(program, words, environment, forms, str(cwd), dict(tools), pins, *narrowing)
@@ -163,9 +162,7 @@ class Servers:
         judge = self._judges.get(key)
         if judge is None:
             found = starting.identify(server, self._environment, self._workspace)
-            named = approved.load().named(server.name)
-            entry = next(one for one in named if found is not None and one.digest == found.digest)
-            pins = of_approval(server.name, entry.digest, entry.approved)
+            pins = of_approvals(approved.load().same(server.name, found) if found is not None else ())
             resolve = functools.partial(_real_path, str(self._workspace))
             tools = classes.of_package(found.origin if found is not None else "")
             judge = self._judges[key] = Judge(
