@@ -11,7 +11,7 @@
 
 #include <linux/types.h>
 
-#define MG_ABI_VERSION 16
+#define MG_ABI_VERSION 17
 
 enum mg_limit {
 	MG_COMM_BYTES = 16,
@@ -436,6 +436,7 @@ struct mg_counters {
 	__u64 messages_lost;
 	__u64 messages_pending;
 	__u64 said;		/* pieces of messages so far: acts before and after one are told apart, however often they are repeated */
+	__u64 first;		/* the session's first process, by the user's process: never held, as who started it would see it stop */
 	__u64 gated;		/* enum mg_gated, by the user's process: who reads a question of MCP that came from the tree is held */
 	__u64 agent;		/* written by the user's process: who answers what this process asks in MCP is ended; 0: nobody is */
 };

@@ -1044,6 +1044,16 @@ static __always_inline int mg_is_of_tree(struct file *file)
 	return !MG_ADDRESS(struct cred, cred, cap_bset) || MG_READ(struct user_namespace, MG_READ(struct cred, cred, user_ns), level);
 }
 
+/* The agent is nobody's server. Where the session's first process stops, its user is taken to have stopped it, and all of the
+ * session stops.
+ */
+static __always_inline int mg_is_never_held(const struct mg_counters *counters)
+{
+	__u64 current = bpf_get_current_pid_tgid() >> 32;
+
+	return current == counters->agent || current == counters->first;
+}
+
 /* What is known of what was read: nothing that matters, it asks, or the one who sent it has to tell. */
 enum mg_read { MG_READS_OTHER = 0, MG_READS_QUESTION = 1, MG_READS_UNSEEN = 2 };
 
@@ -1091,8 +1101,7 @@ static __noinline int mg_hold_unread(const struct mg_session *session, __u64 fd,
 	struct mg_scratch *scratch;
 	struct mg_stream *reading;
 
-	if (!end || end->channel == MG_LOOPBACK || !counters || !counters->gated ||
-	    bpf_get_current_pid_tgid() >> 32 == counters->agent)
+	if (!end || end->channel == MG_LOOPBACK || !counters || !counters->gated || mg_is_never_held(counters))
 		return 0;
 	if (end->channel == MG_UNIX_STREAM && !mg_stays_in_tree(file))
 		return 0;
@@ -1263,7 +1272,7 @@ static __always_inline enum mg_read mg_reads(struct mg_scratch *scratch, struct 
 
 /* What the current task has received from a descriptor, or moved on unread.
  *
- * Where a gate stands before all servers, who reads a question is held. The agent itself is nobody's server. A connection is held up
+ * Where a gate stands before all servers, who reads a question is held, but never the agent or the first process. A connection is held up
  * once: what comes after the first question was judged with it.
  */
 static __noinline int mg_received(const struct mg_session *session, void *registers, __u64 number, __u64 fd, __u64 result)
@@ -1282,8 +1291,7 @@ static __noinline int mg_received(const struct mg_session *session, void *regist
 		return 0;
 	if (end.channel == MG_LOOPBACK)
 		return mg_heard(session, registers, number, &end, result);
-	if (!counters || !counters->gated || bpf_get_current_pid_tgid() >> 32 == counters->agent ||
-	    !mg_is_of_tree(mg_own_file((__u32)fd)))
+	if (!counters || !counters->gated || mg_is_never_held(counters) || !mg_is_of_tree(mg_own_file((__u32)fd)))
 		return 0;
 	end.key.slot = session->slot | MG_READ_SIDE;
 	stream = mg_stream_of(&end.key);

@@ -33,6 +33,8 @@ mcp:
     - tool: "*/forbidden"
       because: nobody may
 """
+# With this what every program asks counts, and not what agents ask alone.
+STRICT = PROFILE.replace("name: gated", "name: strict").replace("  gate: true\n", "  gate: true\n  clients: all\n")
 SERVER = """
 import json, os, sys
 for line in sys.stdin.buffer:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness import SYSTEM_PYTHON, Finished, Json, assert_names_rule, mcpguard_command, need_root, sandbox
 from matrix import static_acts
-from mcp_box import PROFILE, Box
+from mcp_box import STRICT, Box
 from test_mcp_around import CLIENT, COUNTS, DONE, MANY, OTHERS, REFUSED, WAITS
 
 import mcpguard
@@ -18,7 +18,6 @@ from mcpguard.session.gate import SHIM
 
 pytestmark = pytest.mark.kernel
 
-STRICT = PROFILE.replace("name: gated", "name: strict").replace("  gate: true\n", "  gate: true\n  clients: all\n")
 LINE = STRICT.splitlines().index("  clients: all") + 1
 CALL = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "x", "arguments": {}}})
 # An agent that has its shell run a command, and goes on.

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from harness import SYSTEM_PYTHON, Json, execute, mcpguard_command, need_root, sandbox
 from matrix import static_acts
-from mcp_box import Box, stands, wait_until, write_launched_agent
+from mcp_box import STRICT, Box, stands, wait_until, write_launched_agent
 
 from mcpguard.kernel import cgroup
 from mcpguard.session.gate import SHIM
@@ -441,6 +441,32 @@ waiting = begin()
 open("asked", "w").close()
 print(json.dumps({"waited": is_answered(waiting)}), flush=True)
 """
+# What a user starts that is no agent. It reads what its own child says, which asks, and answers.
+HARNESS = """
+import json, os, socket, subprocess, sys
+ours, its = socket.socketpair()
+one = subprocess.PIPE if sys.argv[1] == "pipes" else its
+child = subprocess.Popen(sys.argv[2:], stdin=one, stdout=one)
+its.close()
+reads, writes = (child.stdout, child.stdin) if sys.argv[1] == "pipes" else (ours.makefile("rb"), ours.makefile("wb"))
+asked = json.loads(reads.readline())
+writes.write(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": {}}).encode() + b"\\n")
+writes.flush()
+print(json.dumps({"asked": asked["method"], "told": json.loads(reads.readline()), "code": child.wait()}), flush=True)
+"""
+# That child, which has one of its own.
+ASKS = f"""#!{SYSTEM_PYTHON}
+import json, subprocess, sys
+beside = subprocess.Popen(["/bin/sleep", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+print(json.dumps({{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {{"name": "x"}}}}), flush=True)
+answer = json.loads(sys.stdin.readline())
+try:
+    beside.wait(2)
+except subprocess.TimeoutExpired:
+    pass
+print(json.dumps({{"heard": answer["id"], "alone": beside.poll() is not None}}), flush=True)
+beside.kill()
+"""
 REFUSED = {"answered": False, "killed": True}
 DONE = {"answered": True, "killed": False}
 
@@ -665,6 +691,46 @@ def test_the_same_by_way_of_the_gate_and_of_a_program_that_is_no_agent(ends: str
     tests_of_a_server = [SYSTEM_PYTHON, "client.py", json.dumps(server), ends]
     assert box.inside.run(tests_of_a_server, options=box.options).json_lines() == [DONE]
     assert not ended(box)
+
+
+@pytest.mark.parametrize("profile", ["gated", "strict"])
+@pytest.mark.parametrize("ends", ["pipes", "sockets"])
+@pytest.mark.parametrize("child", ["opencode", "asks.py"])
+def test_the_first_process_that_reads_what_its_child_asks_goes_on(
+    child: str, ends: str, profile: str, box: Box
+) -> None:
+    """It is what the user started, and nobody's server: also where an agent asks it. All of the run would stop with it."""
+    project = box.inside.world.project
+    box.inside.write_profile("strict", STRICT)
+    for path, text in ((project / "harness.py", HARNESS), (project / child, ASKS)):
+        path.write_text(text)
+        path.chmod(0o755)
+    words = [SYSTEM_PYTHON, str(project / "harness.py"), ends, str(project / child)]
+    done = [{"asked": "tools/call", "told": {"heard": 1, "alone": False}, "code": 0}]
+    assert box.inside.control(words).json_lines() == done
+    box.inside.profile = profile
+    finished = box.inside.run(words, options=box.options)
+    assert finished.json_lines() == done, finished
+    assert not ended(box)
+    (call,) = [event for event in box.mcp_events() if event["op"] == "request"]
+    assert call["mcp"]["method"] == "tools/call", "it is on record"
+
+
+def test_who_reads_a_question_of_an_agent_beside_it_is_held_all_the_same(box: Box) -> None:
+    """The first process starts an agent, which starts a server around the gate."""
+    project = box.inside.world.project
+    words = [
+        "/bin/sh",
+        "-c",
+        '"$@"; :',
+        "sh",
+        str(project / "opencode"),
+        json.dumps([str(project / "server")]),
+        "pipes",
+    ]
+    assert box.inside.control(words).json_lines() == [DONE]
+    assert box.inside.run(words, options=box.options).json_lines() == [REFUSED]
+    assert len(ended(box)) == 1
 
 
 def nobody_stands(box: Box) -> None:

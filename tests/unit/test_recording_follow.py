@@ -126,7 +126,7 @@ def test_what_the_child_repeated_before_the_agent_began_is_not_missing(
     monkeypatch.setattr("mcpguard.events.flows.read_entries", lambda *_what: [])
     last_of_child = 60
     with open(os.memfd_create("counters"), "r+b") as counters, open(os.memfd_create("flows"), "r+b") as flows:
-        counters.write(_abi.MG_COUNTERS.pack(last_of_child, *(0,) * 10).ljust(mmap.PAGESIZE, b"\0"))
+        counters.write(_abi.MG_COUNTERS.pack(last_of_child, *(0,) * 11).ljust(mmap.PAGESIZE, b"\0"))
         counters.flush()
         rings = dict.fromkeys(("mg_denials", "mg_activity"), -1)
         descriptors = {**rings, "mg_counters": counters.fileno(), "mg_flows": flows.fileno()}

@@ -162,6 +162,9 @@ class AroundGate:
             asking, answering = (message.client, message.peer) if is_client else (message.peer, message.client)
             if asking is None or answering is None or answering.pid in self._ended:
                 continue
+            # What the user has started is nobody's server; else all that it has started would be ended as its family.
+            if answering.pid == self.agent:
+                continue
             by_agent = self._is_agent(asking.pid, asking.exe)
             # Of another that is not known, or not any more, nobody can say who has started it.
             if not by_agent and (self.agents.who(asking.pid) is None or not self._may_serve(answering.pid, asking.pid)):

@@ -54,6 +54,7 @@ _CANARY_WAIT_S = 5.0
 # Of the agent's PID in the counters: the last of them.
 _AGENT_AT = _abi.MG_COUNTERS.size - 8
 _GATED_AT = _AGENT_AT - 8
+_FIRST_AT = _GATED_AT - 8
 # How often a lock on the store is waited for, a second each: before the agent starts, and to write that it has ended.
 _LOCK_ATTEMPTS = 10
 _SECOND_TRY_S = 5.0
@@ -221,18 +222,20 @@ class Recording:
         if self._listener is not None:
             self._listener.skip(ends, served)
 
-    def guard_messages(self, agent: int, *, all_clients: bool = False) -> None:
+    def guard_messages(self, first: int, *, is_agent: bool, all_clients: bool = False) -> None:
         """From now on the kernel holds whoever reads a question of MCP that came from the tree, and ends who answers this
         process within it; what is to be shown by `show_messages` is kept for that. To be called before the agent starts.
 
         Args:
-            agent: 0: no process is an agent yet.
+            first: the session's first process, which itself is never held.
+            is_agent: it is an agent; else no process is one yet.
             all_clients: who reads what others ask is held as often as who reads what the agent does.
         """
         if self._listener is not None and self._counters is not None:
             self._listener.expect()
+            self._counters.write(_FIRST_AT, first)
             self._counters.write(_GATED_AT, _abi.MG_GATED_FOR_ALL if all_clients else _abi.MG_GATED)
-            self._counters.write(_AGENT_AT, agent)
+            self._counters.write(_AGENT_AT, first if is_agent else 0)
 
     def show_messages(self, around: AroundGate) -> None:
         """Have it see every MCP message that is put on record, and those whose server nobody knows; what it returns is, too."""

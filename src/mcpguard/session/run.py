@@ -235,7 +235,7 @@ def _start(
         if guarded:
             recording.follow()  # who answers for a server is to be seen from its first word on
             every = guarded.all_clients is not None
-            recording.guard_messages(int(facts["pid"]) if guarded.known else 0, all_clients=every)
+            recording.guard_messages(int(facts["pid"]), is_agent=guarded.known, all_clients=every)
         broker.go()
     except BaseException:
         recording.not_started(FAILED)

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-ABI_VERSION: Final = 16
+ABI_VERSION: Final = 17
 
 MG_COMM_BYTES: Final = 16
 MG_PATH_BYTES: Final = 4096
@@ -246,8 +246,8 @@ MG_BRANCH_KEY: Final = struct.Struct("=IIIHH32s")
 MG_MESSAGE: Final = struct.Struct("=48sQQQQIIIIHHBBBB")
 
 # series denials_lost denials_pending activity_lost activity_pending scratch_busy messages_lost
-# messages_pending said gated agent
-MG_COUNTERS: Final = struct.Struct("=QQQQQQQQQQQ")
+# messages_pending said first gated agent
+MG_COUNTERS: Final = struct.Struct("=QQQQQQQQQQQQ")
 
 # total reported series said
 MG_SUM: Final = struct.Struct("=QQQQ")
