@@ -28,6 +28,7 @@ from mcpguard.model.event import Event, Peer
 from mcpguard.model.rule import Origin
 from mcpguard.session.around_gate import GIVEN_BYTES, GIVEN_NS, AroundGate, _Member
 from mcpguard.session.gate import SHIM_WORDS
+from mcpguard.session.text_tools import is_text_tool
 from mcpguard.wire.records import Head, MessageRecord
 
 HERE = Path("/proc/self/cgroup").read_text().rstrip().rpartition("\n")[2].partition("::")[2]
@@ -711,6 +712,38 @@ def test_whom_a_program_asks_is_looked_for_only_where_every_program_counts(
         assert [one.pid for one in around._held] == [server.pid] * every
         assert len(around.judge(lambda _end: sender)) == every
         assert (server.wait(30) == -9) if every else (server.poll() is None)
+
+
+@pytest.mark.parametrize("by", ["a program", "an agent"])
+def test_a_text_tool_that_read_first_vouches_for_nobody_who_reads_after_it(
+    by: str, pipe: tuple[int, int], tmp_path: Path
+) -> None:
+    """`{ head -n1; exec server; }`: the next question is for another. Where an agent closes its end none comes."""
+    with reading(pipe[0], pipe[0]) as (tool, server):
+        shell = Process(os.getpid(), os.getppid(), executed=1)
+        known = [
+            *(shell, Process(OTHER, shell.pid, "/usr/bin/pytest", executed=1)),
+            Process(tool.pid, shell.pid, TOOL, argv=("head",), executed=1),
+            Process(server.pid, shell.pid, "/opt/server", executed=1),
+        ]
+        around = around_all(tmp_path, known, tool.pid, server.pid)
+        sender = Sender(Peer(OTHER, "/usr/bin/pytest"), len(CALL), asks=True, answered=True)
+        if by == "an agent":
+            around._is_agent = lambda pid, _exe: pid == OTHER  # type: ignore[method-assign]
+            around._ends.is_finished = lambda *_who: True  # type: ignore[method-assign]
+        around.hold(read_by(tool.pid, end_of(pipe[0])), TOOL)
+        assert around.judge(lambda _end: sender) == []
+        until(tool.pid, "S")
+        (tmp_path / "procs").write_text(f"{server.pid}\n")
+        around.seek([Asked(end_of(pipe[0]), "pipe", sender)])
+        assert [one.pid for one in around._held] == [server.pid] * (by == "a program")
+        assert len(around.judge(lambda _end: sender)) == (by == "a program")
+        assert (server.wait(30) == -9) if by == "a program" else (server.poll() is None)
+
+
+@pytest.mark.parametrize(("exe", "is_one"), [("/usr/bin/head", True), ("/usr/bin/curl", False), ("/usr/bin/nc", False)])
+def test_who_answers_with_what_another_says_is_no_text_tool(exe: str, is_one: bool) -> None:
+    assert is_text_tool(exe, [exe]) is is_one
 
 
 def test_with_a_server_goes_what_it_has_started_and_not_the_shell_of_both(

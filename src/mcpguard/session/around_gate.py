@@ -325,7 +325,9 @@ class AroundGate:
                 found += self._end_held(one, one.asking or self._other_that_asks(one, sender))
             else:
                 if not one.unseen:
-                    self._judged.update((one.end, by.peer.pid) for by in _each_of(sender))
+                    # What an agent asks there was judged. Of another program's questions only this reader was.
+                    agents = (by.peer for by in _each_of(sender) if self._is_agent(by.peer.pid, by.peer.exe))
+                    self._judged.update((one.end, peer.pid) for peer in agents)
                 going.append(one)
         self._held = waiting
         for one in going:

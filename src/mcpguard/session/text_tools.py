@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Without those that execute what they read (awk, sed, xargs) or may be written as a script's first line and do something.
+# Without those that execute what they read (awk, sed, xargs) or may be written as a script's first line and do something, and
+# those that answer with what somebody else says (curl, nc). A pager shows what it is given.
 _NAMES = frozenset(
     (
         *(
             "base64",
             "cat",
-            "curl",
             "cut",
             "fold",
             "grep",
