@@ -140,7 +140,11 @@ def test_who_stands_still_for_a_gate_that_is_gone_is_ended(
     told, losses, found = Told(), threading.Event(), []
     with standing() as stays, standing() as went_on, standing() as another:
         began = {one.pid: proc.stat_of(one.pid)[proc.START] for one in (stays, went_on)} | {another.pid: "1"}
-        lines = [{"stands": pid, "began": since, "name": "s"} for pid, since in began.items()] + [{"goes": went_on.pid}]
+        lines = [{"stands": pid, "began": since, "name": "s"} for pid, since in began.items()] + [
+            {"goes": went_on.pid, "began": began[went_on.pid], "name": "s"},
+            # One that had the number before, and of whose end the gate hears late.
+            {"goes": stays.pid, "began": "1", "name": "s"},
+        ]
         says = "".join(json.dumps(line) + "\n" for line in lines)
         program = (
             _BEGINNING + f"os.write(1, {says.encode()!r})\n" + ("os.kill(os.getpid(), 9)" if end == "killed" else "")

@@ -7,7 +7,6 @@ The package's own parent is put there by hand. It ends when the input ends, so w
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import json
 import os
@@ -33,7 +32,6 @@ from mcpguard.gate.ledger import Ledger
 from mcpguard.gate.line import ALL, HEARD, PATIENCE_S
 from mcpguard.gate.servers import Servers
 from mcpguard.gate.serving import Gate
-from mcpguard.kernel import proc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,18 +63,13 @@ def _tell_ends(ends: Sequence[int], served: bool) -> None:
         os.write(_STANDARD_OUTPUT, line)
 
 
-def _tell_still(pid: int, name: str, still: bool) -> None:
+def _tell_still(pid: int, began: str, name: str, still: bool) -> None:
     """Say which process stands still for us from now on, or goes on: when we are gone nobody else would have it go on.
 
     Raises:
-        OSError: nobody hears that, or there is no such process.
+        OSError: nobody hears that.
     """
-    told: dict[str, Any] = {"goes": pid}
-    if still:
-        fields = proc.stat_of(pid)
-        if not fields:
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-        told = {"stands": pid, "began": fields[proc.START], "name": name}
+    told: dict[str, Any] = {"stands" if still else "goes": pid, "began": began, "name": name}
     os.write(_STANDARD_OUTPUT, json.dumps(told).encode() + b"\n")
 
 

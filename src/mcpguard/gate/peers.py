@@ -44,6 +44,17 @@ class Peer:
         poll.register(self.held, select.POLLIN)
         return bool(poll.poll(0))
 
+    def began(self) -> str:
+        """Clock ticks since the boot, as /proc has it: with the number it tells this process from all others.
+
+        Raises:
+            ProcessLookupError: it has ended, and what has the number now is another one.
+        """
+        fields = proc.stat_of(self.pid)
+        if not fields or self.ended():
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        return fields[proc.START]
+
     def kill(self) -> None:
         import signal
 

@@ -76,7 +76,7 @@ class _Entrant:
         server: our ends of the pipes to the server.
         asked: it has said what it wants to become, and what that really is is being looked at.
         over: it was let go, or is served; nobody need look at it any more.
-        stands: it is told of as one that stands still for us.
+        stands: since when that lives which is told of as standing still for us; empty: nobody is.
         ended: its end of the line is closed: it was executed, or it is no shim.
         seen: what it was executed as. Taken by a thread as soon as the line ends: it stands still until then.
     """
@@ -91,7 +91,7 @@ class _Entrant:
     server: tuple[int, int] = (-1, -1)
     asked: bool = False
     over: bool = False
-    stands: bool = False
+    stands: str = ""
     ended: bool = False
     seen: peers.Executed | None = None
 
@@ -143,7 +143,7 @@ class Gate:
         held: Held | None = None,
         heard: Callable[[], None] = lambda: None,
         keeper: Keeper | None = None,
-        tell_still: Callable[[int, str, bool], None] = lambda _pid, _name, _still: None,
+        tell_still: Callable[[int, str, str, bool], None] = lambda _pid, _began, _name, _still: None,
     ) -> None:
         """
         Args:
@@ -154,8 +154,8 @@ class Gate:
             held: calls that wait for a person; hears the news, and how time passes.
             heard: called when it has.
             keeper: has servers kept to less than their agent has.
-            tell_still: called before a process of that server stands still until we have looked at it, and when it goes on; a
-                gate that is killed has nobody go on. Raises OSError: nobody hears it.
+            tell_still: called before a process that began then, of that server, stands still until we have looked at it, and
+                when it goes on; a gate that is killed has nobody go on. Raises OSError: nobody hears it.
         """
         self._tell_still = tell_still
         self._keeper = keeper or Keeper(None)
@@ -391,8 +391,9 @@ class Gate:
             entrant.look(lambda: self._workers.say(lambda: self._serve_one(entrant, self._executed)))
             # The session's first process is not stopped: its broker would take that for the person's Ctrl-Z.
             if peers.has_its_starter(entrant.peer.pid, self._leaf):
-                self._tell_still(entrant.peer.pid, entrant.name, True)
-                entrant.stands = True
+                began = entrant.peer.began()
+                self._tell_still(entrant.peer.pid, began, entrant.name, True)
+                entrant.stands = began
                 peers.stop_at_its_end(entrant.line, entrant.peer.pid)
             packet = json.dumps({"go": admission.order()}).encode("utf-8", "surrogateescape")
             socket.send_fds(entrant.line, [packet], [theirs_in, theirs_out], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -458,7 +459,7 @@ class Gate:
         entrant.close()
         if entrant.stands:
             with contextlib.suppress(OSError):
-                self._tell_still(entrant.peer.pid, entrant.name, False)
+                self._tell_still(entrant.peer.pid, entrant.stands, entrant.name, False)
 
     def _turn_away(self, why: str, entrant: _Entrant | None = None) -> None:
         """Put it on record, while such things are few."""

@@ -84,8 +84,8 @@ class Gate:
         self._handed_over = False  # it said so
         self._tell_lost: Callable[[], None] = lambda: None
         self._put_on_record: Callable[[Sequence[Event]], None] = lambda _events: None
-        # Who stands still for the process, by PID: since when that lives, and as which server.
-        self._still: dict[int, tuple[str, str]] = {}
+        # Who stands still for the process, by PID and since when that lives: as which server. Another may get the number.
+        self._still: dict[tuple[int, str], str] = {}
         self.held: socket.socket | None = None
         self._holds: socket.socket | None = None
         self.keeping: socket.socket | None = None
@@ -250,7 +250,7 @@ class Gate:
     def _clear_up(self) -> None:
         """The process has ended by itself: nobody will look at what those were executed as who stand still for it."""
         still, self._still = self._still, {}
-        ended = [self._end(pid, began, name) for pid, (began, name) in still.items()]
+        ended = [self._end(pid, began, name) for (pid, began), name in still.items()]
         if told := [event for event in ended if event is not None]:
             self._put_on_record(told)
 
@@ -321,9 +321,9 @@ class Gate:
     def _hear_of_still(self, told: Mapping[str, Any]) -> None:
         """Somebody stands still from now on, until the process has looked at it, or goes on."""
         if "goes" in told:
-            self._still.pop(int(told["goes"]), None)
+            self._still.pop((int(told["goes"]), str(told["began"])), None)
         else:
-            self._still[int(told["stands"])] = str(told["began"]), str(told["name"])
+            self._still[int(told["stands"]), str(told["began"])] = str(told["name"])
 
     def _hear_rest(self, process: subprocess.Popen[bytes]) -> None:
         """What it said before it ended counts, or what was sent there would be told a second time."""
