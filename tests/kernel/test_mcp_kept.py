@@ -22,6 +22,7 @@ from test_names_run import EVIL, OK, PORT, Town, town  # noqa: F401 - a fixture
 from mcpguard.kernel import bpf, cgroup, pins
 from mcpguard.model.plan import KEPT_CANARY
 from mcpguard.session.gate import SHIM
+from mcpguard.session.recording import CUT_OFF
 from mcpguard.wire import _abi
 
 pytestmark = pytest.mark.kernel
@@ -380,6 +381,99 @@ def _kill(box: Box, word: str, but: str = "\0", but_pid: int = 0) -> None:
                 continue
             if inside in words or home in (process / "environ").read_bytes().split(b"\0"):
                 os.kill(int(process.name), signal.SIGKILL)
+
+
+# An agent that starts its server again and again, and asks what nobody may and where the server gets to. Of the last but one
+# start it waits for the gate's end; the last one is left alone.
+AGAIN = """
+import json, os, subprocess, sys
+words, lines, rounds = map(json.loads, sys.argv[1:])
+def tell(name, what):
+    with open(name + ".new", "w") as file:
+        json.dump(what, file)
+    os.rename(name + ".new", name)
+tell("agent", os.getpid())
+for number in range(rounds):
+    command = [*words[:5], os.environ["MCPGUARD_GATE"], *words[5:]]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    said = []
+    tell(f"begun-{number}", 0)
+    try:
+        for line in lines:
+            server.stdin.write(line.encode() + b"\\n")
+            server.stdin.flush()
+        if number >= rounds - 2:
+            said += [server.stdout.readline().decode() for _ in lines]
+            tell(f"answered-{number}", 0)
+        if number != rounds - 2:
+            server.stdin.close()
+    except BrokenPipeError:
+        pass
+    said += server.stdout.read().decode().splitlines()
+    print(json.dumps({"said": [json.loads(one) for one in said if one], "ended": server.wait(60) is not None}), flush=True)
+"""
+
+
+def test_a_gate_that_is_killed_while_the_broker_keeps_a_server_leaves_nothing_open(box: Box) -> None:
+    """At any moment of the start and of the life of a kept server. The agent sees an end, and no call passes unjudged then or
+    by the next gate, which keeps it as the one before. After the run nothing of it is left."""
+    project, rounds = box.inside.world.project, 7
+    (project / "again.py").write_text(AGAIN)
+    with listeners("both", "ours") as ports:
+        box.options = (*box.options, *(word for port in ports.values() for word in ("--net", f"localhost:{port}")))
+        keep(box, [f"localhost:{ports['both']}"])
+        tried = [(V4, ports["both"]), (V4, ports["ours"])]
+        lines = [tool("forbidden", 1), do(f"result = [reach(*one) for one in {tried!r}]", 2)]
+        words = [mcpguard_command()[0], "-I", "-S", "-B", SHIM, "s", "--", *box.command]
+        left: list[tuple[Path, int]] = []
+        killed: list[int] = []
+
+        def outside() -> None:
+            agent = _told(project / "agent")
+            session = Path(f"{cgroup.unified_mount()}{cgroup.place_of(agent)}")
+            leaves = [session, *(one for one in session.iterdir() if one.is_dir())]
+            left.extend((one, cgroup.cgroup_id(str(one))) for one in leaves)
+            for number in range(rounds - 1):
+                _told(project / f"{'answered' if number == rounds - 2 else 'begun'}-{number}")
+                time.sleep(0.02 * number)  # another moment of the start each time
+                killed.extend(box.gates())
+                box.kill_the_gate()
+
+        meanwhile = threading.Thread(target=outside)
+        meanwhile.start()
+        given = [json.dumps(one) for one in (words, lines, rounds)]
+        finished = box.inside.run([SYSTEM_PYTHON, "again.py", *given], options=box.options)
+        meanwhile.join(RUN_SECONDS)
+    told = finished.json_lines()
+    assert len(told) == rounds and all(one["ended"] for one in told) and len(killed) >= 1, finished
+    for one in told:
+        by_id = {answer["id"]: answer for answer in one["said"]}
+        assert "blocked by policy" in by_id[1]["error"]["message"] if 1 in by_id else True, one
+        assert json.loads(text_of(by_id[2])) == ["", "EPERM"] if 2 in by_id else True, one
+    for one in told[-2:]:
+        assert {answer["id"] for answer in one["said"]} == {1, 2}, "the controls: by the last two gates all is answered"
+    assert CUT_OFF in [e["detail"] for e in box.inside.events(None, "--kind", "loss")]
+    refused = [e for e in box.mcp_events() if e["op"] == "request" and e["mcp"].get("tool") == "forbidden"]
+    # What an agent says to a shim whose gate is gone reaches no server: it is on record as seen, and has no answer.
+    unheard = [e["mcp"]["call"] for e in refused if e["verdict"] != "deny"]
+    assert len(refused) > len(unheard) and not any(e["mcp"].get("peer") for e in refused if e["verdict"] != "deny")
+    assert not [e for e in box.mcp_events() if e["op"] == "response" and e["mcp"]["call"] in unheard]
+    assert len(left) == 2 and not any(path.exists() for path, _ in left)
+    assert not box.gates() and not _living_of(box)
+    for folder in pins.folders():
+        sessions = bpf.Map("mg_sessions", bpf.pinned(f"{folder}/maps/mg_sessions"))
+        with contextlib.closing(sessions):
+            assert not any(sessions.get(key.to_bytes(8, "little"), _abi.MG_SESSION.size) for _, key in left)
+
+
+def _living_of(box: Box) -> list[int]:
+    """Processes that run this world's server or agent."""
+    inside, found = str(box.inside.world.home).encode(), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if inside in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
 
 
 def test_nothing_is_gained_by_asking_for_it(box: Box) -> None:
