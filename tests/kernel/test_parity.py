@@ -11,11 +11,13 @@ import itertools
 import os
 import random
 import struct
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from decisions import Case, cases
@@ -24,6 +26,7 @@ from hypothesis import strategies as st
 from parity import ALL, Parity, Seen, Tree, device_of, differences
 from path_rules import COMPONENTS, NAMES, RULES, split
 
+from mcpguard.backends import guard
 from mcpguard.kernel import mounts, syscalls
 from mcpguard.model.access import PATH_EFFECTS, Access, Effect
 from mcpguard.model.paths import is_below
@@ -32,6 +35,9 @@ from mcpguard.model.policy import PathRule
 from mcpguard.policy.automaton import Automaton
 from mcpguard.session.places import table_plan
 from mcpguard.wire import _abi, encode
+
+if TYPE_CHECKING:
+    from mcpguard.backends.engine import Engine
 
 pytestmark = pytest.mark.kernel
 READ, WRITE, EXECUTE = Access.READ, Access.WRITE, Access.EXECUTE
@@ -279,6 +285,37 @@ def test_tables_of_many_pages_say_the_same(parity: Parity, tree: Tree, rules: in
         ):
             path = f"/srv/store/number-{number:05d}{end}"
             assert not differences(automaton, path, ask(parity, tree, path))
+
+
+def test_nothing_is_left_of_a_session_that_was_killed_also_where_somebody_was_interrupted_at_that(
+    parity: Parity, tree: Tree
+) -> None:
+    """Its pages go side by side, so some may be gone. The session beside it keeps all of its own."""
+    rules = [PathRule(Effect.ALLOW, ALL, f"/srv/store/number-{n:05d}/deeper", (), n) for n in range(1, 4000)]
+    automaton = Automaton.build(rules)
+    each = _abi.MG_POLICIES_LIMIT // _abi.MG_SESSIONS_LIMIT
+    tables = parity.map("mg_tables")
+
+    def pages(policy: int) -> list[bytes]:
+        keys = ((policy * _abi.MG_PAGES_LIMIT + page).to_bytes(4, sys.byteorder) for page in range(_abi.MG_PAGES_LIMIT))
+        return [key for key in keys if tables.get(key, 4) is not None]
+
+    def rows(policy: int) -> int:
+        sizes = (("mg_roots", _abi.MG_ROOT_KEY.size), ("mg_branches", _abi.MG_BRANCH_KEY.size))
+        keys = [key for name, size in sizes for key in parity.map(name).keys(size)]
+        return sum(key[:4] == policy.to_bytes(4, sys.byteorder) for key in keys)
+
+    killed, beside = each, 2 * each
+    for policy in (killed, killed + 1, beside):
+        parity.place(automaton, [tree.mounted_at("/")], policy)
+    whole, kept = pages(beside), rows(beside)
+    assert len(whole) > 2 and kept
+    tables.delete(pages(killed)[1])
+    guard._forget(cast("Engine", parity), 1)
+    assert [(pages(policy), rows(policy)) for policy in range(killed, beside)] == [([], 0)] * each
+    assert (pages(beside), rows(beside)) == (whole, kept)
+    guard._forget(cast("Engine", parity), 2)
+    assert (pages(beside), rows(beside)) == ([], 0)
 
 
 @pytest.mark.parametrize("length", [15, 16, 17, 32, 33, 255])

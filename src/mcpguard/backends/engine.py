@@ -350,10 +350,10 @@ class Engine:
         """Take a session out that nobody lives in any more; or a leaf below one, with the slot of its tables."""
         if kept:
             self._forget(leaf_id)
-            _together(self._slot_deletions(kept, KEPT))
+            together(self._slot_deletions(kept, KEPT))
             return
         self._end(leaf_id)
-        _together(self._slot_deletions(slot, self._facts["inner"]))
+        together(self._slot_deletions(slot, self._facts["inner"]))
 
     def _end(self, leaf_id: int) -> None:
         """No decision finds the session any more. Its sockets may outlive it: they may finish, not begin."""
@@ -523,7 +523,7 @@ class Session:
                     for key, value in tables.get(name, {}).items():
                         one.maps[name].set(key, value)
                     moves.append(_insertion(self.engine.map(name), _key32(one.slot), one.maps[name].fd))
-            _together(moves)
+            together(moves)
 
     def another(self, name: str) -> bpf.Map:
         """An empty map that can take the place of the session's map `name`; the caller's to close until it has.
@@ -614,7 +614,7 @@ class Session:
         return [*self.engine._slot_deletions(self.slot, self._shapes), *kept]
 
     def _empty(self) -> None:
-        _together([*self._deletions(), *self._leftovers])
+        together([*self._deletions(), *self._leftovers])
 
     def _empty_apart(self, lock: int) -> bool:
         """Have a child do it that holds nothing of ours but the engine and the lock; False: there can be none now."""
@@ -626,7 +626,7 @@ class Session:
         if child == 0:
             try:
                 privileges.close_from(0, {lock, *self.engine._fds()})
-                _together([*deletions, *self._leftovers])
+                together([*deletions, *self._leftovers])
             finally:
                 os._exit(0)
         return True
@@ -653,7 +653,7 @@ class Session:
         """Put the maps into the slot. The kernel makes each of these wait for all programs, so it happens meanwhile."""
         self._numbers = {name: bpf.map_id(one.fd).to_bytes(4, sys.byteorder) for name, one in self.maps.items()}
         moves = [_insertion(self.engine.map(name), _key32(self.slot), one.fd) for name, one in self.maps.items()]
-        self._moving = Beside(partial(_together, moves))
+        self._moving = Beside(partial(together, moves))
 
     def _wait_for_moving(self) -> None:
         if self._moving is not None:
@@ -926,7 +926,7 @@ def _deletion(outer: bpf.Map, key: bytes) -> Callable[[], None]:
     return lambda: outer.delete(key)
 
 
-def _together(calls: Iterable[Callable[[], None]]) -> None:
+def together(calls: Iterable[Callable[[], None]]) -> None:
     """Make all calls side by side and wait for them; the first thing that goes wrong is raised at the end."""
     begun = [Beside(call) for call in calls]
     for call in begun:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import takewhile
 
-from mcpguard.backends.engine import Engine, ObjectSpec, Session, on_calls
+from mcpguard.backends.engine import Engine, ObjectSpec, Session, on_calls, together
 from mcpguard.errors import HostError
 from mcpguard.kernel import bpf, btf, libbpf, pins
 from mcpguard.model.coverage import Need
@@ -269,23 +269,35 @@ def write_policy(map_of: Callable[[str], bpf.Map], index: int, plan: TablePlan) 
 
 def clear_policy(map_of: Callable[[str], bpf.Map], index: int) -> None:
     """Take an automaton out; whoever asks it is refused."""
-    map_of("mg_policies").set(_numbers(index), bytes(_abi.MG_POLICY.size))
-    tables, first = map_of("mg_tables"), index * _abi.MG_PAGES_LIMIT
-    keys = [_numbers(first + page) for page in range(_abi.MG_PAGES_LIMIT)]
-    # In order, as they were written; to delete what is not there would still wait for all programs that run.
-    for key in reversed(list(takewhile(lambda key: tables.get(key, 4) is not None, keys))):
-        tables.delete(key)
-    for name, size in (("mg_roots", _abi.MG_ROOT_KEY.size), ("mg_branches", _abi.MG_BRANCH_KEY.size)):
-        table = map_of(name)
-        for key in table.keys(size):
-            if key[:4] == _numbers(index):
-                table.delete(key)
+    _clear(map_of, range(index, index + 1))
 
 
 def _forget(engine: Engine, slot: int) -> None:
-    """Remove the policies of a session that nobody lives in any more."""
-    for index in range(slot * _PER_SLOT, (slot + 1) * _PER_SLOT):
-        clear_policy(engine.map, index)
+    """Remove the policies of a session that nobody lives in any more, also where somebody was interrupted at that."""
+    _clear(engine.map, range(slot * _PER_SLOT, (slot + 1) * _PER_SLOT), interrupted=True)
+
+
+def _clear(map_of: Callable[[str], bpf.Map], indices: range, *, interrupted: bool = False) -> None:
+    """Take these automata out.
+
+    Args:
+        interrupted: some of their pages may be gone; to look at all places would be felt at each launch.
+    """
+    tables, limit = map_of("mg_tables"), _abi.MG_PAGES_LIMIT
+    there: list[bytes] = []
+    for index in indices:
+        map_of("mg_policies").set(_numbers(index), bytes(_abi.MG_POLICY.size))
+        places = (_numbers(index * limit + page) for page in range(limit))
+        # Pages are written in order. What is not there is not deleted: that would wait as well.
+        there += (filter if interrupted else takewhile)(lambda place: tables.get(place, 4) is not None, places)
+    # Each deletion waits for all programs that run; side by side they wait once.
+    together([partial(tables.delete, place) for place in there])
+    cleared = {_numbers(index) for index in indices}
+    for name, size in (("mg_roots", _abi.MG_ROOT_KEY.size), ("mg_branches", _abi.MG_BRANCH_KEY.size)):
+        table = map_of(name)
+        for key in table.keys(size):
+            if key[:4] in cleared:
+                table.delete(key)
 
 
 # --- one session ------------------------------------------------------------------------------------------------
