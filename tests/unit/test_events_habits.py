@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from events_help import AGENT, OPEN_POLICY, Bench, connection, head, make_policy
+from events_help import AGENT, OPEN_POLICY, Bench, connection, ended, head, make_policy, refused
 
 from mcpguard.events.finding import QUIET, is_quiet
 from mcpguard.events.habits import habit
@@ -187,3 +188,17 @@ def test_only_what_keeps_a_server_makes_the_refusal_of_its_canary_routine(tmp_pa
     for number, told in ((len(POLICY.rules), set()), (len(POLICY.rules) + 1, {("connect", "udp", port)})):
         refused = NetRecord(head(), "connect", Verdict.DENY, address, port, "udp", number, "", 1)
         assert loud(Bench(tmp_path / str(number), policy), refused) == told
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_a_kept_server_was_refused_names_its_rule_though_it_has_ended_since(gone: bool, tmp_path: Path) -> None:
+    """Nobody can look where it lived; its canary told before it began. What has its number later is another process."""
+    server, (address, port) = 1 << 23, KEPT_CANARY  # a number that no process has
+    kept = Origin("x", "/x.yaml", 1, "mcp confine s kept")
+    policy = replace(POLICY, rules=(*POLICY.rules, kept), reasons=(*POLICY.reasons, ""))
+    bench = Bench(tmp_path, policy)
+    canary = NetRecord(head(server), "connect", Verdict.DENY, address, port, "udp", len(POLICY.rules), "", 1)
+    asked = refused("open", "/ws/file", errno.EACCES, who=head(server))
+    found = bench.all_events(canary, *([ended(server)] if gone else []), asked)
+    (event,) = (one for one in found if one.path == "/ws/file")
+    assert (event.verdict, event.rule) == (Verdict.DENY, None if gone else kept)

@@ -74,6 +74,8 @@ class Translator:
         self._policy = policy
         self._hosts = Hosts(names)
         self._keeps = any(rule.confines for rule in policy.rules)
+        # Of servers that are kept, by PID: the rule that refused their canary before they began.
+        self._kept: dict[int, Origin] = {}
         self._own_names = OwnNames.of_this_host()
         self._epoch_ns = epoch_ns
         # Of a batch, the clocks are looked at once.
@@ -145,6 +147,7 @@ class Translator:
 
     def _exit(self, record: ExitRecord) -> Event:
         process = self.processes.exited(record)
+        self._kept.pop(process.pid, None)
         number = record.code & 0x7F
         return self._process(
             record.head, process, "exit", f"signal {number}" if number else f"status {record.code >> 8 & 0xFF}"
@@ -167,6 +170,7 @@ class Translator:
         at = record.address, record.port
         if record.verdict is Verdict.DENY and at == KEPT_CANARY and rule and rule.text.startswith("mcp confine "):
             detail = KEPT_CANARY_REFUSED
+            self._kept[record.head.pid] = rule
         finding = Finding(Kind.NET, record.op, record.verdict, rule=rule, detail=detail)
         return replace(
             self._event(record.head, finding),
@@ -259,12 +263,16 @@ class Translator:
 
     def _kept_by(self, pid: int) -> Origin | None:
         """The rule that leaves a server less than its agent has, where nothing else explains a refusal. Whoever has ended lived
-        where its nearest parent lives that has not."""
+        where its nearest parent lives that has not, unless it is known to have been kept itself."""
         if not self._keeps:
             return None
-        living = (one.pid for one in self.processes.chain(pid) if cgroup.place_of(one.pid))
-        number = cgroup.kept_by(next(living, 0))
-        return None if number is None or number >= len(self._policy.rules) else self._policy.rules[number]
+        for one in self.processes.chain(pid):
+            if cgroup.place_of(one.pid):
+                number = cgroup.kept_by(one.pid)
+                return None if number is None or number >= len(self._policy.rules) else self._policy.rules[number]
+            if one.pid in self._kept:
+                return self._kept[one.pid]
+        return None
 
     def _with_chain(self, detail: str | None, pid: int) -> str | None:
         """Who started it, nearest first: what a person asks about a refusal."""
