@@ -121,7 +121,7 @@ def test_a_server_that_says_something_else_since_is_approved_again_by_its_name(t
     assert code == 0 and "approved already" in out and "approve it by its name" in err and pinned() == before
     assert mcp("approve", "mine")[0] == 2, "nobody is there to be asked"
     assert pinned() == before
-    code, out, _ = mcp("approve", "mine", "--changed", change_of(mcp)[:16])
+    code, out, _ = mcp("approve", "mine", "--changed", change_of(mcp)[:32])
     assert code == 0 and "changed      its instructions" in out
     assert "what it says by now counts as approved: its instructions; tool lo\\x1bok" in out
     assert pinned() == {"tool:look": "a", "server:instructions": "other", "tool:lo\x1bok": "new"}

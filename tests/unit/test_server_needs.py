@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mcpguard.cli.commands import build
+from mcpguard.errors import UsageError
 from mcpguard.events.store import Store
 from mcpguard.model.access import Verdict
 from mcpguard.model.event import Event, Kind, McpMessage, Peer
@@ -81,6 +82,27 @@ def test_only_its_own_processes_count_and_only_once_the_shim_is_it(world: Path, 
         opened(home / "of-a-later-process-with-its-number", at=31),
     )
     assert learned() == {"files.read": {"~/notes/of-a-child", "~/notes/own"}}
+
+
+def test_what_was_started_before_the_shim_was_the_server_is_not_its(world: Path, record: Record) -> None:
+    """Whoever executes the shim may have started others before, which go on."""
+    record(
+        Event(3, "", Kind.PROCESS, "fork", Verdict.ALLOW, pid=CHILD, ppid=SERVER),
+        opened(world / "home/of-the-agent", pid=CHILD),
+        Event(21, "", Kind.PROCESS, "fork", Verdict.ALLOW, pid=OTHER, ppid=CHILD),
+        opened(world / "home/of-its-child", at=22, pid=OTHER),
+        opened(world / "home/own"),
+    )
+    assert learned() == {"files.read": {"~/own"}}
+
+
+def test_no_server_s_name_takes_the_place_of_a_built_in_profile(world: Path, record: Record) -> None:
+    record(opened(world / "home/own"), name="server")
+    done = CliRunner().invoke(build(), ["profile", "learn", "--server", "server", "--install", "--yes"])
+    assert isinstance(done.exception, UsageError) and done.exception.code == "learn.built-in"
+    assert not list((world / "guard").glob("config/profiles/*"))
+    named = ["profile", "learn", "--server", "server", "--name", "mine", "--install", "--yes"]
+    assert CliRunner().invoke(build(), named).exit_code == 0
 
 
 def test_of_what_was_refused_only_what_its_own_profile_refused_counts(world: Path, record: Record) -> None:

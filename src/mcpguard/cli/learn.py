@@ -79,6 +79,7 @@ def learn(
             found = needs(events, chosen, user.home)
             calls = sum(totals.total(events, one, totals.CALLS_REFUSED) for one in chosen)
         else:
+            _require_own(target)
             _require_started(events, chosen, server)
             found, calls = of_server(events, chosen, server, left_by(parent, places[0])), 0
     variables = {"home": user.home, "workspace": places[0], "tmp": temporary_directory(user.home)}
@@ -138,6 +139,17 @@ def _require_profile(name: str) -> None:
             why="the session's profile was given by its path, or is not there any more",
             do=f"copy it to {store.user_directory()}, or name one that exists: --name NAME",
             code="learn.no-profile",
+        )
+
+
+def _require_own(name: str) -> None:
+    """A profile of one's own takes the place of a built-in one, for all that extend it; a server's name is anybody's."""
+    if store.builtin(name):
+        raise UsageError(
+            f'"{name}" is a built-in profile',
+            why="a profile of this name would take its place for every server that is kept to it",
+            do="choose another one: --name NAME",
+            code="learn.built-in",
         )
 
 

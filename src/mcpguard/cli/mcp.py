@@ -40,8 +40,8 @@ the server says something else of its tools than it did when it was first used a
 
 
 # Of a digest: what somebody has to say of it, so that nobody finds another state with the same beginning, and what we say.
-_SHORTEST, _TOLD = 16, 32
-_DIGEST = re.compile(rf"[0-9a-f]{{{_SHORTEST},64}}")
+_DIGITS = 32
+_DIGEST = re.compile(rf"[0-9a-f]{{{_DIGITS},64}}")
 _MOST_TOLD = 10
 _SAYS_OTHER = "says something else than when it was approved, which no agent is shown"
 
@@ -286,7 +286,7 @@ def approve(
     for one in seen:
         if not _DIGEST.fullmatch(one):
             raise _misuse(
-                f'"{one}" names no change', f"it takes {_SHORTEST} to 64 digits of its digest", "mcpguard mcp show NAME"
+                f'"{one}" names no change', f"it takes {_DIGITS} to 64 digits of its digest", "mcpguard mcp show NAME"
             )
     found = _survey()
     rows = [row for name in dict.fromkeys(names or ()) for row in chosen(found, name, client)]
@@ -369,7 +369,7 @@ def _not_renewed(row: Row, others: Mapping[str, str], changed_to: str) -> HostEr
     return HostError(
         f"{row.server.name} was not approved again: it changed since it was approved",
         why=_listed(why),
-        do=f"look: mcpguard mcp show {name}; where that was you: mcpguard mcp approve {name} --changed {changed_to[:_TOLD]}",
+        do=f"look: mcpguard mcp show {name}; where that was you: mcpguard mcp approve {name} --changed {changed_to[:_DIGITS]}",
         code="mcp.not-renewed",
     )
 

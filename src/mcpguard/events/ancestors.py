@@ -40,6 +40,19 @@ class Ancestors:
             pid = parent
         return frozenset(chain)
 
+    def comes_from(self, ancestor: int, since_ns: int, pid: int, time_ns: int) -> bool:
+        """Whether a process is another one, or one that this has started from a moment on, however far down."""
+        while pid != ancestor:
+            parent = self._parent(pid, time_ns)
+            if parent is None or (parent == ancestor and self._began(pid, time_ns) < since_ns):
+                return False
+            pid = parent
+        return True
+
+    def _began(self, pid: int, time_ns: int) -> int:
+        """When it was forked; 0: no record tells."""
+        return max((time for time, _parent in self._forks.get(pid, ()) if time <= time_ns), default=0)
+
     def until(self, pid: int, time_ns: int) -> int:
         """When a process's number is used again for another one, in ns since the epoch; 1 << 63: in no record.
 

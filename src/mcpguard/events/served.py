@@ -47,6 +47,7 @@ def acts(store: Store, session: str, server: str) -> Iterator[Event]:
         for event in query.events(store, session, query.Filter(kind=kind, since_ns=min(began.values()))):
             if event.pid is None:
                 continue
-            above = ancestors.of(event.pid, event.time_ns)
-            if any(pid in above and since <= event.time_ns < until for pid, since, until in lives):
+            at = event.pid, event.time_ns
+            # What the shim's process had started before is not the server's: whoever became the shim has started it.
+            if any(since <= at[1] < until and ancestors.comes_from(pid, since, *at) for pid, since, until in lives):
                 yield event
