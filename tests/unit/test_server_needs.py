@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_learn import world  # noqa: F401 - a fixture
 from typer.testing import CliRunner
 
 from mcpguard.cli.commands import build
@@ -25,17 +26,7 @@ Record = Callable[..., None]
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("home", "home/notes", "project", "guard"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MCPGUARD_HOME", str(tmp_path / "guard"))
-    monkeypatch.chdir(tmp_path / "project")
-    return tmp_path
-
-
-@pytest.fixture
-def record(world: Path) -> Record:
+def record(world: Path) -> Record:  # noqa: F811
     """Store a session in which the agent started a server by way of a shim, and these events."""
 
     def make(*more: Event, name: str = "s") -> None:
@@ -68,7 +59,7 @@ def learned(*words: str) -> dict[str, set[str]]:
     return found
 
 
-def test_only_its_own_processes_count_and_only_once_the_shim_is_it(world: Path, record: Record) -> None:
+def test_only_its_own_processes_count_and_only_once_the_shim_is_it(world: Path, record: Record) -> None:  # noqa: F811
     home = world / "home"
     record(
         opened(home / "of-the-shim", at=5),
@@ -84,7 +75,7 @@ def test_only_its_own_processes_count_and_only_once_the_shim_is_it(world: Path, 
     assert learned() == {"files.read": {"~/notes/of-a-child", "~/notes/own"}}
 
 
-def test_what_was_started_before_the_shim_was_the_server_is_not_its(world: Path, record: Record) -> None:
+def test_what_was_started_before_the_shim_was_the_server_is_not_its(world: Path, record: Record) -> None:  # noqa: F811
     """Whoever executes the shim may have started others before, which go on."""
     record(
         Event(3, "", Kind.PROCESS, "fork", Verdict.ALLOW, pid=CHILD, ppid=SERVER),
@@ -96,7 +87,7 @@ def test_what_was_started_before_the_shim_was_the_server_is_not_its(world: Path,
     assert learned() == {"files.read": {"~/own"}}
 
 
-def test_no_server_s_name_takes_the_place_of_a_built_in_profile(world: Path, record: Record) -> None:
+def test_no_server_s_name_takes_the_place_of_a_built_in_profile(world: Path, record: Record) -> None:  # noqa: F811
     record(opened(world / "home/own"), name="server")
     done = CliRunner().invoke(build(), ["profile", "learn", "--server", "server", "--install", "--yes"])
     assert isinstance(done.exception, UsageError) and done.exception.code == "learn.built-in"
@@ -105,7 +96,7 @@ def test_no_server_s_name_takes_the_place_of_a_built_in_profile(world: Path, rec
     assert CliRunner().invoke(build(), named).exit_code == 0
 
 
-def test_of_what_was_refused_only_what_its_own_profile_refused_counts(world: Path, record: Record) -> None:
+def test_of_what_was_refused_only_what_its_own_profile_refused_counts(world: Path, record: Record) -> None:  # noqa: F811
     home = world / "home"
     kept = Origin("gated", "gated.yaml", 9, "mcp confine s small")
     none = Origin("default", "default", 0, "no rule allows it")
@@ -115,7 +106,7 @@ def test_of_what_was_refused_only_what_its_own_profile_refused_counts(world: Pat
     assert learned() == {"files.read": {"~/a"}}
 
 
-def test_an_installation_is_read_as_a_whole_and_a_home_that_looks_like_one_is_not(world: Path, record: Record) -> None:
+def test_an_installation_is_read_as_a_whole_and_a_home_that_looks_like_one_is_not(world: Path, record: Record) -> None:  # noqa: F811
     home = world / "home"
     (home / "tool").mkdir()
     for place in (home / "tool", home):
@@ -130,7 +121,7 @@ def test_an_installation_is_read_as_a_whole_and_a_home_that_looks_like_one_is_no
 
 
 @pytest.mark.parametrize("op", ["create", "rename", "unlink"])
-def test_no_home_is_proposed_for_a_name_that_went(op: str, world: Path, record: Record) -> None:
+def test_no_home_is_proposed_for_a_name_that_went(op: str, world: Path, record: Record) -> None:  # noqa: F811
     home = world / "home"
     record(
         opened(home / ".gone", op=op, access="write"),
@@ -140,7 +131,7 @@ def test_no_home_is_proposed_for_a_name_that_went(op: str, world: Path, record: 
     assert learned() == {"files.write": {"{workspace}", "~/notes", "~/.gone"}}
 
 
-def test_a_profile_that_is_there_is_added_to(world: Path, record: Record) -> None:
+def test_a_profile_that_is_there_is_added_to(world: Path, record: Record) -> None:  # noqa: F811
     home = world / "home"
     folder = world / "guard/config/profiles"
     folder.mkdir(parents=True)

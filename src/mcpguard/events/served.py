@@ -47,7 +47,9 @@ def acts(store: Store, session: str, server: str) -> Iterator[Event]:
         for event in query.events(store, session, query.Filter(kind=kind, since_ns=min(began.values()))):
             if event.pid is None:
                 continue
-            at = event.pid, event.time_ns
+            who, when = event.pid, event.time_ns
             # What the shim's process had started before is not the server's: whoever became the shim has started it.
-            if any(since <= at[1] < until and ancestors.comes_from(pid, since, *at) for pid, since, until in lives):
+            if any(
+                since <= when < until and ancestors.comes_from(pid, since, who, when) for pid, since, until in lives
+            ):
                 yield event
